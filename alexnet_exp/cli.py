@@ -1,0 +1,145 @@
+"""The command line: `alexnet-exp VERB key=value ...`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from alexnet_exp.config.command_line import prepare
+from alexnet_exp.config.messages import explain
+from alexnet_exp.errors import UserError, nearest
+
+USAGE = """\
+alexnet-exp VERB [key=value ...]     settings and flags of a verb: alexnet-exp VERB --help
+
+  train      train and test a network: alexnet-exp train model=alexnet_lrn data=cifar10
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        argv: The verb and its arguments; those of the process if None.
+
+    Returns:
+        Exit code: 0, 1 after a mistake of the user's or a failure, 130 after Ctrl-C.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if arguments else 1
+    if arguments[0] == "--version":
+        from alexnet_exp import __version__
+
+        print(__version__)
+        return 0
+    if arguments[0] not in VERBS:
+        print(f"error: there is no verb {arguments[0]!r}.{nearest(arguments[0], VERBS)}\n\n{USAGE}", end="", file=sys.stderr)
+        return 1
+    return VERBS[arguments[0]](arguments[1:])
+
+
+def _train(arguments: list[str]) -> int:
+    def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> Any:
+        from alexnet_exp.config.checks import check_config
+        from alexnet_exp.runs.resume import resumed_settings
+        from alexnet_exp.runs.train import train
+        from alexnet_exp.tracking.run_directory import RunDirectory
+
+        try:
+            settings = resumed_settings(config, overrides)
+            if settings is None:
+                return None
+            config, overrides = settings
+            check_config(config)
+            return train(config, overrides, run_dir, command)
+        finally:
+            RunDirectory(run_dir).discard_if_empty()
+
+    command = shlex.join([*_program(), *arguments])
+    return run_hydra("train", task, arguments)
+
+
+def _program() -> list[str]:
+    script = Path(sys.argv[0]).name
+    return ["python", script] if script.endswith(".py") and script != "__main__.py" else ["alexnet-exp", "train"]
+
+
+def run_hydra(config_name: str, task: Callable[..., Any], arguments: list[str]) -> int:
+    """Compose conf/`config_name`.yaml with the arguments, and run a task with it.
+
+    Args:
+        config_name: Primary configuration.
+        task: Called with the settings as plain values, the overrides, and the run directory.
+        arguments: As typed.
+
+    Returns:
+        Exit code.
+    """
+    import hydra
+
+    from alexnet_exp.config.compose import conf_dir, register
+
+    failures: list[Exception] = []
+    register()
+    sys.argv = [sys.argv[0], *prepare(arguments)]
+    show_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole, and we say them in one line
+    app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
+    try:
+        app(_reporting(task, failures, show_all))()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if error not in failures:
+            _show(error, show_all)
+        return 1
+    finally:
+        if not show_all:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+    return 1 if failures else 0
+
+
+def _reporting(task: Callable[..., Any], failures: list[Exception], show_all: bool) -> Callable[[Any], Any]:
+    """Wrap a task for Hydra: plain settings in, errors shown where they happen and kept."""
+
+    def wrapped(cfg: Any) -> Any:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        from alexnet_exp.config.compose import plain
+
+        app = HydraConfig.get()
+        try:
+            return task(plain(cfg), list(app.overrides.task), Path(app.runtime.output_dir))
+        except Exception as error:
+            failures.append(error)
+            _show(error, show_all)
+            if app.mode == RunMode.MULTIRUN:
+                raise  # the launcher marks the job as failed and goes on with the next
+            return None
+
+    return wrapped
+
+
+def _show(error: Exception, show_all: bool) -> None:
+    """Print one line for a mistake of the user's, a traceback for one of ours."""
+    message = explain(error)
+    if message is None or show_all:
+        import traceback
+
+        traceback.print_exception(error)
+    if message is not None:
+        print(f"error: {message}", file=sys.stderr)
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {"train": _train}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Composing conf/ with Hydra, from the command line's process or from plain Python."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from alexnet_exp.models.spec import AlexNetConfig
+
+
+def conf_dir() -> Path:
+    """Return the folder of the yaml files: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def register() -> None:
+    """Tell Hydra the schema of network yamls and the resolver that makes directory names unique."""
+    ConfigStore.instance().store(group="schema", name="alexnet", node=AlexNetConfig)
+    if not OmegaConf.has_resolver("unique"):
+        OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
+
+
+@contextmanager
+def _hydra(directories: list[str]) -> Iterator[None]:
+    """Initialise Hydra for a composition, whether or not an application of Hydra is running."""
+    state = GlobalHydra.instance()
+    outer, state.hydra = state.hydra, None
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="train"):
+            for directory in directories:
+                state.config_loader().get_search_path().prepend("command-line", f"file://{directory}")
+            yield
+    finally:
+        state.hydra = outer
+
+
+def compose(name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
+    """Compose a primary configuration as the command line would.
+
+    Args:
+        name: File in conf/ without its ending: 'train'.
+        overrides: As typed: 'model=alexnet', 'data.batch_size=64'.
+        config_dir: A folder of the user's own yaml files, searched first.
+    """
+    register()
+    with _hydra([config_dir] if config_dir else []):
+        return hydra.compose(name, overrides=overrides)
+
+
+def group(name: str, option: str) -> dict[str, Any]:
+    """Compose one option of a group by itself: group('model', 'alexnet')."""
+    register()
+    with _hydra([]):
+        config = hydra.compose(f"{name}/{option}")
+    return plain(config)[name]
+
+
+def options(name: str) -> list[str]:
+    """List the options of a group, sorted."""
+    return sorted(path.stem for path in (conf_dir() / name).glob("*.yaml"))
+
+
+def plain(config: Any) -> Any:
+    """Resolve a configuration to plain dictionaries, lists, strings and numbers."""
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

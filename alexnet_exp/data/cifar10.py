@@ -1,0 +1,141 @@
+"""CIFAR-10 from torchvision's layout (cifar-10-batches-py/), its archive, or the network, in this order.
+
+Data that is there is only read: no network call, no checksum run, nothing written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import tarfile
+from typing import Any
+
+import numpy as np
+import torch
+
+from alexnet_exp.data.sources import ArraySource, fetch
+from alexnet_exp.errors import UserError
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+MD5 = "c58f30108f718f92721af3b95e74349a"
+FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
+META = "batches.meta"
+BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+
+
+def load(data_dir: str, split: str, download: bool) -> ArraySource:
+    """Return one split, uint8 (N, 3, 32, 32), in file order.
+
+    Args:
+        data_dir: The folder that holds, or gets, cifar-10-batches-py/ or cifar-10-python.tar.gz.
+        split: "train" or "test".
+        download: Whether missing data may be downloaded.
+
+    Raises:
+        UserError: A file is missing and cannot be downloaded, or is damaged.
+    """
+    files = _read([META, *BATCHES[split]], data_dir, download)
+    folder = os.path.join(data_dir, FOLDER)
+    meta = _unpickle(files.pop(META), os.path.join(folder, META))
+    parts = [_images_and_labels(files.pop(name), os.path.join(folder, name), meta) for name in BATCHES[split]]
+    images = torch.from_numpy(np.concatenate([images for images, _ in parts])).view(-1, 3, 32, 32)
+    labels = torch.cat([labels for _, labels in parts])
+    return ArraySource(images, labels, tuple(meta["label_names"]), f"cifar10 {split}")
+
+
+def _read(names: list[str], data_dir: str, download: bool) -> dict[str, bytes]:
+    """Return the files' bytes, or those of the archive, which is unpacked where that can be."""
+    folder, archive = os.path.join(data_dir, FOLDER), os.path.join(data_dir, ARCHIVE)
+    missing = [path for name in names if not os.path.isfile(path := os.path.join(folder, name))]
+    if missing:
+        if not os.path.isfile(archive):
+            fetch(URL, archive, MD5, missing[0], download)
+        return _read_archive(names, archive, folder)
+    files = {}
+    for name in names:
+        with open(os.path.join(folder, name), "rb") as file:
+            files[name] = file.read()
+    return files
+
+
+def _read_archive(names: list[str], archive: str, folder: str) -> dict[str, bytes]:
+    """Unpack the archive's data files into `folder`, or into memory only if it cannot be written to."""
+    every = [META, *BATCHES["train"], *BATCHES["test"]]
+    try:
+        with tarfile.open(archive) as tar:
+            members = {name: tar.extractfile(f"{FOLDER}/{name}") for name in every}
+            files = {name: member.read() for name, member in members.items() if member}
+    except (tarfile.TarError, OSError, EOFError, KeyError) as error:
+        raise UserError(f"{archive} is damaged ({error}): delete it and get {URL} again.") from error
+    with contextlib.suppress(OSError):  # read-only or full: what was read serves this run
+        _unpack(files, folder)
+    return {name: files[name] for name in names}
+
+
+def _unpack(files: dict[str, bytes], folder: str) -> None:
+    os.makedirs(folder, exist_ok=True)
+    for name, data in files.items():
+        part = os.path.join(folder, f"{name}.{os.getpid()}.part")
+        try:
+            with open(part, "wb") as file:
+                file.write(data)
+            os.replace(part, os.path.join(folder, name))
+        finally:
+            if os.path.exists(part):
+                os.remove(part)
+
+
+def _empty_array(kind: object, shape: object, code: object) -> np.ndarray:
+    return np.empty(0, np.uint8)
+
+
+def _byte_dtype(code: str, align: object, copy: object) -> np.dtype:
+    if code != "u1":
+        raise pickle.UnpicklingError(f"pixels are {code}, not bytes")
+    return np.dtype(np.uint8)
+
+
+class _BatchUnpickler(pickle.Unpickler):
+    """Reads arrays of bytes and plain values; any other name in the file, so any foreign code, is refused."""
+
+    ALLOWED = {  # noqa: RUF012
+        ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+        ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): _byte_dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return self.ALLOWED[module, name]
+
+
+def _unpickle(data: bytes, path: str) -> dict[str, Any]:
+    try:
+        entry = _BatchUnpickler(io.BytesIO(data), encoding="latin1").load()
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise _damaged(path, str(error)) from error
+    if not isinstance(entry, dict):
+        raise _damaged(path, "it is not a dictionary")
+    return entry
+
+
+def _images_and_labels(data: bytes, path: str, meta: dict[str, Any]) -> tuple[np.ndarray, torch.Tensor]:
+    """Return one batch's images, uint8 (N, 3072), and labels, int64 (N,), after a check of both."""
+    entry = _unpickle(data, path)
+    images, labels = entry.get("data"), entry.get("labels")
+    if not isinstance(images, np.ndarray) or not isinstance(labels, list):
+        raise _damaged(path, "it has no data and labels")
+    count, classes = meta.get("num_cases_per_batch"), len(meta.get("label_names", ()))
+    if images.shape != (count, 3072) or images.dtype != np.uint8 or len(labels) != count:
+        raise _damaged(path, f"images {images.shape} and {len(labels)} labels instead of {count} of each")
+    if not all(isinstance(label, int) and 0 <= label < classes for label in labels):
+        raise _damaged(path, f"a label is not one of the {classes} classes")
+    return images, torch.tensor(labels)
+
+
+def _damaged(path: str, reason: str) -> UserError:
+    return UserError(f"{path} is damaged ({reason}): delete it and get {URL} again.")

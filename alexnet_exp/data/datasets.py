@@ -1,0 +1,69 @@
+"""The data sets of conf/data/."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alexnet_exp.data import cifar10, digits, folder, mnist
+from alexnet_exp.data.module import ImageData, Source
+
+
+class Digits(ImageData):
+    """The embedded handwritten digits."""
+
+    def load(self) -> dict[str, Source]:
+        return {split: digits.load(split, self.channels) for split in ("train", "test")}
+
+
+class CIFAR10(ImageData):
+    """CIFAR-10 in torchvision's layout.
+
+    Args:
+        data_dir: Folder that holds cifar-10-batches-py/.
+        download: Whether missing files may be fetched.
+        common: See `ImageData`.
+    """
+
+    def __init__(self, data_dir: str, download: bool = True, **common: Any) -> None:
+        super().__init__(**common)
+        self.data_dir, self.download = data_dir, download
+
+    def load(self) -> dict[str, Source]:
+        return {split: cifar10.load(self.data_dir, split, self.download) for split in ("train", "test")}
+
+
+class MNIST(ImageData):
+    """MNIST in torchvision's layout, padded to 32 x 32.
+
+    Args:
+        data_dir: Folder that holds MNIST/raw/.
+        download: Whether missing files may be fetched.
+        common: See `ImageData`.
+    """
+
+    def __init__(self, data_dir: str, download: bool = True, **common: Any) -> None:
+        super().__init__(**common)
+        self.data_dir, self.download = data_dir, download
+
+    def load(self) -> dict[str, Source]:
+        return {
+            split: mnist.load(self.data_dir, split, self.channels, self.download)
+            for split in ("train", "test")
+        }
+
+
+class Folder(ImageData):
+    """Images in folders named after their classes.
+
+    Args:
+        root: root/train/CLASS/* and root/val/CLASS/*, or root/CLASS/* with `val_fraction`.
+        val_fraction: Part of every class to validate with, where there is no val folder.
+        common: See `ImageData`.
+    """
+
+    def __init__(self, root: str, val_fraction: float | None = None, **common: Any) -> None:
+        super().__init__(**common)
+        self.root, self.val_fraction = root, val_fraction
+
+    def load(self) -> dict[str, Source]:
+        return dict(folder.scan(self.root, self.val_fraction, self.val_seed))

@@ -1,0 +1,171 @@
+"""Folders of images, a sub-folder per class: train/CLASS/**, val/CLASS/**, test/CLASS/** or just CLASS/**."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from alexnet_exp.data.sources import FileSource
+from alexnet_exp.errors import UserError
+
+log = logging.getLogger(__name__)
+
+EXTENSIONS = ("jpg", "jpeg", "png", "gif", "bmp", "webp", "tif", "tiff")
+ENDINGS = tuple(f".{extension}" for extension in EXTENSIONS)
+Classes = dict[str, list[str]]  # class name -> sorted paths
+
+
+def load(root: str, split: str, val_fraction: float | None = None, seed: int = 0) -> FileSource:
+    """Return one split of `scan`.
+
+    Raises:
+        UserError: As `scan`, or there is no such split.
+    """
+    splits = scan(root, val_fraction, seed)
+    if split not in splits:
+        raise UserError(
+            f"{root} has no {split} images (it has {', '.join(splits)}): add the folder {root}/{split}."
+        )
+    return splits[split]
+
+
+def scan(root: str, val_fraction: float | None = None, seed: int = 0) -> dict[str, FileSource]:
+    """Find the images of every split: "train", and "val" and "test" where there are any.
+
+    A root with a train folder has its splits in folders; any other root is one set of class folders. Classes
+    are numbered by name. Hidden names are skipped. train, val and test may be links to anywhere; links below
+    them are followed only as long as they stay inside.
+
+    Args:
+        root: The folder.
+        val_fraction: Cut this share (0 to below 1) of every class from the training images for validation;
+            needed by a root without split folders, refused by one with a val folder.
+        seed: Chooses which images.
+
+    Raises:
+        UserError: A folder is missing or empty, classes do not fit, or `val_fraction` does not.
+    """
+    root = os.path.expanduser(root)
+    found = _find_splits(root, val_fraction)
+    classes = tuple(found["train"])
+    if len(classes) == 1:
+        raise UserError(f"{root} has one class only ({classes[0]}): add a folder for at least one more.")
+    for split in found:
+        unknown = [name for name in found[split] if name not in found["train"]]
+        if unknown:
+            names = ", ".join(unknown[:10]) + (" ..." if len(unknown) > 10 else "")
+            raise UserError(
+                f"{root}/{split} has classes that {root}/train lacks: {names}; add or remove them."
+            )
+    if val_fraction:
+        found["train"], found["val"] = _cut(found["train"], val_fraction, seed)
+        if not any(found["val"].values()):
+            raise UserError(
+                f"data.val_fraction={val_fraction} leaves no image of {root} for validation: raise it."
+            )
+    name = os.path.basename(os.path.abspath(root))
+    return {split: _source(found[split], classes, f"{name} {split}", root) for split in found}
+
+
+def _find_splits(root: str, val_fraction: float | None) -> dict[str, Classes]:
+    if not os.path.exists(root):
+        raise UserError(f"{root} does not exist: set data.root to a folder of images.")
+    if not os.path.isdir(root):
+        raise UserError(f"{root} is not a directory: set data.root to a folder of images.")
+    if val_fraction is not None and not 0 <= val_fraction < 1:
+        raise UserError(f"data.val_fraction={val_fraction} must be at least 0 and below 1.")
+    splits = [split for split in ("train", "val", "test") if os.path.isdir(os.path.join(root, split))]
+    if "train" in splits:
+        if "val" in splits and val_fraction is not None:
+            raise UserError(f"{root} has a val folder of its own: leave data.val_fraction out.")
+        return {split: _find_classes(os.path.join(root, split), root) for split in splits}
+    if splits:
+        raise UserError(f"{root} has a folder {splits[0]} but none named train: add {root}/train.")
+    if val_fraction is None:
+        raise UserError(
+            f"{root}/train is missing: add it, or, if {root} holds the classes, set data.val_fraction=0.1."
+        )
+    return {"train": _find_classes(root, root)}
+
+
+def _find_classes(folder: str, root: str) -> Classes:
+    """Return the images of every class folder below `folder`, classes and paths sorted."""
+    walk = _Walk(root, folder)
+    found: Classes = {}
+    for entry in _entries(folder):
+        if entry.is_dir() and walk.may_enter(entry):
+            found[entry.name] = sorted(walk.images(entry.path, {os.path.realpath(entry.path)}))
+            if not found[entry.name]:
+                raise UserError(f"{entry.path} has no images ({', '.join(EXTENSIONS)}): fill or remove it.")
+    if walk.left_out:
+        log.warning(
+            "%d links lead out of %s, such as %s: not followed", len(walk.left_out), root, walk.left_out[0]
+        )
+    if not found:
+        raise UserError(
+            f"{folder} has no class folders: put the images of each class into a folder named for it."
+        )
+    return dict(sorted(found.items()))
+
+
+class _Walk:
+    """Walks class folders without leaving the real folders of `tops`; notes the links that would."""
+
+    def __init__(self, *tops: str) -> None:
+        self.inside = tuple(os.path.join(os.path.realpath(top), "") for top in tops)
+        self.left_out: list[str] = []
+
+    def may_enter(self, entry: os.DirEntry[str]) -> bool:
+        if not entry.is_symlink() or os.path.realpath(entry.path).startswith(self.inside):
+            return True
+        self.left_out.append(entry.path)
+        return False
+
+    def images(self, folder: str, entered: set[str]) -> Iterator[str]:
+        """Yield the images below `folder`.
+
+        Args:
+            folder: Where to look.
+            entered: Real folders walked already, so that links cannot make a loop; grows.
+        """
+        for entry in _entries(folder):
+            if not self.may_enter(entry):
+                continue
+            if entry.is_dir():
+                real = os.path.realpath(entry.path)
+                if real not in entered:
+                    entered.add(real)
+                    yield from self.images(entry.path, entered)
+            elif entry.name.lower().endswith(ENDINGS) and entry.is_file():
+                yield entry.path
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+        return sorted(visible, key=lambda entry: entry.name)  # the same on every machine
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}): mend its permissions.") from error
+
+
+def _cut(classes: Classes, fraction: float, seed: int) -> tuple[Classes, Classes]:
+    """Return training and validation images: of each class the same random share, never its last image."""
+    generator = torch.Generator().manual_seed(seed)
+    train, val = {}, {}
+    for name, paths in classes.items():
+        order = torch.randperm(len(paths), generator=generator).tolist()
+        count = min(round(len(paths) * fraction), len(paths) - 1)
+        val[name] = [paths[i] for i in sorted(order[:count])]
+        train[name] = [paths[i] for i in sorted(order[count:])]
+    return train, val
+
+
+def _source(found: Classes, classes: tuple[str, ...], name: str, root: str) -> FileSource:
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels: Tensor = torch.tensor([numbers[name] for name in found for _ in found[name]])
+    return FileSource(tuple(path for paths in found.values() for path in paths), labels, classes, name, root)

@@ -1,0 +1,184 @@
+"""Loaders: global batch i of epoch e is the same images however many devices share it.
+
+Each global batch is cut into one slice per rank, so every rank takes the same number of steps and the partial last
+batch is kept. Both loaders store their position, and go on from it in the middle of an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from alexnet_exp.data.decode import decode, stored
+from alexnet_exp.data.randomness import mix, permutation
+from alexnet_exp.data.sources import ArraySource, FileSource
+
+
+class Batch(NamedTuple):
+    """One rank's slice of a global batch.
+
+    images (N, C, H, W): uint8 as stored, float after augmentation. labels (N,) int64. indices (N,) int64: positions
+    in the split. size: how many of the N count; less than N only for a rank without a share, which carries one
+    image for nothing so that all ranks step together. global_size: images over all ranks.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    size: int
+    global_size: int
+
+
+class Slice(NamedTuple):
+    """Which images of the split make a rank's part of a global batch."""
+
+    indices: Tensor
+    size: int
+    global_size: int
+
+
+@dataclass(eq=False)
+class BatchPlan(Sampler):
+    """Which images make each batch: a function of (seed, epoch) only.
+
+    Args:
+        num_images: Images of the split.
+        batch_size: Global batch, over all ranks.
+        seed: None keeps the order of the split.
+        rank: This process.
+        world_size: All processes.
+    """
+
+    num_images: int
+    batch_size: int
+    seed: int | None = None
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = 0
+    resume: tuple[int, int] | None = None  # (epoch, batches already taken)
+    taken: int = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    def __iter__(self) -> Iterator[Slice]:
+        order = torch.arange(self.num_images)
+        if self.seed is not None:
+            order = permutation(self.num_images, "order", self.seed, self.epoch)
+        for batch in range(self.start(), len(self)):
+            yield self._slice(order[batch * self.batch_size : (batch + 1) * self.batch_size])
+
+    def start(self) -> int:
+        """Return the first batch of this epoch: 0 unless the run was stopped in the middle of it."""
+        return self.resume[1] if self.resume and self.resume[0] == self.epoch else 0
+
+    def _slice(self, batch: Tensor) -> Slice:
+        first = len(batch) * self.rank // self.world_size
+        last = len(batch) * (self.rank + 1) // self.world_size
+        own = batch[first:last]
+        return Slice(own if len(own) else batch[:1], len(own), len(batch))
+
+
+class _Loader:
+    """What Lightning asks of a loader: length, epoch (through `sampler`), and a position to save."""
+
+    batch_sampler = None
+
+    def __init__(self, plan: BatchPlan) -> None:
+        self.sampler = plan
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def _batches(self) -> Iterator[Batch]:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator: the epoch is read at the first batch, after Lightning has set it.
+        self.sampler.taken = self.sampler.start()
+        for batch in self._batches():
+            self.sampler.taken += 1
+            yield batch
+        self.sampler.resume = None
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.sampler.epoch, "batches": self.sampler.taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.sampler.resume = (state["epoch"], state["batches"])
+
+
+class ArrayLoader(_Loader):
+    """Batches of a source in memory, by index: no workers, no collation."""
+
+    def __init__(self, source: ArraySource, plan: BatchPlan) -> None:
+        super().__init__(plan)
+        self.source = source
+
+    def _batches(self) -> Iterator[Batch]:
+        images, labels = self.source.images, self.source.labels
+        for indices, size, global_size in self.sampler:
+            yield Batch(images[indices], labels[indices], indices, size, global_size)
+
+
+class FileLoader(_Loader):
+    """Batches of image files, decoded by worker processes that live as long as the loader.
+
+    Args:
+        source: The files.
+        plan: Which of them, when.
+        channels: 1 or 3.
+        stored_size: Side of the central square after the shorter side is resized to it, in pixels.
+        num_workers: Decoding processes; 0 decodes here.
+        pin_memory: Whether batches are made for a CUDA device.
+    """
+
+    def __init__(
+        self,
+        source: FileSource,
+        plan: BatchPlan,
+        channels: int,
+        stored_size: int,
+        num_workers: int,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(plan)
+        self._loader: DataLoader = DataLoader(
+            _Decoder(source, channels, stored_size),
+            batch_size=None,
+            sampler=plan,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            collate_fn=_unchanged,
+            pin_memory=pin_memory,
+            # Without a generator of its own, every pass would draw from the global one and shift what follows.
+            generator=torch.Generator().manual_seed(mix("workers")),
+        )
+
+    def _batches(self) -> Iterator[Batch]:
+        yield from self._loader
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+class _Decoder(Dataset):
+    def __init__(self, source: FileSource, channels: int, stored_size: int) -> None:
+        self.source, self.channels, self.stored_size = source, channels, stored_size
+
+    def __getitem__(self, wanted: Slice) -> Batch:
+        images = [
+            stored(decode(self.source.paths[i], self.channels), self.stored_size)
+            for i in wanted.indices.tolist()
+        ]
+        labels = self.source.labels[wanted.indices]
+        return Batch(torch.stack(images), labels, wanted.indices, wanted.size, wanted.global_size)

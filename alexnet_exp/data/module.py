@@ -1,0 +1,185 @@
+"""The LightningDataModule that every data set shares: cuts, loaders, augmentation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning
+import torch
+
+from alexnet_exp.data.augment import Augment, Preprocess
+from alexnet_exp.data.decode import decode, stored
+from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader
+from alexnet_exp.data.sources import ArraySource, FileSource
+from alexnet_exp.data.splits import split_validation
+from alexnet_exp.errors import UserError
+
+Source = ArraySource | FileSource
+SPLITS = ("train", "val", "test")
+
+
+class ImageData(lightning.LightningDataModule):
+    """Training, validation and test images of one data set.
+
+    Args:
+        batch_size: Global batch, over all devices.
+        image_size: Side the network takes, in pixels.
+        mean: Per channel, of pixels in 0..1; three values are averaged for one channel.
+        std: Per channel.
+        channels: 1 or 3.
+        augment: Keys of conf/augment: flip, pad, crop.
+        seed: Of order and augmentation.
+        val_size: Images cut from the training set for validation.
+        val_split: 'random' (stratified) or 'last'.
+        val_seed: Which images validate.
+        train_subset: The first N training images; validation comes from the rest.
+        test_subset: The first N test images.
+        stored_size: Side of decoded image files, in pixels; None: 8/7 of the input.
+        num_workers: Decoding processes; None: one per core, 8 at most.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        channels: int = 3,
+        augment: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        val_size: int = 0,
+        val_split: str = "random",
+        val_seed: int = 0,
+        train_subset: int | None = None,
+        test_subset: int | None = None,
+        stored_size: int | None = None,
+        num_workers: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.channels, self.seed = batch_size, channels, seed
+        self.val_size, self.val_split, self.val_seed = val_size, val_split, val_seed
+        self.train_subset, self.test_subset = train_subset, test_subset
+        self.num_workers = num_workers
+        options = dict(augment or {})
+        crop = bool(options.get("crop", False))
+        self.stored_size = stored_size or max(image_size * 8 // 7 // 4 * 4, image_size)
+        self.augment = Augment(
+            bool(options.get("flip", False)), int(options.get("pad", 0)), crop, image_size=image_size
+        )
+        self.preprocess = Preprocess(
+            image_size, _per_channel(mean, channels), _per_channel(std, channels), crop
+        )
+        self.sources: dict[str, Source] = {}
+        self.test_split = "test"
+
+    def load(self) -> dict[str, Source]:
+        """Read or download the images.
+
+        Returns:
+            'train', and 'val' and 'test' where the data set itself has them.
+
+        Raises:
+            UserError: If they are not there and cannot be had.
+        """
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the images once and cut validation off; Lightning's stages make no difference."""
+        if not self.sources:
+            self.sources = self._cut(self.load())
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their labels."""
+        return self.sources["train"].classes
+
+    def _cut(self, sources: dict[str, Source]) -> dict[str, Source]:
+        """Take the first train_subset images, then validation from the rest, then the first test_subset."""
+        train = rest = sources["train"]
+        if self.train_subset is not None:
+            train = train.first(self.train_subset)
+            rest = rest.subset(torch.arange(self.train_subset, len(rest)))
+            if "val" not in sources and self.val_size > len(rest):
+                raise UserError(
+                    f"data.val_size={self.val_size}: only {len(rest)} images are left beside the first "
+                    f"{self.train_subset} (data.train_subset); say data.val_size={len(rest)} or less."
+                )
+        cut = dict(sources)
+        if "val" not in sources and self.val_size:
+            keep = 1 if self.train_subset is None else 0
+            kept, chosen = split_validation(rest.labels, self.val_size, self.val_split, self.val_seed, keep)
+            cut["val"] = rest.subset(chosen)
+            train = rest.subset(kept) if self.train_subset is None else train
+        cut["train"] = train
+        if self.test_subset is not None and "test" in cut:
+            cut["test"] = cut["test"].first(self.test_subset)
+        return cut
+
+    # ---------------------------------------------------------------------------------------- loaders
+
+    def loader(self, split: str, shuffle: bool = False) -> ArrayLoader | FileLoader:
+        """Make the loader of a split for this process."""
+        source = self.sources[split]
+        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        plan = BatchPlan(len(source), self.batch_size, self.seed if shuffle else None, rank, world_size)
+        if isinstance(source, ArraySource):
+            return ArrayLoader(source, plan)
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return FileLoader(source, plan, self.channels, self.stored_size, self._workers(), on_cuda)
+
+    def _workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        local = self.trainer.num_devices if self.trainer else 1
+        return max(1, min(8, (os.cpu_count() or 1) // local))
+
+    def train_dataloader(self) -> ArrayLoader | FileLoader:
+        loader = self.loader("train", shuffle=True)
+        loader.sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        return loader
+
+    def val_dataloader(self) -> Any:
+        return self.loader("val") if "val" in self.sources else []
+
+    def test_dataloader(self) -> Any:
+        return self.loader(self.test_split) if self.test_split in self.sources else []
+
+    # ---------------------------------------------------------------------------------------- on the device
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment training batches; resize and normalise all."""
+        images = batch.images
+        if self.trainer is not None and self.trainer.training:
+            images = self.augment(images, batch.indices, self.seed, self.trainer.current_epoch)
+        return batch._replace(images=self.preprocess(images))
+
+    def stored_image(self, split: str, index: int) -> torch.Tensor:
+        """Return one image as stored, (C, H, W) uint8."""
+        source = self.sources[split]
+        if isinstance(source, ArraySource):
+            return source.images[index]
+        return stored(decode(source.paths[index], self.channels), self.stored_size)
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Return, as plain values, what a checkpoint must know to prepare an image for the network."""
+        return {
+            "image_size": self.preprocess.image_size,
+            "stored_size": self.stored_size,
+            "crop": self.preprocess.crop,
+            "mean": list(self.preprocess.mean),
+            "std": list(self.preprocess.std),
+            "channels": self.channels,
+        }
+
+
+def _per_channel(values: Sequence[float], channels: int) -> list[float]:
+    if len(values) == channels:
+        return [float(v) for v in values]
+    if channels == 1:
+        return [float(sum(values) / len(values))]
+    if len(values) == 1:
+        return [float(values[0])] * channels
+    raise UserError(f"data.mean and data.std need {channels} values, not {len(values)}.")

@@ -1,0 +1,54 @@
+"""Random numbers that depend on what they are for, never on when they are asked for.
+
+Order, augmentation and dropout are functions of (seed, epoch, image) or (seed, step, rank): a resumed run, another
+number of workers or of devices draws the same ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+
+def mix(*values: int | str) -> int:
+    """Hash any values to a seed of 63 bits."""
+    digest = hashlib.blake2b(repr(values).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def permutation(count: int, *key: int | str) -> Tensor:
+    """Return a random order of range(count) (int64) that depends on `key` alone."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mix(*key)))
+
+
+def uniforms(indices: Tensor, count: int, *key: int | str) -> Tensor:
+    """Draw `count` numbers for each image, a function of `key` and the image's index.
+
+    Args:
+        indices: (N,) int64, on any device.
+        count: Numbers per image.
+        key: What else the numbers depend on: seed, epoch.
+
+    Returns:
+        (N, count) float32 in [0, 1), on the device of `indices`.
+
+    Source: two rounds of the 32-bit mixer `lowbias32` (C. Wellons, hash-prospector) on a keyed counter.
+    """
+    seed = mix(*key)
+    counters = indices[:, None] * count + torch.arange(count, device=indices.device)
+    bits = _mixed((counters & _MASK) ^ (seed & _MASK))
+    bits = _mixed(bits ^ (counters >> 32) ^ (seed >> 32))
+    return (bits >> 8).to(torch.float32) * 2.0**-24
+
+
+def _mixed(x: Tensor) -> Tensor:
+    # 32-bit arithmetic in int64: products wrap, and the mask keeps the low half, which is exact.
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _MASK
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)

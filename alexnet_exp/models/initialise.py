@@ -1,0 +1,78 @@
+"""Where the weights start: all initialisation, in one table.
+
+| name     | weights                                                       | biases                                  |
+|----------|---------------------------------------------------------------|-----------------------------------------|
+| torch    | torch's default: uniform, bound 1 / sqrt(fan_in)              | the same                                |
+| normal   | N(0, 0.01)                                                    | 0                                       |
+| paper    | N(0, 0.01)                                                    | 1 in conv2, conv4, conv5, hidden FC; else 0 |
+| original | N(0, 0.01), but N(0, 0.03) in conv3, conv4, conv5             | as paper                                |
+| caffe    | N(0, 0.01), but N(0, 0.005) in hidden FC                      | 0.1 where the paper has 1               |
+| keras    | Glorot uniform, bound sqrt(6 / (fan_in + fan_out))            | 0                                       |
+| he       | N(0, sqrt(2 / fan_in))                                        | 0                                       |
+
+`weight_std` and `bias_init` of a layer override its row. fan_in counts the inputs of one unit (inside its group),
+fan_out the kernel's pixels times the output channels, as Keras does.
+
+Source: paper section 5; layers-145.cfg of the released code; Caffe's bvlc_alexnet train_val.prototxt;
+Glorot & Bengio 2010; He et al. 2015.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+from torch.nn import init
+
+_BIASED = ("conv2", "conv4", "conv5")
+
+
+def initialise(
+    layer: nn.Module, name: str, scheme: str, *, hidden: bool, std: float | None, bias: float | None
+) -> None:
+    """Set weight and bias of one layer in place.
+
+    Args:
+        layer: A module with `weight` and perhaps `bias`.
+        name: The layer's name in the yaml ('conv2'): the paper's biases go by it.
+        scheme: A row of the table above.
+        hidden: Whether this is a fully connected layer that is not the last.
+        std: Standard deviation of the weights instead of the scheme's.
+        bias: Constant for the bias instead of the scheme's.
+    """
+    if std is not None:
+        init.normal_(layer.weight, std=std)
+    elif scheme != "torch":
+        _weights(layer, name, scheme, hidden)
+    if layer.bias is None:
+        return
+    if bias is not None:
+        init.constant_(layer.bias, bias)
+    elif scheme != "torch":
+        raised = (name in _BIASED or hidden) and scheme in ("paper", "original", "caffe")
+        init.constant_(layer.bias, (0.1 if scheme == "caffe" else 1.0) if raised else 0.0)
+
+
+def _weights(layer: nn.Module, name: str, scheme: str, hidden: bool) -> None:
+    fan_in, fan_out = _fans(layer)
+    if scheme == "keras":
+        bound = math.sqrt(6.0 / (fan_in + fan_out))
+        init.uniform_(layer.weight, -bound, bound)
+        return
+    std = 0.01
+    if scheme == "he":
+        std = math.sqrt(2.0 / fan_in)
+    elif scheme == "original" and name in ("conv3", "conv4", "conv5"):
+        std = 0.03
+    elif scheme == "caffe" and hidden:
+        std = 0.005
+    init.normal_(layer.weight, std=std)
+
+
+def _fans(layer: nn.Module) -> tuple[int, int]:
+    """Return inputs per unit, and outputs per input as Glorot counts them; untied weights count one position."""
+    kernel = layer.weight.shape[2:].numel() if isinstance(layer, nn.Conv2d) else 1
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        return layer.weight[0].numel(), kernel * layer.weight.shape[0]
+    _, out_channels, fan_in = layer.weight.shape  # LocallyConnected2d: (positions, out_channels, fan_in)
+    return fan_in, layer.kernel_size**2 * out_channels

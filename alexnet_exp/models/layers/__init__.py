@@ -1,0 +1,16 @@
+"""Layers that torch lacks, or does slowly."""
+
+from alexnet_exp.models.layers.conv import Conv2d, LocallyConnected2d, MaxPool2d
+from alexnet_exp.models.layers.dropout import TestScaledDropout
+from alexnet_exp.models.layers.lrn import LocalResponseNorm, local_response_norm
+from alexnet_exp.models.layers.spatial_norm import SpatialResponseNorm
+
+__all__ = [
+    "Conv2d",
+    "LocalResponseNorm",
+    "LocallyConnected2d",
+    "MaxPool2d",
+    "SpatialResponseNorm",
+    "TestScaledDropout",
+    "local_response_norm",
+]

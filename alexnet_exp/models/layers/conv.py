@@ -1,0 +1,116 @@
+"""Convolutions and pooling with TensorFlow's 'same' padding, cuda-convnet's ceil rule, or untied weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from alexnet_exp.models.arithmetic import border
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` for square maps that also knows 'same' with a stride, and ceil arithmetic.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the kernel.
+        stride: Step of the kernel.
+        padding: Pixels on every side, or 'same': ceil(in / stride) outputs, the odd pixel right and below.
+        groups: Number of groups.
+        bias: Whether there is one.
+        ceil_mode: Whether a last window may read zeros past the right and bottom border (224 -> 55).
+
+    Source: TensorFlow's padding rule; cuda-convnet layer.py `modulesX`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int | str = 0,
+        groups: int = 1,
+        bias: bool = True,
+        ceil_mode: bool = False,
+    ) -> None:
+        # Plain padding stays torch's own; the two rules pad ahead of an unpadded convolution.
+        self.rule = (padding, ceil_mode) if padding == "same" or ceil_mode else None
+        torch_padding = 0 if self.rule else padding
+        super().__init__(in_channels, out_channels, kernel_size, stride, torch_padding, groups=groups, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rule:
+            x = _pad(x, self.kernel_size[0], self.stride[0], *self.rule)
+        return super().forward(x)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """`nn.MaxPool2d` that also knows padding 'same' (the border never wins)."""
+
+    def __init__(
+        self, kernel_size: int, stride: int, padding: int | str = 0, ceil_mode: bool = False
+    ) -> None:
+        self.same = padding == "same"
+        super().__init__(kernel_size, stride, 0 if padding == "same" else padding, ceil_mode=ceil_mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.same:
+            x = _pad(x, self.kernel_size, self.stride, "same", False, value=-math.inf)
+        return super().forward(x)
+
+
+class LocallyConnected2d(nn.Module):
+    """A convolution with untied weights: its own filter bank and bias at every position.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        input_size: Side of the square input map; fixed, since every position has its own weights.
+        kernel_size: Side of the kernel.
+        stride: Step of the kernel.
+        padding: Zeros on every side.
+        bias: Whether there is one, per position and channel.
+
+    Source: cuda-convnet's `local` layer.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        input_size: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.padding, self.out_channels = kernel_size, stride, padding, out_channels
+        self.output_size = (input_size + 2 * padding - kernel_size) // stride + 1
+        positions, fan_in = self.output_size**2, in_channels * kernel_size**2
+        self.weight = nn.Parameter(torch.empty(positions, out_channels, fan_in))
+        self.bias = nn.Parameter(torch.empty(positions, out_channels)) if bias else None
+        bound = 1.0 / math.sqrt(fan_in)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = functional.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)  # (N, fan_in, P)
+        out = torch.bmm(columns.permute(2, 0, 1), self.weight.mT)  # (P, N, out_channels)
+        if self.bias is not None:
+            out = out + self.bias[:, None]
+        return out.permute(1, 2, 0).unflatten(2, (self.output_size, self.output_size))
+
+    def extra_repr(self) -> str:
+        return f"{self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+def _pad(x: Tensor, kernel: int, stride: int, padding: int | str, ceil: bool, value: float = 0.0) -> Tensor:
+    top, bottom = border(x.shape[2], kernel, stride, padding, ceil)
+    left, right = border(x.shape[3], kernel, stride, padding, ceil)
+    return functional.pad(x, (left, right, top, bottom), value=value)

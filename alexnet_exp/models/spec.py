@@ -1,0 +1,180 @@
+"""The grammar of a network yaml, as dataclasses: what a layer may say, and what it says by default.
+
+Hydra composes conf/model/*.yaml onto these, so that every layer accepts every key and an unknown key is an
+error; `AlexNet` reads plain dictionaries through `parse` with the same result. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Dict, List, Optional, get_type_hints  # noqa: UP035 (OmegaConf reads these)
+
+from alexnet_exp.errors import UserError, nearest
+
+OPERATIONS = ("relu", "lrn", "spatial_norm", "max_pool", "avg_pool", "batch_norm", "dropout")
+SHARED = ("lrn", "spatial_norm", "max_pool", "avg_pool", "batch_norm")  # set once, overridable in a layer
+DROPOUT_SCALINGS = ("train", "test")
+INITIALISATIONS = ("torch", "normal", "paper", "original", "caffe", "keras", "he")
+
+
+@dataclass
+class LRN:
+    """Cross-channel local response normalisation; None in a layer means 'as the network's'."""
+
+    size: Optional[int] = None
+    alpha: Optional[float] = None
+    beta: Optional[float] = None
+    k: Optional[float] = None
+    groups: Optional[int] = None  # normalise inside each of so many towers
+
+
+@dataclass
+class SpatialNorm:
+    """Within-map response normalisation of cuda-convnet (`rnorm`)."""
+
+    size: Optional[int] = None
+    alpha: Optional[float] = None
+    beta: Optional[float] = None
+    k: Optional[float] = None
+
+
+@dataclass
+class Pool:
+    """Max or average pooling."""
+
+    kernel_size: Optional[int] = None
+    stride: Optional[int] = None
+    padding: Any = None  # pixels, or same (TensorFlow's rule)
+    ceil_mode: Optional[bool] = None  # a last, clipped window where the stride does not divide
+
+
+@dataclass
+class BatchNorm:
+    """Batch normalisation over channels (features) or units (classifier)."""
+
+    eps: Optional[float] = None
+    momentum: Optional[float] = None
+    affine: Optional[bool] = None
+
+
+@dataclass
+class _Layer:
+    before: List[str] = field(default_factory=list)  # operations ahead of the layer
+    then: List[str] = field(default_factory=list)  # operations after it, in order
+    bias: bool = True
+    weight_std: Optional[float] = None  # overrides what `init` gives this layer
+    bias_init: Optional[float] = None
+    batch_norm: BatchNorm = field(default_factory=BatchNorm)
+    dropout: Optional[float] = None
+
+
+@dataclass
+class ConvLayer(_Layer):
+    """One convolution (or locally connected layer) and the operations around it."""
+
+    out_channels: int = -1
+    kernel_size: int = 3
+    stride: int = 1
+    padding: Any = 0  # pixels, or same (TensorFlow's rule: the extra pixel goes right/bottom)
+    groups: int = 1
+    ceil_mode: bool = False  # a last window that reads zeros past the right/bottom border (cuda-convnet)
+    local: bool = False  # untied weights: one filter bank per position
+    lrn: LRN = field(default_factory=LRN)
+    spatial_norm: SpatialNorm = field(default_factory=SpatialNorm)
+    max_pool: Pool = field(default_factory=Pool)
+    avg_pool: Pool = field(default_factory=Pool)
+
+
+@dataclass
+class LinearLayer(_Layer):
+    """One fully connected layer; without out_features it is the last and gives the logits."""
+
+    out_features: Optional[int] = None
+
+
+@dataclass
+class AlexNetConfig:
+    """A whole network; the arguments of `alexnet_exp.models.AlexNet`."""
+
+    _target_: str = "alexnet_exp.models.AlexNet"
+    input_size: int = 227
+    in_channels: int = 3
+    num_classes: int = 1000
+    init: str = "torch"
+    input: List[str] = field(default_factory=list)  # operations on the image: batch_norm
+    features: Dict[str, ConvLayer] = field(default_factory=dict)
+    map_size: Optional[int] = None  # average the last map to this size, whatever the input's
+    classifier: Dict[str, LinearLayer] = field(default_factory=dict)
+    lrn: LRN = field(default_factory=lambda: LRN(size=5, alpha=1e-4, beta=0.75, k=2.0, groups=1))
+    spatial_norm: SpatialNorm = field(default_factory=lambda: SpatialNorm(size=5, alpha=1e-3, beta=0.75, k=1.0))
+    max_pool: Pool = field(default_factory=lambda: Pool(kernel_size=3, stride=2, padding=0, ceil_mode=False))
+    avg_pool: Pool = field(default_factory=lambda: Pool(kernel_size=3, stride=2, padding=0, ceil_mode=False))
+    batch_norm: BatchNorm = field(default_factory=lambda: BatchNorm(eps=1e-5, momentum=0.1, affine=True))
+    dropout: float = 0.5
+    dropout_scaling: str = "train"  # scale kept units in training (torch), or all units at test (the original)
+
+
+def parse(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+    """Build dataclass `kind` from a mapping.
+
+    Args:
+        kind: One of the dataclasses of this module.
+        values: Plain keys and values; nested dataclasses are mappings.
+        where: How the user calls this place, for messages ('model.features.conv2').
+
+    Raises:
+        UserError: For a key that `kind` does not have.
+    """
+    types = get_type_hints(kind)
+    names = [f.name for f in fields(kind) if not f.name.startswith("_")]
+    for key in values:
+        if key not in names:
+            raise UserError(f"{where} has no key {key!r}.{nearest(key, names)} It has {', '.join(names)}.")
+    parsed = {}
+    for key, value in values.items():
+        nested = is_dataclass(types[key]) and isinstance(value, Mapping)
+        parsed[key] = parse(types[key], value, f"{where}.{key}") if nested else value
+    return kind(**parsed)
+
+
+def inherit(own: Any, shared: Any) -> dict[str, Any]:
+    """Return the settings of `own`, with those it leaves open (None) taken from `shared`."""
+    return {
+        f.name: getattr(own, f.name) if getattr(own, f.name) is not None else getattr(shared, f.name)
+        for f in fields(own)
+    }
+
+
+def parse_network(config: Mapping[str, Any]) -> AlexNetConfig:
+    """Read a whole network from plain values, with every default filled in.
+
+    Raises:
+        UserError: For an unknown key, initialisation or dropout scaling, or without a last layer.
+    """
+    parsed: AlexNetConfig = parse(AlexNetConfig, config, "model")
+    for group, kind in (("features", ConvLayer), ("classifier", LinearLayer)):
+        layers = {
+            name: parse(kind, layer or {}, f"model.{group}.{name}") for name, layer in config.get(group, {}).items()
+        }
+        setattr(parsed, group, layers)
+    default = AlexNetConfig()
+    for name in SHARED:  # a partial `lrn: {size: 9}` keeps the other defaults
+        shared = inherit(getattr(parsed, name), getattr(default, name))
+        setattr(parsed, name, type(getattr(default, name))(**shared))
+    if parsed.dropout_scaling not in DROPOUT_SCALINGS:
+        raise UserError(f"model.dropout_scaling must be train or test, not {parsed.dropout_scaling!r}.")
+    if parsed.init not in INITIALISATIONS:
+        raise UserError(
+            f"model.init={parsed.init!r} is not known.{nearest(parsed.init, INITIALISATIONS)} "
+            f"Known: {', '.join(INITIALISATIONS)}."
+        )
+    if not parsed.classifier:
+        raise UserError("model.classifier is empty: it needs at least the last layer, fc8: {}.")
+    return parsed
+
+
+def known_keys() -> list[str]:
+    """List every key that a network or one of its layers may have."""
+    kinds = (AlexNetConfig, ConvLayer, LinearLayer, LRN, SpatialNorm, Pool, BatchNorm)
+    return sorted({f.name for kind in kinds for f in fields(kind) if not f.name.startswith("_")})

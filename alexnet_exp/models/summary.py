@@ -1,0 +1,94 @@
+"""What a network is made of: one row per layer, counted without running it on real memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from alexnet_exp.models.alexnet import AlexNet
+from alexnet_exp.models.layers import LocallyConnected2d, SpatialResponseNorm
+
+
+@dataclass
+class LayerRow:
+    """One layer: output shape without the batch, learned parameters, multiply-adds for one image.
+
+    `receptive_field` is the side, in pixels of the image, of what one output value sees, past the border included;
+    None where the network is not a plain chain (ResNet).
+    """
+
+    name: str
+    type: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+    receptive_field: int | None = None
+
+
+def layer_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[LayerRow]:
+    """List the leaf modules of a network in the order they run.
+
+    Args:
+        model: Any network that maps (N, C, H, W) to logits.
+        image_shape: (C, H, W) of one image.
+
+    Returns:
+        One row per leaf module that ran; the sums over rows are the network's parameters and multiply-adds.
+    """
+    rows: list[LayerRow] = []
+    fields = _receptive_fields(model) if isinstance(model, AlexNet) else {}
+
+    def record(name: str, module: nn.Module, output: Tensor) -> None:
+        parameters = sum(p.numel() for p in module.parameters())
+        shape = tuple(output.shape[1:])
+        work = _multiply_adds(module, shape)
+        rows.append(LayerRow(name, type(module).__name__, shape, parameters, work, fields.get(name)))
+
+    leaves = [(n, m) for n, m in model.named_modules() if not list(m.children())]
+    hooks = [
+        m.register_forward_hook(lambda module, _, out, name=n: record(name, module, out)) for n, m in leaves
+    ]
+    was_training = model.training
+    try:
+        # Meta tensors have shapes and no storage: even the largest network takes no memory here.
+        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+        image = torch.empty((1, *image_shape), device="meta")
+        model.eval()
+        with torch.no_grad():
+            torch.func.functional_call(model, meta, (image,))
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return rows
+
+
+def _multiply_adds(module: nn.Module, shape: tuple[int, ...]) -> int:
+    if isinstance(module, nn.Conv2d | LocallyConnected2d):
+        positions = shape[-1] * shape[-2]
+        per_position = module.weight.numel() // (positions if isinstance(module, LocallyConnected2d) else 1)
+        return positions * per_position
+    return module.weight.numel() if isinstance(module, nn.Linear) else 0
+
+
+def _receptive_fields(model: AlexNet) -> dict[str, int]:
+    """Return what each layer sees, by module name: every window widens it by (kernel - 1) * strides so far."""
+    field, jump, fields = 1, 1, {}
+    for name, module in model.features.named_children():
+        kernel, stride = _window(module)
+        field, jump = field + (kernel - 1) * jump, jump * stride
+        fields[f"features.{name}"] = field
+    whole = field + (model.map_size - 1) * jump
+    return fields | {f"classifier.{name}": whole for name, _ in model.classifier.named_children()}
+
+
+def _window(module: nn.Module) -> tuple[int, int]:
+    if isinstance(module, SpatialResponseNorm):
+        return module.size, 1
+    if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | LocallyConnected2d):
+        return 1, 1
+    kernel, stride = module.kernel_size, module.stride
+    return kernel[0] if isinstance(kernel, tuple) else kernel, stride[0] if isinstance(stride, tuple) else stride

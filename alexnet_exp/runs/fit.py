@@ -1,0 +1,225 @@
+"""The heavy part of training: data, network, trainer, put together and run. Every rank of a run goes this way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
+from rich.console import Console
+
+from alexnet_exp.data.module import ImageData
+from alexnet_exp.errors import UserError
+from alexnet_exp.models.summary import LayerRow, layer_table
+from alexnet_exp.targets import build
+from alexnet_exp.tracking.log import log, quiet_lightning
+from alexnet_exp.training.callbacks import Bar, StepLog, print_summary
+from alexnet_exp.training.checkpoints import AtomicCheckpointIO, BestAndLast
+from alexnet_exp.training.classifier import ImageClassifier
+from alexnet_exp.training.restore import check_same_network, load_weights, read_for
+
+OUR_CALLBACKS = (
+    "checkpoint", "early_stopping", "ema", "lr_monitor", "progress_bar", "model_summary", "throughput",
+)  # fmt: skip
+
+
+def prepare_data(config: dict[str, Any]) -> ImageData:
+    """Read the images."""
+    quiet_lightning()
+    data: ImageData = build(config["data"], augment=config["augment"], seed=config["seed"])
+    data.setup()
+    return data
+
+
+def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> None:
+    """Set the network's classes and channels to the data's, unless the user typed them.
+
+    Args:
+        config: Changed in place.
+        data: Prepared.
+        typed: The overrides as typed.
+
+    Raises:
+        UserError: If a typed value cannot fit.
+    """
+    keys = {override.split("=")[0].lstrip("+") for override in typed}
+    model, classes = config["model"], len(data.classes)
+    if "model.num_classes" not in keys:
+        model["num_classes"] = classes
+    elif model["num_classes"] < classes:
+        raise UserError(
+            f"model.num_classes={model['num_classes']} is too small: the data has {classes} classes. Leave it out."
+        )
+    if "model.in_channels" not in keys:
+        model["in_channels"] = data.channels
+    elif model["in_channels"] != data.channels:
+        raise UserError(
+            f"model.in_channels={model['in_channels']} does not fit data.channels={data.channels}. Leave it out."
+        )
+
+
+@dataclass
+class Fit:
+    """Everything that trains together on one rank."""
+
+    config: dict[str, Any]
+    data: ImageData
+    classifier: ImageClassifier
+    trainer: lightning.Trainer
+    layers: list[LayerRow]
+    step_log: StepLog
+    checkpoint: BestAndLast | None
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.classifier.model.parameters())
+
+
+def assemble(
+    config: dict[str, Any], data: ImageData, run_dir: Path, loggers: list[Any], console: Console
+) -> Fit:
+    """Build network, callbacks and trainer from settings that `fit_to_data` has completed.
+
+    Raises:
+        UserError: For settings that do not work together.
+    """
+    lightning.seed_everything(config["seed"], verbose=False)
+    model = build(config["model"])
+    unused = (f"unused {i}" for i in range(len(data.classes), config["model"]["num_classes"]))
+    classes = (*data.classes, *unused)
+    classifier = ImageClassifier(
+        model,
+        classes,
+        config["optimizer"],
+        config["scheduler"],
+        config["label_smoothing"],
+        config["seed"],
+        embed={"config": config, "preprocessing": data.preprocessing()},
+    )
+    size = config["model"].get("input_size", config["data"]["image_size"])
+    layers = layer_table(model, (data.channels, size, size))
+    chosen = config["callbacks"]
+    step_log = StepLog(lr=chosen["lr_monitor"]["enabled"], throughput=chosen["throughput"]["enabled"])
+    checkpoint = _checkpoint(chosen["checkpoint"], run_dir)
+    callbacks = [step_log, *_callbacks(chosen, data, console), *([checkpoint] if checkpoint else [])]
+    trainer = _trainer(config["trainer"], run_dir, loggers, callbacks, chosen)
+    if config["compile"]:
+        model.compile()
+    return Fit(config, data, classifier, trainer, layers, step_log, checkpoint)
+
+
+def _checkpoint(settings: Mapping[str, Any], run_dir: Path) -> BestAndLast | None:
+    if not settings["enabled"]:
+        return None
+    arguments = {k: v for k, v in settings.items() if k != "enabled"}
+    return BestAndLast(run_dir / "checkpoints", **arguments)
+
+
+def _callbacks(chosen: Mapping[str, Any], data: ImageData, console: Console) -> list[Callback]:
+    callbacks: list[Callback] = []
+    stopping = dict(chosen["early_stopping"])
+    if stopping.pop("enabled"):
+        if "val" not in data.sources and stopping["monitor"].startswith("val/"):
+            raise UserError("callbacks.early_stopping needs validation images: say data.val_size=N.")
+        callbacks.append(EarlyStopping(**stopping, check_finite=False))
+    if chosen["ema"]["enabled"]:
+        callbacks.append(EMAWeightAveraging(decay=chosen["ema"]["decay"]))
+    if chosen["progress_bar"]["enabled"]:
+        callbacks.append(Bar(console, chosen["progress_bar"]["refresh_per_second"]))
+    callbacks += [build(settings) for name, settings in chosen.items() if name not in OUR_CALLBACKS]
+    return callbacks
+
+
+def _trainer(
+    settings: Mapping[str, Any], run_dir: Path, loggers: list[Any], callbacks: list[Callback], chosen: Mapping[str, Any]
+) -> lightning.Trainer:
+    options = dict(settings)
+    options["profiler"] = _profiler(options["profiler"], run_dir)
+    if isinstance(options["devices"], int) and options["devices"] > 1 and options["strategy"] == "auto":
+        options["strategy"] = "ddp"
+    try:
+        return lightning.Trainer(
+            **options,
+            logger=loggers or False,
+            callbacks=callbacks,
+            default_root_dir=str(run_dir),
+            enable_checkpointing=chosen["checkpoint"]["enabled"],
+            enable_progress_bar=chosen["progress_bar"]["enabled"],
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            plugins=[AtomicCheckpointIO()],
+        )
+    except (lightning.pytorch.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _profiler(name: str | None, run_dir: Path) -> Profiler | None:
+    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
+    return kinds[name](dirpath=run_dir, filename="profile") if name else None
+
+
+def start_point(fit: Fit, run_dir: Path) -> Path | None:
+    """Load `weights=`, and return the checkpoint that training goes on from, if any.
+
+    Raises:
+        UserError: If a checkpoint cannot be read or is of another network.
+    """
+    config = fit.config
+    if config["weights"] != "none":
+        log.info(load_weights(fit.classifier, config["weights"]))
+    own = run_dir / "checkpoints" / "last.ckpt"
+    source = own if config["resume"] and own.exists() else config["ckpt"]
+    if not source:
+        return None
+    path, checkpoint = read_for(source, "last.ckpt")
+    check_same_network(fit.classifier, checkpoint, path)
+    return path
+
+
+def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
+    """Train, then test the best weights.
+
+    Returns:
+        Whether a split was tested or, without a test split, looked at for the pictures.
+    """
+    trainer, data = fit.trainer, fit.data
+    with _cpu_threads(trainer):
+        trainer.fit(fit.classifier, datamodule=data, ckpt_path=str(ckpt_path) if ckpt_path else None)
+        if not fit.config["test"]:
+            return False
+        if "test" not in data.sources:
+            log.info("There are no test images: testing is skipped.")
+            if "val" not in data.sources:
+                return False
+            data.test_split = fit.classifier.test_split = "val"
+        trainer.strategy.barrier("best checkpoint")
+        if fit.checkpoint is not None and fit.checkpoint.best_path.exists() and not trainer.fast_dev_run:
+            _, best = read_for(fit.checkpoint.best_path, "best.ckpt")
+            fit.classifier.load_state_dict(best["state_dict"])
+        trainer.test(fit.classifier, datamodule=data, verbose=False)
+    return True
+
+
+@contextlib.contextmanager
+def _cpu_threads(trainer: lightning.Trainer) -> Any:
+    """Share the cores among the ranks of a run on the processor."""
+    before = torch.get_num_threads()
+    if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, before // trainer.num_devices))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def show_summary(fit: Fit, console: Console) -> None:
+    """Print the layer table, if the settings ask for it."""
+    if fit.config["callbacks"]["model_summary"]["enabled"]:
+        print_summary(fit.layers, console)

@@ -1,0 +1,44 @@
+"""The loggers of a run, from conf/logger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.metrics_csv import MetricsCSV
+from alexnet_exp.tracking.run_directory import RunDirectory
+
+
+def make_loggers(config: dict[str, Any], run: RunDirectory) -> list[Any]:
+    """Make metrics.csv, and each tracker that the settings name.
+
+    Raises:
+        UserError: If a tracker's package is missing.
+    """
+    if config["trainer"]["fast_dev_run"]:
+        return []
+    loggers: list[Any] = [MetricsCSV(run.path)]
+    chosen = config["logger"] or {}
+    if "tensorboard" in chosen:
+        loggers.append(_tensorboard(run))
+    if "wandb" in chosen:
+        loggers.append(_wandb(dict(chosen["wandb"]), config, run))
+    return loggers
+
+
+def _tensorboard(run: RunDirectory) -> Any:
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        raise UserError("logger=tensorboard needs a package: pip install 'alexnet-exp[tensorboard]'.") from None
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(str(run.path), name="tensorboard", version="")
+
+
+def _wandb(options: dict[str, Any], config: dict[str, Any], run: RunDirectory) -> Any:
+    from alexnet_exp.tracking.wandb_logger import WandbTracker, find_run_id
+
+    options["name"] = options["name"] or run.path.name
+    run_id = find_run_id(run.path) if config["resume"] else None
+    return WandbTracker(run.path, config, run_id=run_id, **options)

@@ -1,0 +1,31 @@
+"""Another rank of a run on this machine: `python -m alexnet_exp.runs.rank RUN_DIR PARENT_PID`, started by `Ranks`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.training.devices import die_with_parent
+
+
+def main() -> int:
+    run_dir, parent = Path(sys.argv[1]), int(sys.argv[2])
+    die_with_parent(parent)
+    from alexnet_exp.runs import fit  # noqa: F401 (the slow imports happen while the first rank prepares the data)
+    from alexnet_exp.runs.train import follow
+    from alexnet_exp.tracking.run_directory import RunDirectory
+
+    if sys.stdin.readline() != "go\n":
+        return 1  # the first rank ended before there was anything to do
+    run = RunDirectory(run_dir)
+    try:
+        follow(run.config(), run.overrides(), run_dir)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""`alexnet-exp train`: one training run, from settings to report."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.log import log, logging_to
+from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.training.devices import Ranks, count_devices, is_first_rank, started_externally
+
+if TYPE_CHECKING:
+    from alexnet_exp.runs.fit import Fit
+
+
+def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: str) -> dict[str, Any]:
+    """Train and test one network.
+
+    Args:
+        config: Resolved settings, plain values; see conf/train.yaml.
+        overrides: What the user typed.
+        run_dir: Where everything goes; must not hold another run.
+        command: The command line, for the record.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        UserError: For anything the user can mend; result.json then says 'failed'.
+    """
+    run = RunDirectory(run_dir)
+    if not is_first_rank():  # started by torchrun or SLURM: another process keeps the directory
+        return follow(config, overrides, run_dir)
+    with run.lock():
+        if (run_dir / "config.yaml").exists() and not config["resume"]:
+            raise UserError(f"{run_dir} holds a run already; continue it with resume={run_dir} or choose another.")
+        run.begin()
+        run.write_settings(config, overrides)
+        console = Console(soft_wrap=True)
+        console.print(f"run directory: {run_dir}", highlight=False)
+        with logging_to(run_dir / "train.log"):
+            result = _Session(run, config, overrides, command, console).go()
+        console.print(f"report:        {run_dir / 'report.html'}", highlight=False)
+        console.print(f"run directory: {run_dir}", highlight=False)
+    return result
+
+
+def follow(config: dict[str, Any], overrides: list[str], run_dir: Path) -> dict[str, Any]:
+    """Take part in a run as another rank than the first: train with the others, write and print nothing."""
+    from alexnet_exp.runs import fit as heavy
+
+    with logging_to(None):
+        data = heavy.prepare_data(config)
+        heavy.fit_to_data(config, data, overrides)
+        fit = heavy.assemble(config, data, run_dir, [], Console(quiet=True))
+        heavy.train_and_test(fit, heavy.start_point(fit, run_dir))
+        fit.classifier.outcomes.gather()
+    return {}
+
+
+class _Session:
+    """The first rank's side of a run: loggers, result and report around the fit."""
+
+    def __init__(
+        self, run: RunDirectory, config: dict[str, Any], overrides: list[str], command: str, console: Console
+    ) -> None:
+        self.run, self.config, self.overrides, self.command = run, config, overrides, command
+        self.console = console
+        self.started = time.time()
+        self.loggers: list[Any] = []
+        self.fit: Fit | None = None
+
+    def go(self) -> dict[str, Any]:
+        status, error = "failed", None
+        try:
+            devices = 1 if started_externally() else count_devices(self.config["trainer"])
+            with Ranks(self.run.path, devices, self.config["trainer"]["num_nodes"], self._lost_a_rank) as ranks:
+                self._prepare()
+                ranks.go()
+                self._train()
+            status = "finished"
+        except UserError as problem:
+            error = str(problem)
+            raise
+        except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into SystemExit
+            status, error = "interrupted", "interrupted"
+            raise KeyboardInterrupt from None
+        except Exception as problem:
+            error = f"{type(problem).__name__}: {problem}"
+            logging.getLogger("run").exception("The run failed.")  # in train.log; the command line shows it too
+            raise
+        finally:
+            result = self._end(status, error)
+        return result
+
+    def _prepare(self) -> None:
+        from alexnet_exp.runs import fit as heavy
+        from alexnet_exp.runs.loggers import make_loggers
+
+        data = heavy.prepare_data(self.config)
+        heavy.fit_to_data(self.config, data, self.overrides)
+        self.run.write_settings(self.config, self.overrides)
+        self.loggers = make_loggers(self.config, self.run)
+        self.fit = heavy.assemble(self.config, data, self.run.path, self.loggers, self.console)
+
+    def _train(self) -> None:
+        from alexnet_exp.runs import fit as heavy
+        from alexnet_exp.runs.results import log_pictures
+
+        assert self.fit is not None
+        heavy.show_summary(self.fit, self.console)
+        looked = heavy.train_and_test(self.fit, heavy.start_point(self.fit, self.run.path))
+        self.fit.classifier.outcomes.gather()
+        if looked:
+            log_pictures(self.fit, self.run, self.loggers)
+
+    def _lost_a_rank(self, error: str) -> None:
+        self._end("failed", error)
+
+    def _end(self, status: str, error: str | None) -> dict[str, Any]:
+        """Write what there is of report and result, and close the loggers, however the run ended."""
+        from alexnet_exp.runs.results import close_loggers, make_result, make_report
+
+        seconds = time.time() - self.started
+        result = make_result(self.config, self.fit, status, error, seconds, self.command, self.loggers)
+        with _reported("The W&B run could not be finished"):
+            close_loggers(self.loggers, self.fit, 0 if status == "finished" else 1)
+        with _reported("The report could not be written"):
+            make_report(self.run, self.fit, result)
+        self.run.write_result(result)
+        return result
+
+
+@contextlib.contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Let the end of a run go on past a failure of what merely shows it, and say so."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s: %s", what, error)
+        log.debug("", exc_info=True)

@@ -1,0 +1,86 @@
+"""Classes named in a configuration (`_target_`), and which of them a checkpoint may name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from alexnet_exp.errors import UserError
+
+# What a checkpoint may name without the user's word: this package and the torch classes that conf/ ships.
+ALLOWED = (
+    "alexnet_exp.models.",
+    "alexnet_exp.data.",
+    "torch.optim.SGD",
+    "torch.optim.Adam",
+    "torch.optim.AdamW",
+)
+
+
+def locate(path: str) -> Any:
+    """Import what a dotted path names.
+
+    Raises:
+        UserError: If there is no such module or attribute.
+    """
+    module, _, name = str(path).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise UserError(f"_target_: {path} cannot be imported ({error}).") from error
+
+
+def build(config: Mapping[str, Any], **arguments: Any) -> Any:
+    """Call the target of `config` with its other keys and `arguments`.
+
+    Args:
+        config: Plain values with `_target_`; nested targets are not followed.
+        arguments: Given to the target too; they win over the keys of `config`.
+
+    Raises:
+        UserError: If the target is missing, or does not take one of the keys.
+    """
+    keys = {str(k): v for k, v in config.items() if not str(k).startswith("_")}
+    if "_target_" not in config:
+        raise UserError(f"A class is needed: _target_ is missing beside {', '.join(keys) or 'nothing'}.")
+    target = locate(config["_target_"])
+    try:
+        return target(**{**keys, **arguments})
+    except TypeError as error:
+        raise UserError(f"{config['_target_']}: {error}") from error
+
+
+def check_trust(config: Any, trust: Iterable[str] = (), where: str = "config") -> None:
+    """Refuse a configuration from a checkpoint that names a class outside the allow-list.
+
+    Args:
+        config: Nested plain values.
+        trust: Packages that the user typed; never read from the checkpoint.
+        where: Key of `config`, for the message.
+
+    Raises:
+        UserError: Names the key and the target.
+    """
+    if isinstance(config, Mapping):
+        target = config.get("_target_")
+        if target is not None and not _allowed(target, trust):
+            package = str(target).split(".")[0]
+            raise UserError(
+                f"The checkpoint names {target!r} in {where}, which is not of this package; "
+                f"if you trust it, add trust=[{package}]."
+            )
+        for key, value in config.items():
+            check_trust(value, trust, f"{where}.{key}")
+    elif isinstance(config, list | tuple):
+        for i, value in enumerate(config):
+            check_trust(value, trust, f"{where}[{i}]")
+
+
+def _allowed(target: Any, trust: Iterable[str]) -> bool:
+    if not isinstance(target, str) or ".." in target or "__" in target:
+        return False
+    packages = tuple(f"{package}." for package in trust)
+    return any(
+        target == name or (name.endswith(".") and target.startswith(name)) for name in (*ALLOWED, *packages)
+    )

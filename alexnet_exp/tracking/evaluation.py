@@ -1,0 +1,99 @@
+"""What an evaluation leaves behind for pictures and tables: plain numpy, no networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Sample:
+    """Hold one image as stored, uint8 (H, W, 3) or (H, W, 1), and what the network said about it."""
+
+    image: np.ndarray
+    label: int
+    prediction: int
+    probability: float
+    index: int
+    name: str
+
+
+@dataclass
+class ClassScore:
+    """Hold the scores of one class; None where nothing was there to divide by."""
+
+    name: str
+    support: int
+    precision: float | None
+    recall: float | None
+
+    @property
+    def f1(self) -> float | None:
+        """Return the harmonic mean of precision and recall; None where either is undefined."""
+        if self.precision is None or self.recall is None:
+            return None
+        total = self.precision + self.recall
+        return 2 * self.precision * self.recall / total if total else 0.0
+
+
+@dataclass
+class Evaluation:
+    """Hold the outcome on one split.
+
+    Args:
+        split: "test", "val" or "train".
+        classes: names of the K classes, in label order.
+        confusion: (K, K) counts, rows are the true classes.
+        mistakes: wrongly classified images, the most confident first.
+        samples: a fixed sample of predictions, right or wrong.
+    """
+
+    split: str
+    classes: list[str]
+    confusion: np.ndarray
+    mistakes: list[Sample] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.confusion = np.asarray(self.confusion, dtype=np.int64)
+        expected = (len(self.classes), len(self.classes))
+        if self.confusion.shape != expected:
+            raise ValueError(f"confusion must be {expected} for these classes, not {self.confusion.shape}")
+
+    @property
+    def correct(self) -> int:
+        """Return how many images were classified correctly."""
+        return int(np.trace(self.confusion))
+
+    @property
+    def total(self) -> int:
+        """Return how many images were classified."""
+        return int(self.confusion.sum())
+
+    def row_shares(self) -> np.ndarray:
+        """Return (K, K) float64: each row's share of its true class, 0 for a class without images."""
+        support = self.confusion.sum(axis=1, keepdims=True)
+        return self.confusion / np.maximum(support, 1)
+
+    def per_class(self) -> list[ClassScore]:
+        """Return precision, recall and support of every class, in label order."""
+        hits = np.diagonal(self.confusion)
+        support = self.confusion.sum(axis=1)
+        predicted = self.confusion.sum(axis=0)
+        return [
+            ClassScore(name, int(s), _ratio(h, p), _ratio(h, s))
+            for name, h, s, p in zip(self.classes, hits, support, predicted, strict=True)
+        ]
+
+    def most_confused(self, count: int = 8) -> list[tuple[int, int, int]]:
+        """Return the (true, predicted, images) of the most frequent mistakes, most frequent first."""
+        errors = self.confusion.copy()
+        np.fill_diagonal(errors, 0)
+        order = np.argsort(-errors, axis=None, kind="stable")[:count]
+        pairs = [divmod(int(flat), len(self.classes)) for flat in order]
+        return [(t, p, int(errors[t, p])) for t, p in pairs if errors[t, p] > 0]
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return float(part) / float(whole) if whole else None

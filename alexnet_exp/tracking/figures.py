@@ -1,0 +1,231 @@
+"""Draw the pictures of a run as PNG files; matplotlib without pyplot, so that nothing global is touched."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
+
+from alexnet_exp.tracking.evaluation import Evaluation, Sample
+from alexnet_exp.tracking.pictures import (
+    confusion_image,
+    confusion_shades,
+    filter_grid,
+    grouping,
+    is_picture_of_filters,
+)
+from alexnet_exp.tracking.records import Row, finite, replacing, series
+
+INK, MUTED, RULE, TRAIN, VAL = "#1d2126", "#626973", "#e3e3de", "#1f5ea8", "#cc5814"
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "grid.color": RULE,
+    "text.usetex": False,
+    "axes.formatter.use_mathtext": False,
+}
+MAX_LABELLED, MAX_NUMBERED, MAX_PICTURES = 60, 25, 24
+
+
+def draw_all(
+    run_dir: Path, rows: list[Row], evaluation: Evaluation | None = None, conv1: np.ndarray | None = None
+) -> list[Path]:
+    """Draw every picture there is something to show for into run_dir/figures and return their paths."""
+    folder = Path(run_dir) / "figures"
+    made = []
+    if any(finite(series(rows, metric)) for metric, *_ in (*LOSS, *ACCURACY)):
+        made.append(curves(rows, folder / "curves.png"))
+    if evaluation is not None:
+        if evaluation.total:
+            made.append(confusion_matrix(evaluation, folder / "confusion_matrix.png"))
+        for samples, name in ((evaluation.mistakes, "mistakes.png"), (evaluation.samples, "samples.png")):
+            if samples:
+                made.append(mistakes(samples, evaluation.classes, folder / name))
+    if conv1 is not None and is_picture_of_filters(conv1):
+        made.append(conv1_filters(conv1, folder / "conv1_filters.png"))
+    return made
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with replacing(path) as temporary:
+        _render(figure, temporary)
+    return path
+
+
+def _render(figure: Figure, target: Path | BinaryIO) -> None:
+    with warnings.catch_warnings():
+        # A class name in a script that matplotlib's font lacks is drawn as boxes; that is no reason to warn.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(target, format="png")
+
+
+LOSS = [
+    ("train/loss_step", TRAIN, "train, by step"),
+    ("train/loss", TRAIN, "train"),
+    ("val/loss", VAL, "validation"),
+]
+ACCURACY = [
+    ("train/top1", TRAIN, "train top-1"),
+    ("val/top1", VAL, "validation top-1"),
+    ("train/top5", TRAIN, "train top-5"),
+    ("val/top5", VAL, "validation top-5"),
+]
+
+
+def curves(rows: list[Row], path: Path) -> Path:
+    """Draw loss and accuracy over the steps of training."""
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(10, 4)
+        left, right = figure.subplots(1, 2)
+        _draw_lines(left, rows, LOSS, "Loss")
+        _draw_lines(right, rows, ACCURACY, "Accuracy")
+        right.yaxis.set_major_formatter(PercentFormatter(1.0))
+        return _save(figure, path)
+
+
+def _draw_lines(axes: Axes, rows: list[Row], wanted: list[tuple[str, str, str]], title: str) -> None:
+    for metric, colour, label in wanted:
+        points = series(rows, metric)
+        if not finite(points):
+            continue
+        by_step = metric.endswith("_step")
+        marker = "o" if len(points) <= 40 and not by_step else None
+        axes.plot(
+            [point.step for point in points],
+            [point.value if math.isfinite(point.value) else math.nan for point in points],
+            color=colour,
+            label=label,
+            marker=marker,
+            markersize=4,
+            linewidth=1 if by_step else 1.75,
+            alpha=0.3 if by_step else 1.0,
+            linestyle="--" if metric.endswith("top5") else "-",
+        )
+    _decorate(axes, title)
+
+
+def _decorate(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("step")
+    axes.grid(axis="y")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if axes.lines:
+        axes.legend(frameon=False)
+    else:
+        axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", color=MUTED)
+
+
+def confusion_matrix(evaluation: Evaluation, path: Path) -> Path:
+    """Draw the confusion matrix: hits in blue, mistakes in orange; text where it fits."""
+    with replacing(path) as temporary:
+        render_confusion(evaluation, temporary)
+    return path
+
+
+def render_confusion(evaluation: Evaluation, target: Path | BinaryIO) -> None:
+    """Write the confusion matrix as PNG to a path or into a buffer."""
+    count = len(evaluation.classes)
+    side = min(max(3.5, 1.5 + 0.5 * count), 9.5)
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(side, side)
+        axes = figure.subplots()
+        axes.imshow(
+            confusion_image(evaluation.confusion),
+            interpolation="nearest",
+            extent=(-0.5, count - 0.5, count - 0.5, -0.5),
+        )
+        group = grouping(count)
+        note = f"; a dot is the strongest of {group} × {group} cells" if group > 1 else ""
+        axes.set_title(f"Confusion matrix ({evaluation.split}){note}", loc="left")
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        axes.tick_params(length=0)
+        if count <= MAX_LABELLED:
+            _label_classes(axes, evaluation.classes)
+        if count <= MAX_NUMBERED:
+            _write_counts(axes, evaluation.confusion)
+        _render(figure, target)
+
+
+def _label_classes(axes: Axes, classes: list[str]) -> None:
+    names = [plain(name, 18) for name in classes]
+    size = 9 if len(names) <= 25 else 6
+    upright = len(names) <= 12 and max(map(len, names)) <= 3
+    axes.set_xticks(range(len(names)), names, rotation=0 if upright else 90, fontsize=size, parse_math=False)
+    axes.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
+
+
+def _write_counts(axes: Axes, confusion: np.ndarray) -> None:
+    shades = confusion_shades(confusion)
+    size = 9 if len(confusion) <= 12 else 6
+    for (i, j), count in np.ndenumerate(confusion):
+        if count:
+            colour = "white" if shades[i, j] > 0.55 else INK
+            axes.text(j, i, str(count), ha="center", va="center", color=colour, fontsize=size)
+
+
+def conv1_filters(weight: np.ndarray, path: Path) -> Path:
+    """Draw the filters of the first convolution as a grid, as figure 3 of the AlexNet paper does.
+
+    Args:
+        weight: (out, in, kH, kW) with in 1 or 3.
+        path: the PNG to write.
+    """
+    grid = filter_grid(weight)
+    margin = 12
+    page = Image.new("RGB", (grid.shape[1] + 2 * margin, grid.shape[0] + 2 * margin), "white")
+    filters = Image.fromarray(grid)
+    page.paste(filters, (margin, margin), mask=filters)
+    with replacing(path) as temporary:
+        page.save(temporary, format="PNG")
+    return path
+
+
+def mistakes(samples: list[Sample], classes: list[str], path: Path) -> Path:
+    """Draw up to 24 images, each under 'true -> predicted probability'."""
+    shown = samples[:MAX_PICTURES]
+    columns = min(6, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(1.9 * columns, 2.25 * rows)
+        for place, axes in enumerate(np.ravel(figure.subplots(rows, columns, squeeze=False))):
+            axes.axis("off")
+            if place < len(shown):
+                _draw_sample(axes, shown[place], classes)
+        return _save(figure, path)
+
+
+def _draw_sample(axes: Axes, sample: Sample, classes: list[str]) -> None:
+    image = sample.image[..., 0] if sample.image.shape[-1] == 1 else sample.image
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    true, predicted = plain(classes[sample.label], 20), plain(classes[sample.prediction], 14)
+    text = f"{true} ->\n{predicted} {sample.probability:.1%}"
+    axes.set_title(text, fontsize=8, loc="left", parse_math=False)
+
+
+def plain(text: str, most: int) -> str:
+    """Return text that any font engine can draw: one line, valid Unicode, at most so many characters."""
+    line = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+    return line if len(line) <= most else line[: most - 1] + "…"

@@ -1,0 +1,51 @@
+"""Messages: plain lines on the terminal, dated ones in train.log."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger("alexnet_exp")
+_LIGHTNING = ("lightning", "lightning.pytorch", "lightning.fabric")
+
+
+def quiet_lightning() -> None:
+    """Take Lightning's own printing away once it is imported: each line would stand on the terminal and in the log."""
+    for name in _LIGHTNING:
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+
+
+@contextlib.contextmanager
+def logging_to(path: Path | None) -> Iterator[None]:
+    """Send this package's messages to the terminal and to a file, everyone else's to the file alone.
+
+    Args:
+        path: The log file; None on the other ranks of a run, which say nothing.
+    """
+    handlers: list[logging.Handler] = []
+    screen: logging.Handler = logging.NullHandler()
+    if path is not None:
+        screen = logging.StreamHandler()
+        screen.setFormatter(logging.Formatter("%(message)s"))
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers.append(file)
+    root, level = logging.getLogger(), log.level
+    before = root.handlers[:]
+    root.handlers[:] = handlers or [logging.NullHandler()]
+    root.setLevel(logging.INFO)
+    log.setLevel(logging.INFO)
+    log.addHandler(screen)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        log.removeHandler(screen)
+        log.setLevel(level)
+        root.handlers[:] = before
+        for handler in handlers:
+            handler.close()

@@ -1,0 +1,148 @@
+"""metrics.csv: every logged metric in one wide table, readable without an account or a server."""
+
+from __future__ import annotations
+
+import csv
+import io
+import numbers
+import os
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+FILE_NAME = "metrics.csv"
+KEYS = ("epoch", "step")  # the two columns that come first
+
+
+class MetricsCSV(Logger):
+    """Lightning logger that appends one row per `log_metrics` call to `run_dir`/metrics.csv.
+
+    Each row is on disk when the call returns. A file that is already there is continued (resumed run).
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__()
+        self.path = Path(run_dir) / FILE_NAME
+        self._columns: list[str] = list(KEYS)
+        self._open()
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def _open(self) -> None:
+        """Take over the rows of an earlier part of this run, but not a line that a kill cut short."""
+        if not self.path.exists():
+            self._rewrite([])
+            return
+        text = self.path.read_text(encoding="utf-8")
+        self._columns, rows = _parse(text)
+        if not text.endswith("\n"):
+            self._rewrite(rows)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Log nothing: the settings are in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = metrics_row(metrics, step)
+        new = sorted(set(row) - set(self._columns))
+        if new:
+            rows = self.rows()
+            self._columns = [*KEYS, *sorted({*self._columns, *new} - set(KEYS))]
+            self._rewrite([*rows, row])
+            return
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_format([row], self._columns))
+
+    @rank_zero_only
+    def truncate(self, step: int) -> None:
+        """Drop the rows after `step`, which a resumed run is going to log again.
+
+        Args:
+            step: last step to keep, counted from 0 as Lightning logs it: a checkpoint whose global_step is n
+                covers the rows up to n - 1.
+        """
+        self._rewrite([row for row in self.rows() if row.get("step", step) <= step])
+
+    def rows(self) -> list[dict[str, float]]:
+        """Return what is on disk, oldest first; a row has only the metrics that were logged in it."""
+        return read_metrics(self.path)
+
+    def _rewrite(self, rows: list[dict[str, float]]) -> None:
+        """Replace the file in one step, so that a kill leaves either the old one or the new one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{FILE_NAME}.{os.getpid()}")
+        text = _format([dict(zip(self._columns, self._columns, strict=True))], self._columns) + _format(
+            rows, self._columns
+        )
+        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.replace(self.path)
+
+
+def metrics_row(metrics: Mapping[str, float], step: int | None) -> dict[str, float]:
+    """Return the row that every tracker records: plain ints and floats, with the step beside the epoch.
+
+    Args:
+        metrics: values by name, `epoch` among them; numpy scalars and tensors of one element are taken too.
+        step: global step, counted from 0; None leaves the column out.
+    """
+    row = {name: int(v) if isinstance(v, numbers.Integral) else float(v) for name, v in metrics.items()}
+    if step is not None:
+        row["step"] = int(step)
+    return row
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Read a metrics.csv, also that of a run that is still going or was killed in the middle of a line.
+
+    Args:
+        path: the file.
+
+    Returns:
+        One dict per row, oldest first, without the empty cells. Numbers are exactly those that were logged.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    return _parse(Path(path).read_text(encoding="utf-8"))[1]
+
+
+def _parse(text: str) -> tuple[list[str], list[dict[str, float]]]:
+    """Return the columns and the rows of the complete lines in `text`."""
+    complete = text[: text.rfind("\n") + 1]
+    lines = csv.reader(io.StringIO(complete))
+    columns = next(lines, list(KEYS))
+    rows = [{name: _number(cell) for name, cell in zip(columns, line, strict=True) if cell} for line in lines]
+    return columns, rows
+
+
+def _number(cell: str) -> float:
+    try:
+        return int(cell)
+    except ValueError:
+        return float(cell)
+
+
+def _format(rows: Iterable[Mapping[str, object]], columns: list[str]) -> str:
+    """Return csv lines; repr of a float is the shortest text that reads back as the same float."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    for row in rows:
+        cells = [row.get(name, "") for name in columns]
+        writer.writerow([cell if isinstance(cell, str) else repr(cell) for cell in cells])
+    return buffer.getvalue()

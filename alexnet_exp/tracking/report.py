@@ -1,0 +1,125 @@
+"""Write report.html: one self-contained page about a run, for a browser with no network and no server."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alexnet_exp.tracking import report_charts, report_classes, report_details
+from alexnet_exp.tracking.evaluation import Evaluation
+from alexnet_exp.tracking.markup import Html, join, tag
+from alexnet_exp.tracking.pictures import MAX_FILTERS, data_uri, filter_grid, is_picture_of_filters
+from alexnet_exp.tracking.records import Records, read_records, replacing
+from alexnet_exp.tracking.redact import redact
+
+
+def write_report(
+    run_dir: Path,
+    evaluation: Evaluation | None = None,
+    conv1: np.ndarray | None = None,
+    result: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write report.html into a run directory and return its path.
+
+    Args:
+        run_dir: directory with any of config.yaml, overrides.yaml, result.json and metrics.csv.
+        evaluation: outcome on the test (or validation) split, if there was one.
+        conv1: weight of the first convolution, (out, in, kH, kW); shown where `in` is 1 or 3.
+        result: what result.json will hold, for a run that writes that file last.
+    """
+    records = read_records(Path(run_dir))
+    if result is not None:
+        records.result = dict(result)
+    # A page is made to be handed on.
+    records.config = redact(records.config)
+    records.overrides = redact(records.overrides)
+    records.result = redact(records.result)
+    text = page(records, evaluation, conv1)
+    path = Path(run_dir) / "report.html"
+    with replacing(path) as temporary:
+        # File names may hold bytes that are no text; they must not cost the page.
+        temporary.write_bytes(text.encode("utf-8", "replace"))
+    return path
+
+
+def page(records: Records, evaluation: Evaluation | None, conv1: np.ndarray | None) -> str:
+    """Return the whole page as text."""
+    style, script = (_asset(name) for name in ("report.css", "report.js"))
+    # Whatever a name on the page may hold: the browser runs this one script and asks no server for anything.
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"{records.name} · alexnet_exp"),
+        tag("style", style),
+    )
+    body = tag("body", tag("main", *_sections(records, evaluation, conv1)), tag("script", script))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _asset(name: str) -> Html:
+    return Html(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+def _sections(records: Records, evaluation: Evaluation | None, conv1: np.ndarray | None) -> list[Html | None]:
+    return [
+        report_details.header(records),
+        report_details.headline(records.result),
+        _section("Curves", _curves(records)),
+        *_evaluation_sections(evaluation),
+        _section("First-layer filters", _filters(conv1)),
+        _section("Reproduce", report_details.reproduce(records.result)),
+        _section("Environment", report_details.environment(records.result)),
+        _section("Configuration", report_details.configuration(records)),
+    ]
+
+
+def _section(title: str, content: Html | None) -> Html | None:
+    return tag("section", tag("h2", title), content) if content else None
+
+
+def _curves(records: Records) -> Html:
+    best = records.result.get("best") or {}
+    drawn = report_charts.curves(records.rows, report_details.numeric(best.get("epoch")))
+    notes = [tag("p", sentence, class_="problem") for sentence in report_charts.not_finite(records.rows)]
+    if not drawn and not notes:
+        return tag("p", "No metric was logged.")
+    return join([drawn, *notes])
+
+
+def _evaluation_sections(evaluation: Evaluation | None) -> list[Html | None]:
+    if evaluation is None:
+        return [_section("Evaluation", tag("p", "This run was not evaluated on a test or validation set."))]
+    sections = [_section("Confusion matrix", report_classes.confusion(evaluation))]
+    sections.append(_section("Classes", report_classes.scores(evaluation)))
+    for title, samples in (
+        ("Most confident mistakes", evaluation.mistakes),
+        ("Sample of predictions", evaluation.samples),
+    ):
+        if samples:
+            sections.append(_section(title, report_classes.pictures(samples, evaluation.classes)))
+    return sections
+
+
+def _filters(conv1: np.ndarray | None) -> Html | None:
+    if conv1 is None or not is_picture_of_filters(conv1):
+        return None
+    count, channels, height, width = conv1.shape
+    image = tag(
+        "img", src=data_uri(filter_grid(conv1)), alt="Filters of the first convolution", class_="filters"
+    )
+    cut = f", the first {MAX_FILTERS} shown" if count > MAX_FILTERS else ""
+    kind = "colour" if channels == 3 else "grey"
+    text = (
+        f"{count} {kind} filters of {height} × {width}{cut}, each stretched from its minimum to its maximum."
+    )
+    return tag("figure", image, tag("figcaption", text))

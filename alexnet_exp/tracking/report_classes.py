@@ -1,0 +1,139 @@
+"""The part of the report page about classes: confusion matrix, scores of each class, pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+from alexnet_exp.tracking.evaluation import ClassScore, Evaluation, Sample
+from alexnet_exp.tracking.markup import Html, join, percent, tag
+from alexnet_exp.tracking.pictures import confusion_shades, data_uri
+
+MAX_MATRIX_CLASSES = 50
+MAX_NUMBERED_CLASSES = 25
+MAX_PICTURES = 24
+NOTE = (
+    "Rows are the true classes, columns the predictions. Blue: right, as share of the row; "
+    "orange: wrong, on a scale of its own so that rare mistakes can be seen."
+)
+SPLITS = {"test": "test set", "val": "validation set", "train": "training set"}
+
+
+def confusion(evaluation: Evaluation) -> Html:
+    """Return the confusion matrix with the most frequent mistakes beside it."""
+    name = SPLITS.get(evaluation.split, evaluation.split)
+    if not evaluation.total:
+        return tag("p", f"No image of the {name} was evaluated.")
+    counts = f"{evaluation.correct:,} of {evaluation.total:,} images of the {name}"
+    intro = f"{counts} were classified correctly ({percent(evaluation.correct / evaluation.total)})."
+    small = len(evaluation.classes) <= MAX_MATRIX_CLASSES
+    matrix = _matrix(evaluation) if small else _picture(evaluation)
+    beside = tag("div", tag("h3", "Most frequent mistakes"), _most_confused(evaluation), class_="beside")
+    return join([tag("p", intro), tag("div", matrix, beside, class_="confusion")])
+
+
+def _matrix(evaluation: Evaluation) -> Html:
+    shades, shares = confusion_shades(evaluation.confusion), evaluation.row_shares()
+    classes, numbered = evaluation.classes, len(evaluation.classes) <= MAX_NUMBERED_CLASSES
+    head = [tag("th", tag("span", name), scope="col", title=name) for name in classes]
+    rows = [tag("tr", tag("td", tag("span", "true ↓", tag("br"), "predicted →"), class_="corner"), *head)]
+    for i, name in enumerate(classes):
+        cells = [
+            _cell(evaluation, i, j, float(shades[i, j]), float(shares[i, j]), numbered)
+            for j in range(len(classes))
+        ]
+        rows.append(tag("tr", tag("th", tag("span", name), scope="row", title=name), *cells))
+    size = "small" if len(classes) <= 12 else "medium" if numbered else "large"
+    table = tag("table", *rows, class_=f"matrix {size}")
+    return tag("figure", tag("div", table, class_="scroll"), tag("figcaption", NOTE))
+
+
+def _cell(evaluation: Evaluation, i: int, j: int, shade: float, share: float, numbered: bool) -> Html:
+    count = int(evaluation.confusion[i, j])
+    if not count:
+        return tag("td")
+    kind = ("hit" if i == j else "miss") + (" deep" if shade > 0.55 else "")
+    pair = f"{evaluation.classes[i]} → {evaluation.classes[j]}"
+    outcome = f"{pair}: {count:,} ({percent(share, 1)} of the true class)"
+    text = "" if not numbered else str(count) if count < 10_000 else f"{count // 1000}k"
+    return tag("td", text, class_=kind, style=f"--v:{shade:.3f}", title=outcome)
+
+
+def _picture(evaluation: Evaluation) -> Html:
+    from alexnet_exp.tracking.figures import render_confusion
+
+    buffer = io.BytesIO()
+    render_confusion(evaluation, buffer)
+    source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    alt = f"Confusion matrix of {len(evaluation.classes)} classes"
+    return tag("figure", tag("img", src=source, alt=alt, class_="paper"), tag("figcaption", NOTE))
+
+
+def _most_confused(evaluation: Evaluation) -> Html:
+    pairs, shares = evaluation.most_confused(), evaluation.row_shares()
+    if not pairs:
+        return tag("p", "There are none.")
+    head = tag("tr", tag("th", "true → predicted"), tag("th", "images"), tag("th", "of the class"))
+    rows = [
+        tag(
+            "tr",
+            tag("td", f"{evaluation.classes[i]} → {evaluation.classes[j]}", class_="name"),
+            tag("td", f"{count:,}"),
+            tag("td", percent(float(shares[i, j]), 1)),
+        )
+        for i, j, count in pairs
+    ]
+    return tag("table", tag("thead", head), tag("tbody", *rows), class_="numbers")
+
+
+def scores(evaluation: Evaluation) -> Html:
+    """Return precision, recall and F1 of each class; of many classes the lowest recalls first."""
+    found = evaluation.per_class()
+    if len(found) <= MAX_MATRIX_CLASSES:
+        return _scores_table(found)
+    known = [score for score in found if score.recall is not None]
+    lowest = sorted(known, key=lambda score: score.recall or 0.0)[:15]
+    everything = tag("details", tag("summary", f"All {len(found):,} classes"), _scores_table(found))
+    return join([tag("h3", "Lowest recall"), _scores_table(lowest), everything])
+
+
+def _scores_table(found: list[ClassScore]) -> Html:
+    names = ("class", "images", "precision", "recall", "F1")
+    head = tag("tr", *[tag("th", name, scope="col") for name in names])
+    return tag("table", tag("thead", head), tag("tbody", *map(_score_row, found)), class_="numbers scores")
+
+
+def _score_row(score: ClassScore) -> Html:
+    bar = tag("i", style=f"--v:{score.recall or 0.0:.3f}")
+    return tag(
+        "tr",
+        tag("th", score.name, scope="row", class_="name"),
+        tag("td", f"{score.support:,}"),
+        tag("td", percent(score.precision, 1)),
+        tag("td", percent(score.recall, 1), bar, class_="bar"),
+        tag("td", percent(score.f1, 1)),
+    )
+
+
+def pictures(samples: list[Sample], classes: list[str]) -> Html:
+    """Return images with what they show and what the network saw."""
+    return tag("div", *[_card(sample, classes) for sample in samples[:MAX_PICTURES]], class_="pictures")
+
+
+def _card(sample: Sample, classes: list[str]) -> Html:
+    right = sample.label == sample.prediction
+    true, predicted = classes[sample.label], classes[sample.prediction]
+    small = max(sample.image.shape[:2]) <= 96
+    image = tag(
+        "img",
+        src=data_uri(sample.image),
+        alt=f"{true}, predicted {predicted}",
+        class_="pixels" if small else None,
+        loading="lazy",
+    )
+    said = tag(
+        "span", tag("b", predicted), " ", percent(sample.probability, 1), class_="right" if right else "wrong"
+    )
+    truth = tag("span", "✓ right" if right else f"is {true}", class_="truth")
+    caption = tag("figcaption", said, truth, tag("small", sample.name, title=sample.name))
+    return tag("figure", tag("div", image, class_="frame"), caption, title=f"{true} → {predicted}")

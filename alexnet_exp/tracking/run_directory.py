@@ -1,0 +1,141 @@
+"""The directory of one run: who may write there, and what lies in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alexnet_exp.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks of this kind
+    fcntl = None  # type: ignore[assignment]
+
+
+class RunDirectory:
+    """Files of one run, written so that a reader never meets half of one.
+
+    Args:
+        path: The directory; made when the lock is taken.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory for this process alone; the system lets go when the process dies.
+
+        Raises:
+            UserError: If it cannot be written, or a live run holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "a")  # noqa: SIM115 (closed below, after the lock is given up)
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror}); say hydra.run.dir=DIR or paths.output_dir=DIR."
+            ) from error
+        with file:
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"{self.path} belongs to a run that is still going on.") from error
+            try:
+                yield
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path / ".lock")
+
+    def discard_if_empty(self) -> None:
+        """Remove a directory that holds nothing but the lock: a run refused before it began."""
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def write_settings(self, config: Mapping[str, Any], overrides: list[str]) -> None:
+        """Write config.yaml and overrides.yaml."""
+        write_atomically(self.path / "config.yaml", to_yaml(config))
+        write_atomically(self.path / "overrides.yaml", to_yaml(overrides))
+
+    def config(self) -> dict[str, Any]:
+        """Read config.yaml.
+
+        Raises:
+            UserError: If it is not there or is no YAML mapping.
+        """
+        return _read_yaml(self.path / "config.yaml", dict)
+
+    def overrides(self) -> list[str]:
+        """Read overrides.yaml."""
+        return _read_yaml(self.path / "overrides.yaml", list)
+
+    def result(self) -> dict[str, Any] | None:
+        """Read result.json; None while the run has not ended."""
+        try:
+            return json.loads((self.path / "result.json").read_text())
+        except FileNotFoundError:
+            return None
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write result.json, last of all files."""
+        text = json.dumps(_json_safe(result), indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.path / "result.json", text)
+
+    def begin(self) -> None:
+        """Take away the result of an earlier, unfinished attempt: a directory with a result has ended."""
+        (self.path / "result.json").unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def to_yaml(value: Any) -> str:
+    """Write plain values as YAML that OmegaConf reads back unchanged."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(value))
+
+
+def _read_yaml(path: Path, kind: type) -> Any:
+    from omegaconf import OmegaConf
+
+    try:
+        value = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is not a run directory: it has no {path.name}.") from None
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(value, kind):
+        raise UserError(f"{path} does not hold what a run writes there.")
+    return value
+
+
+def _json_safe(value: Any) -> Any:
+    """Replace what JSON cannot say (NaN, infinity) by null."""
+    if isinstance(value, Mapping):
+        return {str(k): _json_safe(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_safe(v) for v in value]
+    if isinstance(value, float) and value - value != 0.0:
+        return None
+    return value

@@ -1,0 +1,278 @@
+"""The Weights & Biases logger: one W&B run per run directory, also offline and after a resume."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import shlex
+import shutil
+import string
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.code_state import code_state
+from alexnet_exp.tracking.environment import versions
+from alexnet_exp.tracking.metrics_csv import FILE_NAME, metrics_row
+from alexnet_exp.tracking.redact import redact
+from alexnet_exp.tracking.wandb_media import confusion_panels, image_panel, model_artifact, table
+from alexnet_exp.tracking.wandb_mode import ModeChoice, base_url, choose_mode
+
+if TYPE_CHECKING:
+    import numpy as np
+    from wandb import Run, Settings
+
+log = logging.getLogger(__name__)
+
+INIT_SECONDS = 8.0  # probe, failed start and offline start together stay under 15 s
+FINISH_SECONDS = 60.0
+FINISH_UPLOAD_SECONDS = 600.0  # with a checkpoint of some hundred MB to send
+X_AXES = {
+    "train/*": "epoch",
+    "val/*": "epoch",
+    "test/*": "epoch",
+    "train/loss_step": "step",
+    "lr": "step",
+    "images_per_second": "step",
+}
+
+
+class WandbTracker(Logger):
+    """Lightning logger on `wandb.init`.
+
+    Lightning's own WandbLogger hangs for 90 s without a network and lets the runs of a sweep mix. Ranks above
+    0 and mode=disabled do nothing. `finish` ends the run; the trainer's `finalize` does not, since testing
+    follows fitting.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: dict[str, Any],
+        mode: str = "auto",
+        project: str = "alexnet_exp",
+        entity: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] = (),
+        notes: str | None = None,
+        name: str | None = None,
+        run_id: str | None = None,
+        log_model: bool = False,
+        save_code: bool = True,
+    ) -> None:
+        """Start the W&B run, or go on with the one in `run_dir`.
+
+        Args:
+            run_dir: the run directory; W&B's files go to `run_dir`/wandb.
+            config: the resolved configuration, plain values; recorded once, without secrets.
+            mode: auto, online, offline or disabled.
+            project: W&B project.
+            entity: user or team; None takes the account's own.
+            group: name that the runs of a sweep share.
+            tags: labels.
+            notes: a longer text.
+            name: name of the run; None takes the name of the run directory.
+            run_id: 8 letters and digits; None takes the id found in `run_dir`, or else a new one.
+            log_model: whether `log_checkpoint` keeps the file as an artifact.
+            save_code: whether the uncommitted changes of the checkout are kept.
+
+        Raises:
+            UserError: if wandb is missing, or mode=online has no valid API key.
+        """
+        super().__init__()
+        self._run_dir = Path(run_dir).absolute()
+        self._project = project
+        self._log_model = log_model
+        self._run: Run | None = None
+        self.url: str | None = None
+        self.run_id = run_id or find_run_id(self._run_dir) or new_run_id()
+        choice = ModeChoice("disabled", "not rank 0") if rank_zero_only.rank else choose_mode(mode)
+        self.mode = choice.mode
+        if self.mode != "disabled":
+            about = {"entity": entity, "group": group, "notes": notes, "tags": list(tags) or None}
+            self._start(choice, mode, {**about, "name": name or self._run_dir.name})
+            self._describe(config, save_code)
+
+    @property
+    def name(self) -> str:
+        return self._project
+
+    @property
+    def version(self) -> str:
+        return self.run_id
+
+    @property
+    def save_dir(self) -> str:
+        return str(self._run_dir)
+
+    @property
+    def run_dir_sync(self) -> Path | None:
+        """Folder of this part of the run: what `wandb sync` takes."""
+        folders = _run_folders(self._run_dir, self.run_id)
+        return folders[-1] if folders else None
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Log nothing: the configuration went in at the start, whole."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._log(metrics_row(metrics, step))
+
+    def log_images(self, key: str, images: Sequence[tuple[Path | np.ndarray, str]]) -> None:
+        """Log pictures, each with its caption, as the panel `key`: paths of png files or uint8 arrays."""
+        if self._run is not None:
+            self._log({key: image_panel(images)})
+
+    def log_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table; each row has one value per column."""
+        if self._run is not None:
+            self._log({key: table(columns, rows)})
+
+    def log_confusion(self, matrix: np.ndarray, classes: Sequence[str]) -> None:
+        """Log a confusion matrix (K, K) of counts (rows: true classes) with the names of its classes."""
+        if self._run is not None:
+            self._log(confusion_panels(matrix, classes))
+
+    def log_checkpoint(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        """Record a checkpoint in the summary and, with log_model, its file as the artifact model-ID.
+
+        Args:
+            path: the checkpoint; it must stay where it is until the run is synced.
+            metadata: plain values, such as the epoch and the validation accuracy.
+        """
+        if self._run is None:
+            return
+        about = redact(dict(metadata))
+        with self._recording():
+            self._run.summary["checkpoint"] = {"file": Path(path).name, **about}
+            if self._log_model:
+                self._run.log_artifact(model_artifact(f"model-{self.run_id}", Path(path), about))
+
+    def finish(self, exit_code: int = 0) -> None:
+        """End the W&B run, within a minute (ten with a checkpoint to upload). A second call does nothing.
+
+        Args:
+            exit_code: 0 if the training ended well.
+        """
+        run, self._run = self._run, None
+        if run is None:
+            return
+        try:
+            run.finish(exit_code=exit_code)
+        except (
+            Exception
+        ) as error:  # the results of the training are safe, and its own error must stay visible
+            log.warning("W&B could not end the run (%r). To upload it later: %s", error, self._sync_command())
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        if self._run is not None:
+            with self._recording():
+                self._run.log(dict(row))
+
+    @contextlib.contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Go on without W&B when its service dies: days of training are worth more than its curves."""
+        try:
+            yield
+        except ConnectionError as error:
+            log.warning("W&B stopped recording (%s); %s goes on", error, FILE_NAME)
+            self._run = None
+
+    def _start(self, choice: ModeChoice, requested: str, about: dict[str, Any]) -> None:
+        """Begin the run as chosen, or offline if the server fails after all; say what came of it."""
+        import wandb
+        from wandb.errors import AuthenticationError, CommError
+
+        reason = choice.reason
+        try:
+            self._run = self._init(self.mode, about)
+        except CommError as error:
+            refused = isinstance(error, AuthenticationError) or "not logged in" in str(error)
+            if refused and requested == "online":
+                raise UserError(f"W&B refused the API key ({error}): `wandb login` sets another.") from error
+            wandb.teardown()  # its service keeps the id of the run that failed
+            self.mode, reason = "offline", f"{base_url()} failed: {str(error).splitlines()[0]}"
+            self._run = self._init(self.mode, about)
+        if self.mode == "online":
+            self.url = self._run.url
+            log.info("W&B online: %s", self.url)
+            return
+        log.info("W&B offline (%s). To upload it later: %s", reason, self._sync_command())
+
+    def _init(self, mode: str, about: dict[str, Any]) -> Run:
+        import wandb
+
+        before = _run_folders(self._run_dir, self.run_id)
+        try:
+            return wandb.init(
+                dir=str(self._run_dir),
+                project=self._project,
+                id=self.run_id,
+                mode="online" if mode == "online" else "offline",
+                resume="allow" if before else None,
+                reinit="finish_previous",  # else a run that somebody left open would take our metrics
+                settings=self._settings(),
+                **about,
+            )
+        except BaseException:
+            for folder in set(_run_folders(self._run_dir, self.run_id)) - set(before):
+                shutil.rmtree(folder)  # an empty run under our id
+            raise
+
+    def _settings(self) -> Settings:
+        import wandb
+
+        return wandb.Settings(
+            base_url=base_url(),
+            console="off",
+            silent=True,
+            disable_git=True,  # code_state does it, bounded and without secrets
+            save_code=False,
+            init_timeout=INIT_SECONDS,
+            finish_timeout=FINISH_UPLOAD_SECONDS if self._log_model else FINISH_SECONDS,
+        )
+
+    def _describe(self, config: dict[str, Any], save_code: bool) -> None:
+        """Record the configuration, the environment, the code and what each metric is drawn over."""
+        assert self._run is not None
+        code = code_state()
+        environment: dict[str, Any] = {**versions()}
+        if code is not None:
+            environment |= {"git_commit": code.commit, "git_dirty": code.dirty}
+        self._run.config.update({**redact(config), "_environment": environment}, allow_val_change=True)
+        if code is not None and code.diff and save_code:
+            path = Path(self._run.dir) / "code.diff"
+            path.write_text(code.diff, encoding="utf-8")
+            self._run.save(str(path), base_path=self._run.dir, policy="now")
+        for axis in ("epoch", "step"):
+            self._run.define_metric(axis, hidden=True)
+        for metric, axis in X_AXES.items():
+            self._run.define_metric(metric, step_metric=axis)
+
+    def _sync_command(self) -> str:
+        """Return the command that uploads every part of the run (a resumed one has several)."""
+        return shlex.join(["wandb", "sync", *map(str, _run_folders(self._run_dir, self.run_id))])
+
+
+def new_run_id() -> str:
+    """Return a W&B run id: 8 letters and digits, from the system's randomness, so that seeded runs differ."""
+    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+
+
+def find_run_id(run_dir: Path) -> str | None:
+    """Return the id of the W&B run in `run_dir`, or None if there is none."""
+    folders = _run_folders(run_dir)
+    return next(folders[-1].glob("run-*.wandb")).stem.removeprefix("run-") if folders else None
+
+
+def _run_folders(run_dir: Path, run_id: str = "*") -> list[Path]:
+    """Return the folders of W&B runs in `run_dir`, oldest first."""
+    files = Path(run_dir).glob(f"wandb/*run-*-*/run-{run_id}.wandb")
+    return sorted((file.parent for file in files), key=lambda folder: folder.name.removeprefix("offline-"))

@@ -1,0 +1,165 @@
+"""What watches a run: rates and throughput, the progress bar, the summary of the network."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from array import array
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+WARM_UP_STEPS = 3
+
+
+class StepLog(Callback):
+    """Log loss, learning rate and throughput every `log_every_n_steps`: the one place that waits for the device.
+
+    Args:
+        lr: Whether to log the learning rate of the first parameter group.
+        throughput: Whether to measure images per second, data loading included.
+    """
+
+    def __init__(self, lr: bool = True, throughput: bool = True) -> None:
+        self.lr, self.throughput = lr, throughput
+        self._rates = array("d")  # images per second of each step after the warm-up
+        self._steps = 0
+        self._mark = 0.0
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Return the median over all steps after the first three, or None before the fourth."""
+        return statistics.median(self._rates) if self._rates else None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._mark = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._mark = time.perf_counter()  # validation inside an epoch is not training time
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        self._steps += 1
+        if self._steps > WARM_UP_STEPS:
+            self._rates.append(batch.global_size / (now - self._mark))
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self._log(trainer, pl_module)
+            now = time.perf_counter()
+        self._mark = now
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.check_finite()  # type: ignore[operator]
+        loss = trainer.strategy.reduce(pl_module.step_loss, reduce_op="mean")  # type: ignore[arg-type]
+        row = {"train/loss_step": float(loss)}
+        if self.lr:
+            row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        if self.throughput and self._rates:
+            row["images_per_second"] = statistics.median(self._rates[-trainer.log_every_n_steps :])
+        pl_module.log_row(row)  # type: ignore[operator]
+
+
+class Bar(ProgressBar):
+    """A line per epoch that stays, and a bar where there is a terminal.
+
+    Args:
+        console: Where to print.
+        refresh_per_second: How often the bar is drawn at most.
+    """
+
+    def __init__(self, console: Console, refresh_per_second: float = 5.0) -> None:
+        super().__init__()
+        self.console, self.period = console, 1.0 / refresh_per_second
+        self._enabled = True
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._drawn = self._started = 0.0
+        self._images = 0
+
+    def disable(self) -> None:  # Lightning calls it on every rank but the first
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._enabled = trainer.is_global_zero
+
+    def _open(self, what: str, total: int | float) -> None:
+        self._close()
+        self._started, self._images = time.perf_counter(), 0
+        if not (self._enabled and self.console.is_terminal):
+            return
+        columns = (
+            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+        )  # fmt: skip
+        self._progress = Progress(*columns, console=self.console, transient=True, auto_refresh=False)
+        self._progress.start()
+        self._task = self._progress.add_task(what, total=None if total == float("inf") else total, rate="")
+
+    def _advance(self, batch: Any, done: int) -> None:
+        self._images += batch.global_size
+        now = time.perf_counter()
+        if self._progress is None or self._task is None or now - self._drawn < self.period:
+            return
+        self._drawn = now
+        rate = f"{self._images / (now - self._started):,.0f} images/s"
+        self._progress.update(self._task, completed=done, rate=rate)
+        self._progress.refresh()
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", self.total_train_batches)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:  # fmt: skip
+        self._advance(batch, batch_idx + 1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+        if self._enabled:
+            metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+            shown = "  ".join(f"{k} {v:.4f}" for k, v in sorted(metrics.items()) if not k.endswith("top5"))
+            seconds = time.perf_counter() - self._started
+            rate = f"{self._images / seconds:,.0f} images/s" if seconds else ""
+            self.console.print(
+                f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  {shown}  {rate}", highlight=False
+            )
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open("test", sum(trainer.num_test_batches))
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,
+                          batch_idx: int, dataloader_idx: int = 0) -> None:  # fmt: skip
+        self._advance(batch, batch_idx + 1)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+
+def print_summary(rows: list[Any], console: Console) -> None:
+    """Print a network's layer table: output shape, parameters and multiply-adds of every layer that has any."""
+    table = Table("layer", "type", "output", "parameters", "multiply-adds", box=None, pad_edge=False)
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for row in rows:
+        if row.parameters:
+            shape = " x ".join(map(str, row.output_shape))
+            table.add_row(row.name, row.type, shape, f"{row.parameters:,}", f"{row.multiply_adds:,}")
+    total = f"{sum(r.parameters for r in rows):,}", f"{sum(r.multiply_adds for r in rows):,}"
+    table.add_row("total", "", "", *total)
+    console.print(table, highlight=False)

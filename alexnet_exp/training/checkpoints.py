@@ -1,0 +1,133 @@
+"""Checkpoints that are whole or not there: written beside, synced, renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from alexnet_exp.errors import UserError
+
+FORMAT = 1
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's reader and writer of checkpoint files, made safe."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(path, map_location)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this package; never runs code from the file.
+
+    Raises:
+        UserError: If the file is not there, is damaged, holds more than tensors and plain values, or is foreign.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"There is no checkpoint {path}.")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors and plain values "
+            f"({type(error).__name__})."
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "config" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint of alexnet_exp: it has no config; weights= takes plain weights.")
+    return checkpoint
+
+
+class BestAndLast(Checkpoint):
+    """Write last.ckpt after every epoch, and keep the best by one metric as best.ckpt.
+
+    Args:
+        directory: Where the two files go.
+        monitor: Metric that decides; where it is not measured (no validation), the best is the last.
+        mode: 'max' or 'min'.
+        every_n_steps: Write last.ckpt after so many optimizer steps, too.
+    """
+
+    def __init__(
+        self, directory: str | Path, monitor: str, mode: str = "max", every_n_steps: int | None = None
+    ) -> None:
+        self.directory = Path(directory)
+        self.monitor, self.sign = monitor, 1.0 if mode == "max" else -1.0
+        self.every_n_steps = every_n_steps
+        self.best: dict[str, float] | None = None  # value, epoch, step
+
+    @property
+    def last_path(self) -> Path:
+        return self.directory / "last.ckpt"
+
+    @property
+    def best_path(self) -> Path:
+        return self.directory / "best.ckpt"
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            pl_module.check_finite()  # type: ignore[operator]
+            trainer.save_checkpoint(self.last_path)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run:
+            return
+        better = self._is_better(trainer, pl_module)
+        trainer.save_checkpoint(self.last_path)
+        if better and trainer.is_global_zero:
+            _link(self.last_path, self.best_path)
+
+    def _is_better(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        value = trainer.callback_metrics.get(self.monitor)
+        epoch = pl_module.epochs_done
+        if value is None:
+            if "val/loss" in trainer.callback_metrics:
+                known = ", ".join(sorted(trainer.callback_metrics))
+                raise UserError(f"callbacks.checkpoint.monitor={self.monitor} is not measured; there are {known}.")
+            return True  # no validation: best is last
+        if self.best is not None and self.sign * float(value) <= self.sign * self.best["value"]:
+            return False
+        self.best = {"value": float(value), "epoch": epoch, "step": trainer.global_step}  # type: ignore[dict-item]
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": dict(self.best) if self.best else None, "directory": str(self.directory)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A new run has no best.ckpt yet: its best counts from its own first epoch.
+        self.best = state_dict["best"] if self.best_path.exists() else None
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source` at once; copies where the file system has no hard links."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

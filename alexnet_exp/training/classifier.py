@@ -1,0 +1,196 @@
+"""The LightningModule: cross-entropy on logits, metrics on the device, read once an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from alexnet_exp.data.loaders import Batch
+from alexnet_exp.data.randomness import mix
+from alexnet_exp.errors import UserError
+from alexnet_exp.training.meters import ClassificationMeter
+from alexnet_exp.training.optimizers import build_optimizer
+from alexnet_exp.training.outcomes import Outcomes
+from alexnet_exp.training.schedules import RunLength, build_schedule
+
+
+class ImageClassifier(lightning.LightningModule):
+    """Trains any network that maps images to logits.
+
+    Metrics: `train/loss`, `train/top1`, `val/...`, `test/...` (and top5 for more than five classes) once an epoch;
+    `train/loss_step` every `log_every_n_steps`.
+
+    Args:
+        model: Maps (N, C, H, W) float to logits (N, K).
+        classes: K names.
+        optimizer: Keys of conf/optimizer.
+        scheduler: Keys of conf/scheduler.
+        label_smoothing: Share of the target spread over all classes, in training only.
+        seed: Of dropout; the random state of a step depends on (seed, step, rank) alone.
+        embed: Plain values that every checkpoint carries (config, preprocessing).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        classes: Sequence[str],
+        optimizer: Mapping[str, Any],
+        scheduler: Mapping[str, Any] | None = None,
+        label_smoothing: float = 0.0,
+        seed: int = 0,
+        embed: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.classes = tuple(classes)
+        self.optimizer_config, self.scheduler_config = dict(optimizer), dict(scheduler or {"name": "none"})
+        self.label_smoothing, self.seed = label_smoothing, seed
+        self.embed = dict(embed or {})
+        self.train_meter = ClassificationMeter(len(classes))
+        self.val_meter = ClassificationMeter(len(classes))
+        self.test_meter = ClassificationMeter(len(classes), confusion=True)
+        self.outcomes = Outcomes()
+        self.test_split = "test"  # another split is looked at without being reported as a test
+        self.reported: dict[str, float] = {}  # the latest value of every metric
+        self.step_loss: Tensor | None = None  # of this rank's last batch; reading it syncs the device
+        self._first_bad_step: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+    # ---------------------------------------------------------------------------------------- steps
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout is a function of the step, so that a resumed run draws what the first would have drawn.
+        seed = mix("step", self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        logits = self.model(batch.images)
+        losses = functional.cross_entropy(
+            logits, batch.labels, reduction="none", label_smoothing=self.label_smoothing
+        )[: batch.size]
+        # DDP averages gradients over ranks; this makes that average the gradient of the global batch's mean.
+        loss = losses.sum() * (self.trainer.world_size / batch.global_size)
+        self.train_meter.update(losses, logits[: batch.size], batch.labels[: batch.size])
+        self._watch(loss.detach())
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.outcomes.add(batch, self._evaluate("test", batch))
+
+    def _evaluate(self, split: str, batch: Batch) -> Tensor:
+        logits = self.model(batch.images)[: batch.size].float()
+        labels = batch.labels[: batch.size]
+        self._meter(split).update(functional.cross_entropy(logits, labels, reduction="none"), logits, labels)
+        return logits
+
+    def _meter(self, split: str) -> ClassificationMeter:
+        return {"train": self.train_meter, "val": self.val_meter, "test": self.test_meter}[split]
+
+    # ---------------------------------------------------------------------------------------- non-finite loss
+
+    def _watch(self, loss: Tensor) -> None:
+        """Remember the first step whose loss is not finite, without waiting for the device."""
+        self.step_loss = loss
+        step = self.trainer.fit_loop.total_batch_idx
+        if self._first_bad_step is None:
+            self._first_bad_step = torch.full((), -1, dtype=torch.long, device=loss.device)
+        here = torch.isfinite(loss) | (self._first_bad_step >= 0)
+        self._first_bad_step = torch.where(here, self._first_bad_step, step)
+        if loss.device.type == "cpu":
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Stop the run if a loss was NaN or infinite; waits for the device.
+
+        Raises:
+            UserError: Names the step.
+        """
+        if self._first_bad_step is not None and (step := int(self._first_bad_step)) >= 0:
+            raise UserError(
+                f"The loss is not finite at step {step} (epoch {self.current_epoch}); training stopped and the last "
+                "checkpoint is from before. Try a lower optimizer.lr, trainer.gradient_clip_val=1 or "
+                "trainer.detect_anomaly=true."
+            )
+
+    # ---------------------------------------------------------------------------------------- once an epoch
+
+    def on_train_epoch_end(self) -> None:
+        self.check_finite()
+        self._report("train")
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            monitor = self.scheduler_config["monitor"]
+            value = self.trainer.callback_metrics.get(monitor)
+            if value is None:
+                known = ", ".join(sorted(self.trainer.callback_metrics))
+                raise UserError(f"scheduler.monitor={monitor} is not measured in this run; it has {known}.")
+            scheduler.step(value)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        meter = self.test_meter
+        if self.test_split == "test":
+            self._report("test")
+        else:
+            meter.compute()
+        self.outcomes.confusion = meter.confusion_counts
+
+    def _report(self, split: str) -> None:
+        """Read a meter, give its values to callbacks and loggers, and reset it."""
+        meter = self._meter(split)
+        values = {f"{split}/{name}": value for name, value in meter.compute().items()}
+        meter.reset()
+        # Lightning keeps these for callbacks; the loggers get them here, in one row with our own epoch count.
+        self.log_dict({k: torch.tensor(v) for k, v in values.items()}, logger=False)
+        self.reported |= values
+        self.log_row(values)
+
+    def log_row(self, values: Mapping[str, float]) -> None:
+        """Write one row to every logger; `epoch` counts the finished epochs."""
+        if values and not self.trainer.sanity_checking:
+            for logger in self.trainer.loggers:
+                logger.log_metrics({"epoch": self.epochs_done, **values}, step=self.global_step)
+
+    @property
+    def epochs_done(self) -> int:
+        """Return how many epochs have been trained, the one that ends just now included."""
+        loop = self.trainer.fit_loop.epoch_loop
+        batches = self.trainer.num_training_batches
+        ended = loop.batch_progress.current.ready >= batches and self.trainer.state.fn == "fit"
+        return self.trainer.fit_loop.epoch_progress.current.completed + int(ended)
+
+    # ---------------------------------------------------------------------------------------- set-up
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.model, self.optimizer_config)
+        steps = int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs or 1
+        length = RunLength(steps, max(1, steps // epochs if epochs > 0 else steps))
+        schedule = build_schedule(optimizer, self.scheduler_config, length)
+        return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        sums = self.all_gather(self.train_meter.state().to(self.device)).reshape(-1, 4).cpu()
+        checkpoint.update(self.embed, classes=list(self.classes), train_sums=sums)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        sums = checkpoint["train_sums"]  # (ranks, 4)
+        if len(sums) != self.trainer.world_size:  # another number of devices: the first carries all
+            sums = functional.pad(sums.sum(0, keepdim=True), (0, 0, 0, self.trainer.world_size - 1))
+        self.train_meter.restore(sums[self.global_rank])

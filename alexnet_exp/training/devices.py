@@ -1,0 +1,173 @@
+"""Several devices on one machine: one process for each, started by us rather than by re-running the command line.
+
+Lightning starts its processes by repeating sys.argv, which under Hydra's -m is the whole sweep. Ours read the run's own
+config.yaml, so every rank has the same settings by construction. They start before torch is imported here, so that all
+import at the same time, and wait for our word that the data is there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from alexnet_exp.errors import UserError
+
+# Set by a launcher that has already started a process for every device: torchrun, SLURM, or this module.
+_EXTERNAL = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID")
+_SET_HERE = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def started_externally() -> bool:
+    """Return whether this process is one of several that something else has started."""
+    return any(name in os.environ for name in _EXTERNAL)
+
+
+def is_first_rank() -> bool:
+    """Return whether this process speaks for the run, before any process group exists."""
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
+    return all(rank == "0" for rank in ranks)
+
+
+def count_devices(trainer: Mapping[str, Any]) -> int:
+    """Return how many devices of this machine the trainer settings ask for.
+
+    Raises:
+        UserError: If they do not exist.
+    """
+    if isinstance(trainer["devices"], int) and trainer["devices"] > 0 and trainer["accelerator"] == "cpu":
+        return trainer["devices"]  # known without importing torch
+    from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    try:
+        connector = _AcceleratorConnector(
+            accelerator=trainer["accelerator"], devices=trainer["devices"], num_nodes=trainer["num_nodes"]
+        )
+        return len(connector._parallel_devices)
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"trainer.accelerator={trainer['accelerator']} trainer.devices={trainer['devices']}: {reason}"
+        ) from error
+
+
+class Ranks:
+    """The other processes of a run on this machine; a context manager that never leaves one behind.
+
+    Args:
+        run_dir: Holds config.yaml, from which the processes read the settings.
+        count: Devices, this process's own included.
+        num_nodes: Machines.
+        on_failure: Told the last words of a rank that failed while the others wait for it.
+    """
+
+    def __init__(
+        self, run_dir: Path, count: int, num_nodes: int = 1, on_failure: Callable[[str], Any] = print
+    ) -> None:
+        self.run_dir, self.count, self.num_nodes, self.on_failure = run_dir, count, num_nodes, on_failure
+        self._children: list[subprocess.Popen] = []
+        self._errors: list[IO[bytes]] = []
+        self._saved: dict[str, str | None] = {}
+        self._closing = threading.Event()
+
+    def __enter__(self) -> Ranks:
+        if self.count > 1:
+            self._saved = {name: os.environ.get(name) for name in _SET_HERE}
+            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+            os.environ.setdefault("MASTER_PORT", str(_free_port()))
+            os.environ.setdefault("NODE_RANK", "0")
+            os.environ["WORLD_SIZE"] = str(self.count * self.num_nodes)
+            os.environ["LOCAL_RANK"] = "0"
+            for rank in range(1, self.count):
+                self._start(rank)
+            threading.Thread(target=self._watch, daemon=True, name="rank-watch").start()
+        return self
+
+    def _start(self, rank: int) -> None:
+        errors = tempfile.TemporaryFile()
+        self._errors.append(errors)
+        self._children.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "alexnet_exp.runs.rank", str(self.run_dir), str(os.getpid())],
+                env={**os.environ, "LOCAL_RANK": str(rank)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
+        )
+
+    def go(self) -> None:
+        """Tell the processes that the data is ready."""
+        for child in self._children:
+            assert child.stdin is not None
+            try:
+                child.stdin.write(b"go\n")
+                child.stdin.flush()
+            except BrokenPipeError:
+                continue  # it has died; the watch says why
+
+    def failure(self) -> str | None:
+        """Return the last words of the first process that failed, or None."""
+        for rank, (child, errors) in enumerate(zip(self._children, self._errors, strict=True), start=1):
+            if child.poll() not in (None, 0):
+                errors.seek(0)
+                lines = errors.read().decode(errors="replace").strip().splitlines()
+                return lines[-1] if lines else f"Rank {rank} ended with exit code {child.returncode}."
+        return None
+
+    def _watch(self) -> None:
+        """End this process if another rank fails and a collective operation does not notice."""
+        while not self._closing.wait(0.5):
+            error = self.failure()
+            if error is None:
+                continue
+            if not self._closing.wait(20.0):
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                self.on_failure(error)
+                for child in self._children:
+                    child.kill()
+                os._exit(1)  # the main thread hangs in a collective operation that nothing else ends
+            return
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._closing.set()
+        deadline = time.monotonic() + (20.0 if exc_info[0] is None else 3.0)
+        for child in self._children:
+            if exc_info[0] is not None and child.poll() is None:
+                child.terminate()
+            try:
+                child.wait(max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            assert child.stdin is not None
+            child.stdin.close()
+        for errors in self._errors:
+            errors.close()
+        for name, value in self._saved.items():
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask Linux to end this process when `parent` dies; end now if it is already gone."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("The process that started this rank is gone.")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,104 @@
+"""Starting from something: whole checkpoints, or network weights alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.training.checkpoints import read_checkpoint
+from alexnet_exp.training.classifier import ImageClassifier
+
+
+def find_checkpoint(source: str | os.PathLike[str], name: str) -> Path:
+    """Return the file that `source` means: itself, or checkpoints/`name` of a run directory.
+
+    Raises:
+        UserError: If there is none.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        return path
+    for candidate in (path / "checkpoints" / name, path / name):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"{path} has no checkpoints/{name}.")
+
+
+def read_for(source: str | os.PathLike[str], name: str) -> tuple[Path, dict[str, Any]]:
+    """Find and read a checkpoint; see `find_checkpoint` and `read_checkpoint`."""
+    path = find_checkpoint(source, name)
+    return path, read_checkpoint(path)
+
+
+def check_same_network(classifier: ImageClassifier, checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of another architecture.
+
+    Raises:
+        UserError: Names the first parameter that does not match.
+    """
+    problem = _first_mismatch(classifier.state_dict(), checkpoint["state_dict"])
+    if problem:
+        raise UserError(f"{path} is of another network: {problem}.")
+
+
+def _first_mismatch(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str | None:
+    for name in ours:
+        if name not in theirs:
+            return f"it has no {name}"
+        if ours[name].shape != theirs[name].shape:
+            return f"{name} is {tuple(theirs[name].shape)} there and {tuple(ours[name].shape)} here"
+    extra = next((name for name in theirs if name not in ours), None)
+    return f"{extra} is not in this network" if extra else None
+
+
+def load_weights(classifier: ImageClassifier, source: str) -> str:
+    """Put the network weights of a checkpoint, a run directory or a plain state dict into a network.
+
+    Args:
+        classifier: Changed in place.
+        source: What the user typed.
+
+    Returns:
+        A line that says what was loaded, and whether the last layer was replaced.
+
+    Raises:
+        UserError: If the file cannot be read or does not fit.
+    """
+    path = find_checkpoint(source, "best.ckpt")
+    weights = _network_weights(path)
+    model = classifier.model
+    last = _last_layer(model)
+    replaced = ""
+    name = f"{last}.weight"
+    if name in weights and len(weights[name]) != len(model.get_parameter(name)):
+        replaced = f"; {last} is new: {len(weights[name])} classes there, {len(model.get_parameter(name))} here"
+        weights = {**weights, **{k: v for k, v in model.state_dict().items() if k.startswith(f"{last}.")}}
+    problem = _first_mismatch(model.state_dict(), weights)
+    if problem:
+        raise UserError(f"{path} is of another network: {problem}.")
+    model.load_state_dict(weights)
+    return f"Weights from {path}{replaced}."
+
+
+def _network_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"There is no file {path}; weights= takes a checkpoint, a run directory or none.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: it holds more than tensors, or is damaged.") from error
+    if isinstance(content, dict) and "state_dict" in content:
+        content = {k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")}
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"{path} holds no weights: a dictionary of tensors is needed.")
+    return content
+
+
+def _last_layer(model: nn.Module) -> str:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def real_data_dir() -> Path:
+    """The folder with the real data sets; the test is skipped where there is none."""
+    typed = os.environ.get("ALEXNET_DATA_DIR")
+    folder = Path(typed) if typed else Path(__file__).parents[3] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data: neither ALEXNET_DATA_DIR nor {folder} is there")
+    return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every attempt to open a connection or to look up a name fail the way a missing network does."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)

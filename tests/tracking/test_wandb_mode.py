@@ -1,0 +1,162 @@
+"""Online or offline: decided without a question and without a long wait."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import logging
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from read_wandb import finished
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.wandb_logger import WandbTracker
+from alexnet_exp.tracking.wandb_mode import choose_mode, server_answers
+
+pytestmark = pytest.mark.usefixtures("no_account")
+Make = Callable[..., WandbTracker]
+CLOSED_URL = "http://127.0.0.1:9"  # as in conftest.py: nobody listens there
+KEY = "0123456789" * 4
+
+
+def test_auto_without_a_key_is_offline_and_says_how_to_sync(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, tracker: Make
+) -> None:
+    caplog.set_level(logging.INFO)
+    logger = tracker(tmp_path / "a run", mode="auto")
+    logger.finish()
+    assert logger.mode == "offline"
+    assert "no API key" in caplog.text
+    assert f"wandb sync '{logger.run_dir_sync}'" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["auto", "online"])
+def test_an_unreachable_server_means_offline_within_seconds(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    mode: str,
+    tracker: Make,
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    caplog.set_level(logging.INFO)
+    start = time.monotonic()
+    logger = tracker(tmp_path, mode=mode)
+    assert time.monotonic() - start < 15
+    assert logger.mode == "offline"
+    assert f"{CLOSED_URL} did not answer" in caplog.text
+    logger.log_metrics({"lr": 0.5}, step=0)
+    assert finished(logger).metric_rows() == [{"lr": 0.5, "step": 0}]
+
+
+@pytest.fixture
+def refusing_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server that is there, and knows none of the keys that it is shown."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(404)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"] or 0))
+            answer = json.dumps({"errors": [{"message": "user is not logged in"}], "data": None}).encode()
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield url
+        server.shutdown()
+
+
+def test_auto_goes_on_offline_when_the_server_refuses(
+    tmp_path: Path, refusing_server: str, tracker: Make
+) -> None:
+    assert server_answers(refusing_server)
+    logger = tracker(tmp_path, mode="auto", run_id="abcd1234")
+    logger.log_metrics({"lr": 0.5}, step=0)
+    assert logger.mode == "offline"
+    run = finished(logger)
+    assert (run.run_id, run.metric_rows()) == ("abcd1234", [{"lr": 0.5, "step": 0}])
+    assert len(list(tmp_path.glob("wandb/*run-*-*/*.wandb"))) == 1  # nothing is left of the attempt
+
+
+def test_online_with_a_key_that_the_server_refuses_is_an_error(
+    tmp_path: Path, refusing_server: str, tracker: Make
+) -> None:
+    with pytest.raises(UserError, match="wandb login"):
+        tracker(tmp_path, mode="online")
+
+
+def test_online_without_a_key_is_an_error_that_names_both_ways_out(tmp_path: Path, tracker: Make) -> None:
+    with pytest.raises(UserError, match=r"wandb login.*mode=offline"):
+        tracker(tmp_path / "run", mode="online")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "mode"), [("offline", "offline"), ("dryrun", "offline"), ("disabled", "disabled")]
+)
+def test_auto_follows_the_environment(monkeypatch: pytest.MonkeyPatch, value: str, mode: str) -> None:
+    monkeypatch.setenv("WANDB_MODE", value)
+    assert choose_mode("auto").mode == mode
+    assert f"WANDB_MODE={value}" in choose_mode("auto").reason
+
+
+def test_a_typed_mode_beats_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert choose_mode("offline").mode == "offline"
+
+
+def test_auto_follows_the_command_wandb_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = tmp_path / "home" / ".config" / "wandb" / "settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[default]\nmode = offline\n")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr("alexnet_exp.tracking.wandb_mode.server_answers", lambda url: True)
+    assert choose_mode("auto").mode == "offline"
+    assert choose_mode("online").mode == "online"
+
+
+def test_a_key_in_netrc_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("alexnet_exp.tracking.wandb_mode.server_answers", lambda url: True)
+    assert choose_mode("auto").mode == "offline"
+    (tmp_path / "netrc").write_text(f"machine 127.0.0.1:9 login user password {KEY}\n")
+    assert choose_mode("auto").mode == "online"
+
+
+def test_a_server_that_never_answers_costs_no_more_than_the_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        assert not server_answers(f"http://127.0.0.1:{silent.getsockname()[1]}", seconds=0.3)
+        assert time.monotonic() - start < 1.5
+
+
+@pytest.mark.parametrize("source", ["argument", "environment"])
+def test_an_unknown_mode_is_an_error(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    if source == "environment":
+        monkeypatch.setenv("WANDB_MODE", "ofline")
+    with pytest.raises(UserError, match=r"ofline .*is not one of"):
+        choose_mode("ofline" if source == "argument" else "auto")
+
+
+def test_a_missing_package_is_an_error_that_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        choose_mode("auto")
+    assert choose_mode("disabled").mode == "disabled"  # needs no package
