@@ -132,8 +132,6 @@ def _features(net: spec.AlexNetConfig) -> tuple[nn.Sequential, int, int]:
 
 def _convolution(name: str, layer: spec.ConvLayer, channels: int, size: int) -> nn.Module:
     where = f"model.features.{name}"
-    if layer.out_channels < 1:
-        raise UserError(f"{where}.out_channels must be given and positive.")
     if channels % layer.groups or layer.out_channels % layer.groups:
         raise UserError(
             f"{where}.groups={layer.groups} does not divide its {channels} input and {layer.out_channels} "

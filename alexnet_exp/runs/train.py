@@ -44,11 +44,12 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
         run.begin()
         run.write_settings(config, overrides)
         console = Console(soft_wrap=True)
-        console.print(f"run directory: {run_dir}", highlight=False)
+        shown = _relative(run_dir)
+        console.print(f"run directory: {shown}", highlight=False)
         with logging_to(run_dir / "train.log"):
             result = _Session(run, config, overrides, command, console).go()
-        console.print(f"report:        {run_dir / 'report.html'}", highlight=False)
-        console.print(f"run directory: {run_dir}", highlight=False)
+        console.print(f"report:        {shown / 'report.html'}", highlight=False)
+        console.print(f"run directory: {shown}", highlight=False)
     return result
 
 
@@ -136,6 +137,11 @@ class _Session:
             make_report(self.run, self.fit, result)
         self.run.write_result(result)
         return result
+
+
+def _relative(path: Path) -> Path:
+    """Return a path as short as the user can use it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 @contextlib.contextmanager

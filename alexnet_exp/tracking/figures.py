@@ -22,6 +22,7 @@ from alexnet_exp.tracking.pictures import (
     filter_grid,
     grouping,
     is_picture_of_filters,
+    needs_white_text,
 )
 from alexnet_exp.tracking.records import Row, finite, replacing, series
 
@@ -182,7 +183,7 @@ def _write_counts(axes: Axes, confusion: np.ndarray) -> None:
     size = 9 if len(confusion) <= 12 else 6
     for (i, j), count in np.ndenumerate(confusion):
         if count:
-            colour = "white" if shades[i, j] > 0.55 else INK
+            colour = "white" if needs_white_text(shades[i, j], i == j) else INK
             axes.text(j, i, str(count), ha="center", va="center", color=colour, fontsize=size)
 
 

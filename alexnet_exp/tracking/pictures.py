@@ -79,6 +79,11 @@ def confusion_shades(confusion: np.ndarray) -> np.ndarray:
     return np.where(diagonal, shares, mistakes)
 
 
+def needs_white_text(shade: float, hit: bool) -> bool:
+    """Return whether white is easier to read than black on a confusion cell of this shade."""
+    return shade > (0.8 if hit else 0.93)
+
+
 def grouping(num_classes: int) -> int:
     """Return how many classes share a row of the picture: a lone cell among a million would not be seen."""
     return math.ceil(num_classes / MAX_CELLS)

@@ -7,7 +7,7 @@ import io
 
 from alexnet_exp.tracking.evaluation import ClassScore, Evaluation, Sample
 from alexnet_exp.tracking.markup import Html, join, percent, tag
-from alexnet_exp.tracking.pictures import confusion_shades, data_uri
+from alexnet_exp.tracking.pictures import confusion_shades, data_uri, needs_white_text
 
 MAX_MATRIX_CLASSES = 50
 MAX_NUMBERED_CLASSES = 25
@@ -52,7 +52,7 @@ def _cell(evaluation: Evaluation, i: int, j: int, shade: float, share: float, nu
     count = int(evaluation.confusion[i, j])
     if not count:
         return tag("td")
-    kind = ("hit" if i == j else "miss") + (" deep" if shade > 0.55 else "")
+    kind = ("hit" if i == j else "miss") + (" deep" if needs_white_text(shade, i == j) else "")
     pair = f"{evaluation.classes[i]} → {evaluation.classes[j]}"
     outcome = f"{pair}: {count:,} ({percent(share, 1)} of the true class)"
     text = "" if not numbered else str(count) if count < 10_000 else f"{count // 1000}k"
@@ -129,7 +129,6 @@ def _card(sample: Sample, classes: list[str]) -> Html:
         src=data_uri(sample.image),
         alt=f"{true}, predicted {predicted}",
         class_="pixels" if small else None,
-        loading="lazy",
     )
     said = tag(
         "span", tag("b", predicted), " ", percent(sample.probability, 1), class_="right" if right else "wrong"

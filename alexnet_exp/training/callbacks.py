@@ -80,6 +80,7 @@ class Bar(ProgressBar):
         self._task: TaskID | None = None
         self._drawn = self._started = 0.0
         self._images = 0
+        self._ended: tuple[int, float] | None = None  # epoch and images per second, until its line is printed
 
     def disable(self) -> None:  # Lightning calls it on every rank but the first
         self._enabled = False
@@ -120,6 +121,7 @@ class Bar(ProgressBar):
             self._progress = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._print_epoch(trainer, pl_module)
         self._open(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", self.total_train_batches)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,
@@ -128,14 +130,19 @@ class Bar(ProgressBar):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
-        if self._enabled:
-            metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-            shown = "  ".join(f"{k} {v:.4f}" for k, v in sorted(metrics.items()) if not k.endswith("top5"))
-            seconds = time.perf_counter() - self._started
-            rate = f"{self._images / seconds:,.0f} images/s" if seconds else ""
-            self.console.print(
-                f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  {shown}  {rate}", highlight=False
-            )
+        # The epoch's own metrics are not read yet: callbacks come before the module. Its line is printed later.
+        self._ended = (trainer.current_epoch + 1, self._images / (time.perf_counter() - self._started))
+
+    def _print_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._ended is None or not self._enabled:
+            return
+        epoch, rate = self._ended
+        self._ended = None
+        shown = _shown(pl_module.reported, ("train", "val"))  # type: ignore[arg-type]
+        self.console.print(f"epoch {epoch:>3}/{trainer.max_epochs}  {shown}  {rate:,.0f} images/s", highlight=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._print_epoch(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._open("test", sum(trainer.num_test_batches))
@@ -146,9 +153,16 @@ class Bar(ProgressBar):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
+        if self._enabled and (shown := _shown(pl_module.reported, ("test",))):  # type: ignore[arg-type]
+            self.console.print(f"test           {shown}", highlight=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
+
+
+def _shown(metrics: dict[str, float], splits: tuple[str, ...]) -> str:
+    names = [f"{split}/{name}" for split in splits for name in ("loss", "top1")]
+    return "  ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
 
 
 def print_summary(rows: list[Any], console: Console) -> None:

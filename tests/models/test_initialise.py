@@ -1,0 +1,111 @@
+"""Where weights and biases start."""
+
+from __future__ import annotations
+
+import math
+
+import published
+import pytest
+import torch
+from torch import nn
+
+from alexnet_exp import create_model
+from alexnet_exp.models import AlexNet
+
+LAYERS = {"conv2": (128, 64, 3), "conv3": (96, 128, 3), "fc6": (256, 864), "fc8": (200, 256)}
+
+
+def network(init: str) -> AlexNet:
+    """Return a small network that has a layer of every kind the schemes tell apart."""
+    torch.manual_seed(0)
+    features = {
+        "conv1": {"out_channels": 64, "kernel_size": 3},
+        "conv2": {"out_channels": 128, "kernel_size": 3},
+        "conv3": {"out_channels": 96, "kernel_size": 3},
+    }
+    classifier: dict[str, dict[str, int]] = {"fc6": {"out_features": 256}, "fc8": {}}
+    return AlexNet(input_size=9, num_classes=200, init=init, features=features, classifier=classifier)
+
+
+def layer(net: nn.Module, name: str) -> nn.Module:
+    return net.get_submodule(f"classifier.{name}" if name.startswith("fc") else f"features.{name}")
+
+
+def assert_normal(weight: torch.Tensor, std: float) -> None:
+    """Check mean, standard deviation and tails, each within five standard errors."""
+    count = weight.numel()
+    assert abs(weight.std().item() / std - 1) < 5 / math.sqrt(2 * count)
+    assert abs(weight.mean().item()) < 5 * std / math.sqrt(count)
+    assert weight.abs().max() > 3 * std  # neither uniform nor cut at two standard deviations
+
+
+def assert_uniform(values: torch.Tensor, bound: float) -> None:
+    assert values.abs().max() <= bound
+    assert values.abs().max() > 0.9 * bound
+    assert abs(values.std().item() / (bound / math.sqrt(3)) - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("init", "name", "std", "bias"),
+    [
+        ("normal", "conv2", 0.01, 0.0),
+        ("normal", "fc6", 0.01, 0.0),
+        ("paper", "conv2", 0.01, 1.0),
+        ("paper", "conv3", 0.01, 0.0),
+        ("paper", "fc6", 0.01, 1.0),
+        ("paper", "fc8", 0.01, 0.0),
+        ("original", "conv2", 0.01, 1.0),
+        ("original", "conv3", 0.03, 0.0),
+        ("original", "fc6", 0.01, 1.0),
+        ("caffe", "conv2", 0.01, 0.1),
+        ("caffe", "fc6", 0.005, 0.1),
+        ("caffe", "fc8", 0.01, 0.0),
+        ("he", "conv3", math.sqrt(2 / (128 * 9)), 0.0),
+        ("he", "fc8", math.sqrt(2 / 256), 0.0),
+    ],
+)
+def test_gaussian_schemes(init: str, name: str, std: float, bias: float):
+    module = layer(network(init), name)
+    assert_normal(module.weight, std)
+    assert (module.bias == bias).all()
+
+
+def test_keras_is_glorot_uniform_without_biases():
+    net = network("keras")
+    assert_uniform(layer(net, "conv2").weight, math.sqrt(6 / (64 * 9 + 128 * 9)))
+    assert_uniform(layer(net, "fc8").weight, math.sqrt(6 / (256 + 200)))
+    assert not any(layer(net, name).bias.any() for name in LAYERS)
+
+
+def test_torch_is_torchs_own():
+    net = network("torch")
+    assert_uniform(layer(net, "conv2").weight, 1 / math.sqrt(64 * 9))
+    assert_uniform(layer(net, "conv2").bias, 1 / math.sqrt(64 * 9))
+    assert_uniform(layer(net, "fc6").weight, 1 / math.sqrt(96 * 9))
+
+
+@pytest.mark.parametrize(("init", "fan"), [("he", 16 * 9), ("torch", 16 * 9)])
+def test_untied_weights_count_the_inputs_of_one_position(init: str, fan: int):
+    torch.manual_seed(0)
+    features = {"conv1": {"out_channels": 16}, "local2": {"out_channels": 32, "padding": 1, "local": True}}
+    net = AlexNet(input_size=8, init=init, features=features, classifier={"fc8": {}}, num_classes=3)
+    if init == "he":
+        assert_normal(net.features.local2.weight, math.sqrt(2 / fan))
+    else:
+        assert_uniform(net.features.local2.weight, 1 / math.sqrt(fan))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name.startswith("convnet") or "cifar" in name else pytest.mark.slow)
+        for name in sorted(published.INITIAL)
+    ],
+)
+def test_published_networks_start_as_published(name: str):
+    torch.manual_seed(0)
+    net = create_model(name)
+    for layer_name, (std, bias) in published.INITIAL[name].items():
+        module = layer(net, layer_name)
+        assert_normal(module.weight, std)
+        assert (module.bias == bias).all()

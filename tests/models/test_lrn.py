@@ -1,0 +1,139 @@
+"""Local response normalisation: exact, in every layout and precision, and lean in the backward pass."""
+
+from __future__ import annotations
+
+import pytest
+import slow_reference
+import torch
+from torch import nn
+
+from alexnet_exp.models import LocalResponseNorm
+from alexnet_exp.models.layers import local_response_norm, lrn
+
+CONSTANTS = [
+    (5, 1e-4, 0.75, 2.0),  # the original
+    (5, 5e-4, 0.75, 2.0),  # the paper's formula
+    (9, 1e-3, 0.75, 1.0),  # cuda-convnet, TensorFlow's tutorial
+    (11, 11.0, 0.5, 1.0),  # TensorFlow's defaults
+    (4, 0.5, 0.6, 1.5),  # an even window and an exponent that needs pow
+    (1, 2.0, 0.75, 1.0),
+]
+
+
+def images(*shape: int, scale: float = 3.0) -> torch.Tensor:
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("constants", CONSTANTS)
+def test_lrn_matches_a_loop_over_the_formula_in_float64(constants: tuple[int, float, float, float]):
+    x = images(2, 7, 3, 2)
+    expected = torch.from_numpy(slow_reference.lrn(x.numpy(), *constants))
+    torch.testing.assert_close(LocalResponseNorm(*constants)(x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(local_response_norm(x, *constants), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("constants", CONSTANTS)
+def test_lrn_and_its_gradient_match_torch(constants: tuple[int, float, float, float]):
+    x, grad = images(3, 12, 4, 5).requires_grad_(), images(3, 12, 4, 5)
+    expected = nn.LocalResponseNorm(*constants)(x)
+    (expected_grad,) = torch.autograd.grad(expected, x, grad)
+    ours = LocalResponseNorm(*constants)(x)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(ours, x, grad)[0], expected_grad, rtol=1e-10, atol=1e-12)
+
+
+def test_lrn_with_undivided_alpha_is_tensorflows():
+    x = images(2, 14, 3, 3)
+    expected = slow_reference.tensorflow_lrn(x.numpy(), radius=5, bias=1.0, alpha=1.0, beta=0.5)
+    torch.testing.assert_close(LocalResponseNorm(11, 11.0, 0.5, 1.0)(x), torch.from_numpy(expected))
+    expected = slow_reference.tensorflow_lrn(x.numpy(), radius=2, bias=1.0, alpha=2e-5, beta=0.75)
+    torch.testing.assert_close(LocalResponseNorm(5, 1e-4, 0.75, 1.0)(x), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("constants", [(5, 0.3, 0.75, 2.0), (4, 0.5, 0.6, 1.5), (3, 1.0, 0.5, 1.0)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_lrn_passes_gradcheck(constants: tuple[int, float, float, float], groups: int):
+    x = images(2, 6, 2, 2, scale=1.0).requires_grad_()
+    assert torch.autograd.gradcheck(LocalResponseNorm(*constants, groups=groups), x)
+
+
+def test_towers_do_not_see_each_other():
+    x = images(2, 8, 3, 3)
+    both = LocalResponseNorm(5, 1.0, groups=2)(x)
+    alone = LocalResponseNorm(5, 1.0)
+    torch.testing.assert_close(both, torch.cat([alone(x[:, :4]), alone(x[:, 4:])], 1))
+    assert not torch.equal(both, alone(x))
+    torch.testing.assert_close(local_response_norm(x, 5, 1.0, 0.75, 2.0, groups=2), both)
+
+
+def test_a_batch_gives_the_same_in_one_piece_or_many(monkeypatch: pytest.MonkeyPatch):
+    x, grad = images(5, 6, 4, 4).requires_grad_(), images(5, 6, 4, 4)
+    norm = LocalResponseNorm(5, 1.0)
+    results = []
+    for piece in (1, 2 * 6 * 4 * 4, 2**18):  # one image, two images and a rest, all
+        monkeypatch.setattr(lrn, "_PIECE", piece)
+        out = norm(x)
+        results.append((out, torch.autograd.grad(out, x, grad)[0]))
+    for out, gradient in results[1:]:
+        torch.testing.assert_close(out, results[0][0], rtol=0, atol=0)
+        torch.testing.assert_close(gradient, results[0][1], rtol=0, atol=0)
+
+
+def test_an_empty_batch_stays_empty():
+    x = torch.empty(0, 6, 4, 4, requires_grad=True)
+    LocalResponseNorm()(x).sum().backward()
+    assert x.grad.shape == (0, 6, 4, 4)
+
+
+def test_channels_last_gives_the_same_values_and_keeps_its_layout():
+    x, grad = images(3, 8, 5, 4), images(3, 8, 5, 4)
+    norm = LocalResponseNorm(5, 1.0)
+    plain = x.clone().requires_grad_()
+    last = x.to(memory_format=torch.channels_last).requires_grad_()
+    expected, out = norm(plain), norm(last)
+    expected.backward(grad)
+    out.backward(grad)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert last.grad.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(last.grad, plain.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype):
+    x = images(2, 8, 3, 3, scale=300.0).to(dtype).requires_grad_()  # squares overflow float16
+    norm = LocalResponseNorm(5, 1e-4, 0.75, 2.0)
+    out = norm(x)
+    out.float().sum().backward()
+    wide = x.detach().float().requires_grad_()
+    exact = norm(wide)
+    exact.sum().backward()
+    assert out.dtype == x.grad.dtype == dtype
+    torch.testing.assert_close(out, exact.to(dtype), rtol=0, atol=0)
+    torch.testing.assert_close(x.grad, wide.grad.to(dtype), rtol=0, atol=0)
+
+
+def test_under_autocast_a_bfloat16_map_stays_bfloat16_and_exact():
+    x = images(2, 8, 3, 3, scale=30.0).bfloat16()
+    expected = nn.LocalResponseNorm(5, 1e-2, 0.75, 2.0)(x.float()).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = LocalResponseNorm(5, 1e-2, 0.75, 2.0)(x)
+        plain = local_response_norm(x, 5, 1e-2, 0.75, 2.0)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+    torch.testing.assert_close(plain, expected, rtol=0, atol=0)
+
+
+def test_the_backward_pass_keeps_the_input_alone():
+    x = images(2, 8, 3, 3).requires_grad_()
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+        LocalResponseNorm()(x)
+    assert sum(kept) == x.nbytes
+
+
+def test_export_uses_the_plain_form():
+    norm, x = LocalResponseNorm(5, 1.0), images(3, 8, 4, 4)
+    exported = torch.export.export(norm, (x,))
+    assert "rsqrt" in exported.graph_module.code
+    assert "autograd" not in exported.graph_module.code
+    torch.testing.assert_close(exported.module()(x), norm(x))

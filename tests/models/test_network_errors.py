@@ -1,0 +1,88 @@
+"""What a user is told when a network yaml cannot be built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from alexnet_exp import create_model
+from alexnet_exp.errors import UserError
+from alexnet_exp.models import AlexNet
+
+
+def build(conv2: dict[str, Any] | None = None, **changes: Any) -> AlexNet:
+    config: dict[str, Any] = {
+        "input_size": 16,
+        "num_classes": 5,
+        "features": {"conv1": {"out_channels": 6}, "conv2": {"out_channels": 8, **(conv2 or {})}},
+        "classifier": {"fc6": {"out_features": 7}, "fc8": {}},
+    }
+    return AlexNet(**{**config, **changes})
+
+
+@pytest.mark.parametrize(
+    ("conv2", "changes", "message"),
+    [
+        ({}, {"clasifier": {}}, r"model has no key 'clasifier'\. Did you mean classifier"),
+        ({"kernel": 3}, {}, r"model\.features\.conv2 has no key 'kernel'\. Did you mean kernel_size"),
+        ({"lrn": {"sise": 3}}, {}, r"model\.features\.conv2\.lrn has no key 'sise'\. Did you mean size"),
+        ({"then": ["rellu"]}, {}, r"model\.features\.conv2: unknown operation 'rellu'\. Did you mean relu"),
+        ({"groups": 4}, {}, r"model\.features\.conv2\.groups=4 does not divide its 6 input and 8 output"),
+        ({"then": ["lrn"], "lrn": {"groups": 3}}, {}, r"conv2: lrn\.groups=3 does not divide its 8 channels"),
+        ({"then": ["spatial_norm"], "spatial_norm": {"size": 4}}, {}, r"spatial_norm\.size must be odd, not 4"),
+        ({"then": ["avg_pool"], "avg_pool": {"padding": "same"}}, {}, r"avg_pool knows no padding 'same'"),
+        ({"out_channels": -1}, {}, r"model\.features\.conv2\.out_channels must be at least 1, not -1"),
+        ({"stride": 0}, {}, r"model\.features\.conv2\.stride must be at least 1, not 0"),
+        ({"groups": 0}, {}, r"model\.features\.conv2\.groups must be at least 1, not 0"),
+        ({"padding": "valid"}, {}, r"model\.features\.conv2\.padding must be pixels or same, not 'valid'"),
+        ({"local": True, "groups": 2}, {}, r"model\.features\.conv2: a local layer has no groups"),
+        ({}, {"num_classes": 0}, r"model\.num_classes must be at least 1, not 0"),
+        ({}, {"input_size": 0}, r"model\.input_size must be at least 1, not 0"),
+        ({}, {"init": "papper"}, r"model\.init='papper' is not known\. Did you mean paper"),
+        ({}, {"dropout_scaling": "both"}, r"model\.dropout_scaling must be train or test, not 'both'"),
+        ({}, {"input": ["max_pool"]}, r"model\.input cannot pool"),
+        ({}, {"classifier": {}}, r"model\.classifier is empty"),
+        ({}, {"classifier": {"fc6": {}, "fc8": {}}}, r"model\.classifier\.fc6: .* needs out_features"),
+        ({}, {"classifier": {"fc8": {"before": ["max_pool"]}}}, r"classifier\.fc8: max_pool needs a map"),
+        ({"stride": 8, "kernel_size": 15}, {}, r"conv2: its 15x15 kernel does not fit a 14x14 map .*input_size=17\."),
+    ],
+)
+def test_a_network_that_cannot_be_says_where_and_why(conv2: dict[str, Any], changes: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        build(conv2, **changes)
+
+
+def test_images_of_another_size_name_the_setting():
+    net = build()
+    with pytest.raises(UserError, match=r"built for 16x16 images and got 20x18: set model\.input_size"):
+        net(torch.zeros(1, 3, 20, 18))
+
+
+def test_a_fixed_last_map_takes_images_of_any_size():
+    net = build(map_size=3).eval()
+    assert net(torch.zeros(2, 3, 40, 33)).shape == (2, 5)
+
+
+def test_unknown_network_names_the_nearest():
+    with pytest.raises(UserError, match=r"no model 'alexnet_lnr'\. Did you mean alexnet_lrn"):
+        create_model("alexnet_lnr")
+
+
+def test_unknown_stem_is_refused():
+    with pytest.raises(UserError, match=r"model\.stem must be imagenet or cifar, not 'mnist'"):
+        create_model("resnet18", stem="mnist")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18_cifar"])
+def test_resnets_take_grey_images(name: str):
+    with torch.device("meta"):
+        net = create_model(name, in_channels=1, num_classes=7)
+        assert net(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+
+
+def test_a_layer_keeps_shared_settings_that_it_does_not_name():
+    net = build({"then": ["lrn", "max_pool"], "lrn": {"size": 3}, "max_pool": {"stride": 1}}, lrn={"k": 7.0})
+    assert (net.features.conv2_lrn.size, net.features.conv2_lrn.k, net.features.conv2_lrn.beta) == (3, 7.0, 0.75)
+    assert (net.features.conv2_pool.kernel_size, net.features.conv2_pool.stride) == (3, 1)
