@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from alexnet_exp.version import __version__
+
 __all__ = ["__version__", "create_model", "list_models"]
 
 if TYPE_CHECKING:

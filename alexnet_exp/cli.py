@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -17,6 +18,7 @@ USAGE = """\
 alexnet-exp VERB [key=value ...]     settings and flags of a verb: alexnet-exp VERB --help
 
   train      train and test a network: alexnet-exp train model=alexnet_lrn data=cifar10
+  models     list the networks, or the layers of one: alexnet-exp models alexnet_lrn
 """
 
 
@@ -31,52 +33,72 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
+        print(USAGE, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 1
     if arguments[0] == "--version":
-        from alexnet_exp import __version__
+        from alexnet_exp.version import __version__
 
         print(__version__)
         return 0
     if arguments[0] not in VERBS:
-        print(f"error: there is no verb {arguments[0]!r}.{nearest(arguments[0], VERBS)}\n\n{USAGE}", end="", file=sys.stderr)
+        close = nearest(arguments[0], VERBS)
+        print(
+            f"error: There is no verb {arguments[0]!r}.{close} alexnet-exp --help lists all.", file=sys.stderr
+        )
         return 1
-    return VERBS[arguments[0]](arguments[1:])
+    try:
+        return VERBS[arguments[0]](arguments[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _train(arguments: list[str]) -> int:
     def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> Any:
         from alexnet_exp.config.checks import check_config
         from alexnet_exp.runs.resume import resumed_settings
-        from alexnet_exp.runs.train import train
-        from alexnet_exp.tracking.run_directory import RunDirectory
 
-        try:
-            settings = resumed_settings(config, overrides)
-            if settings is None:
-                return None
-            config, overrides = settings
-            check_config(config)
-            return train(config, overrides, run_dir, command)
-        finally:
-            RunDirectory(run_dir).discard_if_empty()
+        settings = resumed_settings(config, overrides)
+        if settings is None:
+            return None
+        config, overrides = settings
+        check_config(config)
+        from alexnet_exp.runs.train import train  # the check needs no torch, and answers first
+
+        return train(config, overrides, run_dir, command)
+
+    from alexnet_exp.runs.resume import resumed_arguments
 
     command = shlex.join([*_program(), *arguments])
-    return run_hydra("train", task, arguments)
+    return run_hydra("train", task, resumed_arguments(arguments))
+
+
+def _models(arguments: list[str]) -> int:
+    def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> None:
+        from alexnet_exp.runs.models import models
+
+        models(**config)
+
+    return run_hydra("models", task, arguments, bare_words=("name",))
 
 
 def _program() -> list[str]:
     script = Path(sys.argv[0]).name
-    return ["python", script] if script.endswith(".py") and script != "__main__.py" else ["alexnet-exp", "train"]
+    return (
+        ["python", script] if script.endswith(".py") and script != "__main__.py" else ["alexnet-exp", "train"]
+    )
 
 
-def run_hydra(config_name: str, task: Callable[..., Any], arguments: list[str]) -> int:
+def run_hydra(
+    config_name: str, task: Callable[..., Any], arguments: list[str], bare_words: tuple[str, ...] = ()
+) -> int:
     """Compose conf/`config_name`.yaml with the arguments, and run a task with it.
 
     Args:
         config_name: Primary configuration.
         task: Called with the settings as plain values, the overrides, and the run directory.
         arguments: As typed.
+        bare_words: Keys that words without '=' are values of, in this order.
 
     Returns:
         Exit code.
@@ -87,26 +109,29 @@ def run_hydra(config_name: str, task: Callable[..., Any], arguments: list[str]) 
 
     failures: list[Exception] = []
     register()
-    sys.argv = [sys.argv[0], *prepare(arguments)]
+    typed, sys.argv = sys.argv, [sys.argv[0], *prepare(arguments, bare_words)]
     show_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole, and we say them in one line
     app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
     try:
-        app(_reporting(task, failures, show_all))()
+        app(_reporting(config_name, task, failures, show_all))()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
         if error not in failures:
-            _show(error, show_all)
+            _show(error, config_name, show_all)
         return 1
     finally:
+        sys.argv = typed
         if not show_all:
             os.environ.pop("HYDRA_FULL_ERROR", None)
     return 1 if failures else 0
 
 
-def _reporting(task: Callable[..., Any], failures: list[Exception], show_all: bool) -> Callable[[Any], Any]:
+def _reporting(
+    verb: str, task: Callable[..., Any], failures: list[Exception], show_all: bool
+) -> Callable[[Any], Any]:
     """Wrap a task for Hydra: plain settings in, errors shown where they happen and kept."""
 
     def wrapped(cfg: Any) -> Any:
@@ -116,21 +141,33 @@ def _reporting(task: Callable[..., Any], failures: list[Exception], show_all: bo
         from alexnet_exp.config.compose import plain
 
         app = HydraConfig.get()
+        run_dir = Path(app.runtime.output_dir)
         try:
-            return task(plain(cfg), list(app.overrides.task), Path(app.runtime.output_dir))
+            return task(plain(cfg), list(app.overrides.task), run_dir)
         except Exception as error:
             failures.append(error)
-            _show(error, show_all)
+            _show(error, verb, show_all)
             if app.mode == RunMode.MULTIRUN:
                 raise  # the launcher marks the job as failed and goes on with the next
             return None
+        finally:
+            _discard_empty(run_dir)
+            if app.mode == RunMode.RUN and "hydra.run.dir" not in str(app.overrides.hydra):
+                _discard_empty(run_dir.parent)  # our own folder, runs/
 
     return wrapped
 
 
-def _show(error: Exception, show_all: bool) -> None:
+def _discard_empty(directory: Path) -> None:
+    """Remove a run's directory in which nothing was written: a run refused before it began."""
+    if directory != Path.cwd():
+        with contextlib.suppress(OSError):  # it holds something, or is not there
+            directory.rmdir()
+
+
+def _show(error: Exception, verb: str, show_all: bool) -> None:
     """Print one line for a mistake of the user's, a traceback for one of ours."""
-    message = explain(error)
+    message = explain(error, verb)
     if message is None or show_all:
         import traceback
 
@@ -139,7 +176,7 @@ def _show(error: Exception, show_all: bool) -> None:
         print(f"error: {message}", file=sys.stderr)
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"train": _train}
+VERBS: dict[str, Callable[[list[str]], int]] = {"train": _train, "models": _models}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,178 +1,31 @@
-"""What every setting may be, in one table: mistakes are found from the text alone, before torch is imported."""
+"""Mistakes in the settings, found from the text alone, before torch is imported."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
+from alexnet_exp.config.command_line import GROUPS
+from alexnet_exp.config.compose import conf_dir, options
+from alexnet_exp.config.networks import check_network, unknown_in_network
+from alexnet_exp.config.rules import RULES
 from alexnet_exp.errors import UserError, nearest
-from alexnet_exp.models import spec
 
-
-@dataclass(frozen=True)
-class Rule:
-    """Which values are legal, and how to say so."""
-
-    text: str
-    legal: Callable[[Any], bool]
-
-    def __or__(self, other: Rule) -> Rule:
-        return Rule(f"{self.text}, or {other.text}", lambda v: self.legal(v) or other.legal(v))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def at_least(least: int) -> Rule:
-    return Rule(f"a whole number, {least} or more", lambda v: _is_integer(v) and v >= least)
-
-
-def number(least: float = 0.0, most: float = float("inf"), above: bool = False) -> Rule:
-    bound = f"above {least:g}" if above else f"{least:g} or more"
-    text = f"a number {bound}" + (f" and at most {most:g}" if most != float("inf") else "")
-    return Rule(text, lambda v: _is_number(v) and (v > least if above else v >= least) and v <= most)
-
-
-def choice(*values: str) -> Rule:
-    return Rule("one of " + ", ".join(values), lambda v: v in values)
-
-
-def list_of(rule: Rule) -> Rule:
-    return Rule(f"a list, each {rule.text}", lambda v: isinstance(v, list) and all(rule.legal(x) for x in v))
-
-
-null = Rule("null", lambda v: v is None)
-flag = Rule("true or false", lambda v: isinstance(v, bool))
-text = Rule("text", lambda v: isinstance(v, str) and v != "")
-# What the user types as a name may look like a number to YAML.
-name = Rule("text", lambda v: isinstance(v, str | int | float) and not isinstance(v, bool) and v != "")
-positive = number(above=True)
-fraction = number(0.0, 1.0)
-batches = at_least(0) | Rule("a fraction from 0.0 to 1.0", lambda v: isinstance(v, float) and 0.0 <= v <= 1.0)
-metric = Rule("a metric such as val/top1", lambda v: isinstance(v, str) and "/" in v)
-
-RULES: dict[str, Rule] = {
-    "seed": at_least(0),
-    "test": flag,
-    "compile": flag,
-    "label_smoothing": Rule("a number from 0 up to, not including, 1", lambda v: _is_number(v) and 0 <= v < 1),
-    "resume": text | null,
-    "ckpt": text | null,
-    "weights": text,
-    "trust": list_of(text),
-    "paths.data_dir": text,
-    "paths.output_dir": text,
-    "augment.flip": flag,
-    "augment.pad": at_least(0),
-    "augment.crop": flag,
-    "data._target_": text,
-    "data.data_dir": text,
-    "data.download": flag,
-    "data.root": text,
-    "data.batch_size": at_least(1),
-    "data.val_size": at_least(0),
-    "data.val_split": choice("random", "last"),
-    "data.val_seed": at_least(0),
-    "data.val_fraction": Rule("a number above 0 and below 1", lambda v: _is_number(v) and 0 < v < 1) | null,
-    "data.train_subset": at_least(1) | null,
-    "data.test_subset": at_least(1) | null,
-    "data.channels": Rule("1 or 3", lambda v: v in (1, 3) and _is_integer(v)),
-    "data.image_size": at_least(1),
-    "data.stored_size": at_least(1) | null,
-    "data.num_workers": at_least(0) | null,
-    "data.mean": list_of(number()),
-    "data.std": list_of(positive),
-    "optimizer._target_": text,
-    "optimizer.lr": positive,
-    "optimizer.momentum": Rule("a number from 0 up to, not including, 1", lambda v: _is_number(v) and 0 <= v < 1),
-    "optimizer.weight_decay": number(),
-    "optimizer.nesterov": flag,
-    "optimizer.betas": list_of(number(0.0, 1.0)),
-    "optimizer.eps": positive,
-    "optimizer.bias_lr_factor": number(),
-    "optimizer.bias_weight_decay": number() | null,
-    "scheduler.name": choice("none", "step", "multistep", "plateau", "cosine", "onecycle"),
-    "scheduler.every_epochs": at_least(1),
-    "scheduler.epochs": list_of(at_least(1)),
-    "scheduler.gamma": positive,
-    "scheduler.monitor": metric,
-    "scheduler.mode": choice("min", "max"),
-    "scheduler.factor": Rule("a number above 0 and below 1", lambda v: _is_number(v) and 0 < v < 1),
-    "scheduler.patience": at_least(0),
-    "scheduler.min_lr": number(),
-    "scheduler.warmup_epochs": number(),
-    "scheduler.final_factor": fraction,
-    "scheduler.pct_start": fraction,
-    "scheduler.div_factor": positive,
-    "scheduler.final_div_factor": positive,
-    "trainer.accelerator": choice("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
-    "trainer.devices": choice("auto") | at_least(1) | list_of(at_least(0)) | Rule("-1 (all)", lambda v: v in (-1, "-1")),
-    "trainer.num_nodes": at_least(1),
-    "trainer.strategy": text,
-    "trainer.precision": Rule("a precision such as 32-true, bf16-mixed, 16-mixed", lambda v: v in _PRECISIONS),
-    "trainer.max_epochs": at_least(1) | Rule("-1 (no end)", lambda v: v == -1) | null,
-    "trainer.min_epochs": at_least(0) | null,
-    "trainer.max_steps": at_least(-1),
-    "trainer.min_steps": at_least(0) | null,
-    "trainer.max_time": Rule("a time, DD:HH:MM:SS", lambda v: bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(v)))) | null,
-    "trainer.limit_train_batches": batches,
-    "trainer.limit_val_batches": batches,
-    "trainer.limit_test_batches": batches,
-    "trainer.limit_predict_batches": batches,
-    "trainer.overfit_batches": batches,
-    "trainer.fast_dev_run": flag | at_least(1),
-    "trainer.val_check_interval": at_least(1) | number(0.0, 1.0, above=True),
-    "trainer.check_val_every_n_epoch": at_least(1) | null,
-    "trainer.num_sanity_val_steps": at_least(-1),
-    "trainer.log_every_n_steps": at_least(1),
-    "trainer.accumulate_grad_batches": at_least(1),
-    "trainer.gradient_clip_val": number() | null,
-    "trainer.gradient_clip_algorithm": choice("norm", "value"),
-    "trainer.deterministic": flag | choice("warn"),
-    "trainer.benchmark": flag | null,
-    "trainer.inference_mode": flag,
-    "trainer.profiler": choice("simple", "advanced") | null,
-    "trainer.detect_anomaly": flag,
-    "trainer.sync_batchnorm": flag,
-    "callbacks.checkpoint.enabled": flag,
-    "callbacks.checkpoint.monitor": metric,
-    "callbacks.checkpoint.mode": choice("min", "max"),
-    "callbacks.checkpoint.every_n_steps": at_least(1) | null,
-    "callbacks.early_stopping.enabled": flag,
-    "callbacks.early_stopping.monitor": metric,
-    "callbacks.early_stopping.mode": choice("min", "max"),
-    "callbacks.early_stopping.patience": at_least(0),
-    "callbacks.early_stopping.min_delta": number(),
-    "callbacks.ema.enabled": flag,
-    "callbacks.ema.decay": fraction,
-    "callbacks.lr_monitor.enabled": flag,
-    "callbacks.progress_bar.enabled": flag,
-    "callbacks.progress_bar.refresh_per_second": positive,
-    "callbacks.model_summary.enabled": flag,
-    "callbacks.throughput.enabled": flag,
-    "logger.wandb.mode": choice("auto", "online", "offline", "disabled"),
-    "logger.wandb.project": name,
-    "logger.wandb.entity": name | null,
-    "logger.wandb.group": name | null,
-    "logger.wandb.tags": list_of(name),
-    "logger.wandb.notes": name | null,
-    "logger.wandb.name": name | null,
-    "logger.wandb.log_model": flag,
-    "logger.tensorboard.enabled": flag,
-}
-_PRECISIONS = (
-    16, 32, 64, "16", "32", "64", "bf16", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "32-true", "64-true",
-    "transformer-engine", "transformer-engine-float16",
-)  # fmt: skip
 # Groups whose keys belong to a class of the user's own when its _target_ is not one of ours.
-_OWN_CLASS = {"data": "alexnet_exp.data.", "optimizer": "torch.optim."}
+_WITH_CLASS = ("data", "optimizer")
+# Whichever file is chosen, these are there: all keys of some groups, a few of others.
+_WHOLE_GROUPS = ("augment", "trainer", "callbacks", "paths")
+_ALWAYS = (
+    "data._target_", "data.batch_size", "data.channels", "optimizer._target_", "optimizer.lr", "scheduler.name",
+)  # fmt: skip
+SCHEDULES = {
+    "none": set(),
+    "step": {"every_epochs", "gamma"},
+    "multistep": {"epochs", "gamma"},
+    "plateau": {"monitor", "mode", "factor", "patience", "min_lr"},
+    "cosine": {"warmup_epochs", "final_factor"},
+    "onecycle": {"pct_start", "div_factor", "final_div_factor"},
+}
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -182,56 +35,108 @@ def check_config(config: Mapping[str, Any]) -> None:
         config: Plain values, as `train` takes them.
 
     Raises:
-        UserError: For the first unknown key, illegal value or combination.
+        UserError: For the first unknown or missing key, illegal value or combination.
     """
-    _check_network(config["model"])
-    for group, prefix in _OWN_CLASS.items():
-        if not str(config[group].get("_target_", prefix)).startswith(prefix):
-            config = {**config, group: {}}
-    for key, value in _leaves({k: v for k, v in config.items() if k != "model"}):
+    _check_groups(config)
+    check_network(config["model"])
+    own = [group for group in _WITH_CLASS if not _is_ours(config[group])]
+    leaves = _leaves({k: v for k, v in config.items() if k not in ("model", *own)})
+    for key, value in leaves.items():
         rule = RULES.get(key)
         if rule is None:
-            raise UserError(f"There is no setting {key}.{nearest(key, RULES)}")
+            raise UserError(unknown(key))
         if not rule.legal(value):
-            raise UserError(f"{key}={_shown(value)} is not possible: it must be {rule.text}.")
+            raise UserError(f"{key}={shown(value)} is not possible: it must be {rule.text}.")
+    for key in RULES:
+        group = key.split(".")[0]
+        always = group == key or group in _WHOLE_GROUPS or key in _ALWAYS
+        if always and group not in own and key not in leaves:
+            raise UserError(f"The setting {key} is missing: give it a value and do not take it away with ~.")
     _check_combinations(config)
 
 
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves: list[tuple[str, Any]] = []
+def unknown(key: str) -> str:
+    """Return the sentence about a setting that does not exist, with the nearest that do."""
+    group, _, last = key.rpartition(".")
+    if key.startswith("model."):
+        return unknown_in_network(key)
+    if key in RULES:
+        files = [o for o in options(group) if f"\n{last}:" in (conf_dir() / group / f"{o}.yaml").read_text()]
+        belongs = f" It belongs to {' and '.join(f'{group}={o}' for o in files)}." if files else ""
+        return f"The chosen {group} has no setting {key}.{belongs}"
+    inside = [known for known in RULES if known.startswith(f"{key}.")]
+    if inside:
+        return f"{key} is not one setting but several: {', '.join(inside)}."
+    siblings = [known.rpartition(".")[2] for known in RULES if known.rpartition(".")[0] == group]
+    if group and siblings:
+        close = nearest(last, siblings).replace(", ", f", {group}.").replace("mean ", f"mean {group}.")
+    else:
+        close = nearest(key, [*RULES, *GROUPS])
+    return f"There is no setting {key}.{close} python train.py --cfg job lists all."
+
+
+def _check_groups(config: Mapping[str, Any]) -> None:
+    for group in (
+        "model",
+        "data",
+        "augment",
+        "optimizer",
+        "scheduler",
+        "trainer",
+        "callbacks",
+        "logger",
+        "paths",
+    ):
+        if not isinstance(config.get(group), Mapping):
+            hint = f"say {group}=none instead" if "none" in options(group) else f"a run needs {group}=NAME"
+            raise UserError(f"The group {group} is missing: {hint}.")
+
+
+def _is_ours(settings: Mapping[str, Any]) -> bool:
+    target = settings.get("_target_")
+    return target is None or str(target).startswith(("torch.optim.", "alexnet_exp."))
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
             own_callback = prefix == "callbacks." and "_target_" in value
-            leaves += [] if own_callback else _leaves(value, f"{prefix}{key}.")
+            leaves |= {} if own_callback else _leaves(value, f"{prefix}{key}.")
         else:
-            leaves.append((f"{prefix}{key}", value))
+            leaves[f"{prefix}{key}"] = value
     return leaves
 
 
-def _check_network(model: Mapping[str, Any]) -> None:
-    for key in ("input_size", "in_channels", "num_classes"):
-        if key in model and not at_least(1).legal(model[key]):
-            raise UserError(f"model.{key}={_shown(model[key])} is not possible: it must be {at_least(1).text}.")
-    if model.get("_target_") == "alexnet_exp.models.AlexNet":
-        net = spec.parse_network({k: v for k, v in model.items() if k != "_target_"})
-        from alexnet_exp.models.arithmetic import map_sizes
-
-        map_sizes(net, net.input_size)
-
-
 def _check_combinations(config: Mapping[str, Any]) -> None:
-    without_validation = config["data"].get("val_size") == 0
+    _check_schedule(config["scheduler"], config["trainer"])
+    stopping = config["callbacks"]["early_stopping"]
     watchers = {
         "scheduler.monitor": config["scheduler"].get("monitor"),
-        "callbacks.early_stopping.monitor": config["callbacks"]["early_stopping"]["enabled"]
-        and config["callbacks"]["early_stopping"]["monitor"],
+        "callbacks.early_stopping.monitor": stopping["monitor"] if stopping["enabled"] else None,
     }
     for key, monitor in watchers.items():
-        if without_validation and str(monitor).startswith("val/"):
-            raise UserError(f"{key}={monitor} needs validation images, and data.val_size=0: say data.val_size=N.")
+        if config["data"].get("val_size") == 0 and str(monitor).startswith("val/"):
+            raise UserError(
+                f"{key}={monitor} needs validation images, and data.val_size=0: say data.val_size=N."
+            )
     if config["resume"] and config["ckpt"]:
-        raise UserError("resume= continues a run in place and ckpt= starts a new one from it: give one of them.")
+        raise UserError(
+            "resume= continues a run in place and ckpt= starts a new one from it: give one of them."
+        )
 
 
-def _shown(value: Any) -> str:
+def _check_schedule(scheduler: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
+    name = scheduler["name"]
+    if set(scheduler) - {"name"} != SCHEDULES[name]:
+        raise UserError(
+            f"scheduler.name={name} has other settings than the chosen scheduler: say scheduler={name}."
+        )
+    endless = trainer["max_epochs"] in (None, -1) and trainer["max_steps"] == -1
+    if endless and name in ("cosine", "onecycle"):
+        raise UserError(f"scheduler={name} needs an end: give trainer.max_epochs or trainer.max_steps.")
+
+
+def shown(value: Any) -> str:
+    """Write a value as the user would recognise it."""
     return repr(value) if isinstance(value, str) else "null" if value is None else str(value)

@@ -2,36 +2,119 @@
 
 from __future__ import annotations
 
-# Their values are paths: spaces, commas, '=' and a leading '/' are meant as they stand.
-PATH_KEYS = (
+import re
+
+from alexnet_exp.config.compose import options
+from alexnet_exp.errors import UserError
+
+GROUPS = (
+    "model", "data", "augment", "optimizer", "scheduler", "trainer", "logger", "callbacks", "experiment",
+    "sweep", "debug", "paths", "hydra",
+)  # fmt: skip
+_SINGLE = (
+    "model",
+    "data",
+    "augment",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "paths",
+)  # of others, several add up
+
+# Their values are paths or prose: spaces, commas, '=' and a leading '/' are meant as they stand.
+LITERAL_KEYS = (
     "resume", "ckpt", "weights", "data.root", "data.data_dir", "paths.data_dir", "paths.output_dir",
-    "hydra.run.dir", "hydra.sweep.dir",
+    "hydra.run.dir", "hydra.sweep.dir", "logger.wandb.notes",
 )  # fmt: skip
 
+_FLAGS_WITH_VALUE = (
+    "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p",
+    "--info", "-i", "--experimental-rerun",
+)  # fmt: skip
+_NULL = ("null", "none", "")
 
-def prepare(arguments: list[str]) -> list[str]:
-    """Quote the values of path keys, and let a resumed run keep its directory.
+
+def prepare(arguments: list[str], bare_words: tuple[str, ...] = ()) -> list[str]:
+    """Give bare words their keys, quote the values of path keys, and let a resumed run keep its directory.
 
     Args:
         arguments: As typed, without the program and the verb.
+        bare_words: Keys for words without '=', in this order.
 
     Returns:
-        Arguments for Hydra.
+        Arguments for Hydra: flags first, since its parser takes none between settings.
+
+    Raises:
+        UserError: For what Hydra would answer with a traceback.
     """
-    sweep = "-m" in arguments or "--multirun" in arguments
-    prepared = [_quoted(argument, sweep) for argument in arguments]
-    typed = {argument.split("=", 1)[0]: argument.split("=", 1)[1] for argument in prepared if "=" in argument}
-    resumed = typed.get("resume", "null")
-    if resumed not in ("null", "") and "hydra.run.dir" not in typed:
-        prepared.append(f"hydra.run.dir={resumed}")
-    return prepared
+    flags, settings = _separate(arguments)
+    settings = _with_keys(settings, bare_words)
+    sweep = "-m" in flags or "--multirun" in flags
+    for setting in settings:
+        _check_form(setting)
+    prepared = [_quoted(setting, sweep) for setting in settings]
+    typed = dict(setting.split("=", 1) for setting in prepared if "=" in setting)
+    if resumed_directory(settings) and "hydra.run.dir" not in typed:
+        prepared.append(f"hydra.run.dir={typed['resume']}")
+    return [*flags, *prepared]
 
 
-def _quoted(argument: str, sweep: bool) -> str:
-    key, equals, value = argument.partition("=")
-    if key.lstrip("+") not in PATH_KEYS or not equals or value in ("", "null", "none", "???"):
-        return argument
-    if value[0] in "'\"" or "${" in value or (sweep and "," in value):
-        return argument  # already quoted, an interpolation, or several values of a sweep
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+def resumed_directory(arguments: list[str]) -> str | None:
+    """Return the value of the last `resume=`, if it names a directory."""
+    values = [a.partition("=")[2] for a in arguments if a.lstrip("+").startswith("resume=")]
+    value = values[-1] if values else ""
+    if _is_quoted(value):
+        value = value[1:-1].replace("\\'", "'")
+    return None if value in _NULL else value
+
+
+def _separate(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return flags with their values, and settings."""
+    flags: list[str] = []
+    settings: list[str] = []
+    after_flag = False
+    for argument in arguments:
+        is_flag = argument.startswith("-")
+        (flags if is_flag or after_flag else settings).append(argument)
+        after_flag = is_flag and (argument in _FLAGS_WITH_VALUE or argument in ("-sc", "--shell-completion"))
+    return flags, settings
+
+
+def _with_keys(settings: list[str], keys: tuple[str, ...]) -> list[str]:
+    """Turn `models alexnet` into `models name=alexnet`."""
+    waiting, done = list(keys), []
+    for setting in settings:
+        bare = "=" not in setting and not setting.startswith("~")
+        done.append(f"{waiting.pop(0)}={setting}" if bare and waiting else setting)
+    return done
+
+
+def _check_form(setting: str) -> None:
+    key, equals, value = setting.partition("=")
+    group = key.lstrip("+")
+    if equals and not key.strip("+~ "):
+        raise UserError(f"{setting!r} names no setting: write KEY=VALUE.")
+    if not equals or group not in GROUPS or group == "hydra":
+        return
+    some = ", ".join(options(group)[:4])
+    if value in ("", "null") or re.fullmatch(r"[-+.\d]+|true|false|\{.*", value):
+        hint = f"; {group}=none is nothing" if "none" in options(group) else ""
+        raise UserError(f"{setting} names no file of conf/{group}: say {group}=NAME, such as {some}{hint}.")
+    if group in _SINGLE and value.startswith("["):
+        names = value.strip("[]").replace(" ", "")
+        raise UserError(f"{setting}: {group} takes one name; -m {group}={names} runs one after the other.")
+
+
+def _quoted(setting: str, sweep: bool) -> str:
+    key, equals, value = setting.partition("=")
+    if key.lstrip("+") not in LITERAL_KEYS or not equals or value in (*_NULL, "???"):
+        return setting
+    if _is_quoted(value) or "${" in value or (sweep and "," in value):
+        return setting  # already quoted, an interpolation, or several values of a sweep
+    # In Hydra's grammar backslashes mean themselves, except before a quotation mark.
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
     return f"{key}='{escaped}'"
+
+
+def _is_quoted(value: str) -> bool:
+    return bool(re.fullmatch(r"""'(?:\\'|[^'])*'|"(?:\\"|[^"])*\"""", value))

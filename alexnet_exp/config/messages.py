@@ -1,58 +1,143 @@
-"""Errors of Hydra and OmegaConf, said in one line with the nearest right names."""
+"""Errors of Hydra, OmegaConf and YAML, said in one line with the nearest right names."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 
-from hydra.errors import HydraException
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+import yaml
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
 
+from alexnet_exp.config.command_line import GROUPS
+from alexnet_exp.config.compose import options
 from alexnet_exp.errors import UserError, nearest
 
 
-def explain(error: BaseException) -> str | None:
-    """Return one line that tells the user what to mend, or None for an error that is not theirs."""
+def explain(error: BaseException, verb: str = "train") -> str | None:
+    """Return one line that tells the user what to mend, or None for an error that is not theirs.
+
+    Args:
+        error: Whatever was raised while composing or running.
+        verb: Whose settings were being composed.
+    """
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} must be given: say {error.full_key}=VALUE."
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return _readable(error)
+        return _readable(error, verb)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}, is not YAML: {error.problem}."
     return None
 
 
-def _readable(error: BaseException) -> str:
-    text = str(error)
-    if error.__cause__ is not None and not isinstance(error.__cause__, OmegaConfBaseException):
-        text = f"{text}\n{error.__cause__}"
-    elif error.__cause__ is not None:
-        text = f"{text} {error.__cause__}"
-    if found := re.search(r"Could not find '([\w.-]+)/([^']+)'", text):
-        return _unknown_option(found[1], found[2], text)
+# What Hydra and OmegaConf say -> what the user is told; the groups of the pattern are the arguments.
+_PATTERNS: list[tuple[str, Callable[..., str]]] = [
+    (r"Cannot find primary config '([^']+)'", lambda name: f"There is no file {name}.yaml in conf/."),
+    (r"Additional config directory '(.+)' not found", lambda path: f"--config-dir {path}: no such folder."),
+    (
+        r"Ambiguous value for argument '([^=]+)=([^']*)'",
+        lambda key, value: (
+            f"{key}={value} is several values: -m {key}={value} runs one after the other, "
+            f"'{key}=[{value}]' is a list, and '{key}=\"{value}\"' one text."
+        ),
+    ),
+    (
+        r"Multiple values for ([\w/]+)\.",
+        lambda group: f"{group} is given twice, or has a + that it does not need: say {group}=NAME, once.",
+    ),
+    (
+        r"Could not append to config\. An item is already at '([^']+)'",
+        lambda key: f"+{key}: there is such a setting already; leave the + away.",
+    ),
+    (
+        r"Could not delete from config\. '([^']+)'",
+        lambda key: f"~{key}: there is no such setting to take away.",
+    ),
+    (
+        r"Missing mandatory value: (\S+)",
+        lambda key: f"{key} must be given: say {key}=VALUE.",
+    ),
+    (
+        r"Environment variable '([^']+)' not found.*?full_key: (\S+)",
+        lambda variable, key: f"{key}: the environment variable {variable} is not set.",
+    ),
+    (
+        r"Interpolation key '([^']+)' not found.*?full_key: (\S+)",
+        lambda wanted, key: f"{key}=${{{wanted}}}: there is no setting {wanted} to take the value from.",
+    ),
+    (
+        r"Value '([^']*)'.*? could not be converted to (\w+).*?full_key: (\S+)",
+        lambda value, kind, key: f"{key}={value!r} is not possible: it must be {_kind(kind)}.",
+    ),
+    (
+        r"Error merging override ([^=\s]+)=(.*?)\s+Invalid value assigned: \w+ is not a ListConfig",
+        lambda key, value: f"{key}={value} is not possible: it must be a list; say '{key}=[{value}]'.",
+    ),
+    (
+        r"Error merging override ([^=\s]+)=(.*?)\s+Invalid type assigned: \w+ is not a subclass of (\w+)",
+        lambda key, value, _: (
+            f"{key}={value} is not possible: it has settings of its own, such as {key}.KEY=VALUE."
+        ),
+    ),
+    (
+        r"Error merging override ([^=\s]+)=(.*?)\s+field '[^']+' is not Optional",
+        lambda key, _: f"{key}=null is not possible: it needs a value.",
+    ),
+]
+
+
+def _readable(error: BaseException, verb: str) -> str:
+    text = f"{error}\n{error.__cause__}" if error.__cause__ is not None else str(error)
+    if found := re.search(r"Could not (?:find|load) '(.+)/([^'/]*)'", text):
+        return _unknown_option(found[1], found[2], getattr(error, "options", None) or options(found[1]))
+    for pattern, message in _PATTERNS:
+        if found := re.search(pattern, text, re.DOTALL):
+            return message(*found.groups())
     if found := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(found[1])
-    if found := re.search(r"Key '([^']+)' not in '\w+'.*?full_key: (\S+)", text, re.DOTALL):
-        return _unknown_key(found[2])
-    if found := re.search(r"Value '([^']*)'.*? could not be converted to (\w+).*?full_key: (\S+)", text, re.DOTALL):
-        return f"{found[3]}={found[1]} is not possible: it must be a value of type {found[2].lower()}."
+        return _unknown_key(found[1], verb)
+    if found := re.search(
+        r"Key '[^']+' (?:not in '\w+'|is not in struct).*?full_key: (\S+)", text, re.DOTALL
+    ):
+        file = re.match(r"In '([^']+)'", text)
+        return (f"conf/{file[1]}.yaml: " if file else "") + _unknown_key(found[1], verb)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines[:3])
 
 
-def _unknown_option(group: str, option: str, text: str) -> str:
-    from alexnet_exp.config.compose import options
-
-    listed = re.search(r"Available options in '[^']+':\n((?:\t.+\n?)+)", text)
-    known = [line.strip() for line in listed[1].splitlines()] if listed else options(group)
-    return f"{group}={option}: there is no such file in conf/{group}.{nearest(option, known)} There are {', '.join(known)}."
+def _kind(name: str) -> str:
+    kinds = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+    return kinds.get(name, f"a value of type {name.lower()}")
 
 
-def _unknown_key(key: str) -> str:
-    from alexnet_exp.config.checks import RULES
+def _unreadable(error: OverrideParseException) -> str:
+    key, equals, _ = error.override.partition("=")
+    if not equals:
+        homes = [f"{group}={key}" for group in GROUPS if key in options(group)]
+        meant = f" Did you mean {', '.join(homes)}?" if homes else f" Write {key}=VALUE."
+        return f"{key!r} is no setting with a value.{meant}"
+    return (
+        f"{error.override} cannot be read: close every bracket and quotation mark, and put a text with "
+        f"special characters into two kinds of quotation marks: '{key}=\"...\"'."
+    )
 
-    if key.startswith("model."):
-        from alexnet_exp.models.spec import known_keys
 
-        last = key.rsplit(".", 1)[-1]
-        return f"There is no setting {key}.{nearest(last, known_keys())}"
-    return f"There is no setting {key}.{nearest(key, RULES)} python train.py --cfg job lists all."
+def _unknown_option(group: str, option: str, known: Sequence[str]) -> str:
+    close = nearest(option, known)
+    listed = f" It has {', '.join(known)}." if known and (not close or len(known) <= 8) else ""
+    return f"{group}={option}: conf/{group} has no file {option}.yaml.{close}{listed}"
+
+
+def _unknown_key(key: str, verb: str) -> str:
+    from alexnet_exp.config import checks
+
+    if key.startswith("hydra."):
+        return f"There is no setting {key}. alexnet-exp {verb} --cfg hydra lists all."
+    if verb == "train":
+        return checks.unknown(key)
+    from alexnet_exp.config.compose import compose
+
+    known = [str(known) for known in compose(verb, [])]
+    return f"There is no setting {key}.{nearest(key, known)} alexnet-exp {verb} has {', '.join(known)}."

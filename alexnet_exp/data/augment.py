@@ -32,26 +32,26 @@ class Preprocess:
         """Map (N, C, H, W) uint8 to (N, C, image_size, image_size) float32."""
         size = self.image_size
         if self.crop and images.shape[-1] > size:
-            top = (images.shape[-1] - size) // 2
+            top = round((images.shape[-1] - size) / 2)
             images = images[:, :, top : top + size, top : top + size]
         return self.finish(images)
 
     def finish(self, images: Tensor) -> Tensor:
         """Cast, resize where the size differs, normalise."""
-        x = images.float()
+        x = images.to(torch.float32, copy=True)
         if x.shape[-1] != self.image_size:
             size = (self.image_size, self.image_size)
             # Antialias matters only when shrinking, and costs when enlarging.
             x = functional.interpolate(
                 x, size, mode="bilinear", align_corners=False, antialias=x.shape[-1] > self.image_size
             )
-        scale, shift = self._constants_on(x.device)
-        return torch.addcmul(shift, x, scale)
+        mean, scale = self._constants_on(x.device)
+        return x.sub_(mean).mul_(scale)  # in place: half the time of one more copy on a CPU
 
     def _constants_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._constants:
             mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (self.mean, self.std))
-            self._constants[device] = (1.0 / (255.0 * std), -mean / std)
+            self._constants[device] = (255.0 * mean, 1.0 / (255.0 * std))
         return self._constants[device]
 
 
@@ -87,9 +87,12 @@ class Augment:
 
 def _crop(images: Tensor, offsets: Tensor, side: int, mirrored: Tensor) -> Tensor:
     """Cut a square of `side` pixels at `offsets` (N, 2) out of each image; mirror it where `mirrored` (N,)."""
+    count, channels, height, width = images.shape
     steps = torch.arange(side, device=images.device)
-    rows = offsets[:, :1] + steps  # (N, side)
-    columns = offsets[:, 1:] + torch.where(mirrored[:, None], side - 1 - steps, steps)
-    positions = (rows[:, :, None] * images.shape[-1] + columns[:, None, :]).flatten(1)  # (N, side * side)
-    positions = positions[:, None].expand(-1, images.shape[1], -1)
-    return images.flatten(2).gather(2, positions).unflatten(2, (side, side))
+    tops = torch.arange(count * channels, device=images.device).view(count, channels, 1) * height
+    rows = tops + offsets[:, :1, None] + steps  # (N, C, side), counted over the whole batch
+    columns = offsets[:, 1:] + torch.where(mirrored[:, None], side - 1 - steps, steps)  # (N, side)
+    # Rows first: they are copied whole, so that the slow gather reads no more than it must.
+    strips = images.flatten(0, 2).index_select(0, rows.flatten()).view(count, channels * side, width)
+    cut = strips.gather(2, columns[:, None].expand(-1, channels * side, -1))
+    return cut.unflatten(1, (channels, side))

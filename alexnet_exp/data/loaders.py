@@ -64,7 +64,9 @@ class BatchPlan(Sampler):
     taken: int = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass, and stand at its first batch."""
         self.epoch = epoch
+        self.taken = self.start()
 
     def __len__(self) -> int:
         return -(-self.num_images // self.batch_size)
@@ -114,6 +116,7 @@ class _Loader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.sampler.resume = (state["epoch"], state["batches"])
+        self.sampler.taken = self.sampler.start()
 
 
 class ArrayLoader(_Loader):

@@ -134,10 +134,14 @@ class ImageData(lightning.LightningDataModule):
         if self.num_workers is not None:
             return self.num_workers
         local = self.trainer.num_devices if self.trainer else 1
-        return max(1, min(8, (os.cpu_count() or 1) // local))
+        # A batch system or a container may lend this process fewer cores than the machine has.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, min(8, cores // local))
 
     def train_dataloader(self) -> ArrayLoader | FileLoader:
-        loader = self.loader("train", shuffle=True)
+        # overfit_batches means the same batches in every epoch; Lightning cannot take our shuffling off.
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0
+        loader = self.loader("train", shuffle=not overfit)
         loader.sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
         return loader
 

@@ -65,7 +65,8 @@ def _operation(
     """Return the suffix of the module's name and the module for one word of `before` or `then`."""
     if op not in spec.OPERATIONS:
         raise UserError(
-            f"{where}: unknown operation {op!r}.{nearest(op, spec.OPERATIONS)} Known: {', '.join(spec.OPERATIONS)}."
+            f"{where}: unknown operation {op!r}.{nearest(op, spec.OPERATIONS)} "
+            f"Known: {', '.join(spec.OPERATIONS)}."
         )
     if op == "relu":
         return "relu", nn.ReLU()
@@ -85,7 +86,9 @@ def _shared_operation(
         return "bn", kind(channels, **settings)
     if op == "lrn":
         if channels % settings["groups"]:
-            raise UserError(f"{where}: lrn.groups={settings['groups']} does not divide its {channels} channels.")
+            raise UserError(
+                f"{where}: lrn.groups={settings['groups']} does not divide its {channels} channels."
+            )
         return "lrn", LocalResponseNorm(**settings)
     if op == "spatial_norm":
         if settings["size"] % 2 == 0:
@@ -141,8 +144,10 @@ def _convolution(name: str, layer: spec.ConvLayer, channels: int, size: int) -> 
     if not layer.local:
         return Conv2d(channels, layer.out_channels, *shape, layer.groups, layer.bias, layer.ceil_mode)
     if layer.groups != 1 or layer.ceil_mode or layer.before or isinstance(layer.padding, str):
-        raise UserError(f"{where}: a local layer has no groups, ceil_mode, 'same' padding or operations before it.")
-    return LocallyConnected2d(channels, layer.out_channels, size, *shape, bias=layer.bias)  # type: ignore[arg-type]
+        raise UserError(
+            f"{where}: a local layer has no groups, ceil_mode, 'same' padding or operations before it."
+        )
+    return LocallyConnected2d(channels, layer.out_channels, size, *shape, bias=layer.bias)
 
 
 def _classifier(net: spec.AlexNetConfig, in_features: int) -> nn.Sequential:
@@ -152,7 +157,7 @@ def _classifier(net: spec.AlexNetConfig, in_features: int) -> nn.Sequential:
         if (layer.out_features is None) != (name == last):
             raise UserError(f"model.classifier.{name}: every layer but the last needs out_features.")
         modules |= _operations(layer.before, name, layer, net, in_features, False)
-        out_features = net.num_classes if name == last else layer.out_features
+        out_features = net.num_classes if layer.out_features is None else layer.out_features
         linear = nn.Linear(in_features, out_features, bias=layer.bias)
         initialise(linear, name, net.init, hidden=name != last, std=layer.weight_std, bias=layer.bias_init)
         modules[name] = linear

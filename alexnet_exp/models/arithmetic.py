@@ -51,7 +51,7 @@ def map_sizes(net: spec.AlexNetConfig, input_size: int) -> dict[str, int]:
         The side after each layer and the operations around it, by layer name.
 
     Raises:
-        UserError: Where a map shrinks to nothing; names the layer, its input and the smallest image that works.
+        UserError: Where a map shrinks to nothing; names the layer, its input and the smallest that fits.
     """
     size, sizes = input_size, {}
     for name, layer in net.features.items():

@@ -1,17 +1,18 @@
 """Where the weights start: all initialisation, in one table.
 
-| name     | weights                                                       | biases                                  |
-|----------|---------------------------------------------------------------|-----------------------------------------|
-| torch    | torch's default: uniform, bound 1 / sqrt(fan_in)              | the same                                |
-| normal   | N(0, 0.01)                                                    | 0                                       |
-| paper    | N(0, 0.01)                                                    | 1 in conv2, conv4, conv5, hidden FC; else 0 |
-| original | N(0, 0.01), but N(0, 0.03) in conv3, conv4, conv5             | as paper                                |
-| caffe    | N(0, 0.01), but N(0, 0.005) in hidden FC                      | 0.1 where the paper has 1               |
-| keras    | Glorot uniform, bound sqrt(6 / (fan_in + fan_out))            | 0                                       |
-| he       | N(0, sqrt(2 / fan_in))                                        | 0                                       |
+| name     | weights                                                | biases                         |
+|----------|--------------------------------------------------------|--------------------------------|
+| torch    | torch's default: uniform, bound 1 / sqrt(fan_in)       | the same                       |
+| normal   | N(0, 0.01)                                             | 0                              |
+| paper    | N(0, 0.01)                                             | 0, but 1 in the raised layers  |
+| original | N(0, 0.01), but N(0, 0.03) in conv3, conv4, conv5      | 0, but 1 in the raised layers  |
+| caffe    | N(0, 0.01), but N(0, 0.005) in hidden fully connected  | 0, but 0.1 in the raised layers |
+| keras    | Glorot uniform, bound sqrt(6 / (fan_in + fan_out))     | 0                              |
+| he       | N(0, sqrt(2 / fan_in))                                 | 0                              |
 
-`weight_std` and `bias_init` of a layer override its row. fan_in counts the inputs of one unit (inside its group),
-fan_out the kernel's pixels times the output channels, as Keras does.
+The raised layers are conv2, conv4, conv5 and the hidden fully connected ones. `weight_std` and `bias_init`
+of a layer override its row. fan_in counts the inputs of one unit (inside its group), fan_out the kernel's
+pixels times the output channels, as Keras does.
 
 Source: paper section 5; layers-145.cfg of the released code; Caffe's bvlc_alexnet train_val.prototxt;
 Glorot & Bengio 2010; He et al. 2015.
@@ -24,7 +25,7 @@ import math
 from torch import nn
 from torch.nn import init
 
-_BIASED = ("conv2", "conv4", "conv5")
+_RAISED = ("conv2", "conv4", "conv5")
 
 
 def initialise(
@@ -49,7 +50,7 @@ def initialise(
     if bias is not None:
         init.constant_(layer.bias, bias)
     elif scheme != "torch":
-        raised = (name in _BIASED or hidden) and scheme in ("paper", "original", "caffe")
+        raised = (name in _RAISED or hidden) and scheme in ("paper", "original", "caffe")
         init.constant_(layer.bias, (0.1 if scheme == "caffe" else 1.0) if raised else 0.0)
 
 
@@ -70,7 +71,7 @@ def _weights(layer: nn.Module, name: str, scheme: str, hidden: bool) -> None:
 
 
 def _fans(layer: nn.Module) -> tuple[int, int]:
-    """Return inputs per unit, and outputs per input as Glorot counts them; untied weights count one position."""
+    """Return fan_in and fan_out; untied weights count one position."""
     kernel = layer.weight.shape[2:].numel() if isinstance(layer, nn.Conv2d) else 1
     if isinstance(layer, nn.Conv2d | nn.Linear):
         return layer.weight[0].numel(), kernel * layer.weight.shape[0]

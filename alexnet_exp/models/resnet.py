@@ -19,7 +19,7 @@ def resnet18(
         num_classes: Number of logits.
 
     Returns:
-        A module that maps (N, in_channels, H, W) to logits (N, num_classes), parameters named as torchvision's.
+        A module that maps (N, in_channels, H, W) to logits (N, num_classes), named inside as torchvision's.
 
     Source: He et al. 2016; torchvision.models.resnet18; the CIFAR stem as in kuangliu/pytorch-cifar.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Dict, List, Optional, get_type_hints  # noqa: UP035 (OmegaConf reads these)
+from typing import Any, get_type_hints
 
 from alexnet_exp.errors import UserError, nearest
 
@@ -22,51 +22,51 @@ INITIALISATIONS = ("torch", "normal", "paper", "original", "caffe", "keras", "he
 class LRN:
     """Cross-channel local response normalisation; None in a layer means 'as the network's'."""
 
-    size: Optional[int] = None
-    alpha: Optional[float] = None
-    beta: Optional[float] = None
-    k: Optional[float] = None
-    groups: Optional[int] = None  # normalise inside each of so many towers
+    size: int | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    k: float | None = None
+    groups: int | None = None  # normalise inside each of so many towers
 
 
 @dataclass
 class SpatialNorm:
     """Within-map response normalisation of cuda-convnet (`rnorm`)."""
 
-    size: Optional[int] = None
-    alpha: Optional[float] = None
-    beta: Optional[float] = None
-    k: Optional[float] = None
+    size: int | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    k: float | None = None
 
 
 @dataclass
 class Pool:
     """Max or average pooling."""
 
-    kernel_size: Optional[int] = None
-    stride: Optional[int] = None
+    kernel_size: int | None = None
+    stride: int | None = None
     padding: Any = None  # pixels, or same (TensorFlow's rule)
-    ceil_mode: Optional[bool] = None  # a last, clipped window where the stride does not divide
+    ceil_mode: bool | None = None  # a last, clipped window where the stride does not divide
 
 
 @dataclass
 class BatchNorm:
     """Batch normalisation over channels (features) or units (classifier)."""
 
-    eps: Optional[float] = None
-    momentum: Optional[float] = None
-    affine: Optional[bool] = None
+    eps: float | None = None
+    momentum: float | None = None
+    affine: bool | None = None
 
 
 @dataclass
 class _Layer:
-    before: List[str] = field(default_factory=list)  # operations ahead of the layer
-    then: List[str] = field(default_factory=list)  # operations after it, in order
+    before: list[str] = field(default_factory=list)  # operations ahead of the layer
+    then: list[str] = field(default_factory=list)  # operations after it, in order
     bias: bool = True
-    weight_std: Optional[float] = None  # overrides what `init` gives this layer
-    bias_init: Optional[float] = None
+    weight_std: float | None = None  # overrides what `init` gives this layer
+    bias_init: float | None = None
     batch_norm: BatchNorm = field(default_factory=BatchNorm)
-    dropout: Optional[float] = None
+    dropout: float | None = None
 
 
 @dataclass
@@ -90,7 +90,7 @@ class ConvLayer(_Layer):
 class LinearLayer(_Layer):
     """One fully connected layer; without out_features it is the last and gives the logits."""
 
-    out_features: Optional[int] = None
+    out_features: int | None = None
 
 
 @dataclass
@@ -102,17 +102,21 @@ class AlexNetConfig:
     in_channels: int = 3
     num_classes: int = 1000
     init: str = "torch"
-    input: List[str] = field(default_factory=list)  # operations on the image: batch_norm
-    features: Dict[str, ConvLayer] = field(default_factory=dict)
-    map_size: Optional[int] = None  # average the last map to this size, whatever the input's
-    classifier: Dict[str, LinearLayer] = field(default_factory=dict)
+    input: list[str] = field(default_factory=list)  # operations on the image: batch_norm
+    features: dict[str, ConvLayer] = field(default_factory=dict)
+    map_size: int | None = None  # average the last map to this size, whatever the input's
+    classifier: dict[str, LinearLayer] = field(default_factory=dict)
     lrn: LRN = field(default_factory=lambda: LRN(size=5, alpha=1e-4, beta=0.75, k=2.0, groups=1))
-    spatial_norm: SpatialNorm = field(default_factory=lambda: SpatialNorm(size=5, alpha=1e-3, beta=0.75, k=1.0))
+    spatial_norm: SpatialNorm = field(
+        default_factory=lambda: SpatialNorm(size=5, alpha=1e-3, beta=0.75, k=1.0)
+    )
     max_pool: Pool = field(default_factory=lambda: Pool(kernel_size=3, stride=2, padding=0, ceil_mode=False))
     avg_pool: Pool = field(default_factory=lambda: Pool(kernel_size=3, stride=2, padding=0, ceil_mode=False))
     batch_norm: BatchNorm = field(default_factory=lambda: BatchNorm(eps=1e-5, momentum=0.1, affine=True))
     dropout: float = 0.5
-    dropout_scaling: str = "train"  # scale kept units in training (torch), or all units at test (the original)
+    dropout_scaling: str = (
+        "train"  # scale kept units in training (torch), or all units at test (the original)
+    )
 
 
 def parse(kind: Any, values: Mapping[str, Any], where: str) -> Any:
@@ -150,18 +154,31 @@ def parse_network(config: Mapping[str, Any]) -> AlexNetConfig:
     """Read a whole network from plain values, with every default filled in.
 
     Raises:
-        UserError: For an unknown key, initialisation or dropout scaling, or without a last layer.
+        UserError: For an unknown key or a value that no network has, or without a last layer.
     """
     parsed: AlexNetConfig = parse(AlexNetConfig, config, "model")
     for group, kind in (("features", ConvLayer), ("classifier", LinearLayer)):
         layers = {
-            name: parse(kind, layer or {}, f"model.{group}.{name}") for name, layer in config.get(group, {}).items()
+            name: parse(kind, layer or {}, f"model.{group}.{name}")
+            for name, layer in config.get(group, {}).items()
         }
         setattr(parsed, group, layers)
     default = AlexNetConfig()
     for name in SHARED:  # a partial `lrn: {size: 9}` keeps the other defaults
         shared = inherit(getattr(parsed, name), getattr(default, name))
         setattr(parsed, name, type(getattr(default, name))(**shared))
+    _check(parsed)
+    return parsed
+
+
+def _check(parsed: AlexNetConfig) -> None:
+    """Refuse values that no network has; what depends on neighbouring layers is checked while building."""
+    _at_least_one("model", parsed, "input_size", "in_channels", "num_classes")
+    for name, layer in parsed.features.items():
+        where = f"model.features.{name}"
+        _at_least_one(where, layer, "out_channels", "kernel_size", "stride", "groups")
+        if isinstance(layer.padding, str) and layer.padding != "same":
+            raise UserError(f"{where}.padding must be pixels or same, not {layer.padding!r}.")
     if parsed.dropout_scaling not in DROPOUT_SCALINGS:
         raise UserError(f"model.dropout_scaling must be train or test, not {parsed.dropout_scaling!r}.")
     if parsed.init not in INITIALISATIONS:
@@ -171,7 +188,12 @@ def parse_network(config: Mapping[str, Any]) -> AlexNetConfig:
         )
     if not parsed.classifier:
         raise UserError("model.classifier is empty: it needs at least the last layer, fc8: {}.")
-    return parsed
+
+
+def _at_least_one(where: str, values: Any, *keys: str) -> None:
+    for key in keys:
+        if getattr(values, key) < 1:
+            raise UserError(f"{where}.{key} must be at least 1, not {getattr(values, key)}.")
 
 
 def known_keys() -> list[str]:

@@ -15,7 +15,7 @@ from alexnet_exp.models.layers import LocallyConnected2d, SpatialResponseNorm
 class LayerRow:
     """One layer: output shape without the batch, learned parameters, multiply-adds for one image.
 
-    `receptive_field` is the side, in pixels of the image, of what one output value sees, past the border included;
+    `receptive_field` is the side, in pixels of the image, of what one output value sees, padding included;
     None where the network is not a plain chain (ResNet).
     """
 
@@ -75,7 +75,7 @@ def _multiply_adds(module: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def _receptive_fields(model: AlexNet) -> dict[str, int]:
-    """Return what each layer sees, by module name: every window widens it by (kernel - 1) * strides so far."""
+    """Return what each layer sees, by module name: a window adds (kernel - 1) * strides so far."""
     field, jump, fields = 1, 1, {}
     for name, module in model.features.named_children():
         kernel, stride = _window(module)
@@ -91,4 +91,6 @@ def _window(module: nn.Module) -> tuple[int, int]:
     if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | LocallyConnected2d):
         return 1, 1
     kernel, stride = module.kernel_size, module.stride
-    return kernel[0] if isinstance(kernel, tuple) else kernel, stride[0] if isinstance(stride, tuple) else stride
+    return kernel[0] if isinstance(kernel, tuple) else kernel, stride[0] if isinstance(
+        stride, tuple
+    ) else stride

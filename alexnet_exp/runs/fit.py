@@ -20,7 +20,8 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.models.summary import LayerRow, layer_table
 from alexnet_exp.targets import build
 from alexnet_exp.tracking.log import log, quiet_lightning
-from alexnet_exp.training.callbacks import Bar, StepLog, print_summary
+from alexnet_exp.tracking.metrics_csv import MetricsCSV
+from alexnet_exp.training.callbacks import Bar, SameBatches, StepLog, print_summary
 from alexnet_exp.training.checkpoints import AtomicCheckpointIO, BestAndLast
 from alexnet_exp.training.classifier import ImageClassifier
 from alexnet_exp.training.restore import check_same_network, load_weights, read_for
@@ -109,6 +110,8 @@ def assemble(
     step_log = StepLog(lr=chosen["lr_monitor"]["enabled"], throughput=chosen["throughput"]["enabled"])
     checkpoint = _checkpoint(chosen["checkpoint"], run_dir)
     callbacks = [step_log, *_callbacks(chosen, data, console), *([checkpoint] if checkpoint else [])]
+    if config["trainer"]["overfit_batches"]:
+        callbacks.append(SameBatches())
     trainer = _trainer(config["trainer"], run_dir, loggers, callbacks, chosen)
     if config["compile"]:
         model.compile()
@@ -168,6 +171,8 @@ def _profiler(name: str | None, run_dir: Path) -> Profiler | None:
 def start_point(fit: Fit, run_dir: Path) -> Path | None:
     """Load `weights=`, and return the checkpoint that training goes on from, if any.
 
+    Of a run that goes on in place, metrics.csv loses what comes after the checkpoint: it is measured again.
+
     Raises:
         UserError: If a checkpoint cannot be read or is of another network.
     """
@@ -177,10 +182,18 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
     own = run_dir / "checkpoints" / "last.ckpt"
     source = own if config["resume"] and own.exists() else config["ckpt"]
     if not source:
+        _truncate_metrics(fit, -1)
         return None
     path, checkpoint = read_for(source, "last.ckpt")
     check_same_network(fit.classifier, checkpoint, path)
+    _truncate_metrics(fit, checkpoint["global_step"] if source == own else -1)
     return path
+
+
+def _truncate_metrics(fit: Fit, step: int) -> None:
+    for logger in fit.trainer.loggers:
+        if isinstance(logger, MetricsCSV):
+            logger.truncate(step)
 
 
 def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:

@@ -15,7 +15,7 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, this package and those that decide a result."""
-    from alexnet_exp import __version__
+    from alexnet_exp.version import __version__
 
     found = {"python": platform.python_version(), "alexnet_exp": __version__}
     for name in PACKAGES:

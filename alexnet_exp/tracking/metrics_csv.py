@@ -71,13 +71,13 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def truncate(self, step: int) -> None:
-        """Drop the rows after `step`, which a resumed run is going to log again.
+        """Drop the rows that a resumed run is going to log again: those after `step`, and the test's.
 
         Args:
-            step: last step to keep, counted from 0 as Lightning logs it: a checkpoint whose global_step is n
-                covers the rows up to n - 1.
+            step: last step to keep: the global_step of the checkpoint.
         """
-        self._rewrite([row for row in self.rows() if row.get("step", step) <= step])
+        rows = [row for row in self.rows() if row.get("step", step) <= step]
+        self._rewrite([row for row in rows if not any(name.startswith("test/") for name in row)])
 
     def rows(self) -> list[dict[str, float]]:
         """Return what is on disk, oldest first; a row has only the metrics that were logged in it."""

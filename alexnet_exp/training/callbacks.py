@@ -26,14 +26,18 @@ class StepLog(Callback):
 
     def __init__(self, lr: bool = True, throughput: bool = True) -> None:
         self.lr, self.throughput = lr, throughput
-        self._rates = array("d")  # images per second of each step after the warm-up
-        self._steps = 0
+        self._rates = array("d")  # images per second of each batch after the warm-up
+        self._batches = 0
+        self._logged = 0  # optimizer step of the latest row
         self._mark = 0.0
 
     @property
     def images_per_second(self) -> float | None:
         """Return the median over all steps after the first three, or None before the fourth."""
         return statistics.median(self._rates) if self._rates else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._logged = trainer.global_step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mark = time.perf_counter()
@@ -45,10 +49,12 @@ class StepLog(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.perf_counter()
-        self._steps += 1
-        if self._steps > WARM_UP_STEPS:
+        self._batches += 1
+        if self._batches > WARM_UP_STEPS:
             self._rates.append(batch.global_size / (now - self._mark))
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        # Several batches share a step where gradients are accumulated.
+        if trainer.global_step > self._logged and trainer.global_step % trainer.log_every_n_steps == 0:
+            self._logged = trainer.global_step
             self._log(trainer, pl_module)
             now = time.perf_counter()
         self._mark = now
@@ -62,6 +68,13 @@ class StepLog(Callback):
         if self.throughput and self._rates:
             row["images_per_second"] = statistics.median(self._rates[-trainer.log_every_n_steps :])
         pl_module.log_row(row)  # type: ignore[operator]
+
+
+class SameBatches(Callback):
+    """Repeat the first epoch's order in every epoch: what trainer.overfit_batches=N learns by heart."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.train_dataloader.sampler.set_epoch(0)
 
 
 class Bar(ProgressBar):

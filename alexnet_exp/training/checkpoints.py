@@ -77,6 +77,8 @@ class BestAndLast(Checkpoint):
         self.monitor, self.sign = monitor, 1.0 if mode == "max" else -1.0
         self.every_n_steps = every_n_steps
         self.best: dict[str, float] | None = None  # value, epoch, step
+        self._saved_step = 0
+        self._wanted = False  # a save inside an epoch that waits for the validation after this batch
 
     @property
     def last_path(self) -> Path:
@@ -89,9 +91,31 @@ class BestAndLast(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
-            pl_module.check_finite()  # type: ignore[operator]
-            trainer.save_checkpoint(self.last_path)
+        step = trainer.global_step
+        if not self.every_n_steps or step % self.every_n_steps or step == self._saved_step:
+            return  # the last: several batches share a step where gradients are accumulated
+        if trainer.is_last_batch or step == trainer.max_steps or trainer.fast_dev_run:
+            return  # the epoch ends here and saves
+        # A checkpoint from before a validation would resume after it.
+        loop = trainer.fit_loop
+        self._wanted = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        if not self._wanted:
+            self._save_inside_epoch(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._wanted:
+            self._save_inside_epoch(trainer, pl_module)
+
+    def _save_inside_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._wanted, self._saved_step = False, trainer.global_step
+        pl_module.check_finite()  # type: ignore[operator]
+        trainer.save_checkpoint(self.last_path)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_step = trainer.global_step
+        killed_between = self.best is not None and self.best["step"] == trainer.global_step
+        if killed_between and self.last_path.exists() and trainer.is_global_zero:
+            _link(self.last_path, self.best_path)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:
@@ -119,7 +143,8 @@ class BestAndLast(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # A new run has no best.ckpt yet: its best counts from its own first epoch.
-        self.best = state_dict["best"] if self.best_path.exists() else None
+        in_place = self.best_path.exists() or state_dict["directory"] == str(self.directory)
+        self.best = state_dict["best"] if in_place else None
 
 
 def _link(source: Path, target: Path) -> None:

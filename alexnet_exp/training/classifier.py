@@ -65,6 +65,11 @@ class ImageClassifier(lightning.LightningModule):
 
     # ---------------------------------------------------------------------------------------- steps
 
+    def on_train_start(self) -> None:
+        # Lightning leaves this to us for a run counted in steps; the augmentation draws by epoch.
+        progress = self.trainer.fit_loop.epoch_progress.current
+        progress.completed = progress.processed
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is a function of the step, so that a resumed run draws what the first would have drawn.
         seed = mix("step", self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
@@ -105,7 +110,7 @@ class ImageClassifier(lightning.LightningModule):
     def _watch(self, loss: Tensor) -> None:
         """Remember the first step whose loss is not finite, without waiting for the device."""
         self.step_loss = loss
-        step = self.trainer.fit_loop.total_batch_idx
+        step = self.global_step + 1
         if self._first_bad_step is None:
             self._first_bad_step = torch.full((), -1, dtype=torch.long, device=loss.device)
         here = torch.isfinite(loss) | (self._first_bad_step >= 0)
@@ -170,10 +175,11 @@ class ImageClassifier(lightning.LightningModule):
     @property
     def epochs_done(self) -> int:
         """Return how many epochs have been trained, the one that ends just now included."""
-        loop = self.trainer.fit_loop.epoch_loop
-        batches = self.trainer.num_training_batches
-        ended = loop.batch_progress.current.ready >= batches and self.trainer.state.fn == "fit"
-        return self.trainer.fit_loop.epoch_progress.current.completed + int(ended)
+        loop = self.trainer.fit_loop
+        progress, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current.ready
+        # Validation after an epoch's last batch comes before Lightning counts the epoch as processed.
+        ends = progress.ready > progress.processed and batches >= self.trainer.num_training_batches
+        return progress.processed + int(ends)
 
     # ---------------------------------------------------------------------------------------- set-up
 

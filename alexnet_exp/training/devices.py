@@ -141,6 +141,7 @@ class Ranks:
 
     def __exit__(self, *exc_info: Any) -> None:
         self._closing.set()
+        failure = self._failure_behind(exc_info[1])
         deadline = time.monotonic() + (20.0 if exc_info[0] is None else 3.0)
         for child in self._children:
             if exc_info[0] is not None and child.poll() is None:
@@ -156,6 +157,27 @@ class Ranks:
             errors.close()
         for name, value in self._saved.items():
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+        if self.count > 1:
+            _leave_group()
+        if failure is not None:
+            raise UserError(failure) from exc_info[1]
+
+    def _failure_behind(self, error: BaseException | None) -> str | None:
+        """Return the last words of a rank whose death is why this one failed in a collective operation."""
+        if not self._children or not isinstance(error, Exception) or isinstance(error, UserError):
+            return None
+        deadline = time.monotonic() + 2.0  # this process hears of it before the other's exit code is there
+        while (failure := self.failure()) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return failure
+
+
+def _leave_group() -> None:
+    """Forget the process group: the next run of this process makes its own."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def die_with_parent(parent: int) -> None:

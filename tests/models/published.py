@@ -1,4 +1,4 @@
-"""What the papers, sources and READMEs say about each network; typed in by hand, nothing here is computed by us."""
+"""What the papers, sources and READMEs say about each network; typed in by hand."""
 
 from __future__ import annotations
 
@@ -155,7 +155,14 @@ SPATIAL_NORM = {
 }
 
 # Networks whose conv2, conv4 and conv5 have two groups.
-TWO_TOWERS = {"alexnet_bn", "alexnet_original", "alexnet_paper", "caffe_alexnet", "caffenet", "tensorpack_alexnet"}
+TWO_TOWERS = {
+    "alexnet_bn",
+    "alexnet_original",
+    "alexnet_paper",
+    "caffe_alexnet",
+    "caffenet",
+    "tensorpack_alexnet",
+}
 
 # Networks that multiply by 1 - p at test instead of dividing in training.
 TEST_SCALED = {"alexnet_original", "alexnet_original_half", "alexnet_owt_lrn", "alexnet_paper"}
@@ -177,7 +184,12 @@ INITIAL = {
     "tensorpack_alexnet": {"conv2": ((2 / 1200) ** 0.5, 0.0), "fc7": (0.01, 0.0), "fc8": (0.01, 0.0)},
     "alexnet_bn": {"conv1": ((2 / 363) ** 0.5, 0.0), "fc8": ((2 / 4096) ** 0.5, 0.0)},
     "zfnet": {"conv2": (0.01, 0.0), "conv4": (0.01, 0.0), "fc8": (0.01, 0.0)},
-    "alexnet_tf_cifar": {"conv1": (0.05, 0.0), "conv2": (0.05, 0.1), "fc6": (0.04, 0.1), "fc8": (1 / 192, 0.0)},
+    "alexnet_tf_cifar": {
+        "conv1": (0.05, 0.0),
+        "conv2": (0.05, 0.1),
+        "fc6": (0.04, 0.1),
+        "fc8": (1 / 192, 0.0),
+    },
     "convnet_80sec": {"conv1": (1e-4, 0.0), "conv2": (0.01, 0.0), "fc6": (0.1, 0.0), "fc8": (0.1, 0.0)},
     "convnet_19pct": {"conv1": (1e-4, 0.0), "conv3": (0.01, 0.0), "fc8": (0.01, 0.0)},
     "convnet_13pct": {"conv1": (1e-4, 0.0), "local3": (0.04, 0.0), "local4": (0.04, 0.0), "fc8": (0.01, 0.0)},

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def lrn(x: np.ndarray, size: int, alpha: float, beta: float, k: float) -> np.ndarray:
-    """Original code: divide by (k + alpha / n * sum of squares over n neighbours) ** beta; x is (N, C, H, W)."""
+    """The original: divide by (k + alpha / n * sum of n squares) ** beta; x is (N, C, H, W)."""
     out = np.empty_like(x)
     for n, c, i, j in np.ndindex(*x.shape):
         total = 0.0

@@ -38,7 +38,7 @@ def step(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_gradient_reaches_every_parameter(name: str):
-    # Each is scaled up to pixels as the sources feed them: with std 1e-4 in conv1 small images leave no gradient.
+    # Scaled up to pixels as the sources feed them: with std 1e-4 in conv1, small values leave no gradient.
     net, images = build(name)
     logits = step(net.train(), 50 * images)
     assert logits.shape == (4, net.fc.out_features if "resnet" in name else net.spec.num_classes)
@@ -82,16 +82,3 @@ def test_borders_of_stride4s_last_kernels_never_get_a_gradient():
         grad[:, :, 1, 1] = 1.0
         without += int((grad == 0).sum())
     assert without == 1_966_080
-
-
-def test_a_network_overfits_a_handful_of_images():
-    torch.manual_seed(0)
-    net = create_model("alexnet_small", num_classes=4)
-    images, labels = torch.randn(8, 3, 28, 28), torch.arange(8) % 4
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(40):
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(net(images), labels)
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.01

@@ -24,12 +24,15 @@ def images(*shape: int) -> torch.Tensor:
 
 def convolved(conv: Conv2d, x: torch.Tensor, before: int, outputs: int) -> torch.Tensor:
     weight, bias = conv.weight.detach().numpy(), conv.bias.detach().numpy()
-    maps = [slow_reference.convolve(image, weight, bias, conv.stride[0], before, outputs) for image in x.numpy()]
+    maps = [
+        slow_reference.convolve(image, weight, bias, conv.stride[0], before, outputs) for image in x.numpy()
+    ]
     return torch.from_numpy(np.stack(maps))
 
 
 @pytest.mark.parametrize(
-    ("size", "kernel", "stride"), [(9, 3, 1), (9, 3, 2), (10, 3, 2), (11, 5, 4), (8, 3, 4), (1, 3, 4), (7, 2, 1)]
+    ("size", "kernel", "stride"),
+    [(9, 3, 1), (9, 3, 2), (10, 3, 2), (11, 5, 4), (8, 3, 4), (1, 3, 4), (7, 2, 1)],
 )
 def test_same_padding_is_tensorflows(size: int, kernel: int, stride: int):
     torch.manual_seed(0)
@@ -38,7 +41,9 @@ def test_same_padding_is_tensorflows(size: int, kernel: int, stride: int):
     torch.testing.assert_close(conv(x), convolved(conv, x, before, outputs))
 
 
-@pytest.mark.parametrize(("size", "kernel", "stride", "padding"), [(12, 5, 4, 0), (13, 5, 4, 0), (10, 3, 2, 1)])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"), [(12, 5, 4, 0), (13, 5, 4, 0), (10, 3, 2, 1)]
+)
 def test_ceil_convolution_reads_zeros_past_the_border(size: int, kernel: int, stride: int, padding: int):
     torch.manual_seed(0)
     conv, x = Conv2d(2, 3, kernel, stride, padding, ceil_mode=True).double(), images(1, 2, size, size)
@@ -91,7 +96,11 @@ def test_untied_weights_are_their_own_at_every_position(size: int, kernel: int, 
 
 def test_untied_layer_with_one_filter_bank_everywhere_is_a_convolution():
     torch.manual_seed(0)
-    layer, conv, x = LocallyConnected2d(2, 3, 6, 3, padding=1), nn.Conv2d(2, 3, 3, padding=1), torch.randn(2, 2, 6, 6)
+    layer, conv, x = (
+        LocallyConnected2d(2, 3, 6, 3, padding=1),
+        nn.Conv2d(2, 3, 3, padding=1),
+        torch.randn(2, 2, 6, 6),
+    )
     with torch.no_grad():
         layer.weight.copy_(conv.weight.flatten(1).expand_as(layer.weight))
         layer.bias.copy_(conv.bias.expand_as(layer.bias))
@@ -117,7 +126,7 @@ def test_spatial_norm_keeps_half_precision_and_computes_in_float32():
     [
         Conv2d(2, 2, 3, 2, padding="same"),
         Conv2d(2, 2, 3, 2, ceil_mode=True),
-        LocallyConnected2d(2, 2, 6, 3, padding=1),
+        LocallyConnected2d(2, 2, 4, 3, padding=1),
         MaxPool2d(3, 2, padding="same"),
         SpatialResponseNorm(3, 0.5),
     ],
@@ -125,9 +134,8 @@ def test_spatial_norm_keeps_half_precision_and_computes_in_float32():
 )
 def test_layers_pass_gradcheck(layer: nn.Module):
     layer = layer.double()
-    parameters = list(layer.parameters())
-    x = images(2, 2, 6, 6).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, *_: layer(x), (x, *parameters))
+    x = images(2, 2, 4, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, *_: layer(x), (x, *layer.parameters()))
 
 
 def test_original_dropout_scales_at_test_only():

@@ -31,7 +31,11 @@ def build(conv2: dict[str, Any] | None = None, **changes: Any) -> AlexNet:
         ({"then": ["rellu"]}, {}, r"model\.features\.conv2: unknown operation 'rellu'\. Did you mean relu"),
         ({"groups": 4}, {}, r"model\.features\.conv2\.groups=4 does not divide its 6 input and 8 output"),
         ({"then": ["lrn"], "lrn": {"groups": 3}}, {}, r"conv2: lrn\.groups=3 does not divide its 8 channels"),
-        ({"then": ["spatial_norm"], "spatial_norm": {"size": 4}}, {}, r"spatial_norm\.size must be odd, not 4"),
+        (
+            {"then": ["spatial_norm"], "spatial_norm": {"size": 4}},
+            {},
+            r"spatial_norm\.size must be odd, not 4",
+        ),
         ({"then": ["avg_pool"], "avg_pool": {"padding": "same"}}, {}, r"avg_pool knows no padding 'same'"),
         ({"out_channels": -1}, {}, r"model\.features\.conv2\.out_channels must be at least 1, not -1"),
         ({"stride": 0}, {}, r"model\.features\.conv2\.stride must be at least 1, not 0"),
@@ -46,10 +50,16 @@ def build(conv2: dict[str, Any] | None = None, **changes: Any) -> AlexNet:
         ({}, {"classifier": {}}, r"model\.classifier is empty"),
         ({}, {"classifier": {"fc6": {}, "fc8": {}}}, r"model\.classifier\.fc6: .* needs out_features"),
         ({}, {"classifier": {"fc8": {"before": ["max_pool"]}}}, r"classifier\.fc8: max_pool needs a map"),
-        ({"stride": 8, "kernel_size": 15}, {}, r"conv2: its 15x15 kernel does not fit a 14x14 map .*input_size=17\."),
+        (
+            {"stride": 8, "kernel_size": 15},
+            {},
+            r"conv2: its 15x15 kernel does not fit a 14x14 map .*input_size=17\.",
+        ),
     ],
 )
-def test_a_network_that_cannot_be_says_where_and_why(conv2: dict[str, Any], changes: dict[str, Any], message: str):
+def test_a_network_that_cannot_be_says_where_and_why(
+    conv2: dict[str, Any], changes: dict[str, Any], message: str
+):
     with pytest.raises(UserError, match=message):
         build(conv2, **changes)
 
@@ -84,5 +94,9 @@ def test_resnets_take_grey_images(name: str):
 
 def test_a_layer_keeps_shared_settings_that_it_does_not_name():
     net = build({"then": ["lrn", "max_pool"], "lrn": {"size": 3}, "max_pool": {"stride": 1}}, lrn={"k": 7.0})
-    assert (net.features.conv2_lrn.size, net.features.conv2_lrn.k, net.features.conv2_lrn.beta) == (3, 7.0, 0.75)
+    assert (net.features.conv2_lrn.size, net.features.conv2_lrn.k, net.features.conv2_lrn.beta) == (
+        3,
+        7.0,
+        0.75,
+    )
     assert (net.features.conv2_pool.kernel_size, net.features.conv2_pool.stride) == (3, 1)

@@ -1,4 +1,4 @@
-"""Every network of conf/model/ against what its source publishes. All on the meta device: no memory, no arithmetic."""
+"""Every network of conf/model/ against what its source publishes; on the meta device, so without memory."""
 
 from __future__ import annotations
 
@@ -121,7 +121,21 @@ def test_towers_and_dropout_are_the_published_ones(name: str):
         ("alexnet", [34_944, 614_656, 885_120, 1_327_488, 884_992, 37_752_832, 16_781_312, 4_097_000]),
         (
             "alexnet_keras_bn",
-            [34_944, 192, 614_656, 512, 885_120, 768, 147_840, 768, 98_560, 512, 4_198_400, 16_781_312, 40_970],
+            [
+                34_944,
+                192,
+                614_656,
+                512,
+                885_120,
+                768,
+                147_840,
+                768,
+                98_560,
+                512,
+                4_198_400,
+                16_781_312,
+                40_970,
+            ],
         ),
         ("alexnet_two_fc", [23_296, 307_392, 663_936, 884_992, 590_080, 37_752_832, 4_097_000]),
         ("alexnet_stride4", [34_944, 614_656, 885_120, 1_327_488, 884_992, 1_052_672, 16_781_312, 40_970]),
@@ -182,6 +196,11 @@ def test_too_small_an_image_names_layer_size_and_remedy():
 
 def test_names_of_parameters_follow_the_layers():
     names = [n for n, _ in build("alexnet_bn").named_parameters()]
-    assert names[:4] == ["features.input_bn.weight", "features.input_bn.bias", "features.conv1.weight", "features.conv1.bias"]
+    assert names[:4] == [
+        "features.input_bn.weight",
+        "features.input_bn.bias",
+        "features.conv1.weight",
+        "features.conv1.bias",
+    ]
     assert names[-2:] == ["classifier.fc8.weight", "classifier.fc8.bias"]
     assert isinstance(build("alexnet"), AlexNet)

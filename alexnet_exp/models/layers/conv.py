@@ -41,7 +41,9 @@ class Conv2d(nn.Conv2d):
         # Plain padding stays torch's own; the two rules pad ahead of an unpadded convolution.
         self.rule = (padding, ceil_mode) if padding == "same" or ceil_mode else None
         torch_padding = 0 if self.rule else padding
-        super().__init__(in_channels, out_channels, kernel_size, stride, torch_padding, groups=groups, bias=bias)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, torch_padding, groups=groups, bias=bias
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rule:
@@ -90,7 +92,12 @@ class LocallyConnected2d(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.kernel_size, self.stride, self.padding, self.out_channels = kernel_size, stride, padding, out_channels
+        self.kernel_size, self.stride, self.padding, self.out_channels = (
+            kernel_size,
+            stride,
+            padding,
+            out_channels,
+        )
         self.output_size = (input_size + 2 * padding - kernel_size) // stride + 1
         positions, fan_in = self.output_size**2, in_channels * kernel_size**2
         self.weight = nn.Parameter(torch.empty(positions, out_channels, fan_in))
@@ -100,14 +107,17 @@ class LocallyConnected2d(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        columns = functional.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)  # (N, fan_in, P)
+        columns = functional.unfold(
+            x, self.kernel_size, padding=self.padding, stride=self.stride
+        )  # (N, fan_in, P)
         out = torch.bmm(columns.permute(2, 0, 1), self.weight.mT)  # (P, N, out_channels)
         if self.bias is not None:
             out = out + self.bias[:, None]
         return out.permute(1, 2, 0).unflatten(2, (self.output_size, self.output_size))
 
     def extra_repr(self) -> str:
-        return f"{self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+        window = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+        return f"{self.out_channels}, {window}"
 
 
 def _pad(x: Tensor, kernel: int, stride: int, padding: int | str, ceil: bool, value: float = 0.0) -> Tensor:

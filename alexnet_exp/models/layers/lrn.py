@@ -1,13 +1,14 @@
 """Local response normalisation over channels, fast.
 
-`nn.LocalResponseNorm` is an average pool over a 5-D view and a pow: several times slower, it keeps four copies of its
-input for the backward pass, and its CUDA backward is not deterministic. Here the window is summed by doubling
-(5 = 4 + 1 channels: three additions), the power 0.75 comes from square roots, and on a CPU the work goes piece by
-piece, so that everything between the first read and the last write stays in the cache. The backward pass keeps the
-input alone and computes the denominator again, which is cheaper than to fetch it from memory.
+`nn.LocalResponseNorm` is an average pool over a 5-D view and a pow: several times slower, it keeps four
+copies of its input for the backward pass, and its CUDA backward is not deterministic. Here the window is
+summed by doubling (5 = 4 + 1 channels: three additions), the power 0.75 comes from square roots, and on a
+CPU the work goes piece by piece, so that everything between the first read and the last write stays in the
+cache. The backward pass keeps the input alone and computes the denominator again, which is cheaper than to
+fetch it from memory.
 
-Eager, this is as fast as what `torch.compile` makes of `local_response_norm`, without the 10 to 30 seconds that its
-first call takes; inside a network that is being compiled or exported, the plain form is used and fused.
+Eager, this is as fast as what `torch.compile` makes of `local_response_norm`, without the 10 to 30 seconds
+of its first call; inside a network that is being compiled or exported, the plain form is used and fused.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: floa
     Source: Krizhevsky et al. 2012, section 3.3; cuda-convnet `cmrnorm`.
     """
     if groups > 1:
-        return torch.cat([local_response_norm(tower, size, alpha, beta, k) for tower in x.chunk(groups, 1)], 1)
+        return torch.cat(
+            [local_response_norm(tower, size, alpha, beta, k) for tower in x.chunk(groups, 1)], 1
+        )
     wide = _widen(x)
     squares = functional.pad(wide * wide, (0, 0, 0, 0, size // 2, (size - 1) // 2))
     denominator = _window_sum(squares, size, x.shape[1]) * (alpha / size) + k
@@ -87,7 +90,7 @@ class _Pieces(torch.autograd.Function):
         for piece in _pieces(x, groups):
             wide = _widen(x[piece])
             power = _negative_power(_denominator(wide, size, alpha, k), beta)
-            out[piece] = power.mul_(wide)
+            torch.mul(wide, power, out=out[piece])
         return out
 
     @staticmethod
@@ -109,12 +112,12 @@ class _Pieces(torch.autograd.Function):
             inner = through.narrow(1, (size - 1) // 2, wide.shape[1])
             torch.mul(direct, wide, out=inner).div_(denominator)
             indirect = _window_sum(through, size, wide.shape[1]).mul_(wide)
-            out[piece] = direct.add_(indirect, alpha=-2.0 * alpha * beta / size)
+            torch.add(direct, indirect, alpha=-2.0 * alpha * beta / size, out=out[piece])
         return out, None, None, None, None, None
 
 
 def _pieces(x: Tensor, groups: int) -> Iterator[tuple[slice, slice]]:
-    """Cut (N, C, H, W) into a few images of one tower each; other devices than a CPU take all images at once."""
+    """Cut (N, C, H, W) into a few images of one tower each; a GPU takes all images at once."""
     width = x.shape[1] // groups
     per_image = max(width * x.shape[2] * x.shape[3], 1)
     step = max(1, _PIECE // per_image if x.device.type == "cpu" else x.shape[0])
@@ -126,7 +129,7 @@ def _pieces(x: Tensor, groups: int) -> Iterator[tuple[slice, slice]]:
 def _denominator(wide: Tensor, size: int, alpha: float, k: float) -> Tensor:
     squares = _padded(wide, size // 2, (size - 1) // 2)
     torch.mul(wide, wide, out=squares.narrow(1, size // 2, wide.shape[1]))
-    return _window_sum(squares, size, wide.shape[1]).mul_(alpha / size).add_(k)
+    return torch.add(wide.new_tensor(k), _window_sum(squares, size, wide.shape[1]), alpha=alpha / size)
 
 
 def _padded(like: Tensor, before: int, after: int) -> Tensor:

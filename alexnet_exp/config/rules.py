@@ -1,0 +1,184 @@
+"""What every setting may be, in one table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which values are legal, and how to say so."""
+
+    text: str
+    legal: Callable[[Any], bool]
+
+    def __or__(self, other: Rule) -> Rule:
+        return Rule(f"{self.text}, or {other.text}", lambda v: self.legal(v) or other.legal(v))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def at_least(least: int) -> Rule:
+    return Rule(f"a whole number, {least} or more", lambda v: _is_integer(v) and v >= least)
+
+
+def number(least: float = 0.0, most: float = float("inf"), above: bool = False) -> Rule:
+    bound = f"above {least:g}" if above else f"{least:g} or more"
+    text = f"a number {bound}" + (f" and at most {most:g}" if most != float("inf") else "")
+    return Rule(text, lambda v: _is_number(v) and (v > least if above else v >= least) and v <= most)
+
+
+def choice(*values: str) -> Rule:
+    return Rule(("one of " if len(values) > 1 else "") + ", ".join(values), lambda v: v in values)
+
+
+def list_of(rule: Rule) -> Rule:
+    return Rule(f"a list, each {rule.text}", lambda v: isinstance(v, list) and all(rule.legal(x) for x in v))
+
+
+null = Rule("null", lambda v: v is None)
+flag = Rule("true or false", lambda v: isinstance(v, bool))
+text = Rule("text", lambda v: isinstance(v, str) and v != "")
+path = Rule("a path", text.legal)
+# What the user types as a name may look like a number to YAML.
+name = Rule("text", lambda v: isinstance(v, str | int | float) and not isinstance(v, bool) and v != "")
+positive = number(above=True)
+fraction = number(0.0, 1.0)
+device_list = Rule("a list of indices such as [0,1]", lambda v: v != [] and list_of(at_least(0)).legal(v))
+batches = at_least(0) | Rule("a fraction from 0.0 to 1.0", lambda v: isinstance(v, float) and 0.0 <= v <= 1.0)
+metric = choice("val/top1", "val/top5", "val/loss", "train/loss", "train/top1", "train/top5")
+
+RULES: dict[str, Rule] = {
+    "seed": at_least(0),
+    "test": flag,
+    "compile": flag,
+    "label_smoothing": Rule(
+        "a number from 0 up to, not including, 1", lambda v: _is_number(v) and 0 <= v < 1
+    ),
+    "resume": path | null,
+    "ckpt": path | null,
+    "weights": Rule("a path, torchvision, or none", path.legal),
+    "trust": Rule("a list of packages: [my_package]", list_of(text).legal),
+    "paths.data_dir": path,
+    "paths.output_dir": path,
+    "augment.flip": flag,
+    "augment.pad": at_least(0),
+    "augment.crop": flag,
+    "data._target_": text,
+    "data.data_dir": path,
+    "data.download": flag,
+    "data.root": path,
+    "data.batch_size": at_least(1),
+    "data.val_size": at_least(0),
+    "data.val_split": choice("random", "last"),
+    "data.val_seed": at_least(0),
+    "data.val_fraction": Rule("a number above 0 and below 1", lambda v: _is_number(v) and 0 < v < 1) | null,
+    "data.train_subset": at_least(1) | null,
+    "data.test_subset": at_least(1) | null,
+    "data.channels": Rule("1 or 3", lambda v: v in (1, 3) and _is_integer(v)),
+    "data.image_size": at_least(1),
+    "data.stored_size": at_least(1) | null,
+    "data.num_workers": at_least(0) | null,
+    "data.mean": list_of(number()),
+    "data.std": list_of(positive),
+    "optimizer._target_": text,
+    "optimizer.lr": positive,
+    "optimizer.momentum": Rule(
+        "a number from 0 up to, not including, 1", lambda v: _is_number(v) and 0 <= v < 1
+    ),
+    "optimizer.weight_decay": number(),
+    "optimizer.nesterov": flag,
+    "optimizer.betas": list_of(number(0.0, 1.0)),
+    "optimizer.eps": positive,
+    "optimizer.bias_lr_factor": number(),
+    "optimizer.bias_weight_decay": number() | null,
+    "scheduler.name": choice("none", "step", "multistep", "plateau", "cosine", "onecycle"),
+    "scheduler.every_epochs": at_least(1),
+    "scheduler.epochs": list_of(at_least(1)),
+    "scheduler.gamma": positive,
+    "scheduler.monitor": metric,
+    "scheduler.mode": choice("min", "max"),
+    "scheduler.factor": Rule("a number above 0 and below 1", lambda v: _is_number(v) and 0 < v < 1),
+    "scheduler.patience": at_least(0),
+    "scheduler.min_lr": number(),
+    "scheduler.warmup_epochs": number(),
+    "scheduler.final_factor": fraction,
+    "scheduler.pct_start": fraction,
+    "scheduler.div_factor": positive,
+    "scheduler.final_div_factor": positive,
+    "trainer.accelerator": choice("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "trainer.devices": choice("auto")
+    | at_least(1)
+    | device_list
+    | Rule("-1 (all)", lambda v: v in (-1, "-1")),
+    "trainer.num_nodes": at_least(1),
+    "trainer.strategy": text,
+    "trainer.precision": Rule(
+        "a precision such as 32-true, bf16-mixed, 16-mixed", lambda v: v in _PRECISIONS
+    ),
+    "trainer.max_epochs": at_least(1) | Rule("-1 (no end)", lambda v: v == -1) | null,
+    "trainer.min_epochs": at_least(0) | null,
+    "trainer.max_steps": at_least(-1),
+    "trainer.min_steps": at_least(0) | null,
+    "trainer.max_time": Rule(
+        "a time, DD:HH:MM:SS", lambda v: bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(v)))
+    )
+    | null,
+    "trainer.limit_train_batches": batches,
+    "trainer.limit_val_batches": batches,
+    "trainer.limit_test_batches": batches,
+    "trainer.limit_predict_batches": batches,
+    "trainer.overfit_batches": batches,
+    "trainer.fast_dev_run": flag | at_least(1),
+    "trainer.val_check_interval": at_least(1) | number(0.0, 1.0, above=True),
+    "trainer.check_val_every_n_epoch": at_least(1) | null,
+    "trainer.num_sanity_val_steps": at_least(-1),
+    "trainer.log_every_n_steps": at_least(1),
+    "trainer.accumulate_grad_batches": at_least(1),
+    "trainer.gradient_clip_val": number() | null,
+    "trainer.gradient_clip_algorithm": choice("norm", "value"),
+    "trainer.deterministic": flag | choice("warn"),
+    "trainer.benchmark": flag | null,
+    "trainer.inference_mode": flag,
+    "trainer.profiler": choice("simple", "advanced") | null,
+    "trainer.detect_anomaly": flag,
+    "trainer.sync_batchnorm": flag,
+    "callbacks.checkpoint.enabled": flag,
+    "callbacks.checkpoint.monitor": metric,
+    "callbacks.checkpoint.mode": choice("min", "max"),
+    "callbacks.checkpoint.every_n_steps": at_least(1) | null,
+    "callbacks.early_stopping.enabled": flag,
+    "callbacks.early_stopping.monitor": metric,
+    "callbacks.early_stopping.mode": choice("min", "max"),
+    "callbacks.early_stopping.patience": at_least(0),
+    "callbacks.early_stopping.min_delta": number(),
+    "callbacks.ema.enabled": flag,
+    "callbacks.ema.decay": fraction,
+    "callbacks.lr_monitor.enabled": flag,
+    "callbacks.progress_bar.enabled": flag,
+    "callbacks.progress_bar.refresh_per_second": positive,
+    "callbacks.model_summary.enabled": flag,
+    "callbacks.throughput.enabled": flag,
+    "logger.wandb.mode": choice("auto", "online", "offline", "disabled"),
+    "logger.wandb.project": name,
+    "logger.wandb.entity": name | null,
+    "logger.wandb.group": name | null,
+    "logger.wandb.tags": list_of(name),
+    "logger.wandb.notes": name | null,
+    "logger.wandb.name": name | null,
+    "logger.wandb.log_model": flag,
+    "logger.tensorboard.enabled": flag,
+}
+_PRECISIONS = (
+    16, 32, 64, "16", "32", "64", "bf16", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "32-true",
+    "64-true", "transformer-engine", "transformer-engine-float16",
+)  # fmt: skip

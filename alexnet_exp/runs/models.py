@@ -1,0 +1,137 @@
+"""`alexnet-exp models`: the networks of conf/model/, or the layers of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from alexnet_exp.config.compose import conf_dir, group
+from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.targets import build
+from alexnet_exp.zoo import list_models
+
+
+def models(name: str | None, format: str, num_classes: int | None = None, input_size: int | None = None) -> None:
+    """Print the table of networks, or the layer table of one.
+
+    Args:
+        name: A network, or None for all.
+        format: 'table' or 'json'.
+        num_classes: Classes to count for; None: as published.
+        input_size: Side of the image in pixels; None: as published.
+
+    Raises:
+        UserError: For an unknown name or format.
+    """
+    if format not in ("table", "json"):
+        raise UserError(f"format={format!r} is not possible: it must be table or json.")
+    if name is not None and name not in list_models():
+        raise UserError(f"There is no model {name!r}.{nearest(name, list_models())} alexnet-exp models lists all.")
+    changes = {"num_classes": num_classes, "input_size": input_size}
+    changes = {k: v for k, v in changes.items() if v is not None}
+    if name is None:
+        rows = [describe(each, changes) for each in list_models()]
+        _print_json(rows) if format == "json" else _print_networks(rows)
+    else:
+        _, layers = _layers(name, changes)
+        if format == "json":
+            _print_json({**describe(name, changes), "layers": [dataclasses.asdict(row) for row in layers]})
+        else:
+            _print_layers(layers)
+
+
+def describe(name: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return what is known of a network: size, counts, published accuracy in percent, source."""
+    config, layers = _layers(name, changes or {})
+    header = _header(name)
+    top1, top5 = _published(header.get("Published", ""))
+    return {
+        "name": name,
+        "input_size": config["input_size"],
+        "parameters": sum(row.parameters for row in layers),
+        "multiply_adds": sum(row.multiply_adds for row in layers),
+        "published_top1": top1,
+        "published_top5": top5,
+        "published": header.get("Published", ""),
+        "source": header.get("Source", ""),
+        "differs": header.get("Differs", ""),
+    }
+
+
+def _layers(name: str, changes: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    import torch
+
+    from alexnet_exp.models import layer_table
+
+    config = {**group("model", name), **changes}
+    with torch.device("meta"):  # shapes only: no memory, no initialisation
+        model = build(config)
+    return config, layer_table(model, (config["in_channels"], config["input_size"], config["input_size"]))
+
+
+def _header(name: str) -> dict[str, str]:
+    """Read the 'Key: text' comments that open a network's yaml; a text may go on over several lines."""
+    fields: dict[str, str] = {}
+    key = None
+    for line in (conf_dir() / "model" / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if found := re.match(r"# ([A-Z]\w+):\s+(.*)", line):
+            key = found[1]
+            fields[key] = found[2].strip()
+        elif key and line.startswith("#   "):
+            fields[key] += " " + line[1:].strip()
+    return fields
+
+
+def _published(text: str) -> tuple[float | None, float | None]:
+    """Read '57.1 / 80.2 %' or '77.22 %' at the start of a published result."""
+    if found := re.match(r"(?:about )?([\d.]+) / ([\d.]+) %", text):
+        return float(found[1]), float(found[2])
+    found = re.match(r"(?:about )?([\d.]+) %", text)
+    return (float(found[1]) if found else None), None
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _print_networks(rows: list[dict[str, Any]]) -> None:
+    cells = []
+    for row in rows:
+        accuracy = [f"{row[k]:g}" if row[k] is not None else "" for k in ("published_top1", "published_top5")]
+        counts = f"{row['parameters']:,}", f"{row['multiply_adds'] / 1e6:,.0f}"
+        cells.append([row["name"], str(row["input_size"]), *counts, *accuracy, row["source"]])
+    headers = ["network", "input", "parameters", "M mult-adds", "top-1 %", "top-5 %", "source"]
+    _print_table(headers, cells, right=range(1, 6))
+
+
+def _print_layers(rows: list[Any]) -> None:
+    cells = []
+    for row in rows:
+        counts = [f"{n:,}" if n else "" for n in (row.parameters, row.multiply_adds)]
+        sees = f"{row.receptive_field} px" if row.receptive_field else ""
+        layer = row.name.removeprefix("features.").removeprefix("classifier.")
+        cells.append([layer, row.type, " x ".join(map(str, row.output_shape)), *counts, sees])
+    totals = [f"{sum(getattr(r, k) for r in rows):,}" for k in ("parameters", "multiply_adds")]
+    headers = ["layer", "type", "output", "parameters", "multiply-adds", "sees"]
+    _print_table(headers, [*cells, ["total", "", "", *totals, ""]], right=range(3, 6))
+
+
+def _print_table(headers: list[str], rows: list[list[str]], right: range) -> None:
+    """Print a table whose last column gives way where the terminal is narrow."""
+    table = Table(box=None, pad_edge=False)
+    for i, header in enumerate(headers):
+        width = None if i == len(headers) - 1 else max(len(row[i]) for row in [headers, *rows])
+        table.add_column(header, justify="right" if i in right else "left", no_wrap=True, min_width=width)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:  # a file or pipe has no width to fit
+        console = Console(width=200)
+    console.print(table, highlight=False)

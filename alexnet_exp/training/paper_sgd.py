@@ -1,0 +1,55 @@
+"""SGD as the 2012 paper writes it: the learning rate lies inside the velocity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class PaperSGD(torch.optim.Optimizer):
+    """v <- momentum * v - lr * (gradient + weight_decay * w); w <- w + v.
+
+    At a constant rate this is torch.optim.SGD. Where the rate changes it is not: here the velocity gathered so far
+    keeps its size, there it shrinks with the rate at once.
+
+    Args:
+        params: Parameters or groups of them.
+        lr: Learning rate.
+        momentum: Share of the velocity that stays.
+        weight_decay: Coefficient of w in the velocity.
+
+    Source: Krizhevsky et al. 2012, section 5; src/weights.cu of the released code.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 0.01, momentum: float = 0.9, weight_decay: float = 5e-4
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            velocities = [self._velocity(p) for p in weights]
+            gradients: list[Tensor] = [p.grad for p in weights]
+            if group["weight_decay"]:
+                gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])  # type: ignore[assignment]
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, gradients, alpha=-group["lr"])
+            torch._foreach_add_(weights, velocities)
+        return loss
+
+    def _velocity(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "velocity" not in state:
+            state["velocity"] = torch.zeros_like(parameter)
+        return state["velocity"]

@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import Tensor, nn
+
+from alexnet_exp.data import Batch, Folder, ImageData
+from alexnet_exp.data.loaders import ArrayLoader
+from alexnet_exp.data.module import Source
+from alexnet_exp.data.randomness import permutation
+from alexnet_exp.data.sources import ArraySource
+from alexnet_exp.errors import UserError
+from tests.data.makers import write_folder
+
+COMMON: dict[str, Any] = {"batch_size": 5, "image_size": 6, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+CLASSES = ("ant", "bee", "cat")
+
+
+def arrays(count: int, split: str, seed: int, side: int = 6) -> ArraySource:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+    return ArraySource(images, torch.arange(count) % 3, CLASSES, f"made {split}")
+
+
+class Made(ImageData):
+    """Random images: 22 to train on, 9 to test on, and 6 of its own to validate on if asked."""
+
+    def __init__(self, own_val: bool = False, test: bool = True, **options: Any) -> None:
+        super().__init__(**{**COMMON, **options})
+        self.counts = {"train": 22} | ({"val": 6} if own_val else {}) | ({"test": 9} if test else {})
+        self.loads = 0
+
+    def load(self) -> dict[str, Source]:
+        self.loads += 1
+        return {split: arrays(count, split, seed=i) for i, (split, count) in enumerate(self.counts.items())}
+
+
+def ready(**options: Any) -> Made:
+    data = Made(**options)
+    data.setup()
+    return data
+
+
+def pixels(source: Source) -> list[bytes]:
+    assert isinstance(source, ArraySource)
+    return [image.numpy().tobytes() for image in source.images]
+
+
+def sizes(data: ImageData) -> dict[str, int]:
+    return {split: len(source) for split, source in data.sources.items()}
+
+
+# ------------------------------------------------------------------------------------------------ cuts
+
+
+@pytest.mark.parametrize("how", ["random", "last"])
+@pytest.mark.parametrize("val_size", [0, 1, 7, 21])
+def test_validation_is_cut_from_training_and_nothing_is_lost(how: str, val_size: int):
+    whole, data = ready(), ready(val_size=val_size, val_split=how)
+    train, val = pixels(data.sources["train"]), pixels(data.sources["val"]) if val_size else []
+    assert (len(train), len(val)) == (22 - val_size, val_size)
+    assert sorted(train + val) == sorted(pixels(whole.sources["train"]))
+    assert not set(train + val) & set(pixels(data.sources["test"]))
+
+
+def test_without_validation_there_is_no_val_split():
+    assert sizes(ready(val_size=0)) == {"train": 22, "test": 9}
+    assert ready(val_size=0).val_dataloader() == []
+
+
+def test_a_random_validation_set_is_stratified_and_depends_on_val_seed_alone():
+    first = ready(val_size=6, seed=0)
+    assert first.sources["val"].labels.bincount().tolist() == [2, 2, 2]
+    assert pixels(ready(val_size=6, seed=9).sources["val"]) == pixels(first.sources["val"])
+    assert pixels(ready(val_size=6, val_seed=1).sources["val"]) != pixels(first.sources["val"])
+
+
+def test_validation_comes_from_what_the_training_subset_leaves():
+    whole, data = ready().sources["train"], ready(train_subset=10, val_size=5)
+    assert pixels(data.sources["train"]) == pixels(whole)[:10]
+    assert set(pixels(data.sources["val"])) <= set(pixels(whole)[10:])
+    assert sizes(data) == {"train": 10, "val": 5, "test": 9}
+    last = ready(train_subset=10, val_size=5, val_split="last")
+    assert pixels(last.sources["val"]) == pixels(whole)[17:]
+
+
+def test_all_that_the_training_subset_leaves_may_validate():
+    assert sizes(ready(train_subset=10, val_size=12)) == {"train": 10, "val": 12, "test": 9}
+
+
+def test_the_training_subset_does_not_change_with_val_size():
+    assert pixels(ready(train_subset=4, val_size=9).sources["train"]) == pixels(
+        ready(train_subset=4).sources["train"]
+    )
+
+
+def test_the_test_subset_is_the_first_images_in_file_order():
+    data = ready(test_subset=4, val_size=3)
+    assert pixels(data.sources["test"]) == pixels(ready().sources["test"])[:4]
+    assert sizes(data) == {"train": 19, "val": 3, "test": 4}
+
+
+def test_a_validation_set_of_its_own_is_left_whole():
+    data = ready(own_val=True, train_subset=4)
+    assert sizes(data) == {"train": 4, "val": 6, "test": 9}
+
+
+def test_images_keep_their_published_numbers_through_the_cuts():
+    data, whole = ready(train_subset=10, val_size=5), ready().sources["train"]
+    for split in ("train", "val"):
+        for i, image in enumerate(pixels(data.sources[split])):
+            assert data.sources[split].image_name(i) == f"train image {pixels(whole).index(image)}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"val_size": 22}, "data.val_size=22 leaves nothing to train on: there are 22 images"),
+        ({"train_subset": 10, "val_size": 13}, "only 12 images are left .* say data.val_size=12 or less"),
+        ({"train_subset": 23}, "made train has 22 images: the first 23 cannot be taken"),
+        ({"train_subset": 0}, "made train has 22 images: the first 0 cannot be taken"),
+        ({"test_subset": 10}, "made test has 9 images: the first 10 cannot be taken"),
+    ],
+)
+def test_cuts_that_do_not_fit_are_refused(options: dict[str, int], message: str):
+    with pytest.raises(UserError, match=message):
+        ready(**options)
+
+
+def test_images_are_read_once_however_often_lightning_asks():
+    data = Made(val_size=3)
+    for stage in ("fit", "validate", "test"):
+        data.setup(stage)
+    assert data.loads == 1
+
+
+def test_a_set_without_test_images_has_no_test_loader():
+    assert ready(test=False).test_dataloader() == []
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+def test_one_channel_takes_the_average_of_three_means():
+    data = Made(channels=1)
+    assert data.preprocess.mean == pytest.approx([0.5])
+    assert data.preprocess.std == pytest.approx([0.3])
+
+
+def test_one_mean_serves_three_channels():
+    data = Made(mean=[0.1], std=[0.2])
+    assert (data.preprocess.mean, data.preprocess.std) == ([0.1] * 3, [0.2] * 3)
+
+
+def test_a_wrong_number_of_means_is_refused():
+    with pytest.raises(UserError, match=r"data\.mean and data\.std need 3 values, not 2"):
+        Made(mean=[0.1, 0.2])
+
+
+@pytest.mark.parametrize(("image_size", "expected"), [(224, 256), (227, 256), (32, 36), (3, 3)])
+def test_files_are_stored_an_eighth_larger_unless_told_otherwise(image_size: int, expected: int):
+    assert Made(image_size=image_size).stored_size == expected
+    assert Made(image_size=image_size, stored_size=300).stored_size == 300
+
+
+def test_preprocessing_is_plain_values_that_say_all():
+    settings = Made(augment={"crop": True}, channels=1, stored_size=9).preprocessing()
+    assert json.loads(json.dumps(settings)) == settings
+    assert {name: type(value) for name, value in settings.items()} == {
+        "image_size": int,
+        "stored_size": int,
+        "crop": bool,
+        "mean": list,
+        "std": list,
+        "channels": int,
+    }
+    assert (settings["image_size"], settings["stored_size"], settings["crop"]) == (6, 9, True)
+
+
+def test_a_stored_image_is_the_one_in_the_split(tmp_path: Path):
+    data = ready(val_size=4)
+    assert data.stored_image("val", 2).numpy().tobytes() == pixels(data.sources["val"])[2]
+    write_folder(tmp_path, {"train/a": 2, "train/b": 2}, size=(20, 12))
+    files = Folder(str(tmp_path), **COMMON, stored_size=7)
+    files.setup()
+    image = files.stored_image("train", 3)
+    assert (image.shape, image.dtype) == ((3, 7, 7), torch.uint8)
+    assert torch.equal(image, next(iter(files.loader("train"))).images[3])
+
+
+def test_workers_are_one_per_core_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch):
+    for cores, expected in ((1, 1), (3, 3), (64, 8)):
+        monkeypatch.setattr(
+            os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)), raising=False
+        )
+        assert Made()._workers() == expected
+    assert Made(num_workers=0)._workers() == 0
+
+
+def test_loaders_shuffle_training_only():
+    data = ready(val_size=6)
+    train, val, test = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
+    assert torch.cat([b.indices for b in train]).tolist() == permutation(16, "order", 0, 0).tolist()
+    assert torch.cat([b.indices for b in val]).tolist() == list(range(6))
+    assert torch.cat([b.indices for b in test]).tolist() == list(range(9))
+
+
+# ------------------------------------------------------------------------------------------------ under Lightning
+
+
+class Recorder(lightning.LightningModule):
+    """Learns nothing, and keeps the batches it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.train_batches: list[tuple[int, Batch]] = []
+        self.other_batches: list[Batch] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.train_batches.append((self.current_epoch, batch))
+        return self.weight.sum()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.other_batches.append(batch)
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def order(self) -> list[tuple[int, list[int]]]:
+        return [(epoch, batch.indices.tolist()) for epoch, batch in self.train_batches]
+
+
+class SaveAt(lightning.Callback):
+    """Saves a checkpoint the first time that a hook is called in epoch 1, after its third batch if it has batches."""
+
+    def __init__(self, path: Path, hook: str) -> None:
+        self.path, self.batches_before = path, -1
+        setattr(self, hook, self._save)
+
+    def _save(self, trainer: lightning.Trainer, module: Recorder, *batch: Any) -> None:
+        due = trainer.current_epoch == 1 and (not batch or batch[-1] == 2)
+        if due and self.batches_before < 0:
+            self.batches_before = len(module.train_batches)
+            trainer.save_checkpoint(self.path)
+
+
+def make_trainer(*callbacks: lightning.Callback, max_epochs: int = 3, **options: Any) -> lightning.Trainer:
+    quiet = {
+        name: False
+        for name in ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    }
+    options = {"num_sanity_val_steps": 0, "max_epochs": max_epochs, **quiet, **options}
+    return lightning.Trainer(accelerator="cpu", devices=1, callbacks=list(callbacks), **options)
+
+
+def test_every_epoch_has_its_own_order_and_every_image_once():
+    module, data = Recorder(), Made(seed=3)
+    make_trainer().fit(module, datamodule=data)
+    for epoch in range(3):
+        seen = [i for at, indices in module.order() if at == epoch for i in indices]
+        assert seen == permutation(22, "order", 3, epoch).tolist()
+
+
+def test_only_training_batches_are_augmented():
+    module, data = Recorder(), Made(val_size=6, augment={"flip": True, "pad": 2})
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(module, datamodule=data)
+    trainer.test(module, datamodule=data, verbose=False)
+    changed = 0
+    for epoch, batch in module.train_batches:
+        images = data.sources["train"].images[batch.indices]
+        augmented = data.augment(images, batch.indices, 0, epoch)
+        assert torch.equal(batch.images, data.preprocess(augmented))
+        changed += int((augmented != images).flatten(1).any(1).sum())
+    assert changed > 20  # of 32
+    expected = [data.sources[split].images for split in ("val", "val", "test")]
+    assert torch.equal(
+        torch.cat([b.images for b in module.other_batches]), data.preprocess(torch.cat(expected))
+    )
+
+
+@pytest.mark.parametrize(
+    "hook", ["on_train_epoch_start", "on_train_batch_end", "on_validation_end", "on_train_epoch_end"]
+)
+@pytest.mark.parametrize("limit", [None, 4])
+@pytest.mark.parametrize("kind", ["array", "files"])
+def test_a_resumed_run_sees_the_batches_that_were_left(
+    tmp_path: Path, hook: str, limit: int | None, kind: str
+):
+    def make_data() -> ImageData:
+        if kind == "array":
+            return Made(val_size=2, augment={"flip": True})
+        return Folder(
+            str(tmp_path / "set"), val_fraction=0.1, num_workers=2, augment={"crop": True}, **COMMON
+        )
+
+    if kind == "files":
+        write_folder(tmp_path / "set", {"a": 11, "b": 11}, size=(9, 8), extension="png")
+    saver, whole, resumed = SaveAt(tmp_path / "at.ckpt", hook), Recorder(), Recorder()
+    make_trainer(saver, limit_train_batches=limit).fit(whole, datamodule=make_data())
+    make_trainer(limit_train_batches=limit).fit(
+        resumed, datamodule=make_data(), ckpt_path=saver.path, weights_only=True
+    )
+    assert resumed.order() == whole.order()[saver.batches_before :] != []
+    left = whole.train_batches[saver.batches_before :]
+    for (_, batch), (_, expected) in zip(resumed.train_batches, left, strict=True):
+        assert torch.equal(batch.images, expected.images)
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_overfitting_sees_the_same_batches_in_every_epoch():
+    module = Recorder()
+    make_trainer(overfit_batches=2).fit(module, datamodule=Made())
+    assert module.order() == [
+        (epoch, part) for epoch in range(3) for part in ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
+    ]

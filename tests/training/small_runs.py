@@ -1,0 +1,85 @@
+"""Runs that last a second: a narrow network, a few of the embedded digits, one processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from alexnet_exp.config.compose import compose, plain
+from alexnet_exp.runs.resume import resumed_settings
+from alexnet_exp.runs.train import train
+
+NARROW = [f"model.features.conv{i}.out_channels=8" for i in range(1, 6)]
+SMALL = [
+    "model=alexnet_cifar",
+    *NARROW,
+    "data=digits",
+    "data.train_subset=200",
+    "data.val_size=50",
+    "data.test_subset=60",
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+    "logger=csv",
+    "callbacks.progress_bar.enabled=false",
+    "callbacks.model_summary.enabled=false",
+]  # 7 steps of 32 images an epoch
+DROPOUT = ["model.features.conv3.then=[relu,dropout]", "model.dropout=0.5"]
+
+
+def settings(*overrides: str, base: list[str] = SMALL) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings of a small run as the command line would give them, and what was typed."""
+    typed = [*base, *overrides]
+    return plain(compose("train", typed)), typed
+
+
+def run(run_dir: Path, *overrides: str, callbacks: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Train in `run_dir`, and return what result.json holds; `callbacks` are of the test's own."""
+    config, typed = settings(*overrides)
+    config["callbacks"] |= callbacks or {}
+    return train(config, typed, run_dir, "python train.py")
+
+
+def resume(run_dir: Path, *overrides: str, callbacks: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Continue `run_dir` as `train.py resume=DIR ...` does; None if there was nothing to do."""
+    typed = [f"resume='{run_dir}'", *overrides]
+    resumed = resumed_settings(plain(compose("train", typed)), typed)
+    if resumed is None:
+        return None
+    config, typed = resumed
+    config["callbacks"] = {k: v for k, v in config["callbacks"].items() if "_target_" not in v} | (callbacks or {})
+    return train(config, typed, run_dir, "python train.py")
+
+
+def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
+    """Read a checkpoint of a run; only tensors and plain values are let in."""
+    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Return whether two nests of tensors and plain values are equal, bit by bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+class StopAfter(Callback):
+    """End the run as Ctrl-C does, after so many optimizer steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.steps:
+            raise KeyboardInterrupt
+
+
+def stop_after(steps: int) -> dict[str, Any]:
+    """Return the callback settings of `StopAfter`."""
+    return {"stop": {"_target_": "tests.training.small_runs.StopAfter", "steps": steps}}
