@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from alexnet_exp.config.command_line import GROUPS
 from alexnet_exp.config.compose import conf_dir, options
 from alexnet_exp.config.networks import check_network, unknown_in_network
-from alexnet_exp.config.rules import RULES
-from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.config.rules import RULES, SCHEDULES
+from alexnet_exp.errors import UserError
 
 # Groups whose keys belong to a class of the user's own when its _target_ is not one of ours.
 _WITH_CLASS = ("data", "optimizer")
 # Whichever file is chosen, these are there: all keys of some groups, a few of others.
 _WHOLE_GROUPS = ("augment", "trainer", "callbacks", "paths")
 _ALWAYS = (
-    "data._target_", "data.batch_size", "data.channels", "optimizer._target_", "optimizer.lr", "scheduler.name",
+    "data._target_", "data.batch_size", "data.channels", "data.mean", "data.std",
+    "optimizer._target_", "optimizer.lr", "scheduler.name",
 )  # fmt: skip
-SCHEDULES = {
-    "none": set(),
-    "step": {"every_epochs", "gamma"},
-    "multistep": {"epochs", "gamma"},
-    "plateau": {"monitor", "mode", "factor", "patience", "min_lr"},
-    "cosine": {"warmup_epochs", "final_factor"},
-    "onecycle": {"pct_start", "div_factor", "final_div_factor"},
-}
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -68,11 +62,10 @@ def unknown(key: str) -> str:
     if inside:
         return f"{key} is not one setting but several: {', '.join(inside)}."
     siblings = [known.rpartition(".")[2] for known in RULES if known.rpartition(".")[0] == group]
-    if group and siblings:
-        close = nearest(last, siblings).replace(", ", f", {group}.").replace("mean ", f"mean {group}.")
-    else:
-        close = nearest(key, [*RULES, *GROUPS])
-    return f"There is no setting {key}.{close} python train.py --cfg job lists all."
+    near = get_close_matches(last, siblings, n=2) if group else []
+    close = [f"{group}.{name}" for name in near] or get_close_matches(key, [*RULES, *GROUPS], n=1)
+    meant = f" Did you mean {' or '.join(close)}?" if close else ""
+    return f"There is no setting {key}.{meant} python train.py --cfg job lists all."
 
 
 def _check_groups(config: Mapping[str, Any]) -> None:
@@ -100,7 +93,7 @@ def _is_ours(settings: Mapping[str, Any]) -> bool:
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in RULES:
             own_callback = prefix == "callbacks." and "_target_" in value
             leaves |= {} if own_callback else _leaves(value, f"{prefix}{key}.")
         else:
@@ -110,30 +103,32 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _check_combinations(config: Mapping[str, Any]) -> None:
     _check_schedule(config["scheduler"], config["trainer"])
+    data = config["data"]
+    if _is_ours(data) and not {len(data["mean"]), len(data["std"])} <= {3, data["channels"]}:
+        raise UserError(f"data.mean and data.std need {data['channels']} values each, as data.channels says.")
     stopping = config["callbacks"]["early_stopping"]
     watchers = {
         "scheduler.monitor": config["scheduler"].get("monitor"),
         "callbacks.early_stopping.monitor": stopping["monitor"] if stopping["enabled"] else None,
     }
     for key, monitor in watchers.items():
-        if config["data"].get("val_size") == 0 and str(monitor).startswith("val/"):
+        if data.get("val_size") == 0 and str(monitor).startswith("val/"):
             raise UserError(
                 f"{key}={monitor} needs validation images, and data.val_size=0: say data.val_size=N."
             )
-    if config["resume"] and config["ckpt"]:
-        raise UserError(
-            "resume= continues a run in place and ckpt= starts a new one from it: give one of them."
-        )
 
 
 def _check_schedule(scheduler: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
     name = scheduler["name"]
-    if set(scheduler) - {"name"} != SCHEDULES[name]:
+    given = set(scheduler) - {"name"}
+    if missing := SCHEDULES[name] - given:
         raise UserError(
-            f"scheduler.name={name} has other settings than the chosen scheduler: say scheduler={name}."
+            f"scheduler.name={name} needs {', '.join(sorted(missing))}, too: say scheduler={name}."
         )
+    if more := given - SCHEDULES[name]:
+        raise UserError(f"scheduler={name} has no {', '.join(sorted(more))}: leave it out.")
     endless = trainer["max_epochs"] in (None, -1) and trainer["max_steps"] == -1
-    if endless and name in ("cosine", "onecycle"):
+    if endless and name in ("cosine", "onecycle", "dexp", "poly"):
         raise UserError(f"scheduler={name} needs an end: give trainer.max_epochs or trainer.max_steps.")
 
 

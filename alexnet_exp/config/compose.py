@@ -32,8 +32,12 @@ def register() -> None:
 
 @contextmanager
 def _hydra(directories: list[str]) -> Iterator[None]:
-    """Initialise Hydra for a composition, whether or not an application of Hydra is running."""
+    """Initialise Hydra for a composition; an application that is running lends its `--config-dir`."""
     state = GlobalHydra.instance()
+    if state.hydra is not None:
+        running = state.config_loader().get_search_path().get_path()
+        typed = [element.path for element in running if element.provider == "command-line"]
+        directories = [*directories, *(path.removeprefix("file://") for path in typed)]
     outer, state.hydra = state.hydra, None
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="train"):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import yaml
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from alexnet_exp.config.command_line import GROUPS
 from alexnet_exp.config.compose import options
@@ -25,6 +25,8 @@ def explain(error: BaseException, verb: str = "train") -> str | None:
         return str(error)
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} must be given: say {error.full_key}=VALUE."
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _readable(error, verb)
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
@@ -57,10 +59,6 @@ _PATTERNS: list[tuple[str, Callable[..., str]]] = [
         lambda key: f"~{key}: there is no such setting to take away.",
     ),
     (
-        r"Missing mandatory value: (\S+)",
-        lambda key: f"{key} must be given: say {key}=VALUE.",
-    ),
-    (
         r"Environment variable '([^']+)' not found.*?full_key: (\S+)",
         lambda variable, key: f"{key}: the environment variable {variable} is not set.",
     ),
@@ -71,6 +69,10 @@ _PATTERNS: list[tuple[str, Callable[..., str]]] = [
     (
         r"Value '([^']*)'.*? could not be converted to (\w+).*?full_key: (\S+)",
         lambda value, kind, key: f"{key}={value!r} is not possible: it must be {_kind(kind)}.",
+    ),
+    (
+        r"Value '([^']*)' is not a valid bool.*?full_key: (\S+)",
+        lambda value, key: f"{key}={value!r} is not possible: it must be true or false.",
     ),
     (
         r"Error merging override ([^=\s]+)=(.*?)\s+Invalid value assigned: \w+ is not a ListConfig",
@@ -102,7 +104,7 @@ def _readable(error: BaseException, verb: str) -> str:
         r"Key '[^']+' (?:not in '\w+'|is not in struct).*?full_key: (\S+)", text, re.DOTALL
     ):
         file = re.match(r"In '([^']+)'", text)
-        return (f"conf/{file[1]}.yaml: " if file else "") + _unknown_key(found[1], verb)
+        return (f"{file[1]}.yaml: " if file else "") + _unknown_key(found[1], verb)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines[:3])
 

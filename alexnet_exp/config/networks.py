@@ -10,6 +10,7 @@ from alexnet_exp.models import spec
 from alexnet_exp.models.arithmetic import map_sizes
 
 _RESNET_KEYS = ("_target_", "stem", "input_size", "in_channels", "num_classes")
+_STEMS = ("imagenet", "cifar")
 
 
 def check_network(model: Mapping[str, Any]) -> None:
@@ -31,6 +32,10 @@ def check_network(model: Mapping[str, Any]) -> None:
         for key in model:
             if key not in _RESNET_KEYS:
                 raise UserError(unknown_in_network(f"model.{key}"))
+        if model.get("stem") not in _STEMS:
+            raise UserError(
+                f"model.stem={model.get('stem')} is not possible: it must be {' or '.join(_STEMS)}."
+            )
     if target == "alexnet_exp.models.AlexNet":
         net = spec.parse_network({k: v for k, v in model.items() if k != "_target_"})
         _check_layers(net)

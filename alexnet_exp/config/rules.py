@@ -57,9 +57,47 @@ device_list = Rule("a list of indices such as [0,1]", lambda v: v != [] and list
 batches = at_least(0) | Rule("a fraction from 0.0 to 1.0", lambda v: isinstance(v, float) and 0.0 <= v <= 1.0)
 metric = choice("val/top1", "val/top5", "val/loss", "train/loss", "train/top1", "train/top5")
 
+
+def _has_only(value: Any, rules: dict[str, Rule]) -> bool:
+    return isinstance(value, dict) and all(k in rules and rules[k].legal(v) for k, v in value.items())
+
+
+_RESIZED_CROP = Rule(
+    "{scale: [least, most], ratio: [least, most]}",
+    lambda v: _has_only(v, {"scale": list_of(positive), "ratio": list_of(positive)}) and len(v) == 2,
+)
+_LAYERS = Rule(
+    "{LAYER: {lr_factor: number, weight_decay: number}}",
+    lambda v: (
+        isinstance(v, dict)
+        and all(
+            x is None or _has_only(x, {"lr_factor": number(), "weight_decay": number() | null})
+            for x in v.values()
+        )
+    ),
+)
+_CHANGE = {"epoch": at_least(0), "lr": number(), "bias_lr": number(), "layer": text, "but": text}
+_CHANGES = Rule(
+    "a list of {epoch, lr, bias_lr, layer, but}",
+    lambda v: isinstance(v, list) and all(_has_only(x, _CHANGE) and "epoch" in x for x in v),
+)
+# The settings that go with each schedule.
+SCHEDULES: dict[str, set[str]] = {
+    "none": set(),
+    "step": {"every_epochs", "gamma"},
+    "multistep": {"epochs", "gamma"},
+    "plateau": {"monitor", "mode", "factor", "patience", "min_lr"},
+    "cosine": {"warmup_epochs", "final_factor"},
+    "onecycle": {"pct_start", "div_factor", "final_div_factor"},
+    "table": {"changes"},
+    "dexp": {"factor", "steps", "bias_factor", "bias_steps"},
+    "poly": {"power"},
+}
+
 RULES: dict[str, Rule] = {
     "seed": at_least(0),
     "test": flag,
+    "test_weights": choice("best", "last"),
     "compile": flag,
     "label_smoothing": Rule(
         "a number from 0 up to, not including, 1", lambda v: _is_number(v) and 0 <= v < 1
@@ -73,6 +111,13 @@ RULES: dict[str, Rule] = {
     "augment.flip": flag,
     "augment.pad": at_least(0),
     "augment.crop": flag,
+    "augment.centre_crop": flag,
+    "augment.mean_image": choice("none", "aligned", "centre"),
+    "augment.resized_crop": _RESIZED_CROP | null,
+    "augment.whiten": flag,
+    "augment.colour_noise": choice("none", "paper", "source"),
+    "augment.colour_noise_epochs": at_least(0) | null,
+    "augment.views": choice("centre", "flip", "ten_crop"),
     "data._target_": text,
     "data.data_dir": path,
     "data.download": flag,
@@ -101,13 +146,14 @@ RULES: dict[str, Rule] = {
     "optimizer.eps": positive,
     "optimizer.bias_lr_factor": number(),
     "optimizer.bias_weight_decay": number() | null,
-    "scheduler.name": choice("none", "step", "multistep", "plateau", "cosine", "onecycle"),
+    "optimizer.layers": _LAYERS,
+    "scheduler.name": choice(*SCHEDULES),
     "scheduler.every_epochs": at_least(1),
     "scheduler.epochs": list_of(at_least(1)),
     "scheduler.gamma": positive,
     "scheduler.monitor": metric,
     "scheduler.mode": choice("min", "max"),
-    "scheduler.factor": Rule("a number above 0 and below 1", lambda v: _is_number(v) and 0 < v < 1),
+    "scheduler.factor": positive,
     "scheduler.patience": at_least(0),
     "scheduler.min_lr": number(),
     "scheduler.warmup_epochs": number(),
@@ -115,6 +161,11 @@ RULES: dict[str, Rule] = {
     "scheduler.pct_start": fraction,
     "scheduler.div_factor": positive,
     "scheduler.final_div_factor": positive,
+    "scheduler.changes": _CHANGES,
+    "scheduler.steps": at_least(2),
+    "scheduler.bias_factor": positive,
+    "scheduler.bias_steps": at_least(2),
+    "scheduler.power": positive,
     "trainer.accelerator": choice("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     "trainer.devices": choice("auto")
     | at_least(1)

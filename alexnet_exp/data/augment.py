@@ -28,17 +28,24 @@ class Preprocess:
     crop: bool = False
     _constants: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Map (N, C, H, W) uint8 to (N, C, image_size, image_size) float32."""
-        size = self.image_size
-        if self.crop and images.shape[-1] > size:
-            top = round((images.shape[-1] - size) / 2)
-            images = images[:, :, top : top + size, top : top + size]
-        return self.finish(images)
+    def __call__(self, images: Tensor, mean_image: Tensor | None = None) -> Tensor:
+        """Map (N, C, H, W) uint8 to (N, C, image_size, image_size) float32; the mean image is (C, H, W)."""
+        mean = None if mean_image is None else self.centre(mean_image[None])
+        return self.finish(self.centre(images), mean)
 
-    def finish(self, images: Tensor) -> Tensor:
-        """Cast, resize where the size differs, normalise."""
+    def centre(self, images: Tensor) -> Tensor:
+        """Return the central square of the size the network takes, where there is a choice and `crop` asks for it."""
+        size = self.image_size
+        if not self.crop or images.shape[-1] <= size:
+            return images
+        top = round((images.shape[-1] - size) / 2)
+        return images[:, :, top : top + size, top : top + size]
+
+    def finish(self, images: Tensor, mean: Tensor | None = None) -> Tensor:
+        """Cast, subtract a mean image of the same size, resize where the size differs, normalise."""
         x = images.to(torch.float32, copy=True)
+        if mean is not None:
+            x.sub_(mean)
         if x.shape[-1] != self.image_size:
             size = (self.image_size, self.image_size)
             # Antialias matters only when shrinking, and costs when enlarging.
@@ -73,16 +80,47 @@ class Augment:
 
     def __call__(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
         """Map (N, C, H, W) uint8 to the same or, with `crop`, to (N, C, image_size, image_size) uint8."""
+        window = self.window(indices, images.shape[-1], seed, epoch)
+        return images if window is None else window.cut(images)
+
+    def window(self, indices: Tensor, stored: int, seed: int, epoch: int) -> Window | None:
+        """Draw where to cut each image and whether to mirror it; None if nothing is random.
+
+        Args:
+            indices: (N,) int64 positions in the split.
+            stored: Side of the stored images.
+            seed: Of the run.
+            epoch: Finished epochs.
+        """
         if not (self.flip or self.pad or self.crop):
-            return images
+            return None
+        side = min(stored, self.image_size) if self.crop else stored
+        draws = uniforms(indices, 3, "augment", seed, epoch)  # (N, 3): down, right, mirror
+        offsets = (draws[:, :2] * (stored + 2 * self.pad - side + 1)).long()
+        return Window(offsets, side, (draws[:, 2] < 0.5) & self.flip, self.pad)
+
+
+@dataclass
+class Window:
+    """A square for each image of a batch.
+
+    Args:
+        offsets: (N, 2) int64, down and right, in the padded image.
+        side: Of the square.
+        mirrored: (N,) bool.
+        pad: Zeros around the images.
+    """
+
+    offsets: Tensor
+    side: int
+    mirrored: Tensor
+    pad: int = 0
+
+    def cut(self, images: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, side, side)."""
         if self.pad:
             images = functional.pad(images, (self.pad,) * 4)
-        padded = images.shape[-1]
-        side = min(padded - 2 * self.pad, self.image_size) if self.crop else padded - 2 * self.pad
-        draws = uniforms(indices, 3, "augment", seed, epoch)  # (N, 3): down, right, mirror
-        offsets = (draws[:, :2] * (padded - side + 1)).long()
-        mirrored = (draws[:, 2] < 0.5) & self.flip
-        return _crop(images, offsets, side, mirrored)
+        return _crop(images, self.offsets, self.side, self.mirrored)
 
 
 def _crop(images: Tensor, offsets: Tensor, side: int, mirrored: Tensor) -> Tensor:

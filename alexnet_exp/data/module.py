@@ -9,15 +9,17 @@ from typing import Any
 import lightning
 import torch
 
-from alexnet_exp.data.augment import Augment, Preprocess
+from alexnet_exp.data.augment import Preprocess
 from alexnet_exp.data.decode import decode, stored
 from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader
+from alexnet_exp.data.pipeline import Pipeline
 from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.data.splits import split_validation
 from alexnet_exp.errors import UserError
 
 Source = ArraySource | FileSource
 SPLITS = ("train", "val", "test")
+MEAN_FILES = 10_000
 
 
 class ImageData(lightning.LightningDataModule):
@@ -29,7 +31,7 @@ class ImageData(lightning.LightningDataModule):
         mean: Per channel, of pixels in 0..1; three values are averaged for one channel.
         std: Per channel.
         channels: 1 or 3.
-        augment: Keys of conf/augment: flip, pad, crop.
+        augment: Keys of conf/augment.
         seed: Of order and augmentation.
         val_size: Images cut from the training set for validation.
         val_split: 'random' (stratified) or 'last'.
@@ -64,14 +66,11 @@ class ImageData(lightning.LightningDataModule):
         self.train_subset, self.test_subset = train_subset, test_subset
         self.num_workers = num_workers
         options = dict(augment or {})
-        crop = bool(options.get("crop", False))
+        crop = bool(options.get("crop") or options.get("centre_crop"))
         self.stored_size = stored_size or max(image_size * 8 // 7 // 4 * 4, image_size)
-        self.augment = Augment(
-            bool(options.get("flip", False)), int(options.get("pad", 0)), crop, image_size=image_size
-        )
-        self.preprocess = Preprocess(
-            image_size, _per_channel(mean, channels), _per_channel(std, channels), crop
-        )
+        self.preprocess = Preprocess(image_size, _per_channel(mean, channels), _per_channel(std, channels), crop)
+        self.pipeline = Pipeline(self.preprocess, options)
+        self.views = str(options.get("views") or "centre")
         self.sources: dict[str, Source] = {}
         self.test_split = "test"
 
@@ -87,9 +86,13 @@ class ImageData(lightning.LightningDataModule):
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the images once and cut validation off; Lightning's stages make no difference."""
+        """Read the images, once whatever Lightning's stages, and cut validation off."""
         if not self.sources:
             self.sources = self._cut(self.load())
+            if self.pipeline.options.get("mean_image", "none") != "none":
+                self.pipeline.mean_image = self._mean_image()
+        if self.trainer is not None and "val" not in self.sources:
+            self.trainer.limit_val_batches = 0  # Lightning warns of a loader that is empty
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -117,6 +120,18 @@ class ImageData(lightning.LightningDataModule):
         if self.test_subset is not None and "test" in cut:
             cut["test"] = cut["test"].first(self.test_subset)
         return cut
+
+    def _mean_image(self) -> torch.Tensor:
+        """Return the mean training image as stored, (C, S, S) float32; of 10,000 evenly chosen files at most."""
+        source = self.sources["train"]
+        if isinstance(source, ArraySource):
+            return source.images.double().mean(0).float()
+        chosen = torch.linspace(0, len(source) - 1, min(len(source), MEAN_FILES)).round().long()
+        loader = FileLoader(
+            source.subset(chosen), BatchPlan(len(chosen), 64), self.channels, self.stored_size, self._workers()
+        )
+        total = sum(batch.images.double().sum(0) for batch in loader)
+        return (total / len(chosen)).float()  # type: ignore[operator]
 
     # ---------------------------------------------------------------------------------------- loaders
 
@@ -155,10 +170,13 @@ class ImageData(lightning.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment training batches; resize and normalise all."""
-        images = batch.images
         if self.trainer is not None and self.trainer.training:
-            images = self.augment(images, batch.indices, self.seed, self.trainer.current_epoch)
-        return batch._replace(images=self.preprocess(images))
+            x = self.pipeline.train(batch.images, batch.indices, self.seed, self.trainer.current_epoch)
+        elif self.trainer is not None and self.trainer.testing:
+            x = self.pipeline.views(batch.images, self.views)
+        else:
+            x = self.pipeline.evaluate(batch.images)
+        return batch._replace(images=x)
 
     def stored_image(self, split: str, index: int) -> torch.Tensor:
         """Return one image as stored, (C, H, W) uint8."""
@@ -168,7 +186,7 @@ class ImageData(lightning.LightningDataModule):
         return stored(decode(source.paths[index], self.channels), self.stored_size)
 
     def preprocessing(self) -> dict[str, Any]:
-        """Return, as plain values, what a checkpoint must know to prepare an image for the network."""
+        """Return, as plain values and tensors, what a checkpoint must know to prepare an image for the network."""
         return {
             "image_size": self.preprocess.image_size,
             "stored_size": self.stored_size,
@@ -176,6 +194,8 @@ class ImageData(lightning.LightningDataModule):
             "mean": list(self.preprocess.mean),
             "std": list(self.preprocess.std),
             "channels": self.channels,
+            "whiten": bool(self.pipeline.options.get("whiten")),
+            "mean_image": self.pipeline.mean_image,
         }
 
 

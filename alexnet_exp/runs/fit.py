@@ -213,7 +213,8 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
                 return False
             data.test_split = fit.classifier.test_split = "val"
         trainer.strategy.barrier("best checkpoint")
-        if fit.checkpoint is not None and fit.checkpoint.best_path.exists() and not trainer.fast_dev_run:
+        wanted = fit.config["test_weights"] == "best" and fit.checkpoint is not None
+        if wanted and fit.checkpoint.best_path.exists() and not trainer.fast_dev_run:
             _, best = read_for(fit.checkpoint.best_path, "best.ckpt")
             fit.classifier.load_state_dict(best["state_dict"])
         trainer.test(fit.classifier, datamodule=data, verbose=False)

@@ -53,7 +53,7 @@ def _from_fit(fit: Fit) -> dict[str, Any]:
         "metrics": {**fit.classifier.reported},
         "parameters": fit.parameters,
         "multiply_adds": sum(row.multiply_adds for row in fit.layers),
-        "epochs": fit.classifier.epochs_done,
+        "epochs": fit.trainer.fit_loop.epoch_progress.current.processed,
         "steps": fit.trainer.global_step,
         "devices": fit.trainer.world_size,
         "precision": fit.trainer.precision,

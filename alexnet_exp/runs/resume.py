@@ -13,41 +13,50 @@ from alexnet_exp.tracking.run_directory import RunDirectory
 # A resumed run is the same experiment: these decide what is trained, and stay as they were.
 _FIXED = ("model", "data", "augment", "optimizer", "scheduler", "seed", "label_smoothing", "weights", "ckpt")
 _MAY_CHANGE = ("data.data_dir", "data.root", "data.download", "data.num_workers")
+_GONE = object()  # the value of a setting that the changed settings no longer have
 
 
 def resumed_arguments(arguments: list[str]) -> list[str]:
-    """Put the settings that a resumed run was started with ahead of those typed now.
+    """Put the settings that a resumed run was started with ahead of changes typed now.
 
-    So that what its groups have can be set, and shown: `resume=DIR data.root=...` of a run on data=folder.
+    What the run's own groups have can then be changed: `resume=DIR data.root=...` of a run on data=folder.
 
     Args:
         arguments: As typed now.
 
     Returns:
-        Arguments in which the run's own come first; as typed, if nothing is resumed.
+        Arguments in which the run's own come first; as typed, if nothing is resumed or changed.
+
+    Raises:
+        UserError: If `ckpt=` is typed beside `resume=`, or `resume=` is a file.
     """
     directory = resumed_directory(arguments)
-    if directory is None or not (Path(directory) / "overrides.yaml").exists():
+    typed = {_key(argument): argument.partition("=")[2] for argument in arguments if "=" in argument}
+    if directory is None:
         return arguments
-    again = {_key(argument) for argument in arguments}
-    first = [o for o in RunDirectory(directory).overrides() if _key(o) not in again]
-    return [*first, *arguments]
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+")
+    if typed.get("ckpt", "null") != "null":
+        raise UserError(
+            "resume= continues a run in place and ckpt= starts a new one from it: give one of them."
+        )
+    if Path(directory).is_file():
+        raise UserError(
+            f"resume= takes a run directory, and {directory} is a file: ckpt={directory} starts from it."
+        )
+    if not (Path(directory) / "overrides.yaml").exists() or set(typed) <= {"resume", "hydra.run.dir"}:
+        return arguments
+    return [*(o for o in RunDirectory(directory).overrides() if _key(o) not in typed), *arguments]
 
 
 def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str]] | None:
     """Return the settings to run with.
 
     Args:
-        config: As composed from what the user typed now.
-        overrides: What the user typed now.
+        config: As composed from the arguments, completed by `resumed_arguments`.
+        overrides: The settings among those arguments.
 
     Returns:
-        Settings and overrides: as given without `resume=`, or for a directory that does not hold a run yet; else
-        the run's own with the typed changes on top. None if the run has already finished.
+        Settings and overrides: as given without `resume=`, or for a directory that does not hold a run yet;
+        else the run's own with the typed changes on top. None if the run has already finished.
 
     Raises:
         UserError: If a typed override changes what is being trained.
@@ -57,29 +66,39 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
     run = RunDirectory(config["resume"])
     if not (run.path / "config.yaml").exists():
         return config, overrides
-    saved, first = run.config(), run.overrides()
-    changes = _changes(first, overrides, config)
-    for key in changes:
-        if key.split(".")[0] in _FIXED and key not in _MAY_CHANGE:
-            raise UserError(f"resume= continues the same experiment, and {key} would change it; use ckpt={run.path}.")
-    for key, value in changes.items():
-        _set(saved, key, value)
+    saved = run.config()
+    first = [o for o in run.overrides() if _key(o) != "resume"]
+    new = [o for o in overrides if o not in first and _key(o) != "resume"]
+    if new:
+        _apply(saved, _flat(plain(compose("train", first))), _flat(config), new, run.path)
     result = run.result()
     if result and result["status"] == "finished" and not _goes_on(saved, result):
         print(f"{run.path} has already finished; nothing to do.")
         return None
     saved["resume"] = str(run.path)
-    return saved, [*first, *(o for o in overrides if o not in first and not o.startswith("resume="))]
+    changed = {_key(o) for o in new}
+    return saved, [*(o for o in first if _key(o) not in changed), *new]
 
 
-def _changes(first: list[str], now: list[str], config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings, by dotted key, that the overrides typed now change."""
-    kept = [o for o in first if not o.startswith("resume=")]
-    if all(o in kept or o.startswith("resume=") for o in now):
-        return {}
-    before, after = _flat(plain(compose("train", kept))), _flat(config)
-    changed = {key: value for key, value in after.items() if key not in before or before[key] != value}
-    return {key: value for key, value in changed.items() if key != "resume"}
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
+
+
+def _apply(
+    saved: dict[str, Any], before: dict[str, Any], after: dict[str, Any], new: list[str], run: Path
+) -> None:
+    """Set in `saved` what differs between two compositions, by dotted key, because of the `new` overrides."""
+    changed = {key for key in before | after if key not in before or before[key] != after.get(key)} - {
+        "resume"
+    }
+    for key in sorted(changed):
+        if key.split(".")[0] in _FIXED and key not in _MAY_CHANGE:
+            raise UserError(
+                f"resume= continues the same experiment, and {' '.join(new)} would change {key}: "
+                f"leave it out, or start a new run with ckpt={run}."
+            )
+    for key in changed:
+        _set(saved, key, after.get(key, _GONE))
 
 
 def _goes_on(config: dict[str, Any], result: dict[str, Any]) -> bool:
@@ -90,7 +109,11 @@ def _goes_on(config: dict[str, Any], result: dict[str, Any]) -> bool:
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 
@@ -98,4 +121,7 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         config = config.setdefault(parent, {})
-    config[last] = value
+    if value is _GONE:
+        config.pop(last, None)
+    else:
+        config[last] = value

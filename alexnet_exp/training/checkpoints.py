@@ -126,16 +126,15 @@ class BestAndLast(Checkpoint):
             _link(self.last_path, self.best_path)
 
     def _is_better(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        value = trainer.callback_metrics.get(self.monitor)
-        epoch = pl_module.epochs_done
+        value = pl_module.measured(self.monitor)  # type: ignore[operator]
         if value is None:
-            if "val/loss" in trainer.callback_metrics:
-                known = ", ".join(sorted(trainer.callback_metrics))
+            if "val/loss" in pl_module.reported:  # type: ignore[operator]
+                known = ", ".join(sorted(pl_module.reported))  # type: ignore[arg-type]
                 raise UserError(f"callbacks.checkpoint.monitor={self.monitor} is not measured; there are {known}.")
             return True  # no validation: best is last
-        if self.best is not None and self.sign * float(value) <= self.sign * self.best["value"]:
+        if self.best is not None and self.sign * value <= self.sign * self.best["value"]:
             return False
-        self.best = {"value": float(value), "epoch": epoch, "step": trainer.global_step}  # type: ignore[dict-item]
+        self.best = {"value": value, "epoch": pl_module.epochs_done, "step": trainer.global_step}  # type: ignore[dict-item]
         return True
 
     def state_dict(self) -> dict[str, Any]:

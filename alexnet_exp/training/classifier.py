@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.training.meters import ClassificationMeter
 from alexnet_exp.training.optimizers import build_optimizer
 from alexnet_exp.training.outcomes import Outcomes
+from alexnet_exp.training.restart import complete_restart
 from alexnet_exp.training.schedules import RunLength, build_schedule
 
 
@@ -57,6 +59,7 @@ class ImageClassifier(lightning.LightningModule):
         self.outcomes = Outcomes()
         self.test_split = "test"  # another split is looked at without being reported as a test
         self.reported: dict[str, float] = {}  # the latest value of every metric
+        self._validated = False  # in this epoch
         self.step_loss: Tensor | None = None  # of this rank's last batch; reading it syncs the device
         self._first_bad_step: Tensor | None = None
 
@@ -66,9 +69,7 @@ class ImageClassifier(lightning.LightningModule):
     # ---------------------------------------------------------------------------------------- steps
 
     def on_train_start(self) -> None:
-        # Lightning leaves this to us for a run counted in steps; the augmentation draws by epoch.
-        progress = self.trainer.fit_loop.epoch_progress.current
-        progress.completed = progress.processed
+        complete_restart(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is a function of the step, so that a resumed run draws what the first would have drawn.
@@ -97,10 +98,17 @@ class ImageClassifier(lightning.LightningModule):
         self.outcomes.add(batch, self._evaluate("test", batch))
 
     def _evaluate(self, split: str, batch: Batch) -> Tensor:
-        logits = self.model(batch.images)[: batch.size].float()
+        logits = self._logits(batch.images)[: batch.size].float()
         labels = batch.labels[: batch.size]
         self._meter(split).update(functional.cross_entropy(logits, labels, reduction="none"), logits, labels)
         return logits
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Return logits; for several views (N, V, C, H, W), logarithms of the averaged softmax."""
+        if images.dim() == 4:
+            return self.model(images)
+        views = self.model(images.flatten(0, 1)).float().log_softmax(1).unflatten(0, images.shape[:2])
+        return views.logsumexp(1) - math.log(images.shape[1])
 
     def _meter(self, split: str) -> ClassificationMeter:
         return {"train": self.train_meter, "val": self.val_meter, "test": self.test_meter}[split]
@@ -138,15 +146,28 @@ class ImageClassifier(lightning.LightningModule):
         self._report("train")
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            monitor = self.scheduler_config["monitor"]
-            value = self.trainer.callback_metrics.get(monitor)
-            if value is None:
-                known = ", ".join(sorted(self.trainer.callback_metrics))
-                raise UserError(f"scheduler.monitor={monitor} is not measured in this run; it has {known}.")
-            scheduler.step(value)
+            self._step_plateau(scheduler, self.scheduler_config["monitor"])
+        self._validated = False
+
+    def _step_plateau(self, scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau, monitor: str) -> None:
+        if monitor.startswith("val/") and self.trainer.enable_validation and not self._validated:
+            return  # trainer.check_val_every_n_epoch: nothing new to judge by
+        value = self.measured(monitor)
+        if value is None:
+            known = ", ".join(sorted(self.reported))
+            raise UserError(f"scheduler.monitor={monitor} is not measured in this run; it has {known}.")
+        scheduler.step(value)
+
+    def measured(self, name: str) -> float | None:
+        """Return the latest value of a metric, of this module or of a callback of the user's; None if there is none."""
+        if name in self.reported:
+            return self.reported[name]
+        value = self.trainer.callback_metrics.get(name)
+        return None if value is None else float(value)
 
     def on_validation_epoch_end(self) -> None:
         self._report("val")
+        self._validated = True
 
     def on_test_epoch_end(self) -> None:
         meter = self.test_meter
@@ -194,9 +215,13 @@ class ImageClassifier(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         sums = self.all_gather(self.train_meter.state().to(self.device)).reshape(-1, 4).cpu()
         checkpoint.update(self.embed, classes=list(self.classes), train_sums=sums)
+        checkpoint.update(reported=dict(self.reported), validated=self._validated)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         sums = checkpoint["train_sums"]  # (ranks, 4)
         if len(sums) != self.trainer.world_size:  # another number of devices: the first carries all
             sums = functional.pad(sums.sum(0, keepdim=True), (0, 0, 0, self.trainer.world_size - 1))
         self.train_meter.restore(sums[self.global_rank])
+        kept = ("train/", "val/") if self.trainer.limit_val_batches else ("train/",)
+        self.reported = {k: v for k, v in checkpoint["reported"].items() if k.startswith(kept)}
+        self._validated = checkpoint["validated"]

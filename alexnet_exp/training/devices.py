@@ -24,7 +24,7 @@ from alexnet_exp.errors import UserError
 
 # Set by a launcher that has already started a process for every device: torchrun, SLURM, or this module.
 _EXTERNAL = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID")
-_SET_HERE = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_SET_HERE = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 
 
 def started_externally() -> bool:

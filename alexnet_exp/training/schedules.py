@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,13 @@ def build_schedule(optimizer: Optimizer, config: Mapping[str, Any], length: RunL
     if name == "onecycle":
         rates = [group["lr"] for group in optimizer.param_groups]
         return _by_step(OneCycleLR(optimizer, rates, total_steps=length.total_steps, **options))
+    if name == "poly":
+        power = options["power"]
+        return _by_step(LambdaLR(optimizer, lambda step: max(1.0 - step / length.total_steps, 0.0) ** power))
+    if name == "dexp":
+        return _by_step(LambdaLR(optimizer, [_dexp(g, length, options) for g in optimizer.param_groups]))
+    if name == "table":
+        return _by_epoch(LambdaLR(optimizer, [_table(g, options["changes"]) for g in optimizer.param_groups]))
     raise UserError(
         f"scheduler.name={name!r} is not known: none, step, multistep, plateau, cosine or onecycle."
     )
@@ -83,3 +90,37 @@ def _cosine(length: RunLength, warmup_epochs: float = 0.0, final_factor: float =
         return final_factor + (1.0 - final_factor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     return factor
+
+
+def _dexp(group: Mapping[str, Any], length: RunLength, options: Mapping[str, Any]) -> Callable[[int], float]:
+    """Divide the rate by factor ** (1 / (n - 1)) at each 1 / n of the run: n stretches, the last at 1 / factor."""
+    kind = "bias_" if _is_biases(group) else ""
+    count, factor = options[f"{kind}steps"], options[f"{kind}factor"]
+
+    def at(step: int) -> float:
+        stretch = min(step * count // length.total_steps, count - 1)
+        return factor ** (-stretch / (count - 1))
+
+    return at
+
+
+def _table(group: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> Callable[[int], float]:
+    """Follow the changes that concern a parameter group; a rate of 0 freezes it."""
+    key = "bias_lr" if _is_biases(group) else "lr"
+    layer = str(group.get("name", "")).partition(" of ")[2]
+    own = [
+        (change["epoch"], change[key])
+        for change in changes
+        if key in change and change.get("layer", layer) == layer and (not layer or change.get("but") != layer)
+    ]
+    first = group["lr"]
+
+    def at(epoch: int) -> float:
+        passed = [rate for start, rate in own if start <= epoch]
+        return passed[-1] / first if passed else 1.0
+
+    return at
+
+
+def _is_biases(group: Mapping[str, Any]) -> bool:
+    return str(group.get("name", "")).startswith("biases")

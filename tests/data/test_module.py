@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_exp.data import Batch, Folder, ImageData
-from alexnet_exp.data.loaders import ArrayLoader
 from alexnet_exp.data.module import Source
 from alexnet_exp.data.randomness import permutation
 from alexnet_exp.data.sources import ArraySource
@@ -56,7 +55,7 @@ def sizes(data: ImageData) -> dict[str, int]:
     return {split: len(source) for split, source in data.sources.items()}
 
 
-# ------------------------------------------------------------------------------------------------ cuts
+# -------------------------------------------------------------------------------- cuts
 
 
 @pytest.mark.parametrize("how", ["random", "last"])
@@ -144,7 +143,7 @@ def test_a_set_without_test_images_has_no_test_loader():
     assert ready(test=False).test_dataloader() == []
 
 
-# ------------------------------------------------------------------------------------------------ settings
+# -------------------------------------------------------------------------------- settings
 
 
 def test_one_channel_takes_the_average_of_three_means():
@@ -211,7 +210,7 @@ def test_loaders_shuffle_training_only():
     assert torch.cat([b.indices for b in test]).tolist() == list(range(9))
 
 
-# ------------------------------------------------------------------------------------------------ under Lightning
+# -------------------------------------------------------------------------------- under Lightning
 
 
 class Recorder(lightning.LightningModule):
@@ -240,7 +239,7 @@ class Recorder(lightning.LightningModule):
 
 
 class SaveAt(lightning.Callback):
-    """Saves a checkpoint the first time that a hook is called in epoch 1, after its third batch if it has batches."""
+    """Saves a checkpoint the first time a hook is called in epoch 1, a batch's hook after the third one."""
 
     def __init__(self, path: Path, hook: str) -> None:
         self.path, self.batches_before = path, -1
@@ -254,11 +253,8 @@ class SaveAt(lightning.Callback):
 
 
 def make_trainer(*callbacks: lightning.Callback, max_epochs: int = 3, **options: Any) -> lightning.Trainer:
-    quiet = {
-        name: False
-        for name in ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
-    }
-    options = {"num_sanity_val_steps": 0, "max_epochs": max_epochs, **quiet, **options}
+    quiet = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    options = {"num_sanity_val_steps": 0, "max_epochs": max_epochs, **dict.fromkeys(quiet, False), **options}
     return lightning.Trainer(accelerator="cpu", devices=1, callbacks=list(callbacks), **options)
 
 
@@ -268,6 +264,12 @@ def test_every_epoch_has_its_own_order_and_every_image_once():
     for epoch in range(3):
         seen = [i for at, indices in module.order() if at == epoch for i in indices]
         assert seen == permutation(22, "order", 3, epoch).tolist()
+
+
+def test_training_without_validation_skips_it():
+    module = Recorder()
+    make_trainer(max_epochs=1).fit(module, datamodule=Made(val_size=0))
+    assert (len(module.train_batches), len(module.other_batches)) == (5, 0)
 
 
 def test_only_training_batches_are_augmented():
@@ -288,9 +290,7 @@ def test_only_training_batches_are_augmented():
     )
 
 
-@pytest.mark.parametrize(
-    "hook", ["on_train_epoch_start", "on_train_batch_end", "on_validation_end", "on_train_epoch_end"]
-)
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end", "on_train_epoch_end"])
 @pytest.mark.parametrize("limit", [None, 4])
 @pytest.mark.parametrize("kind", ["array", "files"])
 def test_a_resumed_run_sees_the_batches_that_were_left(

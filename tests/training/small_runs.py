@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from alexnet_exp.config.compose import compose, plain
-from alexnet_exp.runs.resume import resumed_settings
+from alexnet_exp.runs.resume import resumed_arguments, resumed_settings
+from alexnet_exp.tracking.metrics_csv import read_metrics
 from alexnet_exp.runs.train import train
 
 NARROW = [f"model.features.conv{i}.out_channels=8" for i in range(1, 6)]
@@ -44,13 +46,18 @@ def run(run_dir: Path, *overrides: str, callbacks: dict[str, Any] | None = None)
 
 def resume(run_dir: Path, *overrides: str, callbacks: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """Continue `run_dir` as `train.py resume=DIR ...` does; None if there was nothing to do."""
-    typed = [f"resume='{run_dir}'", *overrides]
+    typed = resumed_arguments([f"resume={run_dir}", *overrides])
     resumed = resumed_settings(plain(compose("train", typed)), typed)
     if resumed is None:
         return None
     config, typed = resumed
     config["callbacks"] = {k: v for k, v in config["callbacks"].items() if "_target_" not in v} | (callbacks or {})
     return train(config, typed, run_dir, "python train.py")
+
+
+def rows(run_dir: Path) -> list[dict[str, float]]:
+    """Read metrics.csv without the one column that is another each time."""
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in read_metrics(run_dir / "metrics.csv")]
 
 
 def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
@@ -69,6 +76,12 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def train_until(run_dir: Path, steps: int, *overrides: str) -> None:
+    """Start a run that Ctrl-C ends after so many optimizer steps."""
+    with pytest.raises(KeyboardInterrupt):
+        run(run_dir, *overrides, callbacks={"stop": {"_target_": f"{__name__}.StopAfter", "steps": steps}})
+
+
 class StopAfter(Callback):
     """End the run as Ctrl-C does, after so many optimizer steps."""
 
@@ -78,8 +91,3 @@ class StopAfter(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.steps:
             raise KeyboardInterrupt
-
-
-def stop_after(steps: int) -> dict[str, Any]:
-    """Return the callback settings of `StopAfter`."""
-    return {"stop": {"_target_": "tests.training.small_runs.StopAfter", "steps": steps}}

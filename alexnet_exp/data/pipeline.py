@@ -1,0 +1,140 @@
+"""What happens to a batch on the device, from stored uint8 images to what the network reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alexnet_exp.data.augment import Augment, Preprocess, Window
+from alexnet_exp.data.colour import colour_shift
+from alexnet_exp.data.randomness import uniforms
+from alexnet_exp.data.resized_crop import random_boxes, resized_crop
+from alexnet_exp.errors import UserError
+
+
+@dataclass
+class Pipeline:
+    """Augmentation of training batches, and the fixed preparation of all others.
+
+    Args:
+        preprocess: Centre, size, normalisation.
+        options: Keys of conf/augment.
+        mean_image: (C, S, S) float32 mean of the training images as stored, in 0..255; None without `mean_image`.
+    """
+
+    preprocess: Preprocess
+    options: Mapping[str, Any]
+    mean_image: Tensor | None = None
+    augment: Augment = field(init=False)
+
+    def __post_init__(self) -> None:
+        get = self.options.get
+        self.augment = Augment(bool(get("flip")), int(get("pad") or 0), bool(get("crop")), self.preprocess.image_size)
+        if get("resized_crop") and self.aligned:
+            raise UserError("augment.mean_image=aligned has no meaning with augment.resized_crop: say centre or none.")
+
+    @property
+    def aligned(self) -> bool:
+        return self.options.get("mean_image") == "aligned"
+
+    def train(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
+        """Augment and prepare a training batch.
+
+        Args:
+            images: (N, C, S, S) uint8 as stored.
+            indices: (N,) int64 positions in the split: what each image's randomness depends on.
+            seed: Of the run.
+            epoch: Finished epochs.
+
+        Returns:
+            (N, C, image_size, image_size) float32.
+        """
+        mean = self._mean_on(images)
+        if self.options.get("resized_crop"):
+            x = self._resized(images, indices, seed, epoch)
+            x = self.preprocess.finish(x, None if mean is None else self.preprocess.centre(mean[None]))
+        else:
+            window = self.augment.window(indices, images.shape[-1], seed, epoch)
+            x = self._windowed(images, mean, window)
+        return self._whitened(self._coloured(x, indices, seed, epoch))
+
+    def evaluate(self, images: Tensor) -> Tensor:
+        """Prepare a batch without chance: (N, C, S, S) uint8 to (N, C, image_size, image_size) float32."""
+        return self._whitened(self.preprocess(images, self._mean_on(images)))
+
+    def views(self, images: Tensor, views: str) -> Tensor:
+        """Prepare every test view of a batch.
+
+        Args:
+            images: (N, C, S, S) uint8.
+            views: 'centre', 'flip' (centre and its mirror image) or 'ten_crop' (corners and centre, and mirror images).
+
+        Returns:
+            (N, C, s, s) for the centre alone, else (N, V, C, s, s) float32.
+        """
+        if views == "centre":
+            return self.evaluate(images)
+        if views == "flip":
+            x = self.evaluate(images)
+            return torch.stack([x, x.flip(3)], dim=1)
+        return torch.stack([self._whitened(x) for x in self._ten_crops(images)], dim=1)
+
+    def _ten_crops(self, images: Tensor) -> list[Tensor]:
+        mean, room = self._mean_on(images), images.shape[-1] - self.preprocess.image_size
+        if room < 0:
+            raise UserError(
+                f"ten views need stored images larger than the input: they are {images.shape[-1]} pixels and the input "
+                f"is {self.preprocess.image_size}; say data.stored_size or views=centre."
+            )
+        middle = round(room / 2)
+        corners = [(0, 0), (0, room), (room, 0), (room, room), (middle, middle)]
+        crops = []
+        for mirrored in (False, True):
+            for corner in corners:
+                offsets = torch.tensor([corner], device=images.device).expand(len(images), 2)
+                mirror = torch.full((len(images),), mirrored, device=images.device)
+                crops.append(self._windowed(images, mean, Window(offsets, self.preprocess.image_size, mirror)))
+        return crops
+
+    def _windowed(self, images: Tensor, mean: Tensor | None, window: Window | None) -> Tensor:
+        if window is None:
+            return self.preprocess(images, mean)
+        if mean is not None and self.aligned:
+            mean = window.cut(mean.expand(len(images), -1, -1, -1))
+        elif mean is not None:
+            mean = self.preprocess.centre(mean[None])
+        return self.preprocess.finish(window.cut(images), mean)
+
+    def _resized(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
+        chosen = self.options["resized_crop"]
+        corner, size = random_boxes(indices, chosen["scale"], chosen["ratio"], seed, epoch)
+        mirrored = (uniforms(indices, 3, "augment", seed, epoch)[:, 2] < 0.5) & self.augment.flip
+        return resized_crop(images, corner, size, self.preprocess.image_size, mirrored)
+
+    def _coloured(self, x: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
+        form, until = self.options.get("colour_noise") or "none", self.options.get("colour_noise_epochs")
+        if form == "none" or (until is not None and epoch >= until):
+            return x
+        if x.shape[1] != 3:
+            raise UserError("augment.colour_noise needs three channels: say data.channels=3 or augment.colour_noise=none.")
+        std = torch.tensor(self.preprocess.std, device=x.device).view(1, 3, 1, 1)
+        x = x + colour_shift(indices, form, seed, epoch) / std
+        return x / 1.1 if form == "source" else x  # the code divides by 1 + coefficient, the paper does not
+
+    def _whitened(self, x: Tensor) -> Tensor:
+        """Give each image mean 0 and variance 1, as tf.image.per_image_standardization."""
+        if not self.options.get("whiten"):
+            return x
+        flat = x.flatten(1)
+        least = flat.shape[1] ** -0.5  # an image of one colour has no variance
+        mean, std = flat.mean(1, keepdim=True), flat.std(1, keepdim=True, correction=0).clamp(min=least)
+        return ((flat - mean) / std).view_as(x)
+
+    def _mean_on(self, images: Tensor) -> Tensor | None:
+        if self.mean_image is not None and self.mean_image.device != images.device:
+            self.mean_image = self.mean_image.to(images.device)
+        return self.mean_image

@@ -1,0 +1,232 @@
+"""README.md tells the truth: its commands run, its files exist, its names are names."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alexnet_exp.cli import main
+from alexnet_exp.config.compose import compose, options, plain
+from alexnet_exp.zoo import list_models
+from tests.data.makers import write_cifar10, write_folder, write_mnist
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/ARCHITECTURE.md", "docs/wandb.md")]
+RUN = "outputs/runs/first"  # README's example of a run directory
+VERB = re.compile(r"^(?:PYTHONPATH=\. )?(python train\.py|alexnet-exp)(?= )")
+# What makes any run short; the keys that a configuration lacks are left out.
+SHORT = {
+    "trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.strategy": "auto", "trainer.max_epochs": 1,
+    "trainer.limit_train_batches": 1, "trainer.limit_val_batches": 1, "trainer.limit_test_batches": 1,
+    "data.batch_size": 2, "data.val_size": 10, "data.num_workers": 0, "compile": "false",
+    "callbacks.model_summary.enabled": "false",
+}  # fmt: skip
+
+
+@dataclass
+class Block:
+    """A fenced block of README.md."""
+
+    language: str
+    text: str
+    reason: str | None  # why it is not run
+
+    @property
+    def file(self) -> str | None:
+        """Return the path that the first line names in a comment, if it names one."""
+        named = re.match(r"# (\S+\.(?:py|yaml))\n", self.text)
+        return named[1] if named else None
+
+
+def _blocks() -> list[Block]:
+    found = re.findall(r"(?:<!-- not run: (.+?) -->\n)?```(\w+)\n(.*?)```", README, re.DOTALL)
+    return [Block(language, text, reason or None) for reason, language, text in found]
+
+
+BLOCKS = _blocks()
+COMMANDS = [
+    line for block in BLOCKS if block.language == "bash" and not block.reason
+    for line in block.text.splitlines() if VERB.match(line)
+]  # fmt: skip
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as README's reader would have it: tiny data sets, their own files, and nothing else."""
+    write_cifar10(tmp_path / "data")
+    write_mnist(tmp_path / "data")
+    write_folder(tmp_path / "photos", {f"{split}/{name}": 3 for split in ("train", "val") for name in ("cat", "dog")})
+    write_folder(tmp_path / "unsorted", {"cat": 5, "dog": 5})
+    for block in BLOCKS:
+        if block.file:
+            path = tmp_path / block.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("ALEXNET_DATA_DIR", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that README's later commands go on from."""
+    folder = tmp_path_factory.mktemp("first")
+    settings = [f"hydra.run.dir={folder / RUN}"]
+    assert main(["train", *settings, *_short(settings)]) == 0
+    return folder / RUN
+
+
+def _short(arguments: list[str]) -> list[str]:
+    """Return overrides that make a training run take a second, whatever it trains."""
+    typed = [a.split(",")[0] if "-m" in arguments else a for a in arguments if not a.startswith("-")]
+    own = str(Path("my_conf").absolute()) if "--config-dir" in arguments else None
+    typed = [a for a in typed if a != "my_conf" and not a.startswith("hydra.")]
+    config = plain(compose("train", typed, own))
+    short = [f"{key}={value}" for key, value in SHORT.items() if _has(config, key)]
+    if not any(a.startswith("logger") for a in typed):
+        short.append("logger=none")
+    return [*short, *_narrow(config["model"])]
+
+
+def _has(config: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(config, dict) or part not in config:
+            return False
+        config = config[part]
+    return True
+
+
+def _narrow(model: dict[str, Any]) -> list[str]:
+    """Return overrides that leave few weights in a large network."""
+    if model["input_size"] < 64:
+        return []
+    convs = [f"model.features.{name}.out_channels=8" for name in model.get("features", {})]
+    layers = model.get("classifier", {}).items()
+    return [*convs, *(f"model.classifier.{name}.out_features=16" for name, layer in layers if layer["out_features"])]
+
+
+def _arguments(command: str) -> list[str]:
+    """Return what `main` is given for a line of README."""
+    words = shlex.split(VERB.sub("", command))
+    return ["train", *words] if "train.py" in command else words
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_runs(
+    command: str, project: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = _arguments(command)
+    if "tensorboard" in command:
+        pytest.importorskip("tensorboard")
+    if f"={RUN}" in command and f"hydra.run.dir={RUN}" not in command:
+        shutil.copytree(request.getfixturevalue("first_run"), project / RUN)
+    if "offline" in command:
+        pytest.MonkeyPatch().delenv("WANDB_MODE")  # `project` sets it back
+    trains = arguments[0] == "train" and not {"--help", "--cfg"} & set(arguments)
+    goes_on = ["trainer.max_epochs=2"] if "resume=" in command or "ckpt=" in command else []
+    code = main([*arguments, *(_short(arguments[1:]) if trains else []), *goes_on])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    if trains:
+        assert "report.html" in printed.out
+        assert list(project.glob("outputs/**/result.json"))
+
+
+def test_the_readme_has_commands_to_test() -> None:
+    assert len(COMMANDS) > 15
+    assert "python train.py model=alexnet_lrn data=cifar10 trainer.devices=2" in COMMANDS
+
+
+PYTHON = [block.text for block in BLOCKS if block.language == "python" and not block.reason]
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.splitlines()[0])
+def test_a_python_example_of_the_readme_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(code, "README.md", "exec"), names)
+    if "logits" in names:
+        assert names["logits"].shape == (1, 10)
+        assert "alexnet_lrn" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------ names
+
+
+def test_every_option_that_the_readme_names_exists() -> None:
+    groups = "model|data|augment|optimizer|scheduler|trainer|callbacks|logger|experiment|sweep|debug|paths"
+    own = {(Path(block.file).parts[1], Path(block.file).stem) for block in BLOCKS if (block.file or "").endswith("yaml")}
+    for group, names in re.findall(rf"(?<![\w.])({groups})=\[?([a-z][a-z0-9_,]*)", README):
+        for name in names.rstrip(",").split(","):
+            assert name in options(group) or (group, name) in own, f"{group}={name}"
+
+
+def test_the_table_of_groups_lists_every_option() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|[^|]+\|$", README, re.MULTILINE))
+    for group in ("data", "augment", "optimizer", "scheduler", "trainer", "callbacks", "logger", "debug", "sweep", "paths"):
+        listed = re.findall(r"`(\w+)`", rows[group])
+        if group == "paths":
+            continue
+        assert sorted(listed) == options(group), group
+
+
+def test_the_table_of_models_lists_every_model_with_its_size() -> None:
+    from alexnet_exp.runs.models import describe
+
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| ([\d,]+) \|", README, re.MULTILINE)
+    assert sorted(name for name, _, _ in rows) == list_models()
+    for name, size, parameters in rows:
+        known = describe(name)
+        assert (int(size), int(parameters.replace(",", ""))) == (known["input_size"], known["parameters"]), name
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def _tree() -> list[str]:
+    """Return the paths in README's file tree."""
+    block = next(b.text for b in BLOCKS if b.language == "text" and b.text.startswith("train.py"))
+    folders: list[str] = []
+    paths = []
+    for line in block.splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        paths.append("".join([*folders[:depth], name]))
+        if name.endswith("/"):
+            folders[depth:] = [name]
+    return paths
+
+
+def test_every_file_of_the_tree_exists_and_has_a_line() -> None:
+    for path in _tree():
+        assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
+
+
+def test_every_module_of_the_package_is_in_the_tree() -> None:
+    modules = [path.relative_to(ROOT).as_posix() for path in (ROOT / "alexnet_exp").rglob("*.py")]
+    missing = {module for module in modules if not module.endswith("__init__.py")} - set(_tree())
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"\w+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        assert not anchor or anchor in _anchors(linked), target
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

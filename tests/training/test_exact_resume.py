@@ -1,0 +1,106 @@
+"""A run that was stopped and goes on ends as the run that never stopped: bit by bit, row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_runs import DROPOUT, checkpoint, resume, rows, run, same, train_until
+
+# Dropout, augmentation (data=digits shifts) and averaged weights are on in all of these.
+HARD = [
+    *DROPOUT,
+    "trainer.max_epochs=3",
+    "trainer.log_every_n_steps=2",
+    "callbacks.ema.enabled=true",
+    "callbacks.ema.decay=0.9",
+]
+PLATEAU = ["scheduler=plateau", "scheduler.patience=0", "scheduler.factor=0.5", "scheduler.mode=max"]
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    for name in ("last", "best"):
+        a, b = checkpoint(one, name), checkpoint(other, name)
+        different = [key for key in a | b if not same(a.get(key), b.get(key))]
+        assert set(different) <= {"config", "callbacks"}  # which name the directory
+        assert same(a["callbacks"]["BestAndLast"]["best"], b["callbacks"]["BestAndLast"]["best"])
+    assert rows(one) == rows(other)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "every_n_steps", "stop"),
+    [
+        (["scheduler=cosine"], None, 8),
+        (["scheduler=cosine"], 5, 13),
+        ([*PLATEAU, "callbacks.early_stopping.enabled=true"], None, 16),
+        ([*PLATEAU, "trainer.val_check_interval=3"], 6, 14),  # the epoch's only metrics are from before the stop
+        (["scheduler=onecycle", "trainer.accumulate_grad_batches=2"], 3, 7),
+        (["scheduler=step", "scheduler.every_epochs=1", "trainer.max_steps=18", "trainer.max_epochs=-1"], None, 9),
+        (["scheduler=step", "scheduler.every_epochs=1", "trainer.max_steps=18", "trainer.max_epochs=-1"], 4, 14),
+    ],
+    ids=["epoch", "inside-epoch", "plateau-epoch", "plateau-inside", "accumulated", "steps-epoch", "steps-inside"],
+)  # fmt: skip
+def test_a_resumed_run_ends_as_one_that_never_stopped(
+    tmp_path: Path, overrides: list[str], every_n_steps: int | None, stop: int
+) -> None:
+    settings = [*HARD, *overrides, f"callbacks.checkpoint.every_n_steps={every_n_steps or 'null'}"]
+    run(tmp_path / "whole", *settings)
+    train_until(tmp_path / "parts", stop, *settings)
+    assert 0 < checkpoint(tmp_path / "parts")["global_step"] < stop
+    result = resume(tmp_path / "parts")
+    assert result is not None and result["status"] == "finished"
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_finished_run_goes_on_for_more_epochs(tmp_path: Path) -> None:
+    settings = ["scheduler=none", *DROPOUT]
+    run(tmp_path / "whole", *settings, "trainer.max_epochs=4")
+    run(tmp_path / "parts", *settings, "trainer.max_epochs=2")
+    result = resume(tmp_path / "parts", "trainer.max_epochs=4")
+    assert result is not None and (result["epochs"], result["steps"]) == (4, 28)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_place(tmp_path: Path) -> None:
+    settings = ["trainer.log_every_n_steps=2"]
+    run(tmp_path / "whole", *settings)
+    train_until(tmp_path / "parts", 5, *settings)
+    assert not (tmp_path / "parts" / "checkpoints").exists()
+    resume(tmp_path / "parts")
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_killed_during_its_test_is_tested_when_it_is_resumed(tmp_path: Path) -> None:
+    first = run(tmp_path, "test=true")
+    before = rows(tmp_path)
+    (tmp_path / "result.json").unlink()  # the last of all files
+    again = resume(tmp_path)
+    assert again is not None and again["metrics"] == first["metrics"]
+    assert rows(tmp_path) == before
+
+
+def test_a_best_checkpoint_that_a_kill_kept_from_its_name_is_found_again(tmp_path: Path) -> None:
+    run(tmp_path / "whole", "trainer.max_epochs=2", "optimizer.lr=1e-9")  # the first epoch stays the best
+    train_until(tmp_path / "parts", 8, "trainer.max_epochs=2", "optimizer.lr=1e-9")
+    (tmp_path / "parts" / "checkpoints" / "best.ckpt").unlink()
+    resume(tmp_path / "parts")
+    assert checkpoint(tmp_path / "parts", "best")["global_step"] == 7
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_that_stopped_early_does_not_train_on(tmp_path: Path) -> None:
+    settings = ["trainer.max_epochs=5", "optimizer.lr=1e-9", "callbacks.early_stopping.enabled=true",
+                "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=0.1"]  # fmt: skip
+    assert run(tmp_path, *settings)["epochs"] == 2
+    (tmp_path / "result.json").unlink()
+    again = resume(tmp_path)
+    assert again is not None and again["epochs"] == 2
+
+
+def test_resuming_a_finished_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, "test=false")
+    before = (tmp_path / "result.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert resume(tmp_path) is None
+    assert "already finished" in capsys.readouterr().out
+    assert (tmp_path / "result.json").stat().st_mtime_ns == before
