@@ -18,6 +18,7 @@ USAGE = """\
 alexnet-exp VERB [key=value ...]     settings and flags of a verb: alexnet-exp VERB --help
 
   train      train and test a network: alexnet-exp train model=alexnet_lrn data=cifar10
+  benchmark  measure speed on this machine: alexnet-exp benchmark lrn
   models     list the networks, or the layers of one: alexnet-exp models alexnet_lrn
 """
 
@@ -80,6 +81,15 @@ def _models(arguments: list[str]) -> int:
         models(**config)
 
     return run_hydra("models", task, arguments, bare_words=("name",))
+
+
+def _benchmark(arguments: list[str]) -> int:
+    def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> None:
+        from alexnet_exp.runs.benchmark import benchmark
+
+        benchmark(config, run_dir, shlex.join(["alexnet-exp", "benchmark", *arguments]))
+
+    return run_hydra("benchmark", task, arguments, bare_words=("what",))
 
 
 def _program() -> list[str]:
@@ -176,7 +186,7 @@ def _show(error: Exception, verb: str, show_all: bool) -> None:
         print(f"error: {message}", file=sys.stderr)
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"train": _train, "models": _models}
+VERBS: dict[str, Callable[[list[str]], int]] = {"train": _train, "benchmark": _benchmark, "models": _models}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,8 +9,8 @@ from typing import Any
 
 from alexnet_exp.errors import UserError
 
-# What a checkpoint may name without the user's word: the torch classes that conf/ ships, and what these packages
-# of ours define and export (not what they import: alexnet_exp.data.cifar10.os is not ours).
+# What a checkpoint may name without the user's word: the torch classes that conf/ ships, and what these
+# packages of ours define (not what they import: alexnet_exp.data.cifar10.os is not ours).
 TORCH_CLASSES = ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW")
 OUR_PACKAGES = ("alexnet_exp.models", "alexnet_exp.data", "alexnet_exp.training")
 

@@ -53,7 +53,7 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = ()) -> list[str]
     for setting in settings:
         _check_form(setting)
     prepared = [_quoted(setting, sweep) for setting in settings]
-    typed = dict(setting.split("=", 1) for setting in prepared if "=" in setting)
+    typed = dict(setting.lstrip("+").split("=", 1) for setting in prepared if "=" in setting)
     if resumed_directory(settings) and "hydra.run.dir" not in typed:
         prepared.append(f"hydra.run.dir={typed['resume']}")
     return [*flags, *prepared]

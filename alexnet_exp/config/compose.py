@@ -31,40 +31,35 @@ def register() -> None:
 
 
 @contextmanager
-def _hydra(directories: list[str]) -> Iterator[None]:
-    """Initialise Hydra for a composition; an application that is running lends its `--config-dir`."""
+def _hydra() -> Iterator[list[str]]:
+    """Initialise Hydra for a composition; yield what a running application got by --config-dir."""
     state = GlobalHydra.instance()
-    if state.hydra is not None:
-        running = state.config_loader().get_search_path().get_path()
-        typed = [element.path for element in running if element.provider == "command-line"]
-        directories = [*directories, *(path.removeprefix("file://") for path in typed)]
     outer, state.hydra = state.hydra, None
+    path = outer.config_loader.get_search_path().get_path() if outer else []
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="train"):
-            for directory in directories:
-                state.config_loader().get_search_path().prepend("command-line", f"file://{directory}")
-            yield
+            yield [element.path for element in path if element.provider == "command-line"]
     finally:
         state.hydra = outer
 
 
-def compose(name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
+def compose(name: str, overrides: list[str]) -> DictConfig:
     """Compose a primary configuration as the command line would.
 
     Args:
         name: File in conf/ without its ending: 'train'.
         overrides: As typed: 'model=alexnet', 'data.batch_size=64'.
-        config_dir: A folder of the user's own yaml files, searched first.
     """
     register()
-    with _hydra([config_dir] if config_dir else []):
-        return hydra.compose(name, overrides=overrides)
+    with _hydra() as folders:
+        path = [f"hydra.searchpath=[{','.join(map(repr, folders))}]"] if folders else []
+        return hydra.compose(name, overrides=[*overrides, *path])
 
 
 def group(name: str, option: str) -> dict[str, Any]:
     """Compose one option of a group by itself: group('model', 'alexnet')."""
     register()
-    with _hydra([]):
+    with _hydra():
         config = hydra.compose(f"{name}/{option}")
     return plain(config)[name]
 

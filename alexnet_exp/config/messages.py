@@ -38,7 +38,10 @@ def explain(error: BaseException, verb: str = "train") -> str | None:
 # What Hydra and OmegaConf say -> what the user is told; the groups of the pattern are the arguments.
 _PATTERNS: list[tuple[str, Callable[..., str]]] = [
     (r"Cannot find primary config '([^']+)'", lambda name: f"There is no file {name}.yaml in conf/."),
-    (r"Additional config directory '(.+)' not found", lambda path: f"--config-dir {path}: no such folder."),
+    (
+        r"Additional config directory '(.+)' not found",
+        lambda path: f"There is no folder {path} for --config-dir.",
+    ),
     (
         r"Ambiguous value for argument '([^=]+)=([^']*)'",
         lambda key, value: (

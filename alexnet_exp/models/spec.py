@@ -27,6 +27,7 @@ class LRN:
     beta: float | None = None
     k: float | None = None
     groups: int | None = None  # normalise inside each of so many towers
+    compiled: bool | None = None  # faster in long runs; costs 10 to 30 seconds at the first step
 
 
 @dataclass
@@ -106,7 +107,9 @@ class AlexNetConfig:
     features: dict[str, ConvLayer] = field(default_factory=dict)
     map_size: int | None = None  # average the last map to this size, whatever the input's
     classifier: dict[str, LinearLayer] = field(default_factory=dict)
-    lrn: LRN = field(default_factory=lambda: LRN(size=5, alpha=1e-4, beta=0.75, k=2.0, groups=1))
+    lrn: LRN = field(
+        default_factory=lambda: LRN(size=5, alpha=1e-4, beta=0.75, k=2.0, groups=1, compiled=False)
+    )
     spatial_norm: SpatialNorm = field(
         default_factory=lambda: SpatialNorm(size=5, alpha=1e-3, beta=0.75, k=1.0)
     )

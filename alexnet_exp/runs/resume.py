@@ -11,7 +11,11 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.run_directory import RunDirectory
 
 # A resumed run is the same experiment: these decide what is trained, and stay as they were.
-_FIXED = ("model", "data", "augment", "optimizer", "scheduler", "seed", "label_smoothing", "weights", "ckpt")
+_FIXED = (
+    "model", "data", "augment", "optimizer", "scheduler", "seed", "label_smoothing", "weights", "ckpt",
+    "trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
+    "callbacks.ema",
+)  # fmt: skip
 _MAY_CHANGE = ("data.data_dir", "data.root", "data.download", "data.num_workers")
 _GONE = object()  # the value of a setting that the changed settings no longer have
 
@@ -69,36 +73,40 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
     saved = run.config()
     first = [o for o in run.overrides() if _key(o) != "resume"]
     new = [o for o in overrides if o not in first and _key(o) != "resume"]
-    if new:
-        _apply(saved, _flat(plain(compose("train", first))), _flat(config), new, run.path)
+    changed = _changes(first, config) if new else set()
+    _check_same_experiment(changed, new, run.path)
+    for key in changed:
+        group, _, last = key.partition(".")
+        if group in _FIXED:
+            saved[group][last] = config[group][last]
+        else:  # as a whole: a logger may have gone
+            saved[group] = config[group]
     result = run.result()
     if result and result["status"] == "finished" and not _goes_on(saved, result):
         print(f"{run.path} has already finished; nothing to do.")
         return None
     saved["resume"] = str(run.path)
-    changed = {_key(o) for o in new}
-    return saved, [*(o for o in first if _key(o) not in changed), *new]
+    again = {_key(o) for o in new}
+    return saved, [*(o for o in first if _key(o) not in again), *new]
 
 
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+")
 
 
-def _apply(
-    saved: dict[str, Any], before: dict[str, Any], after: dict[str, Any], new: list[str], run: Path
-) -> None:
-    """Set in `saved` what differs between two compositions, by dotted key, because of the `new` overrides."""
-    changed = {key for key in before | after if key not in before or before[key] != after.get(key)} - {
-        "resume"
-    }
+def _check_same_experiment(changed: set[str], new: list[str], run: Path) -> None:
     for key in sorted(changed):
-        if key.split(".")[0] in _FIXED and key not in _MAY_CHANGE:
+        if f"{key}.".startswith(tuple(f"{fixed}." for fixed in _FIXED)) and key not in _MAY_CHANGE:
             raise UserError(
                 f"resume= continues the same experiment, and {' '.join(new)} would change {key}: "
                 f"leave it out, or start a new run with ckpt={run}."
             )
-    for key in changed:
-        _set(saved, key, after.get(key, _GONE))
+
+
+def _changes(first: list[str], config: dict[str, Any]) -> set[str]:
+    """Return the dotted keys in which settings differ from those of the run's own overrides."""
+    before, after = _flat(plain(compose("train", first))), _flat(config)
+    return {key for key in before | after if before.get(key, _GONE) != after.get(key, _GONE)} - {"resume"}
 
 
 def _goes_on(config: dict[str, Any], result: dict[str, Any]) -> bool:
@@ -115,13 +123,3 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             else {f"{prefix}{key}": value}
         )
     return flat
-
-
-def _set(config: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        config = config.setdefault(parent, {})
-    if value is _GONE:
-        config.pop(last, None)
-    else:
-        config[last] = value

@@ -183,7 +183,10 @@ class ImageClassifier(lightning.LightningModule):
         values = {f"{split}/{name}": value for name, value in meter.compute().items()}
         meter.reset()
         # Lightning keeps these for callbacks; the loggers get them here, in one row with our own epoch count.
-        self.log_dict({k: torch.tensor(v) for k, v in values.items()}, logger=False)
+        # The ranks agree already: their greatest is the value itself.
+        self.log_dict(
+            {k: torch.tensor(v) for k, v in values.items()}, logger=False, sync_dist=True, reduce_fx="max"
+        )
         self.reported |= values
         self.log_row(values)
 
@@ -206,22 +209,18 @@ class ImageClassifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model, self.optimizer_config)
-        steps = int(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs or 1
-        length = RunLength(steps, max(1, steps // epochs if epochs > 0 else steps))
+        steps = self.trainer.estimated_stepping_batches  # this reads the loader, and so the length of an epoch
+        batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        length = RunLength(steps, max(1, math.ceil(batches)))
         schedule = build_schedule(optimizer, self.scheduler_config, length)
         return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        sums = self.all_gather(self.train_meter.state().to(self.device)).reshape(-1, 4).cpu()
-        checkpoint.update(self.embed, classes=list(self.classes), train_sums=sums)
+        checkpoint.update(self.embed, classes=list(self.classes), train_sums=self.train_meter.state())
         checkpoint.update(reported=dict(self.reported), validated=self._validated)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        sums = checkpoint["train_sums"]  # (ranks, 4)
-        if len(sums) != self.trainer.world_size:  # another number of devices: the first carries all
-            sums = functional.pad(sums.sum(0, keepdim=True), (0, 0, 0, self.trainer.world_size - 1))
-        self.train_meter.restore(sums[self.global_rank])
+        self.train_meter.restore(checkpoint["train_sums"], self.trainer.world_size, self.global_rank)
         kept = ("train/", "val/") if self.trainer.limit_val_batches else ("train/",)
         self.reported = {k: v for k, v in checkpoint["reported"].items() if k.startswith(kept)}
         self._validated = checkpoint["validated"]

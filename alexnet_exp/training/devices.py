@@ -8,6 +8,7 @@ import at the same time, and wait for our word that the data is there.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -121,7 +122,9 @@ class Ranks:
         for rank, (child, errors) in enumerate(zip(self._children, self._errors, strict=True), start=1):
             if child.poll() not in (None, 0):
                 errors.seek(0)
-                lines = errors.read().decode(errors="replace").strip().splitlines()
+                words = errors.read().decode(errors="replace").strip()
+                logging.getLogger("run").error("Rank %d failed:\n%s", rank, words)
+                lines = words.splitlines()
                 return lines[-1] if lines else f"Rank {rank} ended with exit code {child.returncode}."
         return None
 
@@ -131,7 +134,7 @@ class Ranks:
             error = self.failure()
             if error is None:
                 continue
-            if not self._closing.wait(20.0):
+            if not self._closing.wait(5.0):
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 self.on_failure(error)
                 for child in self._children:
@@ -160,7 +163,7 @@ class Ranks:
         if self.count > 1:
             _leave_group()
         if failure is not None:
-            raise UserError(failure) from exc_info[1]
+            raise UserError(failure) from exc_info[1]  # its traceback is in train.log
 
     def _failure_behind(self, error: BaseException | None) -> str | None:
         """Return the last words of a rank whose death is why this one failed in a collective operation."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.nn import functional
 from torchmetrics import Metric
 
 
@@ -62,11 +63,19 @@ class ClassificationMeter(Metric):
         return values
 
     def state(self) -> Tensor:
-        """Return the sums of this rank as (4,) float64, for a checkpoint in the middle of an epoch."""
-        return torch.cat([self.loss.cpu().double()[None], self.totals.cpu().double()])
+        """Return the sums of each rank as (ranks, 4) float64, for a checkpoint in the middle of an epoch."""
+        sums = torch.cat([self.loss.cpu().double()[None], self.totals.cpu().double()])
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return sums[None]
+        here = sums.to(self.loss.device)
+        ranks = [torch.empty_like(here) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(ranks, here)
+        return torch.stack(ranks).cpu()
 
-    def restore(self, state: Tensor) -> None:
-        """Go on from what `state` returned."""
-        self.loss = state[0].to(self.loss)
-        self.totals = state[1:].to(self.totals)
+    def restore(self, state: Tensor, world_size: int = 1, rank: int = 0) -> None:
+        """Go on from what `state` returned; among another number of ranks, the first carries all."""
+        if len(state) != world_size:
+            state = functional.pad(state.sum(0, keepdim=True), (0, 0, 0, world_size - 1))
+        self.loss = state[rank, 0].to(self.loss)
+        self.totals = state[rank, 1:].to(self.totals)
         self._update_count = 1  # torchmetrics warns about reading a metric that was never updated

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.models.alexnet import AlexNet
+from alexnet_exp.models.weights import torchvision_to_ours
 from alexnet_exp.training.checkpoints import read_checkpoint
 from alexnet_exp.training.classifier import ImageClassifier
 
@@ -62,7 +64,7 @@ def load_weights(classifier: ImageClassifier, source: str) -> str:
 
     Args:
         classifier: Changed in place.
-        source: What the user typed.
+        source: What the user typed: a file, a run directory, or 'torchvision'.
 
     Returns:
         A line that says what was loaded, and whether the last layer was replaced.
@@ -70,9 +72,14 @@ def load_weights(classifier: ImageClassifier, source: str) -> str:
     Raises:
         UserError: If the file cannot be read or does not fit.
     """
-    path = find_checkpoint(source, "best.ckpt")
-    weights = _network_weights(path)
     model = classifier.model
+    if source == "torchvision":
+        path, weights = Path("torchvision"), _torchvision_weights(model)
+    else:
+        path = find_checkpoint(source, "best.ckpt")
+        weights = _network_weights(path)
+    if any(name.startswith("features.0.") for name in weights):
+        weights = torchvision_to_ours(weights)
     last = _last_layer(model)
     replaced = ""
     name = f"{last}.weight"
@@ -86,9 +93,23 @@ def load_weights(classifier: ImageClassifier, source: str) -> str:
     return f"Weights from {path}{replaced}."
 
 
+def _torchvision_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Download (once; torch keeps them) torchvision's ImageNet weights for alexnet_owt or resnet18."""
+    from torchvision.models import AlexNet_Weights, ResNet18_Weights
+
+    published = AlexNet_Weights if isinstance(model, AlexNet) else ResNet18_Weights
+    try:
+        return dict(published.IMAGENET1K_V1.get_state_dict(progress=False))
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"torchvision's weights could not be had ({' '.join(str(error).split())}): download "
+            f"{published.IMAGENET1K_V1.url} and say weights=FILE."
+        ) from error
+
+
 def _network_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(f"There is no file {path}; weights= takes a checkpoint, a run directory or none.")
+        raise UserError(f"There is no file {path}; weights= takes a checkpoint, a run directory, torchvision or none.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -19,11 +19,14 @@ from torch.optim.lr_scheduler import (
 from alexnet_exp.errors import UserError
 
 
+_OVER_THE_RUN = ("cosine", "onecycle", "poly", "dexp")
+
+
 @dataclass
 class RunLength:
-    """How long a run is: optimizer steps in all, and in an epoch."""
+    """How long a run is: optimizer steps in all (infinite if nothing but time ends it), and in an epoch."""
 
-    total_steps: int
+    total_steps: float
     steps_per_epoch: int
 
 
@@ -39,10 +42,12 @@ def build_schedule(optimizer: Optimizer, config: Mapping[str, Any], length: RunL
         The dictionary that `configure_optimizers` returns under 'lr_scheduler'; None for a constant rate.
 
     Raises:
-        UserError: For an unknown name.
+        UserError: For an unknown name, or a schedule over a whole run whose length nobody knows.
     """
     options = dict(config)
     name = options.pop("name", "none")
+    if name in _OVER_THE_RUN and math.isinf(length.total_steps):
+        raise UserError(f"scheduler={name} needs the length of the run: say trainer.max_epochs=N or trainer.max_steps=N.")
     if name == "none":
         return None
     if name == "step":
@@ -58,7 +63,7 @@ def build_schedule(optimizer: Optimizer, config: Mapping[str, Any], length: RunL
         return _by_step(LambdaLR(optimizer, _cosine(length, **options)))
     if name == "onecycle":
         rates = [group["lr"] for group in optimizer.param_groups]
-        return _by_step(OneCycleLR(optimizer, rates, total_steps=length.total_steps, **options))
+        return _by_step(OneCycleLR(optimizer, rates, total_steps=int(length.total_steps), **options))
     if name == "poly":
         power = options["power"]
         return _by_step(LambdaLR(optimizer, lambda step: max(1.0 - step / length.total_steps, 0.0) ** power))
@@ -80,7 +85,7 @@ def _by_step(scheduler: Any) -> dict[str, Any]:
 
 
 def _cosine(length: RunLength, warmup_epochs: float = 0.0, final_factor: float = 0.0) -> Any:
-    warmup = min(round(warmup_epochs * length.steps_per_epoch), length.total_steps // 2)
+    warmup = min(round(warmup_epochs * length.steps_per_epoch), int(length.total_steps) // 2)
     decay = max(length.total_steps - warmup, 1)
 
     def factor(step: int) -> float:

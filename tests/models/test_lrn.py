@@ -131,6 +131,32 @@ def test_the_backward_pass_keeps_the_input_alone():
     assert sum(kept) == x.nbytes
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [1, 2])
+def test_compiled_gives_the_same_values_and_gradients(groups: int):
+    eager, compiled = (
+        LocalResponseNorm(5, 1.0, groups=groups),
+        LocalResponseNorm(5, 1.0, groups=groups, compiled=True),
+    )
+    for batch in (3, 2):  # the last batch of an epoch is smaller
+        x, grad = images(batch, 8, 4, 4).requires_grad_(), images(batch, 8, 4, 4)
+        expected = eager(x)
+        (expected_grad,) = torch.autograd.grad(expected, x, grad)
+        out = compiled(x)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(torch.autograd.grad(out, x, grad)[0], expected_grad)
+
+
+def test_compiled_without_a_compiler_warns_and_stays_eager(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lrn.shutil, "which", lambda _: None)
+    lrn._compiled.cache_clear()
+    x = images(2, 8, 3, 3)
+    with pytest.warns(UserWarning, match="needs a C\\+\\+ compiler"):
+        out = LocalResponseNorm(compiled=True)(x)
+    assert torch.equal(out, LocalResponseNorm()(x))
+    lrn._compiled.cache_clear()
+
+
 def test_export_uses_the_plain_form():
     norm, x = LocalResponseNorm(5, 1.0), images(3, 8, 4, 4)
     exported = torch.export.export(norm, (x,))

@@ -10,6 +10,7 @@ from small_runs import DROPOUT, checkpoint, resume, rows, run, same, train_until
 # Dropout, augmentation (data=digits shifts) and averaged weights are on in all of these.
 HARD = [
     *DROPOUT,
+    "test=false",
     "trainer.max_epochs=3",
     "trainer.log_every_n_steps=2",
     "callbacks.ema.enabled=true",
@@ -27,33 +28,33 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert rows(one) == rows(other)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "every_n_steps", "stop"),
-    [
-        (["scheduler=cosine"], None, 8),
-        (["scheduler=cosine"], 5, 13),
-        ([*PLATEAU, "callbacks.early_stopping.enabled=true"], None, 16),
-        ([*PLATEAU, "trainer.val_check_interval=3"], 6, 14),  # the epoch's only metrics are from before the stop
-        (["scheduler=onecycle", "trainer.accumulate_grad_batches=2"], 3, 7),
-        (["scheduler=step", "scheduler.every_epochs=1", "trainer.max_steps=18", "trainer.max_epochs=-1"], None, 9),
-        (["scheduler=step", "scheduler.every_epochs=1", "trainer.max_steps=18", "trainer.max_epochs=-1"], 4, 14),
-    ],
-    ids=["epoch", "inside-epoch", "plateau-epoch", "plateau-inside", "accumulated", "steps-epoch", "steps-inside"],
-)  # fmt: skip
-def test_a_resumed_run_ends_as_one_that_never_stopped(
-    tmp_path: Path, overrides: list[str], every_n_steps: int | None, stop: int
-) -> None:
+BY_STEPS = ["scheduler=step", "scheduler.every_epochs=1", "trainer.max_steps=18", "trainer.max_epochs=-1"]
+CASES = {  # settings, callbacks.checkpoint.every_n_steps, where the run stops, where its checkpoint is from
+    "epoch": (["scheduler=cosine"], None, 8, 7),
+    "inside an epoch": (["scheduler=cosine"], 5, 13, 10),
+    "plateau": ([*PLATEAU, "callbacks.early_stopping.enabled=true"], None, 16, 14),
+    # The validation that the plateau and the best checkpoint go by is from before the stop.
+    "plateau inside an epoch": ([*PLATEAU, "trainer.val_check_interval=3"], 13, 13, 13),
+    "accumulated gradients": (["scheduler=onecycle", "trainer.accumulate_grad_batches=2"], 3, 7, 6),
+    "counted in steps": (BY_STEPS, None, 9, 7),
+    "counted in steps, inside an epoch": (BY_STEPS, 4, 13, 12),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path: Path, case: str) -> None:
+    overrides, every_n_steps, stop, saved = CASES[case]
     settings = [*HARD, *overrides, f"callbacks.checkpoint.every_n_steps={every_n_steps or 'null'}"]
     run(tmp_path / "whole", *settings)
     train_until(tmp_path / "parts", stop, *settings)
-    assert 0 < checkpoint(tmp_path / "parts")["global_step"] < stop
+    assert checkpoint(tmp_path / "parts")["global_step"] == saved
     result = resume(tmp_path / "parts")
     assert result is not None and result["status"] == "finished"
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_finished_run_goes_on_for_more_epochs(tmp_path: Path) -> None:
-    settings = ["scheduler=none", *DROPOUT]
+    settings = ["scheduler=none", "test=false", *DROPOUT]
     run(tmp_path / "whole", *settings, "trainer.max_epochs=4")
     run(tmp_path / "parts", *settings, "trainer.max_epochs=2")
     result = resume(tmp_path / "parts", "trainer.max_epochs=4")
@@ -62,7 +63,7 @@ def test_a_finished_run_goes_on_for_more_epochs(tmp_path: Path) -> None:
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_place(tmp_path: Path) -> None:
-    settings = ["trainer.log_every_n_steps=2"]
+    settings = ["trainer.log_every_n_steps=2", "test=false"]
     run(tmp_path / "whole", *settings)
     train_until(tmp_path / "parts", 5, *settings)
     assert not (tmp_path / "parts" / "checkpoints").exists()
@@ -80,8 +81,9 @@ def test_a_run_killed_during_its_test_is_tested_when_it_is_resumed(tmp_path: Pat
 
 
 def test_a_best_checkpoint_that_a_kill_kept_from_its_name_is_found_again(tmp_path: Path) -> None:
-    run(tmp_path / "whole", "trainer.max_epochs=2", "optimizer.lr=1e-9")  # the first epoch stays the best
-    train_until(tmp_path / "parts", 8, "trainer.max_epochs=2", "optimizer.lr=1e-9")
+    settings = ["trainer.max_epochs=2", "optimizer.lr=1e-9", "test=false"]  # the first epoch stays the best
+    run(tmp_path / "whole", *settings)
+    train_until(tmp_path / "parts", 8, *settings)
     (tmp_path / "parts" / "checkpoints" / "best.ckpt").unlink()
     resume(tmp_path / "parts")
     assert checkpoint(tmp_path / "parts", "best")["global_step"] == 7
@@ -89,7 +91,7 @@ def test_a_best_checkpoint_that_a_kill_kept_from_its_name_is_found_again(tmp_pat
 
 
 def test_a_run_that_stopped_early_does_not_train_on(tmp_path: Path) -> None:
-    settings = ["trainer.max_epochs=5", "optimizer.lr=1e-9", "callbacks.early_stopping.enabled=true",
+    settings = ["test=false", "trainer.max_epochs=5", "optimizer.lr=1e-9", "callbacks.early_stopping.enabled=true",
                 "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=0.1"]  # fmt: skip
     assert run(tmp_path, *settings)["epochs"] == 2
     (tmp_path / "result.json").unlink()

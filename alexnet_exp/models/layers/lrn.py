@@ -1,22 +1,24 @@
 """Local response normalisation over channels, fast.
 
 `nn.LocalResponseNorm` is an average pool over a 5-D view and a pow: several times slower, it keeps four
-copies of its input for the backward pass, and its CUDA backward is not deterministic. Here
+copies of its input for the backward pass, and its CUDA backward is not deterministic. Here the window is
+summed by doubling (5 = 4 + 1 channels: three additions), the power 0.75 comes from square roots, and the
+backward pass keeps the input alone and computes the denominator again.
 
-- the window is an average pool over rows of whole maps, which torch has vectorised, in both directions;
-- the power 0.75 comes from square roots;
-- a CPU takes a few images at a time, so that temporaries stay in the cache and are never given back to the
-  system, and the work is written in place: every operation is a point where the threads wait for each other,
-  which costs little on a quiet machine and much on a busy one, so pieces are not smaller than need be;
-- the backward pass keeps the input alone and computes the denominator again.
-
-Inside a network that is being compiled or exported, the plain form is used, and fused by the compiler. Compiling
-it by itself gains less than the 10 to 30 seconds that its first call takes, so nothing does that unasked.
+On a CPU the eager form goes a few images at a time, so that temporaries stay in the cache. Between any two of
+its operations all threads wait for each other: cheap on a quiet machine, dear on one that other work shares.
+`compiled=True` has two such points instead of hundreds and is faster everywhere, for 10 to 30 seconds at the
+first step (a few, once torch has the kernel in its cache): worth it in long runs, so it is asked for, never
+assumed. In a network that is compiled or exported as a whole, the plain form is traced and fused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -53,10 +55,8 @@ def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: floa
         )
     wide = _widen(x)
     squares = functional.pad(wide * wide, (0, 0, 0, 0, size // 2, (size - 1) // 2))
-    total = squares[:, : x.shape[1]]
-    for shift in range(1, size):
-        total = total + squares[:, shift : shift + x.shape[1]]
-    return (wide * _negative_power(total * (alpha / size) + k, beta)).to(x.dtype)
+    denominator = _window_sum(squares, size, x.shape[1]) * (alpha / size) + k
+    return (wide * _negative_power(denominator, beta)).to(x.dtype)
 
 
 class LocalResponseNorm(nn.Module):
@@ -68,18 +68,29 @@ class LocalResponseNorm(nn.Module):
         beta: Exponent.
         k: Constant.
         groups: Normalise inside each of so many equal groups of channels (the towers of the original).
+        compiled: Compile at the first use; on a CPU without a C++ compiler: a warning, and eager.
 
     Source: Krizhevsky et al. 2012, section 3.3.
     """
 
     def __init__(
-        self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, groups: int = 1
+        self,
+        size: int = 5,
+        alpha: float = 1e-4,
+        beta: float = 0.75,
+        k: float = 2.0,
+        groups: int = 1,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
+        self.compiled = compiled
 
     def forward(self, x: Tensor) -> Tensor:
-        form = local_response_norm if torch.compiler.is_compiling() else _Pieces.apply
+        if torch.compiler.is_compiling():
+            form = local_response_norm
+        else:
+            form = _compiled(x.device.type) if self.compiled and not x.is_meta else _Pieces.apply
         # Autocast may stay on: it lowers none of these operations.
         return form(x, self.size, self.alpha, self.beta, self.k, self.groups)
 
@@ -88,8 +99,20 @@ class LocalResponseNorm(nn.Module):
         return f"{self.size}, alpha={self.alpha:g}, beta={self.beta:g}, k={self.k:g}{groups}"
 
 
+@cache
+def _compiled(device: str) -> Callable[..., Tensor]:
+    """Return the compiled function, or the eager one with a warning where there is no compiler."""
+    compiler = os.environ.get("CXX") or "g++"
+    if device == "cpu" and not (shutil.which(compiler) or shutil.which("clang++")):
+        warnings.warn(
+            f"lrn.compiled=true needs a C++ compiler and {compiler} is not here; staying eager.", stacklevel=3
+        )
+        return _Pieces.apply
+    return torch.compile(local_response_norm, dynamic=True)  # one kernel for every batch and map size
+
+
 class _Pieces(torch.autograd.Function):
-    """The same function with its derivative written out: dx = g d^-b - 2 a b * x * mean(g x d^(-b-1))."""
+    """The same function with its derivative written out: dx = g d^-b - 2 a b / n * x * sum(g x d^(-b-1))."""
 
     @staticmethod
     def forward(x: Tensor, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
@@ -116,8 +139,10 @@ class _Pieces(torch.autograd.Function):
             denominator = _denominator(wide, size, alpha, k)
             direct = _negative_power(denominator, beta).mul_(grad[piece])
             # The window reversed: a channel acts on those that see it.
-            through = _window_mean((direct * wide).div_(denominator), (size - 1) // 2, size // 2)
-            torch.addcmul(direct, through, wide, value=-2.0 * alpha * beta, out=out[piece])
+            through, inner = _padded(wide, (size - 1) // 2, size // 2)
+            torch.mul(direct, wide, out=inner).div_(denominator)
+            indirect = _window_sum(through, size, wide.shape[1])
+            torch.addcmul(direct, indirect, wide, value=-2.0 * alpha * beta / size, out=out[piece])
         return out, None, None, None, None, None
 
 
@@ -132,37 +157,45 @@ def _pieces(x: Tensor, groups: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _denominator(wide: Tensor, size: int, alpha: float, k: float) -> Tensor:
-    return _window_mean(wide * wide, size // 2, (size - 1) // 2).mul_(alpha).add_(k)
+    squares, inner = _padded(wide, size // 2, (size - 1) // 2)
+    torch.mul(wide, wide, out=inner)
+    return torch.add(wide.new_tensor(k), _window_sum(squares, size, wide.shape[1]), alpha=alpha / size)
 
 
-def _window_mean(values: Tensor, before: int, after: int) -> Tensor:
-    """Average each channel with those around it; channels past the ends count as zeros.
+def _padded(like: Tensor, before: int, after: int) -> tuple[Tensor, Tensor]:
+    """Return a tensor like `like` with more channels, zero in those, and a view of its unfilled rest."""
+    images, channels, height, width = like.shape
+    layout = torch.contiguous_format if like.stride(1) != 1 or like.is_contiguous() else torch.channels_last
+    shape = (images, before + channels + after, height, width)
+    padded = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+    padded[:, :before] = 0
+    padded[:, before + channels :] = 0
+    return padded, padded.narrow(1, before, channels)
+
+
+def _window_sum(padded: Tensor, size: int, channels: int) -> Tensor:
+    """Sum `size` neighbouring channels by doubling: 11 = 8 + 2 + 1.
 
     Args:
-        values: (N, C, H, W).
-        before: Channels of the window ahead of its own.
-        after: Channels behind it; `before`, or one more or less.
+        padded: Values (N, channels + size - 1, H, W).
+        size: Channels per window.
+        channels: Number of windows.
 
     Returns:
-        A new tensor (N, C, H, W).
+        The sums (N, channels, H, W).
     """
-    size, channels = before + 1 + after, values.shape[1]
-    if values.is_contiguous():
-        # Maps become the pixels of a row and channels the rows: (N, H * W, C, 1), which lies channels-last.
-        rows = values.flatten(2).transpose(1, 2).unsqueeze(3)
-        half = size // 2  # an even size gives C + 1 rows: one end is cut off
-        mean = functional.avg_pool2d(
-            rows, (size, 1), stride=1, padding=(half, 0)
-        )
-        mean = mean.narrow(2, half - before, channels)
-        return mean.squeeze(3).transpose(1, 2).unflatten(2, values.shape[2:])
-    total = values.clone()
-    for shift in range(1, max(before, after) + 1):
-        if shift <= before:
-            total[:, shift:] += values[:, :-shift]
-        if shift <= after:
-            total[:, :-shift] += values[:, shift:]
-    return total.div_(size)
+    block, reach, offset, total = padded, 1, 0, None  # block[:, c] sums `reach` channels from c on
+    while True:
+        if size & reach:
+            part = block.narrow(1, offset, channels)
+            total = part if total is None else total + part
+            offset += reach
+        if 2 * reach > size:
+            break
+        block = block[:, :-reach] + block[:, reach:]
+        reach *= 2
+    assert total is not None
+    return total
 
 
 def _negative_power(x: Tensor, beta: float) -> Tensor:

@@ -1,0 +1,240 @@
+"""Illegal values are refused with the key, the value and what would be legal."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from alexnet_exp.config import rules
+from alexnet_exp.config.checks import check_config, unknown
+from alexnet_exp.config.compose import compose, group, options, plain
+from alexnet_exp.config.rules import RULES, SCHEDULES
+from alexnet_exp.errors import UserError
+
+GONE = object()
+
+
+@pytest.fixture(scope="module")
+def shipped() -> dict[str, Any]:
+    return plain(compose("train", ["logger=[wandb,tensorboard]"]))
+
+
+def changed(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    config = copy.deepcopy(config)
+    *parents, last = key.split(".")
+    inner = config
+    for parent in parents:
+        inner = inner.setdefault(parent, {})
+    if value is GONE:
+        del inner[last]
+    else:
+        inner[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "legal"),
+    [
+        ("data.batch_size", "abc", "a whole number, 1 or more"),
+        ("data.batch_size", 0, "a whole number, 1 or more"),
+        ("data.batch_size", -1, "a whole number, 1 or more"),
+        ("data.batch_size", 1.5, "a whole number, 1 or more"),
+        ("data.batch_size", True, "a whole number, 1 or more"),
+        ("data.batch_size", None, "a whole number, 1 or more"),
+        ("data.channels", 2, "1 or 3"),
+        ("data.channels", True, "1 or 3"),
+        ("data.val_split", "first", "one of random, last"),
+        ("data.std", [0.0, 1.0, 1.0], "a list, each a number above 0"),
+        ("optimizer.lr", "fast", "a number above 0"),
+        ("optimizer.lr", -1, "a number above 0"),
+        ("optimizer.lr", float("nan"), "a number above 0"),
+        ("optimizer.lr", float("inf"), "a number above 0"),
+        ("optimizer.momentum", 1.0, "a number from 0 up to, not including, 1"),
+        ("optimizer.nesterov", "yes", "true or false"),
+        ("scheduler.name", "cosin", "one of none, step"),
+        ("trainer.devices", "two", "auto, or a whole number, 1 or more, or a list of indices"),
+        ("trainer.devices", 0, "auto, or a whole number"),
+        ("trainer.devices", [], "auto, or a whole number"),
+        ("trainer.precision", "float8", "a precision such as 32-true, bf16-mixed, 16-mixed"),
+        ("trainer.max_epochs", 0, "a whole number, 1 or more"),
+        ("trainer.limit_train_batches", 1.5, "a fraction from 0.0 to 1.0"),
+        ("trainer.max_time", "1h", "a time, DD:HH:MM:SS, or null"),
+        ("callbacks.early_stopping.monitor", "val/acc", "one of val/top1"),
+        ("logger.wandb.mode", "on", "one of auto, online, offline, disabled"),
+        ("weights", None, "a path, torchvision, or none"),
+        ("trust", "package", r"a list of packages: \[my_package\]"),
+        ("label_smoothing", 1.0, "not including, 1"),
+        ("seed", None, "a whole number, 0 or more"),
+    ],
+)
+def test_illegal_value_is_named_with_its_key_and_what_would_be_legal(
+    shipped: dict[str, Any], key: str, value: Any, legal: str
+):
+    shown = repr(value) if isinstance(value, str) else "null" if value is None else str(value)
+    with pytest.raises(UserError) as caught:
+        check_config(changed(shipped, key, value))
+    assert str(caught.value).startswith(f"{key}={shown} is not possible: it must be ")
+    assert legal.replace("\\", "") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trainer.devices", 2),
+        ("trainer.devices", "auto"),
+        ("trainer.devices", -1),
+        ("trainer.devices", [0, 1]),
+        ("trainer.precision", "bf16-mixed"),
+        ("trainer.limit_train_batches", 3),
+        ("trainer.limit_train_batches", 0.5),
+        ("trainer.fast_dev_run", 2),
+        ("trainer.max_time", "00:01:30:00"),
+        ("data.val_size", 0),
+        ("data.batch_size", 1),
+        ("logger.wandb.tags", ["a", 3]),
+        ("logger.wandb.name", 7),
+        ("optimizer.lr", 1),
+        ("optimizer.layers", {"fc8": {"lr_factor": 0.1}}),
+    ],
+)
+def test_legal_value_is_let_through(shipped: dict[str, Any], key: str, value: Any):
+    check_config(changed(shipped, key, value))
+
+
+@pytest.mark.parametrize(
+    "key", ["trainer.devices", "seed", "data.batch_size", "optimizer.lr", "augment.flip", "paths.output_dir"]
+)
+def test_setting_taken_away_is_missed(shipped: dict[str, Any], key: str):
+    with pytest.raises(UserError, match=f"The setting {key} is missing"):
+        check_config(changed(shipped, key, GONE))
+
+
+@pytest.mark.parametrize("name", ["trainer", "data", "model", "paths"])
+def test_group_taken_away_is_missed(shipped: dict[str, Any], name: str):
+    with pytest.raises(UserError, match=f"The group {name} is missing: a run needs {name}=NAME"):
+        check_config(changed(shipped, name, GONE))
+
+
+def test_optional_group_taken_away_leads_to_none(shipped: dict[str, Any]):
+    with pytest.raises(UserError, match="say logger=none instead"):
+        check_config(changed(shipped, "logger", GONE))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("trainer.devics", r"no setting trainer\.devics\. Did you mean trainer\.devices\?"),
+        ("trainr.devices", r"Did you mean trainer\.devices\?"),
+        ("mode", r"Did you mean model\?"),
+        ("zzz", r"There is no setting zzz\. python train\.py --cfg job lists all\."),
+        ("model.features.conv2.grups", r"Did you mean groups"),
+        ("model.features.conv9.kernel_size", r"chosen model has no setting model\.features\.conv9"),
+        ("callbacks.early_stopping", r"not one setting but several: callbacks\.early_stopping\.enabled, "),
+        ("data.root", r"It belongs to data=folder\."),
+        ("optimizer.betas", r"It belongs to optimizer=adam and optimizer=adamw\."),
+    ],
+)
+def test_unknown_setting_leads_to_the_nearest(key: str, message: str):
+    with pytest.raises(UserError, match=message):
+        raise UserError(unknown(key))
+
+
+def test_added_setting_that_does_not_exist_is_refused(shipped: dict[str, Any]):
+    with pytest.raises(UserError, match=r"Did you mean trainer\.devices"):
+        check_config(changed(shipped, "trainer.devics", 2))
+
+
+def test_classes_of_the_users_own_have_settings_of_their_own(shipped: dict[str, Any]):
+    config = changed(shipped, "callbacks.mine", {"_target_": "my_package.Mine", "often": 3})
+    config = changed(config, "optimizer", {"_target_": "my_package.Lion", "lr": 1, "beta": 2})
+    check_config(changed(config, "model", {"_target_": "my_package.Net", "width": 3}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("scheduler.monitor", "val/loss"), ("callbacks.early_stopping.enabled", True)]
+)
+def test_watching_validation_needs_validation_images(shipped: dict[str, Any], key: str, value: Any):
+    config = changed(shipped, "data.val_size", 0)
+    if key.startswith("scheduler"):
+        config["scheduler"] = group("scheduler", "plateau")
+    with pytest.raises(UserError, match=r"monitor=val/loss needs validation images, and data\.val_size=0"):
+        check_config(changed(config, key, value))
+
+
+def test_schedule_by_name_alone_leads_to_its_file(shipped: dict[str, Any]):
+    with pytest.raises(UserError, match="needs every_epochs, gamma, too: say scheduler=step"):
+        check_config(changed(shipped, "scheduler.name", "step"))
+
+
+def test_setting_of_another_schedule_is_refused(shipped: dict[str, Any]):
+    with pytest.raises(UserError, match="scheduler=cosine has no gamma"):
+        check_config(changed(shipped, "scheduler.gamma", 0.1))
+
+
+@pytest.mark.parametrize("name", options("scheduler"))
+def test_each_schedule_has_the_settings_of_its_file(name: str):
+    shipped = group("scheduler", name)
+    assert shipped.pop("name") == name
+    assert set(shipped) == SCHEDULES[name]
+
+
+@pytest.mark.parametrize("epochs", [None, -1])
+def test_schedule_over_the_whole_run_needs_its_end(shipped: dict[str, Any], epochs: int | None):
+    config = changed(shipped, "trainer.max_epochs", epochs)
+    with pytest.raises(UserError, match=r"needs an end: give trainer\.max_epochs or trainer\.max_steps"):
+        check_config(config)
+    check_config(changed(config, "trainer.max_steps", 100))
+
+
+def test_normalisation_fits_the_channels(shipped: dict[str, Any]):
+    with pytest.raises(UserError, match=r"data\.mean and data\.std need 3 values each"):
+        check_config(changed(shipped, "data.mean", [0.5]))
+    check_config(changed(shipped, "data.channels", 1))  # three values are averaged for one channel
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.input_size", 5, r"conv1: its 11x11 kernel .* smallest image that works is \d+x\d+"),
+        ("model.input_size", "abc", r"model\.input_size='abc' is not possible: .* whole number"),
+        ("model.num_classes", None, r"model\.num_classes=null is not possible"),
+        ("model.dropout", 2.0, r"model\.dropout=2\.0 is not possible: it must be a number from 0 to 1"),
+        (
+            "model.features.conv2.then",
+            ["rel"],
+            r"model\.features\.conv2: unknown operation 'rel'.* mean relu",
+        ),
+        ("model.features.conv2.groups", 7, r"groups=7 does not divide its 96 input and 256 output channels"),
+        ("model.features.conv2.padding", "abc", r"conv2\.padding must be pixels or same, not 'abc'"),
+        ("model.foo", 3, r"model has no key 'foo'"),
+    ],
+)
+def test_network_that_cannot_be_is_refused_from_the_text(
+    shipped: dict[str, Any], key: str, value: Any, message: str
+):
+    config = {**shipped, "model": group("model", "alexnet")}
+    with pytest.raises(UserError, match=message):
+        check_config(changed(config, key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.stem", "cifr", r"model\.stem=cifr is not possible: it must be imagenet or cifar"),
+        ("model.features", {}, r"The chosen model has no setting model\.features"),
+        ("model.stm", 3, r"There is no setting model\.stm\. Did you mean stem"),
+    ],
+)
+def test_resnet_that_cannot_be_is_refused_from_the_text(
+    shipped: dict[str, Any], key: str, value: Any, message: str
+):
+    config = {**shipped, "model": group("model", "resnet18")}
+    with pytest.raises(UserError, match=message):
+        check_config(changed(config, key, value))
+
+
+def test_every_rule_says_what_is_legal_in_words():
+    assert all(rule.text and "lambda" not in rule.text for rule in RULES.values())
+    assert (rules.at_least(1) | rules.null).text == "a whole number, 1 or more, or null"

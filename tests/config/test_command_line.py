@@ -1,0 +1,98 @@
+"""What the user types reaches the settings unchanged."""
+
+from __future__ import annotations
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from alexnet_exp.config.command_line import LITERAL_KEYS, prepare, resumed_directory
+from alexnet_exp.errors import UserError
+
+AWKWARD = [
+    "/absolute/path", "a folder/with spaces", "a,b", "lr=0.1,seed=2", "it's", 'say "x"', "~/images",
+    "größe/图像", "[1]", "{a}", "50%", "a:b", "#1", "back\\slash", "ends\\", "both\\'", "(x)", "-1", "true",
+    "1e5", " led", "$HOME", "'open", "???x", "a;b|c&d", "@home", "*.ckpt",
+]  # fmt: skip
+
+
+def value_of(override: str) -> object:
+    return OverridesParser.create().parse_override(override).value()
+
+
+@pytest.mark.parametrize("value", AWKWARD)
+def test_path_typed_unquoted_arrives_unchanged(value: str):
+    (prepared,) = prepare([f"data.root={value}"])
+    assert value_of(prepared) == value
+
+
+@pytest.mark.parametrize("key", LITERAL_KEYS)
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_every_path_key_is_taken_as_it_stands(key: str, prefix: str):
+    prepared = prepare([f"{prefix}{key}=/a b,c=d/it's"])[0]
+    assert prepared.startswith(f"{prefix}{key}=")
+    assert value_of(prepared) == "/a b,c=d/it's"
+
+
+@pytest.mark.parametrize("value", ["'a b'", '"a b"', "'it\\'s'"])
+def test_quoted_path_is_not_quoted_again(value: str):
+    assert prepare([f"data.root={value}"]) == [f"data.root={value}"]
+
+
+@pytest.mark.parametrize("value", ["null", "none", "???", "${paths.output_dir}/x", ""])
+def test_words_that_mean_something_keep_their_meaning(value: str):
+    assert prepare([f"weights={value}"]) == [f"weights={value}"]
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+def test_sweep_over_paths_stays_a_sweep(flag: str):
+    assert prepare(["ckpt=a,b", flag]) == [flag, "ckpt=a,b"]
+
+
+def test_other_values_are_left_to_the_grammar():
+    typed = ["data.mean=[0.1,0.2,0.3]", "model=alexnet", "+callbacks.mine={_target_: a.B}", "~logger"]
+    assert prepare(typed) == typed
+
+
+def test_flags_may_stand_anywhere():
+    prepared = prepare(["model=alexnet", "--cfg", "job", "seed=1", "--config-dir", "my=dir", "-m"])
+    assert prepared == ["--cfg", "job", "--config-dir", "my=dir", "-m", "model=alexnet", "seed=1"]
+
+
+def test_resumed_run_keeps_its_directory():
+    assert prepare(["resume=outputs/runs/a b"])[-1] == "hydra.run.dir='outputs/runs/a b'"
+    assert prepare(["resume=old", "hydra.run.dir=new"]) == ["resume='old'", "hydra.run.dir='new'"]
+
+
+@pytest.mark.parametrize(
+    "typed", [[], ["resume=null"], ["resume="], ["model=alexnet"], ["resume=a", "resume=null"]]
+)
+def test_nothing_is_resumed_unless_a_directory_is_named(typed: list[str]):
+    assert resumed_directory(typed) is None
+    assert not any("run.dir" in argument for argument in prepare(typed))
+
+
+def test_resumed_directory_is_read_as_it_will_be_understood():
+    assert resumed_directory(["resume=it's here"]) == "it's here"
+    assert resumed_directory(prepare(["resume=it's here"])) == "it's here"
+
+
+def test_bare_words_are_values_of_the_main_keys_in_order():
+    assert prepare(["a", "n=1", "b"], ("ckpt", "images")) == ["ckpt='a'", "n=1", "images=b"]
+    assert prepare(["--cfg", "job", "a"], ("name",)) == ["--cfg", "job", "name=a"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("=3", r"'=3' names no setting: write KEY=VALUE"),
+        ("+=3", r"names no setting"),
+        ("model=", r"model= names no file of conf/model: say model=NAME, such as alexnet,"),
+        ("trainer=null", r"trainer=null names no file of conf/trainer"),
+        ("logger=null", r"logger=none is nothing"),
+        ("data=3", r"data=3 names no file"),
+        ("model=[alexnet,resnet18]", r"one name; -m model=alexnet,resnet18 runs one after the other"),
+    ],
+)
+def test_groups_take_the_name_of_a_file(typed: str, message: str):
+    with pytest.raises(UserError, match=message):
+        prepare([typed])

@@ -1,0 +1,120 @@
+"""Every yaml of conf/ composes, with settings that the command line would accept; the surface is frozen."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import Any
+
+import pytest
+
+from alexnet_exp.config.checks import check_config
+from alexnet_exp.config.command_line import GROUPS
+from alexnet_exp.config.compose import compose, conf_dir, group, options, plain
+from alexnet_exp.config.networks import check_network
+
+TOP_LEVEL = [
+    "augment", "callbacks", "ckpt", "compile", "data", "label_smoothing", "logger", "model", "optimizer",
+    "paths", "resume", "scheduler", "seed", "test", "test_weights", "trainer", "trust", "weights",
+]  # fmt: skip
+GROUP_NAMES = [
+    "augment", "callbacks", "data", "debug", "experiment", "hydra", "logger", "model", "optimizer", "paths",
+    "scheduler", "sweep", "trainer",
+]  # fmt: skip
+TOGETHER = ("data", "augment", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "sweep")
+
+
+def side_by_side() -> list[list[str]]:
+    """Return overrides that name every option of these groups, in as few compositions as can be."""
+    columns = [[f"{name}={option}" for option in options(name)] for name in TOGETHER]
+    return [[override for override in row if override] for row in zip_longest(*columns)]
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    root = ["data.root=images"] if any("folder" in o or "imagenet" in o for o in overrides) else []
+    return plain(compose("train", [*overrides, *root]))
+
+
+def needs_a_folder(option: str) -> bool:
+    """Whether an experiment reads an image folder, whose place only the user knows."""
+    text = (conf_dir() / "experiment" / f"{option}.yaml").read_text(encoding="utf-8")
+    parents = [o for o in options("experiment") if f"  - {o}\n" in text]
+    return "override /data: folder" in text or (
+        "override /data" not in text and any(map(needs_a_folder, parents))
+    )
+
+
+def test_groups_are_those_that_users_know():
+    folders = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+    assert folders == GROUP_NAMES == sorted(GROUPS)
+
+
+def test_top_level_keys_are_those_that_users_know():
+    assert sorted(plain(compose("train", []))) == TOP_LEVEL
+
+
+@pytest.mark.parametrize(
+    "name", ["augment", "callbacks", "debug", "experiment", "logger", "scheduler", "sweep"]
+)
+def test_optional_group_can_be_none(name: str):
+    assert "none" in options(name)
+
+
+@pytest.mark.parametrize("overrides", side_by_side(), ids=" ".join)
+def test_every_option_is_made_of_legal_settings(overrides: list[str]):
+    check_config(composed(*overrides))
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_every_network_is_made_of_legal_settings(name: str):
+    model = group("model", name)
+    check_network(model)
+    assert {"_target_", "input_size", "in_channels", "num_classes"} <= set(model)
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_is_made_of_legal_settings(name: str):
+    root = ["data.root=images"] if needs_a_folder(name) else []
+    check_config(plain(compose("train", [f"experiment={name}", *root])))
+
+
+@pytest.mark.parametrize("name", options("debug"))
+def test_every_debug_mode_is_made_of_legal_settings(name: str):
+    check_config(composed(f"debug={name}"))
+
+
+def test_data_choose_their_augmentation_and_the_user_has_the_last_word():
+    assert composed("data=cifar10")["augment"]["pad"] == 4
+    assert composed("data=cifar10", "augment=none")["augment"]["pad"] == 0
+    assert composed("augment=none", "data=cifar10")["augment"]["pad"] == 0
+
+
+def test_image_size_of_the_data_follows_the_network():
+    assert composed("model=alexnet")["data"]["image_size"] == 227
+
+
+def test_debugging_modes_do_what_they_say():
+    assert composed("debug=fast_dev_run")["trainer"]["fast_dev_run"] is True
+    overfit = composed("data=cifar10", "debug=overfit")
+    assert overfit["augment"]["pad"] == 0
+    assert overfit["trainer"]["overfit_batches"] == 1
+
+
+def test_several_loggers_lie_side_by_side():
+    assert set(composed("logger=[wandb,tensorboard]")["logger"]) == {"wandb", "tensorboard"}
+
+
+def test_a_layer_takes_every_layer_key_without_a_plus():
+    model = composed("model.features.conv2.groups=2", "model.features.conv3.lrn.size=9")["model"]
+    assert model["features"]["conv2"]["groups"] == 2
+    assert model["features"]["conv3"]["lrn"]["size"] == 9
+
+
+def test_composing_again_forgets_the_last_time():
+    before = plain(compose("train", []))
+    compose("train", ["model=alexnet", "seed=5"])
+    assert plain(compose("train", [])) == before
+
+
+def test_settings_of_the_environment_are_taken(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ALEXNET_DATA_DIR", "/somewhere else")
+    assert composed("data=mnist")["data"]["data_dir"] == "/somewhere else"

@@ -1,0 +1,119 @@
+"""Errors of Hydra and OmegaConf are said in one line that tells the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alexnet_exp.config.compose import compose, plain
+from alexnet_exp.config.messages import explain
+from alexnet_exp.errors import UserError
+
+
+def message(*overrides: str, verb: str = "train") -> str:
+    """Compose something impossible, and return what the user is told."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (which class is Hydra's affair)
+        plain(compose(verb, list(overrides)))
+    said = explain(caught.value, verb)
+    assert said is not None
+    assert "\n" not in said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data=cifar", "data=cifar: conf/data has no file cifar.yaml. Did you mean cifar10? It has cifar10,"),
+        (
+            "optimizer=sdg",
+            "optimizer=sdg: conf/optimizer has no file sdg.yaml. Did you mean sgd? It has adam,",
+        ),
+        (
+            "logger=[wandb,tensorbord]",
+            "logger=tensorbord: conf/logger has no file tensorbord.yaml. Did you mean",
+        ),
+        ("+experiment=nothing", "experiment=nothing: conf/experiment has no file nothing.yaml."),
+        ("hydra/launcher=foo", "hydra/launcher=foo: conf/hydra/launcher has no file foo.yaml."),
+        ("trainer.devics=2", "There is no setting trainer.devics. Did you mean trainer.devices?"),
+        ("model.features.conv2.grups=2", "no setting model.features.conv2.grups. Did you mean groups"),
+        ("hydra.foo=2", "There is no setting hydra.foo. alexnet-exp train --cfg hydra lists all."),
+        ("optimizer.betas=[0.9,0.9]", "It belongs to optimizer=adam and optimizer=adamw."),
+        ("+trainer.devices=2", "+trainer.devices: there is such a setting already; leave the + away."),
+        ("~trainer.devics", "~trainer.devics: there is no such setting to take away."),
+        ("+model=alexnet", "say model=NAME, once."),
+        ("seed=1,2", "seed=1,2 is several values: -m seed=1,2 runs one after the other,"),
+        ("data.batch_size", "'data.batch_size' is no setting with a value. Write data.batch_size=VALUE."),
+        ("alexnet", "'alexnet' is no setting with a value. Did you mean model=alexnet?"),
+        (
+            "model.features.conv2.then=[relu",
+            "then=[relu cannot be read: close every bracket and quotation mark",
+        ),
+        ("logger.wandb.name=it's", "'logger.wandb.name=\"...\"'"),
+        ("data=folder", "data.root must be given: say data.root=VALUE."),
+        (
+            "data.batch_size=${nope}",
+            "data.batch_size=${nope}: there is no setting nope to take the value from.",
+        ),
+        ("seed=${oc.env:NO_SUCH_VARIABLE}", "seed: the environment variable NO_SUCH_VARIABLE is not set."),
+        ("model.input_size=abc", "model.input_size='abc' is not possible: it must be a whole number."),
+        ("model.dropout=abc", "model.dropout='abc' is not possible: it must be a number."),
+        (
+            "model.features.conv2.bias=perhaps",
+            "conv2.bias='perhaps' is not possible: it must be true or false.",
+        ),
+        ("model.features.conv2.then=relu", "it must be a list; say 'model.features.conv2.then=[relu]'."),
+        (
+            "model.features.conv2.then=null",
+            "model.features.conv2.then=null is not possible: it needs a value.",
+        ),
+        ("model.features.conv2=3", "it has settings of its own, such as model.features.conv2.KEY=VALUE."),
+    ],
+)
+def test_mistake_in_an_override_is_told_in_one_line(override: str, said: str):
+    assert said in message(override)
+
+
+def test_near_names_are_enough_where_a_group_is_large():
+    said = message("model=alexnett")
+    assert "Did you mean alexnet," in said
+    assert "convnet_11pct" not in said
+
+
+def test_without_near_names_all_are_listed():
+    said = message("model=zzz")
+    assert "Did you mean" not in said
+    assert "alexnet_lrn" in said
+    assert "zfnet" in said
+
+
+def test_other_verbs_name_their_own_settings():
+    said = message("formt=json", verb="models")
+    assert said.startswith("There is no setting formt. Did you mean format?")
+    assert "trainer" not in said
+
+
+def with_own_file(directory: Path, text: str) -> str:
+    file = directory / "model" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text(text)
+    return message(f"hydra.searchpath=[file://{directory}]", "model=mine")
+
+
+def test_typing_error_in_a_file_of_the_users_own_names_the_file(tmp_path: Path):
+    said = with_own_file(tmp_path, "defaults: [alexnet, _self_]\nfeatures:\n  conv2: {grups: 2}\n")
+    assert "model/mine.yaml: There is no setting model.features.conv2.grups. Did you mean groups" in said
+
+
+def test_yaml_that_cannot_be_read_names_file_and_line(tmp_path: Path):
+    said = with_own_file(tmp_path, "input_size: 32\nnum_classes: [3\nin_channels: 3\n")
+    assert said.startswith(f"{tmp_path}/model/mine.yaml, line 3, is not YAML: ")
+
+
+def test_sentence_for_the_user_is_said_as_it_stands():
+    assert explain(UserError("Say please.")) == "Say please."
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), KeyError("ours"), RuntimeError("ours")])
+def test_mistake_of_the_program_is_not_blamed_on_the_user(error: Exception):
+    assert explain(error) is None

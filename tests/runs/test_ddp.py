@@ -1,0 +1,158 @@
+"""Two processes on the processor against one: the same weights, the same counts, one set of files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.run_directory import RunDirectory
+from tests.training.small_runs import SMALL, checkpoint, rows, run
+
+ROOT = Path(__file__).parents[2]
+# 193 = 6 * 32 + 1 images: in the last batch one of two ranks has none. 51 and 61 leave ranks unequal shares.
+UNEVEN = [
+    "data.train_subset=193",
+    "data.val_size=51",
+    "data.test_subset=61",
+    "augment=flip_crop",
+    "optimizer.lr=0.5",
+    "scheduler=none",
+    "trainer.log_every_n_steps=3",
+]
+
+
+class FailOnRank(Callback):
+    """Raise on one rank, in the middle of the first epoch."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank == self.rank and batch_idx == 2:
+            raise RuntimeError("the third batch is bad luck")
+
+
+class FailOnStart(Callback):
+    """Fail on the second rank before the ranks have met."""
+
+    def __init__(self) -> None:
+        if os.environ["LOCAL_RANK"] == "1":
+            raise RuntimeError("the second rank has no luck")
+
+
+def children() -> set[int]:
+    """Return the processes that are children of this one."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, rest = path.read_text().split(" ", 1)
+        except OSError:
+            continue  # it has ended
+        if rest.rpartition(")")[2].split()[1] == str(os.getpid()):
+            found.add(int(pid))
+    return found
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return checkpoint(run_dir)["state_dict"]
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.fixture(autouse=True)
+def tests_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank is a process of its own and must find the callbacks of this file."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def test_two_ranks_learn_count_and_write_as_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    one = run(tmp_path / "one", *UNEVEN)
+    capfd.readouterr()
+    environment, before = dict(os.environ), children()
+    two = run(tmp_path / "two", *UNEVEN, "trainer=ddp_cpu")
+    printed = capfd.readouterr()
+
+    assert (one["devices"], two["devices"]) == (1, 2)
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert difference(a, b) < 1e-5
+    run(tmp_path / "still", *UNEVEN, "optimizer.lr=1e-9", "test=false")
+    assert difference(a, weights(tmp_path / "still")) > 1e-2
+    exact = {"epoch", "step", "lr", "train/top1", "val/top1", "test/top1", "train/top5", "val/top5", "test/top5"}
+    assert len(rows(tmp_path / "two")) == len(rows(tmp_path / "one"))
+    for ours, theirs in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+        assert {k: v for k, v in ours.items() if k in exact} == {k: v for k, v in theirs.items() if k in exact}
+
+    files = [{path.relative_to(run_dir) for path in run_dir.rglob("*")} for run_dir in (tmp_path / "one", tmp_path / "two")]
+    assert files[0] == files[1]
+    shown = tmp_path / "two"
+    assert printed.out.splitlines() == [
+        f"run directory: {shown}", f"report:        {shown / 'report.html'}", f"run directory: {shown}"
+    ]  # fmt: skip
+    assert printed.err == ""
+    assert children() == before
+    changed = {k for k in environment | os.environ if environment.get(k) != os.environ.get(k)}
+    assert changed <= {"PL_GLOBAL_SEED", "PL_SEED_WORKERS"}  # Lightning's record of the latest seed
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_failure_on_one_rank_ends_both(tmp_path: Path, rank: int) -> None:
+    before, started = children(), time.monotonic()
+    failing = {"luck": {"_target_": "tests.runs.test_ddp.FailOnRank", "rank": rank}}
+    with pytest.raises((RuntimeError, UserError), match="the third batch is bad luck"):
+        run(tmp_path, "trainer=ddp_cpu", callbacks=failing)
+    assert time.monotonic() - started < 60
+    result = RunDirectory(tmp_path).result()
+    assert result is not None and result["status"] == "failed"
+    assert "the third batch is bad luck" in result["error"]
+    assert children() == before
+
+
+def test_settings_that_no_rank_can_use_end_both(tmp_path: Path) -> None:
+    before = children()
+    with pytest.raises(UserError, match=r"There is no checkpoint .*nowhere\.ckpt"):
+        run(tmp_path, "trainer=ddp_cpu", f"ckpt={tmp_path / 'nowhere.ckpt'}")
+    result = RunDirectory(tmp_path).result()
+    assert result is not None and result["status"] == "failed"
+    assert children() == before
+
+
+def test_a_rank_that_fails_before_it_joins_ends_the_run(tmp_path: Path) -> None:
+    command = [sys.executable, "train.py", *SMALL, "trainer=ddp_cpu", f"hydra.run.dir={tmp_path / 'run'}",
+               "+callbacks.luck._target_=tests.runs.test_ddp.FailOnStart"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error:")
+    assert "the second rank has no luck" in done.stderr
+    result = RunDirectory(tmp_path / "run").result()
+    assert result is not None and result["status"] == "failed"
+    assert "the second rank has no luck" in result["error"]
+
+
+def test_each_job_of_a_sweep_has_both_its_ranks(tmp_path: Path) -> None:
+    rates = ("0.01", "0.5")
+    command = [sys.executable, "train.py", "-m", *SMALL, "trainer=ddp_cpu", "test=false", "scheduler=none",
+               f"optimizer.lr={','.join(rates)}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert [job.name for job in jobs] == ["0", "1"]
+    for job, rate in zip(jobs, rates, strict=True):
+        assert yaml.safe_load((job / "config.yaml").read_text())["optimizer"]["lr"] == float(rate)
+        run(tmp_path / rate, "test=false", "scheduler=none", f"optimizer.lr={rate}")
+        # Averaged gradients of two different rates' ranks would give the weights of neither.
+        assert difference(weights(tmp_path / rate), weights(job)) < 1e-5
+    assert difference(*map(weights, jobs)) > 1e-2

@@ -1,0 +1,204 @@
+"""`resume=DIR`: a run goes on with its own settings, and only what leaves the experiment alone may change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alexnet_exp.cli import main
+from alexnet_exp.config.compose import compose, plain
+from alexnet_exp.errors import UserError
+from alexnet_exp.runs.resume import resumed_arguments, resumed_settings
+from alexnet_exp.tracking.run_directory import RunDirectory
+
+TYPED = ["model=alexnet_lrn", "data=folder", "data.root='images'", "trainer.max_epochs=5"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that was interrupted; as in a real one, the classes were counted after composition."""
+    return begun(tmp_path / "run", TYPED)
+
+
+def begun(directory: Path, typed: list[str]) -> Path:
+    directory.mkdir()
+    config = plain(compose("train", typed))
+    config["model"]["num_classes"] = 3
+    RunDirectory(directory).write_settings(config, typed)
+    return directory
+
+
+def resumed(run: Path, *typed: str) -> tuple[dict[str, Any], list[str]] | None:
+    """Go the way of the command line, short of training."""
+    arguments = resumed_arguments([f"resume={run}", *typed])
+    return resumed_settings(plain(compose("train", arguments)), arguments)
+
+
+def settings(run: Path, *typed: str) -> dict[str, Any]:
+    found = resumed(run, *typed)
+    assert found is not None
+    return found[0]
+
+
+def test_bare_resume_takes_every_setting_of_the_run(run: Path):
+    before = RunDirectory(run).config()
+    found = resumed(run)
+    assert found == ({**before, "resume": str(run)}, TYPED)
+
+
+def test_without_resume_settings_stay_as_typed():
+    config = plain(compose("train", ["seed=4"]))
+    assert resumed_settings(config, ["seed=4"]) == (config, ["seed=4"])
+
+
+def test_directory_that_holds_no_run_yet_starts_as_typed(tmp_path: Path):
+    config = settings(tmp_path / "new", "seed=4", "model=resnet18_cifar")
+    assert (config["seed"], config["model"]["stem"]) == (4, "cifar")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "key", "value"),
+    [
+        ("trainer.max_epochs=9", "trainer.max_epochs", 9),
+        ("trainer.accelerator=cpu", "trainer.accelerator", "cpu"),
+        ("data.root=/moved here", "data.root", "/moved here"),
+        ("data.num_workers=1", "data.num_workers", 1),
+        ("test=false", "test", False),
+        ("logger.wandb.mode=offline", "logger.wandb.mode", "offline"),
+    ],
+)
+def test_what_leaves_the_experiment_alone_may_change(run: Path, typed: str, key: str, value: Any):
+    before, after = RunDirectory(run).config(), settings(run, typed)
+    inner = after
+    for part in key.split("."):
+        inner = inner[part]
+    assert inner == value
+    assert after["model"] == before["model"]  # the counted classes are kept
+
+
+def test_change_is_recorded_once(run: Path):
+    found = resumed(run, "trainer.max_epochs=9", "test=false")
+    assert found is not None
+    assert found[1] == [*TYPED[:3], "trainer.max_epochs=9", "test=false"]
+
+
+def test_logger_can_be_taken_away_or_exchanged(run: Path):
+    assert settings(run, "logger=none")["logger"] == {}
+    assert set(settings(run, "logger=tensorboard")["logger"]) == {"tensorboard"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "key"),
+    [
+        ("model=alexnet", r"model\.features\.conv1\.then"),
+        ("model.dropout=0.1", r"model\.dropout"),
+        ("optimizer.lr=0.5", r"optimizer\.lr"),
+        ("data.batch_size=7", r"data\.batch_size"),
+        ("augment.flip=false", r"augment\.flip"),
+        ("scheduler=none", r"scheduler\."),
+        ("seed=1", "seed"),
+        ("weights=other", "weights"),
+        ("trainer.accumulate_grad_batches=2", r"trainer\.accumulate_grad_batches"),
+        ("callbacks.ema.enabled=true", r"callbacks\.ema\.enabled"),
+    ],
+)
+def test_change_of_the_experiment_is_refused(run: Path, typed: str, key: str):
+    with pytest.raises(UserError, match=rf"same experiment, and {typed} would change {key}.*ckpt={run}"):
+        resumed(run, typed)
+
+
+def test_same_command_again_changes_nothing(run: Path):
+    found = resumed(run, *TYPED)
+    assert found is not None
+    assert found[0]["model"] == RunDirectory(run).config()["model"]
+    assert found[1] == TYPED
+
+
+def test_run_that_began_from_a_checkpoint_can_be_resumed(tmp_path: Path):
+    run = begun(tmp_path / "run", ["ckpt='some/old, run'"])
+    assert settings(run, "test=false")["ckpt"] == "some/old, run"
+
+
+def test_run_resumed_before_can_be_resumed_again(tmp_path: Path):
+    run = begun(tmp_path / "run", ["seed=2"])
+    config, overrides = resumed(run, "trainer.max_epochs=7") or ({}, [])
+    RunDirectory(run).write_settings(config, overrides)
+    again = settings(run, "trainer.max_epochs=8")
+    assert (again["seed"], again["trainer"]["max_epochs"]) == (2, 8)
+    assert settings(run)["trainer"]["max_epochs"] == 7
+
+
+def finish(run: Path, epochs: int = 5, status: str = "finished") -> None:
+    (run / "result.json").write_text(json.dumps({"status": status, "epochs": epochs}))
+
+
+def test_finished_run_says_so(run: Path, capsys: pytest.CaptureFixture[str]):
+    finish(run)
+    assert resumed(run) is None
+    assert capsys.readouterr().out == f"{run} has already finished; nothing to do.\n"
+
+
+def test_finished_run_goes_on_to_more_epochs(run: Path):
+    finish(run)
+    assert settings(run, "trainer.max_epochs=6")["trainer"]["max_epochs"] == 6
+    assert resumed(run, "trainer.max_epochs=4") is None
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted"])
+def test_run_that_did_not_finish_goes_on(run: Path, status: str):
+    finish(run, status=status)
+    assert settings(run)["trainer"]["max_epochs"] == 5
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["resume=run", "ckpt=other"], "give one of them"),
+        (["resume=file.ckpt"], r"file\.ckpt is a file: ckpt=file\.ckpt starts from it"),
+    ],
+)
+def test_contradiction_is_refused(
+    typed: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.ckpt").touch()
+    with pytest.raises(UserError, match=message):
+        resumed_arguments(typed)
+
+
+def test_command_line_says_that_a_run_has_finished(run: Path, capsys: pytest.CaptureFixture[str]):
+    finish(run)
+    before = sorted(path.name for path in run.iterdir())
+    assert main(["train", f"resume={run}"]) == 0
+    assert "has already finished" in capsys.readouterr().out
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_command_line_refuses_another_rate_in_one_line(run: Path, capsys: pytest.CaptureFixture[str]):
+    before = (run / "config.yaml").read_text()
+    assert main(["train", f"resume={run}", "optimizer.lr=0.5"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: resume= continues the same experiment, and optimizer.lr=0.5 would change")
+    assert err.count("\n") == 1
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_run_with_a_model_of_the_users_own_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import alexnet_exp.runs.train as module
+
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(module, "train", lambda config, *_: calls.append(config))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "mine.yaml").write_text("defaults: [alexnet_cifar, _self_]\ndropout: 0.3\n")
+    assert main(["train", "model=mine", "--config-dir", "own", "hydra.run.dir=run"]) == 0
+    (tmp_path / "run").mkdir()
+    RunDirectory(tmp_path / "run").write_settings(calls[0], ["model=mine"])
+    assert main(["train", "resume=run"]) == 0
+    assert main(["train", "resume=run", "trainer.max_epochs=3", "--config-dir", "own"]) == 0
+    assert [config["model"]["dropout"] for config in calls] == [0.3, 0.3, 0.3]
+    assert calls[2]["trainer"]["max_epochs"] == 3

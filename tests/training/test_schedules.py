@@ -1,0 +1,126 @@
+"""Every schedule against a list of rates worked out by hand: 4 epochs of 2 steps, starting at a rate of 0.8."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import SGD
+
+from alexnet_exp.config.compose import group
+from alexnet_exp.errors import UserError
+from alexnet_exp.training.schedules import RunLength, build_schedule
+
+EPOCHS, STEPS = 4, 2
+
+
+def optimizer(rates: tuple[float, ...] = (0.8,)) -> SGD:
+    return SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in rates], momentum=0.9)
+
+
+def rates_of(name: str, made: SGD | None = None, epochs: int = EPOCHS, **options: Any) -> list[float]:
+    """Return the rate of each optimizer step of a run, as the trainer would step the schedule."""
+    made = made or optimizer()
+    settings = {**group("scheduler", name), **options}
+    schedule = build_schedule(made, settings, RunLength(epochs * STEPS, STEPS))
+    rates = []
+    for _ in range(epochs):
+        for _ in range(STEPS):
+            rates.append(made.param_groups[-1]["lr"])
+            made.step()
+            if schedule and schedule["interval"] == "step":
+                schedule["scheduler"].step()
+        if schedule and schedule["interval"] == "epoch":
+            schedule["scheduler"].step()
+    return rates
+
+
+def test_none_keeps_the_rate() -> None:
+    assert rates_of("none") == [0.8] * 8
+
+
+def test_step_multiplies_the_rate_every_so_many_epochs() -> None:
+    expected = [0.8, 0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.4]
+    assert rates_of("step", every_epochs=2, gamma=0.5) == pytest.approx(expected)
+
+
+def test_multistep_multiplies_the_rate_at_the_given_epochs() -> None:
+    expected = [0.8, 0.8, 0.08, 0.08, 0.08, 0.08, 0.008, 0.008]
+    assert rates_of("multistep", epochs=[1, 3], gamma=0.1) == pytest.approx(expected)
+
+
+def test_cosine_warms_up_to_the_rate_and_falls_to_the_final_factor() -> None:
+    # One epoch of warm-up: a third, two thirds, then the rate itself; six steps of half a cosine down to a tenth.
+    half = [0.5 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]
+    expected = [0.8 / 3, 1.6 / 3, *(0.8 * (0.1 + 0.9 * h) for h in half)]
+    assert rates_of("cosine", warmup_epochs=1, final_factor=0.1) == pytest.approx(expected)
+
+
+def test_cosine_ends_at_the_final_factor() -> None:
+    made = optimizer()
+    rates_of("cosine", made, warmup_epochs=1, final_factor=0.25)
+    assert made.param_groups[0]["lr"] == pytest.approx(0.2)
+
+
+def test_cosine_without_warm_up_starts_at_the_rate() -> None:
+    assert rates_of("cosine", warmup_epochs=0)[0] == pytest.approx(0.8)
+
+
+def test_a_warm_up_longer_than_the_run_takes_half_of_it() -> None:
+    rates = rates_of("cosine", warmup_epochs=100)
+    assert rates[:5] == pytest.approx([0.16, 0.32, 0.48, 0.64, 0.8])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+
+
+def test_onecycle_takes_exactly_the_steps_of_the_run() -> None:
+    rates = rates_of("onecycle", epochs=5, pct_start=0.3, div_factor=4.0, final_div_factor=8.0)
+    rise = [0.2 + 0.6 * 0.5 * (1 - math.cos(math.pi * k / 2)) for k in range(2)]
+    fall = [0.025 + 0.775 * 0.5 * (1 + math.cos(math.pi * k / 7)) for k in range(8)]
+    assert rates == pytest.approx([*rise, *fall])
+
+
+def test_poly_falls_in_a_line_to_nothing() -> None:
+    assert rates_of("poly") == pytest.approx([0.8 * (8 - k) / 8 for k in range(8)])
+    assert rates_of("poly", power=2.0)[6] == pytest.approx(0.8 / 16)
+
+
+def test_dexp_falls_in_equal_stretches() -> None:
+    expected = [0.8, 0.8, 0.4, 0.4, 0.2, 0.2, 0.1, 0.1]
+    assert rates_of("dexp", steps=4, factor=8.0) == pytest.approx(expected)
+
+
+def test_table_changes_rates_at_the_epochs_it_names() -> None:
+    changes = [{"epoch": 1, "lr": 0.3}, {"epoch": 3, "lr": 0.05}]
+    assert rates_of("table", changes=changes) == pytest.approx([0.8, 0.8, 0.3, 0.3, 0.3, 0.3, 0.05, 0.05])
+
+
+@pytest.mark.parametrize("name", ["step", "multistep", "cosine", "onecycle", "poly"])
+def test_a_second_group_keeps_its_ratio_to_the_first(name: str) -> None:
+    options = {"multistep": {"epochs": [1, 2]}, "step": {"every_epochs": 1}}.get(name, {})
+    second = rates_of(name, optimizer((0.8, 1.6)), **options)
+    assert second == pytest.approx([2 * rate for rate in rates_of(name, **options)])
+
+
+def test_plateau_waits_for_its_patience() -> None:
+    made = optimizer()
+    settings = {**group("scheduler", "plateau"), "patience": 1, "factor": 0.5}
+    schedule = build_schedule(made, settings, RunLength(8, 2))
+    assert schedule is not None and schedule["monitor"] == "val/loss"
+    rates = []
+    for value in (1.0, 0.9, 0.95, 0.96, 0.97, 0.98):
+        schedule["scheduler"].step(value)
+        rates.append(made.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.8, 0.8, 0.8, 0.4, 0.4, 0.2])
+
+
+@pytest.mark.parametrize("name", ["cosine", "onecycle", "poly", "dexp"])
+def test_a_schedule_over_the_run_needs_its_length(name: str) -> None:
+    with pytest.raises(UserError, match=f"scheduler={name} needs the length of the run"):
+        build_schedule(optimizer(), group("scheduler", name), RunLength(math.inf, 2))
+
+
+def test_an_unknown_schedule_is_named() -> None:
+    with pytest.raises(UserError, match="'sawtooth' is not known"):
+        build_schedule(optimizer(), {"name": "sawtooth"}, RunLength(8, 2))
