@@ -95,6 +95,11 @@ SCHEDULES: dict[str, set[str]] = {
     "poly": {"power"},
 }
 
+_PRECISIONS = (
+    16, 32, 64, "16", "32", "64", "bf16", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "32-true",
+    "64-true", "transformer-engine", "transformer-engine-float16",
+)  # fmt: skip
+
 RULES: dict[str, Rule] = {
     "seed": at_least(0),
     "test": flag,
@@ -230,7 +235,3 @@ RULES: dict[str, Rule] = {
     "logger.wandb.log_model": flag,
     "logger.tensorboard.enabled": flag,
 }
-_PRECISIONS = (
-    16, 32, 64, "16", "32", "64", "bf16", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "32-true",
-    "64-true", "transformer-engine", "transformer-engine-float16",
-)  # fmt: skip

@@ -20,13 +20,13 @@ def optimizer(rates: tuple[float, ...] = (0.8,)) -> SGD:
     return SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in rates], momentum=0.9)
 
 
-def rates_of(name: str, made: SGD | None = None, epochs: int = EPOCHS, **options: Any) -> list[float]:
+def rates_of(name: str, made: SGD | None = None, num_epochs: int = EPOCHS, **options: Any) -> list[float]:
     """Return the rate of each optimizer step of a run, as the trainer would step the schedule."""
     made = made or optimizer()
     settings = {**group("scheduler", name), **options}
-    schedule = build_schedule(made, settings, RunLength(epochs * STEPS, STEPS))
+    schedule = build_schedule(made, settings, RunLength(num_epochs * STEPS, STEPS))
     rates = []
-    for _ in range(epochs):
+    for _ in range(num_epochs):
         for _ in range(STEPS):
             rates.append(made.param_groups[-1]["lr"])
             made.step()
@@ -75,7 +75,7 @@ def test_a_warm_up_longer_than_the_run_takes_half_of_it() -> None:
 
 
 def test_onecycle_takes_exactly_the_steps_of_the_run() -> None:
-    rates = rates_of("onecycle", epochs=5, pct_start=0.3, div_factor=4.0, final_div_factor=8.0)
+    rates = rates_of("onecycle", num_epochs=5, pct_start=0.3, div_factor=4.0, final_div_factor=8.0)
     rise = [0.2 + 0.6 * 0.5 * (1 - math.cos(math.pi * k / 2)) for k in range(2)]
     fall = [0.025 + 0.775 * 0.5 * (1 + math.cos(math.pi * k / 7)) for k in range(8)]
     assert rates == pytest.approx([*rise, *fall])

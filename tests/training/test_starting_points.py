@@ -1,0 +1,158 @@
+"""Training that starts from something: ckpt= goes on in a new directory, weights= takes the network alone."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import NARROW, checkpoint, resume, rows, run, same
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.run_directory import RunDirectory
+
+STAY = ["optimizer.lr=1e-30", "scheduler=none", "optimizer.weight_decay=0", "test=false"]  # weights stay as they start
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One epoch of a small run on digits."""
+    run_dir = tmp_path_factory.mktemp("first") / "run"
+    run(run_dir, "scheduler=none", "test=false")
+    return run_dir
+
+
+def network(run_dir: Path) -> dict[str, torch.Tensor]:
+    return {k.removeprefix("model."): v for k, v in checkpoint(run_dir)["state_dict"].items()}
+
+
+def plain_file(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def refusal(run_dir: Path, *overrides: str) -> str:
+    """Return what the user reads when a run is refused, after a look at what it leaves."""
+    with pytest.raises(UserError) as caught:
+        run(run_dir, *overrides)
+    result = RunDirectory(run_dir).result()
+    assert result is not None and result["status"] == "failed" and result["error"] == str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# -------------------------------------------------------------------------------------------- what a checkpoint holds
+
+
+def test_a_checkpoint_says_all_that_its_use_needs(first: Path) -> None:
+    held = checkpoint(first)  # read with weights_only=True
+    assert held["config"]["model"]["features"]["conv1"]["out_channels"] == 8
+    assert held["config"] == RunDirectory(first).config()
+    assert held["classes"] == [str(i) for i in range(10)]
+    assert held["preprocessing"]["image_size"] == 32 and len(held["preprocessing"]["mean"]) == 3
+    assert (held["epoch"], held["global_step"]) == (0, 7)
+
+
+# -------------------------------------------------------------------------------------------- ckpt=
+
+
+@pytest.mark.parametrize("what", ["", "checkpoints/last.ckpt"], ids=["run directory", "file"])
+def test_ckpt_goes_on_in_a_new_directory(first: Path, tmp_path: Path, what: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+    settings = ["scheduler=none", "test=false", "trainer.max_epochs=2"]
+    run(tmp_path / "whole", *settings)
+    result = run(tmp_path / "new", *settings, f"ckpt='{first / what}'")
+    assert (result["epochs"], result["steps"]) == (2, 14)
+    a, b = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "new")
+    assert all(same(a[key], b[key]) for key in ("state_dict", "optimizer_states", "lr_schedulers"))
+    assert rows(tmp_path / "new") == [row for row in rows(tmp_path / "whole") if row["step"] > 7]
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
+    assert checkpoint(tmp_path / "new", "best")["global_step"] == 14  # the only one this directory knows
+
+
+def test_ckpt_of_another_network_names_the_parameter(first: Path, tmp_path: Path) -> None:
+    said = refusal(tmp_path, f"ckpt={first}", "model.features.conv2.out_channels=16")
+    assert "model.features.conv2.weight is (8, 8, 5, 5) there and (16, 8, 5, 5) here" in said
+
+
+def test_ckpt_refuses_what_is_no_checkpoint_of_ours(first: Path, tmp_path: Path) -> None:
+    weights = plain_file(tmp_path / "weights.pt", network(first))
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes((first / "checkpoints" / "last.ckpt").read_bytes()[:5000])
+    (tmp_path / "empty").mkdir()
+    said = {name: refusal(tmp_path / f"run {name}", f"ckpt='{tmp_path / name}'")
+            for name in ("nowhere.ckpt", "weights.pt", "damaged.ckpt", "empty")}  # fmt: skip
+    assert "There is no checkpoint" in said["nowhere.ckpt"]
+    assert "weights= takes plain weights" in said[weights.name]
+    assert "damaged" in said["damaged.ckpt"]
+    assert "has no checkpoints/last.ckpt" in said["empty"]
+
+
+class Attack:
+    """What a hostile file makes the reader call."""
+
+    def __reduce__(self) -> Any:
+        return open, ("the file that must not be made", "w")
+
+
+@pytest.mark.parametrize("key", ["ckpt", "weights"])
+def test_a_file_that_would_run_code_is_refused_and_does_not(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = plain_file(tmp_path / "hostile.ckpt", {"state_dict": Attack(), "config": {}})
+    assert "cannot be read" in refusal(tmp_path / "run", f"{key}={file}")
+    assert not (tmp_path / "the file that must not be made").exists()
+
+
+# -------------------------------------------------------------------------------------------- weights=
+
+
+def test_weights_of_a_run_start_a_new_training(first: Path, tmp_path: Path) -> None:
+    result = run(tmp_path, *STAY, f"weights={first}")
+    assert same(network(tmp_path), network(first))
+    assert (result["epochs"], result["steps"]) == (1, 7)
+
+
+def test_weights_can_be_a_plain_state_dict(first: Path, tmp_path: Path) -> None:
+    file = plain_file(tmp_path / "weights.pt", network(first))
+    run(tmp_path / "run", *STAY, f"weights={file}")
+    assert same(network(tmp_path / "run"), network(first))
+
+
+def test_weights_for_other_classes_get_a_new_last_layer_and_say_so(
+    first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, *STAY, f"weights={first}", "model.num_classes=12")
+    old, new = network(first), network(tmp_path)
+    kept = [name for name in old if not name.startswith("classifier.fc8.")]
+    assert kept and all(same(old[name], new[name]) for name in kept)
+    assert new["classifier.fc8.weight"].shape[0] == 12
+    said = (tmp_path / "train.log").read_text()
+    assert "classifier.fc8 is new: 10 classes there, 12 here" in said
+
+
+def test_weights_of_another_network_name_the_parameter(first: Path, tmp_path: Path) -> None:
+    said = refusal(tmp_path / "a", f"weights={first}", "model.features.conv1.kernel_size=9")
+    assert "features.conv1.weight is (8, 3, 11, 11) there and (8, 3, 9, 9) here" in said
+    said = refusal(tmp_path / "b", f"weights={first}", "model=resnet18_cifar", *(f"~{o}" for o in NARROW[:0]))
+    assert "it has no" in said
+
+
+def test_weights_refuse_what_holds_none(tmp_path: Path) -> None:
+    plain_file(tmp_path / "text.pt", {"weight": "none"})
+    (tmp_path / "note.txt").write_text("no weights here")
+    assert "holds no weights" in refusal(tmp_path / "run1", f"weights={tmp_path / 'text.pt'}")
+    assert "cannot be read" in refusal(tmp_path / "run2", f"weights={tmp_path / 'note.txt'}")
+    assert "There is no file" in refusal(tmp_path / "run3", f"weights={tmp_path / 'nowhere.pt'}")
+
+
+def test_a_resumed_run_does_not_take_its_weights_again(first: Path, tmp_path: Path) -> None:
+    settings = ["scheduler=none", "test=false", f"weights={first}"]
+    run(tmp_path / "whole", *settings, "trainer.max_epochs=2")
+    run(tmp_path / "parts", *settings)
+    resume(tmp_path / "parts", "trainer.max_epochs=2")
+    assert same(network(tmp_path / "parts"), network(tmp_path / "whole"))
