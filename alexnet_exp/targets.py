@@ -49,7 +49,7 @@ def build(config: Mapping[str, Any], **arguments: Any) -> Any:
     return target(**{**keys, **arguments})
 
 
-def check_trust(config: Any, trust: Iterable[str] = (), where: str = "config") -> None:
+def check_trust(config: Any, trust: Iterable[str] = (), where: str = "the checkpoint's config") -> None:
     """Refuse a configuration from a checkpoint that names a class outside the allow-list.
 
     Args:
@@ -65,8 +65,7 @@ def check_trust(config: Any, trust: Iterable[str] = (), where: str = "config") -
         if target is not None and not _allowed(target, trust):
             package = str(target).split(".")[0]
             raise UserError(
-                f"The checkpoint names {target!r} in {where}, which is not of this package; "
-                f"if you trust it, add trust=[{package}]."
+                f"{where} names {target!r}, which is not of this package; if you trust it, add trust=[{package}]."
             )
         for key, value in config.items():
             check_trust(value, trust, f"{where}.{key}")

@@ -157,7 +157,7 @@ class FileLoader(_Loader):
         self._loader: DataLoader = DataLoader(
             _Decoder(source, channels, stored_size),
             batch_size=None,
-            sampler=plan,
+            sampler=_Lists(plan),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             collate_fn=_unchanged,
@@ -169,6 +169,29 @@ class FileLoader(_Loader):
     def _batches(self) -> Iterator[Batch]:
         yield from self._loader
 
+    def close(self) -> None:
+        """End the workers; another pass starts new ones.
+
+        Left to the garbage collector they end in the middle of anything else, up to five seconds each.
+        """
+        if self._loader._iterator is not None and self._loader.num_workers:
+            self._loader._iterator._shutdown_workers()
+        self._loader._iterator = None
+
+
+class _Lists(Sampler):
+    """Hands a plan to the workers as plain numbers: each tensor would hold a file descriptor and a thread."""
+
+    def __init__(self, plan: BatchPlan) -> None:
+        self.plan = plan
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[tuple[list[int], int, int]]:
+        for indices, size, global_size in self.plan:
+            yield indices.tolist(), size, global_size
+
 
 def _unchanged(batch: Any) -> Any:
     return batch
@@ -178,10 +201,8 @@ class _Decoder(Dataset):
     def __init__(self, source: FileSource, channels: int, stored_size: int) -> None:
         self.source, self.channels, self.stored_size = source, channels, stored_size
 
-    def __getitem__(self, wanted: Slice) -> Batch:
-        images = [
-            stored(decode(self.source.paths[i], self.channels), self.stored_size)
-            for i in wanted.indices.tolist()
-        ]
-        labels = self.source.labels[wanted.indices]
-        return Batch(torch.stack(images), labels, wanted.indices, wanted.size, wanted.global_size)
+    def __getitem__(self, wanted: tuple[list[int], int, int]) -> Batch:
+        numbers, size, global_size = wanted
+        images = [stored(decode(self.source.paths[i], self.channels), self.stored_size) for i in numbers]
+        indices = torch.tensor(numbers)
+        return Batch(torch.stack(images), self.source.labels[indices], indices, size, global_size)

@@ -72,6 +72,7 @@ class ImageData(lightning.LightningDataModule):
         self.pipeline = Pipeline(self.preprocess, options)
         self.views = str(options.get("views") or "centre")
         self.sources: dict[str, Source] = {}
+        self._open: list[FileLoader] = []
         self.test_split = "test"
 
     def load(self) -> dict[str, Source]:
@@ -143,7 +144,9 @@ class ImageData(lightning.LightningDataModule):
         if isinstance(source, ArraySource):
             return ArrayLoader(source, plan)
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return FileLoader(source, plan, self.channels, self.stored_size, self._workers(), on_cuda)
+        loader = FileLoader(source, plan, self.channels, self.stored_size, self._workers(), on_cuda)
+        self._open.append(loader)
+        return loader
 
     def _workers(self) -> int:
         if self.num_workers is not None:
@@ -177,6 +180,14 @@ class ImageData(lightning.LightningDataModule):
         else:
             x = self.pipeline.evaluate(batch.images)
         return batch._replace(images=x)
+
+    def teardown(self, stage: str | None = None) -> None:
+        """End the processes that decode."""
+        while self._open:
+            self._open.pop().close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.teardown()
 
     def stored_image(self, split: str, index: int) -> torch.Tensor:
         """Return one image as stored, (C, H, W) uint8."""

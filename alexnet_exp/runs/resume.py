@@ -8,6 +8,7 @@ from typing import Any
 from alexnet_exp.config.command_line import resumed_directory
 from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.errors import UserError
+from alexnet_exp.targets import check_trust
 from alexnet_exp.tracking.run_directory import RunDirectory
 
 # A resumed run is the same experiment: these decide what is trained, and stay as they were.
@@ -48,7 +49,9 @@ def resumed_arguments(arguments: list[str]) -> list[str]:
         )
     if not (Path(directory) / "overrides.yaml").exists() or set(typed) <= {"resume", "hydra.run.dir"}:
         return arguments
-    return [*(o for o in RunDirectory(directory).overrides() if _key(o) not in typed), *arguments]
+    # What to trust is for the user to say now, never for the directory.
+    kept = [o for o in RunDirectory(directory).overrides() if _key(o) not in typed and _key(o) != "trust"]
+    return [*kept, *arguments]
 
 
 def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str]] | None:
@@ -63,7 +66,8 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
         else the run's own with the typed changes on top. None if the run has already finished.
 
     Raises:
-        UserError: If a typed override changes what is being trained.
+        UserError: If a typed override changes what is being trained, or the directory names a class that is neither
+            of this package nor trusted.
     """
     if not config["resume"]:
         return config, overrides
@@ -71,7 +75,8 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
     if not (run.path / "config.yaml").exists():
         return config, overrides
     saved = run.config()
-    first = [o for o in run.overrides() if _key(o) != "resume"]
+    check_trust(saved, config["trust"], f"{run.path}: config")
+    first = [o for o in run.overrides() if _key(o) not in ("resume", "trust")]
     new = [o for o in overrides if o not in first and _key(o) != "resume"]
     changed = _changes(first, config) if new else set()
     _check_same_experiment(changed, new, run.path)
@@ -106,7 +111,7 @@ def _check_same_experiment(changed: set[str], new: list[str], run: Path) -> None
 def _changes(first: list[str], config: dict[str, Any]) -> set[str]:
     """Return the dotted keys in which settings differ from those of the run's own overrides."""
     before, after = _flat(plain(compose("train", first))), _flat(config)
-    return {key for key in before | after if before.get(key, _GONE) != after.get(key, _GONE)} - {"resume"}
+    return {key for key in before | after if before.get(key, _GONE) != after.get(key, _GONE)} - {"resume", "trust"}
 
 
 def _goes_on(config: dict[str, Any], result: dict[str, Any]) -> bool:

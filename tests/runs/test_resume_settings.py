@@ -202,3 +202,12 @@ def test_run_with_a_model_of_the_users_own_is_resumed(tmp_path: Path, monkeypatc
     assert main(["train", "resume=run", "trainer.max_epochs=3", "--config-dir", "own"]) == 0
     assert [config["model"]["dropout"] for config in calls] == [0.3, 0.3, 0.3]
     assert calls[2]["trainer"]["max_epochs"] == 3
+
+
+def test_resumed_directory_cannot_name_a_foreign_class(tmp_path: Path):
+    run = RunDirectory(tmp_path)
+    settings = plain(compose("train", []))
+    settings["model"]["_target_"] = "os.system"
+    run.write_settings(settings, ["trust=[os]"])
+    with pytest.raises(UserError, match=r"names 'os.system'.*trust=\[os\]"):
+        resumed_settings({**plain(compose("train", [])), "resume": str(tmp_path)}, [])
