@@ -68,7 +68,9 @@ class ImageData(lightning.LightningDataModule):
         options = dict(augment or {})
         crop = bool(options.get("crop") or options.get("centre_crop"))
         self.stored_size = stored_size or max(image_size * 8 // 7 // 4 * 4, image_size)
-        self.preprocess = Preprocess(image_size, _per_channel(mean, channels), _per_channel(std, channels), crop)
+        self.preprocess = Preprocess(
+            image_size, _per_channel(mean, channels), _per_channel(std, channels), crop
+        )
         self.pipeline = Pipeline(self.preprocess, options)
         self.views = str(options.get("views") or "centre")
         self.sources: dict[str, Source] = {}
@@ -129,10 +131,14 @@ class ImageData(lightning.LightningDataModule):
             return source.images.double().mean(0).float()
         chosen = torch.linspace(0, len(source) - 1, min(len(source), MEAN_FILES)).round().long()
         loader = FileLoader(
-            source.subset(chosen), BatchPlan(len(chosen), 64), self.channels, self.stored_size, self._workers()
+            source.subset(chosen),
+            BatchPlan(len(chosen), 64),
+            self.channels,
+            self.stored_size,
+            self._workers(),
         )
         total = sum(batch.images.double().sum(0) for batch in loader)
-        return (total / len(chosen)).float()  # type: ignore[operator]
+        return (total / len(chosen)).float()
 
     # ---------------------------------------------------------------------------------------- loaders
 

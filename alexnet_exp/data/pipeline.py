@@ -33,9 +33,13 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         get = self.options.get
-        self.augment = Augment(bool(get("flip")), int(get("pad") or 0), bool(get("crop")), self.preprocess.image_size)
+        self.augment = Augment(
+            bool(get("flip")), int(get("pad") or 0), bool(get("crop")), self.preprocess.image_size
+        )
         if get("resized_crop") and self.aligned:
-            raise UserError("augment.mean_image=aligned has no meaning with augment.resized_crop: say centre or none.")
+            raise UserError(
+                "augment.mean_image=aligned has no meaning with augment.resized_crop: say centre or none."
+            )
 
     @property
     def aligned(self) -> bool:
@@ -97,7 +101,9 @@ class Pipeline:
             for corner in corners:
                 offsets = torch.tensor([corner], device=images.device).expand(len(images), 2)
                 mirror = torch.full((len(images),), mirrored, device=images.device)
-                crops.append(self._windowed(images, mean, Window(offsets, self.preprocess.image_size, mirror)))
+                crops.append(
+                    self._windowed(images, mean, Window(offsets, self.preprocess.image_size, mirror))
+                )
         return crops
 
     def _windowed(self, images: Tensor, mean: Tensor | None, window: Window | None) -> Tensor:
@@ -120,7 +126,9 @@ class Pipeline:
         if form == "none" or (until is not None and epoch >= until):
             return x
         if x.shape[1] != 3:
-            raise UserError("augment.colour_noise needs three channels: say data.channels=3 or augment.colour_noise=none.")
+            raise UserError(
+                "augment.colour_noise needs three channels: say data.channels=3 or augment.colour_noise=none."
+            )
         std = torch.tensor(self.preprocess.std, device=x.device).view(1, 3, 1, 1)
         x = x + colour_shift(indices, form, seed, epoch) / std
         return x / 1.1 if form == "source" else x  # the code divides by 1 + coefficient, the paper does not

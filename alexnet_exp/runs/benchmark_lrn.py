@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,9 +40,10 @@ def measure_lrn(device: str, batch_size: int, repeats: int, compiled: bool) -> l
         slow = times["torch"]["median_seconds"]
         what = f"LRN alone {tuple(x.shape)}"
         rows += [
-            {"what": what, "case": name, **t, "ratio": slow / t["median_seconds"]} for name, t in times.items()
+            {"what": what, "case": name, **t, "ratio": slow / t["median_seconds"]}
+            for name, t in times.items()
         ]
-    return rows + _steps(device, batch_size, repeats)
+    return rows + _steps(device, batch_size, repeats, compiled)
 
 
 def _alone(x: Tensor, compiled: object) -> dict[str, Callable[[], object]]:
@@ -50,9 +52,10 @@ def _alone(x: Tensor, compiled: object) -> dict[str, Callable[[], object]]:
         "torch": nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0),
     }
     if compiled:
-        layers["torch, compiled"] = torch.compile(nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0))  # type: ignore[assignment]
+        layers["ours, compiled"] = LocalResponseNorm(5, 1e-4, 0.75, 2.0, compiled=True)
+        layers["torch, compiled"] = torch.compile(nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0))
     grad = torch.randn_like(x)
-    return {name: lambda layer=layer: _forward_backward(layer, x, grad) for name, layer in layers.items()}
+    return {name: partial(_forward_backward, layer, x, grad) for name, layer in layers.items()}
 
 
 def _forward_backward(layer: nn.Module, x: Tensor, grad: Tensor) -> None:
@@ -60,19 +63,26 @@ def _forward_backward(layer: nn.Module, x: Tensor, grad: Tensor) -> None:
     layer(leaf).backward(grad)
 
 
-def _steps(device: str, batch_size: int, repeats: int) -> list[dict[str, Any]]:
+def _steps(device: str, batch_size: int, repeats: int, compiled: bool) -> list[dict[str, Any]]:
     images = torch.randn(batch_size, 3, 227, 227, device=device)
     labels = torch.randint(0, 10, (batch_size,), device=device)
     networks = {
         "without LRN": create_model("alexnet", num_classes=10),
         "with ours": create_model("alexnet_lrn", num_classes=10),
+        **(
+            {"with ours, compiled": create_model("alexnet_lrn", num_classes=10, lrn={"compiled": True})}
+            if compiled
+            else {}
+        ),
         "with torch's": _with_torch_lrn(create_model("alexnet_lrn", num_classes=10)),
     }
     cases = {name: _step(net.to(device), images, labels) for name, net in networks.items()}
     times = alternate(cases, repeats, device, warmup=1)
     fast = times["without LRN"]["median_seconds"]
     what = f"training step, alexnet_lrn, batch {batch_size}"
-    return [{"what": what, "case": name, **t, "ratio": t["median_seconds"] / fast} for name, t in times.items()]
+    return [
+        {"what": what, "case": name, **t, "ratio": t["median_seconds"] / fast} for name, t in times.items()
+    ]
 
 
 def _step(net: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], object]:

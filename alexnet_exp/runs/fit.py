@@ -141,7 +141,11 @@ def _callbacks(chosen: Mapping[str, Any], data: ImageData, console: Console) -> 
 
 
 def _trainer(
-    settings: Mapping[str, Any], run_dir: Path, loggers: list[Any], callbacks: list[Callback], chosen: Mapping[str, Any]
+    settings: Mapping[str, Any],
+    run_dir: Path,
+    loggers: list[Any],
+    callbacks: list[Callback],
+    chosen: Mapping[str, Any],
 ) -> lightning.Trainer:
     options = dict(settings)
     options["profiler"] = _profiler(options["profiler"], run_dir)
@@ -213,9 +217,11 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
                 return False
             data.test_split = fit.classifier.test_split = "val"
         trainer.strategy.barrier("best checkpoint")
-        wanted = fit.config["test_weights"] == "best" and fit.checkpoint is not None
-        if wanted and fit.checkpoint.best_path.exists() and not trainer.fast_dev_run:
-            _, best = read_for(fit.checkpoint.best_path, "best.ckpt")
+        best_path = (
+            fit.checkpoint.best_path if fit.checkpoint and fit.config["test_weights"] == "best" else None
+        )
+        if best_path is not None and best_path.exists() and not trainer.fast_dev_run:
+            _, best = read_for(best_path, "best.ckpt")
             fit.classifier.load_state_dict(best["state_dict"])
         trainer.test(fit.classifier, datamodule=data, verbose=False)
     return True
@@ -225,7 +231,11 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
 def _cpu_threads(trainer: lightning.Trainer) -> Any:
     """Share the cores among the ranks of a run on the processor."""
     before = torch.get_num_threads()
-    if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > 1 and "OMP_NUM_THREADS" not in os.environ:
+    if (
+        trainer.strategy.root_device.type == "cpu"
+        and trainer.num_devices > 1
+        and "OMP_NUM_THREADS" not in os.environ
+    ):
         torch.set_num_threads(max(1, before // trainer.num_devices))
     try:
         yield

@@ -30,7 +30,9 @@ def _tensorboard(run: RunDirectory) -> Any:
     try:
         import tensorboard  # noqa: F401
     except ImportError:
-        raise UserError("logger=tensorboard needs a package: pip install 'alexnet-exp[tensorboard]'.") from None
+        raise UserError(
+            "logger=tensorboard needs a package: pip install 'alexnet-exp[tensorboard]'."
+        ) from None
     from lightning.pytorch.loggers import TensorBoardLogger
 
     return TensorBoardLogger(str(run.path), name="tensorboard", version="")

@@ -16,7 +16,9 @@ from alexnet_exp.targets import build
 from alexnet_exp.zoo import list_models
 
 
-def models(name: str | None, format: str, num_classes: int | None = None, input_size: int | None = None) -> None:
+def models(
+    name: str | None, format: str, num_classes: int | None = None, input_size: int | None = None
+) -> None:
     """Print the table of networks, or the layer table of one.
 
     Args:
@@ -31,7 +33,9 @@ def models(name: str | None, format: str, num_classes: int | None = None, input_
     if format not in ("table", "json"):
         raise UserError(f"format={format!r} is not possible: it must be table or json.")
     if name is not None and name not in list_models():
-        raise UserError(f"There is no model {name!r}.{nearest(name, list_models())} alexnet-exp models lists all.")
+        raise UserError(
+            f"There is no model {name!r}.{nearest(name, list_models())} alexnet-exp models lists all."
+        )
     changes = {"num_classes": num_classes, "input_size": input_size}
     changes = {k: v for k, v in changes.items() if v is not None}
     if name is None:

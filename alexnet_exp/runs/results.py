@@ -112,7 +112,10 @@ def log_pictures(fit: Fit, run: RunDirectory, loggers: list[Any]) -> None:
         names = evaluation.classes
         logger.log_images(
             "predictions",
-            [(s.image, f"{names[s.label]} -> {names[s.prediction]} {s.probability:.2f}") for s in evaluation.samples],
+            [
+                (s.image, f"{names[s.label]} -> {names[s.prediction]} {s.probability:.2f}")
+                for s in evaluation.samples
+            ],
         )
 
 

@@ -111,7 +111,10 @@ def _check_same_experiment(changed: set[str], new: list[str], run: Path) -> None
 def _changes(first: list[str], config: dict[str, Any]) -> set[str]:
     """Return the dotted keys in which settings differ from those of the run's own overrides."""
     before, after = _flat(plain(compose("train", first))), _flat(config)
-    return {key for key in before | after if before.get(key, _GONE) != after.get(key, _GONE)} - {"resume", "trust"}
+    return {key for key in before | after if before.get(key, _GONE) != after.get(key, _GONE)} - {
+        "resume",
+        "trust",
+    }
 
 
 def _goes_on(config: dict[str, Any], result: dict[str, Any]) -> bool:

@@ -40,7 +40,9 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
         return follow(config, overrides, run_dir)
     with run.lock():
         if (run_dir / "config.yaml").exists() and not config["resume"]:
-            raise UserError(f"{run_dir} holds a run already; continue it with resume={run_dir} or choose another.")
+            raise UserError(
+                f"{run_dir} holds a run already; continue it with resume={run_dir} or choose another."
+            )
         run.begin()
         run.write_settings(config, overrides)
         console = Console(soft_wrap=True)
@@ -82,7 +84,9 @@ class _Session:
         status, error = "failed", None
         try:
             devices = 1 if started_externally() else count_devices(self.config["trainer"])
-            with Ranks(self.run.path, devices, self.config["trainer"]["num_nodes"], self._lost_a_rank) as ranks:
+            with Ranks(
+                self.run.path, devices, self.config["trainer"]["num_nodes"], self._lost_a_rank
+            ) as ranks:
                 self._prepare()
                 ranks.go()
                 self._train()
@@ -95,7 +99,9 @@ class _Session:
             raise KeyboardInterrupt from None
         except Exception as problem:
             error = f"{type(problem).__name__}: {problem}"
-            logging.getLogger("run").exception("The run failed.")  # in train.log; the command line shows it too
+            logging.getLogger("run").exception(
+                "The run failed."
+            )  # in train.log; the command line shows it too
             raise
         finally:
             result = self._end(status, error)
@@ -127,7 +133,7 @@ class _Session:
 
     def _end(self, status: str, error: str | None) -> dict[str, Any]:
         """Write what there is of report and result, and close the loggers, however the run ended."""
-        from alexnet_exp.runs.results import close_loggers, make_result, make_report
+        from alexnet_exp.runs.results import close_loggers, make_report, make_result
 
         seconds = time.time() - self.started
         result = make_result(self.config, self.fit, status, error, seconds, self.command, self.loggers)

@@ -60,14 +60,14 @@ class StepLog(Callback):
         self._mark = now
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.check_finite()  # type: ignore[operator]
-        loss = trainer.strategy.reduce(pl_module.step_loss, reduce_op="mean")  # type: ignore[arg-type]
+        pl_module.check_finite()
+        loss = trainer.strategy.reduce(pl_module.step_loss, reduce_op="mean")
         row = {"train/loss_step": float(loss)}
         if self.lr:
             row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         if self.throughput and self._rates:
             row["images_per_second"] = statistics.median(self._rates[-trainer.log_every_n_steps :])
-        pl_module.log_row(row)  # type: ignore[operator]
+        pl_module.log_row(row)
 
 
 class SameBatches(Callback):
@@ -151,8 +151,10 @@ class Bar(ProgressBar):
             return
         epoch, rate = self._ended
         self._ended = None
-        shown = _shown(pl_module.reported, ("train", "val"))  # type: ignore[arg-type]
-        self.console.print(f"epoch {epoch:>3}/{trainer.max_epochs}  {shown}  {rate:,.0f} images/s", highlight=False)
+        shown = _shown(pl_module.reported, ("train", "val"))
+        self.console.print(
+            f"epoch {epoch:>3}/{trainer.max_epochs}  {shown}  {rate:,.0f} images/s", highlight=False
+        )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print_epoch(trainer, pl_module)
@@ -166,7 +168,7 @@ class Bar(ProgressBar):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
-        if self._enabled and (shown := _shown(pl_module.reported, ("test",))):  # type: ignore[arg-type]
+        if self._enabled and (shown := _shown(pl_module.reported, ("test",))):
             self.console.print(f"test           {shown}", highlight=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -33,7 +33,9 @@ class AtomicCheckpointIO(CheckpointIO):
         finally:
             temporary.unlink(missing_ok=True)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         return read_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -56,7 +58,9 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
             f"({type(error).__name__})."
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "config" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint of alexnet_exp: it has no config; weights= takes plain weights.")
+        raise UserError(
+            f"{path} is not a checkpoint of alexnet_exp: it has no config; weights= takes plain weights."
+        )
     return checkpoint
 
 
@@ -98,7 +102,7 @@ class BestAndLast(Checkpoint):
             return  # the epoch ends here and saves
         # A checkpoint from before a validation would resume after it.
         loop = trainer.fit_loop
-        self._wanted = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        self._wanted = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         if not self._wanted:
             self._save_inside_epoch(trainer, pl_module)
 
@@ -108,7 +112,7 @@ class BestAndLast(Checkpoint):
 
     def _save_inside_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._wanted, self._saved_step = False, trainer.global_step
-        pl_module.check_finite()  # type: ignore[operator]
+        pl_module.check_finite()
         trainer.save_checkpoint(self.last_path)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -126,15 +130,17 @@ class BestAndLast(Checkpoint):
             _link(self.last_path, self.best_path)
 
     def _is_better(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        value = pl_module.measured(self.monitor)  # type: ignore[operator]
+        value = pl_module.measured(self.monitor)
         if value is None:
-            if "val/loss" in pl_module.reported:  # type: ignore[operator]
-                known = ", ".join(sorted(pl_module.reported))  # type: ignore[arg-type]
-                raise UserError(f"callbacks.checkpoint.monitor={self.monitor} is not measured; there are {known}.")
+            if "val/loss" in pl_module.reported:
+                known = ", ".join(sorted(pl_module.reported))
+                raise UserError(
+                    f"callbacks.checkpoint.monitor={self.monitor} is not measured; there are {known}."
+                )
             return True  # no validation: best is last
         if self.best is not None and self.sign * value <= self.sign * self.best["value"]:
             return False
-        self.best = {"value": value, "epoch": pl_module.epochs_done, "step": trainer.global_step}  # type: ignore[dict-item]
+        self.best = {"value": value, "epoch": pl_module.epochs_done, "step": trainer.global_step}
         return True
 
     def state_dict(self) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class Ranks:
         return self
 
     def _start(self, rank: int) -> None:
-        errors = tempfile.TemporaryFile()
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 (read and closed when the ranks end)
         self._errors.append(errors)
         self._children.append(
             subprocess.Popen(

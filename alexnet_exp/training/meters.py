@@ -53,7 +53,9 @@ class ClassificationMeter(Metric):
     def compute(self) -> dict[str, float]:
         """Return loss, top1 and, for more than five classes, top5."""
         if self.with_confusion:
-            self.confusion_counts = self.confusion.cpu()  # over all ranks, while torchmetrics has them together
+            self.confusion_counts = (
+                self.confusion.cpu()
+            )  # over all ranks, while torchmetrics has them together
         loss, (top1, top5, images) = float(self.loss), self.totals.tolist()
         if images == 0:
             return {}

@@ -62,4 +62,6 @@ def _check_layers(layers: Mapping[str, Any], parameters: list[str]) -> None:
     known = {_layer(name) for name in parameters}
     for layer in layers:
         if layer not in known:
-            raise UserError(f"optimizer.layers.{layer}: the network has no such layer.{nearest(layer, known)}")
+            raise UserError(
+                f"optimizer.layers.{layer}: the network has no such layer.{nearest(layer, known)}"
+            )

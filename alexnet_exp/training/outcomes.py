@@ -31,7 +31,9 @@ class Outcomes:
     confusion: Tensor | None = None  # (K, K) int64, rows are true labels
     mistakes: list[Outcome] = field(default_factory=list)  # worst first; filled by `gather`
     samples: list[Outcome] = field(default_factory=list)  # the first images of the split
-    _mistakes: list[Tensor] = field(default_factory=list)  # each (M, 4): probability, index, label, prediction
+    _mistakes: list[Tensor] = field(
+        default_factory=list
+    )  # each (M, 4): probability, index, label, prediction
     _samples: list[Tensor] = field(default_factory=list)
 
     def add(self, batch: Batch, logits: Tensor) -> None:

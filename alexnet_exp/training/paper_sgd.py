@@ -30,7 +30,7 @@ class PaperSGD(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -42,7 +42,7 @@ class PaperSGD(torch.optim.Optimizer):
             velocities = [self._velocity(p) for p in weights]
             gradients: list[Tensor] = [p.grad for p in weights]
             if group["weight_decay"]:
-                gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])  # type: ignore[assignment]
+                gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_add_(velocities, gradients, alpha=-group["lr"])
             torch._foreach_add_(weights, velocities)

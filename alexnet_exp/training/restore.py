@@ -84,7 +84,9 @@ def load_weights(classifier: ImageClassifier, source: str) -> str:
     replaced = ""
     name = f"{last}.weight"
     if name in weights and len(weights[name]) != len(model.get_parameter(name)):
-        replaced = f"; {last} is new: {len(weights[name])} classes there, {len(model.get_parameter(name))} here"
+        replaced = (
+            f"; {last} is new: {len(weights[name])} classes there, {len(model.get_parameter(name))} here"
+        )
         weights = {**weights, **{k: v for k, v in model.state_dict().items() if k.startswith(f"{last}.")}}
     problem = _first_mismatch(model.state_dict(), weights)
     if problem:
@@ -109,13 +111,17 @@ def _torchvision_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def _network_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(f"There is no file {path}; weights= takes a checkpoint, a run directory, torchvision or none.")
+        raise UserError(
+            f"There is no file {path}; weights= takes a checkpoint, a run directory, torchvision or none."
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path} cannot be read: it holds more than tensors, or is damaged.") from error
     if isinstance(content, dict) and "state_dict" in content:
-        content = {k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")}
+        content = {
+            k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")
+        }
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"{path} holds no weights: a dictionary of tensors is needed.")
     return content

@@ -18,7 +18,6 @@ from torch.optim.lr_scheduler import (
 
 from alexnet_exp.errors import UserError
 
-
 _OVER_THE_RUN = ("cosine", "onecycle", "poly", "dexp")
 
 
@@ -30,7 +29,9 @@ class RunLength:
     steps_per_epoch: int
 
 
-def build_schedule(optimizer: Optimizer, config: Mapping[str, Any], length: RunLength) -> dict[str, Any] | None:
+def build_schedule(
+    optimizer: Optimizer, config: Mapping[str, Any], length: RunLength
+) -> dict[str, Any] | None:
     """Make Lightning's description of a schedule.
 
     Args:
@@ -47,7 +48,9 @@ def build_schedule(optimizer: Optimizer, config: Mapping[str, Any], length: RunL
     options = dict(config)
     name = options.pop("name", "none")
     if name in _OVER_THE_RUN and math.isinf(length.total_steps):
-        raise UserError(f"scheduler={name} needs the length of the run: say trainer.max_epochs=N or trainer.max_steps=N.")
+        raise UserError(
+            f"scheduler={name} needs the length of the run: say trainer.max_epochs=N or trainer.max_steps=N."
+        )
     if name == "none":
         return None
     if name == "step":

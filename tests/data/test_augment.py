@@ -125,7 +125,9 @@ def test_half_of_the_images_are_mirrored_each_epoch():
 @pytest.mark.parametrize(
     ("flip", "pad", "crop", "cuts"), [(False, 2, False, 25), (True, 2, False, 50), (True, 0, True, 32)]
 )
-def test_every_position_and_both_mirror_images_are_equally_frequent(flip: bool, pad: int, crop: bool, cuts: int):
+def test_every_position_and_both_mirror_images_are_equally_frequent(
+    flip: bool, pad: int, crop: bool, cuts: int
+):
     image = torch.arange(1, 82, dtype=torch.uint8).view(1, 1, 9, 9).expand(10_000, -1, -1, -1)
     result = Augment(flip, pad, crop, image_size=6)(image, torch.arange(10_000), 0, 0)
     distinct, counts = result.flatten(1).unique(dim=0, return_counts=True)
@@ -136,7 +138,9 @@ def test_every_position_and_both_mirror_images_are_equally_frequent(flip: bool, 
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-24])
 @pytest.mark.parametrize("side", [*range(1, 18), 31, 32, 33, 63, 64, 65])
 def test_the_smallest_and_largest_draws_stay_inside(monkeypatch: pytest.MonkeyPatch, draw: float, side: int):
-    monkeypatch.setattr(augment, "uniforms", lambda indices, count, *key: torch.full((len(indices), count), draw))
+    monkeypatch.setattr(
+        augment, "uniforms", lambda indices, count, *key: torch.full((len(indices), count), draw)
+    )
     image = noise(1, 1, side)
     result = Augment(False, 0, True, image_size=1)(image, torch.arange(1), 0, 0)
     assert result.item() == image[0, 0, *((0, 0) if draw == 0 else (side - 1, side - 1))]
@@ -167,7 +171,9 @@ def slow_preprocess(images: Tensor, size: int, mean: list[float], std: list[floa
     return reference.normalize(x, mean, std)
 
 
-@pytest.mark.parametrize(("stored", "size"), [(32, 32), (8, 32), (32, 67), (28, 32), (64, 48), (67, 32), (33, 1)])
+@pytest.mark.parametrize(
+    ("stored", "size"), [(32, 32), (8, 32), (32, 67), (28, 32), (64, 48), (67, 32), (33, 1)]
+)
 def test_resize_and_normalise_match_torchvision_in_float64(stored: int, size: int):
     images = noise(5, 3, stored)
     result = Preprocess(size, MEAN, STD)(images)

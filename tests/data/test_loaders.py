@@ -47,7 +47,9 @@ SIZES = [(1, 1), (1, 8), (3, 8), (7, 3), (16, 4), (17, 4), (22, 5), (97, 32)]
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize(("num_images", "batch_size"), SIZES)
 @pytest.mark.parametrize("seed", [None, 0])
-def test_ranks_share_the_batches_of_one_device(num_images: int, batch_size: int, world_size: int, seed: int | None):
+def test_ranks_share_the_batches_of_one_device(
+    num_images: int, batch_size: int, world_size: int, seed: int | None
+):
     alone = list(BatchPlan(num_images, batch_size, seed))
     ranks = [list(BatchPlan(num_images, batch_size, seed, rank, world_size)) for rank in range(world_size)]
     assert {len(slices) for slices in ranks} == {len(alone)}
@@ -114,11 +116,15 @@ def test_an_array_batch_holds_the_images_and_labels_of_its_indices():
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_file_batch_holds_the_decoded_images_of_its_indices(tmp_path: Path, channels: int, num_workers: int):
+def test_a_file_batch_holds_the_decoded_images_of_its_indices(
+    tmp_path: Path, channels: int, num_workers: int
+):
     write_folder(tmp_path, {"train/a": 4, "train/b": 3}, size=(20, 12))
     source = load(str(tmp_path), "train")
     seen = []
-    for batch in FileLoader(source, BatchPlan(7, 3, seed=0), channels, stored_size=8, num_workers=num_workers):
+    for batch in FileLoader(
+        source, BatchPlan(7, 3, seed=0), channels, stored_size=8, num_workers=num_workers
+    ):
         expected = [stored(decode(source.paths[i], channels), 8) for i in batch.indices]
         assert torch.equal(batch.images, torch.stack(expected))
         assert batch.images.shape[1:] == (channels, 8, 8)

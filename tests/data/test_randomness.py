@@ -103,7 +103,9 @@ def test_uniforms_of_an_image_do_not_depend_on_its_batch_or_place():
     whole = uniforms(torch.arange(1000), 4, "augment", 0, 0)
     order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
     assert torch.equal(uniforms(order, 4, "augment", 0, 0), whole[order])
-    assert torch.equal(torch.cat([uniforms(part, 4, "augment", 0, 0) for part in order.split(17)]), whole[order])
+    assert torch.equal(
+        torch.cat([uniforms(part, 4, "augment", 0, 0) for part in order.split(17)]), whole[order]
+    )
 
 
 def test_uniforms_differ_between_epochs_seeds_streams_and_far_images():
@@ -155,4 +157,6 @@ def test_one_image_draws_evenly_over_the_epochs():
 @pytest.mark.gpu
 def test_uniforms_on_cuda_are_those_of_the_cpu():
     indices = torch.arange(10_000) * 7919
-    assert torch.equal(uniforms(indices.cuda(), 3, "augment", 0, 0).cpu(), uniforms(indices, 3, "augment", 0, 0))
+    assert torch.equal(
+        uniforms(indices.cuda(), 3, "augment", 0, 0).cpu(), uniforms(indices, 3, "augment", 0, 0)
+    )

@@ -60,7 +60,9 @@ def test_a_random_split_depends_on_its_seed_alone():
 
 def test_every_image_is_chosen_equally_often_over_the_seeds():
     labels = shuffled_labels(10, 10)
-    chosen = sum(split_validation(labels, 4, "random", seed)[1].bincount(minlength=20) for seed in range(1000))
+    chosen = sum(
+        split_validation(labels, 4, "random", seed)[1].bincount(minlength=20) for seed in range(1000)
+    )
     assert chosen.min() > 200 - 5 * 12.6  # 1000 draws with chance 1/5: 200 with a deviation of 12.6
     assert chosen.max() < 200 + 5 * 12.6
 
@@ -74,7 +76,9 @@ def test_the_last_images_in_file_order_validate():
 @pytest.mark.parametrize("how", ["random", "last"])
 @pytest.mark.parametrize("val_size", [10, 11])
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(how: str, val_size: int):
-    with pytest.raises(UserError, match=f"data.val_size={val_size} leaves nothing to train on: there are 10 images"):
+    with pytest.raises(
+        UserError, match=f"data.val_size={val_size} leaves nothing to train on: there are 10 images"
+    ):
         split_validation(shuffled_labels(5, 5), val_size, how, seed=0)
 
 

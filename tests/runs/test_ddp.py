@@ -37,7 +37,9 @@ class FailOnRank(Callback):
     def __init__(self, rank: int) -> None:
         self.rank = rank
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_rank == self.rank and batch_idx == 2:
             raise RuntimeError("the third batch is bad luck")
 
@@ -89,13 +91,28 @@ def test_two_ranks_learn_count_and_write_as_one(tmp_path: Path, capfd: pytest.Ca
     assert difference(a, b) < 1e-5
     run(tmp_path / "still", *UNEVEN, "optimizer.lr=1e-9", "test=false")
     assert difference(a, weights(tmp_path / "still")) > 1e-2
-    exact = {"epoch", "step", "lr", "train/top1", "val/top1", "test/top1", "train/top5", "val/top5", "test/top5"}
+    exact = {
+        "epoch",
+        "step",
+        "lr",
+        "train/top1",
+        "val/top1",
+        "test/top1",
+        "train/top5",
+        "val/top5",
+        "test/top5",
+    }
     assert len(rows(tmp_path / "two")) == len(rows(tmp_path / "one"))
     for ours, theirs in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
-        assert {k: v for k, v in ours.items() if k in exact} == {k: v for k, v in theirs.items() if k in exact}
+        assert {k: v for k, v in ours.items() if k in exact} == {
+            k: v for k, v in theirs.items() if k in exact
+        }
 
-    files = [{path.relative_to(run_dir) for path in run_dir.rglob("*")} for run_dir in (tmp_path / "one", tmp_path / "two")]
+    files = [
+        {path.relative_to(run_dir) for path in run_dir.rglob("*")}
+        for run_dir in (tmp_path / "one", tmp_path / "two")
+    ]
     assert files[0] == files[1]
     shown = tmp_path / "two"
     assert printed.out.splitlines() == [

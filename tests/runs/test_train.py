@@ -58,7 +58,12 @@ def test_result_json_is_written_last(finished: Path) -> None:
 def test_result_json_says_all_about_the_run(finished: Path) -> None:
     result, config = result_of(finished), settings()[0]
     assert (result["status"], result["error"]) == ("finished", None)
-    assert (result["epochs"], result["steps"], result["seed"], result["devices"]) == (2, 14, config["seed"], 1)
+    assert (result["epochs"], result["steps"], result["seed"], result["devices"]) == (
+        2,
+        14,
+        config["seed"],
+        1,
+    )
     assert result["command"] == "python train.py"
     assert result["parameters"] == sum(v.numel() for v in checkpoint(finished)["state_dict"].values())
     assert result["multiply_adds"] > 100_000
@@ -98,7 +103,7 @@ def test_best_ckpt_is_the_best_by_the_monitor(tmp_path: Path) -> None:
     assert result["best"] == {"metric": "val/loss", "value": losses[0], "epoch": 1, "step": 7}
     assert checkpoint(tmp_path, "best")["global_step"] == 7
     assert checkpoint(tmp_path, "last")["global_step"] == 21
-    assert result["metrics"]["test/loss"] < 10 < losses[-1]  # the best was tested, not the last
+    assert result["metrics"]["test/loss"] < 3 < losses[-1]  # the best was tested, not the last
 
 
 def test_config_yaml_composes_to_the_settings_of_the_run(finished: Path) -> None:
@@ -162,7 +167,10 @@ def test_a_directory_that_holds_a_run_is_refused(finished: Path) -> None:
 
 
 def test_a_live_run_keeps_others_out(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path / "run").lock(), pytest.raises(UserError, match="belongs to a run that is still going on"):
+    with (
+        RunDirectory(tmp_path / "run").lock(),
+        pytest.raises(UserError, match="belongs to a run that is still going on"),
+    ):
         run(tmp_path / "run")
     assert run(tmp_path / "run", "test=false")["status"] == "finished"
 
@@ -202,7 +210,9 @@ def test_a_run_that_fails_before_it_trains_still_says_why(tmp_path: Path) -> Non
     assert result["metrics"] == {} and math.isfinite(result["seconds"])
 
 
-def test_a_failure_of_ours_is_in_the_log_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_ours_is_in_the_log_with_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from alexnet_exp.training.classifier import ImageClassifier
 
     def broken(*args: Any) -> None:
@@ -225,4 +235,6 @@ def test_two_runs_started_together_have_two_directories(tmp_path: Path) -> None:
     directories = sorted((tmp_path / "runs").iterdir())
     assert len(directories) == 2
     assert all(result_of(directory)["status"] == "finished" for directory in directories)
-    assert all(yaml.safe_load((d / "config.yaml").read_text())["trainer"]["max_epochs"] == 1 for d in directories)
+    assert all(
+        yaml.safe_load((d / "config.yaml").read_text())["trainer"]["max_epochs"] == 1 for d in directories
+    )

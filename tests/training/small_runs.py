@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.runs.resume import resumed_arguments, resumed_settings
-from alexnet_exp.tracking.metrics_csv import read_metrics
 from alexnet_exp.runs.train import train
+from alexnet_exp.tracking.metrics_csv import read_metrics
 
 NARROW = [f"model.features.conv{i}.out_channels=8" for i in range(1, 6)]
 SMALL = [
@@ -51,13 +51,18 @@ def resume(run_dir: Path, *overrides: str, callbacks: dict[str, Any] | None = No
     if resumed is None:
         return None
     config, typed = resumed
-    config["callbacks"] = {k: v for k, v in config["callbacks"].items() if "_target_" not in v} | (callbacks or {})
+    config["callbacks"] = {k: v for k, v in config["callbacks"].items() if "_target_" not in v} | (
+        callbacks or {}
+    )
     return train(config, typed, run_dir, "python train.py")
 
 
 def rows(run_dir: Path) -> list[dict[str, float]]:
     """Read metrics.csv without the one column that is another each time."""
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in read_metrics(run_dir / "metrics.csv")]
+    return [
+        {k: v for k, v in row.items() if k != "images_per_second"}
+        for row in read_metrics(run_dir / "metrics.csv")
+    ]
 
 
 def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
@@ -88,6 +93,8 @@ class StopAfter(Callback):
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == self.steps:
             raise KeyboardInterrupt

@@ -21,7 +21,9 @@ from alexnet_exp.training import ImageClassifier
 CLASSES = [str(i) for i in range(10)]
 
 
-def classifier(world_size: int = 1, rank: int = 0, step: int = 0, model: nn.Module | None = None, **options: Any) -> Any:
+def classifier(
+    world_size: int = 1, rank: int = 0, step: int = 0, model: nn.Module | None = None, **options: Any
+) -> Any:
     """Make a classifier as it is on one rank in the middle of training."""
     torch.manual_seed(0)
     model = model or nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
@@ -71,7 +73,11 @@ def test_label_smoothing_is_for_training_only() -> None:
     made = classifier(label_smoothing=0.2)
     logits = made.model(x).detach()
     plain = float(functional.cross_entropy(logits, y))
-    spread = float((0.8 * functional.cross_entropy(logits, y, reduction="none") - 0.2 * logits.log_softmax(1).mean(1)).mean())
+    spread = float(
+        (
+            0.8 * functional.cross_entropy(logits, y, reduction="none") - 0.2 * logits.log_softmax(1).mean(1)
+        ).mean()
+    )
     assert float(made.training_step(batch, 0).detach()) == pytest.approx(spread, rel=1e-5)
     made.validation_step(batch, 0)
     assert made.val_meter.compute()["loss"] == pytest.approx(plain, rel=1e-5)
@@ -114,7 +120,9 @@ class Spoil(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == self.step - 1:
             with torch.no_grad():
                 next(pl_module.parameters()).fill_(float("nan"))
@@ -136,8 +144,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before
 def test_epochs_count_those_that_have_ended(tmp_path: Path) -> None:
     result = run(tmp_path, "trainer.max_epochs=2", "trainer.val_check_interval=4", "trainer.log_every_n_steps=3",
                  "test=false")  # fmt: skip
-    seen = [(row["step"], row["epoch"], next(k for k in row if k not in ("step", "epoch"))) for row in rows(tmp_path)]
-    assert [(step, epoch) for step, epoch, _ in seen if step in (3, 6, 9, 12)] == [(3, 0), (6, 0), (9, 1), (12, 1)]
+    seen = [
+        (row["step"], row["epoch"], next(k for k in row if k not in ("step", "epoch")))
+        for row in rows(tmp_path)
+    ]
+    assert [(step, epoch) for step, epoch, _ in seen if step in (3, 6, 9, 12)] == [
+        (3, 0),
+        (6, 0),
+        (9, 1),
+        (12, 1),
+    ]
     validations = [(row["step"], row["epoch"]) for row in rows(tmp_path) if "val/loss" in row]
     assert validations == [(4, 0), (11, 1)]
     assert [(row["step"], row["epoch"]) for row in rows(tmp_path) if "train/loss" in row] == [(7, 1), (14, 2)]

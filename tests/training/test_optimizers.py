@@ -27,13 +27,17 @@ def gradients(model: nn.Module, step: int) -> None:
     model(torch.randn(5, 2, 4, 4, dtype=torch.float64)).square().sum().backward()
 
 
-def paper_sgd(value: torch.Tensor, velocity: torch.Tensor, slope: torch.Tensor, lr: float, decay: float) -> None:
+def paper_sgd(
+    value: torch.Tensor, velocity: torch.Tensor, slope: torch.Tensor, lr: float, decay: float
+) -> None:
     """Take one step as section 5 of the paper writes it, at a constant rate."""
     velocity.mul_(0.9).sub_(lr * decay * value).sub_(lr * slope)
     value.add_(velocity)
 
 
-@pytest.mark.parametrize("changes", [{}, {"bias_lr_factor": 3.0, "bias_weight_decay": 0.01}, {"bias_lr_factor": 1.0}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"bias_lr_factor": 3.0, "bias_weight_decay": 0.01}, {"bias_lr_factor": 1.0}]
+)
 def test_sgd_paper_follows_the_paper_s_formula(changes: dict[str, Any]) -> None:
     settings = {**group("optimizer", "sgd_paper"), "lr": 0.02, "weight_decay": 0.1, **changes}
     factor, bias_decay = settings["bias_lr_factor"], settings["bias_weight_decay"]
@@ -48,7 +52,9 @@ def test_sgd_paper_follows_the_paper_s_formula(changes: dict[str, Any]) -> None:
             for name, p in theirs.named_parameters():
                 bias = name.endswith("bias")
                 assert p.grad is not None
-                paper_sgd(p, velocities[name], p.grad, 0.02 * factor if bias else 0.02, bias_decay if bias else 0.1)
+                paper_sgd(
+                    p, velocities[name], p.grad, 0.02 * factor if bias else 0.02, bias_decay if bias else 0.1
+                )
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0, msg=name)
 
@@ -62,7 +68,11 @@ def test_biases_have_a_group_of_their_own_only_where_they_differ() -> None:
 
 
 def test_a_layer_can_have_its_own_rate_and_decay() -> None:
-    settings = {**group("optimizer", "sgd"), "lr": 0.1, "layers": {"fc2": {"lr_factor": 0.5, "weight_decay": 1.0}}}
+    settings = {
+        **group("optimizer", "sgd"),
+        "lr": 0.1,
+        "layers": {"fc2": {"lr_factor": 0.5, "weight_decay": 1.0}},
+    }
     groups = {g["name"]: g for g in build_optimizer(network(), settings).param_groups}
     assert (groups["weights of fc2"]["lr"], groups["weights of fc2"]["weight_decay"]) == (0.05, 1.0)
     assert (groups["weights"]["lr"], groups["weights"]["weight_decay"]) == (0.1, settings["weight_decay"])

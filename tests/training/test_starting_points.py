@@ -12,7 +12,12 @@ from small_runs import checkpoint, resume, rows, run, same
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.run_directory import RunDirectory
 
-STAY = ["optimizer.lr=1e-30", "scheduler=none", "optimizer.weight_decay=0", "test=false"]  # weights stay as they start
+STAY = [
+    "optimizer.lr=1e-30",
+    "scheduler=none",
+    "optimizer.weight_decay=0",
+    "test=false",
+]  # weights stay as they start
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +126,7 @@ def test_weights_can_be_a_plain_state_dict(first: Path, tmp_path: Path) -> None:
     assert same(network(tmp_path / "run"), network(first))
 
 
-def test_weights_for_other_classes_get_a_new_last_layer_and_say_so(
-    first: Path, tmp_path: Path
-) -> None:
+def test_weights_for_other_classes_get_a_new_last_layer_and_say_so(first: Path, tmp_path: Path) -> None:
     run(tmp_path, *STAY, f"weights={first}", "model.num_classes=12")
     old, new = network(first), network(tmp_path)
     kept = [name for name in old if not name.startswith("classifier.fc8.")]
