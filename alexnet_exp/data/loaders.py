@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from alexnet_exp.data.decode import decode, stored
 from alexnet_exp.data.randomness import mix, permutation
 from alexnet_exp.data.sources import ArraySource, FileSource
+from alexnet_exp.errors import UserError
 
 
 class Batch(NamedTuple):
@@ -167,7 +168,10 @@ class FileLoader(_Loader):
         )
 
     def _batches(self) -> Iterator[Batch]:
-        yield from self._loader
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
     def close(self) -> None:
         """End the workers; another pass starts new ones.
@@ -201,8 +205,13 @@ class _Decoder(Dataset):
     def __init__(self, source: FileSource, channels: int, stored_size: int) -> None:
         self.source, self.channels, self.stored_size = source, channels, stored_size
 
-    def __getitem__(self, wanted: tuple[list[int], int, int]) -> Batch:
+    def __getitem__(self, wanted: tuple[list[int], int, int]) -> Batch | UserError:
         numbers, size, global_size = wanted
-        images = [stored(decode(self.source.paths[i], self.channels), self.stored_size) for i in numbers]
+        try:
+            images = [stored(decode(self.source.paths[i], self.channels), self.stored_size) for i in numbers]
+        except UserError as error:
+            return (
+                error  # raised by the loader: from a worker, torch would wrap its sentence into a traceback
+            )
         indices = torch.tensor(numbers)
         return Batch(torch.stack(images), self.source.labels[indices], indices, size, global_size)

@@ -149,6 +149,10 @@ def _trainer(
 ) -> lightning.Trainer:
     options = dict(settings)
     options["profiler"] = _profiler(options["profiler"], run_dir)
+    if overfit := options.pop(
+        "overfit_batches"
+    ):  # SameBatches does the rest; Lightning knows its own samplers only
+        options |= {"limit_train_batches": overfit, "limit_val_batches": overfit}
     if isinstance(options["devices"], int) and options["devices"] > 1 and options["strategy"] == "auto":
         options["strategy"] = "ddp"
     try:

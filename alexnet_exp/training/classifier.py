@@ -209,9 +209,8 @@ class ImageClassifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model, self.optimizer_config)
-        steps = (
-            self.trainer.estimated_stepping_batches
-        )  # this reads the loader, and so the length of an epoch
+        self.trainer.fit_loop.setup_data()  # tells the length of an epoch
+        steps = self.trainer.estimated_stepping_batches
         batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         length = RunLength(steps, max(1, math.ceil(batches)))
         schedule = build_schedule(optimizer, self.scheduler_config, length)
