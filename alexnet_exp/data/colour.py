@@ -46,7 +46,10 @@ def colour_shift(indices: Tensor, form: str, seed: int, epoch: int) -> Tensor:
     vectors = EIGENVECTORS if form == "paper" else DEVIATION_VECTORS
     factors = STRENGTH * _normals(indices, 3, "colour", seed, epoch)  # (N, 3)
     weighted = factors * torch.tensor(spread, device=indices.device)
-    return (weighted @ torch.tensor(vectors, device=indices.device).T)[:, :, None, None]
+    first, second, third = torch.tensor(vectors, device=indices.device).T
+    # Not a matrix product: its rounding depends on how many images there are.
+    shift = weighted[:, :1] * first + weighted[:, 1:2] * second + weighted[:, 2:] * third
+    return shift[:, :, None, None]
 
 
 def _normals(indices: Tensor, count: int, *key: int | str) -> Tensor:

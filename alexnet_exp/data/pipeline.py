@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from alexnet_exp.data.augment import Augment, Preprocess, Window
 from alexnet_exp.data.colour import colour_shift
@@ -58,9 +59,11 @@ class Pipeline:
             (N, C, image_size, image_size) float32.
         """
         mean = self._mean_on(images)
+        if self.options.get("views") == "ten_crop":
+            self._room(images)  # said now, not after the training
         if self.options.get("resized_crop"):
             x = self._resized(images, indices, seed, epoch)
-            x = self.preprocess.finish(x, None if mean is None else self.preprocess.centre(mean[None]))
+            x = self.preprocess.finish(x, None if mean is None else self._mean_at_input_size(mean))
         else:
             window = self.augment.window(indices, images.shape[-1], seed, epoch)
             x = self._windowed(images, mean, window)
@@ -88,12 +91,7 @@ class Pipeline:
         return torch.stack([self._whitened(x) for x in self._ten_crops(images)], dim=1)
 
     def _ten_crops(self, images: Tensor) -> list[Tensor]:
-        mean, room = self._mean_on(images), images.shape[-1] - self.preprocess.image_size
-        if room < 0:
-            raise UserError(
-                f"ten views need stored images larger than the input: they are {images.shape[-1]} pixels and the input "
-                f"is {self.preprocess.image_size}; say data.stored_size or views=centre."
-            )
+        mean, room = self._mean_on(images), self._room(images)
         middle = round(room / 2)
         corners = [(0, 0), (0, room), (room, 0), (room, room), (middle, middle)]
         crops = []
@@ -106,6 +104,16 @@ class Pipeline:
                 )
         return crops
 
+    def _room(self, images: Tensor) -> int:
+        """Return how many pixels a view can move."""
+        stored, size = images.shape[-1], self.preprocess.image_size
+        if stored < size:
+            raise UserError(
+                f"augment.views=ten_crop needs stored images no smaller than the input: they have {stored} pixels, "
+                f"the input {size}; say augment.views=centre or, for a folder, data.stored_size={size * 8 // 7}."
+            )
+        return stored - size
+
     def _windowed(self, images: Tensor, mean: Tensor | None, window: Window | None) -> Tensor:
         if window is None:
             return self.preprocess(images, mean)
@@ -114,6 +122,11 @@ class Pipeline:
         elif mean is not None:
             mean = self.preprocess.centre(mean[None])
         return self.preprocess.finish(window.cut(images), mean)
+
+    def _mean_at_input_size(self, mean: Tensor) -> Tensor:
+        size = self.preprocess.image_size
+        mean = self.preprocess.centre(mean[None])
+        return mean if mean.shape[-1] == size else functional.interpolate(mean, (size, size), mode="bilinear")
 
     def _resized(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
         chosen = self.options["resized_crop"]

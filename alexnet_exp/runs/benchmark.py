@@ -8,11 +8,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from alexnet_exp.config.checks import shown
+from alexnet_exp.config.rules import at_least, choice, flag, null
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.environment import git_state, hardware, versions
 from alexnet_exp.tracking.run_directory import RunDirectory
 
-KINDS = ("lrn",)
+RULES = {
+    "what": choice("lrn"),
+    "repeats": at_least(1),
+    "threads": at_least(1) | null,
+    "device": choice("auto", "cpu", "cuda"),
+    "batch_size": at_least(1),
+    "compile": flag,
+}
 
 
 def benchmark(config: dict[str, Any], run_dir: Path, command: str) -> dict[str, Any]:
@@ -27,21 +36,16 @@ def benchmark(config: dict[str, Any], run_dir: Path, command: str) -> dict[str, 
         What result.json holds.
 
     Raises:
-        UserError: For an unknown kind, or a device that is not there.
+        UserError: For an illegal setting, or a device that is not there.
     """
-    if config["what"] not in KINDS:
-        raise UserError(f"what={config['what']!r} is not possible: it must be one of {', '.join(KINDS)}.")
-    if not isinstance(config["repeats"], int) or config["repeats"] < 1:
-        raise UserError(f"repeats={config['repeats']} is not possible: it must be a whole number, 1 or more.")
+    for key, rule in RULES.items():
+        if not rule.legal(config[key]):
+            raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
     import torch
 
     if config["threads"]:
-        torch.set_num_threads(int(config["threads"]))
-    device = config["device"]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise UserError(f"device={device} is not here: say device=cpu.")
+        torch.set_num_threads(config["threads"])
+    device = _device(config["device"])
     from alexnet_exp.runs.benchmark_lrn import measure_lrn
 
     rows = measure_lrn(device, config["batch_size"], config["repeats"], config["compile"])
@@ -60,6 +64,15 @@ def benchmark(config: dict[str, Any], run_dir: Path, command: str) -> dict[str, 
     run.write_result(result)
     Console().print(f"result: {run_dir / 'result.json'}", highlight=False, soft_wrap=True)
     return result
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    here = torch.cuda.is_available()
+    if wanted == "cuda" and not here:
+        raise UserError("device=cuda is not here: say device=cpu.")
+    return ("cuda" if here else "cpu") if wanted == "auto" else wanted
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

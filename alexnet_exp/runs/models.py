@@ -10,7 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from alexnet_exp.config.checks import shown
 from alexnet_exp.config.compose import conf_dir, group
+from alexnet_exp.config.rules import at_least
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.targets import build
 from alexnet_exp.zoo import list_models
@@ -25,10 +27,10 @@ def models(
         name: A network, or None for all.
         format: 'table' or 'json'.
         num_classes: Classes to count for; None: as published.
-        input_size: Side of the image in pixels; None: as published.
+        input_size: Side of the image in pixels, of one network; None: as published.
 
     Raises:
-        UserError: For an unknown name or format.
+        UserError: For an unknown name or format, or a number that cannot be.
     """
     if format not in ("table", "json"):
         raise UserError(f"format={format!r} is not possible: it must be table or json.")
@@ -38,6 +40,13 @@ def models(
         )
     changes = {"num_classes": num_classes, "input_size": input_size}
     changes = {k: v for k, v in changes.items() if v is not None}
+    for key, value in changes.items():
+        if not at_least(1).legal(value):
+            raise UserError(f"{key}={shown(value)} is not possible: it must be {at_least(1).text}.")
+    if name is None and input_size is not None:
+        raise UserError(
+            "input_size is for one network, few fit all sizes: alexnet-exp models NAME input_size=N."
+        )
     if name is None:
         rows = [describe(each, changes) for each in list_models()]
         _print_json(rows) if format == "json" else _print_networks(rows)

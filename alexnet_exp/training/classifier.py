@@ -208,7 +208,8 @@ class ImageClassifier(lightning.LightningModule):
     # ---------------------------------------------------------------------------------------- set-up
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.model, self.optimizer_config)
+        clipped_scaling = self.trainer.precision == "16-mixed" and bool(self.trainer.gradient_clip_val)
+        optimizer = build_optimizer(self.model, self.optimizer_config, fused=not clipped_scaling)
         self.trainer.fit_loop.setup_data()  # tells the length of an epoch
         steps = self.trainer.estimated_stepping_batches
         batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches

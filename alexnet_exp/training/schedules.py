@@ -35,7 +35,7 @@ def build_schedule(
     """Make Lightning's description of a schedule.
 
     Args:
-        optimizer: Whose rates to schedule; every group keeps its ratio to the first.
+        optimizer: Whose rates to schedule; groups keep their ratios, except under dexp and table.
         config: Keys of conf/scheduler; `name` says which.
         length: From the trainer.
 
@@ -43,7 +43,8 @@ def build_schedule(
         The dictionary that `configure_optimizers` returns under 'lr_scheduler'; None for a constant rate.
 
     Raises:
-        UserError: For an unknown name, or a schedule over a whole run whose length nobody knows.
+        UserError: For an unknown name, a schedule over a whole run whose length nobody knows, or a change of rates
+            that have no parameter group of their own.
     """
     options = dict(config)
     name = options.pop("name", "none")
@@ -73,9 +74,11 @@ def build_schedule(
     if name == "dexp":
         return _by_step(LambdaLR(optimizer, [_dexp(g, length, options) for g in optimizer.param_groups]))
     if name == "table":
+        _check_changes(optimizer, options["changes"])
         return _by_epoch(LambdaLR(optimizer, [_table(g, options["changes"]) for g in optimizer.param_groups]))
     raise UserError(
-        f"scheduler.name={name!r} is not known: none, step, multistep, plateau, cosine or onecycle."
+        f"scheduler.name={name!r} is not known: "
+        "none, step, multistep, plateau, cosine, onecycle, poly, dexp or table."
     )
 
 
@@ -112,10 +115,25 @@ def _dexp(group: Mapping[str, Any], length: RunLength, options: Mapping[str, Any
     return at
 
 
+def _check_changes(optimizer: Optimizer, changes: Sequence[Mapping[str, Any]]) -> None:
+    layers = {_layer(group) for group in optimizer.param_groups}
+    for change in changes:
+        for key in ("layer", "but"):
+            if change.get(key, "") not in layers | {""}:
+                name = change[key]
+                raise UserError(
+                    f"scheduler.changes: {key} {name} has no rates of its own; say +optimizer.layers.{name}.lr_factor=1."
+                )
+        if "bias_lr" in change and not any(map(_is_biases, optimizer.param_groups)):
+            raise UserError(
+                "scheduler.changes: bias_lr needs biases with a rate of their own; say optimizer.bias_lr_factor=2."
+            )
+
+
 def _table(group: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> Callable[[int], float]:
     """Follow the changes that concern a parameter group; a rate of 0 freezes it."""
     key = "bias_lr" if _is_biases(group) else "lr"
-    layer = str(group.get("name", "")).partition(" of ")[2]
+    layer = _layer(group)
     own = [
         (change["epoch"], change[key])
         for change in changes
@@ -125,10 +143,15 @@ def _table(group: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> Ca
 
     def at(epoch: int) -> float:
         passed = [rate for start, rate in own if start <= epoch]
-        return passed[-1] / first if passed else 1.0
+        return passed[-1] / first if passed and first else 1.0  # a rate that starts at 0 stays there
 
     return at
 
 
 def _is_biases(group: Mapping[str, Any]) -> bool:
     return str(group.get("name", "")).startswith("biases")
+
+
+def _layer(group: Mapping[str, Any]) -> str:
+    """Return 'conv1' for the group 'weights of conv1', '' for those of all other layers."""
+    return str(group.get("name", "")).partition(" of ")[2]

@@ -135,6 +135,7 @@ def test_a_failure_on_one_rank_ends_both(tmp_path: Path, rank: int) -> None:
     result = RunDirectory(tmp_path).result()
     assert result is not None and result["status"] == "failed"
     assert "the third batch is bad luck" in result["error"]
+    assert "Traceback" in (tmp_path / "train.log").read_text()
     assert children() == before
 
 

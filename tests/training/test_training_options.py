@@ -122,9 +122,10 @@ def test_validation_can_come_several_times_an_epoch(tmp_path: Path) -> None:
 
 
 def test_a_plateau_is_judged_once_for_each_validation(tmp_path: Path) -> None:
-    run(tmp_path, "trainer.gradient_clip_val=1e-15", "optimizer.lr=0.1", "optimizer.weight_decay=0", "scheduler=plateau",
-        "scheduler.patience=0", "scheduler.factor=0.5", "scheduler.mode=max", "scheduler.monitor=val/top1",
-        "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2", "test=false")  # fmt: skip
+    run(tmp_path, "trainer.gradient_clip_val=1e-15", "optimizer.lr=0.1", "optimizer.weight_decay=0",
+        "scheduler=plateau", "scheduler.patience=0", "scheduler.factor=0.5", "scheduler.mode=max",
+        "scheduler.monitor=val/top1", "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2",
+        "test=false")  # fmt: skip
     (state,) = checkpoint(tmp_path)["lr_schedulers"]
     assert state["last_epoch"] == 2
     assert checkpoint(tmp_path)["optimizer_states"][0]["param_groups"][0]["lr"] == 0.05
