@@ -16,9 +16,7 @@ from alexnet_exp.targets import build
 _FUSED = ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW")
 
 
-def build_optimizer(
-    model: nn.Module, config: Mapping[str, Any], fused: bool = True
-) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: Mapping[str, Any], fused: bool = True) -> torch.optim.Optimizer:
     """Make the optimizer of a network.
 
     Args:

@@ -122,7 +122,8 @@ def _check_changes(optimizer: Optimizer, changes: Sequence[Mapping[str, Any]]) -
             if change.get(key, "") not in layers | {""}:
                 name = change[key]
                 raise UserError(
-                    f"scheduler.changes: {key} {name} has no rates of its own; say +optimizer.layers.{name}.lr_factor=1."
+                    f"scheduler.changes: {key} {name} has no rates of its own; "
+                    f"say +optimizer.layers.{name}.lr_factor=1."
                 )
         if "bias_lr" in change and not any(map(_is_biases, optimizer.param_groups)):
             raise UserError(
