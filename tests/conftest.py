@@ -13,5 +13,12 @@ import pytest
 @pytest.fixture(autouse=True)
 def _nobody_in_particular(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away what a developer's own environment would add to a run."""
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "HYDRA_FULL_ERROR", "LOCAL_RANK", "WORLD_SIZE"):
+    for name in (
+        "WANDB_MODE",
+        "WANDB_API_KEY",
+        "WANDB_BASE_URL",
+        "HYDRA_FULL_ERROR",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+    ):
         monkeypatch.delenv(name, raising=False)

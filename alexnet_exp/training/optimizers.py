@@ -11,7 +11,6 @@ from torch import nn
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.targets import build
 
-
 # Their fused form does the whole update in one pass over memory: ten times faster on a CPU, the same numbers.
 _FUSED = ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW")
 
