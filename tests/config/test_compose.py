@@ -83,9 +83,9 @@ def test_every_debug_mode_is_made_of_legal_settings(name: str):
 
 
 def test_data_choose_their_augmentation_and_the_user_has_the_last_word():
-    assert composed("data=cifar10")["augment"]["pad"] == 4
-    assert composed("data=cifar10", "augment=none")["augment"]["pad"] == 0
-    assert composed("augment=none", "data=cifar10")["augment"]["pad"] == 0
+    assert composed("data=cifar10")["augment"]["flip"] is True
+    assert composed("data=cifar10", "augment=none")["augment"]["flip"] is False
+    assert composed("augment=none", "data=cifar10")["augment"]["flip"] is False
 
 
 def test_image_size_of_the_data_follows_the_network():

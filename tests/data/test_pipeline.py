@@ -90,7 +90,7 @@ def test_the_mean_image_goes_off_before_the_image_is_resized_and_normalised() ->
 
 def test_an_aligned_mean_image_has_no_place_in_a_resized_part() -> None:
     parts = {"scale": [0.08, 1.0], "ratio": [0.75, 1.33]}
-    with pytest.raises(UserError, match="mean_image=aligned has no meaning with augment.resized_crop"):
+    with pytest.raises(UserError, match=r"mean_image=aligned has no meaning with augment\.resized_crop"):
         pipeline(9, resized_crop=parts, mean_image="aligned")
 
 

@@ -161,7 +161,7 @@ def test_a_rank_that_fails_before_it_joins_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_each_job_of_a_sweep_has_both_its_ranks(tmp_path: Path) -> None:
-    rates = ("0.01", "0.5")
+    rates = ("0.01", "0.1")
     command = [sys.executable, "train.py", "-m", *SMALL, "trainer=ddp_cpu", "test=false", "scheduler=none",
                f"optimizer.lr={','.join(rates)}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -172,5 +172,5 @@ def test_each_job_of_a_sweep_has_both_its_ranks(tmp_path: Path) -> None:
         assert yaml.safe_load((job / "config.yaml").read_text())["optimizer"]["lr"] == float(rate)
         run(tmp_path / rate, "test=false", "scheduler=none", f"optimizer.lr={rate}")
         # Averaged gradients of two different rates' ranks would give the weights of neither.
-        assert difference(weights(tmp_path / rate), weights(job)) < 1e-5
-    assert difference(*map(weights, jobs)) > 1e-2
+        assert difference(weights(tmp_path / rate), weights(job)) < 1e-4
+    assert difference(*map(weights, jobs)) > 2e-3
