@@ -106,16 +106,33 @@ def _check_combinations(config: Mapping[str, Any]) -> None:
     data = config["data"]
     if _is_ours(data) and not {len(data["mean"]), len(data["std"])} <= {3, data["channels"]}:
         raise UserError(f"data.mean and data.std need {data['channels']} values each, as data.channels says.")
-    stopping = config["callbacks"]["early_stopping"]
-    watchers = {
-        "scheduler.monitor": config["scheduler"].get("monitor"),
-        "callbacks.early_stopping.monitor": stopping["monitor"] if stopping["enabled"] else None,
+    if config["ckpt"] and config["weights"] != "none":
+        raise UserError("ckpt= restores the network's weights too: leave weights= out, or ckpt=.")
+    _check_monitors(config)
+
+
+def _check_monitors(config: Mapping[str, Any]) -> None:
+    """Refuse a watched metric that this run will not have, or whose better end is the other one."""
+    callbacks = config["callbacks"]
+    watchers = {"scheduler": config["scheduler"]} if config["scheduler"].get("monitor") else {}
+    watchers |= {
+        f"callbacks.{k}": callbacks[k] for k in ("early_stopping", "checkpoint") if callbacks[k]["enabled"]
     }
-    for key, monitor in watchers.items():
-        if data.get("val_size") == 0 and str(monitor).startswith("val/"):
+    unvalidated = {
+        "data.val_size=0": config["data"].get("val_size") == 0,
+        "trainer.limit_val_batches=0": config["trainer"]["limit_val_batches"] == 0,
+    }
+    for key, watcher in watchers.items():
+        monitor, mode = watcher["monitor"], watcher["mode"]
+        right = "min" if monitor.endswith("loss") else "max"
+        if mode != right:
             raise UserError(
-                f"{key}={monitor} needs validation images, and data.val_size=0: say data.val_size=N."
+                f"{key}.monitor={monitor} with {key}.mode={mode} keeps the worst: say {key}.mode={right}."
             )
+        for why, holds in unvalidated.items():
+            # Without validation the best checkpoint is simply the last.
+            if holds and monitor.startswith("val/") and key != "callbacks.checkpoint":
+                raise UserError(f"{key}.monitor={monitor} needs validation images, and {why}.")
 
 
 def _check_schedule(scheduler: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:

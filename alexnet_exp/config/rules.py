@@ -55,6 +55,9 @@ name = Rule("text", lambda v: isinstance(v, str | int | float) and not isinstanc
 positive = number(above=True)
 fraction = number(0.0, 1.0)
 device_list = Rule("a list of indices such as [0,1]", lambda v: v != [] and list_of(at_least(0)).legal(v))
+some_batches = at_least(1) | Rule(
+    "a fraction above 0 up to 1.0", lambda v: isinstance(v, float) and 0.0 < v <= 1.0
+)
 batches = at_least(0) | Rule("a fraction from 0.0 to 1.0", lambda v: isinstance(v, float) and 0.0 <= v <= 1.0)
 metric = choice("val/top1", "val/top5", "val/loss", "train/loss", "train/top1", "train/top5")
 
@@ -190,7 +193,7 @@ RULES: dict[str, Rule] = {
         "a time, DD:HH:MM:SS", lambda v: bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(v)))
     )
     | null,
-    "trainer.limit_train_batches": batches,
+    "trainer.limit_train_batches": some_batches,
     "trainer.limit_val_batches": batches,
     "trainer.limit_test_batches": batches,
     "trainer.limit_predict_batches": batches,

@@ -156,7 +156,7 @@ def _trainer(
     if isinstance(options["devices"], int) and options["devices"] > 1 and options["strategy"] == "auto":
         options["strategy"] = "ddp"
     try:
-        return lightning.Trainer(
+        trainer = lightning.Trainer(
             **options,
             logger=loggers or False,
             callbacks=callbacks,
@@ -167,6 +167,9 @@ def _trainer(
             use_distributed_sampler=False,
             plugins=[AtomicCheckpointIO()],
         )
+        # Lightning's handler of SIGTERM calls a collective operation from inside the signal, and ranks hang on it.
+        trainer._signal_connector.register_signal_handlers = lambda: None
+        return trainer
     except (lightning.pytorch.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
@@ -185,17 +188,28 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
         UserError: If a checkpoint cannot be read or is of another network.
     """
     config = fit.config
-    if config["weights"] != "none":
-        log.info(load_weights(fit.classifier, config["weights"]))
     own = run_dir / "checkpoints" / "last.ckpt"
     source = own if config["resume"] and own.exists() else config["ckpt"]
     if not source:
+        if config["weights"] != "none":
+            log.info(load_weights(fit.classifier, config["weights"]))
         _truncate_metrics(fit, -1)
         return None
     path, checkpoint = read_for(source, "last.ckpt")
     check_same_network(fit.classifier, checkpoint, path)
+    if source != own:
+        _check_more_to_do(config["trainer"], checkpoint, path)
     _truncate_metrics(fit, checkpoint["global_step"] if source == own else -1)
     return path
+
+
+def _check_more_to_do(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any], path: Path) -> None:
+    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    wanted = trainer["max_epochs"]
+    if wanted not in (None, -1) and done >= wanted:
+        raise UserError(
+            f"{path} has already trained {done} epochs: say trainer.max_epochs=N, more than that."
+        )
 
 
 def _truncate_metrics(fit: Fit, step: int) -> None:
@@ -212,7 +226,12 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
     """
     trainer, data = fit.trainer, fit.data
     with _cpu_threads(trainer):
-        trainer.fit(fit.classifier, datamodule=data, ckpt_path=str(ckpt_path) if ckpt_path else None)
+        try:
+            trainer.fit(fit.classifier, datamodule=data, ckpt_path=str(ckpt_path) if ckpt_path else None)
+        except ValueError as error:  # known only once the batches are counted
+            if "`val_check_interval`" in str(error):
+                raise UserError("trainer.val_check_interval: " + " ".join(str(error).split())) from error
+            raise
         if not fit.config["test"]:
             return False
         if "test" not in data.sources:
@@ -224,8 +243,11 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
         best_path = (
             fit.checkpoint.best_path if fit.checkpoint and fit.config["test_weights"] == "best" else None
         )
-        if best_path is not None and best_path.exists() and not trainer.fast_dev_run:
-            _, best = read_for(best_path, "best.ckpt")
+        found = best_path is not None and best_path.exists() and not trainer.fast_dev_run
+        # The first rank decides: ranks that something else has started may have another directory.
+        chosen = trainer.strategy.broadcast(str(best_path) if found else "")
+        if chosen:
+            _, best = read_for(chosen, "best.ckpt")
             fit.classifier.load_state_dict(best["state_dict"])
         trainer.test(fit.classifier, datamodule=data, verbose=False)
     return True

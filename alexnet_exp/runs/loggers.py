@@ -19,7 +19,7 @@ def make_loggers(config: dict[str, Any], run: RunDirectory) -> list[Any]:
         return []
     loggers: list[Any] = [MetricsCSV(run.path)]
     chosen = config["logger"] or {}
-    if "tensorboard" in chosen:
+    if chosen.get("tensorboard", {}).get("enabled"):
         loggers.append(_tensorboard(run))
     if "wandb" in chosen:
         loggers.append(_wandb(dict(chosen["wandb"]), config, run))

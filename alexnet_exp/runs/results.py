@@ -53,6 +53,7 @@ def _from_fit(fit: Fit) -> dict[str, Any]:
         "metrics": {**fit.classifier.reported},
         "parameters": fit.parameters,
         "multiply_adds": sum(row.multiply_adds for row in fit.layers),
+        "flops": 2 * sum(row.multiply_adds for row in fit.layers),
         "epochs": fit.trainer.fit_loop.epoch_progress.current.processed,
         "steps": fit.trainer.global_step,
         "devices": fit.trainer.world_size,
@@ -104,11 +105,13 @@ def log_pictures(fit: Fit, run: RunDirectory, loggers: list[Any]) -> None:
     rows = read_metrics(run.path / "metrics.csv") if (run.path / "metrics.csv").exists() else []
     paths = {path.stem: path for path in draw_all(run.path, rows, evaluation, first_filters(fit))}
     for logger in loggers:
-        if not hasattr(logger, "log_confusion") or evaluation is None:
+        if not hasattr(logger, "log_confusion"):
             continue
-        logger.log_confusion(evaluation.confusion, evaluation.classes)
         if "conv1_filters" in paths:
             logger.log_images("conv1_filters", [(paths["conv1_filters"], "filters of the first layer")])
+        if evaluation is None:
+            continue
+        logger.log_confusion(evaluation.confusion, evaluation.classes)
         names = evaluation.classes
         logger.log_images(
             "predictions",

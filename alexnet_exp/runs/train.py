@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +38,10 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
     Raises:
         UserError: For anything the user can mend; result.json then says 'failed'.
     """
+    for key in ("ckpt", "weights"):
+        path = config[key]
+        if path not in (None, "none", "torchvision") and not config["resume"] and not Path(path).exists():
+            raise UserError(f"{key}={path}: there is no such file or run directory.")
     run = RunDirectory(run_dir)
     if not is_first_rank():  # started by torchrun or SLURM: another process keeps the directory
         return follow(config, overrides, run_dir)
@@ -48,7 +55,7 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
         console = Console(soft_wrap=True)
         shown = _relative(run_dir)
         console.print(f"run directory: {shown}", highlight=False)
-        with logging_to(run_dir / "train.log"):
+        with logging_to(run_dir / "train.log"), _ending_on_sigterm():
             result = _Session(run, config, overrides, command, console).go()
         console.print(f"report:        {shown / 'report.html'}", highlight=False)
         console.print(f"run directory: {shown}", highlight=False)
@@ -119,24 +126,25 @@ class _Session:
 
     def _train(self) -> None:
         from alexnet_exp.runs import fit as heavy
-        from alexnet_exp.runs.results import log_pictures
 
         assert self.fit is not None
+        start = heavy.start_point(self.fit, self.run.path)
         heavy.show_summary(self.fit, self.console)
-        looked = heavy.train_and_test(self.fit, heavy.start_point(self.fit, self.run.path))
+        heavy.train_and_test(self.fit, start)
         self.fit.classifier.outcomes.gather()
-        if looked:
-            log_pictures(self.fit, self.run, self.loggers)
 
     def _lost_a_rank(self, error: str) -> None:
         self._end("failed", error)
 
     def _end(self, status: str, error: str | None) -> dict[str, Any]:
         """Write what there is of report and result, and close the loggers, however the run ended."""
-        from alexnet_exp.runs.results import close_loggers, make_report, make_result
+        from alexnet_exp.runs.results import close_loggers, log_pictures, make_report, make_result
 
         seconds = time.time() - self.started
         result = make_result(self.config, self.fit, status, error, seconds, self.command, self.loggers)
+        with _reported("The pictures could not be drawn"):
+            if self.fit is not None:
+                log_pictures(self.fit, self.run, self.loggers)
         with _reported("The W&B run could not be finished"):
             close_loggers(self.loggers, self.fit, 0 if status == "finished" else 1)
         with _reported("The report could not be written"):
@@ -148,6 +156,19 @@ class _Session:
 def _relative(path: Path) -> Path:
     """Return a path as short as the user can use it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does: with its report and result, and with every rank."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -55,6 +55,8 @@ class RunDirectory:
             try:
                 if fcntl is not None:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not os.path.samestat(os.fstat(file.fileno()), os.stat(self.path / ".lock")):
+                    raise OSError("another run took the lock away and its own in between")
             except OSError as error:
                 raise UserError(f"{self.path} belongs to a run that is still going on.") from error
             try:
@@ -62,11 +64,6 @@ class RunDirectory:
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path / ".lock")
-
-    def discard_if_empty(self) -> None:
-        """Remove a directory that holds nothing but the lock: a run refused before it began."""
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            self.path.rmdir()
 
     def write_settings(self, config: Mapping[str, Any], overrides: list[str]) -> None:
         """Write config.yaml and overrides.yaml."""

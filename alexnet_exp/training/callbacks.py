@@ -59,6 +59,12 @@ class StepLog(Callback):
             now = time.perf_counter()
         self._mark = now
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Epochs shorter than the interval would leave most of a short run unrecorded.
+        if trainer.num_training_batches < trainer.log_every_n_steps and trainer.global_step > self._logged:
+            self._logged = trainer.global_step
+            self._log(trainer, pl_module)
+
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.check_finite()
         loss = trainer.strategy.reduce(pl_module.step_loss, reduce_op="mean")
@@ -192,3 +198,5 @@ def print_summary(rows: list[Any], console: Console) -> None:
     total = f"{sum(r.parameters for r in rows):,}", f"{sum(r.multiply_adds for r in rows):,}"
     table.add_row("total", "", "", *total)
     console.print(table, highlight=False)
+    flops = 2 * sum(r.multiply_adds for r in rows)
+    console.print(f"{flops / 1e6:,.1f} MFLOPs for one image (two for each multiply-add)", highlight=False)

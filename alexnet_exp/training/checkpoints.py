@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -138,6 +139,8 @@ class BestAndLast(Checkpoint):
                     f"callbacks.checkpoint.monitor={self.monitor} is not measured; there are {known}."
                 )
             return True  # no validation: best is last
+        if not math.isfinite(value):
+            return False  # nothing compares with NaN: it would stay the best for ever
         if self.best is not None and self.sign * value <= self.sign * self.best["value"]:
             return False
         self.best = {"value": value, "epoch": pl_module.epochs_done, "step": trainer.global_step}

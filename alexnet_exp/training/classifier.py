@@ -189,6 +189,12 @@ class ImageClassifier(lightning.LightningModule):
         )
         self.reported |= values
         self.log_row(values)
+        if not math.isfinite(values.get(f"{split}/loss", 0.0)):
+            # Weights can go bad in the last step of an epoch: this comes ahead of its checkpoint.
+            raise UserError(
+                f"{split}/loss is not finite after epoch {self.epochs_done}; training stopped and the last checkpoint "
+                "is from before. Try a lower optimizer.lr or trainer.gradient_clip_val=1."
+            )
 
     def log_row(self, values: Mapping[str, float]) -> None:
         """Write one row to every logger; `epoch` counts the finished epochs."""

@@ -58,7 +58,8 @@ def count_devices(trainer: Mapping[str, Any]) -> int:
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"trainer.accelerator={trainer['accelerator']} trainer.devices={trainer['devices']}: {reason}"
+            f"trainer.accelerator={trainer['accelerator']} trainer.devices={trainer['devices']}: {reason} "
+            "Leave both out to take what is there, or say trainer=cpu."
         ) from error
 
 
