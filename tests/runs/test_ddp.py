@@ -141,11 +141,26 @@ def test_a_failure_on_one_rank_ends_both(tmp_path: Path, rank: int) -> None:
 
 def test_settings_that_no_rank_can_use_end_both(tmp_path: Path) -> None:
     before = children()
-    with pytest.raises(UserError, match=r"There is no checkpoint .*nowhere\.ckpt"):
-        run(tmp_path, "trainer=ddp_cpu", f"ckpt={tmp_path / 'nowhere.ckpt'}")
-    result = RunDirectory(tmp_path).result()
+    (tmp_path / "torn.ckpt").write_bytes(b"half of it")
+    with pytest.raises(UserError, match=r"torn\.ckpt cannot be read"):
+        run(tmp_path / "run", "trainer=ddp_cpu", f"ckpt={tmp_path / 'torn.ckpt'}")
+    result = RunDirectory(tmp_path / "run").result()
     assert result is not None and result["status"] == "failed"
     assert children() == before
+
+
+def test_sigterm_ends_both_ranks_and_the_run_says_interrupted(tmp_path: Path) -> None:
+    command = [sys.executable, "train.py", *SMALL, "trainer=ddp_cpu", "trainer.max_epochs=100000",
+               f"hydra.run.dir={tmp_path / 'run'}"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.terminate()
+    assert process.wait(timeout=60) == 130
+    result = RunDirectory(tmp_path / "run").result()
+    assert result is not None and result["status"] == "interrupted"
 
 
 def test_a_rank_that_fails_before_it_joins_ends_the_run(tmp_path: Path) -> None:
