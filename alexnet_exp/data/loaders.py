@@ -6,7 +6,7 @@ batch is kept. Both loaders store their position, and go on from it in the middl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from alexnet_exp.data.decode import decode, stored
+from alexnet_exp.data.decode import read_stored
 from alexnet_exp.data.randomness import mix, permutation
+from alexnet_exp.data.resident import Mover, ahead, gather_pinned
 from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.errors import UserError
 
@@ -63,6 +64,7 @@ class BatchPlan(Sampler):
     epoch: int = 0
     resume: tuple[int, int] | None = None  # (epoch, batches already taken)
     taken: int = 0
+    device: torch.device | None = None  # where the indices are wanted: one copy an epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass, and stand at its first batch."""
@@ -76,6 +78,7 @@ class BatchPlan(Sampler):
         order = torch.arange(self.num_images)
         if self.seed is not None:
             order = permutation(self.num_images, "order", self.seed, self.epoch)
+        order = order.to(self.device)
         for batch in range(self.start(), len(self)):
             yield self._slice(order[batch * self.batch_size : (batch + 1) * self.batch_size])
 
@@ -121,16 +124,36 @@ class _Loader:
 
 
 class ArrayLoader(_Loader):
-    """Batches of a source in memory, by index: no workers, no collation."""
+    """Batches of a source in memory, by index: no workers, no collation.
 
-    def __init__(self, source: ArraySource, plan: BatchPlan) -> None:
+    Args:
+        source: The images, on the device that trains or in main memory.
+        plan: Which of them, when.
+        send_to: A CUDA device that a thread copies the batches to ahead of their turn; None: they stay.
+    """
+
+    def __init__(self, source: ArraySource, plan: BatchPlan, send_to: torch.device | None = None) -> None:
         super().__init__(plan)
-        self.source = source
+        self.source, self.send_to = source, send_to
+        plan.device = source.images.device
 
     def _batches(self) -> Iterator[Batch]:
+        if self.send_to is not None:
+            return self._sent(Mover(self.send_to))
         images, labels = self.source.images, self.source.labels
-        for indices, size, global_size in self.sampler:
-            yield Batch(images[indices], labels[indices], indices, size, global_size)
+        return (
+            Batch(images.index_select(0, i), labels[i], i, size, global_size)
+            for i, size, global_size in self.sampler
+        )
+
+    def _sent(self, mover: Mover) -> Iterator[Batch]:
+        def send(part: Slice) -> tuple[Slice, Callable[[], list[Tensor]]]:
+            pinned = [gather_pinned(x, part.indices) for x in (self.source.images, self.source.labels)]
+            return part, mover.send([*pinned, part.indices.pin_memory()])
+
+        for part, receive in ahead(map(send, self.sampler)):
+            images, labels, indices = receive()
+            yield Batch(images, labels, indices, part.size, part.global_size)
 
 
 class FileLoader(_Loader):
@@ -208,7 +231,7 @@ class _Decoder(Dataset):
     def __getitem__(self, wanted: tuple[list[int], int, int]) -> Batch | UserError:
         numbers, size, global_size = wanted
         try:
-            images = [stored(decode(self.source.paths[i], self.channels), self.stored_size) for i in numbers]
+            images = [read_stored(self.source.paths[i], self.channels, self.stored_size) for i in numbers]
         except UserError as error:
             return (
                 error  # raised by the loader: from a worker, torch would wrap its sentence into a traceback

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning
 import torch
 
 from alexnet_exp.data.augment import Preprocess
-from alexnet_exp.data.decode import decode, stored
+from alexnet_exp.data.decode import read_stored
 from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader
 from alexnet_exp.data.pipeline import Pipeline
+from alexnet_exp.data.resident import choose_place
 from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.data.splits import split_validation
 from alexnet_exp.errors import UserError
 
+log = logging.getLogger(__name__)
 Source = ArraySource | FileSource
 SPLITS = ("train", "val", "test")
-MEAN_FILES = 10_000
+MEAN_IMAGES = 50_000
 
 
 class ImageData(lightning.LightningDataModule):
@@ -40,6 +44,7 @@ class ImageData(lightning.LightningDataModule):
         test_subset: The first N test images.
         stored_size: Side of decoded image files, in pixels; None: 8/7 of the input.
         num_workers: Decoding processes; None: one per core, 8 at most.
+        resident: Where images in memory are kept: 'auto', 'device', 'host' or 'off' (data/resident.py).
     """
 
     def __init__(
@@ -59,12 +64,15 @@ class ImageData(lightning.LightningDataModule):
         test_subset: int | None = None,
         stored_size: int | None = None,
         num_workers: int | None = None,
+        resident: str = "auto",
     ) -> None:
         super().__init__()
         self.batch_size, self.channels, self.seed = batch_size, channels, seed
         self.val_size, self.val_split, self.val_seed = val_size, val_split, val_seed
         self.train_subset, self.test_subset = train_subset, test_subset
-        self.num_workers = num_workers
+        self.num_workers, self.resident = num_workers, resident
+        self._place = ""  # chosen once: memory that is free changes
+        self._on_device: dict[str, ArraySource] = {}
         options = dict(augment or {})
         crop = bool(options.get("crop") or options.get("centre_crop"))
         self.stored_size = stored_size or max(image_size * 8 // 7 // 4 * 4, image_size)
@@ -125,19 +133,18 @@ class ImageData(lightning.LightningDataModule):
         return cut
 
     def _mean_image(self) -> torch.Tensor:
-        """Return the mean training image as stored, (C, S, S) float32; of 10,000 evenly chosen files at most."""
+        """Return the mean training image as stored, (C, S, S) float32; of MEAN_IMAGES evenly chosen ones at most."""
         source = self.sources["train"]
+        chosen = torch.linspace(0, len(source) - 1, min(len(source), MEAN_IMAGES)).round().long()
+        batches: Iterable[torch.Tensor]
         if isinstance(source, ArraySource):
-            return source.images.double().mean(0).float()
-        chosen = torch.linspace(0, len(source) - 1, min(len(source), MEAN_FILES)).round().long()
-        loader = FileLoader(
-            source.subset(chosen),
-            BatchPlan(len(chosen), 64),
-            self.channels,
-            self.stored_size,
-            self._workers(),
-        )
-        total = sum(batch.images.double().sum(0) for batch in loader)
+            batches = (source.images[part] for part in chosen.split(64))
+        else:
+            plan = BatchPlan(len(chosen), 64)
+            files = source.subset(chosen)
+            loader = FileLoader(files, plan, self.channels, self.stored_size, self._workers())
+            batches = (batch.images for batch in loader)
+        total = sum(images.double().sum(0) for images in batches)
         return (total / len(chosen)).float()
 
     # ---------------------------------------------------------------------------------------- loaders
@@ -148,11 +155,33 @@ class ImageData(lightning.LightningDataModule):
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         plan = BatchPlan(len(source), self.batch_size, self.seed if shuffle else None, rank, world_size)
         if isinstance(source, ArraySource):
-            return ArrayLoader(source, plan)
-        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+            return self._array_loader(split, source, plan)
+        on_cuda = self._device().type == "cuda"
         loader = FileLoader(source, plan, self.channels, self.stored_size, self._workers(), on_cuda)
         self._open.append(loader)
         return loader
+
+    def _array_loader(self, split: str, source: ArraySource, plan: BatchPlan) -> ArrayLoader:
+        device = self._device()
+        place = self._place or self._choose_place(device)
+        if place == "device" and split not in self._on_device:
+            self._on_device[split] = replace(
+                source, images=source.images.to(device), labels=source.labels.to(device)
+            )
+        source = self._on_device.get(split, source)
+        return ArrayLoader(source, plan, device if place == "host" and device.type == "cuda" else None)
+
+    def _choose_place(self, device: torch.device) -> str:
+        sources = [s for s in self.sources.values() if isinstance(s, ArraySource)]
+        num_bytes = sum(s.images.numel() for s in sources)
+        self._place = choose_place(self.resident, num_bytes, device)
+        if self._place != "off" and self.resident == "auto":
+            where = "on the GPU" if self._place == "device" else "in main memory, copied ahead"
+            log.info("The images (%.0f MB) are kept %s (data.resident=auto).", num_bytes / 1e6, where)
+        return self._place
+
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def _workers(self) -> int:
         if self.num_workers is not None:
@@ -175,7 +204,17 @@ class ImageData(lightning.LightningDataModule):
     def test_dataloader(self) -> Any:
         return self.loader(self.test_split) if self.test_split in self.sources else []
 
+    def predict_dataloader(self) -> Any:
+        return self.test_dataloader()
+
     # ---------------------------------------------------------------------------------------- on the device
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move what is not there yet; Lightning's general way costs more than a small step."""
+        if batch.images.device == device:
+            return batch
+        images, labels, indices = (x.to(device, non_blocking=True) for x in batch[:3])
+        return batch._replace(images=images, labels=labels, indices=indices)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment training batches; resize and normalise all."""
@@ -200,13 +239,18 @@ class ImageData(lightning.LightningDataModule):
         source = self.sources[split]
         if isinstance(source, ArraySource):
             return source.images[index]
-        return stored(decode(source.paths[index], self.channels), self.stored_size)
+        return read_stored(source.paths[index], self.channels, self.stored_size)
+
+    def _side(self) -> int:
+        """Return the side of images as they are stored; those in memory keep their own."""
+        source = self.sources.get("train")
+        return source.images.shape[-1] if isinstance(source, ArraySource) else self.stored_size
 
     def preprocessing(self) -> dict[str, Any]:
         """Return, as plain values and tensors, what a checkpoint must know to prepare an image for the network."""
         return {
             "image_size": self.preprocess.image_size,
-            "stored_size": self.stored_size,
+            "stored_size": self._side(),
             "crop": self.preprocess.crop,
             "mean": list(self.preprocess.mean),
             "std": list(self.preprocess.std),

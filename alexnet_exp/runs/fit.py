@@ -21,9 +21,11 @@ from alexnet_exp.models.summary import LayerRow, layer_table
 from alexnet_exp.targets import build
 from alexnet_exp.tracking.log import log, quiet_lightning
 from alexnet_exp.tracking.metrics_csv import MetricsCSV
+from alexnet_exp.training.automatic import compile_network, settle, use_fast_matmul
 from alexnet_exp.training.callbacks import Bar, SameBatches, StepLog, print_summary
 from alexnet_exp.training.checkpoints import AtomicCheckpointIO, BestAndLast
 from alexnet_exp.training.classifier import ImageClassifier
+from alexnet_exp.training.devices import device_type
 from alexnet_exp.training.restore import check_same_network, load_weights, read_for
 
 OUR_CALLBACKS = (
@@ -66,6 +68,13 @@ def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> No
         )
 
 
+def settle_automatic(config: dict[str, Any], data: ImageData) -> None:
+    """Turn every `auto` into what this machine does best, and say what was chosen; config changes in place."""
+    device = torch.device(device_type(config["trainer"]))
+    if chosen := settle(config, device, len(data.sources["train"])):
+        log.info("Chosen for this machine: %s", " ".join(chosen))
+
+
 @dataclass
 class Fit:
     """Everything that trains together on one rank."""
@@ -103,6 +112,7 @@ def assemble(
         config["label_smoothing"],
         config["seed"],
         embed={"config": config, "preprocessing": data.preprocessing()},
+        channels_last=config["channels_last"],
     )
     size = config["model"].get("input_size", config["data"]["image_size"])
     layers = layer_table(model, (data.channels, size, size))
@@ -113,8 +123,8 @@ def assemble(
     if config["trainer"]["overfit_batches"]:
         callbacks.append(SameBatches())
     trainer = _trainer(config["trainer"], run_dir, loggers, callbacks, chosen)
-    if config["compile"]:
-        model.compile()
+    compile_network(model, config["compile"])
+    use_fast_matmul(trainer.strategy.root_device)
     return Fit(config, data, classifier, trainer, layers, step_log, checkpoint)
 
 

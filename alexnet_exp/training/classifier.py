@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from alexnet_exp.data import ImageData
 from alexnet_exp.data.loaders import Batch
+from alexnet_exp.data.mixing import Mixing
 from alexnet_exp.data.randomness import mix
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.meters import ClassificationMeter
@@ -35,6 +37,7 @@ class ImageClassifier(lightning.LightningModule):
         label_smoothing: Share of the target spread over all classes, in training only.
         seed: Of dropout; the random state of a step depends on (seed, step, rank) alone.
         embed: Plain values that every checkpoint carries (config, preprocessing).
+        channels_last: Whether weights and images lie in memory as NHWC.
     """
 
     def __init__(
@@ -46,9 +49,11 @@ class ImageClassifier(lightning.LightningModule):
         label_smoothing: float = 0.0,
         seed: int = 0,
         embed: Mapping[str, Any] | None = None,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.to(memory_format=self.layout)
         self.classes = tuple(classes)
         self.optimizer_config, self.scheduler_config = dict(optimizer), dict(scheduler or {"name": "none"})
         self.label_smoothing, self.seed = label_smoothing, seed
@@ -64,7 +69,7 @@ class ImageClassifier(lightning.LightningModule):
         self._first_bad_step: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)
+        return self.model(images.contiguous(memory_format=self.layout))
 
     # ---------------------------------------------------------------------------------------- steps
 
@@ -81,21 +86,44 @@ class ImageClassifier(lightning.LightningModule):
         torch.default_generator.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logits = self.model(batch.images)
-        losses = functional.cross_entropy(
-            logits, batch.labels, reduction="none", label_smoothing=self.label_smoothing
-        )[: batch.size]
+        logits = self(batch.images)
+        losses, labels = self._losses(logits, batch)
         # DDP averages gradients over ranks; this makes that average the gradient of the global batch's mean.
         loss = losses.sum() * (self.trainer.world_size / batch.global_size)
-        self.train_meter.update(losses, logits[: batch.size], batch.labels[: batch.size])
+        self.train_meter.update(losses, logits[: batch.size], labels)
         self._watch(loss.detach())
         return loss
+
+    def _losses(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return each image's loss and the label it is counted by: of a mixed one, the label with the larger share."""
+
+        def against(labels: Tensor) -> Tensor:
+            return functional.cross_entropy(
+                logits, labels, reduction="none", label_smoothing=self.label_smoothing
+            )
+
+        losses, labels, mixing = against(batch.labels), batch.labels, self._mixing(batch)
+        if mixing is not None:
+            others = labels[mixing.partners]
+            losses = torch.lerp(against(others), losses, mixing.shares.to(losses.dtype))
+            labels = torch.where(mixing.shares < 0.5, others, labels)
+        return losses[: batch.size], labels[: batch.size]
+
+    def _mixing(self, batch: Batch) -> Mixing | None:
+        """Draw again what the data module has drawn for these images: it hangs on them, seed and epoch alone."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ImageData):
+            return None
+        return data.pipeline.mixing(batch.indices, data.seed, self.trainer.current_epoch)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.outcomes.add(batch, self._evaluate("test", batch))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._logits(batch.images)[: batch.size].float().softmax(1)
 
     def _evaluate(self, split: str, batch: Batch) -> Tensor:
         logits = self._logits(batch.images)[: batch.size].float()
@@ -106,8 +134,8 @@ class ImageClassifier(lightning.LightningModule):
     def _logits(self, images: Tensor) -> Tensor:
         """Return logits; for several views (N, V, C, H, W), logarithms of the averaged softmax."""
         if images.dim() == 4:
-            return self.model(images)
-        views = self.model(images.flatten(0, 1)).float().log_softmax(1).unflatten(0, images.shape[:2])
+            return self(images)
+        views = self(images.flatten(0, 1)).float().log_softmax(1).unflatten(0, images.shape[:2])
         return views.logsumexp(1) - math.log(images.shape[1])
 
     def _meter(self, split: str) -> ClassificationMeter:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +47,19 @@ def count_devices(trainer: Mapping[str, Any]) -> int:
     """
     if isinstance(trainer["devices"], int) and trainer["devices"] > 0 and trainer["accelerator"] == "cpu":
         return trainer["devices"]  # known without importing torch
+    return len(_devices(trainer))
+
+
+def device_type(trainer: Mapping[str, Any]) -> str:
+    """Return what the trainer settings train on: 'cpu', 'cuda', 'mps'.
+
+    Raises:
+        UserError: If it does not exist.
+    """
+    return "cpu" if trainer["accelerator"] == "cpu" else getattr(_devices(trainer)[0], "type", "cpu")
+
+
+def _devices(trainer: Mapping[str, Any]) -> Sequence[Any]:
     from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -54,7 +67,7 @@ def count_devices(trainer: Mapping[str, Any]) -> int:
         connector = _AcceleratorConnector(
             accelerator=trainer["accelerator"], devices=trainer["devices"], num_nodes=trainer["num_nodes"]
         )
-        return len(connector._parallel_devices)
+        return list(connector._parallel_devices)
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -72,6 +85,8 @@ class Ranks:
         num_nodes: Machines.
         on_failure: Told the last words of a rank that failed while the others wait for it.
     """
+
+    module = "alexnet_exp.runs.rank"  # what the other processes run
 
     def __init__(
         self, run_dir: Path, count: int, num_nodes: int = 1, on_failure: Callable[[str], Any] = print
@@ -100,7 +115,7 @@ class Ranks:
         self._errors.append(errors)
         self._children.append(
             subprocess.Popen(
-                [sys.executable, "-m", "alexnet_exp.runs.rank", str(self.run_dir), str(os.getpid())],
+                [sys.executable, "-m", self.module, str(self.run_dir), str(os.getpid())],
                 env={**os.environ, "LOCAL_RANK": str(rank)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

@@ -13,7 +13,8 @@ from alexnet_exp.config.compose import compose, conf_dir, group, options, plain
 from alexnet_exp.config.networks import check_network
 
 TOP_LEVEL = [
-    "augment", "callbacks", "ckpt", "compile", "data", "label_smoothing", "logger", "model", "optimizer",
+    "augment", "callbacks", "channels_last", "ckpt", "compile", "data", "label_smoothing", "logger", "model",
+    "optimizer",
     "paths", "resume", "scheduler", "seed", "test", "test_weights", "trainer", "trust", "weights",
 ]  # fmt: skip
 GROUP_NAMES = [

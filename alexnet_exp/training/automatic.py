@@ -1,0 +1,107 @@
+"""What `auto` means on this machine: precision, layout and compilation, chosen once and recorded in config.yaml.
+
+A resumed run reads the choices from there, so that it goes on with the same arithmetic on another machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from alexnet_exp.models.layers import LocalResponseNorm
+from alexnet_exp.models.summary import LayerRow, layer_table
+from alexnet_exp.targets import build
+
+# Compiling takes 10 s to a minute. A run of less arithmetic than this does not win it back: about two minutes of
+# training on a data-centre GPU, a quarter of an hour on two CPU cores.
+_LONG_RUN_FLOPS = {"cuda": 1e16, "cpu": 2e14}
+
+
+def settle(config: dict[str, Any], device: torch.device, num_images: int) -> list[str]:
+    """Replace every `auto` of precision, channels_last and compile.
+
+    Args:
+        config: Settings of a run whose network is complete; changed in place.
+        device: That trains.
+        num_images: Training images, for the length of the run.
+
+    Returns:
+        A phrase for every choice that is not the plain one, for the log.
+    """
+    said = []
+    trainer = config["trainer"]
+    if trainer["precision"] == "auto":
+        trainer["precision"] = _precision(device)
+        if trainer["precision"] != "32-true":
+            said.append(f"trainer.precision={trainer['precision']}")
+    if config["channels_last"] == "auto":
+        # On a CPU oneDNN chooses layouts for itself, and channels-last convolutions in bfloat16 can be much slower.
+        config["channels_last"] = device.type == "cuda" and trainer["precision"] != "32-true"
+        if config["channels_last"]:
+            said.append("channels_last=true")
+    if config["compile"] == "auto":
+        config["compile"] = _compile(config, device, num_images)
+        if config["compile"]:
+            said.append(f"compile={str(config['compile']).lower()}")
+    return said
+
+
+def use_fast_matmul(device: torch.device) -> None:
+    """Let CUDA multiply float32 in TF32: 10 bits of mantissa, accumulated in float32; convolutions do by default."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
+def compile_network(model: nn.Module, how: bool | str) -> None:
+    """Compile in place: the whole network (True), its local response normalisation alone ('lrn'), or nothing."""
+    if how is True:
+        model.compile()
+    elif how == "lrn":
+        for module in model.modules():
+            if isinstance(module, LocalResponseNorm):
+                module.compiled = True
+
+
+def _precision(device: torch.device) -> str:
+    # bfloat16 before Ampere is emulated, and slower than float32.
+    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16-mixed" if fast else "32-true"
+
+
+def _compile(config: Mapping[str, Any], device: torch.device, num_images: int) -> bool | str:
+    least = _LONG_RUN_FLOPS.get(device.type)
+    if least is None or sys.platform != "linux" or config["trainer"]["fast_dev_run"]:
+        return False
+    rows = _layers(config)
+    # Forward, and twice that backward; a multiply-add is two operations.
+    flops = 6.0 * sum(row.multiply_adds for row in rows) * _training_images(config, num_images)
+    if flops < least:
+        return False
+    if device.type == "cuda":
+        return True
+    has_lrn = any(row.type == LocalResponseNorm.__name__ for row in rows)
+    return "lrn" if has_lrn and shutil.which(os.environ.get("CXX") or "g++") else False
+
+
+def _training_images(config: Mapping[str, Any], num_images: int) -> float:
+    """Estimate how many images a run will train on, counting every epoch."""
+    trainer, batch_size = config["trainer"], config["data"]["batch_size"]
+    limit = trainer["limit_train_batches"]
+    epoch = num_images * limit if isinstance(limit, float) else min(num_images, limit * batch_size)
+    endless = trainer["max_epochs"] in (None, -1)
+    images = float("inf") if endless else epoch * trainer["max_epochs"]
+    return min(images, trainer["max_steps"] * batch_size) if trainer["max_steps"] > 0 else images
+
+
+def _layers(config: Mapping[str, Any]) -> list[LayerRow]:
+    model = config["model"]
+    size = model.get("input_size", config["data"]["image_size"])
+    with torch.device("meta"):
+        network = build(model)
+    return layer_table(network, (model.get("in_channels", 3), size, size))

@@ -1,0 +1,99 @@
+"""What the settings of the augmentation may be, and the files that ship."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import pytest
+
+from alexnet_exp.config.checks import check_config
+from alexnet_exp.config.compose import compose, options, plain
+from alexnet_exp.errors import UserError
+
+ERASING = {"probability": 0.5, "scale": [0.02, 0.33], "ratio": [0.3, 3.3]}
+PARTS = {"scale": [0.08, 1.0], "ratio": [0.75, 1.33]}
+
+
+@lru_cache
+def shipped() -> dict[str, Any]:
+    return plain(compose("train", []))
+
+
+def with_augment(key: str, value: Any) -> dict[str, Any]:
+    return {**shipped(), "augment": {**shipped()["augment"], key: value}}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("flip", "alternating"),
+        ("policy", "trivialaugment"),
+        ("num_ops", 1),
+        ("magnitude", 0),
+        ("magnitude", 30),
+        ("mixup", 1),
+        ("cutmix", 0.2),
+        ("erasing", ERASING),
+        ("resized_crop", PARTS),
+        ("colour_jitter", {"hue": 0.5}),
+        ("views", "flip_translate"),
+    ],
+)
+def test_legal_value_is_let_through(key: str, value: Any) -> None:
+    check_config(with_augment(key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "must_be"),
+    [
+        ("flip", "sometimes", "true or false, or alternating"),
+        ("policy", "autoaugment", "one of none, randaugment, trivialaugment"),
+        ("num_ops", 0, "a whole number, 1 or more, or null"),
+        ("magnitude", 31, "a whole number from 0 to 30, or null"),
+        ("magnitude", True, "a whole number from 0 to 30"),
+        ("mixup", -0.2, "a number above 0, or null"),
+        ("mixup", 0, "a number above 0"),
+        ("cutmix", "yes", "a number above 0"),
+        ("erasing", {**ERASING, "probability": 1.5}, r"\{probability: 0 to 1, scale: \[least, most\]"),
+        ("erasing", {**ERASING, "scale": [0.33, 0.02]}, "probability"),
+        ("erasing", {"probability": 0.5}, "probability"),
+        ("resized_crop", {**PARTS, "ratio": [0.75]}, r"\{scale: \[least, most\], ratio"),
+        ("resized_crop", {**PARTS, "ratio": [1.3, 0.7]}, "ratio"),
+        ("colour_jitter", {"hue": 0.6}, r"hue: 0 to 0\.5"),
+        ("colour_jitter", {"gamma": 0.6}, "brightness, contrast, saturation"),
+        ("colour_jitter", {"hue": 0}, "at least one of them above 0"),
+        ("colour_jitter", {}, "at least one of them above 0"),
+        ("views", "six", "flip_translate"),
+    ],
+)
+def test_illegal_value_is_told_in_one_line(key: str, value: Any, must_be: str) -> None:
+    with pytest.raises(
+        UserError, match=f"augment\\.{key}=.* is not possible: it must be .*{must_be}"
+    ) as error:
+        check_config(with_augment(key, value))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", options("augment"))
+def test_every_shipped_augmentation_is_legal_and_has_all_keys(name: str) -> None:
+    config = plain(compose("train", [f"augment={name}"]))
+    check_config(config)
+    assert config["augment"].keys() == shipped()["augment"].keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("fast", "flip", "alternating"),
+        ("fast", "pad", 2),
+        ("randaugment", "policy", "randaugment"),
+        ("trivialaugment", "policy", "trivialaugment"),
+        ("mixup", "mixup", 1.0),
+        ("cutmix", "cutmix", 1.0),
+        ("erasing", "erasing", ERASING),
+        ("colour_jitter", "resized_crop", {"scale": [0.08, 1.0], "ratio": [0.75, 4 / 3]}),
+    ],
+)
+def test_a_file_does_what_its_name_says(name: str, key: str, value: Any) -> None:
+    assert plain(compose("train", [f"augment={name}"]))["augment"][key] == value

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+
+from alexnet_exp.data.loaders import ArrayLoader, BatchPlan
+from alexnet_exp.data.resident import ahead, choose_place
+from alexnet_exp.data.sources import ArraySource
+
+CUDA = torch.device("cuda", 0)
+
+
+def source(count: int = 10) -> ArraySource:
+    images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4).contiguous()
+    return ArraySource(images, torch.arange(count) % 3, ("a", "b", "c"), "made train")
+
+
+@pytest.mark.parametrize("wanted", ["auto", "device", "host", "off"])
+def test_on_a_processor_nothing_has_to_be_moved(wanted: str):
+    assert choose_place(wanted, 10**9, torch.device("cpu")) == "off"
+
+
+@pytest.mark.parametrize(("num_bytes", "place"), [(2_500, "device"), (2_501, "host")])
+def test_auto_keeps_on_the_gpu_what_takes_a_quarter_of_its_free_memory(
+    monkeypatch: pytest.MonkeyPatch, num_bytes: int, place: str
+):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 20_000))
+    assert choose_place("auto", num_bytes, CUDA) == place
+
+
+@pytest.mark.parametrize("wanted", ["device", "host", "off"])
+def test_what_the_user_says_holds_however_little_memory_is_free(wanted: str):
+    assert choose_place(wanted, 10**15, CUDA) == wanted
+
+
+def test_items_come_ahead_in_their_order_on_another_thread():
+    made: list[tuple[int, int]] = []
+
+    def items():
+        for i in range(5):
+            made.append((i, threading.get_ident()))
+            yield i
+
+    coming = ahead(items())
+    assert next(coming) == 0
+    deadline = time.monotonic() + 5
+    while len(made) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert [i for i, _ in made] == [0, 1, 2]  # two more than were taken
+    assert list(coming) == [1, 2, 3, 4]
+    assert threading.get_ident() not in {thread for _, thread in made}
+
+
+def test_an_error_arrives_in_its_turn():
+    def items():
+        yield 1
+        raise OSError("disk")
+
+    coming = ahead(items())
+    assert next(coming) == 1
+    with pytest.raises(OSError, match="disk"):
+        next(coming)
+
+
+def test_a_pass_that_is_given_up_leaves_no_thread():
+    coming = ahead(iter(range(100)))
+    next(coming)
+    coming.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("batches")]
+
+
+def test_indices_are_on_the_device_of_the_images():
+    loader = ArrayLoader(source(), BatchPlan(10, 4, seed=1))
+    assert loader.sampler.device == torch.device("cpu")
+    for batch in loader:
+        assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.indices)
+        assert torch.equal(batch.labels, batch.indices % 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", [None, 1])
+def test_every_place_gives_the_same_batches(seed: int | None):
+    def batches(place: str):
+        own = source()
+        if place == "device":
+            own = ArraySource(own.images.to(CUDA), own.labels.to(CUDA), own.classes, own.name)
+        loader = ArrayLoader(own, BatchPlan(10, 4, seed=seed), CUDA if place == "host" else None)
+        return [tuple(x.cpu() for x in batch[:3]) for batch in loader]
+
+    expected = batches("off")
+    for place in ("device", "host"):
+        for ours, theirs in zip(batches(place), expected, strict=True):
+            assert all(map(torch.equal, ours, theirs))

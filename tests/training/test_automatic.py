@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from alexnet_exp.models.layers import LocalResponseNorm
+from alexnet_exp.training.automatic import compile_network, settle
+from alexnet_exp.zoo import create_model
+from tests.training.small_runs import run, settings
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def settled(device: torch.device, *overrides: str, images: int = 10**8) -> dict[str, Any]:
+    config, _ = settings("trainer.max_epochs=30", *overrides)
+    settle(config, device, images)
+    return config
+
+
+@pytest.fixture
+def capability(monkeypatch: pytest.MonkeyPatch):
+    def set_to(*value: int) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: value)
+
+    return set_to
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+
+
+def test_a_processor_trains_in_float32_and_the_plain_layout():
+    config = settled(CPU)
+    assert (config["trainer"]["precision"], config["channels_last"], config["compile"]) == (
+        "32-true", False, False,
+    )  # fmt: skip
+
+
+def test_a_gpu_trains_in_bfloat16_from_ampere_on(capability):
+    capability(8, 0)
+    config = settled(CUDA)
+    assert config["trainer"]["precision"] == "bf16-mixed"
+    assert config["channels_last"] is True
+    capability(7, 5)
+    config = settled(CUDA)
+    assert config["trainer"]["precision"] == "32-true"
+    assert config["channels_last"] is False
+
+
+def test_what_the_user_says_holds(capability):
+    capability(9, 0)
+    config = settled(CUDA, "trainer.precision=32-true", "channels_last=true", "compile=true")
+    assert (config["trainer"]["precision"], config["channels_last"], config["compile"]) == (
+        "32-true",
+        True,
+        True,
+    )
+
+
+def test_only_a_long_run_is_compiled(capability, compiler):
+    capability(9, 0)
+    long = ["model=alexnet_lrn", "trainer.max_epochs=90"]
+    assert settled(CUDA, *long)["compile"] is True
+    for short in ("trainer.max_steps=100", "trainer.limit_train_batches=3", "trainer.fast_dev_run=true"):
+        assert settled(CUDA, *long, short)["compile"] is False
+    assert settled(CUDA, *long, "trainer.limit_train_batches=0.01", images=10**6)["compile"] is False
+    assert settled(CUDA, "model=alexnet_lrn", images=10**6)["compile"] is False
+
+
+def test_on_a_processor_a_long_run_compiles_normalisation_alone(compiler, monkeypatch):
+    assert settled(CPU, "model=alexnet_lrn")["compile"] == "lrn"
+    assert settled(CPU, "model=alexnet")["compile"] is False  # has none
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert settled(CPU, "model=alexnet_lrn")["compile"] is False
+
+
+def test_compiling_normalisation_leaves_the_rest():
+    model = create_model("alexnet_lrn", num_classes=10)
+    compile_network(model, "lrn")
+    norms = [m for m in model.modules() if isinstance(m, LocalResponseNorm)]
+    assert len(norms) == 2
+    assert all(m.compiled for m in norms)
+
+
+def test_the_choices_stand_in_config_yaml_and_in_the_checkpoint(tmp_path):
+    run(tmp_path / "run")
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    assert "precision: 32-true" in text
+    assert "compile: false" in text
+    embedded = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["config"]
+    assert embedded["trainer"]["precision"] == "32-true"
+    assert embedded["channels_last"] is False
+
+
+def test_both_layouts_train_to_the_same_result(tmp_path):
+    plain, last = (run(tmp_path / name, f"channels_last={name}") for name in ("false", "true"))
+    assert plain["metrics"]["train/loss"] == pytest.approx(last["metrics"]["train/loss"], rel=1e-4)
