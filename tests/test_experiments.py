@@ -155,10 +155,12 @@ TORCHVISION = (
     "readme004_resnet18",
 )
 
+OURS = ("cifar10_fast", "cifar10_fast_resnet18", "cifar10_fast_cpu")
+
 
 def test_every_experiment_has_its_numbers_here() -> None:
-    assert sorted(PUBLISHED) == EXPERIMENTS
-    assert sorted([*AUGMENT, *TORCHVISION]) == EXPERIMENTS
+    assert sorted([*PUBLISHED, *OURS]) == EXPERIMENTS
+    assert sorted([*AUGMENT, *TORCHVISION, *OURS]) == EXPERIMENTS
 
 
 @pytest.mark.parametrize("experiment", PUBLISHED)
@@ -216,7 +218,7 @@ def test_the_subsets_and_the_validation_are_those_of_the_readmes() -> None:
 
 
 def test_recipes_on_cifar10_train_on_all_of_its_images() -> None:
-    for experiment in EXPERIMENTS:
+    for experiment in PUBLISHED:
         data = settings(experiment)["data"]
         if data["_target_"].endswith("CIFAR10") and not experiment.startswith("readme"):
             assert (data["val_size"], data["train_subset"], data["test_subset"]) == (0, None, None), (
@@ -225,7 +227,7 @@ def test_recipes_on_cifar10_train_on_all_of_its_images() -> None:
 
 
 def test_imagenet_is_stored_as_squares_of_256_pixels() -> None:
-    for experiment in EXPERIMENTS:
+    for experiment in PUBLISHED:
         data = settings(experiment)["data"]
         assert data.get("stored_size", 256) == 256, experiment
 

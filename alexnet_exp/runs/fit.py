@@ -42,7 +42,7 @@ def prepare_data(config: dict[str, Any]) -> ImageData:
 
 
 def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> None:
-    """Set the network's classes and channels to the data's, unless the user typed them.
+    """Complete the settings: the network's classes and channels from the data, every `auto` from the machine.
 
     Args:
         config: Changed in place.
@@ -66,10 +66,6 @@ def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> No
         raise UserError(
             f"model.in_channels={model['in_channels']} does not fit data.channels={data.channels}. Leave it out."
         )
-
-
-def settle_automatic(config: dict[str, Any], data: ImageData) -> None:
-    """Turn every `auto` into what this machine does best, and say what was chosen; config changes in place."""
     device = torch.device(device_type(config["trainer"]))
     if chosen := settle(config, device, len(data.sources["train"])):
         log.info("Chosen for this machine: %s", " ".join(chosen))

@@ -69,7 +69,6 @@ def follow(config: dict[str, Any], overrides: list[str], run_dir: Path) -> dict[
     with logging_to(None):
         data = heavy.prepare_data(config)
         heavy.fit_to_data(config, data, overrides)
-        heavy.settle_automatic(config, data)  # nothing left to do where the first rank has written its choices
         fit = heavy.assemble(config, data, run_dir, [], Console(quiet=True))
         heavy.train_and_test(fit, heavy.start_point(fit, run_dir))
         fit.classifier.outcomes.gather()
@@ -121,7 +120,6 @@ class _Session:
 
         data = heavy.prepare_data(self.config)
         heavy.fit_to_data(self.config, data, self.overrides)
-        heavy.settle_automatic(self.config, data)
         self.run.write_settings(self.config, self.overrides)
         self.loggers = make_loggers(self.config, self.run)
         self.fit = heavy.assemble(self.config, data, self.run.path, self.loggers, self.console)

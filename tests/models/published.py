@@ -10,6 +10,7 @@ PARAMETERS = {
     "alexnet_cifar": 2_472_266,
     "alexnet_d2l": 46_764_746,
     "alexnet_icpm": 23_272_266,
+    "alexnet_fast": 1_554_506,  # ours
     "alexnet_icpm_bn": 23_274_570,
     "alexnet_keras_bn": 22_804_554,
     "alexnet_lrn": 62_378_344,
@@ -62,6 +63,7 @@ SIDES = {
     "alexnet_cifar": (8, 4, 4, 2, 2, 2, 2, 1),
     "alexnet_d2l": (54, 26, 26, 12, 12, 12, 12, 5),
     "alexnet_icpm": (16, 8, 8, 4, 4, 4, 4, 2),
+    "alexnet_fast": (32, 32, 16, 16, 8, 8, 8, 4),
     "alexnet_icpm_bn": (16, 8, 8, 4, 4, 4, 4, 2),
     "alexnet_keras_bn": (30, 14, 14, 6, 6, 6, 6, 2),
     "alexnet_lrn": _IMAGENET,
@@ -101,6 +103,7 @@ ORDER = {
     "alexnet_cifar": f"{_PLAIN} fc8",
     "alexnet_d2l": f"{_PLAIN} {_HIDDEN}",
     "alexnet_icpm": f"{_PLAIN} dropout fc6 relu dropout fc7 relu fc8",
+    "alexnet_fast": "conv1 bn relu conv2 bn relu max conv3 bn relu max conv4 bn relu conv5 bn relu max fc8",
     "alexnet_icpm_bn": "conv1 bn relu max conv2 bn relu max conv3 bn relu conv4 bn relu conv5 bn relu max "
     "dropout fc6 relu dropout fc7 relu fc8",
     "alexnet_keras_bn": "conv1 relu bn max conv2 relu bn max conv3 relu bn conv4 relu bn conv5 relu bn max "
