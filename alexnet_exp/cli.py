@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -18,7 +19,11 @@ USAGE = """\
 alexnet-exp VERB [key=value ...]     settings and flags of a verb: alexnet-exp VERB --help
 
   train      train and test a network: alexnet-exp train model=alexnet_lrn data=cifar10
+  evaluate   scores of a checkpoint or an ensemble: alexnet-exp evaluate outputs/runs/RUN
+  predict    name what is in images: alexnet-exp predict outputs/runs/RUN photos/
   benchmark  measure speed on this machine: alexnet-exp benchmark lrn
+  export     hand a network to another runtime: alexnet-exp export outputs/runs/RUN format=onnx
+  compare    lay runs side by side: alexnet-exp compare outputs/runs
   models     list the networks, or the layers of one: alexnet-exp models alexnet_lrn
 """
 
@@ -87,9 +92,56 @@ def _benchmark(arguments: list[str]) -> int:
     def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> None:
         from alexnet_exp.runs.benchmark import benchmark
 
-        benchmark(config, run_dir, shlex.join(["alexnet-exp", "benchmark", *arguments]))
+        benchmark(config, overrides, run_dir, shlex.join(["alexnet-exp", "benchmark", *arguments]))
 
-    return run_hydra("benchmark", task, arguments, bare_words=("what",))
+    # To Hydra data,step is a sweep; here it is a list.
+    listed = [re.sub(r"^(what=)?(\w+(,\w+)+)$", r"what=[\2]", argument) for argument in arguments]
+    return run_hydra("benchmark", task, listed, bare_words=("what",))
+
+
+def _compare(arguments: list[str]) -> int:
+    def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> None:
+        from alexnet_exp.runs.compare import compare
+
+        compare(config, run_dir, shlex.join(["alexnet-exp", "compare", *arguments]))
+
+    return run_hydra("compare", task, arguments, bare_words=("runs...",))
+
+
+def _export(arguments: list[str]) -> int:
+    def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> None:
+        from alexnet_exp.runs.export import export
+
+        export(config, run_dir, shlex.join(["alexnet-exp", "export", *arguments]))
+
+    return run_hydra("export", task, arguments, bare_words=("ckpt",))
+
+
+def _evaluate(arguments: list[str]) -> int:
+    def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> None:
+        from alexnet_exp.runs.evaluate import evaluate
+
+        evaluate(config, overrides, run_dir, shlex.join(["alexnet-exp", "evaluate", *arguments]))
+
+    return run_hydra("evaluate", task, _appending(arguments), bare_words=("ckpt...",))
+
+
+def _predict(arguments: list[str]) -> int:
+    codes: list[int] = []
+
+    def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> None:
+        from alexnet_exp.runs.predict import predict
+
+        codes.append(predict(config, run_dir, shlex.join(["alexnet-exp", "predict", *arguments])))
+
+    return run_hydra("predict", task, arguments, bare_words=("ckpt", "images...")) or max(codes, default=0)
+
+
+def _appending(arguments: list[str]) -> list[str]:
+    """Let `data.root=DIR` change the checkpoint's own data set where no other is chosen."""
+    if any(argument.startswith("data=") for argument in arguments):
+        return arguments
+    return [f"+{argument}" if argument.startswith("data.") else argument for argument in arguments]
 
 
 def _program() -> list[str]:
@@ -186,7 +238,15 @@ def _show(error: Exception, verb: str, show_all: bool) -> None:
         print(f"error: {message}", file=sys.stderr)
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"train": _train, "benchmark": _benchmark, "models": _models}
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "benchmark": _benchmark,
+    "compare": _compare,
+    "evaluate": _evaluate,
+    "export": _export,
+    "predict": _predict,
+    "models": _models,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

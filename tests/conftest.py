@@ -11,6 +11,12 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep decoded images of test data out of the user's folders."""
+    monkeypatch.setenv("ALEXNET_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
 def _nobody_in_particular(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away what a developer's own environment would add to a run."""
     for name in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from alexnet_exp.config.compose import options
 from alexnet_exp.errors import UserError
@@ -23,9 +24,11 @@ _SINGLE = (
 
 # Their values are paths or prose: spaces, commas, '=' and a leading '/' are meant as they stand.
 LITERAL_KEYS = (
-    "resume", "ckpt", "weights", "data.root", "data.data_dir", "paths.data_dir", "paths.output_dir",
-    "hydra.run.dir", "hydra.sweep.dir", "logger.wandb.notes",
+    "resume", "sweep.resume", "weights", "data.root", "data.data_dir", "paths.data_dir", "paths.output_dir",
+    "paths.cache_dir", "data.cache_dir",
+    "hydra.run.dir", "hydra.sweep.dir", "logger.wandb.notes", "out", "where", "sort", "metric",
 )  # fmt: skip
+_PATH_LISTS = ("ckpt", "images", "runs")  # one path as it stands, or a list in brackets
 
 _FLAGS_WITH_VALUE = (
     "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p",
@@ -39,7 +42,7 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = ()) -> list[str]
 
     Args:
         arguments: As typed, without the program and the verb.
-        bare_words: Keys for words without '=', in this order.
+        bare_words: Keys for words without '=', in this order; 'runs...' takes all that are left.
 
     Returns:
         Arguments for Hydra: flags first, since its parser takes none between settings.
@@ -54,6 +57,10 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = ()) -> list[str]
         _check_form(setting)
     prepared = [_quoted(setting, sweep) for setting in settings]
     typed = dict(setting.lstrip("+").split("=", 1) for setting in prepared if "=" in setting)
+    if "sweep.resume" in typed and typed["sweep.resume"] not in _NULL:
+        if not sweep:
+            raise UserError("sweep.resume= goes on with a sweep: say -m, and the settings that the sweep had.")
+        prepared.append(f"hydra.sweep.dir={typed['sweep.resume']}")
     if resumed_directory(settings) and "hydra.run.dir" not in typed:
         prepared.append(f"hydra.run.dir={typed['resume']}")
     return [*flags, *prepared]
@@ -74,7 +81,7 @@ def _separate(arguments: list[str]) -> tuple[list[str], list[str]]:
     settings: list[str] = []
     after_flag = False
     for argument in arguments:
-        is_flag = argument.startswith("-")
+        is_flag = argument.startswith("-") and argument != "-"  # alone, it is standard input
         (flags if is_flag or after_flag else settings).append(argument)
         after_flag = is_flag and (argument in _FLAGS_WITH_VALUE or argument in ("-sc", "--shell-completion"))
     return flags, settings
@@ -82,11 +89,17 @@ def _separate(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _with_keys(settings: list[str], keys: tuple[str, ...]) -> list[str]:
     """Turn `models alexnet` into `models name=alexnet`."""
-    waiting, done = list(keys), []
+    named = {setting.partition("=")[0] for setting in settings}
+    waiting = [key for key in keys if key.removesuffix("...") not in named]
+    done: list[str] = []
+    many: list[str] = []
     for setting in settings:
         bare = "=" not in setting and not setting.startswith("~")
-        done.append(f"{waiting.pop(0)}={setting}" if bare and waiting else setting)
-    return done
+        if waiting and waiting[0].endswith("...") and (bare or Path(setting).exists()):
+            many.append(_literal(setting))
+        else:
+            done.append(f"{waiting.pop(0)}={setting}" if bare and waiting else setting)
+    return [*done, f"{waiting[0].removesuffix('...')}=[{','.join(many)}]"] if many else done
 
 
 def _check_form(setting: str) -> None:
@@ -107,13 +120,18 @@ def _check_form(setting: str) -> None:
 
 def _quoted(setting: str, sweep: bool) -> str:
     key, equals, value = setting.partition("=")
-    if key.lstrip("+") not in LITERAL_KEYS or not equals or value in (*_NULL, "???"):
+    is_path = key.lstrip("+") in _PATH_LISTS and not (value.startswith("[") and value.endswith("]"))
+    if not (key.lstrip("+") in LITERAL_KEYS or is_path) or not equals or value in (*_NULL, "???"):
         return setting
     if _is_quoted(value) or "${" in value or (sweep and "," in value):
         return setting  # already quoted, an interpolation, or several values of a sweep
-    # In Hydra's grammar backslashes mean themselves, except before a quotation mark.
+    return f"{key}={_literal(value)}"
+
+
+def _literal(value: str) -> str:
+    """Quote a text for Hydra's grammar, where backslashes mean themselves, except before a quotation mark."""
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-    return f"{key}='{escaped}'"
+    return f"'{escaped}'"
 
 
 def _is_quoted(value: str) -> bool:

@@ -66,9 +66,19 @@ def _has_only(value: Any, rules: dict[str, Rule]) -> bool:
     return isinstance(value, dict) and all(k in rules and rules[k].legal(v) for k, v in value.items())
 
 
+_RANGE = Rule("[least, most]", lambda v: list_of(positive).legal(v) and len(v) == 2 and v[0] <= v[1])
 _RESIZED_CROP = Rule(
     "{scale: [least, most], ratio: [least, most]}",
-    lambda v: _has_only(v, {"scale": list_of(positive), "ratio": list_of(positive)}) and len(v) == 2,
+    lambda v: _has_only(v, {"scale": _RANGE, "ratio": _RANGE}) and len(v) == 2,
+)
+_ERASING = Rule(
+    "{probability: 0 to 1, scale: [least, most], ratio: [least, most]}",
+    lambda v: _has_only(v, {"probability": fraction, "scale": _RANGE, "ratio": _RANGE}) and len(v) == 3,
+)
+_JITTER = {"brightness": number(), "contrast": number(), "saturation": number(), "hue": number(0.0, 0.5)}
+_COLOUR_JITTER = Rule(
+    "{brightness, contrast, saturation: 0 or more, hue: 0 to 0.5}, at least one of them above 0",
+    lambda v: _has_only(v, _JITTER) and any(v.values()),
 )
 _LAYERS = Rule(
     "{LAYER: {lr_factor: number, weight_decay: number}}",
@@ -99,7 +109,7 @@ SCHEDULES: dict[str, set[str]] = {
 }
 
 _PRECISIONS = (
-    16, 32, 64, "16", "32", "64", "bf16", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "32-true",
+    "auto", 16, 32, 64, "16", "32", "64", "bf16", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "32-true",
     "64-true", "transformer-engine", "transformer-engine-float16",
 )  # fmt: skip
 
@@ -107,17 +117,20 @@ RULES: dict[str, Rule] = {
     "seed": at_least(0),
     "test": flag,
     "test_weights": choice("best", "last"),
-    "compile": flag,
+    "compile": flag | choice("auto", "lrn"),
+    "channels_last": flag | choice("auto"),
     "label_smoothing": Rule(
         "a number from 0 up to, not including, 1", lambda v: _is_number(v) and 0 <= v < 1
     ),
     "resume": path | null,
     "ckpt": path | null,
     "weights": Rule("a path, torchvision, or none", path.legal),
+    "sweep.resume": path | null,
     "trust": Rule("a list of packages: [my_package]", list_of(text).legal),
     "paths.data_dir": path,
     "paths.output_dir": path,
-    "augment.flip": flag,
+    "paths.cache_dir": path,
+    "augment.flip": flag | choice("alternating"),
     "augment.pad": at_least(0),
     "augment.crop": flag,
     "augment.centre_crop": flag,
@@ -126,7 +139,15 @@ RULES: dict[str, Rule] = {
     "augment.whiten": flag,
     "augment.colour_noise": choice("none", "paper", "source"),
     "augment.colour_noise_epochs": at_least(0) | null,
-    "augment.views": choice("centre", "flip", "ten_crop"),
+    "augment.policy": choice("none", "randaugment", "trivialaugment"),
+    "augment.num_ops": at_least(1) | null,
+    "augment.magnitude": Rule("a whole number from 0 to 30", lambda v: _is_integer(v) and 0 <= v <= 30)
+    | null,
+    "augment.colour_jitter": _COLOUR_JITTER | null,
+    "augment.erasing": _ERASING | null,
+    "augment.mixup": positive | null,
+    "augment.cutmix": positive | null,
+    "augment.views": choice("centre", "flip", "flip_translate", "ten_crop"),
     "data._target_": text,
     "data.data_dir": path,
     "data.download": flag,
@@ -141,6 +162,9 @@ RULES: dict[str, Rule] = {
     "data.channels": Rule("1 or 3", lambda v: v in (1, 3) and _is_integer(v)),
     "data.image_size": at_least(1),
     "data.stored_size": at_least(1) | null,
+    "data.cache": choice("auto", "ram", "disk", "off"),
+    "data.cache_dir": path | null,
+    "data.resident": choice("auto", "device", "host", "off"),
     "data.num_workers": at_least(0) | null,
     "data.mean": list_of(number()),
     "data.std": list_of(positive),
@@ -183,7 +207,7 @@ RULES: dict[str, Rule] = {
     "trainer.num_nodes": at_least(1),
     "trainer.strategy": text,
     "trainer.precision": Rule(
-        "a precision such as 32-true, bf16-mixed, 16-mixed", lambda v: v in _PRECISIONS
+        "auto or a precision such as 32-true, bf16-mixed, 16-mixed", lambda v: v in _PRECISIONS
     ),
     "trainer.max_epochs": at_least(1) | Rule("-1 (no end)", lambda v: v == -1) | null,
     "trainer.min_epochs": at_least(0) | null,

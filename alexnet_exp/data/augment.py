@@ -67,13 +67,13 @@ class Augment:
     """Random crop and mirror image at the stored size, in uint8.
 
     Args:
-        flip: Mirror each image with probability 1/2.
+        flip: Mirror each image with probability 1/2; 'alternating': by chance in the first epoch, then in every other.
         pad: Zeros around the stored image before a random crop of the stored size, in pixels.
         crop: Random crop of `image_size` out of a larger stored image.
         image_size: Side the network takes, in pixels.
     """
 
-    flip: bool
+    flip: bool | str
     pad: int
     crop: bool
     image_size: int
@@ -97,7 +97,17 @@ class Augment:
         side = min(stored, self.image_size) if self.crop else stored
         draws = uniforms(indices, 3, "augment", seed, epoch)  # (N, 3): down, right, mirror
         offsets = (draws[:, :2] * (stored + 2 * self.pad - side + 1)).long()
-        return Window(offsets, side, (draws[:, 2] < 0.5) & self.flip, self.pad)
+        return Window(offsets, side, self.mirrored(indices, draws[:, 2], seed, epoch), self.pad)
+
+    def mirrored(self, indices: Tensor, draws: Tensor, seed: int, epoch: int) -> Tensor:
+        """Tell which images are mirrored, (N,) bool, from numbers (N,) drawn for this epoch.
+
+        Source: of 'alternating', K. Jordan, 94% on CIFAR-10 in 3.29 seconds on a single GPU, 2024, section 3.6
+        """
+        if self.flip != "alternating":
+            return (draws < 0.5) & bool(self.flip)
+        first = uniforms(indices, 1, "flip", seed)[:, 0] < 0.5  # the epoch is no part of the key
+        return first ^ (epoch % 2 == 1)
 
 
 @dataclass

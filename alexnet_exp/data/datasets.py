@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from alexnet_exp.data import cifar10, digits, folder, mnist
+from alexnet_exp.data.cache import Cache
 from alexnet_exp.data.module import ImageData, Source
+from alexnet_exp.data.sources import FileSource
 
 
 class Digits(ImageData):
@@ -58,12 +60,27 @@ class Folder(ImageData):
     Args:
         root: root/train/CLASS/* and root/val/CLASS/*, or root/CLASS/* with `val_fraction`.
         val_fraction: Part of every class to validate with, where there is no val folder.
+        cache: Keep decoded images: 'auto', 'ram', 'disk' or 'off' (data/cache.py).
+        cache_dir: Where on disk; None: the user's cache folder.
         common: See `ImageData`.
     """
 
-    def __init__(self, root: str, val_fraction: float | None = None, **common: Any) -> None:
+    def __init__(
+        self,
+        root: str,
+        val_fraction: float | None = None,
+        cache: str = "off",
+        cache_dir: str | None = None,
+        **common: Any,
+    ) -> None:
         super().__init__(**common)
         self.root, self.val_fraction = root, val_fraction
+        self.cache, self.cache_dir = cache, cache_dir
 
     def load(self) -> dict[str, Source]:
         return dict(folder.scan(self.root, self.val_fraction, self.val_seed))
+
+    def decoded(self, sources: dict[str, Source]) -> dict[str, Source]:
+        files = {split: source for split, source in sources.items() if isinstance(source, FileSource)}
+        cache = Cache(self.cache, self.cache_dir, self.channels, self.stored_size, self._workers())
+        return {**sources, **cache.keep(files)}

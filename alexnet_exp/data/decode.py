@@ -1,7 +1,8 @@
 """Read one image file into a uint8 tensor, whatever its format; the errors name the file.
 
-JPEG goes to torchvision's decoder (twice as fast as Pillow, the same pixels). With the other formats the two
-are about even, and Pillow gets more variants right. The content decides, not the file's extension.
+JPEG goes to torchvision's decoder (faster than Pillow, the same pixels). With the other formats the two are about
+even, and Pillow gets more variants right. A JPEG much larger than what is kept of it goes to Pillow, which decodes it
+at a half, a quarter or an eighth of its size. The content decides, not the file's extension.
 """
 
 from __future__ import annotations
@@ -20,16 +21,34 @@ from torch.nn import functional
 from alexnet_exp.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # no others: Pillow starts programs for some
+VERSION = 1  # of the pixels that come out: decoded images kept by another version are not used
 MAX_PIXELS = 178_956_970  # Pillow itself refuses larger ones as decompression bombs
 
 
-def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_stored(path: str, channels: int, size: int) -> Tensor:
+    """Read an image as training, cache and prediction see it: uint8 (channels, size, size).
+
+    Args:
+        path: As `decode`.
+        channels: 1 or 3.
+        size: See `stored`.
+
+    Raises:
+        UserError: As `decode`.
+    """
+    # Twice the size is left for the resize to shrink: its filter then hides how the decoder shrank.
+    return stored(decode(path, channels, enough=2 * size), size)
+
+
+def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS, enough: int = MAX_PIXELS) -> Tensor:
     """Return the picture as uint8 (channels, H, W), upright, on white where it is transparent.
 
     Args:
         path: A jpg, png, gif, bmp, webp or tif file; of several frames the first counts.
         channels: 3 for RGB, 1 for ITU-R 601 luma.
         max_pixels: Refuse pictures with more pixels, before they are decoded.
+        enough: Shorter side that will do: a JPEG twice as large or more comes at a half, a quarter or an eighth
+            of its size.
 
     Raises:
         UserError: The file cannot be read, is not an image, is damaged, cut short or too large.
@@ -42,7 +61,10 @@ def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
                 raise UserError(
                     f"{path} has {width} x {height} pixels, more than {max_pixels}: shrink or remove it."
                 )
-            rgb = _decode_jpeg(data, picture) if picture.format == "JPEG" else _decode_any(picture)
+            if picture.format in ("JPEG", "MPO"):  # MPO: a JPEG with more pictures after it, as phones write
+                rgb = _decode_jpeg(data, picture, enough)
+            else:
+                rgb = _decode_any(picture)
     return rgb if channels == 3 else luma(rgb)
 
 
@@ -82,10 +104,13 @@ def _damaged(path: str, error: Exception) -> UserError:
     )
 
 
-def _decode_jpeg(data: bytes, picture: Image.Image) -> Tensor:
-    """Decode with torchvision, and with Pillow what that cannot (CMYK) or refuses (in plainer words)."""
+def _decode_jpeg(data: bytes, picture: Image.Image, enough: int) -> Tensor:
+    """Decode with torchvision, and with Pillow what that cannot (CMYK, smaller) or refuses (in plainer words)."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
+    if min(picture.size) >= 2 * enough:
+        picture.draft(None, (enough, enough))
+        return _decode_any(picture)
     if picture.mode not in ("RGB", "L"):
         return _decode_any(picture)
     try:
@@ -107,6 +132,16 @@ def _decode_any(picture: Image.Image) -> Tensor:
         drawn = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def from_pil(picture: Image.Image) -> Tensor:
+    """Return a picture that is already open as `decode` returns a file's: uint8 (3, H, W).
+
+    Raises:
+        UserError: If it cannot be decoded.
+    """
+    with _explained(getattr(picture, "filename", "") or "The picture"):
+        return _decode_any(picture)
 
 
 def luma(rgb: Tensor) -> Tensor:

@@ -96,10 +96,14 @@ class ImageData(lightning.LightningDataModule):
         """
         raise NotImplementedError
 
+    def decoded(self, sources: dict[str, Source]) -> dict[str, Source]:
+        """Return the splits as they are loaded from; a data set of files may decode them once, here."""
+        return sources
+
     def setup(self, stage: str | None = None) -> None:
         """Read the images, once whatever Lightning's stages, and cut validation off."""
         if not self.sources:
-            self.sources = self._cut(self.load())
+            self.sources = self.decoded(self._cut(self.load()))
             if self.pipeline.options.get("mean_image", "none") != "none":
                 self.pipeline.mean_image = self._mean_image()
         if self.trainer is not None and "val" not in self.sources:

@@ -12,6 +12,9 @@ from torch.nn import functional
 
 from alexnet_exp.data.augment import Augment, Preprocess, Window
 from alexnet_exp.data.colour import colour_shift
+from alexnet_exp.data.erasing import Erasing
+from alexnet_exp.data.mixing import Mixer, Mixing
+from alexnet_exp.data.policies import ColourJitter, RandAugment, TrivialAugment, build_policy
 from alexnet_exp.data.randomness import uniforms
 from alexnet_exp.data.resized_crop import random_boxes, resized_crop
 from alexnet_exp.errors import UserError
@@ -31,12 +34,22 @@ class Pipeline:
     options: Mapping[str, Any]
     mean_image: Tensor | None = None
     augment: Augment = field(init=False)
+    recolour: list[RandAugment | TrivialAugment | ColourJitter] = field(init=False)
+    erasing: Erasing | None = field(init=False)
+    mixer: Mixer | None = field(init=False)
 
     def __post_init__(self) -> None:
-        get = self.options.get
-        self.augment = Augment(
-            bool(get("flip")), int(get("pad") or 0), bool(get("crop")), self.preprocess.image_size
-        )
+        get, size = self.options.get, self.preprocess.image_size
+        self.augment = Augment(get("flip") or False, int(get("pad") or 0), bool(get("crop")), size)
+        policy, jitter, erasing = build_policy(self.options), get("colour_jitter"), get("erasing")
+        mixup, cutmix = get("mixup") or 0.0, get("cutmix") or 0.0
+        self.recolour = [*([policy] if policy else []), *([ColourJitter(**jitter)] if jitter else [])]
+        self.erasing = Erasing(**erasing) if erasing else None
+        self.mixer = Mixer(mixup, cutmix, size) if mixup or cutmix else None
+        if jitter and len(self.preprocess.mean) == 1 and (jitter.get("saturation") or jitter.get("hue")):
+            raise UserError(
+                "augment.colour_jitter: saturation and hue need three channels: say data.channels=3 or leave them out."
+            )
         if get("resized_crop") and self.aligned:
             raise UserError(
                 "augment.mean_image=aligned has no meaning with augment.resized_crop: say centre or none."
@@ -62,12 +75,21 @@ class Pipeline:
         if self.options.get("views") == "ten_crop":
             self._room(images)  # said now, not after the training
         if self.options.get("resized_crop"):
-            x = self._resized(images, indices, seed, epoch)
+            x = self._recoloured(self._resized(images, indices, seed, epoch), indices, seed, epoch)
             x = self.preprocess.finish(x, None if mean is None else self._mean_at_input_size(mean))
         else:
             window = self.augment.window(indices, images.shape[-1], seed, epoch)
-            x = self._windowed(images, mean, window)
-        return self._whitened(self._coloured(x, indices, seed, epoch))
+            x, mean = self._windowed(images, mean, window)
+            x = self.preprocess.finish(self._recoloured(x, indices, seed, epoch), mean)
+        x = self._whitened(self._coloured(x, indices, seed, epoch))
+        if self.erasing is not None:
+            x = self.erasing(x, indices, seed, epoch)
+        mixing = self.mixing(indices, seed, epoch)
+        return x if mixing is None else mixing.apply(x)
+
+    def mixing(self, indices: Tensor, seed: int, epoch: int) -> Mixing | None:
+        """Return how `train` mixes the batch of these indices (N,), for its labels; None if it does not."""
+        return None if self.mixer is None else self.mixer.draw(indices, seed, epoch)
 
     def evaluate(self, images: Tensor) -> Tensor:
         """Prepare a batch without chance: (N, C, S, S) uint8 to (N, C, image_size, image_size) float32."""
@@ -78,7 +100,9 @@ class Pipeline:
 
         Args:
             images: (N, C, S, S) uint8.
-            views: 'centre', 'flip' (centre and its mirror image) or 'ten_crop' (corners and centre, and mirror images).
+            views: 'centre', 'flip' (centre and its mirror image), 'flip_translate' (these, and moved by one pixel up
+                left and down right, the border reflected: cifar10-airbench's six views, which weighs the unmoved ones
+                twice) or 'ten_crop' (corners and centre, and mirror images).
 
         Returns:
             (N, C, s, s) for the centre alone, else (N, V, C, s, s) float32.
@@ -88,6 +112,11 @@ class Pipeline:
         if views == "flip":
             x = self.evaluate(images)
             return torch.stack([x, x.flip(3)], dim=1)
+        if views == "flip_translate":
+            x = self.evaluate(images)
+            wide = functional.pad(x, (1, 1, 1, 1), mode="reflect")
+            moved = [x, wide[:, :, :-2, :-2], wide[:, :, 2:, 2:]]
+            return torch.stack([*moved, *(view.flip(3) for view in moved)], dim=1)
         return torch.stack([self._whitened(x) for x in self._ten_crops(images)], dim=1)
 
     def _ten_crops(self, images: Tensor) -> list[Tensor]:
@@ -99,9 +128,8 @@ class Pipeline:
             for corner in corners:
                 offsets = torch.tensor([corner], device=images.device).expand(len(images), 2)
                 mirror = torch.full((len(images),), mirrored, device=images.device)
-                crops.append(
-                    self._windowed(images, mean, Window(offsets, self.preprocess.image_size, mirror))
-                )
+                window = Window(offsets, self.preprocess.image_size, mirror)
+                crops.append(self.preprocess.finish(*self._windowed(images, mean, window)))
         return crops
 
     def _room(self, images: Tensor) -> int:
@@ -114,14 +142,27 @@ class Pipeline:
             )
         return stored - size
 
-    def _windowed(self, images: Tensor, mean: Tensor | None, window: Window | None) -> Tensor:
+    def _windowed(
+        self, images: Tensor, mean: Tensor | None, window: Window | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Cut images, and the mean image so that it fits them."""
         if window is None:
-            return self.preprocess(images, mean)
+            return self.preprocess.centre(images), None if mean is None else self.preprocess.centre(
+                mean[None]
+            )
         if mean is not None and self.aligned:
             mean = window.cut(mean.expand(len(images), -1, -1, -1))
         elif mean is not None:
             mean = self.preprocess.centre(mean[None])
-        return self.preprocess.finish(window.cut(images), mean)
+        return window.cut(images), mean
+
+    def _recoloured(self, x: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
+        """Apply policy and colour jitter, which work on uint8."""
+        if self.recolour:
+            x = x if x.dtype == torch.uint8 else x.round().to(torch.uint8)
+            for change in self.recolour:
+                x = change(x, indices, seed, epoch)
+        return x
 
     def _mean_at_input_size(self, mean: Tensor) -> Tensor:
         size = self.preprocess.image_size
@@ -131,7 +172,8 @@ class Pipeline:
     def _resized(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
         chosen = self.options["resized_crop"]
         corner, size = random_boxes(indices, chosen["scale"], chosen["ratio"], seed, epoch)
-        mirrored = (uniforms(indices, 3, "augment", seed, epoch)[:, 2] < 0.5) & self.augment.flip
+        draws = uniforms(indices, 3, "augment", seed, epoch)[:, 2]
+        mirrored = self.augment.mirrored(indices, draws, seed, epoch)
         return resized_crop(images, corner, size, self.preprocess.image_size, mirrored)
 
     def _coloured(self, x: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:

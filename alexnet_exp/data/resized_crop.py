@@ -30,15 +30,34 @@ def random_boxes(
         Top left corner (N, 2) as (x, y) and size (N, 2) as (width, height), in shares of the side.
     """
     draws = uniforms(indices, 2 * ATTEMPTS + 2, "resized crop", seed, epoch)
+    sizes = random_shapes(draws, scale, ratio)
+    size = first_that_fits(sizes, sizes <= 1.0, otherwise=1.0)
+    return draws[:, -2:] * (1.0 - size), size
+
+
+def random_shapes(draws: Tensor, scale: Sequence[float], ratio: Sequence[float]) -> Tensor:
+    """Make ten rectangles for each image from its first twenty numbers.
+
+    Args:
+        draws: (N, 20 or more) evenly distributed in 0..1.
+        scale: Least and largest share of the area.
+        ratio: Least and largest first side over second, drawn evenly in its logarithm.
+
+    Returns:
+        (N, 10, 2) sides, in shares of the image's.
+    """
     areas = scale[0] + (scale[1] - scale[0]) * draws[:, :ATTEMPTS]
     low, high = math.log(ratio[0]), math.log(ratio[1])
     ratios = torch.exp(low + (high - low) * draws[:, ATTEMPTS : 2 * ATTEMPTS])
-    sizes = torch.stack([(areas * ratios).sqrt(), (areas / ratios).sqrt()], dim=2)  # (N, 10, 2)
-    fits = (sizes <= 1.0).all(2)
+    return torch.stack([(areas * ratios).sqrt(), (areas / ratios).sqrt()], dim=2)
+
+
+def first_that_fits(sizes: Tensor, fits: Tensor, otherwise: float) -> Tensor:
+    """Take the first of several sizes (N, 10, 2) both sides of which fit, or `otherwise`; return (N, 2)."""
+    fits = fits.all(2)
     first = fits.float().argmax(1)
-    chosen = sizes[torch.arange(len(indices), device=indices.device), first]
-    size = torch.where(fits.any(1, keepdim=True), chosen, torch.ones_like(chosen))
-    return draws[:, -2:] * (1.0 - size), size
+    chosen = sizes[torch.arange(len(sizes), device=sizes.device), first]
+    return torch.where(fits.any(1, keepdim=True), chosen, otherwise)
 
 
 def resized_crop(images: Tensor, corner: Tensor, size: Tensor, side: int, mirrored: Tensor) -> Tensor:

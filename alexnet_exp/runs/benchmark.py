@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
-from alexnet_exp.config.checks import shown
-from alexnet_exp.config.rules import at_least, choice, flag, null
+from alexnet_exp.config.checks import check_config, shown
+from alexnet_exp.config.rules import Rule, at_least, choice, flag, list_of, name, null
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.environment import git_state, hardware, versions
+from alexnet_exp.tracking.log import logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
 
+if TYPE_CHECKING:
+    from alexnet_exp.runs.benchmark_subject import Subject
+    from alexnet_exp.runs.timing import Row
+
+KINDS = ("data", "lrn", "step", "overhead", "startup")
+
+
+def _several(rule: Rule) -> Rule:
+    return rule | Rule("a list of them", lambda v: v != [] and list_of(rule).legal(v))
+
+
 RULES = {
-    "what": choice("lrn"),
+    "what": choice("all", *KINDS)
+    | Rule("a list of them", lambda v: v != [] and list_of(choice(*KINDS)).legal(v)),
+    "baseline": choice("none", "readme"),
     "repeats": at_least(1),
+    "steps": at_least(1),
+    "workers": at_least(1),
     "threads": at_least(1) | null,
     "device": choice("auto", "cpu", "cuda"),
-    "batch_size": at_least(1),
-    "compile": flag,
+    "lrn.batch_size": at_least(1),
+    "lrn.compile": flag,
+    "step.model": _several(name) | null,
+    "step.precision": _several(choice("32-true", "bf16-mixed", "bf16-true", "16-mixed")),
+    "step.layout": _several(choice("contiguous", "channels_last")),
+    "step.compile": _several(flag),
+    "step.batch_size": _several(at_least(1) | choice("auto")) | null,
 }
+OPTIONS = tuple(dict.fromkeys(key.split(".")[0] for key in RULES))
 
 
-def benchmark(config: dict[str, Any], run_dir: Path, command: str) -> dict[str, Any]:
-    """Measure, print a table, and write result.json.
+def benchmark(config: dict[str, Any], overrides: list[str], run_dir: Path, command: str) -> dict[str, Any]:
+    """Measure, print a table, draw a chart, and write result.json.
 
     Args:
-        config: Keys of conf/benchmark.yaml.
-        run_dir: Where result.json goes.
+        config: Keys of conf/benchmark.yaml, those of a run among them.
+        overrides: What the user typed.
+        run_dir: Where result.json and figures/benchmark.png go.
         command: The command line, for the record.
 
     Returns:
@@ -38,32 +61,80 @@ def benchmark(config: dict[str, Any], run_dir: Path, command: str) -> dict[str, 
     Raises:
         UserError: For an illegal setting, or a device that is not there.
     """
-    for key, rule in RULES.items():
-        if not rule.legal(config[key]):
-            raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
+    options = {key: config[key] for key in OPTIONS}
+    _check(options)
+    check_config({k: v for k, v in config.items() if k not in OPTIONS})
+    if config["resume"] or config["ckpt"]:
+        raise UserError("A benchmark starts afresh: leave resume= and ckpt= out.")
     import torch
 
-    if config["threads"]:
-        torch.set_num_threads(config["threads"])
-    device = _device(config["device"])
-    from alexnet_exp.runs.benchmark_lrn import measure_lrn
+    device = _device(options["device"])
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    from alexnet_exp.runs.benchmark_report import draw_rows, print_rows
+    from alexnet_exp.runs.benchmark_subject import Subject
 
-    rows = measure_lrn(device, config["batch_size"], config["repeats"], config["compile"])
-    result = {
+    own = [o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0] not in OPTIONS]
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="alexnet_exp_benchmark_") as scratch, logging_to(None):
+        subject = Subject(options, own, device, Path(scratch))
+        rows: list[Row] = []
+        for kind in _chosen(options, overrides):
+            rows += (measured := _measure(kind, subject))
+            print_rows(measured, console)
+    for note in subject.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    result = _result(command, config, rows, subject.notes)
+    run = RunDirectory(run_dir)
+    run.path.mkdir(parents=True, exist_ok=True)
+    draw_rows(rows, run.path / "figures" / "benchmark.png")
+    run.write_result(result)
+    console.print(f"\nresult: {run_dir / 'result.json'}", highlight=False, soft_wrap=True)
+    return result
+
+
+def _check(options: dict[str, Any]) -> None:
+    for key, rule in RULES.items():
+        group, _, inner = key.partition(".")
+        value = options[group][inner] if inner else options[group]
+        if not rule.legal(value):
+            raise UserError(f"{key}={shown(value)} is not possible: it must be {rule.text}.")
+
+
+def _chosen(options: dict[str, Any], overrides: list[str]) -> list[str]:
+    """Return what to measure, in the order of KINDS; the baseline alone unless `what` was typed beside it."""
+    wanted = options["what"] if isinstance(options["what"], list) else [options["what"]]
+    kinds = [kind for kind in KINDS if kind in wanted or "all" in wanted]
+    if options["baseline"] == "none":
+        return kinds
+    return [*(kinds if any(o.startswith("what=") for o in overrides) else []), "baseline"]
+
+
+def _measure(kind: str, subject: Subject) -> list[Row]:
+    """Import and run one kind of measurement."""
+    if kind == "lrn":
+        from alexnet_exp.runs.benchmark_lrn import measure_lrn
+
+        lrn = subject.options["lrn"]
+        return measure_lrn(subject.device, lrn["batch_size"], subject.repeats, lrn["compile"])
+    from importlib import import_module
+
+    functions = {"step": "measure_steps"}
+    module = import_module(f"alexnet_exp.runs.benchmark_{kind}")
+    return getattr(module, functions.get(kind, f"measure_{kind}"))(subject)
+
+
+def _result(command: str, config: dict[str, Any], rows: list[Row], notes: list[str]) -> dict[str, Any]:
+    return {
         "status": "finished",
         "command": command,
-        "settings": {k: v for k, v in config.items() if k not in ("paths",)},
+        "settings": {k: v for k, v in config.items() if k != "paths"},
         "rows": rows,
+        "notes": notes,
         "git": git_state(),
         "versions": versions(),
         "hardware": hardware(),
     }
-    _print(rows)
-    run = RunDirectory(run_dir)
-    run.path.mkdir(parents=True, exist_ok=True)
-    run.write_result(result)
-    Console().print(f"result: {run_dir / 'result.json'}", highlight=False, soft_wrap=True)
-    return result
 
 
 def _device(wanted: str) -> str:
@@ -73,13 +144,3 @@ def _device(wanted: str) -> str:
     if wanted == "cuda" and not here:
         raise UserError("device=cuda is not here: say device=cpu.")
     return ("cuda" if here else "cpu") if wanted == "auto" else wanted
-
-
-def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table("what", "case", "median ms", "sd ms", "n", "ratio", box=None, pad_edge=False)
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for row in rows:
-        milliseconds = (f"{1e3 * row[k]:.1f}" for k in ("median_seconds", "sd_seconds"))
-        table.add_row(row["what"], row["case"], *milliseconds, str(row["n"]), f"{row['ratio']:.2f}")
-    Console().print(table, highlight=False)

@@ -17,7 +17,9 @@ _FIXED = (
     "trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
     "callbacks.ema",
 )  # fmt: skip
-_MAY_CHANGE = ("data.data_dir", "data.root", "data.download", "data.num_workers")
+_MAY_CHANGE = (
+    "data.data_dir", "data.root", "data.download", "data.num_workers", "data.cache", "data.cache_dir",
+)  # fmt: skip
 _GONE = object()  # the value of a setting that the changed settings no longer have
 
 

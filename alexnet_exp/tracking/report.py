@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,18 @@ def write_report(
 
 def page(records: Records, evaluation: Evaluation | None, conv1: np.ndarray | None) -> str:
     """Return the whole page as text."""
-    style, script = (_asset(name) for name in ("report.css", "report.js"))
+    return document(records.name, _sections(records, evaluation, conv1))
+
+
+def document(title: str, sections: Iterable[Html | None], style: str = "") -> str:
+    """Return a page that needs no other file.
+
+    Args:
+        title: As the browser's tab shows it, our name added.
+        sections: What stands on it, one below the other.
+        style: CSS of the page's own, besides that of all pages.
+    """
+    script = _asset("report.js")
     # Whatever a name on the page may hold: the browser runs this one script and asks no server for anything.
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
@@ -59,10 +70,10 @@ def page(records: Records, evaluation: Evaluation | None, conv1: np.ndarray | No
         tag("meta", http_equiv="Content-Security-Policy", content=policy),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{records.name} · alexnet_exp"),
-        tag("style", style),
+        tag("title", f"{title} · alexnet_exp"),
+        tag("style", Html(_asset("report.css") + style)),
     )
-    body = tag("body", tag("main", *_sections(records, evaluation, conv1)), tag("script", script))
+    body = tag("body", tag("main", *sections), tag("script", script))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
@@ -74,16 +85,17 @@ def _sections(records: Records, evaluation: Evaluation | None, conv1: np.ndarray
     return [
         report_details.header(records),
         report_details.headline(records.result),
-        _section("Curves", _curves(records)),
+        section("Curves", _curves(records)),
         *_evaluation_sections(evaluation),
-        _section("First-layer filters", _filters(conv1)),
-        _section("Reproduce", report_details.reproduce(records.result)),
-        _section("Environment", report_details.environment(records.result)),
-        _section("Configuration", report_details.configuration(records)),
+        section("First-layer filters", _filters(conv1)),
+        section("Reproduce", report_details.reproduce(records.result)),
+        section("Environment", report_details.environment(records.result)),
+        section("Configuration", report_details.configuration(records)),
     ]
 
 
-def _section(title: str, content: Html | None) -> Html | None:
+def section(title: str, content: Html | None) -> Html | None:
+    """Return a part of a page with its heading; None without content."""
     return tag("section", tag("h2", title), content) if content else None
 
 
@@ -98,15 +110,15 @@ def _curves(records: Records) -> Html:
 
 def _evaluation_sections(evaluation: Evaluation | None) -> list[Html | None]:
     if evaluation is None:
-        return [_section("Evaluation", tag("p", "This run was not evaluated on a test or validation set."))]
-    sections = [_section("Confusion matrix", report_classes.confusion(evaluation))]
-    sections.append(_section("Classes", report_classes.scores(evaluation)))
+        return [section("Evaluation", tag("p", "This run was not evaluated on a test or validation set."))]
+    sections = [section("Confusion matrix", report_classes.confusion(evaluation))]
+    sections.append(section("Classes", report_classes.scores(evaluation)))
     for title, samples in (
         ("Most confident mistakes", evaluation.mistakes),
         ("Sample of predictions", evaluation.samples),
     ):
         if samples:
-            sections.append(_section(title, report_classes.pictures(samples, evaluation.classes)))
+            sections.append(section(title, report_classes.pictures(samples, evaluation.classes)))
     return sections
 
 

@@ -240,7 +240,9 @@ def _stop(
 ) -> Html:
     point = entry[-1][1]
     where = [] if point.epoch is None else [f"epoch {number(point.epoch)}"]
-    head = " · ".join([*where, f"step {point.step:,.0f}"])
+    if point.step != point.epoch:  # a chart of several runs counts epochs alone
+        where.append(f"step {point.step:,.0f}")
+    head = " · ".join(where)
     values = [f"{line.label}: {text(point.value)}" for line, point in entry]
     return tag(
         "g",

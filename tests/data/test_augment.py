@@ -122,6 +122,34 @@ def test_half_of_the_images_are_mirrored_each_epoch():
         assert abs(result[:, 0, 0, 0].float().mean().item() - 0.5) < 4 * 0.5 / math.sqrt(20_000)
 
 
+def mirrored(cut: Augment, indices: Tensor, seed: int, epoch: int) -> Tensor:
+    """Show each index two pixels, and tell whether they come back the other way round."""
+    pair = torch.tensor([0, 1], dtype=torch.uint8).expand(len(indices), 1, 2, 2)
+    return cut(pair, indices, seed, epoch)[:, 0, 0, 0] == 1
+
+
+def test_alternating_mirrors_each_image_in_every_other_epoch():
+    cut, indices = Augment("alternating", 0, False, image_size=2), torch.arange(20_000) * 3
+    first = mirrored(cut, indices, seed=4, epoch=0)
+    assert torch.equal(first, uniforms(indices, 1, "flip", 4)[:, 0] < 0.5)
+    assert abs(first.float().mean().item() - 0.5) < 4 * 0.5 / math.sqrt(20_000)
+    for epoch in range(1, 6):
+        assert torch.equal(mirrored(cut, indices, seed=4, epoch=epoch), first ^ (epoch % 2 == 1))
+    other_run = mirrored(cut, indices, seed=5, epoch=0) == first
+    assert abs(other_run.float().mean().item() - 0.5) < 4 * 0.5 / math.sqrt(20_000)
+
+
+def test_alternating_leaves_the_crops_as_they_are_and_independent_of_it():
+    images, indices = noise(64, 3, 13), torch.arange(64)
+    plain = Augment(False, 4, False, image_size=13)(images, indices, 0, 1)
+    turning = Augment("alternating", 4, False, image_size=13)
+    turned = mirrored(Augment("alternating", 0, False, image_size=2), indices, 0, 1)[:, None, None, None]
+    assert torch.equal(turning(images, indices, 0, 1), torch.where(turned, plain.flip(3), plain))
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    parts = [turning(images[part], part, 0, 1) for part in order.split(5)]
+    assert torch.equal(torch.cat(parts), turning(images, indices, 0, 1)[order])
+
+
 @pytest.mark.parametrize(
     ("flip", "pad", "crop", "cuts"), [(False, 2, False, 25), (True, 2, False, 50), (True, 0, True, 32)]
 )

@@ -96,18 +96,19 @@ def test_only_training_batches_are_augmented():
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end", "on_train_epoch_end"])
 @pytest.mark.parametrize("limit", [None, 4])
-@pytest.mark.parametrize("kind", ["array", "files"])
+@pytest.mark.parametrize("kind", ["array", "files", "decoded files"])
 def test_a_resumed_run_sees_the_batches_that_were_left(
     tmp_path: Path, hook: str, limit: int | None, kind: str
 ):
     def make_data() -> ImageData:
         if kind == "array":
             return Made(val_size=2, augment={"flip": True})
+        cache = {"cache": "disk", "cache_dir": str(tmp_path / "kept")} if kind == "decoded files" else {}
         return Folder(
-            str(tmp_path / "set"), val_fraction=0.1, num_workers=2, augment={"crop": True}, **COMMON
+            str(tmp_path / "set"), val_fraction=0.1, num_workers=2, augment={"crop": True}, **cache, **COMMON
         )
 
-    if kind == "files":
+    if kind != "array":
         write_folder(tmp_path / "set", {"a": 11, "b": 11}, size=(9, 8), extension="png")
     saver, whole, resumed = SaveAt(tmp_path / "at.ckpt", hook), Recorder(), Recorder()
     make_trainer(saver, limit_train_batches=limit).fit(whole, datamodule=make_data())

@@ -55,10 +55,24 @@ def test_jpeg_pixels_are_those_of_pillow(tmp_path: Path, picture: Image.Image, o
     assert torch.equal(decode(path, channels=3), pillow(path))
 
 
-def test_grey_and_cmyk_jpegs_become_rgb(tmp_path: Path, picture: Image.Image):
-    for mode in ("L", "CMYK"):
-        path = save(tmp_path, f"{mode}.jpg", picture.convert(mode))
-        assert torch.equal(decode(path, channels=3), pillow(path))
+@pytest.mark.parametrize("size", [(1, 1), (7, 3), (16, 16), (17, 33), (250, 101)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK"])
+@pytest.mark.parametrize("extension", ["jpg", "png"])
+def test_any_size_and_mode_is_what_pillow_makes_of_it(
+    tmp_path: Path, size: tuple[int, int], mode: str, extension: str
+):
+    drawn = noise(1).resize(size)
+    missing = {"png": ("CMYK",), "jpg": ("P", "1")}[extension]  # modes that the format does not have
+    path = save(tmp_path, f"a.{extension}", drawn.convert("L" if mode in missing else mode))
+    assert torch.equal(decode(path, channels=3), pillow(path))
+
+
+def test_the_first_picture_of_a_phone_s_several_counts(tmp_path: Path, picture: Image.Image):
+    path = save(tmp_path, "a.jpg", picture, format="MPO", save_all=True, append_images=[noise(0)])
+    alone = save(tmp_path, "b.jpg", picture)
+    with Image.open(path) as several:
+        assert several.format == "MPO"
+    assert torch.equal(decode(path, channels=3), pillow(alone))
 
 
 def test_gif_palette_is_applied_and_the_first_frame_counts(tmp_path: Path, picture: Image.Image):

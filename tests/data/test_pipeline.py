@@ -224,6 +224,31 @@ def test_flip_is_the_centre_and_its_mirror_image_and_centre_has_no_axis_of_views
     assert torch.equal(both[:, 1], made.evaluate(images).flip(3))
 
 
+@pytest.mark.parametrize("options", [{}, {"crop": True}, {"whiten": True}])
+def test_flip_translate_is_airbench_s_six_views(options: dict[str, Any]) -> None:
+    made, images = pipeline(8, grey=False, **options), noise(3, 12)
+    views, centre = made.views(images, "flip_translate"), made.evaluate(images)
+    assert views.shape == (3, 6, 3, 8, 8)
+    for v, moved in enumerate((0, -1, 1)):
+        for y in range(8):
+            for x in range(8):
+                row, column = (p - 2 * max(0, p - 7) for p in (abs(y + moved), abs(x + moved)))  # reflected
+                assert torch.equal(views[:, v, :, y, x], centre[:, :, row, column])
+        assert torch.equal(views[:, v + 3], views[:, v].flip(3))
+
+
+def test_alternating_flips_reach_resized_parts_too() -> None:
+    images, indices = noise(32, 12), torch.arange(32)
+    parts = {"scale": [0.2, 1.0], "ratio": [0.75, 1.33]}
+    made, still = (pipeline(8, flip=flip, resized_crop=parts) for flip in ("alternating", False))
+    even, odd = made.augment.window(indices, 12, 0, 0), made.augment.window(indices, 12, 0, 1)
+    assert even is not None and odd is not None
+    assert torch.equal(even.mirrored, ~odd.mirrored)
+    expected = still.train(images, indices, 0, 1)
+    expected[odd.mirrored] = expected[odd.mirrored].flip(3)
+    torch.testing.assert_close(made.train(images, indices, 0, 1), expected, rtol=0, atol=2e-3)
+
+
 def test_ten_views_of_images_that_are_too_small_are_refused_before_training() -> None:
     made = pipeline(32, crop=True, views="ten_crop")
     message = r"ten_crop needs stored images no smaller than the input: they have 8 pixels, the input 32"

@@ -1,81 +1,178 @@
-"""`alexnet-exp benchmark`: what it measures, writes and refuses; on maps so small that it takes a moment."""
+"""`alexnet-exp benchmark`: what it measures, writes and refuses; on work so small that it takes a moment."""
 
 from __future__ import annotations
 
 import json
 import re
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from alexnet_exp import zoo
 from alexnet_exp.cli import main
-from alexnet_exp.models.layers import LocalResponseNorm
-from alexnet_exp.runs import benchmark_lrn, timing
+from alexnet_exp.errors import UserError
+from alexnet_exp.runs import (
+    benchmark,
+    benchmark_data,
+    benchmark_images,
+    benchmark_memory,
+    benchmark_startup,
+    timing,
+)
+from alexnet_exp.runs.benchmark_report import draw_rows, print_rows
 
-NARROW = {f"conv{i}": {"out_channels": 4} for i in range(1, 6)}
-CPU = ["device=cpu", "compile=false", "repeats=1"]
+NET = [
+    "model=alexnet_cifar",
+    *(f"model.features.conv{i}.out_channels=4" for i in range(1, 6)),
+    "data=digits",
+    "data.batch_size=8",
+    "logger=none",
+    "device=cpu",
+    "repeats=2",
+    "steps=2",
+]
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Measure small maps and narrow networks, in a folder of the test's own."""
-
-    def narrow(name: str, **overrides: Any) -> nn.Module:
-        heads = {"fc6": {"out_features": 8}, "fc7": {"out_features": 8}}
-        return zoo.create_model(name, features=NARROW, classifier=heads, **overrides)
-
-    monkeypatch.setattr(benchmark_lrn, "MAPS", ((6, 5), (8, 3)))
-    monkeypatch.setattr(benchmark_lrn, "create_model", narrow)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(benchmark_memory._MATRIX, "cpu", 64)
+    monkeypatch.setenv("ALEXNET_DATA_DIR", str(tmp_path / "no data"))
 
 
-def test_lrn_writes_a_row_for_every_case(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = ["lrn", *CPU, "batch_size=2", f"hydra.run.dir={tmp_path / 'run'}"]
-    assert main(["benchmark", *arguments]) == 0
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["status"] == "finished"
-    assert result["command"].startswith("alexnet-exp benchmark lrn device=cpu")
-    assert (result["settings"]["repeats"], result["settings"]["batch_size"]) == (1, 2)
-    assert {"git", "versions", "hardware"} <= result.keys()
-    rows = {(row["what"], row["case"]): row for row in result["rows"]}
-    step = "training step, alexnet_lrn, batch 2"
-    alone = [
-        (f"LRN alone (2, {c}, {s}, {s})", case) for c, s in ((6, 5), (8, 3)) for case in ("ours", "torch")
+def measured(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """Run the command and return its result."""
+    assert main(["benchmark", *arguments, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    return json.loads((tmp_path / "run" / "result.json").read_text())
+
+
+def rows_of(result: dict[str, Any], start: str) -> list[dict[str, Any]]:
+    return [row for row in result["rows"] if row["what"].startswith(start)]
+
+
+def check_ratios(rows: list[dict[str, Any]], reference: dict[str, Any]) -> None:
+    """Ratios are what the medians say."""
+    for row in rows:
+        assert row["median_seconds"] > 0
+        assert row["ratio"] == pytest.approx(reference["median_seconds"] / row["median_seconds"])
+
+
+def test_steps_are_compared_in_every_combination(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = measured(tmp_path, "step", *NET, "step.precision=[32-true,bf16-mixed]", "step.batch_size=[4,8]")
+    for size in (4, 8):
+        rows = rows_of(result, f"step: alexnet_cifar, digits at 32, batch {size}")
+        assert [row["case"] for row in rows] == [
+            f"{precision} {layout}"
+            for precision in ("32-true", "bf16-mixed")
+            for layout in ("contiguous", "channels_last")
+        ]
+        check_ratios(rows, rows[0])
+        for row in rows:
+            assert row["n"] == 2
+            assert row["images_per_second"] == pytest.approx(size / row["median_seconds"])
+            assert row["peak_share"] == pytest.approx(row["flops_per_second"] / row["matmul_peak"])
+    wait = rows_of(result, "wait for data")
+    check_ratios(wait, wait[0])
+    assert wait[1]["input_share"] == pytest.approx(max(0.0, 1 - wait[1]["ratio"]))
+    assert (tmp_path / "run" / "figures" / "benchmark.png").stat().st_size > 1000
+    assert max(map(len, capsys.readouterr().out.splitlines()[:-1])) <= 80
+
+
+def test_operations_are_those_of_the_layer_table(tmp_path: Path) -> None:
+    result = measured(tmp_path, "step", *NET, "step.precision=32-true", "step.layout=contiguous")
+    (row,) = rows_of(result, "step:")
+    # conv1 11x11x3 -> 4 channels at 8x8 and so on, counted by hand below: (positions, inputs x kernel, outputs)
+    layers = [(64, 3 * 121, 4), (16, 4 * 25, 4), (4, 4 * 9, 4), (4, 4 * 9, 4), (4, 4 * 9, 4), (1, 4, 10)]
+    multiply_adds = sum(positions * inputs * outputs for positions, inputs, outputs in layers)
+    assert row["flops_per_second"] == pytest.approx(6 * multiply_adds * row["images_per_second"])
+
+
+def test_trainer_takes_turns_with_the_hand_written_loop(tmp_path: Path) -> None:
+    result = measured(tmp_path, "overhead", *NET)
+    ours, theirs = rows_of(result, "overhead: alexnet_cifar, digits")
+    assert (ours["case"], theirs["case"]) == ("Trainer", "by hand")
+    check_ratios([ours, theirs], theirs)
+    difference = ours["median_seconds"] - theirs["median_seconds"]
+    assert ours["overhead_microseconds"] == pytest.approx(1e6 * difference)
+    assert ours["overhead"] == pytest.approx(difference / theirs["median_seconds"])
+    assert len(rows_of(result, "overhead: alexnet_cifar, noise at 32, batch 8")) == 2
+    assert any("CIFAR10 is not in" in note and "noise" in note for note in result["notes"])
+
+
+def test_the_readme_baseline_is_measured_alone(tmp_path: Path) -> None:
+    result = measured(tmp_path, "baseline=readme", *NET, "workers=1", "augment=flip_crop")
+    ours, theirs = result["rows"]
+    assert ours["what"] == "baseline=readme: alexnet_cifar, digits at 32, batch 8"
+    assert ours["case"].startswith("ours") and "PIL" in theirs["case"]
+    check_ratios([ours, theirs], theirs)
+
+
+def test_data_is_compared_with_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(benchmark_images, "FILES_PER_CLASS", 16)
+    monkeypatch.setattr(benchmark_data, "_BATCH", 8)
+    result = measured(tmp_path, "data", *NET, "workers=1", "repeats=1")
+    whats = list(dict.fromkeys(row["what"] for row in result["rows"]))
+    assert whats == [
+        "load and augment: alexnet_cifar, digits at 32, batch 8",
+        "crop, flip, normalise at 32 pixels, batch 8, one thread",
+        "folder: alexnet_lrn, jpegs at 227, batch 64",
     ]
-    assert list(rows) == [*alone, *((step, case) for case in ("without LRN", "with ours", "with torch's"))]
-    for row in rows.values():
-        assert row["median_seconds"] == row["least_seconds"] > 0
-        assert (row["sd_seconds"], row["n"]) == (0.0, 1)
-    for what, case in alone:
-        slow = rows[what, "torch"]["median_seconds"]
-        assert rows[what, case]["ratio"] == pytest.approx(slow / rows[what, case]["median_seconds"])
-    base = rows[step, "without LRN"]["median_seconds"]
-    assert rows[step, "with ours"]["ratio"] == pytest.approx(rows[step, "with ours"]["median_seconds"] / base)
-    output = capsys.readouterr().out
-    assert output.count("without LRN") == 1
-    assert output.rstrip().endswith("result.json")
+    for what in whats:
+        rows = rows_of(result, what)
+        assert rows[-1]["case"].startswith("torchvision") and rows[-1]["ratio"] == 1.0
+        check_ratios(rows, rows[-1])
+    assert {row["case"] for row in rows} >= {"ours, decoding", "ours, from the cache"}
+    assert any("synthetic" in note for note in result["notes"])
+    assert not list((tmp_path / "no data").rglob("*")), "a benchmark writes nowhere but into its directory"
 
 
-def test_several_runs_of_the_command_have_directories_of_their_own(tmp_path: Path) -> None:
-    for _ in range(2):
-        assert main(["benchmark", "lrn", *CPU, "batch_size=1"]) == 0
-    assert len(list(tmp_path.rglob("result.json"))) == 2
+def test_startup_is_timed_in_new_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[list[str]] = []
+
+    def run(command: list[str], subject: Any) -> None:
+        started.append(command)
+        for argument in command:
+            if found := re.search(r"path: '([^']+)'", argument):
+                Path(found[1]).write_text(str(benchmark_startup.time.time()))
+
+    monkeypatch.setattr(benchmark_startup, "_run", run)
+    result = measured(tmp_path, "startup", *NET)
+    cases = {row["case"]: row for row in result["rows"]}
+    assert {"train --help", "tab completion", "import alexnet_exp", "first step of train"} <= cases.keys()
+    assert all(row["n"] == 2 for row in cases.values())
+    first = [command for command in started if any("first_step" in argument for argument in command)]
+    assert len(first) == 3, "one of them warms up"
+    assert {"model=alexnet_cifar", "data=digits"} <= set(first[0])
 
 
-def test_the_networks_compared_differ_in_their_lrn_alone() -> None:
-    ours = benchmark_lrn.create_model("alexnet_lrn", num_classes=10)
-    theirs = benchmark_lrn._with_torch_lrn(benchmark_lrn.create_model("alexnet_lrn", num_classes=10))
-    theirs.load_state_dict(ours.state_dict())
-    norms = [module for module in theirs.modules() if isinstance(module, nn.LocalResponseNorm)]
-    assert len(norms) == 2
-    assert not any(isinstance(module, LocalResponseNorm) for module in theirs.modules())
-    images = torch.randn(2, 3, 227, 227, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=1e-4, atol=1e-5)
+def test_a_command_that_fails_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject: Any = type("Any", (), {"scratch": Path.cwd()})
+    code = "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"
+    with pytest.raises(UserError, match="ended with 3: no such thing"):
+        benchmark_startup._run([sys.executable, "-c", code], subject)
+
+
+def test_several_kinds_are_measured_in_one_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def measure(kind: str, subject: Any) -> list[timing.Row]:
+        return timing.rows(kind, {"a": timing.summary([2.0, 4.0]), "b": timing.summary([1.0])}, 6, "a")
+
+    monkeypatch.setattr(benchmark, "_measure", measure)
+    every = ["data", "lrn", "step", "overhead", "startup"]
+    for arguments, kinds in (
+        (["step,data"], ["data", "step"]),
+        (["what=[lrn]"], ["lrn"]),
+        ([], every),
+        (["baseline=readme"], ["baseline"]),
+        (["lrn", "baseline=readme"], ["lrn", "baseline"]),
+    ):
+        result = measured(tmp_path, *arguments)
+        assert list(dict.fromkeys(row["what"] for row in result["rows"])) == kinds
+    assert {"git", "versions", "hardware", "command"} <= result.keys()
+    (a, b) = result["rows"][:2]
+    assert (a["median_seconds"], a["images_per_second"], a["ratio"], b["ratio"]) == (3.0, 2.0, 1.0, 3.0)
 
 
 def test_cases_take_turns_and_the_median_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,26 +189,41 @@ def test_cases_take_turns_and_the_median_counts(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
     times = timing.alternate({"a": case("a"), "b": case("b")}, repeats=3, device="cpu")
     assert "".join(order) == "aabb" + "ababab"
-    assert times["a"] == {
-        "median_seconds": 3,
-        "sd_seconds": statistics.stdev([1, 5, 3]),
-        "least_seconds": 1,
-        "n": 3,
-    }
+    sd = statistics.stdev([1, 5, 3])
+    assert times["a"] == {"median_seconds": 3, "sd_seconds": sd, "least_seconds": 1, "n": 3}
     assert (times["b"]["median_seconds"], times["b"]["least_seconds"]) == (2, 2)
+
+
+def test_what_does_not_fit_into_memory_is_said_and_not_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    fits = timing.rows("step", {"small": timing.summary([0.5])}, 4)
+    rows = [*fits, {"what": "step", "case": "large", "error": "out of memory"}]
+    print_rows(rows, Console())
+    assert re.search(r"large +out of memory", capsys.readouterr().out)
+    assert draw_rows(rows, tmp_path / "figures" / "b.png").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["lrrn"], r"what='lrrn' is not possible: it must be lrn"),
+        (["lrrn"], r"what='lrrn' is not possible: it must be one of all, data, lrn, step, overhead, startup"),
+        (["step,lrrn"], r"what=\['step', 'lrrn'\] is not possible"),
         (["device=gpu"], r"device='gpu' is not possible: it must be one of auto, cpu, cuda"),
         (["repeats=0"], r"repeats=0 is not possible: it must be a whole number, 1 or more"),
         (["repeats=x"], r"repeats='x' is not possible"),
         (["repeats=true"], r"repeats=True is not possible"),
-        (["batch_size=0"], r"batch_size=0 is not possible"),
         (["threads=abc"], r"threads='abc' is not possible: it must be a whole number, 1 or more, or null"),
-        (["compile=7"], r"compile=7 is not possible: it must be true or false"),
+        (["lrn.batch_size=0"], r"lrn.batch_size=0 is not possible"),
+        (["lrn.compile=7"], r"lrn.compile=7 is not possible: it must be true or false"),
+        (["step.precision=[32-true,int4]"], r"step.precision=\['32-true', 'int4'\] is not possible"),
+        (["step.batch_size=most"], r"step.batch_size='most' is not possible.*or auto"),
+        (["baseline=readme000"], r"baseline='readme000' is not possible: it must be one of none, readme"),
+        (["repeat=3"], r"repeat"),
+        (["optimizer.lr=-1"], r"optimizer.lr=-1 is not possible"),
+        (["resume=somewhere"], r"leave resume= and ckpt= out"),
         (["lrn", "again"], r"'again' is no setting with a value"),
     ],
 )
@@ -131,10 +243,3 @@ def test_a_device_that_is_not_there_is_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["benchmark", "device=cuda"]) == 1
     assert "device=cuda is not here: say device=cpu." in capsys.readouterr().err
-
-
-def test_threads_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    assert main(["benchmark", "lrn", *CPU, "batch_size=1", "threads=3"]) == 0
-    assert asked == [3]

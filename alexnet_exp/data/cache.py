@@ -1,0 +1,228 @@
+"""Decode once: which images are kept decoded, and where.
+
+`disk`: in a mapped file per split (cache_file.py), which later runs and other processes use too. `ram`: in the memory
+of this process. `auto`: `disk` if there is room. Kept images are uint8 (N, C, S, S) at the size that decoding gives, so
+a cached run has the same batches as one that decodes, byte by byte.
+
+Channels come first because the batches are made of them: cropping channels-last images took 2.4 times as long, and
+copying them took the same (one core of a Xeon, 64 images of 256 x 256).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from alexnet_exp.data.cache_file import CacheFile
+from alexnet_exp.data.loaders import BatchPlan, FileLoader
+from alexnet_exp.data.sources import ArraySource, FileSource
+from alexnet_exp.errors import UserError
+
+log = logging.getLogger(__name__)
+MODES = ("auto", "ram", "disk", "off")
+AUTO_BYTES = 20e9  # what auto writes at most
+AUTO_SHARE = 0.5  # of the free disk space, likewise
+_BATCH = 64  # images decoded at a time
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DecodedSource(ArraySource):
+    """Image files whose pixels are at hand.
+
+    Args:
+        files: Where they came from.
+    """
+
+    files: FileSource
+
+    def image_name(self, index: int) -> str:
+        """Return the file's path relative to the data set's folder: "val/hat/17.jpg"."""
+        return self.files.image_name(index if self.numbers is None else int(self.numbers[index]))
+
+
+@dataclass(frozen=True)
+class Cache:
+    """How images are decoded and kept.
+
+    Args:
+        mode: 'auto', 'ram', 'disk' or 'off'.
+        folder: Where files of `disk` go; None: the user's cache folder, which also serves where this one cannot.
+        channels: 1 or 3.
+        size: Side of the stored images, in pixels.
+        num_workers: Decoding processes.
+    """
+
+    mode: str
+    folder: str | None
+    channels: int
+    size: int
+    num_workers: int
+
+    def keep(self, sources: Mapping[str, FileSource]) -> Mapping[str, FileSource | DecodedSource]:
+        """Return the splits with their images decoded, or as they are where nothing is kept.
+
+        Raises:
+            UserError: An image cannot be decoded, or what was asked for does not fit.
+        """
+        if self.mode == "off":
+            return sources
+        if self.mode == "ram":
+            return self._in_memory(sources)
+        root = next(iter(sources.values())).root
+        try:
+            return self._on_disk(sources, places(self.folder, root))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if self.mode == "disk":
+                raise UserError(
+                    f"The decoded images cannot be kept ({error.filename or 'cache'}: {reason}): say "
+                    "data.cache=off, or paths.cache_dir=DIR with a folder that has room."
+                ) from error
+            log.warning("The decoded images cannot be kept (%s): they are decoded in every epoch.", reason)
+            return sources
+
+    def _in_memory(self, sources: Mapping[str, FileSource]) -> dict[str, DecodedSource]:
+        num_bytes = sum(map(self._bytes, sources.values()))
+        free = _free_memory()
+        if free is not None and num_bytes > free:
+            raise UserError(
+                f"data.cache=ram needs {_size(num_bytes)}, and {_size(free)} of memory are free: say disk or off."
+            )
+        log.info("The images are decoded once, into memory (%s, data.cache=ram).", _size(num_bytes))
+        kept = {}
+        for split, source in sources.items():
+            images = torch.empty((len(source), self.channels, self.size, self.size), dtype=torch.uint8)
+            start = 0
+            for batch in self._decoded(source):
+                images[start : start + len(batch)] = batch
+                start += len(batch)
+            kept[split] = _with_pixels(source, images)
+        return kept
+
+    def _on_disk(
+        self, sources: Mapping[str, FileSource], folders: list[Path]
+    ) -> Mapping[str, FileSource | DecodedSource]:
+        """Map the files that are there, and build the others in the first folder that can be written to."""
+        found = {split: self._find(source, folders) for split, source in sources.items()}
+        missing = [file for file in found.values() if not file.is_whole()]
+        needed = sum(file.num_bytes for file in missing)
+        if missing and not self._fits(needed, missing[0].folder.parent):
+            return sources
+        if missing:
+            count = sum(file.shape[0] for file in missing)
+            log.info(
+                "%d images are decoded once, into %s (%s, data.cache=%s; data.cache=off does without).",
+                count, missing[0].folder.parent, _size(needed), self.mode,
+            )  # fmt: skip
+        else:
+            log.info(
+                "Decoded images are read from %s (data.cache=%s).",
+                next(iter(found.values())).folder.parent, self.mode,
+            )  # fmt: skip
+        for split, source in sources.items():
+            if found[split] in missing:
+                found[split].build(partial(self._decoded, source))
+        return {split: _with_pixels(source, found[split].open()) for split, source in sources.items()}
+
+    def _find(self, source: FileSource, folders: list[Path]) -> CacheFile:
+        """Return the file in the first folder that has it whole, else in the first that can be written to."""
+        files = [CacheFile(folder, source, self.channels, self.size) for folder in folders]
+        whole = next((file for file in files if file.is_whole()), None)
+        return whole or next((f for f in files if _writable(f.folder)), files[0])
+
+    def _fits(self, needed: int, folder: Path) -> bool:
+        """Return whether auto may write so much; tell why not.
+
+        Raises:
+            UserError: It was asked for and there is no room.
+        """
+        free = shutil.disk_usage(_existing(folder)).free
+        if self.mode == "disk":
+            if needed > free:
+                raise UserError(
+                    f"data.cache=disk needs {_size(needed)} in {folder}, and {_size(free)} are free: say "
+                    "data.cache=off or another paths.cache_dir."
+                )
+            return True
+        if needed <= min(AUTO_BYTES, AUTO_SHARE * free):
+            return True
+        log.info(
+            "The images are decoded in every epoch: kept, they would take %s of the %s free in %s "
+            "(data.cache=disk keeps them all the same).",
+            _size(needed), _size(free), folder,
+        )  # fmt: skip
+        return False
+
+    def _bytes(self, source: FileSource) -> int:
+        return len(source) * self.channels * self.size**2
+
+    def _decoded(self, source: FileSource) -> Generator[Tensor]:
+        """Decode all files of a split in their order, by several processes, with a bar on a terminal."""
+        plan = BatchPlan(len(source), _BATCH)
+        with closing(FileLoader(source, plan, self.channels, self.size, self.num_workers)) as loader:
+            yield from _shown((batch.images for batch in loader), len(source), f"Decoding {source.name}")
+
+
+def _with_pixels(source: FileSource, images: Tensor) -> DecodedSource:
+    return DecodedSource(images, source.labels, source.classes, source.name, files=source)
+
+
+def places(folder: str | None, root: str) -> list[Path]:
+    """Return the folders that may hold caches, best first; never one inside the data set itself.
+
+    Args:
+        folder: paths.cache_dir.
+        root: The data set's folder, which a cache would add a class to.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alexnet_exp"
+    wanted = [Path(folder).expanduser().absolute(), home] if folder else [home]
+    return [place for place in wanted if not place.resolve().is_relative_to(Path(root).resolve())] or [home]
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _writable(folder: Path) -> bool:
+    nearest = _existing(folder)
+    # A folder that nobody may write to is meant to stay as it is, even where root could.
+    return nearest.is_dir() and os.access(nearest, os.W_OK) and bool(nearest.stat().st_mode & 0o222)
+
+
+def _free_memory() -> int | None:
+    """Return the bytes of memory that can be had, where the system says so."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def _shown(batches: Iterable[Tensor], count: int, title: str) -> Generator[Tensor]:
+    """Hand the batches on, with a progress bar on the first rank's terminal."""
+    on_terminal = sys.stderr.isatty() and os.environ.get("LOCAL_RANK", "0") == "0"
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # Drawn from here alone: a thread that draws could hold a lock while the decoding processes are forked.
+    drawn = {"console": Console(stderr=True), "transient": True, "auto_refresh": False}
+    with Progress(*columns, disable=not on_terminal, **drawn) as bar:
+        task = bar.add_task(title, total=count)
+        for batch in batches:
+            yield batch
+            bar.update(task, advance=len(batch), refresh=True)
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"

@@ -1,0 +1,92 @@
+"""A run of `Trainer` that takes turns with somebody else's steps, so that both meet the same machine."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.runs.benchmark_subject import Subject
+from alexnet_exp.runs.fit import Fit
+from alexnet_exp.runs.results import close_loggers
+from alexnet_exp.runs.timing import summary, waiting
+
+
+class _Enough(Exception):
+    """Ends the run: there are figures enough."""
+
+
+class Turns(Callback):
+    """After every `steps` training steps, let the other side take as many; time both.
+
+    A turn lasts from the end of one batch to the end of a later one, so it holds everything that `Trainer` does for a
+    step. Turns in which an epoch ended hold more than steps, and are not counted.
+
+    Args:
+        other: Takes `steps` steps.
+        steps: In a turn.
+        repeats: Turns of each side that are timed.
+        wait: For the device.
+    """
+
+    def __init__(
+        self, other: Callable[[], object], steps: int, repeats: int, wait: Callable[[], None]
+    ) -> None:
+        self.other, self.steps, self.repeats, self.wait = other, steps, repeats, wait
+        self.ours: list[float] = []
+        self.others: list[float] = []
+        self._taken, self._epoch = 0, -1  # the first turn warms up
+        self._start = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._taken += 1
+        if self._taken < self.steps:
+            return
+        self.wait()
+        ours = time.perf_counter() - self._start
+        start = time.perf_counter()
+        self.other()
+        self.wait()
+        now = time.perf_counter()
+        if self._epoch == trainer.current_epoch:
+            self.ours.append(ours)
+            self.others.append(now - start)
+        if len(self.ours) == self.repeats:
+            raise _Enough
+        self._taken, self._epoch, self._start = 0, trainer.current_epoch, time.perf_counter()
+
+
+def take_turns(fit: Fit, other: Callable[[int], object], subject: Subject) -> dict[str, dict[str, float]]:
+    """Train with `Trainer`, every other turn being the other side's.
+
+    Args:
+        fit: The run; it is used up.
+        other: Takes so many steps.
+        subject: Says how many steps a turn has, and how many turns there are.
+
+    Returns:
+        `summary` of the seconds of one step: 'ours' and 'theirs'.
+
+    Raises:
+        UserError: If an epoch is too short for a turn.
+    """
+    batches = len(fit.data.sources["train"]) // fit.data.batch_size
+    steps = min(subject.options["steps"], (batches - 1) // 2)
+    if steps < 1:
+        raise UserError(f"An epoch of {batches} batches is too short to be measured: lower data.batch_size.")
+    turns = Turns(lambda: other(steps), steps, subject.repeats, waiting(subject.device))
+    # One row in every turn: more often than in a run, never less.
+    fit.trainer.log_every_n_steps = min(fit.trainer.log_every_n_steps, steps)
+    fit.trainer.callbacks.append(turns)
+    try:
+        with contextlib.suppress(_Enough):
+            fit.trainer.fit(fit.classifier, datamodule=fit.data)
+    finally:
+        close_loggers(fit.trainer.loggers, None, 0)
+    return {"ours": summary(turns.ours, steps), "theirs": summary(turns.others, steps)}

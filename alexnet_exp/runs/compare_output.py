@@ -1,0 +1,191 @@
+"""The comparison as a terminal's table, csv, markdown or json."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from alexnet_exp.tracking.compare_groups import Comparison, Group
+from alexnet_exp.tracking.compare_runs import Run, Score
+from alexnet_exp.tracking.compare_text import interval_text, plain, score_text, settings_text, spread_text
+
+_FIXED = 4  # columns that keep their width
+_LEAST = 28  # characters for names and settings
+_STYLES = {"failed": "red", "interrupted": "yellow", "unfinished": "yellow", "running": "cyan"}
+
+
+def records(comparison: Comparison) -> dict[str, Any]:
+    """Return everything as plain values, for json."""
+    numbers = {run.path: i for i, group in enumerate(comparison.groups, 1) for run in group.runs}
+    runs = [_run_record(comparison, run, numbers[run.path]) for run in comparison.runs]
+    groups = [_group_record(comparison, group, i) for i, group in enumerate(comparison.groups, 1)]
+    where = {"where": comparison.where} if comparison.where else {}
+    return {"metric": comparison.metric, **where, "runs": runs, "groups": groups}
+
+
+def _run_record(comparison: Comparison, run: Run, group: int) -> dict[str, Any]:
+    score = comparison.scores[run.path]
+    return {
+        "run": run.name,
+        "path": str(run.path),
+        "status": run.status,
+        "metric": score.metric if score else None,
+        "value": score.value if score else None,
+        "best": score is not None and score == comparison.best,
+        "epochs": run.epochs,
+        "images_per_second": run.images_per_second,
+        "group": group,
+        "settings": run.differs,
+    }
+
+
+def _group_record(comparison: Comparison, group: Group, number: int) -> dict[str, Any]:
+    return {
+        "group": number,
+        "runs": [run.name for run in group.runs],
+        "metric": group.metric,
+        "n": group.n,
+        "mean": group.mean,
+        "sd": group.sd,
+        "interval": list(group.interval) if group.interval else None,
+        "best": comparison.is_best(group),
+        "settings": comparison.group_settings(group),
+    }
+
+
+def to_json(comparison: Comparison) -> str:
+    return json.dumps(records(comparison), indent=2, ensure_ascii=False) + "\n"
+
+
+def to_csv(comparison: Comparison) -> str:
+    """Return one line for each run; those of its group (n, mean, sd, interval) stand at its end."""
+    table = records(comparison)
+    groups = {group["group"]: group for group in table["groups"]}
+    lines = []
+    for run in table["runs"]:
+        group = groups[run["group"]]
+        low, high = group["interval"] or (None, None)
+        of_group = {f"group_{key}": group[key] for key in ("n", "mean", "sd")}
+        settings = {key: plain(value) for key, value in run.pop("settings").items()}
+        lines.append({**run, **settings, **of_group, "group_low": low, "group_high": high})
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(lines[0]) if lines else ["run"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return buffer.getvalue()
+
+
+def to_markdown(comparison: Comparison) -> str:
+    parts = []
+    if comparison.with_seeds:
+        parts.append(
+            _markdown(_group_head(comparison), [_group_cells(comparison, g) for g in comparison.groups])
+        )
+    rows = [[*_run_cells(comparison, run), settings_text(comparison.told(run))] for run in comparison.runs]
+    parts.append(_markdown([*_run_head(comparison), "differs in"], rows))
+    return "\n".join([*parts, *[f"{note}\n" for note in notes(comparison)]])
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n"
+        for line in lines
+    )
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Return what a reader of the table must know."""
+    found = ["* best"] if comparison.best else []
+    if comparison.with_seeds:
+        found.append("95 % interval of the mean over seeds (t distribution), of finished runs.")
+    if comparison.usual:
+        found.append(f"Unless a row says otherwise: {settings_text(comparison.usual)}")
+    if comparison.stand_ins:
+        found.append(f"Values with a name beside them are not {comparison.metric}: their runs have none.")
+    return found
+
+
+def print_table(comparison: Comparison) -> None:
+    """Print groups and runs to the terminal, as wide as it is."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:  # a file or pipe has no width to fit
+        console = Console(highlight=False, width=200)
+    if comparison.with_seeds:
+        head, rows = _group_head(comparison), [_group_cells(comparison, g) for g in comparison.groups]
+        console.print(_fit(head, rows, console.width, right=4))
+        console.print()
+    head = [*_run_head(comparison), "differs in"]
+    rows = [[*_run_cells(comparison, run), settings_text(comparison.told(run))] for run in comparison.runs]
+    console.print(
+        _fit([*head[1:5], head[0], head[5]], [[*r[1:5], r[0], r[5]] for r in rows], console.width, 3)
+    )
+    for note in notes(comparison):
+        console.print(note, style="dim")
+
+
+def _run_head(comparison: Comparison) -> list[str]:
+    return ["run", comparison.metric, "epochs", "images/s", "status"]
+
+
+def _run_cells(comparison: Comparison, run: Run) -> list[str]:
+    score, speed = comparison.scores[run.path], run.images_per_second
+    mark = " *" if score is not None and score == comparison.best else ""
+    epochs = "" if run.epochs is None else str(run.epochs)
+    value = score_text(score, comparison.metric) + mark
+    return [run.name, value, epochs, "" if speed is None else f"{speed:,.0f}", run.status]
+
+
+def _group_head(comparison: Comparison) -> list[str]:
+    return [f"mean {comparison.metric}", "sd", "95 % interval", "n", "configuration"]
+
+
+def _group_cells(comparison: Comparison, group: Group) -> list[str]:
+    mean = Score(group.mean, str(group.metric)) if group.mean is not None else None
+    mark = " *" if comparison.is_best(group) else ""
+    n = f"{group.n}" if group.n == len(group.runs) else f"{group.n} of {len(group.runs)}"
+    settings = settings_text(comparison.group_settings(group)) or group.runs[0].name
+    spread = spread_text(group.sd, group.metric), interval_text(group.interval, group.metric)
+    return [score_text(mean, comparison.metric) + mark, *spread, n, settings]
+
+
+def _fit(head: list[str], rows: list[list[str]], width: int, right: int) -> Table:
+    """Lay a table out: the first four columns keep their width, those after them give way.
+
+    Where little is left, the last column stands below the one before it, and columns that matter less go.
+
+    Args:
+        head: Names of the columns.
+        rows: Cells.
+        width: Of the terminal.
+        right: How many columns are flush right.
+    """
+    wide = [max(map(cell_len, column)) + 2 for column in zip(head, *rows, strict=True)]
+    left = width - sum(wide[:_FIXED])
+    if len(head) > _FIXED + 1 and left < wide[_FIXED] + _LEAST:
+        head = [*head[:_FIXED], ", ".join(head[_FIXED:])]
+        rows = [[*row[:_FIXED], "\n".join(row[_FIXED:]).rstrip()] for row in rows]
+    shown = list(range(len(head)))
+    for column in (2, 1):  # images per second, then epochs; the interval, then sd
+        if left < _LEAST:
+            shown.remove(column)
+            left += wide[column]
+    table = Table(box=None, pad_edge=False)
+    for i in shown:
+        fixed = i < _FIXED
+        table.add_column(
+            Text(head[i]), justify="right" if i < right else "left", no_wrap=fixed, overflow="fold"
+        )
+        table.columns[-1].min_width = wide[i] - 2 if fixed else None
+    for row in rows:
+        table.add_row(*[Text(row[i], style=_STYLES.get(row[i], "")) for i in shown])
+    return table

@@ -1,0 +1,35 @@
+"""Another rank of an evaluation: `python -m alexnet_exp.runs.evaluate_rank RUN_DIR PARENT_PID`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.log import logging_to
+from alexnet_exp.training.devices import die_with_parent
+
+
+def main() -> int:
+    run_dir, parent = Path(sys.argv[1]), int(sys.argv[2])
+    die_with_parent(parent)
+    from alexnet_exp.runs import evaluate_members as heavy
+    from alexnet_exp.tracking.run_directory import RunDirectory
+
+    if sys.stdin.readline() != "go\n":
+        return 1  # the first rank ended before there was anything to do
+    settings = RunDirectory(run_dir).config()
+    try:
+        with logging_to(None):
+            members = heavy.open_members(settings["ckpt"], settings)
+            heavy.evaluate_all(members, settings, Console(quiet=True))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

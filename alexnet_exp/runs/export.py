@@ -1,0 +1,114 @@
+"""`alexnet-exp export`: a trained network for another runtime, checked against PyTorch before it is handed out."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from alexnet_exp.config.checks import shown
+from alexnet_exp.config.rules import choice, flag, list_of, null, text
+from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.environment import git_state, versions
+from alexnet_exp.tracking.records import replacing
+from alexnet_exp.tracking.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from alexnet_exp.runs.export_check import Parity
+
+TOLERANCE = 1e-4  # largest difference of an output to PyTorch's
+RULES = {
+    "ckpt": text,
+    "format": choice("onnx", "torch_export", "safetensors"),
+    "preprocess": flag,
+    "out": text | null,
+    "trust": list_of(text),
+}
+_NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch_export": (), "safetensors": ("safetensors",)}
+_NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2", "safetensors": "model.safetensors"}
+
+
+def export(config: dict[str, Any], run_dir: Path, command: str) -> Path:
+    """Write a trained network in another format, and compare what it computes there.
+
+    Args:
+        config: Keys of conf/export.yaml.
+        run_dir: Where the file and result.json go, unless `out` names another place.
+        command: The command line, for the record.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: For an illegal setting, a package that is missing, a checkpoint that cannot be read, or outputs that
+            differ from PyTorch's; no file is left then.
+    """
+    _check(config)
+    from alexnet_exp.inference import load_classifier
+    from alexnet_exp.runs.export_check import check, images_to_check
+    from alexnet_exp.runs.export_formats import describe, reader, write
+
+    console = Console(soft_wrap=True, highlight=False)
+    loaded = load_classifier(config["ckpt"], device="cpu", trust=config["trust"])
+    images, source = images_to_check(loaded, config["trust"])
+    kind, path = config["format"], Path(config["out"] or run_dir / _NAMES[config["format"]])
+    metadata = describe(loaded, config["preprocess"])
+    try:
+        with replacing(path) as temporary:
+            write(loaded, kind, config["preprocess"], metadata, temporary)
+            parity = check(loaded, reader(loaded, kind, temporary), images, config["preprocess"])
+            _judge(parity, kind)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+    console.print(f"parity with PyTorch: {parity} ({source})", markup=False)
+    if config["out"] is None:
+        _record(run_dir, command, path, kind, metadata, parity, source)
+    console.print(f"exported: {path} ({path.stat().st_size / 2**20:.1f} MiB)", markup=False)
+    return path
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    for key, rule in RULES.items():
+        if not rule.legal(config[key]):
+            raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
+    kind = config["format"]
+    if kind == "safetensors" and config["preprocess"]:
+        raise UserError(
+            "format=safetensors holds weights alone: preprocess=true needs format=onnx or torch_export."
+        )
+    missing = [name for name in _NEEDS[kind] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"format={kind} needs {', '.join(missing)}: pip install 'alexnet_exp[export]'")
+
+
+def _judge(parity: Parity, kind: str) -> None:
+    if not parity.difference <= TOLERANCE:  # NaN is no agreement
+        raise UserError(
+            f"format={kind} computes something else than PyTorch: {parity}, and {TOLERANCE:g} is allowed; no file was "
+            "written. format=safetensors carries the weights alone."
+        )
+
+
+def _record(
+    run_dir: Path,
+    command: str,
+    path: Path,
+    kind: str,
+    metadata: Mapping[str, Any],
+    parity: Parity,
+    source: str,
+) -> None:
+    result = {
+        "status": "finished",
+        "command": command,
+        "file": path.name,
+        "format": kind,
+        "metadata": dict(metadata),
+        "parity": {**parity._asdict(), "images_from": source, "allowed": TOLERANCE},
+        "git": git_state(),
+        "versions": versions(),
+    }
+    RunDirectory(run_dir).write_result(result)

@@ -1,0 +1,58 @@
+"""Which files `images=` means."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Iterator
+
+from alexnet_exp.data.folder import ENDINGS
+from alexnet_exp.errors import UserError
+
+
+def find_images(wanted: str | list[str]) -> list[str]:
+    """List the files that the user means, each once.
+
+    Args:
+        wanted: A file, a folder (every image below it), a pattern, '-' (a path on each line of standard input), or a
+            list of these. Of folders and patterns only files with the ending of an image count; a file that is named
+            counts whatever its ending, and also if it does not exist, as long as another does.
+
+    Raises:
+        UserError: If there is no such file.
+    """
+    named = [wanted] if isinstance(wanted, str) else list(wanted)
+    asked = [path for one in named for path in (_lines() if one == "-" else [str(one)])]
+    found = list(dict.fromkeys(path for one in asked for path in _expanded(os.path.expanduser(one))))
+    if not any(os.path.exists(path) for path in found):
+        said = ", ".join("standard input" if one == "-" else str(one) for one in named[:3])
+        raise UserError(
+            f"There is no image in {said or '[]'}: give a file, a folder, a pattern or a list of them "
+            f"({', '.join(ending[1:] for ending in ENDINGS)})."
+        )
+    return found
+
+
+def _lines() -> list[str]:
+    return [line for line in sys.stdin.read().splitlines() if line.strip()]
+
+
+def _expanded(path: str) -> Iterator[str]:
+    if os.path.isdir(path):
+        yield from _below(path)
+    elif os.path.lexists(path) or not glob.has_magic(path):
+        yield path
+    else:
+        for match in sorted(glob.glob(path, recursive=True)):
+            if os.path.isfile(match) and match.lower().endswith(ENDINGS):
+                yield match
+
+
+def _below(folder: str) -> Iterator[str]:
+    """Yield the images below a folder, hidden ones left out, in an order that is the same on every machine."""
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(ENDINGS) and not name.startswith("."):
+                yield os.path.join(root, name)

@@ -1,0 +1,134 @@
+"""One job of a sweep: a process that runs the single-run command line in a directory of its own.
+
+`python -m alexnet_exp.sweeps.job PARENT_PID ARGUMENTS...` is that process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alexnet_exp.tracking.run_directory import RunDirectory
+
+OUTPUT = "output.log"  # what a job printed
+WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
+
+
+@dataclass
+class Job:
+    """A job and what has become of it.
+
+    Args:
+        number: Position in the sweep.
+        overrides: What it sets, the settings that all jobs share included.
+        directory: Its run directory.
+        flags: Hydra's flags of the sweep that hold for the job too: --config-dir DIR.
+    """
+
+    number: int
+    overrides: list[str]
+    directory: Path
+    flags: list[str] = field(default_factory=list)
+    state: str = WAITING
+    why: str = ""  # it failed
+    tries: int = 0
+    process: subprocess.Popen[bytes] | None = None
+    devices: tuple[str, ...] | None = None  # the GPUs it holds
+    started: float = 0.0
+
+    @property
+    def arguments(self) -> list[str]:
+        """What `train` takes: a job that has begun goes on from its last checkpoint."""
+        begun = (self.directory / "config.yaml").exists()
+        return [*self.flags, *self.overrides, f"{'resume' if begun else 'hydra.run.dir'}={self.directory}"]
+
+    @property
+    def command(self) -> str:
+        """What a person would type."""
+        return shlex.join(["alexnet-exp", "train", *self.arguments])
+
+    def start(self, environment: Mapping[str, str]) -> None:
+        """Start the process; what it prints goes to output.log."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.state, self.tries, self.started = RUNNING, self.tries + 1, time.time()
+        with open(self.directory / OUTPUT, "ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "alexnet_exp.sweeps.job", str(os.getpid()), *self.arguments],
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches the sweep alone, which then ends its jobs
+            )
+
+    def poll(self) -> bool:
+        """Look whether the process has ended, and note how."""
+        assert self.process is not None
+        code = self.process.poll()
+        if code is None:
+            return False
+        result = self.result()
+        if code == 0 and result and result.get("status") == "finished":
+            self.state = FINISHED
+        else:
+            self.state, self.why = FAILED, self._reason(code, result)
+        return True
+
+    def result(self) -> dict[str, Any] | None:
+        """Read its result.json; None without a whole one."""
+        try:
+            return RunDirectory(self.directory).result()
+        except (OSError, json.JSONDecodeError):
+            return None
+
+    def killed(self) -> bool:
+        """Whether something outside ended it: no fault of the settings or the code."""
+        return self.process is not None and (self.process.returncode or 0) < 0
+
+    def _reason(self, code: int, result: Mapping[str, Any] | None) -> str:
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        if result and result.get("error"):
+            return str(result["error"])
+        lines = self.last_lines(1)
+        return lines[0] if lines else f"exit code {code}"
+
+    def last_lines(self, count: int) -> list[str]:
+        """Return the end of what it printed."""
+        try:
+            text = (self.directory / OUTPUT).read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
+        return [line for line in text.splitlines() if line.strip()][-count:]
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process, if it is still there."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """End the process and all that it started."""
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def main() -> int:
+    from alexnet_exp.cli import main as command_line
+    from alexnet_exp.training.devices import die_with_parent
+
+    die_with_parent(int(sys.argv[1]))
+    return command_line(["train", *sys.argv[2:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""What hydra/launcher=processes does: jobs in processes, several at a time, and a sweep that can go on later."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, WAITING, Job
+from alexnet_exp.sweeps.record import SweepRecord
+from alexnet_exp.sweeps.resources import Resources
+from alexnet_exp.sweeps.table import Table
+
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 4.0  # for jobs to write what they have, after Ctrl-C
+
+
+def launch(
+    config: DictConfig,
+    settings: Mapping[str, Any],
+    job_overrides: list[list[str]],
+    first: int,
+    go_on: bool = False,
+) -> Sequence[JobReturn]:
+    """Run the jobs of a sweep, or those that are still to do.
+
+    Args:
+        config: The sweep's configuration, with `hydra`.
+        settings: Of the launcher: max_parallel, threads, on_failure, retries.
+        job_overrides: What each job sets.
+        first: Number of the first job.
+        go_on: Whether this process has begun the sweep already.
+
+    Returns:
+        One entry per job; of a failed one, reading its value raises.
+
+    Raises:
+        UserError: For settings that are no launcher's, or a sweep that cannot go on.
+    """
+    _check(settings)
+    directory = Path(str(config.hydra.sweep.dir)).absolute()
+    record = SweepRecord(directory)
+    with record.lock():
+        typed = [o for o in config.hydra.overrides.task if not o.startswith(_OWN)]
+        record.begin(typed, go_on or bool(OmegaConf.select(config, "sweep.resume")))
+        jobs = record.jobs(job_overrides, first, _flags(config))
+        console = Console(soft_wrap=True)
+        pool = Pool(jobs, settings, Resources.of_this_machine(config, settings), Table(jobs, console))
+        pool.run()
+    failed = [job for job in jobs if job.state != FINISHED]
+    console.print(f"sweep directory: {directory}", highlight=False)
+    return [_returned(job, len(failed), len(jobs)) for job in jobs]
+
+
+_OF_THE_SWEEP = (
+    "hydra.launcher", "hydra/launcher", "hydra.sweeper", "hydra/sweeper", "hydra.sweep.", "hydra.run.", "hydra.mode",
+)  # fmt: skip
+_OWN = ("sweep.resume=", "+sweep.resume=")
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    most, threads, retries = (settings[k] for k in ("max_parallel", "threads", "retries"))
+    if most != "auto" and not (isinstance(most, int) and most >= 1):
+        raise UserError(f"hydra.launcher.max_parallel={most} is not possible: say auto, or a number of jobs.")
+    if threads < 1 or retries < 0:
+        raise UserError("hydra.launcher.threads must be 1 or more, and hydra.launcher.retries 0 or more.")
+    if settings["on_failure"] not in ("continue", "stop"):
+        raise UserError(
+            f"hydra.launcher.on_failure={settings['on_failure']} is not possible: continue or stop."
+        )
+
+
+def _flags(config: DictConfig) -> list[str]:
+    """Return Hydra's flags and settings that a job needs, too."""
+    sources = [s for s in config.hydra.runtime.config_sources if s.provider == "command-line"]
+    flags = [part for source in sources for part in ("--config-dir", source.path)]
+    if config.hydra.job.config_name not in (None, "train"):
+        flags += ["--config-name", config.hydra.job.config_name]
+    return [*flags, *(o for o in config.hydra.overrides.hydra if not o.lstrip("+").startswith(_OF_THE_SWEEP))]
+
+
+def _returned(job: Job, failed: int, all_jobs: int) -> JobReturn:
+    done = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
+    if job.state == FINISHED:
+        done.return_value = (job.result() or {}).get("metrics", {})
+    else:
+        done.status = JobStatus.FAILED
+        done.return_value = UserError(
+            f"{failed} of {all_jobs} jobs did not finish; the first is {job.directory}: {job.why}"
+        )
+    return done
+
+
+class Pool:
+    """Runs jobs as long as there is room for another.
+
+    Args:
+        jobs: All of the sweep.
+        settings: Of the launcher.
+        resources: Processors or GPUs to share.
+        table: Shows the jobs.
+    """
+
+    def __init__(
+        self, jobs: list[Job], settings: Mapping[str, Any], resources: Resources, table: Table
+    ) -> None:
+        self.jobs, self.settings, self.resources, self.table = jobs, settings, resources, table
+        self.stopping = False
+
+    def run(self) -> None:
+        """Run all jobs to their end; Ctrl-C ends them within five seconds."""
+        before = signal.signal(
+            signal.SIGTERM, signal.getsignal(signal.SIGINT)
+        )  # a batch system ends as a person does
+        try:
+            with self.table:
+                while self._step():
+                    time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:
+            self._end_all()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            for job in self._in("running"):
+                job.kill()
+
+    def _step(self) -> bool:
+        """Start what there is room for and collect what has ended; return whether anything is left to do."""
+        for job in self._in(RUNNING):
+            if job.poll():
+                self.resources.give_back(job)
+                self._ended(job)
+        for job in [] if self.stopping else self._in(WAITING):
+            environment = self.resources.take(job)
+            if environment is None:
+                break
+            job.start(environment)
+            self.table.started(job)
+        self.table.refresh()
+        return bool(self._in(RUNNING) or (self._in(WAITING) and not self.stopping))
+
+    def _ended(self, job: Job) -> None:
+        if job.state == FAILED and job.killed() and job.tries <= self.settings["retries"]:
+            job.state = WAITING
+        elif job.state == FAILED and self.settings["on_failure"] == "stop":
+            self.stopping = True
+        self.table.ended(job)
+
+    def _end_all(self) -> None:
+        for job in self._in(RUNNING):
+            job.signal(signal.SIGINT)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while self._in(RUNNING) and time.monotonic() < deadline:
+            for job in self._in(RUNNING):
+                job.poll()
+            time.sleep(0.05)
+        for job in self._in(RUNNING):
+            job.kill()
+
+    def _in(self, state: str) -> list[Job]:
+        return [job for job in self.jobs if job.state == state]

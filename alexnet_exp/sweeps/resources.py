@@ -1,0 +1,81 @@
+"""Processors or GPUs, shared among the jobs of a sweep."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig
+
+from alexnet_exp.sweeps.job import Job
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class Resources:
+    """Room for so many jobs.
+
+    Args:
+        slots: Jobs at a time.
+        threads: Of each job.
+        groups: Disjoint groups of GPUs, one for each job at a time; empty on a machine without.
+        sweep: Name that groups the jobs' W&B runs.
+    """
+
+    def __init__(self, slots: int, threads: int, groups: list[tuple[str, ...]], sweep: str) -> None:
+        self.free, self.threads, self.groups, self.sweep = slots, threads, list(groups), sweep
+        self._with_gpus = bool(groups)
+
+    @classmethod
+    def of_this_machine(cls, config: DictConfig, settings: Mapping[str, Any]) -> Resources:
+        """Find out what there is room for."""
+        wanted, threads = settings["max_parallel"], settings["threads"]
+        gpus = [] if config.trainer.accelerator == "cpu" else visible_gpus()
+        per_job = _devices_per_job(config.trainer.devices)
+        groups = [tuple(gpus[i : i + per_job]) for i in range(0, len(gpus) - per_job + 1, per_job)]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        slots = len(groups) or max(1, cores // (threads * (1 if gpus else per_job)))
+        if wanted != "auto":
+            slots = min(wanted, len(groups)) if groups else wanted
+        return cls(slots, threads, groups, os.path.basename(str(config.hydra.sweep.dir)))
+
+    def take(self, job: Job) -> dict[str, str] | None:
+        """Return the environment for a job, or None while there is no room."""
+        if self.free == 0:
+            return None
+        self.free -= 1
+        environment = {**os.environ, **dict.fromkeys(_THREADS, str(self.threads))}
+        environment.setdefault("WANDB_RUN_GROUP", self.sweep)
+        if self._with_gpus:
+            job.devices = self.groups.pop(0)
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(job.devices)
+        return environment
+
+    def give_back(self, job: Job) -> None:
+        """Take back what a job held."""
+        self.free += 1
+        if job.devices is not None:
+            self.groups.append(job.devices)
+            job.devices = None
+
+
+def _devices_per_job(devices: Any) -> int:
+    """Return how many devices a job takes: one where the settings leave it open, so that the jobs share them."""
+    if isinstance(devices, int) and devices > 0:
+        return devices
+    return len(devices) if not isinstance(devices, str | int) else 1
+
+
+def visible_gpus() -> list[str]:
+    """List the GPUs that jobs may use, as CUDA_VISIBLE_DEVICES names them, without importing torch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name for name in chosen.split(",") if name.strip() not in ("", "-1")]
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30, check=False)
+    return [str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]

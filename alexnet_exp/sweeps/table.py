@@ -1,0 +1,125 @@
+"""The jobs of a sweep on the terminal: a live table, or a line for each event where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table as RichTable
+
+from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, Job
+from alexnet_exp.tracking.metrics_csv import read_metrics
+
+_LAST_LINES = 5
+_READ_SECONDS = 1.0
+_SHOWN = 30  # rows: a terminal is not higher
+
+
+class Table:
+    """Shows state, epoch, best metric and the time left of every job.
+
+    Args:
+        jobs: Of the sweep.
+        console: Where to.
+    """
+
+    def __init__(self, jobs: list[Job], console: Console) -> None:
+        self.jobs, self.console = jobs, console
+        self._live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
+        self._read = 0.0
+        shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+        self._names = {
+            job.number: " ".join(o for o in job.overrides if o not in shared) or "-" for job in jobs
+        }
+
+    def __enter__(self) -> Table:
+        done = sum(job.state == FINISHED for job in self.jobs)
+        self._say(f"{len(self.jobs)} jobs" + (f", {done} of them finished before" if done else ""))
+        if self._live is not None:
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.update(self._drawn())
+            self._live.__exit__(kind, error, trace)
+
+    def started(self, job: Job) -> None:
+        """Say that a job has started, and with which command."""
+        again = " again" if job.tries > 1 else ""
+        self._say(f"job {job.number} starts{again}: {job.command}")
+
+    def ended(self, job: Job) -> None:
+        """Say how a job has ended, and show the last lines of one that failed."""
+        if job.state == FINISHED:
+            self._say(f"job {job.number} finished: {self._best(job)}")
+            return
+        self._say(f"job {job.number} failed: {job.why}")
+        if not (job.result() or {}).get("error"):  # it could not say what was wrong
+            for line in job.last_lines(_LAST_LINES):
+                self._say(f"    {line}")
+
+    def refresh(self) -> None:
+        """Draw the table again, once a second at most."""
+        now = time.monotonic()
+        if self._live is not None and now - self._read >= _READ_SECONDS:
+            self._read = now
+            self._live.update(self._drawn())
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+    def _drawn(self) -> RichTable:
+        table = RichTable("job", "settings", "state", "epoch", "best", "time left", box=None, pad_edge=False)
+        order = sorted(self.jobs, key=lambda job: (job.state != RUNNING, job.state != FAILED, job.number))
+        for job in order[:_SHOWN]:
+            epoch, best, left = self._progress(job)
+            table.add_row(str(job.number), self._names[job.number], job.state, epoch, best, left)
+        if len(order) > _SHOWN:
+            table.add_row("", f"and {len(order) - _SHOWN} more", "", "", "", "")
+        return table
+
+    def _progress(self, job: Job) -> tuple[str, str, str]:
+        rows = _metrics(job)
+        if not rows:
+            return "", "", ""
+        done = int(max(row.get("epoch", 0) for row in rows))
+        wanted = _max_epochs(job) if job.state == RUNNING else None
+        left = ""
+        if wanted and done and job.started:
+            # The time before this try's start counts for nothing; epochs before it are the same to every estimate.
+            left = _minutes((time.time() - job.started) / done * (wanted - done)) if job.tries == 1 else ""
+        return f"{done}/{wanted}" if wanted else str(done), self._best(job), left
+
+    def _best(self, job: Job) -> str:
+        for name in ("test/top1", "val/top1"):
+            values = [row[name] for row in _metrics(job) if name in row]
+            if values:
+                return f"{name} {max(values):.4f}"
+        return ""
+
+
+def _metrics(job: Job) -> list[dict[str, float]]:
+    try:
+        return read_metrics(job.directory / "metrics.csv")
+    except FileNotFoundError:
+        return []
+
+
+def _max_epochs(job: Job) -> int | None:
+    try:
+        config: dict[str, Any] = yaml.safe_load((job.directory / "config.yaml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    epochs = config["trainer"]["max_epochs"]
+    return epochs if isinstance(epochs, int) and epochs > 0 else None
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,51 @@
+"""Figures and settings of a comparison as text, the same on the terminal and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from alexnet_exp.tracking.compare_runs import Score
+from alexnet_exp.tracking.markup import number
+
+
+def is_share(metric: str | None) -> bool:
+    """Return whether a metric is a fraction, shown in percent."""
+    return str(metric).rpartition("/")[2].startswith("top")
+
+
+def value_text(value: float, metric: str | None) -> str:
+    return f"{100 * value:.2f} %" if is_share(metric) else number(value)
+
+
+def score_text(score: Score | None, asked: str) -> str:
+    """Return a value; with the metric's name if it is not the one asked for."""
+    if score is None:
+        return "–"
+    return value_text(score.value, score.metric) + ("" if score.metric == asked else f" {score.metric}")
+
+
+def spread_text(sd: float | None, metric: str | None) -> str:
+    return "–" if sd is None else f"{100 * sd:.2f}" if is_share(metric) else number(sd)
+
+
+def interval_text(interval: tuple[float, float] | None, metric: str | None) -> str:
+    if interval is None:
+        return "–"
+    low, high = interval
+    return (
+        f"{100 * low:.2f} to {100 * high:.2f} %" if is_share(metric) else f"{number(low)} to {number(high)}"
+    )
+
+
+def plain(value: Any) -> str:
+    """Return a setting as it is typed."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(plain, value))}]"
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={plain(value)}" for key, value in settings.items())

@@ -1,0 +1,238 @@
+"""Decoded images that are kept: the same batches, less work, and no harm when there is no room."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alexnet_exp.config.compose import compose, plain
+from alexnet_exp.data import Batch, Folder, loaders
+from alexnet_exp.data import cache as cache_module
+from alexnet_exp.data.cache import Cache, DecodedSource, places
+from alexnet_exp.data.folder import load, scan
+from alexnet_exp.data.sources import FileSource
+from alexnet_exp.errors import UserError
+from tests.data.makers import write_folder
+
+COMMON: dict[str, Any] = {"batch_size": 4, "image_size": 16, "mean": [0.5], "std": [0.25], "num_workers": 0}
+COUNTS = {"train/cat": 6, "train/dog": 5, "val/cat": 2, "val/dog": 3}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_folder(tmp_path / "pets", COUNTS, size=(30, 22))
+    return tmp_path / "pets"
+
+
+@pytest.fixture
+def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("an image is decoded")
+
+    monkeypatch.setattr(loaders, "read_stored", refuse)
+
+
+def ready(root: Path, cache: str, **options: Any) -> Folder:
+    data = Folder(str(root), cache=cache, cache_dir=str(root.parent / "kept"), **{**COMMON, **options})
+    data.setup()
+    return data
+
+
+def batches(data: Folder) -> list[Batch]:
+    """Return two epochs of training batches and one of validation."""
+    train, found = data.train_dataloader(), []
+    for epoch in (0, 1):
+        train.sampler.set_epoch(epoch)
+        found += list(train)
+    found += list(data.val_dataloader())
+    data.teardown()
+    return found
+
+
+def keep(source: FileSource, mode: str, folder: Path | None) -> FileSource | DecodedSource:
+    return Cache(mode, str(folder) if folder else None, 3, 8, 0).keep({"train": source})["train"]
+
+
+@contextmanager
+def no_file_over(num_bytes: int) -> Iterator[None]:
+    """Let the system refuse to write more than so much to any file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# ------------------------------------------------------------------------------------------- the same images
+
+
+@pytest.mark.parametrize("mode", ["auto", "disk", "ram"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"channels": 1},
+        {"num_workers": 2},
+        {"augment": {"crop": True, "flip": True, "mean_image": "aligned"}, "train_subset": 9},
+    ],
+    ids=["grey", "workers", "augmented"],
+)
+def test_a_run_with_a_cache_has_the_batches_of_one_without(root: Path, mode: str, options: dict[str, Any]):
+    plain_run, cached, again = (ready(root, m, **options) for m in ("off", mode, mode))
+    expected = batches(plain_run)
+    assert len(expected) == 2 * -(-len(plain_run.sources["train"]) // 4) + 2
+    for data in (cached, again):
+        found = batches(data)
+        for batch, other in zip(found, expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(batch[:3], other[:3], strict=True))
+            assert batch[3:] == other[3:]
+        for split in ("train", "val"):
+            source, names = data.sources[split], plain_run.sources[split]
+            assert [source.image_name(i) for i in range(len(source))] == [
+                names.image_name(i) for i in range(len(names))
+            ]
+            assert torch.equal(data.stored_image(split, 2), plain_run.stored_image(split, 2))
+    if plain_run.pipeline.mean_image is not None:
+        assert torch.equal(cached.pipeline.mean_image, plain_run.pipeline.mean_image)
+
+
+def test_an_image_keeps_its_name_when_the_decoded_split_is_cut(root: Path, tmp_path: Path):
+    source = load(str(root), "train")
+    decoded = keep(source, "disk", tmp_path / "kept")
+    part, expected = decoded.subset(torch.tensor([7, 2])), source.subset(torch.tensor([7, 2]))
+    assert [part.image_name(i) for i in (0, 1)] == [expected.image_name(i) for i in (0, 1)]
+    assert decoded.first(3).image_name(2) == source.image_name(2)
+
+
+def test_the_second_run_decodes_nothing(root: Path, request: pytest.FixtureRequest):
+    expected = ready(root, "disk").sources["train"].images.clone()
+    request.getfixturevalue("no_decoding")
+    for mode in ("disk", "auto"):
+        assert torch.equal(ready(root, mode).sources["train"].images, expected)
+
+
+def test_a_file_that_cannot_be_decoded_is_named_and_nothing_is_kept(root: Path):
+    (root / "train/dog/3.jpg").write_bytes(b"not an image")
+    for mode in ("auto", "disk", "ram"):
+        with pytest.raises(UserError, match=r"train/dog/3\.jpg is not an image"):
+            ready(root, mode)
+    kept = [path.name for path in (root.parent / "kept").rglob("*") if path.is_file()]
+    assert set(kept) == {"lock"}
+
+
+def test_a_file_that_is_gone_is_named(root: Path, tmp_path: Path):
+    source = load(str(root), "train")
+    os.remove(source.paths[1])
+    with pytest.raises(UserError, match=f"{source.paths[1]} cannot be read: No such file"):
+        keep(source, "disk", tmp_path / "kept")
+
+
+# ------------------------------------------------------------------------------------------- no room
+
+
+def test_a_full_disk_ends_disk_and_lets_auto_go_on(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    source = load(str(root), "train")
+    with no_file_over(1000):
+        with pytest.raises(
+            UserError, match=r"File too large\): say data\.cache=off, or paths\.cache_dir=DIR"
+        ):
+            keep(source, "disk", tmp_path / "kept")
+        assert keep(source, "auto", tmp_path / "kept") is source
+    assert "cannot be kept (File too large): they are decoded in every epoch" in caplog.text
+    assert not list((tmp_path / "kept").rglob("images*"))
+    assert isinstance(keep(source, "auto", tmp_path / "kept"), DecodedSource)
+
+
+@pytest.mark.parametrize("limit", ["disk", "most"])
+def test_auto_decodes_every_time_what_would_take_too_much(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, limit: str
+):
+    caplog.set_level(logging.INFO)
+    needed = 11 * 3 * 8 * 8
+    if limit == "disk":
+        usage = type("Usage", (), {"free": 2 * needed - 1})
+        monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage)
+    else:
+        monkeypatch.setattr(cache_module, "AUTO_BYTES", needed - 1)
+    source = load(str(root), "train")
+    assert keep(source, "auto", tmp_path / "kept") is source
+    assert "The images are decoded in every epoch" in caplog.text
+    assert not (tmp_path / "kept").exists()
+    assert isinstance(keep(source, "disk", tmp_path / "kept"), DecodedSource)
+    assert isinstance(keep(source, "auto", tmp_path / "kept"), DecodedSource)  # there now: nothing to write
+
+
+def test_disk_says_how_much_room_is_missing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = type("Usage", (), {"free": 0})
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"data\.cache=disk needs 0 MB in .*kept, and 0 MB are free"):
+        keep(load(str(root), "train"), "disk", tmp_path / "kept")
+
+
+def test_ram_says_how_much_memory_is_missing(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cache_module, "_free_memory", lambda: 10)
+    with pytest.raises(UserError, match=r"data\.cache=ram needs 0 MB, and 0 MB of memory are free"):
+        keep(load(str(root), "train"), "ram", None)
+
+
+# ------------------------------------------------------------------------------------------- where
+
+
+def test_the_environment_says_where_decoded_images_go(monkeypatch: pytest.MonkeyPatch):
+    def chosen() -> str:
+        return plain(compose("train", ["data=folder", "data.root=images"]))["data"]["cache_dir"]
+
+    monkeypatch.setenv("ALEXNET_CACHE_DIR", "/some where")
+    assert chosen() == "/some where"
+    monkeypatch.delenv("ALEXNET_CACHE_DIR")
+    monkeypatch.setenv("ALEXNET_DATA_DIR", "/sets")
+    assert chosen() == "/sets/cache"
+
+
+def test_nothing_is_written_into_the_data_set_itself(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    home = tmp_path / "home"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    (tmp_path / "link").symlink_to(root)
+    for inside in (root, root / "cache", tmp_path / "link" / "cache"):
+        assert places(str(inside), str(root)) == [home / "alexnet_exp"]
+    before = sorted(root.rglob("*"))
+    assert isinstance(keep(load(str(root), "train"), "disk", root / "cache"), DecodedSource)
+    assert sorted(root.rglob("*")) == before
+    assert len(list(home.rglob("images.npy"))) == 1
+
+
+def test_the_user_s_cache_folder_serves_where_the_chosen_one_cannot(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (tmp_path / "fixed").mkdir(mode=0o555)
+    (tmp_path / "file").write_text("no folder")
+    splits = scan(str(root))
+    for split, folder in (("train", tmp_path / "fixed" / "kept"), ("val", tmp_path / "file")):
+        assert isinstance(keep(splits[split], "disk", folder), DecodedSource)
+        assert len(list((tmp_path / "home").rglob(f"pets-{split}-*/images.npy"))) == 1
+
+
+def test_images_kept_in_a_folder_that_is_read_only_now_are_used(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    source, folder = load(str(root), "train"), tmp_path / "kept"
+    keep(source, "disk", folder)
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o555)
+    request.getfixturevalue("no_decoding")
+    assert isinstance(keep(source, "disk", folder), DecodedSource)
+    assert not (tmp_path / "home").exists()

@@ -1,0 +1,90 @@
+"""`alexnet-exp benchmark lrn`, on maps so small that it takes a moment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from alexnet_exp import zoo
+from alexnet_exp.cli import main
+from alexnet_exp.models.layers import LocalResponseNorm
+from alexnet_exp.runs import benchmark_lrn
+from alexnet_exp.runs.benchmark_baseline import with_torch_lrn
+
+NARROW = {f"conv{i}": {"out_channels": 4} for i in range(1, 6)}
+CPU = ["device=cpu", "lrn.compile=false", "repeats=1"]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Measure small maps and narrow networks, in a folder of the test's own."""
+
+    def narrow(name: str, **overrides: Any) -> nn.Module:
+        heads = {"fc6": {"out_features": 8}, "fc7": {"out_features": 8}}
+        return zoo.create_model(name, features=NARROW, classifier=heads, **overrides)
+
+    monkeypatch.setattr(benchmark_lrn, "MAPS", ((6, 5), (8, 3)))
+    monkeypatch.setattr(benchmark_lrn, "create_model", narrow)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_lrn_writes_a_row_for_every_case(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["lrn", *CPU, "lrn.batch_size=2", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert main(["benchmark", *arguments]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "finished"
+    assert result["command"].startswith("alexnet-exp benchmark lrn device=cpu")
+    assert (result["settings"]["repeats"], result["settings"]["lrn"]["batch_size"]) == (1, 2)
+    rows = {(row["what"], row["case"]): row for row in result["rows"]}
+    step = "training step, alexnet_lrn, batch 2"
+    alone = [
+        (f"LRN alone (2, {c}, {s}, {s})", case) for c, s in ((6, 5), (8, 3)) for case in ("ours", "torch")
+    ]
+    assert list(rows) == [*alone, *((step, case) for case in ("without LRN", "with ours", "with torch's"))]
+    for row in rows.values():
+        assert row["median_seconds"] == row["least_seconds"] > 0
+        assert (row["sd_seconds"], row["n"]) == (0.0, 1)
+    for what, case in alone:
+        slow = rows[what, "torch"]["median_seconds"]
+        assert rows[what, case]["ratio"] == pytest.approx(slow / rows[what, case]["median_seconds"])
+    base = rows[step, "without LRN"]["median_seconds"]
+    assert rows[step, "with ours"]["ratio"] == pytest.approx(rows[step, "with ours"]["median_seconds"] / base)
+    output = capsys.readouterr().out
+    assert output.count("without LRN") == 2  # the case, and what the ratio is
+    assert output.rstrip().endswith("result.json")
+
+
+def test_what_a_layer_keeps_is_counted_in_inputs() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    assert benchmark_lrn._kept(nn.Identity(), x) == 0.0
+    assert benchmark_lrn._kept(nn.ReLU(), x) == 1.0  # its output
+    assert benchmark_lrn._kept(LocalResponseNorm(), x) == 1.0  # its input
+
+
+def test_several_runs_of_the_command_have_directories_of_their_own(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert main(["benchmark", "lrn", *CPU, "lrn.batch_size=1"]) == 0
+    assert len(list(tmp_path.rglob("result.json"))) == 2
+
+
+def test_the_networks_compared_differ_in_their_lrn_alone() -> None:
+    ours = benchmark_lrn.create_model("alexnet_lrn", num_classes=10)
+    theirs = with_torch_lrn(benchmark_lrn.create_model("alexnet_lrn", num_classes=10))
+    theirs.load_state_dict(ours.state_dict())
+    norms = [module for module in theirs.modules() if isinstance(module, nn.LocalResponseNorm)]
+    assert len(norms) == 2
+    assert not any(isinstance(module, LocalResponseNorm) for module in theirs.modules())
+    images = torch.randn(2, 3, 227, 227, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+def test_threads_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    assert main(["benchmark", "lrn", *CPU, "lrn.batch_size=1", "threads=3"]) == 0
+    assert asked == [3]

@@ -1,0 +1,261 @@
+"""`alexnet-exp compare` over run directories made by hand."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alexnet_exp.cli import main
+from tests.runs.made_runs import make_run
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two learning rates, two seeds each; a failed, a killed and an untested run."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "sweep"
+    job = 0
+    for lr, top1 in ((0.1, 0.80), (0.01, 0.90)):
+        for seed in (1, 2):
+            typed = [f"optimizer.lr={lr}", f"seed={seed}"]
+            value = top1 + seed / 100
+            make_run(folder / str(job), value, val=[0.5, value], typed=typed, seed=seed, optimizer={"lr": lr})
+            job += 1
+    make_run(folder / "4", status="failed", typed=["optimizer.lr=9"], optimizer={"lr": 9.0})
+    make_run(folder / "5", status=None, val=[0.3, 0.4], typed=["optimizer.lr=1"], optimizer={"lr": 1.0})
+    make_run(folder / "10", val=[0.7, 0.6], typed=["optimizer.lr=0.5"], optimizer={"lr": 0.5})
+    return folder
+
+
+def compare(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    code = main(["compare", *arguments])
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, "")
+    return out
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    return json.loads(compare(capsys, *arguments, "format=json", "page=false"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["compare", *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert not Path("outputs/compare").exists()
+    return err
+
+
+def test_a_sweep_counts_as_its_jobs_the_best_first(sweep: Path, capsys: pytest.CaptureFixture[str]):
+    runs = as_json(capsys, str(sweep))["runs"]
+    assert [run["run"] for run in runs] == ["3", "2", "1", "0", "10", "5", "4"]
+    assert [run["status"] for run in runs[4:]] == ["finished", "unfinished", "failed"]
+    assert [run["best"] for run in runs] == [True] + 6 * [False]
+    assert runs[0] | {"path": ""} == {
+        "run": "3", "path": "", "status": "finished", "metric": "test/top1", "value": 0.92, "best": True,
+        "epochs": 2, "images_per_second": 1234.5, "group": 1,
+        "settings": {"optimizer.lr": 0.01, "seed": 2},
+    }  # fmt: skip
+
+
+def test_an_untested_run_is_judged_by_its_best_validation(sweep: Path, capsys: pytest.CaptureFixture[str]):
+    runs = {run["run"]: run for run in as_json(capsys, str(sweep))["runs"]}
+    assert (runs["10"]["metric"], runs["10"]["value"]) == ("val/top1", 0.7)
+    assert (runs["5"]["metric"], runs["5"]["value"], runs["5"]["epochs"]) == ("val/top1", 0.4, 2)
+    assert runs["5"]["images_per_second"] == 150.0
+    assert (runs["4"]["metric"], runs["4"]["value"]) == (None, None)
+
+
+def test_seeds_of_one_configuration_are_put_together(sweep: Path, capsys: pytest.CaptureFixture[str]):
+    groups = as_json(capsys, str(sweep))["groups"]
+    first = groups[0]
+    assert (first["n"], first["runs"], first["best"]) == (2, ["2", "3"], True)
+    assert first["mean"] == pytest.approx(0.915)
+    assert first["sd"] == pytest.approx(0.0070711, abs=1e-7)
+    # 12.7062 * 0.0070711 / sqrt(2)
+    assert first["interval"] == pytest.approx([0.915 - 0.063531, 0.915 + 0.063531], abs=1e-6)
+    assert first["settings"] == {"optimizer.lr": 0.01}
+    assert [group["interval"] is None for group in groups] == [False, False, True, True, True]
+
+
+def test_a_run_that_holds_its_directory_is_running(sweep: Path, capsys: pytest.CaptureFixture[str]):
+    with open(sweep / "5" / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        runs = {run["run"]: run["status"] for run in as_json(capsys, str(sweep))["runs"]}
+    assert runs["5"] == "running"
+    assert {run["run"]: run["status"] for run in as_json(capsys, str(sweep))["runs"]}["5"] == "unfinished"
+
+
+def test_another_metric_can_judge(sweep: Path, capsys: pytest.CaptureFixture[str]):
+    runs = as_json(capsys, str(sweep), "metric=val/loss")["runs"]
+    assert runs[0]["run"] == "3"
+    assert runs[0]["value"] == pytest.approx(0.08)
+    assert {run["run"]: run["value"] for run in runs}["10"] == pytest.approx(0.3)  # the best epoch's
+
+
+@pytest.mark.parametrize(
+    ("sort", "expected"),
+    [
+        ("optimizer.lr", ["2", "3", "0", "1", "10", "5", "4"]),
+        ("-optimizer.lr", ["4", "5", "10", "0", "1", "2", "3"]),
+        ("name", ["0", "1", "10", "2", "3", "4", "5"]),
+        ("-test/top1", ["3", "2", "1", "0", "4", "5", "10"]),
+    ],
+)
+def test_runs_are_sorted_as_asked(
+    sweep: Path, capsys: pytest.CaptureFixture[str], sort: str, expected: list[str]
+):
+    assert [run["run"] for run in as_json(capsys, str(sweep), f"sort={sort}")["runs"]] == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("optimizer.lr>0.01 and status=finished", {"0", "1", "10"}),
+        ("status=failed or val/top1<=0.4", {"4", "5"}),
+        ("test/top1>0.9", {"2", "3"}),
+        ("epochs=2 and seed=0", {"5", "10"}),
+    ],
+)
+def test_runs_are_filtered_as_asked(
+    sweep: Path, capsys: pytest.CaptureFixture[str], where: str, expected: set[str]
+):
+    assert {run["run"] for run in as_json(capsys, str(sweep), f"where={where}")["runs"]} == expected
+
+
+def test_names_of_files_stand_for_what_follows_from_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name, size in (("alexnet_cifar", 32), ("alexnet", 227)):
+        for seed in (0, 1):
+            model, data = {"input_size": size, "lrn": {"k": size / 2}}, {"image_size": size}
+            make_run(
+                tmp_path / f"{name}{seed}", 0.5, typed=[f"model={name}", f"seed={seed}"], seed=seed,
+                model=model, data=data,
+            )  # fmt: skip
+    found = as_json(capsys, str(tmp_path))
+    assert found["runs"][0]["settings"].keys() == {"model", "seed"}
+    assert {run["settings"]["model"] for run in found["runs"]} == {"alexnet", "alexnet_cifar"}
+    assert {run["run"] for run in as_json(capsys, str(tmp_path), "where=model=alexnet")["runs"]} == {
+        "alexnet0",
+        "alexnet1",
+    }
+
+
+def test_a_typed_setting_is_told_beside_the_name_of_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name, size in (("a", 32), ("b", 48)):
+        typed = [f"model={name}", f"model.input_size={size}"]
+        make_run(tmp_path / name, 0.5, typed=typed, model={"input_size": size})
+    settings = [run["settings"] for run in as_json(capsys, str(tmp_path))["runs"]]
+    assert settings == [{"model": "a", "model.input_size": 32}, {"model": "b", "model.input_size": 48}]
+
+
+def test_secrets_are_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("a", "b"):
+        make_run(tmp_path / name, 0.5, data={"api_key": f"hunter2{name}"})
+    assert "hunter2" not in json.dumps(as_json(capsys, str(tmp_path))["runs"][0]["settings"])
+
+
+def test_csv_has_a_line_for_each_run(sweep: Path, capsys: pytest.CaptureFixture[str]):
+    lines = list(csv.DictReader(io.StringIO(compare(capsys, str(sweep), "format=csv", "page=false"))))
+    assert [line["run"] for line in lines] == ["3", "2", "1", "0", "10", "5", "4"]
+    assert lines[0]["optimizer.lr"] == "0.01"
+    assert float(lines[0]["group_mean"]) == pytest.approx(0.915)
+    assert lines[-1]["value"] == lines[-1]["group_low"] == ""
+
+
+def test_markdown_tables_have_cells_under_every_head(sweep: Path, capsys: pytest.CaptureFixture[str]):
+    lines = compare(capsys, str(sweep), "format=markdown", "page=false").splitlines()
+    tables = [line for line in lines if line.startswith("|")]
+    assert {line.count("|") for line in tables[:7]} == {6}
+    assert {line.count("|") for line in tables[7:]} == {7}
+    assert "| 91.50 % * | 0.71 | 85.15 to 97.85 % | 2 | optimizer.lr=0.01 |" in tables
+
+
+def test_the_table_goes_into_a_file_whose_ending_tells_its_form(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+):
+    said = compare(capsys, str(sweep), "out=a table.csv", "page=false")
+    assert said == "table: a table.csv\n"
+    assert Path("a table.csv").read_text().count("\n") == 8
+
+
+@pytest.mark.parametrize("width", [200, 100, 80, 60, 40])
+def test_the_table_fits_the_terminal(
+    sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+):
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = compare(capsys, str(sweep), "page=false")
+    assert max(map(len, out.splitlines())) <= width
+    words = "".join(out.split())
+    for needed in ("91.50%*", "92.00%*", "70.00%val/top1", "failed", "unfinished", "optimizer.lr=0.01"):
+        assert needed in words
+
+
+def test_several_folders_and_awkward_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    names = ["a folder, with=signs", "it's [red]here[/red]", "plain"]
+    paths = [str(make_run(tmp_path / name, 0.5, seed=i)) for i, name in enumerate(names)]
+    assert {run["run"] for run in as_json(capsys, *paths)["runs"]} == set(names)
+    assert "[red]here[/red]" in compare(capsys, *paths, "page=false")
+    assert len(as_json(capsys, *paths, str(tmp_path))["runs"]) == 3  # found twice, counted once
+    assert len(as_json(capsys, f"runs={tmp_path}")["runs"]) == 3
+
+
+def test_page_and_result_lie_in_a_directory_of_their_own(sweep: Path, capsys: pytest.CaptureFixture[str]):
+    said = compare(capsys, str(sweep))
+    (folder,) = Path("outputs/compare").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["compare.html", "result.json"]
+    assert str(folder / "compare.html") in said
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "finished"
+    assert len(result["runs"]) == 7
+
+
+def test_a_broken_run_does_not_cost_the_table(sweep: Path, capsys: pytest.CaptureFixture[str]):
+    (sweep / "3" / "result.json").write_text('{"status": "fin')
+    (sweep / "2" / "overrides.yaml").write_text("- [")
+    (sweep / "1" / "config.yaml").write_text("a: [")
+    runs = {run["run"]: run["status"] for run in as_json(capsys, str(sweep))["runs"]}
+    assert (runs["3"], runs["2"]) == ("unfinished", "finished")
+    assert "1" not in runs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Say which runs: alexnet-exp compare outputs/runs."),
+        (["nowhere"], "nowhere: there is no such directory."),
+        (["empty"], "empty holds no training run"),
+        (["sweep", "metric=test/top2"], "metric=test/top2: no run has logged it. Did you mean test/top1"),
+        (["sweep", "sort=optimiser.lr"], "no run has a setting or metric optimiser.lr. Did you mean"),
+        (["sweep", "where=optimizer.lr>fast"], "fast is no number"),
+        (["sweep", "where=lr>1"], "no run has a setting or metric lr."),
+        (["sweep", "where=seed=77"], "lets none of the 7 runs through"),
+        (["sweep", "format=xml"], "format='xml' is not possible: it must be one of table, csv"),
+        (["sweep", "out=table.txt"], "say format=csv, markdown or json"),
+        (["sweep", "out=nowhere/table.csv", "page=false"], "out=nowhere/table.csv cannot be written"),
+        (["sweep", "sorted=seed"], "There is no setting sorted. Did you mean sort,"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    sweep: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+):
+    Path("empty").mkdir()
+    assert said in refused(capsys, *arguments)
+
+
+def test_comparing_imports_no_torch(sweep: Path):
+    code = (
+        "import sys; from alexnet_exp.cli import main; main(['compare', 'sweep']); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'wandb', 'matplotlib')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0

@@ -1,0 +1,331 @@
+"""`alexnet-exp evaluate` against the training's own figures, and against a slow loop over images, views, networks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from alexnet_exp.targets import build
+from alexnet_exp.tracking.wandb_logger import find_run_id
+from tests.data.makers import CIFAR10_CLASSES, Arrays, write_folder
+from tests.runs.evaluated_runs import alexnet_exp, make_runs
+from tests.tracking.read_wandb import read_finished
+from tests.training.small_runs import checkpoint, run, settings
+
+Made = tuple[Path, Arrays, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("made")
+    return folder, *make_runs(folder)
+
+
+def evaluated(out: Path, *arguments: object) -> dict[str, Any]:
+    """Evaluate into `out`, on the processor, and return result.json."""
+    assert alexnet_exp("evaluate", *arguments, "device=cpu", f"hydra.run.dir={out}") == 0
+    return json.loads((out / "result.json").read_text())
+
+
+def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: object) -> str:
+    """Evaluate what cannot be; nothing is left, and one line says why."""
+    capsys.readouterr()
+    assert alexnet_exp("evaluate", *arguments, "device=cpu", f"hydra.run.dir={out}") == 1
+    assert not out.exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# ------------------------------------------------------------------------------------- against a slow loop
+
+
+def slow_views(image: np.ndarray, mean: np.ndarray, views: str) -> np.ndarray:
+    """Return squares of 24 pixels, less the centre of the mean image."""
+    centre = image[:, 4:28, 4:28] - mean[:, 4:28, 4:28]
+    if views != "ten_crop":
+        return np.stack([centre] if views == "centre" else [centre, centre[:, :, ::-1]])
+    cuts = []
+    for top, left in ((0, 0), (0, 8), (8, 0), (8, 8), (4, 4)):
+        cut = image[:, top : top + 24, left : left + 24].astype(np.float64)
+        cuts += [cut - mean[:, 4:28, 4:28], cut[:, :, ::-1] - mean[:, 4:28, 4:28]]
+    return np.stack(cuts)
+
+
+def slow_probabilities(run_dir: Path, images: np.ndarray, views: str) -> np.ndarray:
+    """Return (N, 10) float64: the averaged softmax of every view, image by image."""
+    saved = checkpoint(run_dir, "best")
+    model = build(saved["config"]["model"]).double().eval()
+    state = saved["state_dict"]
+    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    mean = saved["preprocessing"]["mean_image"].double().numpy()
+    found = []
+    for image in images:
+        with torch.no_grad():
+            logits = model(torch.from_numpy(slow_views(image, mean, views)))
+        found.append(np.mean([(row.exp() / row.exp().sum()).numpy() for row in logits], axis=0))
+    return np.stack(found)
+
+
+def slow_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    losses, hits, hits5, bins = [], [], [], [[] for _ in range(15)]
+    for row, label in zip(probabilities, labels, strict=True):
+        best = sorted(range(10), key=lambda k: -row[k])
+        losses.append(-math.log(row[label]))
+        hits.append(best[0] == label)
+        hits5.append(label in best[:5])
+        (number,) = (b for b in range(15) if b / 15 < row[best[0]] <= (b + 1) / 15)
+        bins[number].append((best[0] == label) - row[best[0]])
+    ece = sum(abs(sum(gaps)) for gaps in bins) / len(labels)
+    return {"loss": np.mean(losses), "top1": np.mean(hits), "top5": np.mean(hits5), "ece": ece}
+
+
+@pytest.mark.parametrize("views", ["centre", "flip", "ten_crop"])
+def test_views_are_averaged_as_by_a_loop_over_images(made: Made, views: str, tmp_path: Path):
+    folder, arrays, _ = made
+    images, labels = arrays["test"]
+    found = evaluated(tmp_path / "out", folder / "run0", f"views={views}")
+    expected = slow_scores(slow_probabilities(folder / "run0", images, views), labels)
+    assert found["metrics"] == {f"test/{k}": pytest.approx(v, rel=1e-4) for k, v in expected.items()}
+    assert found["views"] == views
+
+
+def test_views_can_be_told_apart(made: Made):
+    folder, arrays, _ = made
+    losses = [
+        slow_scores(slow_probabilities(folder / "run0", arrays["test"][0], views), arrays["test"][1])["loss"]
+        for views in ("centre", "flip", "ten_crop")
+    ]
+    assert min(abs(a / b - 1) for a in losses for b in losses if a is not b) > 1e-2
+
+
+def test_ensemble_averages_the_probabilities_of_its_members(made: Made, tmp_path: Path):
+    folder, arrays, _ = made
+    images, labels = arrays["test"]
+    runs = [folder / "run0", folder / "run1"]
+    found = evaluated(tmp_path / "out", *runs, "views=ten_crop")
+    each = [slow_probabilities(one, images, "ten_crop") for one in runs]
+    mean = np.mean(each, axis=0)
+    expected = slow_scores(mean, labels)
+    assert found["metrics"] == {f"test/{k}": pytest.approx(v, rel=1e-4) for k, v in expected.items()}
+    for member, probabilities in zip(found["members"], each, strict=True):
+        alone = slow_scores(probabilities, labels)
+        assert member["metrics"] == {f"test/{k}": pytest.approx(v, rel=1e-4) for k, v in alone.items()}
+    table = rows(tmp_path / "out" / "predictions.csv")
+    assert [row["class_1"] for row in table] == [CIFAR10_CLASSES[k] for k in mean.argmax(1)]
+    assert [float(row["probability_1"]) for row in table] == pytest.approx(mean.max(1).tolist(), rel=1e-4)
+
+
+# ------------------------------------------------------------------------------ against the run's own figures
+
+
+def test_centre_gives_the_test_figures_of_the_run_to_the_last_digit(made: Made, tmp_path: Path):
+    folder, _, results = made
+    found = evaluated(tmp_path / "out", folder / "run1", "views=centre")
+    own = {k: v for k, v in results[1]["metrics"].items() if k.startswith("test/")}
+    assert {k: v for k, v in found["metrics"].items() if k != "test/ece"} == own
+    assert len(own) == 3
+
+
+def test_views_are_those_of_the_run_unless_told_otherwise(tmp_path: Path):
+    _, (result,) = make_runs(tmp_path, 1, "augment.views=ten_crop")
+    found = evaluated(tmp_path / "out", tmp_path / "run0")
+    assert found["views"] == "ten_crop"
+    assert found["metrics"]["test/loss"] == result["metrics"]["test/loss"]
+
+
+def test_best_validation_figure_comes_out_where_there_is_no_test(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_folder(tmp_path / "data", {f"{s}/{c}": 6 for s in ("train", "val") for c in ("red", "green", "blue")})
+    overrides = ["trainer.max_epochs=2", "model.input_size=24", "callbacks.ema.enabled=true"]
+    base = ["model=alexnet_tf_cifar", *settings_of_a_folder(tmp_path / "data")]
+    config, typed = settings(*overrides, base=base)
+    from alexnet_exp.runs.train import train
+
+    result = train(config, typed, tmp_path / "run", "python train.py")
+    capsys.readouterr()
+    found = evaluated(tmp_path / "out", tmp_path / "run")
+    assert "no test images: split=val" in capsys.readouterr().out
+    assert found["metrics"]["val/top1"] == result["best"]["value"]
+    assert found["split"] == "val"
+    named = [row["image"] for row in rows(tmp_path / "out" / "predictions.csv")]
+    assert sorted(named) == sorted(map(str, (tmp_path / "data" / "val").rglob("*.jpg")))
+
+
+def settings_of_a_folder(root: Path) -> list[str]:
+    return [
+        "data=folder", f"data.root={root}", "data.num_workers=0", "data.batch_size=4", "data.cache=off",
+        "trainer=cpu", "logger=csv", "callbacks.progress_bar.enabled=false",
+        "callbacks.model_summary.enabled=false",
+    ]  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------- other data
+
+
+def test_other_data_is_matched_by_the_names_of_its_classes(made: Made, tmp_path: Path):
+    folder, _, _ = made
+    own = evaluated(tmp_path / "own", folder / "run0", "split=test")
+    from PIL import Image
+
+    images, labels = made[1]["test"]
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        # Folders are numbered by name: those of CIFAR-10 are sorted already, so the names are turned round.
+        place = tmp_path / "data" / CIFAR10_CLASSES[label]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)).save(place / f"{number:02d}.png")
+    found = evaluated(
+        tmp_path / "out", folder / "run0", "data=folder", f"data.root={tmp_path / 'data'}", "data.num_workers=0"
+    )
+    assert found["split"] == "train"
+    assert found["metrics"]["train/top1"] == own["metrics"]["test/top1"]
+    assert found["metrics"]["train/loss"] == pytest.approx(own["metrics"]["test/loss"], rel=1e-6)
+
+
+def test_labels_follow_the_names_when_the_order_is_another(made: Made, tmp_path: Path):
+    from alexnet_exp.runs.evaluate_data import _renumbered
+    from tests.data.made import arrays
+
+    source = arrays(6, "test", seed=0)  # ant, bee, cat in turn
+    (renumbered,) = _renumbered({"test": source}, ["cat", "ant", "bee"]).values()
+    assert renumbered.labels.tolist() == [1, 2, 0, 1, 2, 0]
+    assert renumbered.classes == ("cat", "ant", "bee")
+
+
+def test_other_classes_are_refused_with_both_lists(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    said = refused(capsys, tmp_path / "out", made[0] / "run0", "data=digits")
+    assert "the data has 10 (0, 1, 2," in said
+    assert "the checkpoint has 10 (airplane, automobile," in said
+
+
+def test_moved_data_is_found_by_its_new_place(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder, _, results = made
+    run_dir = tmp_path / "run0"
+    shutil.copytree(folder / "run0", run_dir)
+    shutil.copytree(folder / "data", tmp_path / "moved")
+    saved = checkpoint(run_dir, "best")
+    saved["config"]["data"]["data_dir"] = str(tmp_path / "nowhere")
+    (run_dir / "checkpoints" / "best.ckpt").unlink()
+    torch.save(saved, run_dir / "checkpoints" / "best.ckpt")
+    top1 = results[0]["metrics"]["test/top1"]
+    for number, place in enumerate((f"paths.data_dir={tmp_path / 'moved'}", f"data.data_dir={tmp_path / 'moved'}")):
+        assert evaluated(tmp_path / f"out{number}", run_dir, place)["metrics"]["test/top1"] == top1
+    assert "data_dir" in refused(capsys, tmp_path / "out", run_dir, "data.data_dirr=x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["split=validation"], "split='validation' is not possible: it must be one of auto, test, val, train."),
+        (["views=corner"], "views='corner' is not possible"),
+        (["model.input_size=32"], "model.input_size is the checkpoint's own affair"),
+        (["data=cifar10", "data.mean=[0,0,0]"], "data.mean is the checkpoint's own affair"),
+        (["batch_size=0"], "batch_size=0 is not possible: it must be a whole number, 1 or more, or null."),
+        (["logger=wandb"], "has no W&B run: leave it out."),
+        (["logger=tensorboard"], "say logger=wandb or logger=none."),
+    ],
+)
+def test_mistake_is_one_line_and_leaves_nothing(
+    made: Made, arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert said in refused(capsys, tmp_path / "out", made[0] / "run0", *arguments)
+
+
+def test_checkpoint_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    said = refused(capsys, tmp_path / "out", tmp_path / "none.ckpt")
+    assert said.endswith("there is no such file or run directory.")
+
+
+def test_ten_crops_of_images_smaller_than_the_input_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run(tmp_path / "run", "test=false")
+    assert "these have 8" in refused(capsys, tmp_path / "out", tmp_path / "run", "views=ten_crop")
+
+
+# ----------------------------------------------------------------------------------------------- what is left
+
+
+def test_directory_has_tables_pictures_report_and_result(made: Made, tmp_path: Path):
+    folder, arrays, _ = made
+    out = tmp_path / "out"
+    found = evaluated(out, folder / "run0", "views=centre")
+    left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert left == {
+        "config.yaml", "overrides.yaml", "evaluate.log", "predictions.csv", "per_class.csv", "report.html",
+        "result.json", "figures/confusion_matrix.png", "figures/mistakes.png", "figures/samples.png",
+        "figures/conv1_filters.png",
+    }  # fmt: skip
+    assert found["status"] == "finished"
+    assert found["calibration"]["bins"] == 15
+    labels = arrays["test"][1]
+    table = rows(out / "predictions.csv")
+    assert [row["image"] for row in table] == [str(i) for i in range(20)]
+    assert [row["label"] for row in table] == [CIFAR10_CLASSES[k] for k in labels]
+    assert np.mean([row["label"] == row["class_1"] for row in table]) == found["metrics"]["test/top1"]
+    for row in rows(out / "per_class.csv"):
+        members = [r for r in table if r["label"] == row["class"]]
+        hits = sum(r["class_1"] == row["class"] for r in members)
+        said = sum(r["class_1"] == row["class"] for r in table)
+        assert (int(row["images"]), float(row["recall"])) == (len(members), hits / len(members))
+        assert row["precision"] == (str(hits / said) if said else "")
+
+
+def test_directory_of_another_run_is_not_written_to(made: Made, capsys: pytest.CaptureFixture[str]):
+    before = os.listdir(made[0] / "run1")
+    assert alexnet_exp("evaluate", made[0] / "run0", f"hydra.run.dir={made[0] / 'run1'}") == 1
+    assert "holds a run already" in capsys.readouterr().err
+    assert os.listdir(made[0] / "run1") == before
+
+
+def test_two_devices_count_every_image_once(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, _, _ = made
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    runs = [folder / "run0", folder / "run1"]
+    one = evaluated(tmp_path / "one", *runs, "batch_size=7", "split=val")  # 30 images: the last batch has two
+    two = evaluated(tmp_path / "two", *runs, "batch_size=7", "split=val", "devices=2")
+    assert two["images"] == {"val": 30}
+    assert two["metrics"] == {k: pytest.approx(v, rel=1e-5) for k, v in one["metrics"].items()}
+    assert two["metrics"]["val/top1"] == one["metrics"]["val/top1"]
+    first, second = (rows(tmp_path / name / "predictions.csv") for name in ("one", "two"))
+    assert [(r["image"], r["label"], r["class_1"]) for r in second] == [
+        (r["image"], r["label"], r["class_1"]) for r in first
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------- W&B
+
+
+def test_scores_tables_and_figures_go_to_the_wandb_run_of_the_checkpoint(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    run(run_dir, "logger=wandb", "logger.wandb.mode=offline")
+    found = evaluated(tmp_path / "out", run_dir)
+    assert found["wandb"] == {"id": find_run_id(run_dir), "mode": "offline", "url": None}
+    first, second = map(read_finished, sorted(run_dir.glob("wandb/offline-run-*")))
+    assert (second.run_id, second.name, second.resumed) == (first.run_id, first.name, True)
+    logged = {key: value for row in second.history for key, value in row.items()}
+    panels = {key for key in logged if key.startswith("evaluate/")}
+    where = "evaluate/test_centre"
+    pictures = ("confusion_matrix", "mistakes", "samples", "predictions", "classes")
+    assert panels == {f"{where}/{name}" for name in (*pictures, "loss", "top1", "top5", "ece")}
+    assert logged[f"{where}/top1"] == found["metrics"]["test/top1"]
+    assert logged["step"] == 7
+    assert not set(second.config) - {"_wandb"}  # the settings and environment are those of the training
+    assert "wandb" not in evaluated(tmp_path / "out2", run_dir, "logger=none")
+    assert len(list(run_dir.glob("wandb/offline-run-*"))) == 2

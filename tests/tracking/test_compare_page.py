@@ -1,0 +1,88 @@
+"""compare.html: well-formed, self-contained, and telling what the table tells."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from alexnet_exp.tracking.compare_groups import Comparison
+from alexnet_exp.tracking.compare_page import write_page
+from alexnet_exp.tracking.compare_runs import find_runs
+from tests.runs.made_runs import make_run
+from tests.tracking.test_report import ATTACK, QUOTES, Page
+
+
+def page_of(folder: Path, keys: list[str]) -> Page:
+    runs = find_runs([folder])
+    for run in runs:
+        run.differs = {key: run.config[key] for key in keys if key in run.config}
+    path = folder / "compare.html"
+    write_page(Comparison(runs, "test/top1", keys), path)
+    return Page(path)
+
+
+def made(folder: Path, configurations: int, seeds: int) -> Path:
+    for lr in range(configurations):
+        for seed in range(seeds):
+            top1 = 0.5 + lr / 100 + seed / 1000
+            make_run(folder / f"{lr}-{seed}", top1, val=[0.2, top1], seed=seed, optimizer={"lr": float(lr)})
+    return folder
+
+
+def test_every_run_and_configuration_is_told(tmp_path: Path):
+    page = page_of(made(tmp_path, 2, 3), ["optimizer.lr", "seed"])
+    assert ["1-2", "51.20 % best", "2", "1,234", "finished", "1", "2"] in page.rows
+    assert ["optimizer.lr=1", "51.10 % best", "0.10", "50.85 to 51.35 %", "3"] in page.rows
+    assert "6 runs" in page.words
+
+
+def test_runs_of_one_configuration_have_one_colour(tmp_path: Path):
+    page = page_of(made(tmp_path, 2, 3), ["optimizer.lr", "seed"])
+    curves = [a["class"] for a in page.all("path", "line")]
+    assert sorted(curves) == 6 * ["line c0"] + 6 * ["line c1"]  # val/top1 and val/loss
+    assert len(page.all("figure", "chart")) == 2
+
+
+def test_hovering_tells_every_run_s_value_at_an_epoch(tmp_path: Path):
+    page = page_of(made(tmp_path, 1, 2), ["seed"])
+    titles = re.findall(r"<title>(epoch[^<]*)</title>", page.source)
+    assert "epoch 2\nseed=1: 50.10\N{NO-BREAK SPACE}%\nseed=0: 50.00\N{NO-BREAK SPACE}%" in titles
+
+
+def test_many_runs_are_drawn_as_the_means_of_their_seeds(tmp_path: Path):
+    page = page_of(made(tmp_path, 7, 2), ["optimizer.lr", "seed"])
+    assert len(page.all("path", "line")) == 2 * 7
+    assert "mean over the seeds" in page.words
+    assert "lr=6: 56.05\N{NO-BREAK SPACE}%" in page.source  # of 56.0 and 56.1
+
+
+def test_no_more_curves_are_drawn_than_can_be_told_apart(tmp_path: Path):
+    page = page_of(made(tmp_path, 14, 1), ["optimizer.lr"])
+    assert len(page.all("path", "line")) == 2 * 12
+    assert "The first 12 of 14 are drawn." in page.words
+
+
+def test_a_run_s_own_report_is_linked(tmp_path: Path):
+    made(tmp_path, 1, 2)
+    (tmp_path / "0-1" / "report.html").write_text("")
+    page = page_of(tmp_path, ["seed"])
+    assert [a["href"] for a in page.all("a")] == ["0-1/report.html"]
+
+
+def test_the_page_asks_nothing_of_the_network_and_obeys_no_name(tmp_path: Path):
+    for i, name in enumerate((ATTACK, QUOTES)):
+        make_run(tmp_path / name.replace("/", ""), 0.5, val=[0.1], data={"root": name}, seed=i)
+    page = page_of(tmp_path, ["data.root", "seed"])
+    assert len(page.all("script")) == 1
+    assert not [a for _, a in page.attributes if any(key.startswith("on") for key in a)]
+    assert not re.search(r"(?:https?:)?//\w", page.source)
+
+
+@pytest.mark.parametrize("status", ["failed", None])
+def test_a_run_without_figures_is_shown_as_what_it_is(tmp_path: Path, status: str | None):
+    make_run(tmp_path / "run", status=status, images_per_second=None)
+    page = page_of(tmp_path, [])
+    assert "No metric was logged." in page.words
+    assert ["run", "–", "0" if status else "", "", status or "unfinished"] in page.rows
