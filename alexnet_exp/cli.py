@@ -21,6 +21,7 @@ alexnet-exp VERB [key=value ...]     settings and flags of a verb: alexnet-exp V
   train      train and test a network: alexnet-exp train model=alexnet_lrn data=cifar10
   evaluate   scores of a checkpoint or an ensemble: alexnet-exp evaluate outputs/runs/RUN
   predict    name what is in images: alexnet-exp predict outputs/runs/RUN photos/
+  figures    see what a network has learned: alexnet-exp figures outputs/runs/RUN
   benchmark  measure speed on this machine: alexnet-exp benchmark lrn
   export     hand a network to another runtime: alexnet-exp export outputs/runs/RUN format=onnx
   compare    lay runs side by side: alexnet-exp compare outputs/runs
@@ -124,6 +125,15 @@ def _evaluate(arguments: list[str]) -> int:
         evaluate(config, overrides, run_dir, shlex.join(["alexnet-exp", "evaluate", *arguments]))
 
     return run_hydra("evaluate", task, _appending(arguments), bare_words=("ckpt...",))
+
+
+def _figures(arguments: list[str]) -> int:
+    def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> None:
+        from alexnet_exp.runs.figures import figures
+
+        figures(config, overrides, run_dir, shlex.join(["alexnet-exp", "figures", *arguments]))
+
+    return run_hydra("figures", task, _appending(arguments), bare_words=("ckpt",))
 
 
 def _predict(arguments: list[str]) -> int:
@@ -244,6 +254,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "evaluate": _evaluate,
     "export": _export,
+    "figures": _figures,
     "predict": _predict,
     "models": _models,
 }

@@ -59,7 +59,9 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = ()) -> list[str]
     typed = dict(setting.lstrip("+").split("=", 1) for setting in prepared if "=" in setting)
     if "sweep.resume" in typed and typed["sweep.resume"] not in _NULL:
         if not sweep:
-            raise UserError("sweep.resume= goes on with a sweep: say -m, and the settings that the sweep had.")
+            raise UserError(
+                "sweep.resume= goes on with a sweep: say -m, and the settings that the sweep had."
+            )
         prepared.append(f"hydra.sweep.dir={typed['sweep.resume']}")
     if resumed_directory(settings) and "hydra.run.dir" not in typed:
         prepared.append(f"hydra.run.dir={typed['resume']}")

@@ -86,7 +86,7 @@ def _is_typed(key: str, typed: set[str]) -> bool:
     return key in typed or any(key.startswith(f"{name}.") for name in typed if name not in NAMED_GROUPS)
 
 
-def _follows(values: list[Hashable], chosen: list[Hashable]) -> bool:
+def _follows(values: Sequence[Hashable], chosen: Sequence[Hashable]) -> bool:
     """Return whether runs of the same files have the same value."""
     return len(set(zip(chosen, values, strict=True))) == len(set(chosen))
 

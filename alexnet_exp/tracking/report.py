@@ -99,7 +99,9 @@ def section(title: str, content: Html | None) -> Html | None:
     return tag("section", tag("h2", title), content) if content else None
 
 
-def _curves(records: Records) -> Html:
+def _curves(records: Records) -> Html | None:
+    if not records.rows and "split" in records.result:
+        return None  # an evaluation has no course
     best = records.result.get("best") or {}
     drawn = report_charts.curves(records.rows, report_details.numeric(best.get("epoch")))
     notes = [tag("p", sentence, class_="problem") for sentence in report_charts.not_finite(records.rows)]

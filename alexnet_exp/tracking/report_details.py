@@ -46,9 +46,10 @@ def headline(result: dict[str, Any]) -> Html | None:
 
 def _headline_numbers(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     metrics = result.get("metrics") or {}
-    for name, label in (("test/top1", "test top-1"), ("test/top5", "test top-5"), ("test/loss", "test loss")):
-        if (value := numeric(metrics.get(name))) is not None:
-            yield label, number(value) if name.endswith("loss") else percent(value)
+    split = str(result.get("split") or "test")  # an evaluation says which it looked at
+    for name, label in (("top1", "top-1"), ("top5", "top-5"), ("loss", "loss"), ("ece", "calibration error")):
+        if (value := numeric(metrics.get(f"{split}/{name}"))) is not None:
+            yield f"{split} {label}", percent(value) if name.startswith("top") else number(value)
     yield from _best(result.get("best") or {})
     for key, label, text in (
         ("parameters", "parameters", quantity),

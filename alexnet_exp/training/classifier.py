@@ -22,6 +22,8 @@ from alexnet_exp.training.outcomes import Outcomes
 from alexnet_exp.training.restart import complete_restart
 from alexnet_exp.training.schedules import RunLength, build_schedule
 
+_PLAIN = frozenset(("_current_fx_name", "step_loss", "_first_bad_step"))  # neither parameters nor modules
+
 
 class ImageClassifier(lightning.LightningModule):
     """Trains any network that maps images to logits.
@@ -67,6 +69,13 @@ class ImageClassifier(lightning.LightningModule):
         self._validated = False  # in this epoch
         self.step_loss: Tensor | None = None  # of this rank's last batch; reading it syncs the device
         self._first_bad_step: Tensor | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the name of every hook here, dozens of times a step, and a module's way is slow.
+        if name in _PLAIN:
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images.contiguous(memory_format=self.layout))
@@ -146,6 +155,8 @@ class ImageClassifier(lightning.LightningModule):
     def _watch(self, loss: Tensor) -> None:
         """Remember the first step whose loss is not finite, without waiting for the device."""
         self.step_loss = loss
+        if loss.device.type == "cpu" and math.isfinite(loss.item()):
+            return  # nothing to wait for
         step = self.global_step + 1
         if self._first_bad_step is None:
             self._first_bad_step = torch.full((), -1, dtype=torch.long, device=loss.device)

@@ -77,7 +77,7 @@ def test_resumed_directory_is_read_as_it_will_be_understood():
 
 
 def test_bare_words_are_values_of_the_main_keys_in_order():
-    assert prepare(["a", "n=1", "b"], ("ckpt", "images")) == ["ckpt='a'", "n=1", "images=b"]
+    assert prepare(["a", "n=1", "b"], ("ckpt", "images")) == ["ckpt='a'", "n=1", "images='b'"]
     assert prepare(["--cfg", "job", "a"], ("name",)) == ["--cfg", "job", "name=a"]
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from alexnet_exp.cli import main
 from alexnet_exp.runs.train import train
@@ -36,9 +40,7 @@ def make_runs(folder: Path, seeds: int = 2, *overrides: str) -> tuple[Arrays, li
     arrays = write_cifar10(folder / "data", per_batch=20)
     results = []
     for seed in range(seeds):
-        config, typed = settings(
-            f"paths.data_dir={folder / 'data'}", f"seed={seed}", *overrides, base=TINY
-        )
+        config, typed = settings(f"paths.data_dir={folder / 'data'}", f"seed={seed}", *overrides, base=TINY)
         results.append(train(config, typed, folder / f"run{seed}", "python train.py"))
     return arrays, results
 
@@ -46,3 +48,23 @@ def make_runs(folder: Path, seeds: int = 2, *overrides: str) -> tuple[Arrays, li
 def alexnet_exp(*arguments: object) -> int:
     """Run a verb."""
     return main([str(argument) for argument in arguments])
+
+
+def evaluated(out: Path, *arguments: object) -> dict[str, Any]:
+    """Evaluate into `out`, on the processor, and return result.json."""
+    assert alexnet_exp("evaluate", *arguments, "device=cpu", f"hydra.run.dir={out}") == 0
+    return json.loads((out / "result.json").read_text())
+
+
+def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: object) -> str:
+    """Evaluate what cannot be; nothing is left, and one line says why."""
+    capsys.readouterr()
+    assert alexnet_exp("evaluate", *arguments, "device=cpu", f"hydra.run.dir={out}") == 1
+    assert not out.exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,10 +12,8 @@ import pytest
 import torch
 
 from alexnet_exp.targets import build
-from alexnet_exp.tracking.wandb_logger import find_run_id
 from tests.data.makers import CIFAR10_CLASSES, Arrays, write_folder
-from tests.runs.evaluated_runs import alexnet_exp, make_runs
-from tests.tracking.read_wandb import read_finished
+from tests.runs.evaluated_runs import evaluated, make_runs, refused, rows
 from tests.training.small_runs import checkpoint, run, settings
 
 Made = tuple[Path, Arrays, list[dict[str, Any]]]
@@ -30,24 +25,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return folder, *make_runs(folder)
 
 
-def evaluated(out: Path, *arguments: object) -> dict[str, Any]:
-    """Evaluate into `out`, on the processor, and return result.json."""
-    assert alexnet_exp("evaluate", *arguments, "device=cpu", f"hydra.run.dir={out}") == 0
-    return json.loads((out / "result.json").read_text())
-
-
-def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: object) -> str:
-    """Evaluate what cannot be; nothing is left, and one line says why."""
-    capsys.readouterr()
-    assert alexnet_exp("evaluate", *arguments, "device=cpu", f"hydra.run.dir={out}") == 1
-    assert not out.exists()
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare each evaluation the seconds that matplotlib takes; test_evaluate_output.py looks at the pictures."""
+    monkeypatch.setattr("alexnet_exp.runs.evaluate_output.draw_all", lambda *_: [])
 
 
 # ------------------------------------------------------------------------------------- against a slow loop
@@ -150,7 +131,9 @@ def test_views_are_those_of_the_run_unless_told_otherwise(tmp_path: Path):
 def test_best_validation_figure_comes_out_where_there_is_no_test(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    write_folder(tmp_path / "data", {f"{s}/{c}": 6 for s in ("train", "val") for c in ("red", "green", "blue")})
+    write_folder(
+        tmp_path / "data", {f"{s}/{c}": 6 for s in ("train", "val") for c in ("red", "green", "blue")}
+    )
     overrides = ["trainer.max_epochs=2", "model.input_size=24", "callbacks.ema.enabled=true"]
     base = ["model=alexnet_tf_cifar", *settings_of_a_folder(tmp_path / "data")]
     config, typed = settings(*overrides, base=base)
@@ -189,7 +172,11 @@ def test_other_data_is_matched_by_the_names_of_its_classes(made: Made, tmp_path:
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.transpose(1, 2, 0)).save(place / f"{number:02d}.png")
     found = evaluated(
-        tmp_path / "out", folder / "run0", "data=folder", f"data.root={tmp_path / 'data'}", "data.num_workers=0"
+        tmp_path / "out",
+        folder / "run0",
+        "data=folder",
+        f"data.root={tmp_path / 'data'}",
+        "data.num_workers=0",
     )
     assert found["split"] == "train"
     assert found["metrics"]["train/top1"] == own["metrics"]["test/top1"]
@@ -224,7 +211,9 @@ def test_moved_data_is_found_by_its_new_place(made: Made, tmp_path: Path, capsys
     (run_dir / "checkpoints" / "best.ckpt").unlink()
     torch.save(saved, run_dir / "checkpoints" / "best.ckpt")
     top1 = results[0]["metrics"]["test/top1"]
-    for number, place in enumerate((f"paths.data_dir={tmp_path / 'moved'}", f"data.data_dir={tmp_path / 'moved'}")):
+    for number, place in enumerate(
+        (f"paths.data_dir={tmp_path / 'moved'}", f"data.data_dir={tmp_path / 'moved'}")
+    ):
         assert evaluated(tmp_path / f"out{number}", run_dir, place)["metrics"]["test/top1"] == top1
     assert "data_dir" in refused(capsys, tmp_path / "out", run_dir, "data.data_dirr=x")
 
@@ -232,7 +221,10 @@ def test_moved_data_is_found_by_its_new_place(made: Made, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["split=validation"], "split='validation' is not possible: it must be one of auto, test, val, train."),
+        (
+            ["split=validation"],
+            "split='validation' is not possible: it must be one of auto, test, val, train.",
+        ),
         (["views=corner"], "views='corner' is not possible"),
         (["model.input_size=32"], "model.input_size is the checkpoint's own affair"),
         (["data=cifar10", "data.mean=[0,0,0]"], "data.mean is the checkpoint's own affair"),
@@ -247,6 +239,11 @@ def test_mistake_is_one_line_and_leaves_nothing(
     assert said in refused(capsys, tmp_path / "out", made[0] / "run0", *arguments)
 
 
+def test_ensemble_has_no_wandb_run(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    runs = f"ckpt=[{made[0] / 'run0'}, {made[0] / 'run1'}]"
+    assert "an ensemble belongs to no one run" in refused(capsys, tmp_path / "out", runs, "logger=wandb")
+
+
 def test_checkpoint_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     said = refused(capsys, tmp_path / "out", tmp_path / "none.ckpt")
     assert said.endswith("there is no such file or run directory.")
@@ -257,75 +254,3 @@ def test_ten_crops_of_images_smaller_than_the_input_are_refused(
 ):
     run(tmp_path / "run", "test=false")
     assert "these have 8" in refused(capsys, tmp_path / "out", tmp_path / "run", "views=ten_crop")
-
-
-# ----------------------------------------------------------------------------------------------- what is left
-
-
-def test_directory_has_tables_pictures_report_and_result(made: Made, tmp_path: Path):
-    folder, arrays, _ = made
-    out = tmp_path / "out"
-    found = evaluated(out, folder / "run0", "views=centre")
-    left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert left == {
-        "config.yaml", "overrides.yaml", "evaluate.log", "predictions.csv", "per_class.csv", "report.html",
-        "result.json", "figures/confusion_matrix.png", "figures/mistakes.png", "figures/samples.png",
-        "figures/conv1_filters.png",
-    }  # fmt: skip
-    assert found["status"] == "finished"
-    assert found["calibration"]["bins"] == 15
-    labels = arrays["test"][1]
-    table = rows(out / "predictions.csv")
-    assert [row["image"] for row in table] == [str(i) for i in range(20)]
-    assert [row["label"] for row in table] == [CIFAR10_CLASSES[k] for k in labels]
-    assert np.mean([row["label"] == row["class_1"] for row in table]) == found["metrics"]["test/top1"]
-    for row in rows(out / "per_class.csv"):
-        members = [r for r in table if r["label"] == row["class"]]
-        hits = sum(r["class_1"] == row["class"] for r in members)
-        said = sum(r["class_1"] == row["class"] for r in table)
-        assert (int(row["images"]), float(row["recall"])) == (len(members), hits / len(members))
-        assert row["precision"] == (str(hits / said) if said else "")
-
-
-def test_directory_of_another_run_is_not_written_to(made: Made, capsys: pytest.CaptureFixture[str]):
-    before = os.listdir(made[0] / "run1")
-    assert alexnet_exp("evaluate", made[0] / "run0", f"hydra.run.dir={made[0] / 'run1'}") == 1
-    assert "holds a run already" in capsys.readouterr().err
-    assert os.listdir(made[0] / "run1") == before
-
-
-def test_two_devices_count_every_image_once(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder, _, _ = made
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
-    runs = [folder / "run0", folder / "run1"]
-    one = evaluated(tmp_path / "one", *runs, "batch_size=7", "split=val")  # 30 images: the last batch has two
-    two = evaluated(tmp_path / "two", *runs, "batch_size=7", "split=val", "devices=2")
-    assert two["images"] == {"val": 30}
-    assert two["metrics"] == {k: pytest.approx(v, rel=1e-5) for k, v in one["metrics"].items()}
-    assert two["metrics"]["val/top1"] == one["metrics"]["val/top1"]
-    first, second = (rows(tmp_path / name / "predictions.csv") for name in ("one", "two"))
-    assert [(r["image"], r["label"], r["class_1"]) for r in second] == [
-        (r["image"], r["label"], r["class_1"]) for r in first
-    ]
-
-
-# ----------------------------------------------------------------------------------------------------- W&B
-
-
-def test_scores_tables_and_figures_go_to_the_wandb_run_of_the_checkpoint(tmp_path: Path):
-    run_dir = tmp_path / "run"
-    run(run_dir, "logger=wandb", "logger.wandb.mode=offline")
-    found = evaluated(tmp_path / "out", run_dir)
-    assert found["wandb"] == {"id": find_run_id(run_dir), "mode": "offline", "url": None}
-    first, second = map(read_finished, sorted(run_dir.glob("wandb/offline-run-*")))
-    assert (second.run_id, second.name, second.resumed) == (first.run_id, first.name, True)
-    logged = {key: value for row in second.history for key, value in row.items()}
-    panels = {key for key in logged if key.startswith("evaluate/")}
-    where = "evaluate/test_centre"
-    pictures = ("confusion_matrix", "mistakes", "samples", "predictions", "classes")
-    assert panels == {f"{where}/{name}" for name in (*pictures, "loss", "top1", "top5", "ece")}
-    assert logged[f"{where}/top1"] == found["metrics"]["test/top1"]
-    assert logged["step"] == 7
-    assert not set(second.config) - {"_wandb"}  # the settings and environment are those of the training
-    assert "wandb" not in evaluated(tmp_path / "out2", run_dir, "logger=none")
-    assert len(list(run_dir.glob("wandb/offline-run-*"))) == 2

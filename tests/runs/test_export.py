@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from alexnet_exp.cli import main
@@ -20,12 +21,17 @@ from alexnet_exp.inference import LoadedClassifier, load_classifier
 from alexnet_exp.runs import export as verb
 from alexnet_exp.runs.export_formats import model_name
 from alexnet_exp.runs.export_image import FromImages
+from alexnet_exp.runs.train import train
 from alexnet_exp.zoo import create_model
-from tests.training.small_runs import run
+from tests.training.small_runs import NARROW, run, settings
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'alexnet_exp[export]'")
 pytest.importorskip("onnxscript", reason="pip install 'alexnet_exp[export]'")
 
+FOLDER = [
+    "model=alexnet_cifar", "data=folder", "trainer=cpu", "trainer.max_epochs=1", "logger=csv", "test=false",
+    "callbacks.progress_bar.enabled=false", "callbacks.model_summary.enabled=false",
+]  # fmt: skip
 SIZES = [(8, 8), (20, 8), (8, 31), (9, 12), (33, 17), (3, 5), (200, 9), (100, 80), (75, 100), (1, 40)]
 
 
@@ -192,6 +198,23 @@ def test_without_the_data_noise_is_compared_and_it_is_said(
     assert not Path("nowhere").exists()
 
 
+def test_images_of_a_folder_are_compared_in_their_own_sizes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for split, count in (("train", 6), ("val", 3)):
+        for name in ("cat", "dog"):
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for i in range(count):
+                picture = Image.fromarray(images(1, 40 + 7 * i, 60 - 5 * i)[0])
+                picture.save(tmp_path / "photos" / split / name / f"{i}.png")
+    data = [f"data.root={tmp_path / 'photos'}", "data.batch_size=4", "data.num_workers=0"]
+    config, typed = settings(*data, base=[*NARROW, *FOLDER])
+    train(config, typed, tmp_path / "run", "python train.py")
+    capsys.readouterr()
+    said = export(capsys, "run", "preprocess=true", "format=torch_export", "out=net.pt2")
+    assert "same top-1 for 6 of 6 images (6 images of the val split)" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -254,7 +277,8 @@ def test_a_network_is_named_after_its_file():
     from alexnet_exp.config.compose import group
 
     for name in ("alexnet_cifar", "resnet18_cifar"):
-        assert model_name({**group("model", name), "num_classes": 7}) == name
+        path = Path(f"2026-01-01_{name}_digits") / "best.ckpt"
+        assert model_name({**group("model", name), "num_classes": 7}, path) == name
     changed = group("model", "alexnet_cifar")
     changed["features"]["conv1"]["out_channels"] = 5
     assert model_name(changed) == "custom"

@@ -1,0 +1,177 @@
+"""Each figure as a function from a network and its images to what the drawing takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.errors import nearest as nearest_name
+from alexnet_exp.runs.figures_mistakes import mistakes
+from alexnet_exp.runs.figures_nearest import nearest
+from alexnet_exp.runs.figures_network import first_towers, layers_of, responses
+from alexnet_exp.runs.figures_subject import LeftOutError, Subject
+from alexnet_exp.tracking.figure_data import Heat, Maps, histogram
+from alexnet_exp.tracking.figure_page import Figure
+from alexnet_exp.tracking.pictures import is_picture_of_filters
+
+MAX_MAPS = 32
+
+
+def filters(subject: Subject) -> Figure:
+    """Show the filters of the first convolution."""
+    towers = first_towers(subject.network)
+    if not towers or not all(is_picture_of_filters(tower) for tower in towers):
+        raise LeftOutError(
+            "the first layer is no convolution over grey or colour images with finite weights."
+        )
+    count, (height, width) = sum(map(len, towers)), towers[0].shape[2:]
+    text = f"{count} filters of {height} × {width}, each stretched from its minimum to its maximum."
+    if len(towers) > 1:
+        text += f" Each of the {len(towers)} towers of the second convolution reads the maps of its own."
+    return Figure("filters", (towers,), text)
+
+
+def top5(subject: Subject) -> Figure:
+    """Show the best five classes of the sampled images."""
+    guesses = [subject.guess(i, p) for i, p in zip(subject.sample, subject.probabilities, strict=True)]
+    right = sum(guess.right for guess in guesses)
+    drawn = f"{len(guesses)} images of the {subject.split} split, drawn with seed {subject.settings['seed']}"
+    text = f"{drawn}; the best class is right for {right}."
+    return Figure("top5", (guesses,), text)
+
+
+def neighbours(subject: Subject) -> Figure:
+    """Show the training images nearest to the sampled ones."""
+    rows, text = nearest(subject)
+    return Figure("nearest", (rows,), text)
+
+
+def worst(subject: Subject) -> Figure:
+    """Show the most confident mistakes of each class."""
+    classes, text = mistakes(subject)
+    return Figure("mistakes", (classes,), text)
+
+
+def activations(subject: Subject) -> Figure:
+    """Show what the first sampled image becomes, layer by layer."""
+    answers = responses(subject.network, subject.inputs[:1])
+    layers = [_strongest(name, x[0]) for name, x in answers.items() if _is_map(x)]
+    if not layers:
+        raise LeftOutError("the network has no layer with maps.")
+    text = "The image, and the maps that each layer makes of it; in a layer all are on one scale."
+    return Figure("activations", (subject.picture(subject.sample[0], seen=True), layers), text)
+
+
+def _is_map(x: Tensor) -> bool:
+    return x.ndim == 4 and x.shape[-1] > 1
+
+
+def _strongest(name: str, maps: Tensor) -> Maps:
+    """Keep the maps (C, h, w) with the largest mean."""
+    chosen = maps.mean((1, 2)).topk(min(MAX_MAPS, len(maps))).indices.sort().values
+    return Maps(name, maps[chosen].cpu().numpy(), len(maps))
+
+
+def activation_histograms(subject: Subject) -> Figure:
+    """Show how the answers of each layer to the sampled images are distributed."""
+    histograms = []
+    for name, x in responses(subject.network, subject.inputs).items():
+        values = x.cpu().numpy()
+        note = f"mean {values.mean():.3g}, sd {values.std():.3g}, {np.mean(values == 0):.0%} zero"
+        histograms.append(histogram(name, values, note))
+    text = f"What each layer answers to the {len(subject.sample)} sampled images; counts are on a logarithmic scale."
+    return Figure("activation_histograms", (histograms,), text)
+
+
+def weight_histograms(subject: Subject) -> Figure:
+    """Show how the weights of each layer are distributed."""
+    histograms = []
+    for name, weight in subject.network.named_parameters():
+        if weight.ndim > 1:
+            values = weight.detach().float().cpu().numpy()
+            shape = " × ".join(map(str, values.shape))
+            short = (
+                name.removesuffix(".weight").split(".", 1)[-1]
+                if _is_ours(name)
+                else name.removesuffix(".weight")
+            )
+            histograms.append(
+                histogram(short, values, f"{shape}, mean {values.mean():.2g}, sd {values.std():.2g}")
+            )
+    text = "The weights of each layer; counts are on a logarithmic scale."
+    return Figure("weight_histograms", (histograms,), text)
+
+
+def _is_ours(parameter: str) -> bool:
+    return parameter.startswith(("features.", "classifier."))
+
+
+def grad_cam(subject: Subject) -> Figure:
+    """Show which places of the sampled images speak for the class that the network sees in them."""
+    try:
+        from captum.attr import LayerGradCam
+    except ImportError:
+        raise LeftOutError("it needs a package: pip install 'alexnet-exp[figures]'.") from None
+    name, layer = _layer(subject)
+    labels = subject.probabilities.argmax(1)
+    x = subject.inputs.clone()  # made for inference alone, it could take no part in a gradient
+    heat = LayerGradCam(subject.network, layer).attribute(
+        x, target=labels.to(subject.device), relu_attributions=True
+    )
+    heats = []
+    for i, index in enumerate(subject.sample):
+        picture = subject.picture(index, seen=True)
+        spread = _enlarged(heat[i : i + 1].detach().float().cpu(), picture.image.shape[:2])
+        label = int(labels[i])
+        heats.append(Heat(picture, spread, subject.classes[label], float(subject.probabilities[i, label])))
+    height, width = heat.shape[2:]
+    text = (
+        f"Bright places speak for the class that the network sees. Layer {name}, maps of {height} × {width}."
+    )
+    return Figure("grad_cam", (heats,), text)
+
+
+def _layer(subject: Subject) -> tuple[str, nn.Module]:
+    """Return the layer that Grad-CAM looks at.
+
+    Raises:
+        UserError: If the settings name another than the network has.
+        LeftOutError: If the network has none with a map.
+    """
+    layers = layers_of(subject.network)
+    answers = responses(subject.network, subject.inputs[:1])
+    with_maps = [name for name, x in answers.items() if _is_map(x)]
+    wanted = subject.settings["layer"]
+    if not with_maps:
+        raise LeftOutError("the network has no layer with maps.")
+    if wanted is None:
+        return with_maps[-1], layers[with_maps[-1]]
+    if wanted not in with_maps:
+        has = ", ".join(with_maps)
+        raise UserError(
+            f"layer={wanted}: the network's layers with maps are {has}.{nearest_name(wanted, with_maps)}"
+        )
+    return wanted, layers[wanted]
+
+
+def _enlarged(heat: Tensor, size: tuple[int, ...]) -> np.ndarray:
+    """Enlarge heat (1, 1, h, w) to (H, W), 0 to 1."""
+    large = functional.interpolate(heat, size, mode="bilinear", align_corners=False)[0, 0].numpy()
+    top = float(large.max())
+    return large / top if top > 0 else np.zeros_like(large)
+
+
+FIGURES: dict[str, Callable[[Subject], Figure]] = {
+    "filters": filters,
+    "top5": top5,
+    "nearest": neighbours,
+    "grad_cam": grad_cam,
+    "mistakes": worst,
+    "activations": activations,
+    "activation_histograms": activation_histograms,
+    "weight_histograms": weight_histograms,
+}

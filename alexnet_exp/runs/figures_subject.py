@@ -1,0 +1,127 @@
+"""What the figures are made from: a network, the images of its data set, and a sample of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from alexnet_exp.data.loaders import Batch
+from alexnet_exp.data.module import ImageData
+from alexnet_exp.inference import choose_device, network_of, resolve_checkpoint
+from alexnet_exp.runs.evaluate_data import check_images, choose_split, open_data
+from alexnet_exp.tracking.figure_data import Guess, Picture
+from alexnet_exp.training.checkpoints import read_checkpoint
+
+TOP = 5
+
+
+class LeftOutError(Exception):
+    """A figure that cannot be made of this network; says why."""
+
+
+@dataclass(eq=False)
+class Subject:
+    """A network and its images, which are read when a figure first asks for them.
+
+    Args:
+        path: The checkpoint.
+        checkpoint: What it holds.
+        network: In evaluation mode, on `device`.
+        device: That computes.
+        settings: Keys of conf/figures.yaml.
+    """
+
+    path: Path
+    checkpoint: dict[str, Any]
+    network: nn.Module
+    device: torch.device
+    settings: Mapping[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.checkpoint["classes"])
+
+    @cached_property
+    def data(self) -> ImageData:
+        return open_data(self.checkpoint, self.settings, {})
+
+    @cached_property
+    def split(self) -> str:
+        split = choose_split(self.data, self.settings["split"])
+        check_images(self.data, split)
+        return split
+
+    @cached_property
+    def sample(self) -> list[int]:
+        """Positions of the sampled images in the split, ascending."""
+        count = len(self.data.sources[self.split])
+        generator = np.random.default_rng(self.settings["seed"])
+        chosen = generator.choice(count, size=min(self.settings["sample"], count), replace=False)
+        return sorted(chosen.tolist())
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """What the network reads of the sampled images, (N, C, H, W) float32."""
+        stored = torch.stack([self.data.stored_image(self.split, i) for i in self.sample])
+        return self.prepared(stored)
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Of the sampled images, (N, K)."""
+        return self.predict(self.inputs)
+
+    def prepared(self, stored: Tensor) -> Tensor:
+        """Map stored images (N, C, S, S) uint8 to what the network reads."""
+        return self.data.pipeline.evaluate(stored.to(self.device))
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Map what the network reads to probabilities (N, K) float32 on the CPU."""
+        with torch.inference_mode():
+            return self.network(x).float().softmax(1).cpu()
+
+    def batches(self, split: str, title: str) -> Iterator[Batch]:
+        """Yield the images of a split as stored, in order; a bar on a terminal says how far it is."""
+        screen = Console(stderr=True)
+        try:
+            loader = self.data.loader(split)
+            yield from track(loader, title, console=screen, transient=True, disable=not screen.is_terminal)
+        finally:
+            self.data.teardown()
+
+    def picture(self, index: int, split: str | None = None, seen: bool = False) -> Picture:
+        """Return an image of a split as stored, or the part of it that the network sees."""
+        split = split or self.split
+        source, image = self.data.sources[split], self.data.stored_image(split, index)
+        if seen:
+            image = self.data.preprocess.centre(image[None])[0]
+        pixels = image.permute(1, 2, 0).cpu().numpy()
+        return Picture(pixels, self.classes[int(source.labels[index])], source.image_name(index))
+
+    def guess(self, index: int, probabilities: Tensor) -> Guess:
+        """Return an image of the split with its best five of probabilities (K,)."""
+        values, labels = probabilities.topk(min(TOP, len(self.classes)))
+        bars = [(self.classes[i], p) for i, p in zip(labels.tolist(), values.tolist(), strict=True)]
+        return Guess(self.picture(index), bars)
+
+
+def open_subject(settings: Mapping[str, Any]) -> Subject:
+    """Load the checkpoint that the settings name.
+
+    Raises:
+        UserError: If it cannot be had or read, or there is no such device.
+    """
+    device = choose_device(settings["device"])
+    path = resolve_checkpoint(settings["ckpt"])
+    checkpoint = read_checkpoint(path)
+    checkpoint = {k: checkpoint[k] for k in ("config", "preprocessing", "classes", "state_dict")}
+    network = network_of(checkpoint, settings["trust"]).to(device).eval()
+    return Subject(path, checkpoint, network, device, settings)

@@ -1,0 +1,95 @@
+"""What the figures of a network show: plain numpy, no networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class Picture:
+    """An image, uint8 (H, W, 1) or (H, W, 3), with the class it shows and its name in the data set."""
+
+    image: np.ndarray
+    label: str
+    name: str
+
+
+@dataclass
+class Guess:
+    """An image and the classes that the network finds most probable, the best first."""
+
+    picture: Picture
+    bars: list[tuple[str, float]]
+
+    @property
+    def right(self) -> bool:
+        return self.bars[0][0] == self.picture.label
+
+
+@dataclass
+class Neighbours:
+    """An image and those nearest to it, with their Euclidean distances, the nearest first."""
+
+    picture: Picture
+    found: list[tuple[Picture, float]]
+
+
+@dataclass
+class Heat:
+    """What in an image speaks for a class.
+
+    Args:
+        picture: What the network saw of the image.
+        heat: (H, W) float, 0 to 1, as large as the picture.
+        said: The class.
+        probability: Of the class.
+    """
+
+    picture: Picture
+    heat: np.ndarray
+    said: str
+    probability: float
+
+
+@dataclass
+class ClassMistakes:
+    """The most confident mistakes of one class: `wrong` of its `total` images were misclassified."""
+
+    name: str
+    wrong: int
+    total: int
+    guesses: list[Guess]
+
+
+@dataclass
+class Maps:
+    """The maps of one layer for one image: the strongest of `total`, (n, h, w) float, in the order of the channels."""
+
+    layer: str
+    maps: np.ndarray
+    total: int
+
+
+@dataclass
+class Histogram:
+    """How often each value occurs in a layer: `edges` has one more than `counts`; `note` is a line of figures."""
+
+    name: str
+    counts: np.ndarray
+    edges: np.ndarray
+    note: str
+
+
+def histogram(name: str, values: np.ndarray, note: str = "", bins: int = 60) -> Histogram:
+    """Count values in equal bins; a few stray ones at the ends, a thousandth on each side, count to the last bins."""
+    values = np.asarray(values, dtype=np.float64).ravel()
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return Histogram(name, np.zeros(bins), np.linspace(0, 1, bins + 1), "no finite value")
+    low, high = np.quantile(values, [0.001, 0.999]) if values.size > 1000 else (values.min(), values.max())
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    counts, edges = np.histogram(values.clip(low, high), bins=bins, range=(low, high))
+    return Histogram(name, counts, edges, note)

@@ -1,0 +1,225 @@
+"""`alexnet-exp predict`: a row for every file, whatever it holds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import alexnet_exp as package
+from alexnet_exp.errors import UserError
+from alexnet_exp.runs.predict_files import find_images
+from alexnet_exp.runs.predict_output import Row, print_rows
+from tests.runs.evaluated_runs import alexnet_exp
+from tests.training.small_runs import run
+
+AWKWARD = "[red]a, 'b' \x1b[31m.png"
+GOOD = ("grey.png", "palette.gif", "alpha.png", "cmyk.jpg", "deep.png", "one.png", "turned.jpg", AWKWARD)
+BAD = {"cut.jpg": "cannot be decoded", "text.jpg": "is not an image", "empty.png": "is empty"}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    run(directory, "test=false")
+    return directory
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of images in every mode, and files that only look like images."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    (folder / "deeper").mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    colour = Image.fromarray(pixels)
+    colour.convert("L").save(folder / "grey.png")
+    colour.convert("P").save(folder / "palette.gif")
+    colour.convert("RGBA").save(folder / "alpha.png")
+    colour.convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
+    Image.new("RGB", (1, 1), "red").save(folder / "one.png")
+    exif = Image.Exif()
+    exif[274] = 6
+    colour.rotate(90, expand=True).save(folder / "turned.jpg", exif=exif, quality=95)
+    colour.save(folder / AWKWARD)
+    buffer = io.BytesIO()
+    colour.save(buffer, "JPEG")
+    (folder / "cut.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    (folder / "text.jpg").write_text("no image")
+    (folder / "empty.png").touch()
+    (folder / "notes.txt").write_text("not asked for")
+    colour.save(folder / ".hidden" / "x.png")
+    return folder
+
+
+def rows(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        return {row["image"]: row for row in csv.DictReader(file)}
+
+
+def test_folder_gives_a_row_for_every_image_and_the_error_of_the_others(
+    run_dir: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    assert alexnet_exp("predict", run_dir, photos, "device=cpu", f"hydra.run.dir={out}") == 2
+    found = rows(out)
+    assert set(found) == {str(photos / name) for name in (*GOOD, *BAD)}
+    for name, said in BAD.items():
+        assert said in found[str(photos / name)]["error"]
+        assert found[str(photos / name)]["class_1"] == ""
+    classifier = package.load_classifier(run_dir, device="cpu")
+    for name in GOOD:
+        (expected,) = classifier.predict(photos / name)
+        row = found[str(photos / name)]
+        assert row["error"] == ""
+        assert tuple(row[f"class_{i}"] for i in range(1, 6)) == expected.classes
+        for i, p in enumerate(expected.probabilities, start=1):
+            assert float(row[f"probability_{i}"]) == pytest.approx(p, rel=1e-5)
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == list(found)
+    assert sum("error" in line for line in lines) == len(BAD)
+    assert json.loads((out / "result.json").read_text())["errors"] == len(BAD)
+    with Image.open(out / "predictions.png") as page:
+        assert min(page.size) > 100
+    printed = capsys.readouterr().out
+    assert "\x1b[31m" not in printed
+    assert "[red]a" in printed
+    assert "3 of 11 could not be read." in printed
+    assert {path.name for path in out.iterdir()} == {
+        "predictions.csv", "predictions.jsonl", "predictions.png", "result.json",
+    }  # fmt: skip
+
+
+def test_orientation_of_a_photograph_is_followed(run_dir: Path, photos: Path):
+    classifier = package.load_classifier(run_dir, device="cpu")
+    upright = classifier.preprocess.stored(photos / AWKWARD).float()
+    turned = classifier.preprocess.stored(photos / "turned.jpg").float()
+    assert (turned - upright).abs().mean() < 10  # JPEG
+    assert (turned.rot90(1, (1, 2)) - upright).abs().mean() > 10
+
+
+def test_words_of_the_shell_are_a_checkpoint_and_images(
+    run_dir: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = [photos / "one.png", photos / AWKWARD]
+    assert alexnet_exp("predict", run_dir, *words, "top_k=2", f"hydra.run.dir={tmp_path / 'out'}") == 0
+    found = rows(tmp_path / "out")
+    assert list(found) == [str(word) for word in words]
+    assert "class_3" not in found[str(words[0])]
+
+
+def test_paths_come_from_standard_input(
+    run_dir: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{photos / 'one.png'}\n\n{photos / 'nowhere.png'}\n"))
+    assert alexnet_exp("predict", run_dir, "-", f"hydra.run.dir={tmp_path / 'out'}") == 2
+    found = rows(tmp_path / "out")
+    assert "No such file" in found[str(photos / "nowhere.png")]["error"]
+    assert found[str(photos / "one.png")]["error"] == ""
+
+
+@pytest.mark.parametrize("wanted", ["nowhere", "photos/*.webp", "photos/deeper", "images=[]"])
+def test_nothing_found_is_one_line(
+    run_dir: Path, photos: Path, wanted: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    capsys.readouterr()
+    assert alexnet_exp("predict", run_dir, wanted, f"hydra.run.dir={tmp_path / 'out'}") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: There is no image in ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("top_k=0", "top_k=0 is not possible: it must be a whole number, 1 or more."),
+        ("device=tpu", "device=tpu is not here"),
+        ("topk=3", "There is no setting topk. Did you mean top_k?"),
+    ],
+)
+def test_mistake_is_one_line(
+    run_dir: Path, photos: Path, typed: str, said: str, capsys: pytest.CaptureFixture[str]
+):
+    capsys.readouterr()
+    assert alexnet_exp("predict", run_dir, photos, typed) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not list(Path("outputs").glob("predict/*"))
+
+
+# --------------------------------------------------------------------------------------------------- files
+
+
+def test_pattern_and_folder_find_images_by_their_ending(photos: Path):
+    (photos / "deeper" / "B.JPG").touch()
+    (photos / "deeper" / "a.tiff").touch()
+    assert find_images("photos/deeper") == ["photos/deeper/B.JPG", "photos/deeper/a.tiff"]
+    assert find_images("photos/**/*.JPG") == ["photos/deeper/B.JPG"]
+    assert "photos/notes.txt" not in find_images("photos/*")
+
+
+def test_file_that_is_named_counts_whatever_its_name(photos: Path):
+    assert find_images("photos/notes.txt") == ["photos/notes.txt"]
+    (photos / "[1].png").touch()  # not the pattern
+    (photos / "1.png").touch()
+    assert find_images("photos/[1].png") == ["photos/[1].png"]
+
+
+def test_file_that_is_named_twice_is_found_once(photos: Path):
+    assert find_images(["photos/one.png", "photos/o*.png", "photos/one.png"]) == ["photos/one.png"]
+
+
+def test_list_without_a_single_file_is_refused(photos: Path):
+    with pytest.raises(UserError, match=r"There is no image in a\.png, b\.png"):
+        find_images(["a.png", "b.png"])
+
+
+# ----------------------------------------------------------------------------------------------- terminal
+
+
+def test_table_fits_a_narrow_terminal():
+    from rich.console import Console
+
+    prediction: Any = package.inference.Prediction(("a class", "another"), (0.75, 0.25))
+    screen = Console(file=io.StringIO(), width=40, force_terminal=True, color_system=None)
+    print_rows([Row("a/rather/long/path/to/some/image.png", prediction)] * 2, screen)
+    lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= 40
+    assert "75.0%" in "".join(lines)
+
+
+def test_long_table_is_cut_with_a_line_that_says_so(capsys: pytest.CaptureFixture[str]):
+    from rich.console import Console
+
+    print_rows([Row(f"{i}.png", error="damaged") for i in range(103)], Console())
+    printed = capsys.readouterr().out
+    assert "99.png" in printed
+    assert "100.png" not in printed
+    assert "... and 3 more in predictions.csv" in printed
+
+
+def test_page_holds_24_images_and_counts_the_others(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import alexnet_exp.runs.predict_output as output
+
+    calls = []
+    monkeypatch.setattr(
+        output, "draw_predictions", lambda rows, path, left_out: calls.append((len(rows), left_out))
+    )
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(26):
+        Image.new("RGB", (4, 4)).save(folder / f"{i:02d}.png")
+    assert alexnet_exp("predict", run_dir, folder, f"hydra.run.dir={tmp_path / 'out'}") == 0
+    assert calls == [(24, 2)]
+    assert os.path.exists(tmp_path / "out" / "predictions.csv")
