@@ -25,6 +25,7 @@ alexnet-exp VERB [key=value ...]     settings and flags of a verb: alexnet-exp V
   benchmark  measure speed on this machine: alexnet-exp benchmark lrn
   export     hand a network to another runtime: alexnet-exp export outputs/runs/RUN format=onnx
   compare    lay runs side by side: alexnet-exp compare outputs/runs
+  dashboard  lay a W&B project out: alexnet-exp dashboard ENTITY/PROJECT
   models     list the networks, or the layers of one: alexnet-exp models alexnet_lrn
 """
 
@@ -134,6 +135,15 @@ def _figures(arguments: list[str]) -> int:
         figures(config, overrides, run_dir, shlex.join(["alexnet-exp", "figures", *arguments]))
 
     return run_hydra("figures", task, _appending(arguments), bare_words=("ckpt",))
+
+
+def _dashboard(arguments: list[str]) -> int:
+    def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> None:
+        from alexnet_exp.runs.dashboard import dashboard
+
+        dashboard(config, run_dir, shlex.join(["alexnet-exp", "dashboard", *arguments]))
+
+    return run_hydra("dashboard", task, arguments, bare_words=("project",))
 
 
 def _predict(arguments: list[str]) -> int:
@@ -252,6 +262,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "benchmark": _benchmark,
     "compare": _compare,
+    "dashboard": _dashboard,
     "evaluate": _evaluate,
     "export": _export,
     "figures": _figures,

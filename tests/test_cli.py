@@ -47,7 +47,7 @@ MISTAKES = [
     (["trainer.devices=two"], "trainer.devices='two' is not possible: it must be auto, or a whole number"),
     (
         ["trainer.precision=float8"],
-        "trainer.precision='float8' is not possible: it must be a precision such as",
+        "trainer.precision='float8' is not possible: it must be auto or a precision such as",
     ),
     (["scheduler.name=cosin"], "scheduler.name='cosin' is not possible: it must be one of none, step,"),
     (["trainer.devics=2"], "There is no setting trainer.devics. Did you mean trainer.devices?"),
@@ -184,7 +184,8 @@ def test_training_gets_plain_settings_and_what_was_typed(trained: list[dict[str,
 def test_sweep_goes_on_after_a_job_that_fails(
     trained: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    assert main(["train", "data.batch_size=0,8", "-m", f"hydra.sweep.dir={tmp_path / 'sweep'}"]) == 1
+    sweep = ["-m", "hydra/launcher=basic", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    assert main(["train", "data.batch_size=0,8", *sweep]) == 1
     assert [call["config"]["data"]["batch_size"] for call in trained] == [8]
     assert capsys.readouterr().err.count("error: data.batch_size=0 is not possible") == 1
 

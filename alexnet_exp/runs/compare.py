@@ -67,6 +67,14 @@ def compare(config: dict[str, Any], run_dir: Path, command: str) -> Comparison:
     return comparison
 
 
+def summarise(folder: Path, metric: str = "test/top1") -> Comparison:
+    """Compare the runs of a sweep, and write summary.csv and compare.html into its directory."""
+    comparison = _comparison(find_runs([folder]), {"metric": metric, "where": None, "sort": None})
+    _write(folder / "summary.csv", to_csv(comparison))
+    write_page(comparison, folder / "compare.html")
+    return comparison
+
+
 def _check(config: dict[str, Any]) -> str:
     """Check the settings, and return the table's format."""
     if not config["runs"]:

@@ -62,7 +62,7 @@ def search(features: np.ndarray, query: Tensor, count: int, leave_out: int = -1)
     """
     distances = np.empty(len(features))
     for start in range(0, len(features), BLOCK):
-        block = torch.from_numpy(np.ascontiguousarray(features[start : start + BLOCK]))
+        block = torch.from_numpy(np.array(features[start : start + BLOCK]))
         # The differences themselves: sums of squares would cancel where images are alike.
         distances[start : start + BLOCK] = (block - query).double().square().sum(1).sqrt().numpy()
     if leave_out >= 0:

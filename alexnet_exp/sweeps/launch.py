@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.runs.compare import summarise
+from alexnet_exp.runs.compare_output import print_table
 from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, WAITING, Job
 from alexnet_exp.sweeps.record import SweepRecord
 from alexnet_exp.sweeps.resources import Resources
@@ -54,6 +56,9 @@ def launch(
         console = Console(soft_wrap=True)
         pool = Pool(jobs, settings, Resources.of_this_machine(config, settings), Table(jobs, console))
         pool.run()
+        if any(job.result() for job in jobs):
+            print_table(summarise(directory))
+            console.print(f"page:            {directory / 'compare.html'}", highlight=False)
     failed = [job for job in jobs if job.state != FINISHED]
     console.print(f"sweep directory: {directory}", highlight=False)
     return [_returned(job, len(failed), len(jobs)) for job in jobs]

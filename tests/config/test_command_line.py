@@ -28,9 +28,10 @@ def test_path_typed_unquoted_arrives_unchanged(value: str):
 @pytest.mark.parametrize("key", LITERAL_KEYS)
 @pytest.mark.parametrize("prefix", ["", "+", "++"])
 def test_every_path_key_is_taken_as_it_stands(key: str, prefix: str):
-    prepared = prepare([f"{prefix}{key}=/a b,c=d/it's"])[0]
+    flags = ["-m"] if key == "sweep.resume" else []
+    prepared = prepare([*flags, f"{prefix}{key}=/a b;c=d/it's"])[len(flags)]
     assert prepared.startswith(f"{prefix}{key}=")
-    assert value_of(prepared) == "/a b,c=d/it's"
+    assert value_of(prepared) == "/a b;c=d/it's"
 
 
 @pytest.mark.parametrize("value", ["'a b'", '"a b"', "'it\\'s'"])
@@ -41,6 +42,12 @@ def test_quoted_path_is_not_quoted_again(value: str):
 @pytest.mark.parametrize("value", ["null", "none", "???", "${paths.output_dir}/x", ""])
 def test_words_that_mean_something_keep_their_meaning(value: str):
     assert prepare([f"weights={value}"]) == [f"weights={value}"]
+
+
+def test_resumed_sweep_keeps_its_directory():
+    assert prepare(["-m", "sweep.resume=a b"]) == ["-m", "sweep.resume='a b'", "hydra.sweep.dir='a b'"]
+    with pytest.raises(UserError, match="say -m"):
+        prepare(["sweep.resume=a"])
 
 
 @pytest.mark.parametrize("flag", ["-m", "--multirun"])

@@ -15,7 +15,7 @@ from alexnet_exp.config.networks import check_network
 TOP_LEVEL = [
     "augment", "callbacks", "channels_last", "ckpt", "compile", "data", "label_smoothing", "logger", "model",
     "optimizer",
-    "paths", "resume", "scheduler", "seed", "test", "test_weights", "trainer", "trust", "weights",
+    "paths", "resume", "scheduler", "seed", "sweep", "test", "test_weights", "trainer", "trust", "weights",
 ]  # fmt: skip
 GROUP_NAMES = [
     "augment", "callbacks", "data", "debug", "experiment", "hydra", "logger", "model", "optimizer", "paths",

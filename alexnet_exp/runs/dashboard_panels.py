@@ -1,0 +1,163 @@
+"""A W&B workspace and a report about the runs of this package, as code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import wandb_workspaces.reports.v2 as reports
+import wandb_workspaces.workspaces as workspaces
+
+# What tracking records with each run: the file of conf/model and conf/data.
+MODEL, DATA = "_names.model", "_names.data"
+WIDTH, HEIGHT = 12, 8  # of a panel; a row has 24
+
+
+@dataclass(frozen=True)
+class Part:
+    """Panels that belong together, with a sentence about them."""
+
+    title: str
+    text: str
+    panels: list[reports.Panel]
+
+
+def parts(columns: Sequence[str]) -> list[Part]:
+    """Return everything that workspace and report show.
+
+    Args:
+        columns: Settings that the parallel coordinates have an axis for.
+    """
+    return [
+        Part("Accuracy", "Mean over the runs of a group; the band is their spread.", _accuracy()),
+        Part("Loss", "Over finished epochs; each point of the training loss is one logged step.", _loss()),
+        Part("Sweep", "One line per run, from its settings to its accuracy.", _sweep(columns)),
+        Part(
+            "Confusion matrix",
+            "Of the test images, or validation where there is no test split.",
+            _confusion(),
+        ),
+        Part(
+            "Predictions", "The same images for every run, and the filters of the first layer.", _pictures()
+        ),
+        Part("Throughput", "Images a second in training, data loading included.", _throughput()),
+    ]
+
+
+def _curve(title: str, metric: str, by: str, x: str = "epoch") -> reports.LinePlot:
+    return reports.LinePlot(
+        title=title,
+        x=x,
+        y=[metric],
+        groupby=reports.Config(by),
+        groupby_aggfunc="mean",
+        groupby_rangefunc="minmax",
+        max_runs_to_show=100,
+    )
+
+
+def _accuracy() -> list[reports.Panel]:
+    return [
+        _curve("Validation top-1 by model", "val/top1", MODEL),
+        _curve("Validation top-1 by data set", "val/top1", DATA),
+        _bars("Test top-1 by model", "test/top1", MODEL),
+        _bars("Test top-1 by data set", "test/top1", DATA),
+    ]
+
+
+def _bars(title: str, metric: str, by: str) -> reports.BarPlot:
+    return reports.BarPlot(
+        title=title,
+        metrics=[metric],
+        groupby=reports.Config(by),
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stddev",
+        max_runs_to_show=100,
+        max_bars_to_show=40,
+    )
+
+
+def _loss() -> list[reports.Panel]:
+    return [
+        _curve("Training loss by model", "train/loss_step", MODEL, x="step"),
+        _curve("Validation loss by model", "val/loss", MODEL),
+    ]
+
+
+def _sweep(columns: Sequence[str]) -> list[reports.Panel]:
+    axes = [
+        reports.ParallelCoordinatesPlotColumn(
+            metric=reports.Config(key),
+            display_name=key.removeprefix("_names."),
+            log=key.endswith(".lr") or None,
+        )
+        for key in columns
+    ]
+    accuracy = reports.ParallelCoordinatesPlotColumn(metric=reports.SummaryMetric("val/top1"))
+    return [
+        reports.ParallelCoordinatesPlot(title="Settings and validation top-1", columns=[*axes, accuracy]),
+        reports.ParameterImportancePlot(with_respect_to="val/top1"),
+    ]
+
+
+def _confusion() -> list[reports.Panel]:
+    fields = {name: name for name in ("Actual", "Predicted", "nPredictions")}
+    chart = reports.CustomChart(
+        query={"summaryTable": {"tableKey": "confusion_matrix_table"}},
+        chart_name="wandb/confusion_matrix/v1",
+        chart_fields=fields,
+        chart_strings={"title": "Confusion matrix"},
+    )
+    evaluated = ["evaluate/test_centre/confusion_matrix", "evaluate/val_centre/confusion_matrix"]
+    return [chart, reports.MediaBrowser(title="Of alexnet-exp evaluate", media_keys=evaluated, num_columns=2)]
+
+
+def _pictures() -> list[reports.Panel]:
+    return [
+        reports.MediaBrowser(title="Sample of predictions", media_keys=["predictions"], num_columns=4),
+        reports.MediaBrowser(title="First-layer filters", media_keys=["conv1_filters"], num_columns=1),
+    ]
+
+
+def _throughput() -> list[reports.Panel]:
+    return [
+        _curve("Images a second by model", "images_per_second", MODEL, x="step"),
+        _bars("Images a second by model", "images_per_second", MODEL),
+    ]
+
+
+def _placed(panels: list[reports.Panel]) -> list[reports.Panel]:
+    """Put panels into rows of two."""
+    for i, panel in enumerate(panels):
+        panel.layout = reports.Layout(x=WIDTH * (i % 2), y=HEIGHT * (i // 2), w=WIDTH, h=HEIGHT)
+    return panels
+
+
+def workspace(entity: str, project: str, name: str, columns: Sequence[str]) -> workspaces.Workspace:
+    """Return a workspace, not saved yet."""
+    sections = [
+        workspaces.Section(name=part.title, panels=_placed(part.panels), is_open=i < 3)
+        for i, part in enumerate(parts(columns))
+    ]
+    pinned = ["summary:test/top1", "summary:val/top1", "summary:images_per_second"]
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name=name,
+        sections=sections,
+        settings=workspaces.WorkspaceSettings(max_runs=100),
+        runset_settings=workspaces.RunsetSettings(pinned_columns=pinned),
+    )
+
+
+def report(entity: str, project: str, name: str, columns: Sequence[str]) -> reports.Report:
+    """Return a report, not saved yet."""
+    blocks: list[reports.Block] = [reports.TableOfContents()]
+    for part in parts(columns):
+        runs = reports.Runset(entity=entity, project=project, name="Runs")
+        grid = reports.PanelGrid(runsets=[runs], panels=_placed(part.panels))
+        blocks += [reports.H1(text=part.title), reports.P(text=part.text), grid]
+    about = "Runs of alexnet_exp: accuracy, loss, settings, confusion matrix, predictions, throughput."
+    return reports.Report(
+        entity=entity, project=project, title=name, description=about, blocks=blocks, width="fluid"
+    )
