@@ -154,7 +154,8 @@ def report(entity: str, project: str, name: str, columns: Sequence[str]) -> repo
     """Return a report, not saved yet."""
     blocks: list[reports.Block] = [reports.TableOfContents()]
     for part in parts(columns):
-        runs = reports.Runset(entity=entity, project=project, name="Runs")
+        # Without a project of its own a set of runs is the report's; with one, writing it down would ask the server.
+        runs = reports.Runset(name="Runs")
         grid = reports.PanelGrid(runsets=[runs], panels=_placed(part.panels))
         blocks += [reports.H1(text=part.title), reports.P(text=part.text), grid]
     about = "Runs of alexnet_exp: accuracy, loss, settings, confusion matrix, predictions, throughput."

@@ -19,6 +19,7 @@ from typing import Any
 
 from alexnet_exp.tracking.run_directory import RunDirectory
 
+PROGRAM = [sys.executable, "-m", "alexnet_exp.sweeps.job"]
 OUTPUT = "output.log"  # what a job printed
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
 
@@ -62,7 +63,7 @@ class Job:
         self.state, self.tries, self.started = RUNNING, self.tries + 1, time.time()
         with open(self.directory / OUTPUT, "ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "alexnet_exp.sweeps.job", str(os.getpid()), *self.arguments],
+                [*PROGRAM, str(os.getpid()), *self.arguments],
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,

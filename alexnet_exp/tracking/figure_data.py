@@ -83,13 +83,10 @@ class Histogram:
 
 
 def histogram(name: str, values: np.ndarray, note: str = "", bins: int = 60) -> Histogram:
-    """Count values in equal bins; a few stray ones at the ends, a thousandth on each side, count to the last bins."""
+    """Count the finite values in equal bins from the smallest to the largest."""
     values = np.asarray(values, dtype=np.float64).ravel()
     values = values[np.isfinite(values)]
     if not values.size:
         return Histogram(name, np.zeros(bins), np.linspace(0, 1, bins + 1), "no finite value")
-    low, high = np.quantile(values, [0.001, 0.999]) if values.size > 1000 else (values.min(), values.max())
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    counts, edges = np.histogram(values.clip(low, high), bins=bins, range=(low, high))
+    counts, edges = np.histogram(values, bins=bins)
     return Histogram(name, counts, edges, note)

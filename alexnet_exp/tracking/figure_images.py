@@ -67,8 +67,9 @@ def _title(axes: Axes, text: str, colour: str, weight: str = "normal") -> None:
 def draw_mistakes(classes: list[ClassMistakes], path: Path) -> None:
     """Draw the most confident mistakes of each class in a row."""
     columns = max(len(each.guesses) for each in classes)
-    with page(path, 1.6 + 1.5 * columns, 1.75 * len(classes)) as figure:
-        axes = figure.subplots(len(classes), columns + 1, squeeze=False)
+    with page(path, 1.1 + 1.4 * columns, 1.6 * len(classes)) as figure:
+        widths = [0.75] + [1] * columns
+        axes = figure.subplots(len(classes), columns + 1, squeeze=False, width_ratios=widths)
         for line, each in zip(axes, classes, strict=True):
             for cell in line:
                 cell.axis("off")
@@ -84,7 +85,7 @@ def draw_heats(heats: list[Heat], path: Path) -> None:
     """Draw each image beside itself under its heat."""
     columns = min(COLUMNS, len(heats))
     rows = math.ceil(len(heats) / columns)
-    with page(path, 3.0 * columns, 1.9 * rows) as figure:
+    with page(path, 3.0 * columns, 1.78 * rows) as figure:
         axes = figure.subplots(rows, 2 * columns, squeeze=False)
         for cell in axes.ravel():
             cell.axis("off")

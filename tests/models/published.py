@@ -170,6 +170,42 @@ TWO_TOWERS = {
 # Networks that multiply by 1 - p at test instead of dividing in training.
 TEST_SCALED = {"alexnet_original", "alexnet_original_half", "alexnet_owt_lrn", "alexnet_paper"}
 
+# Networks whose pools count windows by rounding up (Caffe, cuda-convnet, ZFNet); all others round down.
+POOLS_ROUND_UP = {
+    "alexnet_bn",
+    "alexnet_original",
+    "alexnet_original_half",
+    "alexnet_owt_lrn",
+    "alexnet_paper",
+    "caffe_alexnet",
+    "caffe_cifar_full",
+    "caffe_cifar_quick",
+    "caffenet",
+    "convnet_11pct",
+    "convnet_13pct",
+    "convnet_18pct",
+    "convnet_19pct",
+    "convnet_80sec",
+    "zfnet",
+}
+
+# Convolutions whose last window may reach past the border.
+CONVOLUTIONS_ROUND_UP = {
+    "alexnet_original": {"conv1"},
+    "alexnet_original_half": {"conv1"},
+    "alexnet_owt_lrn": {"conv1"},
+    "alexnet_paper": {"conv1"},
+    "zfnet": {"conv1", "conv2"},
+}
+
+# (eps, momentum as torch counts it) of every batch norm: Caffe's .9, Keras' .99, torch's own.
+BATCH_NORM = {
+    "alexnet_bn": (1e-5, 0.1),
+    "alexnet_fast": (1e-5, 0.1),
+    "alexnet_icpm_bn": (1e-5, 0.1),
+    "alexnet_keras_bn": (1e-3, 0.01),
+}
+
 # (standard deviation, bias) that a layer starts with, where the source states them.
 INITIAL = {
     "alexnet_original": {
@@ -180,12 +216,14 @@ INITIAL = {
         "conv5": (0.03, 1.0),
         "fc8": (0.01, 0.0),
     },
+    "alexnet_original_half": {"conv2": (0.01, 1.0), "conv3": (0.03, 0.0), "conv5": (0.03, 1.0)},
     "alexnet_paper": {"conv1": (0.01, 0.0), "conv2": (0.01, 1.0), "conv3": (0.01, 0.0), "conv5": (0.01, 1.0)},
     "alexnet_owt_lrn": {"conv3": (0.03, 0.0), "conv4": (0.03, 1.0), "fc8": (0.01, -7.0)},
     "caffe_alexnet": {"conv1": (0.01, 0.0), "conv2": (0.01, 0.1), "conv4": (0.01, 0.1), "fc8": (0.01, 0.0)},
     "caffenet": {"conv1": (0.01, 0.0), "conv2": (0.01, 1.0), "conv5": (0.01, 1.0), "fc7": (0.005, 1.0)},
     "tensorpack_alexnet": {"conv2": ((2 / 1200) ** 0.5, 0.0), "fc7": (0.01, 0.0), "fc8": (0.01, 0.0)},
-    "alexnet_bn": {"conv1": ((2 / 363) ** 0.5, 0.0), "fc8": ((2 / 4096) ** 0.5, 0.0)},
+    "alexnet_bn": {"conv1": ((2 / 363) ** 0.5, 0.0), "conv2": ((2 / 1200) ** 0.5, 0.0)},
+    "alexnet_fast": {"fc8": ((2 / 256) ** 0.5, 0.0)},
     "zfnet": {"conv2": (0.01, 0.0), "conv4": (0.01, 0.0), "fc8": (0.01, 0.0)},
     "alexnet_tf_cifar": {
         "conv1": (0.05, 0.0),
@@ -194,7 +232,31 @@ INITIAL = {
         "fc8": (1 / 192, 0.0),
     },
     "convnet_80sec": {"conv1": (1e-4, 0.0), "conv2": (0.01, 0.0), "fc6": (0.1, 0.0), "fc8": (0.1, 0.0)},
+    "caffe_cifar_quick": {"conv1": (1e-4, 0.0), "conv3": (0.01, 0.0), "fc6": (0.1, 0.0), "fc8": (0.1, 0.0)},
+    "caffe_cifar_full": {"conv1": (1e-4, 0.0), "conv3": (0.01, 0.0), "fc8": (0.01, 0.0)},
+    "convnet_18pct": {"conv1": (1e-4, 0.0), "conv3": (0.01, 0.0), "fc8": (0.01, 0.0)},
     "convnet_19pct": {"conv1": (1e-4, 0.0), "conv3": (0.01, 0.0), "fc8": (0.01, 0.0)},
     "convnet_13pct": {"conv1": (1e-4, 0.0), "local3": (0.04, 0.0), "local4": (0.04, 0.0), "fc8": (0.01, 0.0)},
     "convnet_11pct": {"conv2": (0.01, 0.0), "local3": (0.04, 0.0), "local4": (0.04, 0.0), "fc8": (0.01, 0.0)},
+}
+
+# (inputs of a unit, kernel's pixels times outputs) of a layer in the networks that start as Keras does.
+GLOROT = {
+    "alexnet_d2l": {"conv1": (121, 11_616), "conv3": (2304, 3456)},
+    "alexnet_keras_bn": {"conv1": (363, 11_616), "conv4": (384, 384), "conv5": (384, 256)},
+    "alexnet_stride4": {"conv1": (363, 11_616), "conv2": (2400, 6400)},
+    "alexnet_valid": {"conv2": (2400, 6400), "conv5": (3456, 2304)},
+}
+
+# Networks whose source leaves torch's own start, or says nothing.
+TORCH_START = {
+    "alexnet",
+    "alexnet_6400",
+    "alexnet_cifar",
+    "alexnet_icpm",
+    "alexnet_icpm_bn",
+    "alexnet_lrn",
+    "alexnet_owt",
+    "alexnet_small",
+    "alexnet_two_fc",
 }

@@ -8,7 +8,7 @@ import slow_reference
 import torch
 from torch import nn
 
-from alexnet_exp.models.arithmetic import window_count
+from alexnet_exp.models.arithmetic import pooled, window_count
 from alexnet_exp.models.layers import (
     Conv2d,
     LocallyConnected2d,
@@ -152,3 +152,15 @@ def test_window_count_is_torchs():
         for kernel, stride, padding in ((3, 2, 0), (3, 1, 1), (5, 4, 2), (2, 2, 0)):
             expected = nn.Conv2d(1, 1, kernel, stride, padding)(torch.zeros(1, 1, size, size)).shape[-1]
             assert window_count(size, kernel, stride, padding, ceil=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 2, 0), (3, 2, 1), (2, 3, 1), (2, 2, 1), (4, 5, 2)]
+)
+@pytest.mark.parametrize("ceil", [False, True])
+def test_pooled_size_is_torchs(kernel: int, stride: int, padding: int, ceil: bool):
+    # With ceil_mode a window that would start past the image is dropped: 5 pixels, kernel 2, stride 3, padding 1.
+    settings = {"kernel_size": kernel, "stride": stride, "padding": padding, "ceil_mode": ceil}
+    for size in range(4, 15):
+        expected = nn.MaxPool2d(**settings)(torch.zeros(1, 1, size, size)).shape[-1]
+        assert pooled(size, settings) == expected, size

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from alexnet_exp.sweeps import job as job_module
+from alexnet_exp.sweeps.job import FAILED, FINISHED, WAITING, Job
+from alexnet_exp.sweeps.launch import Pool
+from alexnet_exp.sweeps.resources import Resources
+from alexnet_exp.sweeps.table import Table
+
+STAND_IN = Path(__file__).with_name("stand_in.py")
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_module, "PROGRAM", [sys.executable, str(STAND_IN)])
+
+
+def made(folder: Path, *overrides: list[str]) -> list[Job]:
+    return [Job(i, own, folder / str(i)) for i, own in enumerate(overrides)]
+
+
+def run(jobs: list[Job], slots: int = 1, groups: list[tuple[str, ...]] | None = None, **settings: Any) -> str:
+    """Run the jobs, and return what was printed."""
+    printed = io.StringIO()
+    table = Table(jobs, Console(file=printed, width=200, soft_wrap=True))
+    chosen = {"on_failure": "continue", "retries": 0, **settings}
+    Pool(jobs, chosen, Resources(slots, 2, groups or [], "sweep"), table).run()
+    return printed.getvalue()
+
+
+def starts(job: Job) -> list[tuple[str, float]]:
+    lines = (job.directory / "starts").read_text().splitlines()
+    return [(kind, float(at)) for kind, at in map(str.split, lines)]
+
+
+def test_all_jobs_run_and_their_commands_are_shown(tmp_path: Path):
+    jobs = made(tmp_path, ["seed=1"], ["seed=2"])
+    printed = run(jobs)
+    assert [job.state for job in jobs] == [FINISHED, FINISHED]
+    assert f"job 1 starts: alexnet-exp train seed=2 hydra.run.dir={tmp_path}/1" in printed
+    assert "job 0 finished" in printed
+
+
+def test_no_more_jobs_run_at_a_time_than_there_is_room_for(tmp_path: Path):
+    jobs = made(tmp_path, *[["seconds=0.6", f"seed={i}"] for i in range(4)])
+    run(jobs, slots=2)
+    began = sorted(starts(job)[0][1] for job in jobs)
+    assert began[1] - began[0] < 0.5
+    assert began[2] - began[0] > 0.5
+
+
+def test_each_kind_of_failure_is_named_and_the_others_go_on(tmp_path: Path):
+    jobs = made(tmp_path, ["ends=raises"], ["ends=nan"], ["ends=killed"], ["ends=well"])
+    printed = run(jobs, slots=4)
+    assert [job.state for job in jobs] == [FAILED, FAILED, FAILED, FINISHED]
+    assert [job.why for job in jobs[:3]] == [
+        "ZeroDivisionError: by nothing", "The loss is not finite at step 4.", "killed by SIGKILL",
+    ]  # fmt: skip
+    assert 'raise ZeroDivisionError("by nothing")' in printed  # the last lines of its output
+
+
+def test_a_sweep_may_stop_at_the_first_failure(tmp_path: Path):
+    jobs = made(tmp_path, ["ends=nan"], ["ends=well"])
+    run(jobs, on_failure="stop")
+    assert [job.state for job in jobs] == [FAILED, WAITING]
+    assert not (tmp_path / "1").exists()
+
+
+@pytest.mark.parametrize(
+    ("retries", "state", "kinds"), [(1, FINISHED, ["first", "resume"]), (0, FAILED, ["first"])]
+)
+def test_a_job_that_was_killed_goes_on_as_often_as_retries_says(
+    tmp_path: Path, retries: int, state: str, kinds: list[str]
+):
+    (job,) = made(tmp_path, ["ends=killed_once"])
+    run([job], retries=retries)
+    assert job.state == state
+    assert [kind for kind, _ in starts(job)] == kinds
+
+
+def test_a_job_that_fails_by_itself_is_not_tried_again(tmp_path: Path):
+    (job,) = made(tmp_path, ["ends=nan"])
+    run([job], retries=3)
+    assert len(starts(job)) == 1
+
+
+def test_jobs_get_their_threads_and_a_group_of_gpus_each(tmp_path: Path):
+    jobs = made(tmp_path, *[["seconds=0.3", f"seed={i}"] for i in range(3)])
+    run(jobs, slots=2, groups=[("0", "1"), ("2", "3")])
+    environments = [json.loads((job.directory / "environment.json").read_text()) for job in jobs]
+    assert {e["OMP_NUM_THREADS"] for e in environments} == {"2"}
+    visible = [e["CUDA_VISIBLE_DEVICES"] for e in environments]
+    assert sorted(visible[:2]) == ["0,1", "2,3"]
+    assert visible[2] in visible[:2]
+    assert {e["WANDB_RUN_GROUP"] for e in environments} == {"sweep"}
+
+
+def test_finished_jobs_are_not_run_again(tmp_path: Path):
+    jobs = made(tmp_path, ["seed=1"], ["seed=2"])
+    jobs[0].state = FINISHED
+    run(jobs)
+    assert not (tmp_path / "0").exists()
+    assert jobs[1].state == FINISHED
+
+
+def test_ctrl_c_ends_all_jobs_within_five_seconds(tmp_path: Path):
+    jobs = made(tmp_path, ["seconds=60"], ["seconds=60"])
+    table = Table(jobs, Console(file=io.StringIO()))
+    pool = Pool(jobs, {"on_failure": "continue", "retries": 0}, Resources(2, 1, [], "sweep"), table)
+
+    def interrupt() -> None:
+        if all(job.process is not None for job in jobs):
+            raise KeyboardInterrupt
+
+    pool.table.refresh = interrupt  # type: ignore[method-assign]
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        pool.run()
+    assert time.monotonic() - began < 5
+    assert all(job.process is not None and job.process.poll() is not None for job in jobs)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
+def test_a_job_dies_with_the_sweep(tmp_path: Path):
+    # The real program: it composes settings for a second or more before anything else.
+    script = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom alexnet_exp.sweeps.job import Job\n"
+        "job = Job(0, ['data=digits', 'trainer=cpu'], Path(sys.argv[1]))\njob.start(os.environ)\n"
+        "print(job.process.pid, flush=True)\ntime.sleep(60)\n"
+    )
+    sweep = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "0")], stdout=subprocess.PIPE, text=True
+    )
+    assert sweep.stdout is not None
+    child = int(sweep.stdout.readline())
+    sweep.stdout.close()
+    _wait_until(lambda: (tmp_path / "0" / "config.yaml").exists())  # it has asked to die with its parent
+    sweep.send_signal(signal.SIGKILL)
+    sweep.wait()
+    _wait_until(lambda: not _is_alive(child))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _wait_until(true: Any, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

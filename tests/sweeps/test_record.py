@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.sweeps.job import FINISHED, WAITING
+from alexnet_exp.sweeps.record import SweepRecord
+
+TYPED = ["model=a,b", "seed=1"]
+JOBS = [["model=a", "seed=1"], ["model=b", "seed=1"]]
+
+
+def begun(folder: Path, typed: list[str] = TYPED, go_on: bool = False) -> SweepRecord:
+    record = SweepRecord(folder)
+    with record.lock():
+        record.begin(typed, go_on)
+    return record
+
+
+def finish(folder: Path, directory: str) -> None:
+    (folder / directory).mkdir()
+    (folder / directory / "result.json").write_text('{"status": "finished"}')
+
+
+def test_jobs_are_numbered_directories(tmp_path: Path):
+    jobs = begun(tmp_path).jobs(JOBS, 0, ["--config-dir", "my conf"])
+    assert [job.directory for job in jobs] == [tmp_path / "0", tmp_path / "1"]
+    assert jobs[0].arguments == [
+        "--config-dir",
+        "my conf",
+        "model=a",
+        "seed=1",
+        f"hydra.run.dir={tmp_path}/0",
+    ]
+
+
+def test_a_job_is_known_by_its_overrides_not_by_its_number(tmp_path: Path):
+    begun(tmp_path).jobs(JOBS, 0, [])
+    finish(tmp_path, "1")
+    again = begun(tmp_path, go_on=True).jobs([JOBS[1][::-1], JOBS[0], ["model=c"]], 0, [])
+    assert [(job.directory.name, job.state) for job in again] == [
+        ("1", FINISHED),
+        ("0", WAITING),
+        ("2", WAITING),
+    ]
+
+
+def test_the_setting_that_asks_for_resuming_is_no_part_of_a_job(tmp_path: Path):
+    (job,) = begun(tmp_path).jobs([["sweep.resume='x'", "seed=1"]], 0, [])
+    assert job.overrides == ["seed=1"]
+
+
+def test_a_directory_with_another_sweep_is_refused(tmp_path: Path):
+    begun(tmp_path)
+    with pytest.raises(UserError, match=r"holds a sweep already: sweep\.resume="):
+        begun(tmp_path)
+
+
+def test_other_settings_than_the_sweeps_are_refused_by_name(tmp_path: Path):
+    begun(tmp_path)
+    with pytest.raises(UserError, match="missing now is seed=1, new is seed=2"):
+        begun(tmp_path, ["model=a,b", "seed=2"], go_on=True)
+
+
+def test_only_one_process_runs_a_sweep(tmp_path: Path):
+    first = SweepRecord(tmp_path)
+    with first.lock(), pytest.raises(UserError, match="still going on"), SweepRecord(tmp_path).lock():
+        pass
+
+
+def test_the_record_is_plain_json(tmp_path: Path):
+    begun(tmp_path).jobs(JOBS, 5, [])
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    assert content["overrides"] == TYPED
+    assert [entry["directory"] for entry in content["jobs"]] == ["5", "6"]
