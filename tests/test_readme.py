@@ -19,9 +19,8 @@ from tests.data.makers import write_cifar10, write_folder, write_mnist
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
-    ROOT / name
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/ARCHITECTURE.md", "docs/wandb.md")
-]
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
+] + sorted((ROOT / "docs").glob("*.md"))
 RUN = "outputs/runs/first"  # README's example of a run directory
 VERB = re.compile(r"^(?:PYTHONPATH=\. )?(python train\.py|alexnet-exp)(?= )")
 # What makes any run short; the keys that a configuration lacks are left out.
@@ -31,6 +30,17 @@ SHORT = {
     "data.batch_size": 2, "data.val_size": 10, "data.num_workers": 0, "compile": "false",
     "callbacks.model_summary.enabled": "false",
 }  # fmt: skip
+
+
+# What makes any benchmark short.
+BRIEF = [
+    "repeats=1",
+    "steps=1",
+    "data.batch_size=2",
+    "data.val_size=10",
+    "step.precision=32-true",
+    "step.layout=contiguous",
+]
 
 
 @dataclass
@@ -137,16 +147,24 @@ def test_a_command_of_the_readme_runs(
     arguments = _arguments(command)
     if "tensorboard" in command:
         pytest.importorskip("tensorboard")
-    if f"={RUN}" in command and f"hydra.run.dir={RUN}" not in command:
+    if str(Path(RUN).parent) in command and f"hydra.run.dir={RUN}" not in command:
         shutil.copytree(request.getfixturevalue("first_run"), project / RUN)
     trains = arguments[0] == "train" and not {"--help", "--cfg"} & set(arguments)
+    if arguments[0] == "benchmark":
+        arguments += [*BRIEF, *_narrow(plain(compose("train", _of_a_run(arguments)))["model"])]
     goes_on = ["trainer.max_epochs=2"] if "resume=" in command or "ckpt=" in command else []
     code = _exit_code([*arguments, *(_short(arguments[1:]) if trains else []), *goes_on])
     printed = capsys.readouterr()
     assert code == 0, printed.err
     if trains:
-        assert "report.html" in printed.out
+        assert ("compare.html" if "-m" in arguments else "report.html") in printed.out
         assert list(project.glob("outputs/**/result.json"))
+
+
+def _of_a_run(arguments: list[str]) -> list[str]:
+    """Return the settings that a benchmark shares with training."""
+    own = ("repeats", "steps", "step.", "lrn.", "what", "baseline")
+    return [a for a in arguments if "=" in a and not a.startswith(own)]
 
 
 def _exit_code(arguments: list[str]) -> int:
@@ -165,12 +183,16 @@ PYTHON = [block.text for block in BLOCKS if block.language == "python" and not b
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.splitlines()[0])
-def test_a_python_example_of_the_readme_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_python_example_of_the_readme_runs(
+    code: str, project: Path, first_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(first_run, project / RUN)
     names: dict[str, Any] = {"__name__": "readme"}
     exec(compile(code, "README.md", "exec"), names)
     if "logits" in names:
         assert names["logits"].shape == (1, 10)
         assert "alexnet_lrn" in capsys.readouterr().out
+        assert len(names["prediction"].classes) == 3
 
 
 # ------------------------------------------------------------------------------------------------ names

@@ -78,6 +78,15 @@ _PATTERNS: list[tuple[str, Callable[..., str]]] = [
         lambda value, key: f"{key}={value!r} is not possible: it must be true or false.",
     ),
     (
+        r"Error merging override \+{1,2}model\.(features|classifier)\.([^.=\s]+).*?"
+        r"Invalid type assigned: dict is not a subclass",
+        lambda part, name: (
+            f"+model.{part}.{name}: a new layer needs a yaml of its own that starts from the network: "
+            f"my_conf/model/mine.yaml with 'defaults: [NETWORK, _self_]' and '{part}: {{{name}: {{KEY: VALUE}}}}', "
+            "then --config-dir my_conf model=mine."
+        ),
+    ),
+    (
         r"Error merging override ([^=\s]+)=(.*?)\s+Invalid value assigned: \w+ is not a ListConfig",
         lambda key, value: f"{key}={value} is not possible: it must be a list; say '{key}=[{value}]'.",
     ),

@@ -80,15 +80,15 @@ _COLOUR_JITTER = Rule(
     "{brightness, contrast, saturation: 0 or more, hue: 0 to 0.5}, at least one of them above 0",
     lambda v: _has_only(v, _JITTER) and any(v.values()),
 )
+_LAYER = {
+    "lr_factor": number(),
+    "weight_decay": number() | null,
+    "bias_lr_factor": number() | null,
+    "bias_weight_decay": number() | null,
+}
 _LAYERS = Rule(
-    "{LAYER: {lr_factor: number, weight_decay: number}}",
-    lambda v: (
-        isinstance(v, dict)
-        and all(
-            x is None or _has_only(x, {"lr_factor": number(), "weight_decay": number() | null})
-            for x in v.values()
-        )
-    ),
+    "{LAYER: {lr_factor, weight_decay, bias_lr_factor, bias_weight_decay: numbers, 0 or more}}",
+    lambda v: isinstance(v, dict) and all(x is None or _has_only(x, _LAYER) for x in v.values()),
 )
 _CHANGE = {"epoch": at_least(0), "lr": number(), "bias_lr": number(), "layer": text, "but": text}
 _CHANGES = Rule(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.errors import UserError
 from alexnet_exp.models import spec
 from alexnet_exp.models.arithmetic import map_sizes
 from alexnet_exp.models.initialise import initialise
@@ -39,7 +39,7 @@ class AlexNet(nn.Module):
         self.spec: spec.AlexNetConfig = spec.parse_network(config)
         self.input_size = self.spec.input_size
         self.features, channels, size = _features(self.spec)
-        self.map_size = self.spec.map_size or size
+        self.map_size = size if self.spec.map_size is None else self.spec.map_size
         self.classifier = _classifier(self.spec, channels * self.map_size**2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,11 +63,6 @@ def _operation(
     op: str, own: Any, net: spec.AlexNetConfig, channels: int, spatial: bool, where: str
 ) -> tuple[str, nn.Module]:
     """Return the suffix of the module's name and the module for one word of `before` or `then`."""
-    if op not in spec.OPERATIONS:
-        raise UserError(
-            f"{where}: unknown operation {op!r}.{nearest(op, spec.OPERATIONS)} "
-            f"Known: {', '.join(spec.OPERATIONS)}."
-        )
     if op == "relu":
         return "relu", nn.ReLU()
     if op == "dropout":
@@ -91,13 +86,9 @@ def _shared_operation(
             )
         return "lrn", LocalResponseNorm(**settings)
     if op == "spatial_norm":
-        if settings["size"] % 2 == 0:
-            raise UserError(f"{where}: spatial_norm.size must be odd, not {settings['size']}.")
         return "spatial_norm", SpatialResponseNorm(**settings)
     if op == "max_pool":
         return "pool", MaxPool2d(**settings)
-    if settings["padding"] == "same":
-        raise UserError(f"{where}: avg_pool knows no padding 'same'; give pixels, or ceil_mode=true.")
     return "pool", nn.AvgPool2d(**settings, count_include_pad=False)
 
 

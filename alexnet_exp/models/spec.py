@@ -11,11 +11,10 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
 from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.models import values
+from alexnet_exp.models.values import OPERATIONS as OPERATIONS
 
-OPERATIONS = ("relu", "lrn", "spatial_norm", "max_pool", "avg_pool", "batch_norm", "dropout")
 SHARED = ("lrn", "spatial_norm", "max_pool", "avg_pool", "batch_norm")  # set once, overridable in a layer
-DROPOUT_SCALINGS = ("train", "test")
-INITIALISATIONS = ("torch", "normal", "paper", "original", "caffe", "keras", "he")
 
 
 @dataclass
@@ -122,12 +121,12 @@ class AlexNetConfig:
     )
 
 
-def parse(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+def parse(kind: Any, given: Mapping[str, Any], where: str) -> Any:
     """Build dataclass `kind` from a mapping.
 
     Args:
         kind: One of the dataclasses of this module.
-        values: Plain keys and values; nested dataclasses are mappings.
+        given: Plain keys and values; nested dataclasses are mappings.
         where: How the user calls this place, for messages ('model.features.conv2').
 
     Raises:
@@ -135,11 +134,11 @@ def parse(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     """
     types = get_type_hints(kind)
     names = [f.name for f in fields(kind) if not f.name.startswith("_")]
-    for key in values:
+    for key in given:
         if key not in names:
             raise UserError(f"{where} has no key {key!r}.{nearest(key, names)} It has {', '.join(names)}.")
     parsed = {}
-    for key, value in values.items():
+    for key, value in given.items():
         nested = is_dataclass(types[key]) and isinstance(value, Mapping)
         parsed[key] = parse(types[key], value, f"{where}.{key}") if nested else value
     return kind(**parsed)
@@ -176,27 +175,17 @@ def parse_network(config: Mapping[str, Any]) -> AlexNetConfig:
 
 def _check(parsed: AlexNetConfig) -> None:
     """Refuse values that no network has; what depends on neighbouring layers is checked while building."""
-    _at_least_one("model", parsed, "input_size", "in_channels", "num_classes")
-    for name, layer in parsed.features.items():
-        where = f"model.features.{name}"
-        _at_least_one(where, layer, "out_channels", "kernel_size", "stride", "groups")
-        if isinstance(layer.padding, str) and layer.padding != "same":
-            raise UserError(f"{where}.padding must be pixels or same, not {layer.padding!r}.")
-    if parsed.dropout_scaling not in DROPOUT_SCALINGS:
-        raise UserError(f"model.dropout_scaling must be train or test, not {parsed.dropout_scaling!r}.")
-    if parsed.init not in INITIALISATIONS:
-        raise UserError(
-            f"model.init={parsed.init!r} is not known.{nearest(parsed.init, INITIALISATIONS)} "
-            f"Known: {', '.join(INITIALISATIONS)}."
-        )
-    if not parsed.classifier:
-        raise UserError("model.classifier is empty: it needs at least the last layer, fc8: {}.")
-
-
-def _at_least_one(where: str, values: Any, *keys: str) -> None:
-    for key in keys:
-        if getattr(values, key) < 1:
-            raise UserError(f"{where}.{key} must be at least 1, not {getattr(values, key)}.")
+    values.check_network(parsed)
+    for op in SHARED:
+        values.check_operation(f"model.{op}", op, vars(getattr(parsed, op)))
+    for group in ("features", "classifier"):
+        for name, layer in getattr(parsed, group).items():
+            where = f"model.{group}.{name}"
+            values.check_layer(where, layer)
+            for op in SHARED:
+                if op in (*layer.before, *layer.then) and hasattr(layer, op):
+                    settings = inherit(getattr(layer, op), getattr(parsed, op))
+                    values.check_operation(f"{where}.{op}", op, settings)
 
 
 def known_keys() -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_exp.models.alexnet import AlexNet
+from alexnet_exp.models.arithmetic import map_sizes
 from alexnet_exp.models.layers import LocallyConnected2d, SpatialResponseNorm
 
 
@@ -38,7 +39,7 @@ def layer_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
         One row per leaf module that ran; the sums over rows are the network's parameters and multiply-adds.
     """
     rows: list[LayerRow] = []
-    fields = _receptive_fields(model) if isinstance(model, AlexNet) else {}
+    fields = _receptive_fields(model, image_shape[-1]) if isinstance(model, AlexNet) else {}
 
     def record(name: str, module: nn.Module, output: Tensor) -> None:
         parameters = sum(p.numel() for p in module.parameters())
@@ -74,14 +75,16 @@ def _multiply_adds(module: nn.Module, shape: tuple[int, ...]) -> int:
     return module.weight.numel() if isinstance(module, nn.Linear) else 0
 
 
-def _receptive_fields(model: AlexNet) -> dict[str, int]:
+def _receptive_fields(model: AlexNet, image_side: int) -> dict[str, int]:
     """Return what each layer sees, by module name: a window adds (kernel - 1) * strides so far."""
     field, jump, fields = 1, 1, {}
     for name, module in model.features.named_children():
         kernel, stride = _window(module)
         field, jump = field + (kernel - 1) * jump, jump * stride
         fields[f"features.{name}"] = field
-    whole = field + (model.map_size - 1) * jump
+    # The last map itself counts, not map_size: what averages it still reads all of it.
+    sides = [image_side, *map_sizes(model.spec, image_side).values()]
+    whole = field + (sides[-1] - 1) * jump
     return fields | {f"classifier.{name}": whole for name, _ in model.classifier.named_children()}
 
 

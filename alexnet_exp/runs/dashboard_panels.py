@@ -9,7 +9,7 @@ import wandb_workspaces.reports.v2 as reports
 import wandb_workspaces.workspaces as workspaces
 
 # What tracking records with each run: the file of conf/model and conf/data.
-MODEL, DATA = "_names.model", "_names.data"
+MODEL, DATA = "names.model", "names.data"
 WIDTH, HEIGHT = 12, 8  # of a panel; a row has 24
 
 
@@ -88,7 +88,7 @@ def _sweep(columns: Sequence[str]) -> list[reports.Panel]:
     axes = [
         reports.ParallelCoordinatesPlotColumn(
             metric=reports.Config(key),
-            display_name=key.removeprefix("_names."),
+            display_name=key.removeprefix("names."),
             log=key.endswith(".lr") or None,
         )
         for key in columns

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from alexnet_exp.config.checks import shown
-from alexnet_exp.config.rules import at_least, choice, list_of, null, path, text
+from alexnet_exp.config.rules import Rule, at_least, choice, list_of, null, path, text
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.run_directory import RunDirectory
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 NAMES = (
     "filters", "top5", "nearest", "activations", "grad_cam", "mistakes", "weight_histograms", "activation_histograms",
 )  # fmt: skip
+_SOME = list_of(choice(*NAMES))
 RULES = {
     "ckpt": path,
-    "which": choice("all", *NAMES) | list_of(choice(*NAMES)),
+    "which": Rule(f"all, or some of [{', '.join(NAMES)}]", lambda v: v in ("all", *NAMES) or _SOME.legal(v)),
     "split": choice("auto", "test", "val", "train"),
     "sample": at_least(1),
     "seed": at_least(0),

@@ -118,9 +118,8 @@ def grad_cam(subject: Subject) -> Figure:
         raise LeftOutError("it needs a package: pip install 'alexnet-exp[figures]'.") from None
     name, layer = _layer(subject)
     labels = subject.probabilities.argmax(1)
-    x = subject.inputs.clone()  # made for inference alone, it could take no part in a gradient
     heat = LayerGradCam(subject.network, layer).attribute(
-        x, target=labels.to(subject.device), relu_attributions=True
+        subject.inputs, target=labels.to(subject.device), relu_attributions=True
     )
     heats = []
     for i, index in enumerate(subject.sample):

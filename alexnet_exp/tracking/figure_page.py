@@ -129,7 +129,7 @@ def _neighbour_row(row: Neighbours) -> list[Html]:
     cells = [tag("figure", _image(row.picture), tag("figcaption", tag("b", label), _name(row.picture)))]
     for picture, distance in row.found:
         said = tag("span", picture.label, class_="same" if picture.label == label else None)
-        below = tag("small", f"distance {distance:.3g}", title=picture.name)
+        below = tag("small", f"at {distance:.3g}", title=picture.name)
         cells.append(tag("figure", _image(picture), tag("figcaption", said, below)))
     return cells
 

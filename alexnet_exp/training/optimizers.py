@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,8 +21,9 @@ def build_optimizer(model: nn.Module, config: Mapping[str, Any], fused: bool = T
     Args:
         model: Its parameters that require a gradient are optimised.
         config: Keys of conf/optimizer: `_target_` and its arguments; `bias_lr_factor` multiplies the learning rate
-            of biases, `bias_weight_decay` replaces their decay (None: `weight_decay`), `layers` maps a layer to an
-            `lr_factor` of all its rates and a `weight_decay` of its weights alone.
+            of biases, `bias_weight_decay` replaces their decay (None: `weight_decay`). `layers` maps a layer to
+            what is its own: an `lr_factor` of all its rates, a `weight_decay` of its weights alone, and both
+            settings of biases. A layer goes by its dotted name or, where no other ends so, by the end of it.
         fused: Whether torch's fused form may be used; not under gradient scaling with clipping.
 
     Returns:
@@ -40,32 +41,49 @@ def build_optimizer(model: nn.Module, config: Mapping[str, Any], fused: bool = T
     if fused and options["_target_"] in _FUSED:
         options["fused"] = True
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    _check_layers(layers, [name for name, _ in named])
+    keys = _keys(layers, {_layer(name) for name, _ in named})
     if bias_factor == 1.0 and bias_decay in (None, decay) and not layers:
         return build(options, params=[p for _, p in named])
+    shared = {"bias_lr_factor": bias_factor, "weight_decay": decay, "bias_weight_decay": bias_decay}
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in named:
-        layer, is_bias = _layer(name), name.endswith("bias")
-        own = layers.get(layer, {})
-        weight_decay = bias_decay if is_bias else own.get("weight_decay")
-        group = {
-            "name": ("biases" if is_bias else "weights") + (f" of {layer}" if layer in layers else ""),
-            "lr": options["lr"] * own.get("lr_factor", 1.0) * (bias_factor if is_bias else 1.0),
-            "weight_decay": decay if weight_decay is None else weight_decay,
-        }
+        key = keys.get(_layer(name))
+        own = layers[key] if key else {}
+        settings = {**shared, **{k: v for k, v in own.items() if v is not None}}
+        group = _group(options["lr"], settings, decay, is_bias=name.endswith("bias"))
+        group["name"] += f" of {key}" if key else ""
         groups.setdefault(group["name"], {**group, "params": []})["params"].append(parameter)
     return build(options, params=list(groups.values()))
 
 
+def _group(lr: float, settings: Mapping[str, Any], decay: float, is_bias: bool) -> dict[str, Any]:
+    """Return name, rate and decay of a layer's biases or weights; `decay` is for biases that have none of their own."""
+    lr = lr * settings.get("lr_factor", 1.0)
+    if not is_bias:
+        return {"name": "weights", "lr": lr, "weight_decay": settings["weight_decay"]}
+    own = settings["bias_weight_decay"]
+    rate = lr * settings["bias_lr_factor"]
+    return {"name": "biases", "lr": rate, "weight_decay": decay if own is None else own}
+
+
 def _layer(parameter: str) -> str:
-    """Return 'conv1' for 'features.conv1.weight'."""
-    return parameter.split(".")[-2] if "." in parameter else parameter
+    """Return 'features.conv1' for 'features.conv1.weight'."""
+    return parameter.rpartition(".")[0] or parameter
 
 
-def _check_layers(layers: Mapping[str, Any], parameters: list[str]) -> None:
-    known = {_layer(name) for name in parameters}
-    for layer in layers:
-        if layer not in known:
+def _keys(layers: Iterable[str], known: set[str]) -> dict[str, str]:
+    """Return which key of `optimizer.layers` each layer goes by: its name, or an end that no other name has."""
+    found: dict[str, str] = {}
+    for key in layers:
+        names = [key] if key in known else sorted(name for name in known if name.endswith(f".{key}"))
+        if not names:
+            ends = known | {name.rpartition(".")[2] for name in known}
+            raise UserError(f"optimizer.layers.{key}: the network has no such layer.{nearest(key, ends)}")
+        if len(names) > 1:
+            raise UserError(f"optimizer.layers.{key} could be {', '.join(names)}: give the whole name.")
+        if names[0] in found:
             raise UserError(
-                f"optimizer.layers.{layer}: the network has no such layer.{nearest(layer, known)}"
+                f"optimizer.layers: {found[names[0]]} and {key} are the same layer; leave one out."
             )
+        found[names[0]] = key
+    return found

@@ -13,7 +13,8 @@ class PaperSGD(torch.optim.Optimizer):
     """v <- momentum * v - lr * (gradient + weight_decay * w); w <- w + v.
 
     At a constant rate this is torch.optim.SGD. Where the rate changes it is not: here the velocity gathered so far
-    keeps its size, there it shrinks with the rate at once.
+    keeps its size, there it shrinks with the rate at once. At a rate of 0 the weights stand still, as in the 2012
+    code, which leaves the whole update out: otherwise the velocity would carry them on.
 
     Args:
         params: Parameters or groups of them.
@@ -36,6 +37,8 @@ class PaperSGD(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            if group["lr"] == 0.0:
+                continue
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,7 +61,9 @@ def _first_mismatch(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) ->
 
 
 def load_weights(classifier: ImageClassifier, source: str) -> str:
-    """Put the network weights of a checkpoint, a run directory or a plain state dict into a network.
+    """Put the network weights of a checkpoint, a run directory or a state dict into a network.
+
+    A state dict may have torchvision's names, and lie under 'model' as torchvision's training script saves it.
 
     Args:
         classifier: Changed in place.
@@ -97,16 +100,36 @@ def load_weights(classifier: ImageClassifier, source: str) -> str:
 
 def _torchvision_weights(model: nn.Module) -> dict[str, Tensor]:
     """Download (once; torch keeps them) torchvision's ImageNet weights for alexnet_owt or resnet18."""
-    from torchvision.models import AlexNet_Weights, ResNet18_Weights
-
-    published = AlexNet_Weights if isinstance(model, AlexNet) else ResNet18_Weights
+    published = _published_for(model)
     try:
-        return dict(published.IMAGENET1K_V1.get_state_dict(progress=False))
+        return dict(published.get_state_dict(progress=False))
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"torchvision's weights could not be had ({' '.join(str(error).split())}): download "
-            f"{published.IMAGENET1K_V1.url} and say weights=FILE."
+            f"{published.url} and say weights=FILE."
         ) from error
+
+
+def _published_for(model: nn.Module) -> Any:
+    """Return which of torchvision's weights fit a network, its last layer aside, before any is downloaded.
+
+    Raises:
+        UserError: If none does.
+    """
+    from torchvision.models import AlexNet_Weights, ResNet18_Weights, get_model
+
+    last = _last_layer(model)
+    ours = {name: value for name, value in model.state_dict().items() if not name.startswith(f"{last}.")}
+    weights = {"alexnet": AlexNet_Weights.IMAGENET1K_V1, "resnet18": ResNet18_Weights.IMAGENET1K_V1}
+    for name, published in weights.items():
+        with torch.device("meta"):
+            theirs = torchvision_to_ours(get_model(name, weights=None).state_dict())
+        if not _first_mismatch(ours, {k: v for k, v in theirs.items() if not k.startswith(f"{last}.")}):
+            return published
+    raise UserError(
+        "weights=torchvision is for alexnet_owt and resnet18 on images of three channels, and this network has other "
+        "layers: say model=alexnet_owt or model=resnet18, or give weights=FILE."
+    )
 
 
 def _network_weights(path: Path) -> dict[str, Tensor]:
@@ -115,13 +138,17 @@ def _network_weights(path: Path) -> dict[str, Tensor]:
             f"There is no file {path}; weights= takes a checkpoint, a run directory, torchvision or none."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # torchvision's training script keeps its command line, an argparse.Namespace, beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path} cannot be read: it holds more than tensors, or is damaged.") from error
     if isinstance(content, dict) and "state_dict" in content:
         content = {
             k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")
         }
+    elif isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"{path} holds no weights: a dictionary of tensors is needed.")
     return content

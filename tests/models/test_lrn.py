@@ -50,6 +50,11 @@ def test_lrn_with_undivided_alpha_is_tensorflows():
     torch.testing.assert_close(LocalResponseNorm(5, 1e-4, 0.75, 1.0)(x), torch.from_numpy(expected))
 
 
+def test_defaults_are_torchs():
+    x = images(2, 8, 3, 3, scale=300.0)
+    torch.testing.assert_close(LocalResponseNorm(5)(x), nn.LocalResponseNorm(5)(x))
+
+
 @pytest.mark.parametrize("constants", [(5, 0.3, 0.75, 2.0), (4, 0.5, 0.6, 1.5), (3, 1.0, 0.5, 1.0)])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_lrn_passes_gradcheck(constants: tuple[int, float, float, float], groups: int):
@@ -63,7 +68,7 @@ def test_towers_do_not_see_each_other():
     alone = LocalResponseNorm(5, 1.0)
     torch.testing.assert_close(both, torch.cat([alone(x[:, :4]), alone(x[:, 4:])], 1))
     assert not torch.equal(both, alone(x))
-    torch.testing.assert_close(local_response_norm(x, 5, 1.0, 0.75, 2.0, groups=2), both)
+    torch.testing.assert_close(local_response_norm(x, 5, 1.0, 0.75, 1.0, groups=2), both)
 
 
 def test_a_batch_gives_the_same_in_one_piece_or_many(monkeypatch: pytest.MonkeyPatch):
@@ -163,3 +168,30 @@ def test_export_uses_the_plain_form():
     assert "rsqrt" in exported.graph_module.code
     assert "autograd" not in exported.graph_module.code
     torch.testing.assert_close(exported.module()(x), norm(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_cuda_gives_what_the_cpu_gives_with_deterministic_algorithms(
+    groups: int, layout: torch.memory_format, dtype: torch.dtype, tolerance: float
+):
+    norm = LocalResponseNorm(5, 1e-2, groups=groups)
+    start, grad = images(3, 96, 27, 27).to(dtype), images(3, 96, 27, 27).to(dtype)
+    results = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for device in ("cpu", "cuda", "cuda"):
+            x = start.to(device).contiguous(memory_format=layout).requires_grad_()
+            out = norm(x)
+            out.backward(grad.to(device).contiguous(memory_format=layout))
+            assert out.dtype == x.grad.dtype == dtype
+            assert out.is_contiguous(memory_format=layout)
+            results.append((out.detach().cpu(), x.grad.cpu()))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    cpu, first, second = results
+    for ours, expected, again in zip(first, cpu, second, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
+        assert torch.equal(ours, again)

@@ -78,7 +78,7 @@ class LocalResponseNorm(nn.Module):
         size: int = 5,
         alpha: float = 1e-4,
         beta: float = 0.75,
-        k: float = 2.0,
+        k: float = 1.0,
         groups: int = 1,
         compiled: bool = False,
     ) -> None:

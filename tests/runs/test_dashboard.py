@@ -1,0 +1,161 @@
+"""`alexnet-exp dashboard`: what W&B would be sent, without an account."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import wandb
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.runs.dashboard import dashboard
+from alexnet_exp.tracking.wandb_logger import X_AXES
+from alexnet_exp.tracking.wandb_media import confusion_panels
+from tests.runs.evaluated_runs import alexnet_exp
+
+needs_package = pytest.mark.skipif(
+    importlib.util.find_spec("wandb_workspaces") is None, reason="wandb-workspaces is not installed"
+)
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No key and no server, whatever the machine has."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> dict[str, Any]:
+    """What a dry run writes."""
+    out = tmp_path / "out"
+    words = ["me/my-project", "dry_run=true", "columns=[names.model,optimizer.lr]", f"hydra.run.dir={out}"]
+    assert alexnet_exp("dashboard", *words) == 0
+    return json.loads((out / "dashboard.json").read_text())
+
+
+def panels_of(spec: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The panels of workspace and report."""
+    sections = spec["workspace"]["spec"]["section"]["panelBankConfig"]["sections"]
+    blocks = spec["report"]["spec"]["blocks"]
+    grids = [block["metadata"] for block in blocks if block["type"] == "panel-grid"]
+    return {
+        "workspace": [panel for section in sections for panel in section["panels"]],
+        "report": [panel for grid in grids for panel in grid["panelBankSectionConfig"]["panels"]],
+    }
+
+
+@needs_package
+def test_workspace_and_report_show_the_same_panels_of_the_project(spec: dict[str, Any]):
+    workspace, report = (
+        [(panel["viewType"], panel["config"]) for panel in panels] for panels in panels_of(spec).values()
+    )
+    assert len(workspace) == 14
+    assert workspace == report
+    assert (spec["workspace"]["entity"], spec["workspace"]["project"]) == ("me", "my-project")
+    assert spec["report"]["project"] == {"name": "my-project", "entityName": "me"}
+
+
+@needs_package
+def test_panels_ask_for_what_a_run_records(spec: dict[str, Any]):
+    recorded = {"train/loss_step", "images_per_second", "val/top1", "val/loss", "test/top1"}
+    axes = {name: axis for name, axis in X_AXES.items() if not name.endswith("*")}
+    lines = [p["config"] for p in panels_of(spec)["workspace"] if "Line Plot" in p["viewType"]]
+    assert {line["groupBy"] for line in lines} == {"names.value.model", "names.value.data"}
+    for line in lines:
+        (metric,) = line["metrics"]
+        assert metric in recorded
+        assert line["xAxis"] == axes.get(metric, "epoch")
+    bars = [p["config"]["metrics"] for p in panels_of(spec)["workspace"] if p["viewType"] == "Bar Chart"]
+    assert {metric for bar in bars for metric in bar} <= recorded
+
+
+@needs_package
+def test_parallel_coordinates_have_an_axis_for_every_setting(spec: dict[str, Any]):
+    (plot,) = [
+        p["config"] for p in panels_of(spec)["workspace"] if p["viewType"] == "Parallel Coordinates Plot"
+    ]
+    accessors = [column["accessor"] for column in plot["columns"]]
+    assert accessors == ["config:names.value.model", "config:optimizer.value.lr", "summary:val/top1"]
+    assert [column.get("log") for column in plot["columns"]] == [None, True, None]
+
+
+@needs_package
+def test_confusion_chart_reads_the_table_that_a_run_logs(spec: dict[str, Any]):
+    (chart,) = [p["config"] for p in panels_of(spec)["workspace"] if p["viewType"] == "Vega2"]
+    logged = confusion_panels(np.eye(2, dtype=int), ["a", "b"])["confusion_matrix"]
+    assert chart["panelDefId"] == logged.spec.name
+    assert set(chart["fieldSettings"]) == set(logged.table.columns)
+    assert "confusion_matrix_table" in json.dumps(chart["userQuery"])
+
+
+@needs_package
+def test_parts_can_be_chosen(tmp_path: Path):
+    words = ["me/p", "dry_run=true", "parts=[report]", f"hydra.run.dir={tmp_path / 'out'}"]
+    assert alexnet_exp("dashboard", *words) == 0
+    assert list(json.loads((tmp_path / "out" / "dashboard.json").read_text())) == ["report"]
+
+
+@needs_package
+def test_without_a_key_one_line_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert alexnet_exp("dashboard", "me/p", f"hydra.run.dir={tmp_path / 'out'}") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "wandb login" in line
+    assert "dry_run=true" in line
+    assert not (tmp_path / "out").exists()
+
+
+@needs_package
+def test_server_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    from wandb_workspaces.workspaces import Workspace
+
+    def refuse(self: Workspace) -> None:
+        raise RuntimeError("permission\ndenied")
+
+    monkeypatch.setattr(Workspace, "save", refuse)
+    with pytest.raises(UserError, match="W&B did not take the workspace: permission denied"):
+        dashboard(settings(), tmp_path / "out", "")
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    """Settings of the verb."""
+    config = {"project": "me/p", "parts": ["workspace"], "name": "n", "columns": ["seed"], "dry_run": False}
+    return config | changes
+
+
+def test_without_the_package_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "wandb_workspaces" else find(name, *a)
+    )
+    with pytest.raises(UserError, match=r"pip install 'alexnet-exp\[dashboard\]'"):
+        dashboard(settings(dry_run=True), tmp_path / "out", "")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"project": "alone"}, "must be ENTITY/PROJECT"),
+        ({"project": "a/b/c"}, "must be ENTITY/PROJECT"),
+        ({"parts": []}, "asks for nothing"),
+        ({"parts": ["page"]}, "parts="),
+        ({"columns": "seed"}, "columns="),
+    ],
+)
+def test_mistakes_in_settings_are_said(tmp_path: Path, changes: dict[str, Any], said: str):
+    with pytest.raises(UserError, match=said):
+        dashboard(settings(**changes), tmp_path / "out", "")

@@ -1,0 +1,98 @@
+"""figures.html: well-formed, self-contained, deaf to hostile names, and silent in a browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alexnet_exp.tracking.evaluation import Evaluation
+from alexnet_exp.tracking.figure_data import ClassMistakes, Guess, Heat, Maps, Neighbours, Picture, histogram
+from alexnet_exp.tracking.figure_images import overlay
+from alexnet_exp.tracking.figure_page import KINDS, Figure, write_page
+from alexnet_exp.tracking.report import write_report
+from tests.tracking.test_report import ATTACK, QUOTES, Page
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def picture(channels: int = 3) -> Picture:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, channels), dtype=np.uint8)
+    return Picture(pixels, ATTACK, QUOTES)
+
+
+def made(folder: Path, channels: int = 3) -> Path:
+    """Draw every kind of figure, of images with hostile names, and write the page."""
+    image = picture(channels)
+    guess = Guess(image, [(ATTACK, 0.7), (QUOTES, 0.2)])
+    content = {
+        "filters": ([np.random.default_rng(0).normal(size=(4, channels, 3, 3))],),
+        "top5": ([guess] * 5,),
+        "nearest": ([Neighbours(image, [(image, 1.5), (image, 2.5)])],),
+        "grad_cam": ([Heat(image, np.linspace(0, 1, 576).reshape(24, 24), QUOTES, 0.5)],),
+        "mistakes": ([ClassMistakes(ATTACK, 1, 3, [guess])],),
+        "activations": (image, [Maps(ATTACK, np.ones((3, 5, 5), np.float32), 3)]),
+        "activation_histograms": ([histogram(ATTACK, np.arange(9.0))],),
+        "weight_histograms": ([histogram(QUOTES, np.arange(9.0))],),
+    }
+    assert set(content) == set(KINDS)
+    figures = [Figure(name, content[name], f"About {ATTACK}") for name in KINDS]
+    for figure in figures:
+        KINDS[figure.name].draw(*figure.content, folder / "figures" / f"{figure.name}.png")
+    return write_page(figures, folder, [("checkpoint", ATTACK)], {"grad_cam": f"no {ATTACK}"})
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_page_shows_every_figure_and_runs_no_name(tmp_path: Path, channels: int):
+    page = Page(made(tmp_path, channels))
+    scripts = [attributes for name, attributes in page.attributes if name == "script"]
+    assert len(scripts) == 1
+    assert not any(key.startswith("on") for _, attributes in page.attributes for key in attributes)
+    sources = [attributes.get("src") or "" for name, attributes in page.attributes if name == "img"]
+    assert len(sources) > 10
+    assert all(source.startswith("data:image/") for source in sources)
+    text = "".join(page.text)
+    for kind in KINDS.values():
+        assert kind.title in text
+    assert f"no {ATTACK}" in text
+    assert "https://" not in page.source
+
+
+def test_overlay_is_dark_without_heat_and_bright_with_it():
+    heat = np.zeros((24, 24))
+    heat[:12] = 1.0
+    grey = Picture(np.full((24, 24, 3), 128, np.uint8), "a", "b")
+    over = overlay(Heat(grey, heat, "a", 1.0)).astype(int).sum(-1)
+    assert over.shape == (24, 24)
+    assert over[:12].min() > over[12:].max() + 200
+
+
+def complaints(path: Path, profile: Path) -> list[str]:
+    """Open a page in a browser without a window; return what it has to say about it."""
+    assert BROWSER is not None
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
+    options += [f"--user-data-dir={profile}", "--virtual-time-budget=2000", "--dump-dom"]
+    done = subprocess.run([BROWSER, *options, path.as_uri()], capture_output=True, text=True, timeout=120)
+    assert "scripted" in done.stdout, done.stderr  # the page's own script has run
+    return re.findall(r".*CONSOLE.*", done.stderr)
+
+
+def evaluated(folder: Path) -> Path:
+    """Write a report with curves, a confusion matrix and hostile class names."""
+    folder.mkdir()
+    (folder / "metrics.csv").write_text("step,epoch,train/loss,val/top1\n7,1,2.0,0.1\n14,2,1.0,0.5\n")
+    return write_report(folder, Evaluation("test", [ATTACK, QUOTES], np.array([[3, 1], [0, 4]])))
+
+
+@pytest.mark.skipif(BROWSER is None or os.name == "nt", reason="no Chromium here")
+def test_browser_finds_nothing_to_say_about_the_pages(tmp_path: Path):
+    broken = tmp_path / "broken.html"
+    broken.write_text("<html class=scripted><script>console.error('heard')</script></html>")
+    assert "heard" in "".join(complaints(broken, tmp_path / "profile"))  # else silence would mean nothing
+    assert complaints(made(tmp_path / "made"), tmp_path / "profile") == []
+    assert complaints(evaluated(tmp_path / "run"), tmp_path / "profile") == []
