@@ -13,7 +13,7 @@ from typing import Any
 
 from alexnet_exp.config.command_line import prepare
 from alexnet_exp.config.messages import explain
-from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.errors import UserError, nearest, printable
 
 USAGE = """\
 alexnet-exp VERB [key=value ...]     settings and flags of a verb: alexnet-exp VERB --help
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: The verb and its arguments; those of the process if None.
 
     Returns:
-        Exit code: 0, 1 after a mistake of the user's or a failure, 130 after Ctrl-C.
+        Exit code: 0, 1 after a mistake of the user's or a failure, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1.
     """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -188,6 +188,7 @@ def run_hydra(
     import hydra
 
     from alexnet_exp.config.compose import conf_dir, register
+    from alexnet_exp.training.stopping import Stopped
 
     failures: list[Exception] = []
     register()
@@ -200,6 +201,8 @@ def run_hydra(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Stopped as stop:
+        return stop.exit_code
     except Exception as error:
         if error not in failures:
             _show(error, config_name, show_all)
@@ -255,7 +258,7 @@ def _show(error: Exception, verb: str, show_all: bool) -> None:
 
         traceback.print_exception(error)
     if message is not None:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {

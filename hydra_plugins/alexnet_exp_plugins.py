@@ -5,15 +5,20 @@ Hydra imports this module at every start, so nothing heavy is imported here. The
 
 # Without the import of annotations from __future__: Hydra runs this file before Python knows it as a module, and
 # dataclasses could not look the annotations up.
+import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+from alexnet_exp.errors import UserError
 
 
 @dataclass
@@ -66,6 +71,48 @@ class ProcessesLauncher(Launcher):
         return returned
 
 
-ConfigStore.instance().store(
-    group="hydra/launcher", name="processes", node=ProcessesConfig, provider="alexnet_exp"
-)
+@dataclass
+class OptunaConfig:
+    """Settings of hydra/sweeper=optuna."""
+
+    _target_: str = "hydra_plugins.alexnet_exp_plugins.OptunaSweeper"
+    n_trials: int = 20  # of the whole study: pruned and failed ones, and those of other machines, included
+    metric: str = "val/top1"  # best epoch of each trial; the lowest of a loss, the highest of anything else
+    sampler: str = "tpe"  # or any other of Optuna's, by name
+    sampler_arguments: dict[str, Any] = field(default_factory=dict)
+    pruner: str = "median"  # none, hyperband, or any other of Optuna's, by name
+    pruner_arguments: dict[str, Any] = field(default_factory=dict)
+    seed: Any = 0  # of the sampler; null: another one each time
+    storage: Any = None  # a file or a storage URL; null: study.log in the directory of the sweep
+    study_name: Any = None  # null: the sweep's own
+    params: Any = None  # {KEY: VALUES} as on the command line, which wins
+
+
+class OptunaSweeper(Sweeper):
+    """Searches with Optuna; every trial is a job of hydra/launcher=processes."""
+
+    def __init__(self, params: Any = None, **settings: Any) -> None:
+        self.params, self.settings = params or {}, settings
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Remember what the sweep was started with."""
+        self.hydra_context, self.config = hydra_context, config
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the search.
+
+        Args:
+            arguments: As typed.
+        """
+        if importlib.util.find_spec("optuna") is None:
+            raise UserError("hydra/sweeper=optuna needs Optuna: pip install 'alexnet-exp[sweeps]'")
+        from alexnet_exp.sweeps.optuna_search import search
+
+        typed = [f"{key}={values}" for key, values in self.params.items()] + arguments
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        search(self.config, self.settings, parser.parse_overrides(typed), self.validate_batch_is_legal)
+
+
+STORE = ConfigStore.instance()
+STORE.store(group="hydra/launcher", name="processes", node=ProcessesConfig, provider="alexnet_exp")
+STORE.store(group="hydra/sweeper", name="optuna", node=OptunaConfig, provider="alexnet_exp")

@@ -17,6 +17,7 @@ from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, conf_dir, group, options, plain
 from alexnet_exp.runs import fit
 from tests.data.makers import write_cifar10, write_folder, write_mnist
+from tests.published_recipes import AUGMENT, PUBLISHED, SCHEDULES, TORCHVISION
 
 EXPERIMENTS = [name for name in options("experiment") if name != "none"]
 CIFAR = {"std": [1 / 255] * 3, "mean": [0.0] * 3}  # pixels stay 0..255
@@ -53,9 +54,9 @@ def test_the_header_says_what_the_command_the_source_and_the_figures(experiment:
     assert lines[0] == "# @package _global_"
     assert re.fullmatch(r"# [^:]+(: .+)?\.", lines[1]), lines[1]
     keys = list(header(experiment))
-    assert keys[:2] == ["Command", "Source"]
-    assert keys[-2:] == ["Published", "Measured"]
-    assert set(keys[2:-2]) <= {"Its bugs", "Differs"}
+    others = {"Then", "Its bugs", "Differs"}
+    assert [k for k in keys if k not in others] == ["Command", "Source", "Published", "Measured"]
+    assert (keys[0], keys[-2:]) == ("Command", ["Published", "Measured"])
     assert ("Its bugs" in keys) == (experiment.startswith("readme") and experiment != "readme004_resnet18")
     assert max(map(len, lines)) <= 125
 
@@ -79,88 +80,13 @@ def test_what_is_measured_says_so_with_its_number_of_runs() -> None:
 
 # ------------------------------------------------------------------------------------------------ numbers
 
-# Batch, rate of the weights, momentum, decay, epochs, side of the input; typed in from the sources.
-PUBLISHED: dict[str, tuple[int, float, float | None, float, int, int]] = {
-    "alexnet_cifar": (128, 0.01, 0.9, 5e-4, 164, 32),
-    "alexnet_small_plain": (128, 0.01, 0.9, 0.0, 100, 28),
-    "alexnet_small_wd": (128, 0.01, 0.9, 5e-4, 100, 28),
-    "alexnet_small_crop": (128, 0.01, 0.9, 0.0, 100, 28),
-    "alexnet_small_crop_wd": (128, 0.01, 0.9, 5e-4, 100, 28),
-    "caffe_cifar_full": (100, 0.001, 0.9, 0.004, 140, 32),
-    "caffe_cifar_quick": (100, 0.001, 0.9, 0.004, 10, 32),
-    "caffe_imagenet": (256, 0.01, 0.9, 5e-4, 90, 227),
-    "caffenet_imagenet": (256, 0.01, 0.9, 5e-4, 90, 227),
-    "convnet_11pct": (128, 0.001, 0.9, 0.0, 520, 24),
-    "convnet_13pct": (128, 0.001, 0.9, 0.0, 160, 24),
-    "convnet_18pct": (128, 0.001, 0.9, 0.004, 140, 32),
-    "convnet_19pct": (128, 0.001, 0.9, 0.004, 140, 32),
-    "convnet_80sec": (128, 0.001, 0.9, 0.004, 10, 32),
-    "cvgj_imagenet": (256, 0.05, 0.9, 5e-4, 64, 227),
-    "icpm": (100, 0.001, None, 0.0, 200, 32),
-    "original_imagenet": (128, 0.01, 0.9, 5e-4, 91, 224),
-    "owt_imagenet": (128, 0.01, 0.9, 5e-4, 90, 224),
-    "paper_imagenet": (128, 0.01, 0.9, 5e-4, 90, 224),
-    "readme000_keras": (32, 0.001, 0.0, 0.0, 20, 128),
-    "readme000_pytorch": (128, 0.001, 0.9, 0.0, 20, 227),
-    "readme001": (32, 0.01, 0.9, 5e-4, 100, 227),
-    "readme002_keras": (256, 0.01, 0.9, 1e-4, 90, 224),
-    "readme002_pytorch": (256, 0.01, 0.9, 1e-4, 90, 224),
-    "readme003": (64, 0.001, None, 0.0, 5, 224),
-    "readme004_alexnet": (256, 0.01, 0.9, 1e-4, 90, 224),
-    "readme004_resnet18": (256, 0.1, 0.9, 1e-4, 90, 224),
-    "tensorpack_imagenet": (128, 0.01, 0.9, 5e-4, 100, 224),
-    "torchvision_imagenet": (256, 0.01, 0.9, 1e-4, 90, 224),
-    "zfnet_imagenet": (128, 0.01, 0.9, 5e-4, 70, 224),
-}
-# What each does to its images, beside what conf/augment/none.yaml says; resized_crop is the default of its file.
-AUGMENT: dict[str, dict[str, Any]] = {
-    "alexnet_cifar": {"flip": True, "pad": 4},
-    "alexnet_small_plain": {"whiten": True, "centre_crop": True},
-    "alexnet_small_wd": {"whiten": True, "centre_crop": True},
-    "alexnet_small_crop": {"whiten": True, "crop": True},
-    "alexnet_small_crop_wd": {"whiten": True, "crop": True},
-    "caffe_cifar_full": {"mean_image": "aligned"},
-    "caffe_cifar_quick": {"mean_image": "aligned"},
-    "caffe_imagenet": {"flip": True, "crop": True, "mean_image": "aligned"},
-    "caffenet_imagenet": {"flip": True, "crop": True, "mean_image": "aligned"},
-    "convnet_11pct": {"flip": True, "crop": True, "mean_image": "centre", "views": "ten_crop"},
-    "convnet_13pct": {"flip": True, "crop": True, "mean_image": "centre", "views": "ten_crop"},
-    "convnet_18pct": {"mean_image": "centre"},
-    "convnet_19pct": {"mean_image": "centre"},
-    "convnet_80sec": {"mean_image": "centre"},
-    "cvgj_imagenet": {"flip": True, "crop": True},
-    "icpm": {"flip": True},
-    "original_imagenet": {
-        "flip": True, "crop": True, "mean_image": "centre", "views": "ten_crop", "colour_noise": "source",
-        "colour_noise_epochs": 67,
-    },
-    "owt_imagenet": {
-        "flip": True, "crop": True, "mean_image": "centre", "views": "ten_crop", "colour_noise": "source",
-    },
-    "paper_imagenet": {
-        "flip": True, "crop": True, "mean_image": "aligned", "views": "ten_crop", "colour_noise": "paper",
-    },
-    "readme000_keras": {},
-    "readme000_pytorch": {},
-    "readme001": {"flip": True, "crop": True},
-    "readme003": {},
-    "tensorpack_imagenet": {"flip": True, "crop": True, "colour_noise": "paper"},
-    "zfnet_imagenet": {"flip": True, "crop": True, "mean_image": "aligned", "views": "ten_crop"},
-}  # fmt: skip
-TORCHVISION = (
-    "torchvision_imagenet",
-    "readme002_keras",
-    "readme002_pytorch",
-    "readme004_alexnet",
-    "readme004_resnet18",
-)
-
 OURS = ("cifar10_fast", "cifar10_fast_resnet18", "cifar10_fast_cpu")
 
 
 def test_every_experiment_has_its_numbers_here() -> None:
     assert sorted([*PUBLISHED, *OURS]) == EXPERIMENTS
     assert sorted([*AUGMENT, *TORCHVISION, *OURS]) == EXPERIMENTS
+    assert sorted([*SCHEDULES, *OURS]) == EXPERIMENTS
 
 
 @pytest.mark.parametrize("experiment", PUBLISHED)
@@ -198,7 +124,7 @@ def test_the_pixels_are_scaled_as_published(experiment: str) -> None:
         assert scaled == {"mean": [0.0] * 3, "std": [1.0] * 3}
     elif experiment == "readme000_pytorch":
         assert scaled == {"mean": [0.5] * 3, "std": [0.5] * 3}
-    elif experiment == "alexnet_cifar":
+    elif experiment in ("alexnet_cifar", "resnet18_cifar"):
         assert scaled == {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
     else:
         assert scaled == {"mean": [0.0] * 3, "std": pytest.approx([1 / 255] * 3, rel=1e-12)}
@@ -232,10 +158,23 @@ def test_imagenet_is_stored_as_squares_of_256_pixels() -> None:
         assert data.get("stored_size", 256) == 256, experiment
 
 
+@pytest.mark.parametrize("experiment", PUBLISHED)
+def test_the_schedule_is_the_published_one(experiment: str) -> None:
+    assert settings(experiment)["scheduler"] == SCHEDULES[experiment]
+
+
 def test_the_paper_s_rate_falls_three_times_at_most() -> None:
     scheduler = settings("paper_imagenet")["scheduler"]
-    assert (scheduler["monitor"], scheduler["mode"], scheduler["factor"]) == ("val/top1", "max", 0.1)
     assert settings("paper_imagenet")["optimizer"]["lr"] * 0.1**3 == pytest.approx(scheduler["min_lr"])
+
+
+TEN_VIEWS = re.compile(r"alexnet-exp evaluate RUN_DIR split=val views=ten_crop\b")
+
+
+def test_a_figure_from_ten_views_says_how_it_is_got() -> None:
+    with_ten = {e for e in PUBLISHED if "ten views" in header(e)["Published"] and e.endswith("imagenet")}
+    assert with_ten == {e for e in EXPERIMENTS if TEN_VIEWS.match(header(e).get("Then", ""))}
+    assert {"paper_imagenet", "original_imagenet", "owt_imagenet", "zfnet_imagenet"} <= with_ten
 
 
 # ------------------------------------------------------------------------------------------------ a step

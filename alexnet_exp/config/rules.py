@@ -21,11 +21,13 @@ class Rule:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 1 << 63  # floats end somewhere, and so do the counters of torch
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return _is_number(value) and isinstance(value, int)
 
 
 def at_least(least: int) -> Rule:
@@ -165,7 +167,10 @@ RULES: dict[str, Rule] = {
     "data.cache": choice("auto", "ram", "disk", "off"),
     "data.cache_dir": path | null,
     "data.resident": choice("auto", "device", "host", "off"),
-    "data.num_workers": at_least(0) | null,
+    "data.num_workers": Rule("a whole number from 0 to 256", lambda v: _is_integer(v) and 0 <= v <= 256) | null,
+    "data.verify": flag,
+    "data.on_bad_image": choice("error", "skip"),
+    "data.follow_links": flag,
     "data.mean": list_of(number()),
     "data.std": list_of(positive),
     "optimizer._target_": text,
@@ -177,6 +182,7 @@ RULES: dict[str, Rule] = {
     "optimizer.nesterov": flag,
     "optimizer.betas": list_of(number(0.0, 1.0)),
     "optimizer.eps": positive,
+    "optimizer.trust": positive,
     "optimizer.bias_lr_factor": number(),
     "optimizer.bias_weight_decay": number() | null,
     "optimizer.layers": _LAYERS,

@@ -14,11 +14,12 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -31,6 +32,7 @@ from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.errors import UserError
 
 log = logging.getLogger(__name__)
+Part = TypeVar("Part", bound=Sized)
 MODES = ("auto", "ram", "disk", "off")
 AUTO_BYTES = 20e9  # what auto writes at most
 AUTO_SHARE = 0.5  # of the free disk space, likewise
@@ -172,7 +174,7 @@ class Cache:
         """Decode all files of a split in their order, by several processes, with a bar on a terminal."""
         plan = BatchPlan(len(source), _BATCH)
         with closing(FileLoader(source, plan, self.channels, self.size, self.num_workers)) as loader:
-            yield from _shown((batch.images for batch in loader), len(source), f"Decoding {source.name}")
+            yield from shown((batch.images for batch in loader), len(source), f"Decoding {source.name}")
 
 
 def _with_pixels(source: FileSource, images: Tensor) -> DecodedSource:
@@ -211,7 +213,7 @@ def _free_memory() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
-def _shown(batches: Iterable[Tensor], count: int, title: str) -> Generator[Tensor]:
+def shown(batches: Iterable[Part], count: int, title: str) -> Generator[Part]:
     """Hand the batches on, with a progress bar on the first rank's terminal."""
     on_terminal = sys.stderr.isatty() and os.environ.get("LOCAL_RANK", "0") == "0"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

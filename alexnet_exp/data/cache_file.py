@@ -17,7 +17,7 @@ import logging
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from importlib.metadata import version
 from io import BytesIO
 from itertools import chain
@@ -56,7 +56,7 @@ class CacheFile:
 
     def __init__(self, folder: Path, source: FileSource, channels: int, size: int) -> None:
         self.shape = (len(source), channels, size, size)
-        self.folder = folder / f"{source.name.replace(' ', '-')}-{_key(source, channels, size)}"
+        self.folder = folder / f"{source.name.replace(' ', '-')}-{fingerprint(source.paths, source.root, channels, size)}"
         self.data, self.manifest = self.folder / "images.npy", self.folder / "manifest.json"
 
     @property
@@ -148,15 +148,20 @@ class CacheFile:
                         part.unlink()
 
 
-def _key(source: FileSource, channels: int, size: int) -> str:
+def fingerprint(paths: Sequence[str], root: str, channels: int, size: int) -> str:
+    """Return a hash of all that decides the pixels of files once they are decoded.
+
+    Raises:
+        UserError: If one of the files is gone.
+    """
     libraries = [f"{name} {version(name)}" for name in ("torch", "torchvision", "pillow")]
     digest = hashlib.sha256(repr((VERSION, libraries, channels, size)).encode())
-    for path in source.paths:
+    for path in paths:
         try:
             found = os.stat(path)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-        name = os.path.relpath(path, source.root)
+        name = os.path.relpath(path, root)
         digest.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 

@@ -8,6 +8,7 @@ from alexnet_exp.data import cifar10, digits, folder, mnist
 from alexnet_exp.data.cache import Cache
 from alexnet_exp.data.module import ImageData, Source
 from alexnet_exp.data.sources import FileSource
+from alexnet_exp.data.verify import Verifier
 
 
 class Digits(ImageData):
@@ -62,6 +63,9 @@ class Folder(ImageData):
         val_fraction: Part of every class to validate with, where there is no val folder.
         cache: Keep decoded images: 'auto', 'ram', 'disk' or 'off' (data/cache.py).
         cache_dir: Where on disk; None: the user's cache folder.
+        verify: Decode every file once before anything else, and name the first that is no image.
+        on_bad_image: 'error', or 'skip': verify, and go on as if the bad files were not there.
+        follow_links: Follow links that lead out of the folder, too.
         common: See `ImageData`.
     """
 
@@ -71,14 +75,28 @@ class Folder(ImageData):
         val_fraction: float | None = None,
         cache: str = "off",
         cache_dir: str | None = None,
+        verify: bool = False,
+        on_bad_image: str = "error",
+        follow_links: bool = False,
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.root, self.val_fraction = root, val_fraction
+        self.root, self.val_fraction, self.follow_links = root, val_fraction, follow_links
         self.cache, self.cache_dir = cache, cache_dir
+        self.verify, self.on_bad_image = verify, on_bad_image
+        self.bad_images: int | None = None  # left out; None where nobody looked
 
     def load(self) -> dict[str, Source]:
-        return dict(folder.scan(self.root, self.val_fraction, self.val_seed))
+        # Skipping needs to know before the first epoch: an image that went in the middle of one would move the others.
+        look = self._bad_images if self.verify or self.on_bad_image == "skip" else None
+        return dict(folder.scan(self.root, self.val_fraction, self.val_seed, self.follow_links, look))
+
+    def _bad_images(self, paths: list[str], root: str) -> set[str]:
+        skip, workers = self.on_bad_image == "skip", self._workers()
+        verifier = Verifier(skip, self.cache_dir, self.channels, self.stored_size, workers)
+        bad = verifier.bad_images(paths, root)
+        self.bad_images = len(bad)
+        return bad
 
     def decoded(self, sources: dict[str, Source]) -> dict[str, Source]:
         files = {split: source for split, source in sources.items() if isinstance(source, FileSource)}

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from alexnet_exp.data.sources import FileSource
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 
 EXTENSIONS = ("jpg", "jpeg", "png", "gif", "bmp", "webp", "tif", "tiff")
 ENDINGS = tuple(f".{extension}" for extension in EXTENSIONS)
 Classes = dict[str, list[str]]  # class name -> sorted paths
+BadImages = Callable[[list[str], str], set[str]]  # (all paths, root) -> those to leave out
 
 
 def load(root: str, split: str, val_fraction: float | None = None, seed: int = 0) -> FileSource:
@@ -33,24 +34,34 @@ def load(root: str, split: str, val_fraction: float | None = None, seed: int = 0
     return splits[split]
 
 
-def scan(root: str, val_fraction: float | None = None, seed: int = 0) -> dict[str, FileSource]:
+def scan(
+    root: str,
+    val_fraction: float | None = None,
+    seed: int = 0,
+    follow_links: bool = False,
+    bad_images: BadImages | None = None,
+) -> dict[str, FileSource]:
     """Find the images of every split: "train", and "val" and "test" where there are any.
 
     A root with a train folder has its splits in folders; any other root is one set of class folders. Classes
     are numbered by name. Hidden names are skipped. train, val and test may be links to anywhere; links below
-    them are followed only as long as they stay inside.
+    them are followed only as long as they stay inside, unless `follow_links` says otherwise.
 
     Args:
         root: The folder.
         val_fraction: Cut this share (0 to below 1) of every class from the training images for validation;
             needed by a root without split folders, refused by one with a val folder.
         seed: Chooses which images.
+        follow_links: Follow links that lead out of the folder, too.
+        bad_images: Names the files to leave out, as if they were not there.
 
     Raises:
         UserError: A folder is missing or empty, classes do not fit, or `val_fraction` does not.
     """
     root = os.path.expanduser(root)
-    found = _find_splits(root, val_fraction)
+    found = _find_splits(root, val_fraction, follow_links)
+    if bad_images is not None:
+        found = _without(found, bad_images, root)
     classes = tuple(found["train"])
     if len(classes) == 1:
         raise UserError(f"{root} has one class only ({classes[0]}): add a folder for at least one more.")
@@ -71,7 +82,22 @@ def scan(root: str, val_fraction: float | None = None, seed: int = 0) -> dict[st
     return {split: _source(found[split], classes, f"{name} {split}", root) for split in found}
 
 
-def _find_splits(root: str, val_fraction: float | None) -> dict[str, Classes]:
+def _without(found: dict[str, Classes], bad_images: BadImages, root: str) -> dict[str, Classes]:
+    """Return the splits without the files that are no images."""
+    everything = [path for split in found.values() for paths in split.values() for path in paths]
+    bad = bad_images(everything, root)
+    left = {
+        split: {name: [path for path in paths if path not in bad] for name, paths in classes.items()}
+        for split, classes in found.items()
+    }
+    for split in left:
+        if empty := next((name for name, paths in left[split].items() if not paths), None):
+            folder = os.path.dirname(found[split][empty][0])
+            raise UserError(f"{folder}: not one image can be decoded; mend or remove the folder.")
+    return left
+
+
+def _find_splits(root: str, val_fraction: float | None, follow_links: bool) -> dict[str, Classes]:
     if not os.path.exists(root):
         raise UserError(f"{root} does not exist: set data.root to a folder of images.")
     if not os.path.isdir(root):
@@ -82,19 +108,19 @@ def _find_splits(root: str, val_fraction: float | None) -> dict[str, Classes]:
     if "train" in splits:
         if "val" in splits and val_fraction is not None:
             raise UserError(f"{root} has a val folder of its own: leave data.val_fraction out.")
-        return {split: _find_classes(os.path.join(root, split), root) for split in splits}
+        return {split: _find_classes(os.path.join(root, split), root, follow_links) for split in splits}
     if splits:
         raise UserError(f"{root} has a folder {splits[0]} but none named train: add {root}/train.")
     if val_fraction is None:
         raise UserError(
             f"{root}/train is missing: add it, or, if {root} holds the classes, set data.val_fraction=0.1."
         )
-    return {"train": _find_classes(root, root)}
+    return {"train": _find_classes(root, root, follow_links)}
 
 
-def _find_classes(folder: str, root: str) -> Classes:
+def _find_classes(folder: str, root: str, follow_links: bool) -> Classes:
     """Return the images of every class folder below `folder`, classes and paths sorted."""
-    walk = _Walk(root, folder)
+    walk = _Walk(root, folder, follow_links)
     found: Classes = {}
     for entry in _entries(folder):
         if entry.is_dir() and walk.may_enter(entry):
@@ -103,8 +129,9 @@ def _find_classes(folder: str, root: str) -> Classes:
                 raise UserError(f"{entry.path} has no images ({', '.join(EXTENSIONS)}): fill or remove it.")
     if walk.left_out:
         log.warning(
-            "%d links lead out of %s, such as %s: not followed", len(walk.left_out), root, walk.left_out[0]
-        )
+            "%d links lead out of %s, such as %s: not followed (data.follow_links=true follows them)",
+            len(walk.left_out), root, printable(walk.left_out[0]),
+        )  # fmt: skip
     if not found:
         raise UserError(
             f"{folder} has no class folders: put the images of each class into a folder named for it."
@@ -113,14 +140,23 @@ def _find_classes(folder: str, root: str) -> Classes:
 
 
 class _Walk:
-    """Walks class folders without leaving the real folders of `tops`; notes the links that would."""
+    """Walks class folders without leaving the real folders of the data set; notes the links that would.
 
-    def __init__(self, *tops: str) -> None:
-        self.inside = tuple(os.path.join(os.path.realpath(top), "") for top in tops)
+    Args:
+        root: The data set's folder.
+        top: Folder of the split, which may be a link to elsewhere.
+        follow_links: Go wherever links lead.
+    """
+
+    def __init__(self, root: str, top: str, follow_links: bool) -> None:
+        self.inside = tuple(os.path.join(os.path.realpath(folder), "") for folder in (root, top))
+        self.follow_links = follow_links
         self.left_out: list[str] = []
 
     def may_enter(self, entry: os.DirEntry[str]) -> bool:
-        if not entry.is_symlink() or os.path.realpath(entry.path).startswith(self.inside):
+        if self.follow_links or not entry.is_symlink():
+            return True
+        if os.path.realpath(entry.path).startswith(self.inside):
             return True
         self.left_out.append(entry.path)
         return False

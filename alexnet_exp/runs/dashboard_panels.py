@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import wandb_workspaces.reports.v2 as reports
 import wandb_workspaces.workspaces as workspaces
 
 # What tracking records with each run: the file of conf/model and conf/data.
 MODEL, DATA = "names.model", "names.data"
+Panels: TypeAlias = list[Any]  # wandb-workspaces exports no name for what may stand there
 WIDTH, HEIGHT = 12, 8  # of a panel; a row has 24
 
 
@@ -19,7 +21,7 @@ class Part:
 
     title: str
     text: str
-    panels: list[reports.Panel]
+    panels: Panels
 
 
 def parts(columns: Sequence[str]) -> list[Part]:
@@ -56,7 +58,7 @@ def _curve(title: str, metric: str, by: str, x: str = "epoch") -> reports.LinePl
     )
 
 
-def _accuracy() -> list[reports.Panel]:
+def _accuracy() -> Panels:
     return [
         _curve("Validation top-1 by model", "val/top1", MODEL),
         _curve("Validation top-1 by data set", "val/top1", DATA),
@@ -77,14 +79,14 @@ def _bars(title: str, metric: str, by: str) -> reports.BarPlot:
     )
 
 
-def _loss() -> list[reports.Panel]:
+def _loss() -> Panels:
     return [
         _curve("Training loss by model", "train/loss_step", MODEL, x="step"),
         _curve("Validation loss by model", "val/loss", MODEL),
     ]
 
 
-def _sweep(columns: Sequence[str]) -> list[reports.Panel]:
+def _sweep(columns: Sequence[str]) -> Panels:
     axes = [
         reports.ParallelCoordinatesPlotColumn(
             metric=reports.Config(key),
@@ -100,7 +102,7 @@ def _sweep(columns: Sequence[str]) -> list[reports.Panel]:
     ]
 
 
-def _confusion() -> list[reports.Panel]:
+def _confusion() -> Panels:
     fields = {name: name for name in ("Actual", "Predicted", "nPredictions")}
     chart = reports.CustomChart(
         query={"summaryTable": {"tableKey": "confusion_matrix_table"}},
@@ -112,21 +114,21 @@ def _confusion() -> list[reports.Panel]:
     return [chart, reports.MediaBrowser(title="Of alexnet-exp evaluate", media_keys=evaluated, num_columns=2)]
 
 
-def _pictures() -> list[reports.Panel]:
+def _pictures() -> Panels:
     return [
         reports.MediaBrowser(title="Sample of predictions", media_keys=["predictions"], num_columns=4),
         reports.MediaBrowser(title="First-layer filters", media_keys=["conv1_filters"], num_columns=1),
     ]
 
 
-def _throughput() -> list[reports.Panel]:
+def _throughput() -> Panels:
     return [
         _curve("Images a second by model", "images_per_second", MODEL, x="step"),
         _bars("Images a second by model", "images_per_second", MODEL),
     ]
 
 
-def _placed(panels: list[reports.Panel]) -> list[reports.Panel]:
+def _placed(panels: Panels) -> Panels:
     """Put panels into rows of two."""
     for i, panel in enumerate(panels):
         panel.layout = reports.Layout(x=WIDTH * (i % 2), y=HEIGHT * (i // 2), w=WIDTH, h=HEIGHT)
@@ -152,7 +154,7 @@ def workspace(entity: str, project: str, name: str, columns: Sequence[str]) -> w
 
 def report(entity: str, project: str, name: str, columns: Sequence[str]) -> reports.Report:
     """Return a report, not saved yet."""
-    blocks: list[reports.Block] = [reports.TableOfContents()]
+    blocks: list[Any] = [reports.TableOfContents()]
     for part in parts(columns):
         # Without a project of its own a set of runs is the report's; with one, writing it down would ask the server.
         runs = reports.Runset(name="Runs")

@@ -14,10 +14,11 @@ from rich.console import Console
 from alexnet_exp.config.checks import shown
 from alexnet_exp.config.rules import at_least, choice, flag, list_of, null, path, text
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.train import _ending_on_sigterm, _relative
+from alexnet_exp.runs.train import _relative
 from alexnet_exp.tracking.log import logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.training.devices import Ranks
+from alexnet_exp.training.stopping import stopping_on_signals
 
 RULES = {
     "ckpt": path | list_of(path),
@@ -73,7 +74,7 @@ def evaluate(config: dict[str, Any], overrides: list[str], run_dir: Path, comman
     wandb_run_of(settings["ckpt"], settings["logger"])  # refuses what cannot be before the work
     run = RunDirectory(run_dir)
     console = Console(soft_wrap=True)
-    with _fresh(run), logging_to(run_dir / "evaluate.log"), _ending_on_sigterm():
+    with _fresh(run), logging_to(run_dir / "evaluate.log"), stopping_on_signals():
         run.write_settings(settings, overrides)
         try:
             result = _evaluate(run, settings, command, console)

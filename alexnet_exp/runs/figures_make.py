@@ -19,6 +19,8 @@ from alexnet_exp.tracking.figure_page import Figure
 from alexnet_exp.tracking.pictures import is_picture_of_filters
 
 MAX_MAPS = 32
+LEAST_SIDE = 4  # of a map that Grad-CAM looks at unasked: a heat of 2 x 2 places tells nothing
+HEAT_SIDE = 200  # pixels of a heat, at least
 
 
 def filters(subject: Subject) -> Figure:
@@ -148,7 +150,7 @@ def _layer(subject: Subject) -> tuple[str, nn.Module]:
     if not with_maps:
         raise LeftOutError("the network has no layer with maps.")
     if wanted is None:
-        return with_maps[-1], layers[with_maps[-1]]
+        wanted = ([name for name in with_maps if answers[name].shape[-1] >= LEAST_SIDE] or with_maps)[-1]
     if wanted not in with_maps:
         has = ", ".join(with_maps)
         raise UserError(
@@ -158,7 +160,9 @@ def _layer(subject: Subject) -> tuple[str, nn.Module]:
 
 
 def _enlarged(heat: Tensor, size: tuple[int, ...]) -> np.ndarray:
-    """Enlarge heat (1, 1, h, w) to (H, W), 0 to 1."""
+    """Enlarge heat (1, 1, h, w), for an image of H x W pixels, to (f * H, f * W), 0 to 1."""
+    factor = max(1, -(-HEAT_SIDE // max(size)))
+    size = tuple(factor * side for side in size)
     large = functional.interpolate(heat, size, mode="bilinear", align_corners=False)[0, 0].numpy()
     top = float(large.max())
     return large / top if top > 0 else np.zeros_like(large)

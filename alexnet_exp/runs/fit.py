@@ -22,11 +22,12 @@ from alexnet_exp.targets import build
 from alexnet_exp.tracking.log import log, quiet_lightning
 from alexnet_exp.tracking.metrics_csv import MetricsCSV
 from alexnet_exp.training.automatic import compile_network, settle, use_fast_matmul
-from alexnet_exp.training.callbacks import Bar, SameBatches, StepLog, print_summary
+from alexnet_exp.training.callbacks import Bar, SameBatches, StepLog, StopUnsaved, print_summary
 from alexnet_exp.training.checkpoints import AtomicCheckpointIO, BestAndLast
 from alexnet_exp.training.classifier import ImageClassifier
 from alexnet_exp.training.devices import device_type
 from alexnet_exp.training.restore import check_same_network, load_weights, read_for
+from alexnet_exp.training.stopping import training_loop
 
 OUR_CALLBACKS = (
     "checkpoint", "early_stopping", "ema", "lr_monitor", "progress_bar", "model_summary", "throughput",
@@ -115,7 +116,7 @@ def assemble(
     chosen = config["callbacks"]
     step_log = StepLog(lr=chosen["lr_monitor"]["enabled"], throughput=chosen["throughput"]["enabled"])
     checkpoint = _checkpoint(chosen["checkpoint"], run_dir)
-    callbacks = [step_log, *_callbacks(chosen, data, console), *([checkpoint] if checkpoint else [])]
+    callbacks = [step_log, *_callbacks(chosen, data, console), checkpoint or StopUnsaved()]
     if config["trainer"]["overfit_batches"]:
         callbacks.append(SameBatches())
     trainer = _trainer(config["trainer"], run_dir, loggers, callbacks, chosen)
@@ -243,7 +244,10 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
     trainer, data = fit.trainer, fit.data
     with _cpu_threads(trainer):
         try:
-            trainer.fit(fit.classifier, datamodule=data, ckpt_path=str(ckpt_path) if ckpt_path else None)
+            with training_loop():
+                trainer.fit(
+                    fit.classifier, datamodule=data, ckpt_path=str(ckpt_path) if ckpt_path else None
+                )
         except ValueError as error:  # known only once the batches are counted
             if "`val_check_interval`" in str(error):
                 raise UserError("trainer.val_check_interval: " + " ".join(str(error).split())) from error

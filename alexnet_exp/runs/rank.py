@@ -7,11 +7,13 @@ from pathlib import Path
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.devices import die_with_parent
+from alexnet_exp.training.stopping import Stopped, ignore_signals
 
 
 def main() -> int:
     run_dir, parent = Path(sys.argv[1]), int(sys.argv[2])
     die_with_parent(parent)
+    ignore_signals()
     from alexnet_exp.runs import fit  # noqa: F401 (the slow imports happen while the first rank prepares the data)
     from alexnet_exp.runs.train import follow
     from alexnet_exp.tracking.run_directory import RunDirectory
@@ -21,6 +23,8 @@ def main() -> int:
     run = RunDirectory(run_dir)
     try:
         follow(run.config(), run.overrides(), run_dir)
+    except Stopped:
+        return 0
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

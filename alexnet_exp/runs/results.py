@@ -61,6 +61,8 @@ def _from_fit(fit: Fit) -> dict[str, Any]:
         "classes": list(fit.classifier.classes),
         "images": {split: len(source) for split, source in fit.data.sources.items()},
     }
+    if getattr(fit.data, "bad_images", None) is not None:  # of a folder whose files were looked at
+        found["bad_images"] = fit.data.bad_images
     if fit.step_log.images_per_second is not None:
         found["images_per_second"] = round(fit.step_log.images_per_second, 1)
     if fit.checkpoint is not None and fit.checkpoint.best is not None:

@@ -18,7 +18,7 @@ _FIXED = (
     "callbacks.ema",
 )  # fmt: skip
 _MAY_CHANGE = (
-    "data.data_dir", "data.root", "data.download", "data.num_workers", "data.cache", "data.cache_dir",
+    "data.data_dir", "data.root", "data.download", "data.num_workers", "data.cache", "data.cache_dir", "data.verify",
 )  # fmt: skip
 _GONE = object()  # the value of a setting that the changed settings no longer have
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.training.devices import Ranks, count_devices, is_first_rank, started_externally
+from alexnet_exp.training.stopping import Stopped, ignore_signals, requeue, stopping_on_signals
 
 if TYPE_CHECKING:
     from alexnet_exp.runs.fit import Fit
@@ -44,6 +43,7 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
             raise UserError(f"{key}={path}: there is no such file or run directory.")
     run = RunDirectory(run_dir)
     if not is_first_rank():  # started by torchrun or SLURM: another process keeps the directory
+        ignore_signals()
         return follow(config, overrides, run_dir)
     with run.lock():
         if (run_dir / "config.yaml").exists() and not config["resume"]:
@@ -55,8 +55,12 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
         console = Console(soft_wrap=True)
         shown = _relative(run_dir)
         console.print(f"run directory: {shown}", highlight=False)
-        with logging_to(run_dir / "train.log"), _ending_on_sigterm():
-            result = _Session(run, config, overrides, command, console).go()
+        with logging_to(run_dir / "train.log"), stopping_on_signals():
+            try:
+                result = _Session(run, config, overrides, command, console).go()
+            except Stopped as stop:
+                _say_how_to_go_on(stop, shown)
+                raise
         console.print(f"report:        {shown / 'report.html'}", highlight=False)
         console.print(f"run directory: {shown}", highlight=False)
     return result
@@ -100,6 +104,9 @@ class _Session:
             status = "finished"
         except UserError as problem:
             error = str(problem)
+            raise
+        except Stopped as stop:
+            status, error = "interrupted", str(stop)
             raise
         except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into SystemExit
             status, error = "interrupted", "interrupted"
@@ -158,17 +165,11 @@ def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-@contextlib.contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does: with its report and result, and with every rank."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _say_how_to_go_on(stop: Stopped, run_dir: Path) -> None:
+    after = "" if stop.saved_step is None else f" after step {stop.saved_step}, which is saved"
+    log.info("%s%s. To go on: python train.py resume=%s", stop, after, run_dir)
+    if stop.number == getattr(signal, "SIGUSR1", None) and requeue():
+        log.info("SLURM starts this job again.")
 
 
 @contextlib.contextmanager

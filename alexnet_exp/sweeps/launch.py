@@ -46,13 +46,12 @@ def launch(
     Raises:
         UserError: For settings that are no launcher's, or a sweep that cannot go on.
     """
-    _check(settings)
+    check_settings(settings)
     directory = Path(str(config.hydra.sweep.dir)).absolute()
     record = SweepRecord(directory)
     with record.lock():
-        typed = [o for o in config.hydra.overrides.task if not o.startswith(_OWN)]
-        record.begin(typed, go_on or bool(OmegaConf.select(config, "sweep.resume")))
-        jobs = record.jobs(job_overrides, first, _flags(config))
+        record.begin(typed_settings(config), go_on or bool(OmegaConf.select(config, "sweep.resume")))
+        jobs = record.jobs(job_overrides, first, job_flags(config))
         console = Console(soft_wrap=True)
         pool = Pool(jobs, settings, Resources.of_this_machine(config, settings), Table(jobs, console))
         pool.run()
@@ -70,7 +69,13 @@ _OF_THE_SWEEP = (
 _OWN = ("sweep.resume=", "+sweep.resume=")
 
 
-def _check(settings: Mapping[str, Any]) -> None:
+def typed_settings(config: DictConfig) -> list[str]:
+    """Return what was typed of the settings that tell a sweep from another."""
+    return [o for o in config.hydra.overrides.task if not o.startswith(_OWN)]
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that are no launcher's."""
     most, threads, retries = (settings[k] for k in ("max_parallel", "threads", "retries"))
     if most != "auto" and not (isinstance(most, int) and most >= 1):
         raise UserError(f"hydra.launcher.max_parallel={most} is not possible: say auto, or a number of jobs.")
@@ -82,7 +87,7 @@ def _check(settings: Mapping[str, Any]) -> None:
         )
 
 
-def _flags(config: DictConfig) -> list[str]:
+def job_flags(config: DictConfig) -> list[str]:
     """Return Hydra's flags and settings that a job needs, too."""
     sources = [s for s in config.hydra.runtime.config_sources if s.provider == "command-line"]
     flags = [part for source in sources for part in ("--config-dir", source.path)]

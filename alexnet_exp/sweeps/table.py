@@ -37,8 +37,7 @@ class Table:
         }
 
     def __enter__(self) -> Table:
-        done = sum(job.state == FINISHED for job in self.jobs)
-        self._say(f"{len(self.jobs)} jobs" + (f", {done} of them finished before" if done else ""))
+        self._say(self._opening())
         if self._live is not None:
             self._live.__enter__()
         return self
@@ -65,6 +64,13 @@ class Table:
             for line in job.last_lines(_LAST_LINES):
                 self._say(f"    {line}")
 
+    def _opening(self) -> str:
+        done = sum(job.state == FINISHED for job in self.jobs)
+        return f"{len(self.jobs)} jobs" + (f", {done} of them finished before" if done else "")
+
+    def _name(self, job: Job) -> str:
+        return self._names[job.number]
+
     def refresh(self) -> None:
         """Draw the table again, once a second at most."""
         now = time.monotonic()
@@ -80,7 +86,7 @@ class Table:
         order = sorted(self.jobs, key=lambda job: (job.state != RUNNING, job.state != FAILED, job.number))
         for job in order[:_SHOWN]:
             epoch, best, left = self._progress(job)
-            table.add_row(str(job.number), self._names[job.number], job.state, epoch, best, left)
+            table.add_row(str(job.number), self._name(job), job.state, epoch, best, left)
         if len(order) > _SHOWN:
             table.add_row("", f"and {len(order) - _SHOWN} more", "", "", "", "")
         return table

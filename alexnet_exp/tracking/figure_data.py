@@ -42,7 +42,7 @@ class Heat:
 
     Args:
         picture: What the network saw of the image.
-        heat: (H, W) float, 0 to 1, as large as the picture.
+        heat: (f * H, f * W) float, 0 to 1: a whole number of values for each pixel of the picture.
         said: The class.
         probability: Of the class.
     """

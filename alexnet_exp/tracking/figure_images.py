@@ -55,7 +55,7 @@ def draw_neighbours(rows: list[Neighbours], path: Path) -> None:
                 show(cell, picture.image)
                 _title(
                     cell,
-                    f"{plain(picture.label, 12)}  {distance:.3g}",
+                    f"{plain(picture.label, 12)} · {distance:.3g}",
                     TRAIN if picture.label == row.picture.label else VAL,
                 )
 
@@ -98,10 +98,11 @@ def draw_heats(heats: list[Heat], path: Path) -> None:
 
 
 def overlay(heat: Heat) -> np.ndarray:
-    """Lay heat over its image, which is paler and grey there; (H, W, 3) uint8."""
+    """Lay heat over its image, which is grey there; (H, W, 3) uint8, as large as the heat."""
     from matplotlib import colormaps
 
-    grey = heat.picture.image.astype(np.float64).mean(-1, keepdims=True) / 255
+    factor = len(heat.heat) // len(heat.picture.image)
+    grey = heat.picture.image.mean(-1, keepdims=True).repeat(factor, axis=0).repeat(factor, axis=1) / 255
     colours = colormaps["inferno"](heat.heat)[..., :3]
     mixed = grey * 0.45 + 0.55 * colours
     return np.round(255 * mixed.clip(0, 1)).astype(np.uint8)

@@ -6,10 +6,11 @@ import math
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from alexnet_exp.tracking.figure_canvas import page, show
 from alexnet_exp.tracking.figure_data import Histogram, Maps, Picture
-from alexnet_exp.tracking.figures import MUTED, TRAIN
+from alexnet_exp.tracking.figures import MUTED, TRAIN, plain
 from alexnet_exp.tracking.pictures import filter_grid
 
 TILES = 16  # maps in a row
@@ -27,14 +28,11 @@ def draw_filters(towers: list[np.ndarray], path: Path) -> None:
     width = max(grid.shape[1] for grid in grids) / 90
     heights = [grid.shape[0] / 90 + 0.3 for grid in grids]
     with page(path, width + 0.3, sum(heights)) as figure:
-        for i, (axes, grid) in enumerate(
-            zip(
-                figure.subplots(len(grids), 1, squeeze=False, height_ratios=heights)[:, 0], grids, strict=True
-            )
-        ):
-            show(axes, grid)
+        cells: list[Axes] = list(figure.subplots(len(grids), 1, squeeze=False, height_ratios=heights)[:, 0])
+        for i, (cell, grid) in enumerate(zip(cells, grids, strict=True), start=1):
+            show(cell, grid)
             if len(grids) > 1:
-                axes.set_title(f"Tower {i + 1}", loc="left", fontsize=9, color=MUTED, pad=4)
+                cell.set_title(f"Tower {i}", loc="left", fontsize=9, color=MUTED, pad=4)
 
 
 def draw_maps(picture: Picture, layers: list[Maps], path: Path) -> None:
@@ -42,9 +40,9 @@ def draw_maps(picture: Picture, layers: list[Maps], path: Path) -> None:
     sheets = [sheet(layer.maps) for layer in layers]
     heights = [2.0] + [9.6 * len_ratio(each) + 0.35 for each in sheets]
     with page(path, 9.8, sum(heights)) as figure:
-        axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        axes: list[Axes] = list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
         show(axes[0], picture.image)
-        axes[0].set_title(picture.label, fontsize=9, parse_math=False)
+        axes[0].set_title(plain(picture.label, 60), fontsize=9, parse_math=False)
         for cell, layer, image in zip(axes[1:], layers, sheets, strict=True):
             height, width = layer.maps.shape[1:]
             cell.imshow(image, cmap="magma", vmin=0, vmax=1, interpolation="nearest")

@@ -7,6 +7,9 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from alexnet_exp.errors import printable
+from alexnet_exp.tracking.redact import redact
+
 log = logging.getLogger("alexnet_exp")
 _LIGHTNING = ("lightning", "lightning.pytorch", "lightning.fabric")
 
@@ -16,6 +19,13 @@ def quiet_lightning() -> None:
     for name in _LIGHTNING:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+
+
+class _Clean(logging.Formatter):
+    """Takes out secrets, and what a terminal would obey: messages quote file names and errors of other libraries."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(redact(super().format(record)), keep="\n\t")
 
 
 @contextlib.contextmanager
@@ -29,9 +39,9 @@ def logging_to(path: Path | None) -> Iterator[None]:
     screen: logging.Handler = logging.NullHandler()
     if path is not None:
         screen = logging.StreamHandler()
-        screen.setFormatter(logging.Formatter("%(message)s"))
+        screen.setFormatter(_Clean("%(message)s"))
         file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        file.setFormatter(_Clean("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(file)
     root, level = logging.getLogger(), log.level
     before = root.handlers[:]

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from alexnet_exp.training.stopping import Stopped, due
+
 WARM_UP_STEPS = 3
 
 
@@ -74,6 +76,16 @@ class StepLog(Callback):
         if self.throughput and self._rates:
             row["images_per_second"] = statistics.median(self._rates[-trainer.log_every_n_steps :])
         pl_module.log_row(row)
+
+
+class StopUnsaved(Callback):
+    """End a run that keeps no checkpoints when a signal asks for it."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (number := due(trainer.global_step, trainer)) is not None:
+            raise Stopped(number)
 
 
 class SameBatches(Callback):

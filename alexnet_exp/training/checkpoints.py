@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.training.reading import read_checkpoint
+from alexnet_exp.training.stopping import Stopped, due
 
 FORMAT = 1
 
@@ -43,28 +45,6 @@ class AtomicCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of this package; never runs code from the file.
-
-    Raises:
-        UserError: If the file is not there, is damaged, holds more than tensors and plain values, or is foreign.
-    """
-    if not os.path.isfile(path):
-        raise UserError(f"There is no checkpoint {path}.")
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors and plain values "
-            f"({type(error).__name__})."
-        ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "config" not in checkpoint:
-        raise UserError(
-            f"{path} is not a checkpoint of alexnet_exp: it has no config; weights= takes plain weights."
-        )
-    return checkpoint
-
-
 class BestAndLast(Checkpoint):
     """Write last.ckpt after every epoch, and keep the best by one metric as best.ckpt.
 
@@ -82,7 +62,8 @@ class BestAndLast(Checkpoint):
         self.monitor, self.sign = monitor, 1.0 if mode == "max" else -1.0
         self.every_n_steps = every_n_steps
         self.best: dict[str, float] | None = None  # value, epoch, step
-        self._saved_step = 0
+        self._seen_step = 0
+        self._stop: int | None = None  # the signal that asked for the end
         self._wanted = False  # a save inside an epoch that waits for the validation after this batch
 
     @property
@@ -97,8 +78,12 @@ class BestAndLast(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if not self.every_n_steps or step % self.every_n_steps or step == self._saved_step:
-            return  # the last: several batches share a step where gradients are accumulated
+        if step == self._seen_step:
+            return  # several batches share a step where gradients are accumulated
+        self._seen_step = step
+        self._stop = due(step, trainer)
+        if self._stop is None and (not self.every_n_steps or step % self.every_n_steps):
+            return
         if trainer.is_last_batch or step == trainer.max_steps or trainer.fast_dev_run:
             return  # the epoch ends here and saves
         # A checkpoint from before a validation would resume after it.
@@ -112,12 +97,14 @@ class BestAndLast(Checkpoint):
             self._save_inside_epoch(trainer, pl_module)
 
     def _save_inside_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._wanted, self._saved_step = False, trainer.global_step
+        self._wanted = False
         pl_module.check_finite()
         trainer.save_checkpoint(self.last_path)
+        if self._stop is not None:
+            raise Stopped(self._stop, trainer.global_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved_step = trainer.global_step
+        self._seen_step = trainer.global_step
         killed_between = self.best is not None and self.best["step"] == trainer.global_step
         if killed_between and self.last_path.exists() and trainer.is_global_zero:
             _link(self.last_path, self.best_path)
@@ -129,6 +116,9 @@ class BestAndLast(Checkpoint):
         trainer.save_checkpoint(self.last_path)
         if better and trainer.is_global_zero:
             _link(self.last_path, self.best_path)
+        self._stop = self._stop or due(trainer.global_step, trainer)
+        if self._stop is not None:
+            raise Stopped(self._stop, trainer.global_step)
 
     def _is_better(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         value = pl_module.measured(self.monitor)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.training.stopping import Stopped
 
 # Set by a launcher that has already started a process for every device: torchrun, SLURM, or this module.
 _EXTERNAL = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID")
@@ -161,10 +162,11 @@ class Ranks:
     def __exit__(self, *exc_info: Any) -> None:
         self._closing.set()
         failure = self._failure_behind(exc_info[1])
-        deadline = time.monotonic() + (20.0 if exc_info[0] is None else 3.0)
+        together = exc_info[0] is None or isinstance(exc_info[1], Stopped)  # every rank ends by itself
+        deadline = time.monotonic() + (20.0 if together else 3.0)
         for child in self._children:
-            if exc_info[0] is not None and child.poll() is None:
-                child.terminate()
+            if not together and child.poll() is None:
+                child.kill()  # it writes nothing that could be half-written
             try:
                 child.wait(max(deadline - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:

@@ -36,13 +36,14 @@ def build_optimizer(model: nn.Module, config: Mapping[str, Any], fused: bool = T
     options = dict(config)
     bias_factor = float(options.pop("bias_lr_factor", 1.0))
     bias_decay = options.pop("bias_weight_decay", None)
-    layers = {name: own for name, own in (options.pop("layers", None) or {}).items() if own is not None}
     decay = options.get("weight_decay", 0.0)
+    bias_decay = decay if bias_decay is None else bias_decay
+    layers = {name: own for name, own in (options.pop("layers", None) or {}).items() if own is not None}
     if fused and options["_target_"] in _FUSED:
         options["fused"] = True
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     keys = _keys(layers, {_layer(name) for name, _ in named})
-    if bias_factor == 1.0 and bias_decay in (None, decay) and not layers:
+    if bias_factor == 1.0 and bias_decay == decay and not layers:
         return build(options, params=[p for _, p in named])
     shared = {"bias_lr_factor": bias_factor, "weight_decay": decay, "bias_weight_decay": bias_decay}
     groups: dict[str, dict[str, Any]] = {}
@@ -50,20 +51,19 @@ def build_optimizer(model: nn.Module, config: Mapping[str, Any], fused: bool = T
         key = keys.get(_layer(name))
         own = layers[key] if key else {}
         settings = {**shared, **{k: v for k, v in own.items() if v is not None}}
-        group = _group(options["lr"], settings, decay, is_bias=name.endswith("bias"))
+        group = _group(options["lr"], settings, is_bias=name.endswith("bias"))
         group["name"] += f" of {key}" if key else ""
         groups.setdefault(group["name"], {**group, "params": []})["params"].append(parameter)
     return build(options, params=list(groups.values()))
 
 
-def _group(lr: float, settings: Mapping[str, Any], decay: float, is_bias: bool) -> dict[str, Any]:
-    """Return name, rate and decay of a layer's biases or weights; `decay` is for biases that have none of their own."""
+def _group(lr: float, settings: Mapping[str, Any], is_bias: bool) -> dict[str, Any]:
+    """Return name, rate and decay of the biases or the weights under these settings."""
     lr = lr * settings.get("lr_factor", 1.0)
     if not is_bias:
         return {"name": "weights", "lr": lr, "weight_decay": settings["weight_decay"]}
-    own = settings["bias_weight_decay"]
     rate = lr * settings["bias_lr_factor"]
-    return {"name": "biases", "lr": rate, "weight_decay": decay if own is None else own}
+    return {"name": "biases", "lr": rate, "weight_decay": settings["bias_weight_decay"]}
 
 
 def _layer(parameter: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.models.alexnet import AlexNet
 from alexnet_exp.models.weights import torchvision_to_ours
-from alexnet_exp.training.checkpoints import read_checkpoint
 from alexnet_exp.training.classifier import ImageClassifier
+from alexnet_exp.training.reading import check_progress, is_weights, read_checkpoint
+from alexnet_exp.training.safe_load import load_safely
 
 
 def find_checkpoint(source: str | os.PathLike[str], name: str) -> Path:
@@ -40,11 +39,12 @@ def read_for(source: str | os.PathLike[str], name: str) -> tuple[Path, dict[str,
 
 
 def check_same_network(classifier: ImageClassifier, checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Refuse a checkpoint of another architecture.
+    """Refuse a checkpoint of another architecture, or one that training cannot go on from.
 
     Raises:
-        UserError: Names the first parameter that does not match.
+        UserError: Names the first parameter that does not match, or what is not as a run writes it.
     """
+    check_progress(checkpoint, path)
     problem = _first_mismatch(classifier.state_dict(), checkpoint["state_dict"])
     if problem:
         raise UserError(f"{path} is of another network: {problem}.")
@@ -137,19 +137,13 @@ def _network_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"There is no file {path}; weights= takes a checkpoint, a run directory, torchvision or none."
         )
-    try:
-        # torchvision's training script keeps its command line, an argparse.Namespace, beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} cannot be read: it holds more than tensors, or is damaged.") from error
-    if isinstance(content, dict) and "state_dict" in content:
-        content = {
-            k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")
-        }
+    content = load_safely(path)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        named = {str(k): v for k, v in content["state_dict"].items()}
+        content = {k.removeprefix("model."): v for k, v in named.items() if k.startswith("model.")}
     elif isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        content = content["model"]  # as torchvision's training script writes it
+    if not is_weights(content):
         raise UserError(f"{path} holds no weights: a dictionary of tensors is needed.")
     return content
 

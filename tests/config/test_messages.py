@@ -117,3 +117,30 @@ def test_sentence_for_the_user_is_said_as_it_stands():
 @pytest.mark.parametrize("error", [ValueError("ours"), KeyError("ours"), RuntimeError("ours")])
 def test_mistake_of_the_program_is_not_blamed_on_the_user(error: Exception):
     assert explain(error) is None
+
+
+@pytest.mark.parametrize("prefix", ["+", "++"])
+@pytest.mark.parametrize(
+    ("setting", "part", "name"),
+    [
+        ("model.features.conv6.out_channels=8", "features", "conv6"),
+        ("model.features.conv6={out_channels: 8, then: [relu]}", "features", "conv6"),
+        ("model.classifier.fc9.out_features=8", "classifier", "fc9"),
+    ],
+)
+def test_a_new_layer_is_sent_to_a_yaml_of_its_own(prefix: str, setting: str, part: str, name: str):
+    said = message(prefix + setting)
+    assert said.startswith(f"+model.{part}.{name}: a new layer needs a yaml of its own")
+    assert f"'defaults: [NETWORK, _self_]' and '{part}: {{{name}: {{KEY: VALUE}}}}'" in said
+    assert said.endswith("then --config-dir my_conf model=mine.")
+
+
+def test_a_yaml_that_starts_from_a_network_adds_a_layer(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    text = "defaults: [alexnet, _self_]\nfeatures: {conv6: {out_channels: 64, then: [relu]}}\n"
+    (tmp_path / "model" / "mine.yaml").write_text(text)
+    layers = plain(compose("train", [f"hydra.searchpath=[file://{tmp_path}]", "model=mine"]))["model"][
+        "features"
+    ]
+    assert list(layers) == ["conv1", "conv2", "conv3", "conv4", "conv5", "conv6"]
+    assert layers["conv6"]["kernel_size"] == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -34,16 +35,20 @@ def build(conv2: dict[str, Any] | None = None, **changes: Any) -> AlexNet:
         (
             {"then": ["spatial_norm"], "spatial_norm": {"size": 4}},
             {},
-            r"spatial_norm\.size must be odd, not 4",
+            r"conv2\.spatial_norm\.size must be odd and 1 or more, not 4",
         ),
         ({"then": ["avg_pool"], "avg_pool": {"padding": "same"}}, {}, r"avg_pool knows no padding 'same'"),
-        ({"out_channels": -1}, {}, r"model\.features\.conv2\.out_channels must be at least 1, not -1"),
-        ({"stride": 0}, {}, r"model\.features\.conv2\.stride must be at least 1, not 0"),
-        ({"groups": 0}, {}, r"model\.features\.conv2\.groups must be at least 1, not 0"),
+        (
+            {"out_channels": -1},
+            {},
+            r"model\.features\.conv2\.out_channels must be a whole number, 1 or more, not -1",
+        ),
+        ({"stride": 0}, {}, r"model\.features\.conv2\.stride must be a whole number, 1 or more, not 0"),
+        ({"groups": 0}, {}, r"model\.features\.conv2\.groups must be a whole number, 1 or more, not 0"),
         ({"padding": "valid"}, {}, r"model\.features\.conv2\.padding must be pixels or same, not 'valid'"),
         ({"local": True, "groups": 2}, {}, r"model\.features\.conv2: a local layer has no groups"),
-        ({}, {"num_classes": 0}, r"model\.num_classes must be at least 1, not 0"),
-        ({}, {"input_size": 0}, r"model\.input_size must be at least 1, not 0"),
+        ({}, {"num_classes": 0}, r"model\.num_classes must be a whole number, 1 or more, not 0"),
+        ({}, {"input_size": 0}, r"model\.input_size must be a whole number, 1 or more, not 0"),
         ({}, {"init": "papper"}, r"model\.init='papper' is not known\. Did you mean paper"),
         ({}, {"dropout_scaling": "both"}, r"model\.dropout_scaling must be train or test, not 'both'"),
         ({}, {"input": ["max_pool"]}, r"model\.input cannot pool"),
@@ -62,6 +67,119 @@ def test_a_network_that_cannot_be_says_where_and_why(
 ):
     with pytest.raises(UserError, match=message):
         build(conv2, **changes)
+
+
+WHOLE, ABOVE_0, AT_LEAST_0 = "a whole number, 1 or more", "a number above 0", "a number, 0 or more"
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("op", "key", "value", "said"),
+    [
+        ("lrn", "groups", 0, WHOLE),
+        ("lrn", "size", 0, WHOLE),
+        ("lrn", "size", 2.5, WHOLE),
+        ("lrn", "k", 0.0, ABOVE_0),
+        ("lrn", "alpha", -1e-4, AT_LEAST_0),
+        ("lrn", "alpha", NAN, AT_LEAST_0),
+        ("lrn", "beta", INFINITE, "a finite number"),
+        ("spatial_norm", "size", -1, "odd and 1 or more"),
+        ("spatial_norm", "k", -2.0, ABOVE_0),
+        ("spatial_norm", "beta", NAN, "a finite number"),
+        ("max_pool", "stride", 0, WHOLE),
+        ("max_pool", "kernel_size", 0, WHOLE),
+        ("max_pool", "padding", -1, "pixels or same"),
+        ("max_pool", "padding", "valid", "pixels or same"),
+        ("avg_pool", "stride", -2, WHOLE),
+        ("batch_norm", "eps", 0.0, ABOVE_0),
+        ("batch_norm", "momentum", 1.5, "a number from 0 to 1"),
+    ],
+)
+def test_an_illegal_value_of_an_operation_is_named_in_a_layer_and_in_the_network(
+    op: str, key: str, value: Any, said: str
+):
+    message = rf"{op}\.{key} must be {re.escape(said)}, not {re.escape(repr(value))}\.$"
+    with pytest.raises(UserError, match=rf"^model\.features\.conv2\.{message}"):
+        build({"then": [op], op: {key: value}})
+    with pytest.raises(UserError, match=rf"^model\.{message}"):
+        build(**{op: {key: value}})
+
+
+@pytest.mark.parametrize(
+    ("layer", "key", "value", "said"),
+    [
+        ("conv2", "padding", -1, "pixels or same"),
+        ("conv2", "padding", 1.5, "pixels or same"),
+        ("conv2", "kernel_size", 0, WHOLE),
+        ("conv2", "weight_std", -0.1, AT_LEAST_0),
+        ("conv2", "bias_init", NAN, "a finite number"),
+        ("fc6", "out_features", 0, WHOLE),
+        ("fc6", "weight_std", INFINITE, AT_LEAST_0),
+    ],
+)
+def test_an_illegal_value_of_a_layer_is_named(layer: str, key: str, value: Any, said: str):
+    message = rf"\.{layer}\.{key} must be {re.escape(said)}, not {re.escape(repr(value))}\.$"
+    with pytest.raises(UserError, match=message):
+        build({key: value}) if layer == "conv2" else build(
+            classifier={"fc6": {"out_features": 7, key: value}, "fc8": {}}
+        )
+
+
+@pytest.mark.parametrize(
+    ("conv2", "changes", "message"),
+    [
+        ({}, {"map_size": 0}, r"model\.map_size must be a whole number, 1 or more, not 0"),
+        ({}, {"dropout": 1.5}, r"model\.dropout=1\.5 is not possible: it must be a number from 0 to 1"),
+        ({}, {"input": ["lnr"]}, r"model\.input: unknown operation 'lnr'\. Did you mean lrn"),
+        (
+            {"then": ["max_pool"], "max_pool": {"kernel_size": 3, "padding": 2}},
+            {},
+            r"conv2\.max_pool\.padding=2 is more than half of kernel_size=3",
+        ),
+        (
+            {"then": ["max_pool"], "max_pool": {"padding": "same"}},
+            {"max_pool": {"ceil_mode": True}},
+            r"conv2\.max_pool: padding=same rounds up already; leave ceil_mode or padding=same out",
+        ),
+        ({"padding": "same", "ceil_mode": True}, {}, r"conv2: padding=same rounds up already"),
+        ({}, {"avg_pool": {"padding": "same"}}, r"model\.avg_pool: avg_pool knows no padding 'same'"),
+    ],
+)
+def test_values_that_do_not_go_together_are_named(
+    conv2: dict[str, Any], changes: dict[str, Any], message: str
+):
+    with pytest.raises(UserError, match=message):
+        build(conv2, **changes)
+
+
+@pytest.mark.parametrize(
+    ("conv2", "said"),
+    [
+        (
+            {"lrn": {"k": 3.0}},
+            "model.features.conv2.lrn.k=3.0 does nothing: lrn is neither in before nor in then",
+        ),
+        (
+            {"then": ["relu"], "max_pool": {"stride": 1}},
+            "model.features.conv2.max_pool.stride=1 does nothing",
+        ),
+        ({"batch_norm": {"affine": False}}, "say model.features.conv2.batch_norm.affine=null."),
+        ({"dropout": 0.0}, "model.features.conv2.dropout=0.0 does nothing"),
+        (
+            {"bias": False, "bias_init": 1.0},
+            "model.features.conv2.bias_init=1.0 does nothing: the layer has bias=false",
+        ),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_an_error(conv2: dict[str, Any], said: str):
+    with pytest.raises(UserError) as caught:
+        build(conv2)
+    assert said in str(caught.value)
+
+
+def test_a_setting_of_an_operation_ahead_of_the_layer_is_none():
+    net = build({"before": ["lrn"], "lrn": {"k": 3.0}})
+    assert net.features.conv2_lrn.k == 3.0
 
 
 def test_images_of_another_size_name_the_setting():

@@ -192,6 +192,16 @@ def test_receptive_fields_are_the_known_ones():
     assert {row.receptive_field for row in table("resnet18")} == {None}
 
 
+def test_a_last_map_that_is_averaged_is_seen_whole():
+    def seen(**overrides: Any) -> tuple[int, int]:
+        rows = {row.name: row for row in table("alexnet_owt", **overrides)}
+        return rows["features.conv5_pool"].output_shape[-1], rows["classifier.fc6"].receptive_field
+
+    assert seen() == (6, 195 + 5 * 32)
+    assert seen(input_size=288) == (8, 195 + 7 * 32)  # averaged to 6
+    assert seen(map_size=1) == (6, 195 + 5 * 32)
+
+
 def test_torchvision_alexnet_takes_63_pixels_and_no_fewer():
     assert table("alexnet_owt", input_size=63)[-1].output_shape == (1000,)
     with pytest.raises(UserError, match=r"input_size=63\."):

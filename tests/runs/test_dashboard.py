@@ -96,9 +96,12 @@ def test_parallel_coordinates_have_an_axis_for_every_setting(spec: dict[str, Any
 def test_confusion_chart_reads_the_table_that_a_run_logs(spec: dict[str, Any]):
     (chart,) = [p["config"] for p in panels_of(spec)["workspace"] if p["viewType"] == "Vega2"]
     logged = confusion_panels(np.eye(2, dtype=int), ["a", "b"])["confusion_matrix"]
-    assert chart["panelDefId"] == logged.spec.name
-    assert set(chart["fieldSettings"]) == set(logged.table.columns)
-    assert "confusion_matrix_table" in json.dumps(chart["userQuery"])
+    logged.set_key("confusion_matrix")
+    expected = logged.spec.config_value["panel_config"]
+    assert chart["panelDefId"] == expected["panelDefId"]
+    assert chart["fieldSettings"] == expected["fieldSettings"]
+    assert chart["stringSettings"] == expected["stringSettings"]
+    assert json.dumps(logged.spec.table_key) in json.dumps(chart["userQuery"])
 
 
 @needs_package

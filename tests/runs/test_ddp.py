@@ -149,7 +149,7 @@ def test_settings_that_no_rank_can_use_end_both(tmp_path: Path) -> None:
     assert children() == before
 
 
-def test_sigterm_ends_both_ranks_and_the_run_says_interrupted(tmp_path: Path) -> None:
+def test_sigterm_ends_both_ranks_at_one_step_that_is_saved(tmp_path: Path) -> None:
     command = [sys.executable, "train.py", *SMALL, "trainer=ddp_cpu", "trainer.max_epochs=100000",
                f"hydra.run.dir={tmp_path / 'run'}"]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -158,9 +158,10 @@ def test_sigterm_ends_both_ranks_and_the_run_says_interrupted(tmp_path: Path) ->
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     process.terminate()
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=60) == 143
     result = RunDirectory(tmp_path / "run").result()
     assert result is not None and result["status"] == "interrupted"
+    assert torch.load(last, weights_only=True)["global_step"] == result["steps"]
 
 
 def test_a_rank_that_fails_before_it_joins_ends_the_run(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def grey_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "grey"
     base = [each for each in SMALL if not each.startswith("model")]
     limits = ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "data.batch_size=4"]
-    typed = ["model=resnet18_cifar", "data.channels=1", "test=false", *limits]
+    few = ["data.train_subset=20", "data.val_size=10", "data.test_subset=10"]
+    typed = ["model=resnet18_cifar", "data.channels=1", "test=false", *limits, *few]
     config, typed = settings(*typed, base=base)
     train(config, typed, directory, "python train.py")
     return directory
@@ -189,6 +190,11 @@ def test_grad_cam_is_the_weighted_sum_of_the_paper(run_dir: Path, tmp_path: Path
         large = functional.interpolate(one[None], heat.heat.shape, mode="bilinear", align_corners=False)[0, 0]
         scaled = large / large.max() if large.max() > 0 else large
         np.testing.assert_allclose(heat.heat, scaled.numpy(), atol=1e-5)
+
+
+def test_grad_cam_looks_at_the_last_layer_whose_maps_can_show_a_place(run_dir: Path, tmp_path: Path):
+    pytest.importorskip("captum", reason="captum is not installed")
+    assert "Layer conv2, maps of 4 × 4" in FIGURES["grad_cam"](subject_of(run_dir, tmp_path)).text
 
 
 def test_a_layer_that_is_not_there_is_named_with_those_that_are(

@@ -72,4 +72,5 @@ def test_last_hidden_layer_times_the_last_weights_are_the_logits(small: nn.Modul
     assert last is not None
     features = hidden(small, last, x)
     assert features.shape == (2, 10)
-    torch.testing.assert_close(features @ last.weight.T + last.bias, small(x))
+    with torch.no_grad():
+        torch.testing.assert_close(features @ last.weight.T + last.bias, small(x))

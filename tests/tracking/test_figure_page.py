@@ -72,6 +72,11 @@ def test_overlay_is_dark_without_heat_and_bright_with_it():
     assert over[:12].min() > over[12:].max() + 200
 
 
+def test_overlay_is_as_fine_as_the_heat():
+    over = overlay(Heat(picture(), np.linspace(0, 1, 72 * 72).reshape(72, 72), "a", 1.0))
+    assert over.shape == (72, 72, 3)
+
+
 def complaints(path: Path, profile: Path) -> list[str]:
     """Open a page in a browser without a window; return what it has to say about it."""
     assert BROWSER is not None
@@ -89,6 +94,7 @@ def evaluated(folder: Path) -> Path:
     return write_report(folder, Evaluation("test", [ATTACK, QUOTES], np.array([[3, 1], [0, 4]])))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None or os.name == "nt", reason="no Chromium here")
 def test_browser_finds_nothing_to_say_about_the_pages(tmp_path: Path):
     broken = tmp_path / "broken.html"

@@ -78,6 +78,68 @@ def test_a_layer_can_have_its_own_rate_and_decay() -> None:
     assert (groups["weights"]["lr"], groups["weights"]["weight_decay"]) == (0.1, settings["weight_decay"])
 
 
+def test_a_layer_can_have_its_own_rate_and_decay_of_biases() -> None:
+    own = {"lr_factor": 0.5, "bias_lr_factor": 1.0, "bias_weight_decay": 0.25}
+    settings = {**group("optimizer", "sgd_paper"), "lr": 0.1, "layers": {"fc2": own}}
+    groups = {g["name"]: g for g in build_optimizer(network(), settings).param_groups}
+    seen = {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()}
+    assert seen == {
+        "weights": (0.1, 5e-4),
+        "biases": (0.2, 0.0),
+        "weights of fc2": (0.05, 5e-4),
+        "biases of fc2": (0.05, 0.25),
+    }
+
+
+def test_settings_of_biases_that_a_layer_leaves_open_are_the_network_s() -> None:
+    own = {"weight_decay": 1.0, "bias_lr_factor": None, "bias_weight_decay": None}
+    settings = {**group("optimizer", "sgd_paper"), "lr": 0.1, "layers": {"fc2": own}}
+    biases = next(
+        g for g in build_optimizer(network(), settings).param_groups if g["name"] == "biases of fc2"
+    )
+    assert (biases["lr"], biases["weight_decay"]) == (0.2, 0.0)
+
+
+def nested() -> nn.Module:
+    """Two blocks whose layers have the same short names, as in a ResNet."""
+    block = {"conv1": nn.Linear(1, 1), "conv2": nn.Linear(1, 1)}
+    model = nn.ModuleDict({"first": nn.ModuleDict(block), "stem": nn.Linear(1, 1)})
+    model["second"] = nn.ModuleDict({"conv1": nn.Linear(1, 1), "stem": nn.Linear(1, 1)})
+    return model
+
+
+def with_rates(**layers: float) -> dict[str, float]:
+    """Return the rate of every weight under `optimizer.layers`, at a rate of 1."""
+    model = nested()
+    settings = {**group("optimizer", "sgd"), "lr": 1.0}
+    settings["layers"] = {name: {"lr_factor": factor} for name, factor in layers.items()}
+    lr = {id(p): g["lr"] for g in build_optimizer(model, settings).param_groups for p in g["params"]}
+    return {name: lr[id(p)] for name, p in model.named_parameters() if name.endswith("weight")}
+
+
+def test_a_layer_goes_by_its_whole_name_or_by_an_end_that_no_other_has() -> None:
+    rates = with_rates(**{"first.conv1": 0.5, "conv2": 0.25, "stem": 0.125})  # stem is a whole name, too
+    assert rates == {
+        "first.conv1.weight": 0.5,
+        "first.conv2.weight": 0.25,
+        "stem.weight": 0.125,
+        "second.conv1.weight": 1.0,
+        "second.stem.weight": 1.0,
+    }
+
+
+def test_a_short_name_of_several_layers_lists_them() -> None:
+    with pytest.raises(
+        UserError, match=r"optimizer\.layers\.conv1 could be first\.conv1, second\.conv1: give the"
+    ):
+        with_rates(conv1=0.5)
+
+
+def test_one_layer_under_two_names_is_refused() -> None:
+    with pytest.raises(UserError, match=r"first\.conv2 and conv2 are the same layer"):
+        with_rates(**{"first.conv2": 0.5, "conv2": 0.5})
+
+
 def test_a_layer_that_is_not_there_is_named() -> None:
     with pytest.raises(UserError, match=r"optimizer\.layers\.fc3.*fc2"):
         build_optimizer(network(), {**group("optimizer", "sgd"), "layers": {"fc3": {"lr_factor": 0.5}}})

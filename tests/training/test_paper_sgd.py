@@ -92,3 +92,26 @@ def test_paper_sgd_leaves_a_weight_without_a_gradient_alone() -> None:
     PaperSGD([used, unused], lr=0.1, weight_decay=0.5).step()
     assert torch.equal(unused, start())
     assert not torch.equal(used, start())
+
+
+def test_a_group_at_rate_0_is_frozen_with_its_velocity() -> None:
+    frozen, moving = start(), start()
+    optimizer = PaperSGD([{"params": [frozen]}, {"params": [moving]}], lr=0.1, weight_decay=0.05)
+    first = optimizer.param_groups[0]
+
+    def step() -> None:
+        for weights in (frozen, moving):
+            weights.grad = torch.ones(5, dtype=torch.float64)
+        optimizer.step()
+
+    step()
+    first["lr"] = 0.0
+    stood, velocity = frozen.detach().clone(), optimizer.state[frozen]["velocity"].clone()
+    step()
+    assert torch.equal(frozen, stood)
+    assert torch.equal(optimizer.state[frozen]["velocity"], velocity)
+    assert not torch.equal(moving, stood)
+    first["lr"] = 0.01  # and goes on from where it stood
+    step()
+    expected = stood + 0.9 * velocity - 0.01 * (1 + 0.05 * stood)
+    torch.testing.assert_close(frozen.detach(), expected, rtol=1e-12, atol=0)

@@ -139,7 +139,7 @@ DECAYS: dict[str, tuple[dict[str, float], dict[str, float]]] = {
     ),
     "caffe_cifar_full": (
         {"conv1": 0.004, "conv2": 0.004, "conv3": 0.004, "fc8": 1.0},
-        {"conv1": 0.004, "conv2": 0.004, "conv3": 0.004, "fc8": 0.004},
+        {"conv1": 0.004, "conv2": 0.004, "conv3": 0.004, "fc8": 0.0},
     ),
     "original_imagenet": ({"conv1": 5e-4, "conv2": 5e-4, "fc6": 5e-4, "fc8": 5e-4}, {}),
     "paper_imagenet": (
@@ -178,6 +178,23 @@ def test_biases_learn_at_the_rate_that_the_source_gives_them(experiment: str) ->
     lr = treatment(model, build_optimizer(model, recipe(experiment)["optimizer"]), "lr")
     for layer in LAYERS:
         assert lr[f"{layer}.bias"] == pytest.approx(BIAS_RATES[experiment] * lr[f"{layer}.weight"])
+
+
+def test_caffe_s_full_net_has_one_bias_rate_of_its_own() -> None:
+    model = Stub(("conv1", "conv2", "conv3", "fc8"))
+    lr = treatment(model, build_optimizer(model, recipe("caffe_cifar_full")["optimizer"]), "lr")
+    factors = {name: lr[f"{name}.bias"] / lr[f"{name}.weight"] for name in ("conv1", "conv2", "conv3", "fc8")}
+    assert factors == pytest.approx({"conv1": 2, "conv2": 2, "conv3": 1, "fc8": 2})
+
+
+def test_one_column_of_the_original_follows_its_notes() -> None:
+    expected = 20 * [1e-2] + 28 * [1e-3] + 48 * [1e-4]  # 0 to 19, 20 to 47, 48 to 95
+    conv1 = expected[:66] + 6 * [1e-5] + 24 * [0.0]  # 66 to 71 at 1e-5, then frozen
+    seen = rates("original_half_imagenet", 96, steps=1, layers=("conv1", "conv2", "fc8"))
+    assert [epoch["fc8.weight"] for epoch in seen] == pytest.approx(expected)
+    assert [epoch["conv1.weight"] for epoch in seen] == pytest.approx(conv1)
+    assert [epoch["conv1.bias"] for epoch in seen] == pytest.approx(72 * [0.02] + 24 * [0.0])
+    assert {epoch["conv2.bias"] for epoch in seen} == {0.02}
 
 
 def test_a_layer_set_to_null_loses_what_it_inherited() -> None:

@@ -1,0 +1,118 @@
+"""What hydra/sweeper=optuna does: a study whose trials are jobs in processes."""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import TrialState
+from rich.console import Console
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.runs.compare import summarise
+from alexnet_exp.runs.compare_output import print_table
+from alexnet_exp.sweeps.launch import check_settings, job_flags, typed_settings
+from alexnet_exp.sweeps.optuna_page import write_sweep_page
+from alexnet_exp.sweeps.optuna_pool import TrialPool
+from alexnet_exp.sweeps.optuna_space import Space, as_overrides, read_space
+from alexnet_exp.sweeps.optuna_study import check_sweeper, num_trials, open_study
+from alexnet_exp.sweeps.optuna_trials import Trials
+from alexnet_exp.sweeps.record import SweepRecord
+from alexnet_exp.sweeps.resources import Resources
+
+_LAUNCHER = "alexnet_exp_plugins.ProcessesLauncher"
+
+
+def search(
+    config: DictConfig,
+    settings: Mapping[str, Any],
+    overrides: Sequence[Override],
+    validate: Callable[[list[list[str]]], None],
+) -> None:
+    """Run a search, or what is left of it, and show what it has found.
+
+    Args:
+        config: The sweep's configuration, with `hydra`.
+        settings: hydra.sweeper, without params.
+        overrides: Parsed: what is searched, and what every trial shares.
+        validate: Raises for overrides that do not compose.
+
+    Raises:
+        UserError: For settings that cannot work, or if no trial came to its end.
+    """
+    if not config.hydra.launcher._target_.endswith(_LAUNCHER):
+        raise UserError("hydra/sweeper=optuna runs its trials in processes: leave hydra/launcher as it is.")
+    launcher, settings = _plain(config.hydra.launcher), _plain(settings)
+    check_settings(launcher)
+    check_sweeper(settings, config)
+    space = read_space([o for o in overrides if o.key_or_group != "sweep.resume"])
+    validate(space.examples())
+    directory = Path(str(config.hydra.sweep.dir)).absolute()
+    record = SweepRecord(directory)
+    with record.lock(), _quiet():
+        record.begin(typed_settings(config), bool(OmegaConf.select(config, "sweep.resume")))
+        study = open_study(settings, space, directory, _max_epochs(config))
+        trials = Trials(
+            study, space, settings["metric"], num_trials(settings, space), directory, job_flags(config)
+        )
+        console = Console(soft_wrap=True)
+        TrialPool(trials, launcher, Resources.of_this_machine(config, launcher), console).run()
+        _conclude(trials, console)
+    console.print(f"sweep directory: {directory}", highlight=False)
+    if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+        raise UserError(_nothing(study))
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    values = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items() if key != "_target_"}
+
+
+class _quiet(warnings.catch_warnings):
+    """Keep back what Optuna says of itself: a line for each trial, and which parts of it are new."""
+
+    def __enter__(self) -> None:  # type: ignore[override]
+        super().__enter__()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=ExperimentalWarning)
+
+
+def _max_epochs(config: DictConfig) -> int | None:
+    epochs = config.trainer.max_epochs
+    return epochs if isinstance(epochs, int) and epochs > 0 else None
+
+
+def _conclude(trials: Trials, console: Console) -> None:
+    """Write the pages, and print the best trial with the command that repeats it."""
+    told = trials.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
+    if any(trials.folder(trial).exists() for trial in told):
+        print_table(summarise(trials.directory, trials.metric))
+    best = [trial for trial in told if trial.state == TrialState.COMPLETE] and trials.study.best_trial
+    command = best and repeat_command(trials.space, trials.flags, best.params)
+    write_sweep_page(trials, command or None)
+    if best:
+        drawn = " ".join(as_overrides(best.params))
+        console.print(f"best trial:      {best.number}, {trials.metric} {best.value:.4f}", highlight=False)
+        console.print(f"best settings:   {drawn}", highlight=False, markup=False)
+        console.print(f"command:         {command}", highlight=False, markup=False)
+    console.print(f"page:            {trials.directory / 'sweep.html'}", highlight=False)
+
+
+def repeat_command(space: Space, flags: list[str], drawn: Mapping[str, Any]) -> str:
+    """Return the command line of a single run with the settings of a trial."""
+    return shlex.join(["alexnet-exp", "train", *flags, *space.overrides(drawn)])
+
+
+def _nothing(study: optuna.Study) -> str:
+    states = [trial.state.name.lower() for trial in study.get_trials(deepcopy=False)]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    reasons = [t.user_attrs["failed"] for t in study.trials if "failed" in t.user_attrs]
+    return f"No trial came to its end ({counts})." + (f" The first failed: {reasons[0]}" if reasons else "")

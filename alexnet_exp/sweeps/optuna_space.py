@@ -1,0 +1,139 @@
+"""What an Optuna sweep searches: Hydra's override grammar as Optuna's distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import Trial
+
+from alexnet_exp.errors import UserError
+
+
+@dataclass
+class Space:
+    """Settings that every trial shares, and those that it draws.
+
+    Args:
+        fixed: Overrides as typed.
+        distributions: By the key of the override.
+    """
+
+    fixed: list[str]
+    distributions: dict[str, BaseDistribution]
+
+    def overrides(self, drawn: Mapping[str, Any]) -> list[str]:
+        """Return the overrides of a trial."""
+        return [*self.fixed, *as_overrides(drawn)]
+
+    def examples(self) -> list[list[str]]:
+        """Return overrides in which every choice and every end of an interval occurs."""
+        some = {key: _some(distribution) for key, distribution in self.distributions.items()}
+        rows = max(map(len, some.values()))
+        return [self.overrides({key: v[min(i, len(v) - 1)] for key, v in some.items()}) for i in range(rows)]
+
+    def points(self) -> float:
+        """Count the different trials there are; infinite with an interval of numbers."""
+        product = 1.0
+        for distribution in self.distributions.values():
+            values = enumerated(distribution)
+            product *= float("inf") if values is None else len(values)
+        return product
+
+
+def as_overrides(drawn: Mapping[str, Any]) -> list[str]:
+    """Write drawn values as overrides; choices are in Hydra's grammar already."""
+    return [f"{key}={value}" for key, value in drawn.items()]
+
+
+def read_space(overrides: Sequence[Override]) -> Space:
+    """Sort overrides into those that are searched and those that are fixed.
+
+    Args:
+        overrides: Parsed; of several with one key the last holds.
+
+    Raises:
+        UserError: If nothing is searched, or a range makes no sense.
+    """
+    last = {override.get_key_element(): override for override in overrides}
+    searched = {key: override for key, override in last.items() if override.is_sweep_override()}
+    if not searched:
+        raise UserError(
+            "hydra/sweeper=optuna has nothing to search: give some setting several values, such as "
+            "'optimizer.lr=tag(log,interval(1e-4,1e-1))'."
+        )
+    fixed = [str(override.input_line) for key, override in last.items() if key not in searched]
+    return Space(fixed, {key: _distribution(override) for key, override in searched.items()})
+
+
+def enumerated(distribution: BaseDistribution) -> list[Any] | None:
+    """Return all values of a distribution, or None if they are too many to count."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    if distribution.step is None:
+        return None
+    steps = round((distribution.high - distribution.low) / distribution.step)
+    return [distribution.low + i * distribution.step for i in range(steps + 1)]
+
+
+def suggest(trial: Trial, key: str, distribution: BaseDistribution) -> None:
+    """Let a trial draw a value."""
+    d = distribution
+    if isinstance(d, CategoricalDistribution):
+        trial.suggest_categorical(key, d.choices)
+    elif isinstance(d, IntDistribution):
+        trial.suggest_int(key, d.low, d.high, step=d.step, log=d.log)
+    else:
+        assert isinstance(d, FloatDistribution)
+        trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)
+
+
+def _some(distribution: BaseDistribution) -> list[Any]:
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return [distribution.low, distribution.high]
+
+
+def _distribution(override: Override) -> BaseDistribution:
+    key, value = override.get_key_element(), override.value()
+    tags = getattr(value, "tags", set())
+    if unknown := tags - {"log"}:
+        raise UserError(f"{key}: the tag {min(unknown)} means nothing here; log is the only one.")
+    if override.is_choice_sweep():
+        if tags:
+            raise UserError(f"{key}: choices have no logarithm; the tag log is for interval() and range().")
+        choices = list(dict.fromkeys(override.sweep_string_iterator()))
+        if not choices:
+            raise UserError(f"{override.input_line} matches nothing.")
+        return CategoricalDistribution(choices)
+    try:
+        return _interval(value, bool(tags)) if override.is_interval_sweep() else _range(value, bool(tags))
+    except ValueError as error:
+        raise UserError(f"{override.input_line} cannot be searched: {error}") from error
+
+
+def _interval(value: Any, log: bool) -> BaseDistribution:
+    """Return a distribution with both ends; interval() makes floats of whole numbers, int(interval()) does not."""
+    if isinstance(value.start, int) and isinstance(value.end, int):
+        return IntDistribution(value.start, value.end, log=log)
+    return FloatDistribution(value.start, value.end, log=log)
+
+
+def _range(value: Any, log: bool) -> BaseDistribution:
+    """Return a distribution over the values that a grid would have: range(1,4) is 1, 2, 3."""
+    values = sorted(value.range())
+    if not values:
+        raise ValueError("the range is empty.")
+    if all(isinstance(v, int) for v in values):
+        return IntDistribution(values[0], values[-1], log=log, step=abs(int(value.step)))
+    return FloatDistribution(values[0], values[-1], log=log, step=abs(float(value.step)))

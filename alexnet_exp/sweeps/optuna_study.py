@@ -1,0 +1,166 @@
+"""The study of an Optuna sweep: storage, sampler and pruner, as hydra.sweeper says."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.exc import SQLAlchemyError
+
+from alexnet_exp.config.checks import shown
+from alexnet_exp.config.rules import Rule, at_least, metric, null, text
+from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.sweeps.optuna_space import Space, enumerated
+from alexnet_exp.tracking.compare_runs import lower_is_better
+
+STORAGE = "study.log"  # in the sweep's directory
+_EXHAUSTIVE = ("GridSampler", "BruteForceSampler")  # they try every point once
+_MAP = Rule("settings by name: {KEY: VALUE}", lambda v: isinstance(v, Mapping))
+_RULES = {
+    "n_trials": at_least(1),
+    "metric": metric,
+    "sampler": text,
+    "sampler_arguments": _MAP,
+    "pruner": text,
+    "pruner_arguments": _MAP,
+    "seed": at_least(0) | null,
+    "storage": text | null,
+    "study_name": text | null,
+}
+
+
+def check_sweeper(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse settings of the sweeper that cannot work.
+
+    Args:
+        settings: hydra.sweeper, without params.
+        config: Of the sweep: a metric that its trials will not have is refused.
+
+    Raises:
+        UserError: For the first that is wrong.
+    """
+    for key, rule in _RULES.items():
+        if not rule.legal(settings[key]):
+            value = shown(settings[key])
+            raise UserError(f"hydra.sweeper.{key}={value} is not possible: it must be {rule.text}.")
+    unvalidated = config["data"].get("val_size") == 0 or config["trainer"]["limit_val_batches"] == 0
+    if unvalidated and settings["metric"].startswith("val/"):
+        raise UserError(
+            f"hydra.sweeper.metric={settings['metric']} needs validation images: "
+            "say data.val_size=5000, and leave trainer.limit_val_batches as it is."
+        )
+
+
+def open_study(
+    settings: Mapping[str, Any], space: Space, directory: Path, max_epochs: int | None
+) -> optuna.Study:
+    """Open a study, or make it.
+
+    Args:
+        settings: hydra.sweeper, checked.
+        space: What is searched.
+        directory: Of the sweep.
+        max_epochs: Of every trial, where that is known: what hyperband shares out.
+
+    Raises:
+        UserError: If the storage cannot be opened, or holds a study that does not fit.
+    """
+    own = settings["storage"] is None
+    name = settings["study_name"] or ("study" if own else directory.name)
+    storage = _open_storage(str(directory / STORAGE) if own else settings["storage"])
+    direction = "minimize" if lower_is_better(settings["metric"]) else "maximize"
+    study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
+    _check_fits(study, settings["metric"], space)
+    study.set_user_attr("metric", settings["metric"])
+    # A search that goes on must not repeat its first random draws, nor two machines draw the same.
+    place = "" if own else f"{socket.gethostname()} {os.getpid()}"
+    seed = settings["seed"]
+    drawn = None if seed is None else random.Random(f"{seed} {len(study.trials)} {place}").getrandbits(31)
+    sampler, pruner = _sampler(settings, space, drawn), _pruner(settings, max_epochs)
+    return optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+
+
+def num_trials(settings: Mapping[str, Any], space: Space) -> int:
+    """Return how many trials there are to be: an exhaustive sampler ends with the last point."""
+    exhaustive = _named(settings["sampler"], "sampler").__name__ in _EXHAUSTIVE
+    return int(min(settings["n_trials"], space.points())) if exhaustive else settings["n_trials"]
+
+
+def _open_storage(where: str) -> BaseStorage:
+    try:
+        if "://" in where:
+            return get_storage(where)
+        Path(where).parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(where))
+    except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"hydra.sweeper.storage cannot be opened: {first}") from error
+
+
+def _check_fits(study: optuna.Study, metric_name: str, space: Space) -> None:
+    before = study.user_attrs.get("metric", metric_name)
+    if before != metric_name:
+        raise UserError(
+            f"The study {study.study_name} is about {before}: say hydra.sweeper.metric={before}, or another "
+            "hydra.sweeper.study_name."
+        )
+    for trial in study.trials:
+        for key, distribution in trial.distributions.items():
+            try:
+                optuna.distributions.check_distribution_compatibility(
+                    distribution, space.distributions.get(key, distribution)
+                )
+            except ValueError as error:
+                raise UserError(
+                    f"The study {study.study_name} has other choices for {key}: leave them as they were, or say "
+                    "another hydra.sweeper.study_name."
+                ) from error
+
+
+def _named(name: str, kind: str) -> type[Any]:
+    """Find one of Optuna's samplers or pruners: tpe, TPE and TPESampler are the same."""
+    module, ending = (getattr(optuna, f"{kind}s"), kind.capitalize())
+    known = {n.removesuffix(ending).lower(): n for n in module.__all__ if n.endswith(ending)}
+    known.pop("base", None)
+    asked = name.lower().removesuffix(kind).replace("_", "").replace("-", "")
+    asked = "nop" if kind == "pruner" and asked == "none" else asked
+    if asked not in known:
+        listed = ", ".join(sorted(known))
+        raise UserError(
+            f"hydra.sweeper.{kind}={name}: Optuna has no such {kind}.{nearest(asked, known)} It has {listed}."
+        )
+    return getattr(module, known[asked])
+
+
+def _sampler(settings: Mapping[str, Any], space: Space, seed: int | None) -> optuna.samplers.BaseSampler:
+    chosen = _named(settings["sampler"], "sampler")
+    offered = {"seed": seed, "constant_liar": True}  # trials that run count as bad ones: no two search one place
+    if "search_space" in inspect.signature(chosen).parameters:
+        values = {key: enumerated(d) for key, d in space.distributions.items()}
+        if endless := [key for key, v in values.items() if v is None]:
+            raise UserError(f"hydra.sweeper.sampler=grid needs a range or choices for {', '.join(endless)}.")
+        offered["search_space"] = values
+    return _made(chosen, "sampler", offered, settings["sampler_arguments"])
+
+
+def _pruner(settings: Mapping[str, Any], max_epochs: int | None) -> optuna.pruners.BasePruner:
+    offered = {} if max_epochs is None else {"max_resource": max_epochs}
+    return _made(_named(settings["pruner"], "pruner"), "pruner", offered, settings["pruner_arguments"])
+
+
+def _made(chosen: type[Any], kind: str, offered: dict[str, Any], given: Mapping[str, Any]) -> Any:
+    """Call a class with what it takes of our arguments, and all of the user's."""
+    takes = inspect.signature(chosen).parameters
+    try:
+        return chosen(**{**{k: v for k, v in offered.items() if k in takes}, **given})
+    except (TypeError, ValueError, ImportError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"hydra.sweeper.{kind}={chosen.__name__} cannot be made: {first}") from error

@@ -1,0 +1,125 @@
+"""Read a checkpoint of this package, and check that it has the form of one before anybody relies on it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.training.safe_load import load_safely
+
+MAX_SIDE = 8192  # pixels of an image that a checkpoint may ask for
+_GROUPS = ("model", "data", "augment", "optimizer", "trainer")
+
+
+def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this package; never runs code from the file.
+
+    Raises:
+        UserError: If the file is not there, is damaged, holds more than tensors and plain values, or is foreign.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"There is no checkpoint {path}.")
+    checkpoint = load_safely(path, map_location)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "config" not in checkpoint:
+        raise UserError(
+            f"{path} is not a checkpoint of alexnet_exp: it has no config; weights= takes plain weights."
+        )
+    wrong = next((key for key, right in _FORM.items() if not right(checkpoint.get(key))), None)
+    if wrong is not None:
+        raise UserError(
+            f"{path} is not a checkpoint of alexnet_exp: its {wrong} is not what a run writes there."
+        )
+    return checkpoint
+
+
+def check_progress(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Check what training goes on from, besides the weights.
+
+    Raises:
+        UserError: Names the first part that is not as a run writes it.
+    """
+    for key, right in _PROGRESS.items():
+        if not right(checkpoint.get(key)):
+            raise UserError(f"{path} cannot be gone on from: its {key} is not what a run writes there.")
+
+
+def is_weights(value: Any) -> bool:
+    """Return whether a value is a dictionary of named tensors."""
+    return isinstance(value, dict) and all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()
+    )
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(group), dict) for group in _GROUPS)
+
+
+def _is_classes(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(isinstance(name, str) for name in value)
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MAX_SIDE
+
+
+def _is_preprocessing(value: Any) -> bool:
+    if not isinstance(value, dict) or value.get("channels") not in (1, 3):
+        return False
+    channels = value["channels"]
+    numbers = all(_are_numbers(value.get(key), channels) for key in ("mean", "std"))
+    sides = _is_side(value.get("image_size")) and _is_side(value.get("stored_size"))
+    mean = value.get("mean_image")
+    image = mean is None or (
+        isinstance(mean, Tensor) and mean.ndim == 3 and len(mean) == channels and mean.is_floating_point()
+    )
+    return numbers and sides and image and "mean_image" in value and isinstance(value.get("crop"), bool)
+
+
+def _are_numbers(value: Any, count: int) -> bool:
+    if not isinstance(value, list) or len(value) != count:
+        return False
+    return all(isinstance(x, float) and math.isfinite(x) for x in value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 48
+
+
+def _are_states(value: Any) -> bool:
+    """Return whether a value can be the states of optimizers: bounded by the file, whatever they say."""
+    return isinstance(value, list) and all(
+        isinstance(each, dict)
+        and isinstance(each.get("state"), dict)
+        and isinstance(each.get("param_groups"), list)
+        for each in value
+    )
+
+
+def _are_loops(value: Any) -> bool:
+    try:
+        progress = value["fit_loop"]["epoch_progress"]["current"]
+        return _is_count(progress["processed"]) and _is_count(progress["completed"])
+    except (KeyError, TypeError):
+        return False
+
+
+_FORM: dict[str, Callable[[Any], bool]] = {
+    "state_dict": is_weights,
+    "config": _is_config,
+    "classes": _is_classes,
+    "preprocessing": _is_preprocessing,
+}
+_PROGRESS: dict[str, Callable[[Any], bool]] = {
+    "epoch": _is_count,
+    "global_step": _is_count,
+    "loops": _are_loops,
+    "optimizer_states": _are_states,
+    "lr_schedulers": lambda value: isinstance(value, list),
+    "callbacks": lambda value: isinstance(value, dict),
+    "reported": lambda value: isinstance(value, dict),
+}

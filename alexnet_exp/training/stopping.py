@@ -1,0 +1,131 @@
+"""Ending a run from outside: the step is finished and saved first, so that the run can go on from there.
+
+SIGTERM and SIGUSR1 are what batch systems send ahead of taking a machine away; Ctrl-C is a person. A second Ctrl-C ends
+the run at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+log = logging.getLogger(__name__)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+_KEY = "alexnet_exp/stop_at"  # in the store that the ranks of a run share
+
+
+class Stopped(BaseException):
+    """A signal ended the run; no error, so nothing that handles errors catches it.
+
+    Args:
+        number: The signal.
+        saved_step: Optimizer steps in the checkpoint that was written for it; None if none was.
+    """
+
+    def __init__(self, number: int, saved_step: int | None = None) -> None:
+        self.number, self.saved_step = number, saved_step
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+
+    @property
+    def exit_code(self) -> int:
+        """What batch systems expect: 143, for a person 130."""
+        return 128 + (signal.SIGINT if self.number == signal.SIGINT else signal.SIGTERM)
+
+
+class _State:
+    """What the handlers of this process know; signals are the process's, so there is one."""
+
+    can_wait = False  # a training loop asks `due` after every step
+    requested: int | None = None
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Turn signals into `Stopped`: after the next step inside a training loop, at once elsewhere."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers belong to the main thread
+        return
+    before = {number: signal.signal(number, _handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        _state.can_wait, _state.requested = False, None
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_signals() -> None:
+    """Let the first rank decide when a run ends; the others follow it."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    if _state.can_wait and _state.requested is None:
+        _state.requested = number
+        log.info(
+            "%s: finishing this step and saving. Ctrl-C ends the run at once.", signal.Signals(number).name
+        )
+    elif number == signal.SIGINT and _state.requested is not None:
+        raise KeyboardInterrupt
+    elif not _state.can_wait:
+        raise Stopped(number)
+
+
+@contextlib.contextmanager
+def training_loop() -> Iterator[None]:
+    """Mark where `due` is asked after every step."""
+    _state.can_wait = True
+    try:
+        yield
+    finally:
+        _state.can_wait = False
+
+
+def due(step: int, trainer: Any) -> int | None:
+    """Return the signal that asks for the end, once every rank stands at the same step.
+
+    Args:
+        step: Optimizer steps taken.
+        trainer: Lightning's.
+    """
+    if trainer.world_size == 1:
+        return _state.requested
+    store = _store()
+    if trainer.is_global_zero and _state.requested is not None and not store.check([_KEY]):
+        # The gradients of the next step need every rank, so none is past it when this is written.
+        store.set(_KEY, f"{step + 2} {_state.requested}")
+    if not store.check([_KEY]):
+        return None
+    last, number = map(int, store.get(_KEY).split())
+    return number if step >= last else None
+
+
+def _store() -> Any:
+    import torch.distributed
+
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
+def requeue() -> bool:
+    """Ask SLURM to start this job again, if it is one; return whether it will."""
+    job, tool = os.environ.get("SLURM_JOB_ID"), shutil.which("scontrol")
+    if job is None or tool is None:
+        return False
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    name = f"{array}_{task}" if array and task else job
+    done = subprocess.run([tool, "requeue", name], capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        log.warning("SLURM did not requeue job %s: %s", name, " ".join(done.stderr.split()))
+    return done.returncode == 0

@@ -1,0 +1,135 @@
+"""A signal ends a run after the step, which is saved; the run goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.training import stopping
+from alexnet_exp.training.stopping import Stopped, requeue, stopping_on_signals
+from tests.training.small_runs import DROPOUT, checkpoint, resume, rows, run, same
+
+SETTINGS = [*DROPOUT, "trainer.max_epochs=3", "test=false"]  # 7 steps an epoch
+
+
+class Send(Callback):
+    """Send this process a signal, as a batch system does, before the step that follows `step` steps."""
+
+    def __init__(self, step: int, number: int, times: int = 1) -> None:
+        self.step, self.number, self.times = step, number, times
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, i: int
+    ) -> None:
+        if trainer.global_step == self.step:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+
+
+def stopped_at(folder: Path, step: int, number: int, *overrides: str, times: int = 1) -> Stopped:
+    send = {"_target_": f"{__name__}.Send", "step": step, "number": int(number), "times": times}
+    with pytest.raises(Stopped) as caught:
+        run(folder, *SETTINGS, *overrides, callbacks={"send": send})
+    return caught.value
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGINT", 130)])
+def test_the_step_is_finished_and_saved(tmp_path: Path, number: str, code: int):
+    stop = stopped_at(tmp_path, 3, getattr(signal, number))
+    assert (stop.exit_code, stop.saved_step) == (code, 4)
+    assert checkpoint(tmp_path)["global_step"] == 4
+    result = RunDirectory(tmp_path).result()
+    assert result is not None
+    assert (result["status"], result["error"]) == ("interrupted", f"stopped by {number}")
+    assert (tmp_path / "report.html").exists()
+    assert "To go on: python train.py resume=" in (tmp_path / "train.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("step", "overrides", "saved"),
+    [
+        (9, [], 10),
+        (6, [], 7),  # the last step of an epoch: the epoch's own checkpoint counts
+        (20, [], 21),  # the last of all
+        (2, ["trainer.accumulate_grad_batches=2"], 3),
+        (9, ["trainer.val_check_interval=3"], 10),
+    ],
+)
+def test_a_stopped_run_ends_as_one_that_never_stopped(
+    tmp_path: Path, step: int, overrides: list[str], saved: int
+):
+    run(tmp_path / "whole", *SETTINGS, *overrides)
+    stop = stopped_at(tmp_path / "parts", step, signal.SIGTERM, *overrides)
+    assert stop.saved_step == saved
+    result = resume(tmp_path / "parts")
+    assert result is not None and result["status"] == "finished"
+    whole, parts = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "train_sums"):
+        assert same(whole[key], parts[key]), key
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path):
+    send = {"_target_": f"{__name__}.Send", "step": 3, "number": int(signal.SIGINT), "times": 2}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, *SETTINGS, callbacks={"send": send})
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_run_without_checkpoints_stops_too(tmp_path: Path):
+    stop = stopped_at(tmp_path, 3, signal.SIGTERM, "callbacks.checkpoint.enabled=false")
+    assert stop.saved_step is None
+
+
+def test_outside_the_training_loop_a_signal_ends_the_run_at_once():
+    def wait() -> None:
+        with stopping_on_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    with pytest.raises(Stopped):
+        wait()
+
+
+def test_handlers_are_as_before_afterwards():
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping_on_signals():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert stopping._state.requested is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "job"),
+    [
+        ({"SLURM_JOB_ID": "7"}, "7"),
+        ({"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}, "7_1"),
+    ],
+)
+def test_slurm_is_asked_to_start_the_job_again(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], job: str
+):
+    asked: list[list[str]] = []
+
+    def answer(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(stopping.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(stopping.subprocess, "run", answer)
+    assert requeue()
+    assert asked == [["/bin/scontrol", "requeue", job]]
+
+
+def test_without_slurm_nothing_is_queued(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert not requeue()

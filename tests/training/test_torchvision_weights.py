@@ -1,0 +1,150 @@
+"""weights= with torchvision's files: the right numbers in the right layers, for 1000 classes and for ten."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import AlexNet_Weights, ResNet18_Weights, WeightsEnum
+
+from alexnet_exp import create_model
+from alexnet_exp.config.compose import group
+from alexnet_exp.errors import UserError
+from alexnet_exp.training.classifier import ImageClassifier
+from alexnet_exp.training.restore import load_weights
+
+THEIRS = {"alexnet_owt": "alexnet", "resnet18": "resnet18"}
+ENUMS: dict[str, Any] = {"alexnet_owt": AlexNet_Weights, "resnet18": ResNet18_Weights}
+LAST = {"alexnet_owt": "classifier.fc8", "resnet18": "fc"}
+
+
+@pytest.fixture(scope="module", params=sorted(THEIRS))
+def reference(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
+    """Return our name of a network, and torchvision's own with random weights."""
+    torch.manual_seed(0)
+    return request.param, torchvision.models.get_model(THEIRS[request.param], weights=None).eval()
+
+
+def classifier(network: str, **overrides: Any) -> ImageClassifier:
+    torch.manual_seed(1)
+    model = create_model(network, **overrides).eval()
+    classes = [str(i) for i in range(overrides.get("num_classes", 1000))]
+    return ImageClassifier(model, classes, group("optimizer", "sgd"))
+
+
+def features(model: nn.Module, last: str, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the last layer is given, and the logits."""
+    given: list[Tensor] = []
+    hook = model.get_submodule(last).register_forward_hook(lambda _, inputs, __: given.append(inputs[0]))
+    with torch.no_grad():
+        logits = model(images)
+    hook.remove()
+    return given[0], logits
+
+
+def assert_same(network: str, ours: ImageClassifier, theirs: nn.Module) -> None:
+    """Compare logits, or what comes ahead of a last layer that was replaced."""
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    theirs_last = "classifier.6" if network == "alexnet_owt" else "fc"
+    expected, expected_logits = features(theirs, theirs_last, images)
+    seen, logits = features(ours.model, LAST[network], images)
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)
+    assert expected.std() > 1e-3
+    if len(logits[0]) == 1000:
+        torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def downloads(reference: tuple[str, nn.Module], monkeypatch: pytest.MonkeyPatch) -> list[WeightsEnum]:
+    """Stand in for the download: hand out the reference's weights, and note what was asked for."""
+    asked: list[WeightsEnum] = []
+
+    def get_state_dict(self: WeightsEnum, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        asked.append(self)
+        return reference[1].state_dict()
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", get_state_dict)
+    return asked
+
+
+def test_torchvision_s_weights_are_those_of_the_network(
+    reference: tuple[str, nn.Module], downloads: list[WeightsEnum]
+) -> None:
+    network, theirs = reference
+    ours = classifier(network)
+    assert load_weights(ours, "torchvision") == "Weights from torchvision."
+    assert downloads == [ENUMS[network].IMAGENET1K_V1]
+    assert_same(network, ours, theirs)
+
+
+def test_ten_classes_get_a_new_last_layer_and_say_so(
+    reference: tuple[str, nn.Module], downloads: list[WeightsEnum]
+) -> None:
+    network, theirs = reference
+    ours = classifier(network, num_classes=10)
+    before = ours.model.get_submodule(LAST[network]).weight.detach().clone()
+    said = load_weights(ours, "torchvision")
+    assert said == f"Weights from torchvision; {LAST[network]} is new: 1000 classes there, 10 here."
+    assert downloads == [ENUMS[network].IMAGENET1K_V1]
+    assert torch.equal(ours.model.get_submodule(LAST[network]).weight, before)
+    assert_same(network, ours, theirs)
+
+
+def test_a_file_of_torchvision_s_training_script_is_read(
+    reference: tuple[str, nn.Module], tmp_path: Path
+) -> None:
+    network, theirs = reference
+    file = tmp_path / "checkpoint.pth"
+    script = {"optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(lr=0.1, model="alexnet")}
+    torch.save({"model": theirs.state_dict(), **script}, file)
+    ours = classifier(network, num_classes=10)
+    assert "10 here" in load_weights(ours, str(file))
+    assert_same(network, ours, theirs)
+
+
+def test_a_plain_file_is_read(reference: tuple[str, nn.Module], tmp_path: Path) -> None:
+    network, theirs = reference
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    ours = classifier(network)
+    assert load_weights(ours, str(tmp_path / "weights.pth")) == f"Weights from {tmp_path / 'weights.pth'}."
+    assert_same(network, ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("network", "overrides"),
+    [
+        ("alexnet_cifar", {}),
+        ("resnet18_cifar", {}),
+        ("resnet18", {"in_channels": 1}),
+        ("alexnet_owt", {"in_channels": 1}),
+        ("alexnet_owt", {"features": {"conv2": {"out_channels": 64}}}),
+        ("alexnet_two_fc", {}),
+    ],
+)
+def test_other_networks_are_refused_before_anything_is_downloaded(
+    network: str, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: pytest.fail("downloads"))
+    with torch.device("meta"):
+        ours = classifier(network, **overrides)
+    with pytest.raises(UserError, match=r"weights=torchvision is for alexnet_owt and resnet18") as caught:
+        load_weights(ours, "torchvision")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_network_connection_the_file_to_fetch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(self: WeightsEnum, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        raise OSError("no\nroute")
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", offline)
+    with torch.device("meta"):
+        ours = classifier("resnet18")
+    with pytest.raises(
+        UserError, match=r"\(no route\): download https://\S+resnet18\S+ and say weights=FILE"
+    ):
+        load_weights(ours, "torchvision")
