@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from alexnet_exp.allocator import keep_freed_memory
 from alexnet_exp.config.command_line import prepare
 from alexnet_exp.config.messages import explain
 from alexnet_exp.errors import UserError, nearest, printable
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             f"error: There is no verb {arguments[0]!r}.{close} alexnet-exp --help lists all.", file=sys.stderr
         )
         return 1
+    keep_freed_memory()
     try:
         return VERBS[arguments[0]](arguments[1:])
     except UserError as error:
@@ -64,13 +66,17 @@ def main(argv: list[str] | None = None) -> int:
 def _train(arguments: list[str]) -> int:
     def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> Any:
         from alexnet_exp.config.checks import check_config
+        from alexnet_exp.config.networks import check_typed
         from alexnet_exp.runs.resume import resumed_settings
 
         settings = resumed_settings(config, overrides)
         if settings is None:
             return None
+        is_new = settings[0] is config
         config, overrides = settings
         check_config(config)
+        if is_new:
+            check_typed(config["model"], overrides)
         from alexnet_exp.runs.train import train  # the check needs no torch, and answers first
 
         return train(config, overrides, run_dir, command)
@@ -228,6 +234,8 @@ def _reporting(
         app = HydraConfig.get()
         run_dir = Path(app.runtime.output_dir)
         try:
+            if app.mode == RunMode.RUN:
+                _check_no_sweep(app)
             return task(plain(cfg), list(app.overrides.task), run_dir)
         except Exception as error:
             failures.append(error)
@@ -241,6 +249,14 @@ def _reporting(
                 _discard_empty(run_dir.parent)  # our own folder, runs/
 
     return wrapped
+
+
+def _check_no_sweep(app: Any) -> None:
+    """Refuse a file of conf/sweep without -m: the values that it tries would silently be left out."""
+    typed = {override.partition("=")[0].lstrip("+~") for override in app.overrides.task}
+    left_out = [key for key in app.sweeper.get("params") or {} if key not in typed]
+    if left_out:
+        raise UserError(f"This tries several values of {', '.join(left_out)}: say -m to run them all.")
 
 
 def _discard_empty(directory: Path) -> None:

@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from alexnet_exp.config.checks import check_recorded
 from alexnet_exp.data.augment import Preprocess
 from alexnet_exp.data.decode import from_pil, luma, read_stored, stored
 from alexnet_exp.data.pipeline import Pipeline
 from alexnet_exp.errors import UserError
-from alexnet_exp.targets import build, check_trust
-from alexnet_exp.training.checkpoints import read_checkpoint
+from alexnet_exp.training.reading import read_checkpoint
+from alexnet_exp.training.rebuild import network_of
 from alexnet_exp.training.restore import find_checkpoint
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
@@ -138,31 +139,12 @@ def load_classifier(
     place = choose_device(device)
     file = resolve_checkpoint(path)
     checkpoint = read_checkpoint(file)
+    check_recorded(checkpoint["config"], ["augment"], str(file))
     model = network_of(checkpoint, trust).to(place).eval()
     preprocess = Preprocessing(checkpoint["preprocessing"], checkpoint["config"]["augment"])
     return LoadedClassifier(
         model, tuple(checkpoint["classes"]), preprocess, checkpoint["config"], file, place
     )
-
-
-def network_of(checkpoint: dict[str, Any], trust: Iterable[str] = ()) -> nn.Module:
-    """Build the network of a checkpoint with its weights (the averaged ones where the run averaged them).
-
-    Raises:
-        UserError: If it is of a class that is neither ours nor trusted, or the weights do not fit it.
-    """
-    check_trust(checkpoint["config"]["model"], trust, "model")
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # first weights are drawn, and the caller's randomness is not ours
-        model = build(checkpoint["config"]["model"])
-    weights = checkpoint["state_dict"].items()
-    try:
-        model.load_state_dict({k.removeprefix("model."): v for k, v in weights if k.startswith("model.")})
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"The checkpoint's weights do not fit its own network: {reason}") from error
-    return model
 
 
 def choose_device(name: str) -> torch.device:

@@ -7,7 +7,7 @@ Hydra imports this module at every start, so nothing heavy is imported here. The
 # dataclasses could not look the annotations up.
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -79,9 +79,9 @@ class OptunaConfig:
     n_trials: int = 20  # of the whole study: pruned and failed ones, and those of other machines, included
     metric: str = "val/top1"  # best epoch of each trial; the lowest of a loss, the highest of anything else
     sampler: str = "tpe"  # or any other of Optuna's, by name
-    sampler_arguments: dict[str, Any] = field(default_factory=dict)
+    sampler_arguments: Any = None  # {KEY: VALUE}; no empty map, to which Hydra would add keys by + alone
     pruner: str = "median"  # none, hyperband, or any other of Optuna's, by name
-    pruner_arguments: dict[str, Any] = field(default_factory=dict)
+    pruner_arguments: Any = None
     seed: Any = 0  # of the sampler; null: another one each time
     storage: Any = None  # a file or a storage URL; null: study.log in the directory of the sweep
     study_name: Any = None  # null: the sweep's own

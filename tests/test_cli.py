@@ -63,6 +63,11 @@ MISTAKES = [
         ["model.features.conv2.then=[rel]"],
         "model.features.conv2: unknown operation 'rel'. Did you mean relu?",
     ),
+    (
+        ["model=alexnet_cifar", "model.dropout=0.3"],
+        "model.dropout does nothing: no layer of this network has dropout",
+    ),
+    (["model=alexnet_lrn", "model.lrn.groups=5"], "conv1: lrn.groups=5 does not divide its 96 channels."),
     (["data=folder"], "data.root must be given: say data.root=VALUE."),
     (["data.batch_size"], "Write data.batch_size=VALUE."),
     (["=3"], "'=3' names no setting: write KEY=VALUE."),

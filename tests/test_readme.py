@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from alexnet_exp.cli import main
 from alexnet_exp.config.compose import compose, options, plain
 from alexnet_exp.zoo import list_models
 from tests.data.makers import write_cifar10, write_folder, write_mnist
+from tests.documents import VERB, arguments_of, blocks_of, exit_code, narrow, shortened
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,16 +21,6 @@ PAGES = [
     ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
 ] + sorted((ROOT / "docs").glob("*.md"))
 RUN = "outputs/runs/first"  # README's example of a run directory
-VERB = re.compile(r"^(?:PYTHONPATH=\. )?(python train\.py|alexnet-exp)(?= )")
-# What makes any run short; the keys that a configuration lacks are left out.
-SHORT = {
-    "trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.strategy": "auto", "trainer.max_epochs": 1,
-    "trainer.limit_train_batches": 1, "trainer.limit_val_batches": 1, "trainer.limit_test_batches": 1,
-    "data.batch_size": 2, "data.val_size": 10, "data.num_workers": 0, "compile": "false",
-    "callbacks.model_summary.enabled": "false",
-}  # fmt: skip
-
-
 # What makes any benchmark short.
 BRIEF = [
     "repeats=1",
@@ -43,27 +32,7 @@ BRIEF = [
 ]
 
 
-@dataclass
-class Block:
-    """A fenced block of README.md."""
-
-    language: str
-    text: str
-    reason: str | None  # why it is not run
-
-    @property
-    def file(self) -> str | None:
-        """Return the path that a comment at the top names, if one does."""
-        named = re.match(r"(?:# @package .*\n)?# (\S+\.(?:py|yaml))\n", self.text)
-        return named[1] if named else None
-
-
-def _blocks() -> list[Block]:
-    found = re.findall(r"(?:<!-- not run: (.+?) -->\n)?```(\w+)\n(.*?)```", README, re.DOTALL)
-    return [Block(language, text, reason or None) for reason, language, text in found]
-
-
-BLOCKS = _blocks()
+BLOCKS = blocks_of(README)
 COMMANDS = [
     line for block in BLOCKS if block.language == "bash" and not block.reason
     for line in block.text.splitlines() if VERB.match(line)
@@ -95,46 +64,8 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that README's later commands go on from."""
     folder = tmp_path_factory.mktemp("first")
     settings = [f"hydra.run.dir={folder / RUN}"]
-    assert main(["train", *settings, *_short(settings)]) == 0
+    assert main(["train", *settings, *shortened(settings)]) == 0
     return folder / RUN
-
-
-def _short(arguments: list[str]) -> list[str]:
-    """Return overrides that make a training run take a second, whatever it trains."""
-    typed = [a.split(",")[0] if "-m" in arguments else a for a in arguments if not a.startswith("-")]
-    typed = [a for a in typed if a != "my_conf" and not a.startswith("hydra.")]
-    own = [f"hydra.searchpath=[file://{Path('my_conf').absolute()}]"] if "my_conf" in arguments else []
-    config = plain(compose("train", [*typed, *own]))
-    short = [f"{key}={value}" for key, value in SHORT.items() if _has(config, key)]
-    if not any(a.startswith("logger") for a in typed):
-        short.append("logger=none")
-    return [*short, *_narrow(config["model"])]
-
-
-def _has(config: Any, key: str) -> bool:
-    for part in key.split("."):
-        if not isinstance(config, dict) or part not in config:
-            return False
-        config = config[part]
-    return True
-
-
-def _narrow(model: dict[str, Any]) -> list[str]:
-    """Return overrides that leave few weights in a large network."""
-    if model["input_size"] < 64:
-        return []
-    convs = [f"model.features.{name}.out_channels=8" for name in model.get("features", {})]
-    layers = model.get("classifier", {}).items()
-    return [
-        *convs,
-        *(f"model.classifier.{name}.out_features=16" for name, layer in layers if layer["out_features"]),
-    ]
-
-
-def _arguments(command: str) -> list[str]:
-    """Return what `main` is given for a line of README."""
-    words = shlex.split(VERB.sub("", command))
-    return ["train", *words] if "train.py" in command else words
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -144,16 +75,16 @@ def test_a_command_of_the_readme_runs(
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = _arguments(command)
+    arguments = arguments_of(command)
     if "tensorboard" in command:
         pytest.importorskip("tensorboard")
     if str(Path(RUN).parent) in command and f"hydra.run.dir={RUN}" not in command:
         shutil.copytree(request.getfixturevalue("first_run"), project / RUN)
     trains = arguments[0] == "train" and not {"--help", "--cfg"} & set(arguments)
     if arguments[0] == "benchmark":
-        arguments += [*BRIEF, *_narrow(plain(compose("train", _of_a_run(arguments)))["model"])]
+        arguments += [*BRIEF, *narrow(plain(compose("train", _of_a_run(arguments)))["model"])]
     goes_on = ["trainer.max_epochs=2"] if "resume=" in command or "ckpt=" in command else []
-    code = _exit_code([*arguments, *(_short(arguments[1:]) if trains else []), *goes_on])
+    code = exit_code([*arguments, *(shortened(arguments[1:]) if trains else []), *goes_on])
     printed = capsys.readouterr()
     assert code == 0, printed.err
     if trains:
@@ -165,13 +96,6 @@ def _of_a_run(arguments: list[str]) -> list[str]:
     """Return the settings that a benchmark shares with training."""
     own = ("repeats", "steps", "step.", "lrn.", "what", "baseline")
     return [a for a in arguments if "=" in a and not a.startswith(own)]
-
-
-def _exit_code(arguments: list[str]) -> int:
-    try:
-        return main(arguments)
-    except SystemExit as end:  # --help, as Hydra prints it
-        return int(end.code or 0)
 
 
 def test_the_readme_has_commands_to_test() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -47,6 +47,22 @@ def check_config(config: Mapping[str, Any]) -> None:
         if always and group not in own and key not in leaves:
             raise UserError(f"The setting {key} is missing: give it a value and do not take it away with ~.")
     _check_combinations(config)
+
+
+def check_recorded(config: Mapping[str, Any], groups: Sequence[str], where: str) -> None:
+    """Check settings that a checkpoint carries, as far as there is a rule: an older version had others.
+
+    Args:
+        config: Plain values.
+        groups: Which of them are going to be used.
+        where: The checkpoint, for the message.
+
+    Raises:
+        UserError: For the first illegal value.
+    """
+    for key, value in _leaves({group: config[group] for group in groups}).items():
+        if key in RULES and not RULES[key].legal(value):
+            raise UserError(f"{where} has {key}={shown(value)[:200]}, and it must be {RULES[key].text}.")
 
 
 def unknown(key: str) -> str:

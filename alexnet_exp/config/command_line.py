@@ -26,7 +26,7 @@ _SINGLE = (
 LITERAL_KEYS = (
     "resume", "sweep.resume", "weights", "data.root", "data.data_dir", "paths.data_dir", "paths.output_dir",
     "paths.cache_dir", "data.cache_dir",
-    "hydra.run.dir", "hydra.sweep.dir", "logger.wandb.notes", "out", "where", "sort", "metric",
+    "hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.storage", "logger.wandb.notes", "out", "where", "sort", "metric",
 )  # fmt: skip
 _PATH_LISTS = ("ckpt", "images", "runs")  # one path as it stands, or a list in brackets
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from alexnet_exp.errors import UserError, nearest
@@ -38,39 +38,34 @@ def check_network(model: Mapping[str, Any]) -> None:
             )
     if target == "alexnet_exp.models.AlexNet":
         net = spec.parse_network({k: v for k, v in model.items() if k != "_target_"})
-        _check_layers(net)
         map_sizes(net, net.input_size)
 
 
-def _check_layers(net: spec.AlexNetConfig) -> None:
-    channels = net.in_channels
-    for name, layer in net.features.items():
-        where = f"model.features.{name}"
-        _check_operations(where, layer)
-        if channels % layer.groups or layer.out_channels % layer.groups:
+def check_typed(model: Mapping[str, Any], typed: Iterable[str]) -> None:
+    """Refuse a typed setting of an operation that no layer has: `model.dropout=0.3` without any dropout.
+
+    What a yaml says of such an operation stays legal: a variant takes an operation away with `then` alone.
+
+    Args:
+        model: Plain values of conf/model, checked.
+        typed: Settings as the user gave them: 'model.dropout=0.3'.
+
+    Raises:
+        UserError: Names the setting.
+    """
+    if model.get("_target_") != "alexnet_exp.models.AlexNet":
+        return
+    layers = [*model["features"].values(), *model["classifier"].values()]
+    used = set(model["input"]).union(*([*layer["before"], *layer["then"]] for layer in layers))
+    for setting in typed:
+        key = setting.lstrip("+").partition("=")[0]
+        group, _, rest = key.partition(".")
+        op = rest.partition(".")[0].removesuffix("_scaling")
+        if group == "model" and op in spec.OPERATIONS and op not in used:
             raise UserError(
-                f"{where}.groups={layer.groups} does not divide its {channels} input and "
-                f"{layer.out_channels} output channels."
+                f"{key} does nothing: no layer of this network has {op}; add it to the list of one, "
+                f"model.features.LAYER.then=[...,{op}]."
             )
-        channels = layer.out_channels
-    for name, linear in net.classifier.items():
-        _check_operations(f"model.classifier.{name}", linear)
-    _check_dropout("model", net.dropout)
-
-
-def _check_operations(where: str, layer: spec.ConvLayer | spec.LinearLayer) -> None:
-    for op in [*layer.before, *layer.then]:
-        if op not in spec.OPERATIONS:
-            known = ", ".join(spec.OPERATIONS)
-            raise UserError(
-                f"{where}: unknown operation {op!r}.{nearest(op, spec.OPERATIONS)} Known: {known}."
-            )
-    _check_dropout(where, layer.dropout)
-
-
-def _check_dropout(where: str, dropout: float | None) -> None:
-    if dropout is not None and not 0.0 <= dropout <= 1.0:
-        raise UserError(f"{where}.dropout={dropout} is not possible: it must be a number from 0 to 1.")
 
 
 def unknown_in_network(key: str) -> str:

@@ -246,6 +246,8 @@ RULES: dict[str, Rule] = {
     "callbacks.checkpoint.monitor": metric,
     "callbacks.checkpoint.mode": choice("min", "max"),
     "callbacks.checkpoint.every_n_steps": at_least(1) | null,
+    "callbacks.checkpoint.every_n_minutes": positive | null,
+    "callbacks.checkpoint.keep_last": at_least(1),
     "callbacks.early_stopping.enabled": flag,
     "callbacks.early_stopping.monitor": metric,
     "callbacks.early_stopping.mode": choice("min", "max"),

@@ -56,7 +56,8 @@ class CacheFile:
 
     def __init__(self, folder: Path, source: FileSource, channels: int, size: int) -> None:
         self.shape = (len(source), channels, size, size)
-        self.folder = folder / f"{source.name.replace(' ', '-')}-{fingerprint(source.paths, source.root, channels, size)}"
+        key = fingerprint(source.paths, source.root, channels, size)
+        self.folder = folder / f"{source.name.replace(' ', '-')}-{key}"
         self.data, self.manifest = self.folder / "images.npy", self.folder / "manifest.json"
 
     @property

@@ -7,6 +7,9 @@ at a half, a quarter or an eighth of its size. The content decides, not the file
 
 from __future__ import annotations
 
+import os
+import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -23,6 +26,11 @@ from alexnet_exp.errors import UserError
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # no others: Pillow starts programs for some
 VERSION = 1  # of the pixels that come out: decoded images kept by another version are not used
 MAX_PIXELS = 178_956_970  # Pillow itself refuses larger ones as decompression bombs
+MAX_WHOLE_PIXELS = MAX_PIXELS // 2  # where no part of the size can be decoded: 1 GB of memory
+MAX_BYTES = 1 << 30
+
+# Pillow warns from the half of its limit on; the limits above say so in one sentence instead.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_stored(path: str, channels: int, size: int) -> Tensor:
@@ -54,18 +62,35 @@ def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS, enough: int =
         UserError: The file cannot be read, is not an image, is damaged, cut short or too large.
     """
     with _explained(path):
-        data = Path(path).read_bytes()
+        data = _read(path)
         with Image.open(BytesIO(data), formats=FORMATS) as picture:
+            is_jpeg = picture.format in ("JPEG", "MPO")  # MPO: with more pictures after it, as phones write
             width, height = picture.size
-            if width * height > max_pixels:
+            most = max_pixels if is_jpeg else min(max_pixels, MAX_WHOLE_PIXELS)
+            if width * height > most:
                 raise UserError(
-                    f"{path} has {width} x {height} pixels, more than {max_pixels}: shrink or remove it."
+                    f"{path} has {width} x {height} pixels, more than {most}: shrink or remove it."
                 )
-            if picture.format in ("JPEG", "MPO"):  # MPO: a JPEG with more pictures after it, as phones write
+            if is_jpeg:
                 rgb = _decode_jpeg(data, picture, enough)
             else:
                 rgb = _decode_any(picture)
     return rgb if channels == 3 else luma(rgb)
+
+
+def _read(path: str) -> bytes:
+    """Return the bytes of a file; neither waits for what is no file, nor takes what is no picture into memory.
+
+    Raises:
+        UserError: It is a pipe or device, or too large.
+        OSError: It cannot be read.
+    """
+    found = os.stat(path)
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):  # opening a pipe may take for ever
+        raise UserError(f"{path} is not a file: replace or remove it.")
+    if found.st_size > MAX_BYTES:
+        raise UserError(f"{path} has {found.st_size} bytes, more than {MAX_BYTES}: shrink or remove it.")
+    return Path(path).read_bytes()
 
 
 def read_size(path: str) -> tuple[int, int]:
@@ -90,6 +115,8 @@ def _explained(path: str) -> Iterator[None]:
         raise UserError(
             f"{path} {what}: replace or remove it (jpg, png, gif, bmp, webp and tif are read)."
         ) from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} has more than {MAX_PIXELS} pixels: shrink or remove it.") from error
     except OSError as error:
         if error.errno is None:  # Pillow's own complaint about the content
             raise _damaged(path, error) from error

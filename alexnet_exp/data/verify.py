@@ -56,7 +56,7 @@ class Verifier:
         bad = self._known(paths, root)
         if not bad:
             return set()
-        first, reason = next(iter(bad.items()))
+        reason = next(iter(bad.values()))
         if not self.skip:
             more = f" {len(bad) - 1} more cannot be decoded either;" if len(bad) > 1 else ""
             raise UserError(f"{reason.rstrip('.')};{more} or say data.on_bad_image=skip.")
@@ -73,7 +73,8 @@ class Verifier:
         key = fingerprint(paths, root, self.channels, self.size)
         files = [place / f"verified-{key}.json" for place in places(self.folder, root)]
         for file in files:
-            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # not there, or damaged
+            # Not there, or damaged.
+            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, IndexError):
                 kept = json.loads(file.read_text(encoding="utf-8"))
                 return {paths[int(number)]: str(reason) for number, reason in kept.items()}
         bad = dict(self._look(paths, root))

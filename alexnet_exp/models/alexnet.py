@@ -60,7 +60,7 @@ class AlexNet(nn.Module):
 
 
 def _operation(
-    op: str, own: Any, net: spec.AlexNetConfig, channels: int, spatial: bool, where: str
+    op: str, own: Any, net: spec.AlexNetConfig, channels: int, spatial: bool
 ) -> tuple[str, nn.Module]:
     """Return the suffix of the module's name and the module for one word of `before` or `then`."""
     if op == "relu":
@@ -68,22 +68,11 @@ def _operation(
     if op == "dropout":
         p = net.dropout if own.dropout is None else own.dropout
         return "dropout", nn.Dropout(p) if net.dropout_scaling == "train" else TestScaledDropout(p)
-    if op != "batch_norm" and not spatial:
-        raise UserError(f"{where}: {op} needs a map; it cannot follow a fully connected layer.")
-    return _shared_operation(op, spec.inherit(getattr(own, op), getattr(net, op)), channels, spatial, where)
-
-
-def _shared_operation(
-    op: str, settings: dict[str, Any], channels: int, spatial: bool, where: str
-) -> tuple[str, nn.Module]:
+    settings = spec.inherit(getattr(own, op), getattr(net, op))
     if op == "batch_norm":
         kind: type[nn.Module] = nn.BatchNorm2d if spatial else nn.BatchNorm1d
         return "bn", kind(channels, **settings)
     if op == "lrn":
-        if channels % settings["groups"]:
-            raise UserError(
-                f"{where}: lrn.groups={settings['groups']} does not divide its {channels} channels."
-            )
         return "lrn", LocalResponseNorm(**settings)
     if op == "spatial_norm":
         return "spatial_norm", SpatialResponseNorm(**settings)
@@ -95,10 +84,9 @@ def _shared_operation(
 def _operations(
     ops: list[str], name: str, own: Any, net: spec.AlexNetConfig, channels: int, spatial: bool
 ) -> dict[str, nn.Module]:
-    group = "features" if spatial else "classifier"
     modules: dict[str, nn.Module] = {}
     for op in ops:
-        suffix, module = _operation(op, own, net, channels, spatial, f"model.{group}.{name}")
+        suffix, module = _operation(op, own, net, channels, spatial)
         key = f"{name}_{suffix}"
         modules[key if key not in modules else f"{key}{len(modules)}"] = module
     return modules
@@ -109,14 +97,12 @@ def _operations(
 
 def _features(net: spec.AlexNetConfig) -> tuple[nn.Sequential, int, int]:
     """Return the feature layers, and the channels and side of the last map."""
-    if {"max_pool", "avg_pool"} & set(net.input):
-        raise UserError("model.input cannot pool: pool after conv1, or change model.input_size.")
     modules: dict[str, nn.Module] = _operations(net.input, "input", net, net, net.in_channels, True)
     channels, size = net.in_channels, net.input_size
     sizes = map_sizes(net, net.input_size)
     for name, layer in net.features.items():
         modules |= _operations(layer.before, name, layer, net, channels, True)
-        conv = _convolution(name, layer, channels, size)
+        conv = _convolution(layer, channels, size)
         initialise(conv, name, net.init, hidden=False, std=layer.weight_std, bias=layer.bias_init)
         modules[name] = conv
         channels, size = layer.out_channels, sizes[name]
@@ -124,29 +110,17 @@ def _features(net: spec.AlexNetConfig) -> tuple[nn.Sequential, int, int]:
     return nn.Sequential(OrderedDict(modules)), channels, size
 
 
-def _convolution(name: str, layer: spec.ConvLayer, channels: int, size: int) -> nn.Module:
-    where = f"model.features.{name}"
-    if channels % layer.groups or layer.out_channels % layer.groups:
-        raise UserError(
-            f"{where}.groups={layer.groups} does not divide its {channels} input and {layer.out_channels} "
-            "output channels."
-        )
+def _convolution(layer: spec.ConvLayer, channels: int, size: int) -> nn.Module:
     shape = (layer.kernel_size, layer.stride, layer.padding)
-    if not layer.local:
-        return Conv2d(channels, layer.out_channels, *shape, layer.groups, layer.bias, layer.ceil_mode)
-    if layer.groups != 1 or layer.ceil_mode or layer.before or isinstance(layer.padding, str):
-        raise UserError(
-            f"{where}: a local layer has no groups, ceil_mode, 'same' padding or operations before it."
-        )
-    return LocallyConnected2d(channels, layer.out_channels, size, *shape, bias=layer.bias)
+    if layer.local:
+        return LocallyConnected2d(channels, layer.out_channels, size, *shape, bias=layer.bias)
+    return Conv2d(channels, layer.out_channels, *shape, layer.groups, layer.bias, layer.ceil_mode)
 
 
 def _classifier(net: spec.AlexNetConfig, in_features: int) -> nn.Sequential:
     modules: dict[str, nn.Module] = {}
     last = list(net.classifier)[-1]
     for name, layer in net.classifier.items():
-        if (layer.out_features is None) != (name == last):
-            raise UserError(f"model.classifier.{name}: every layer but the last needs out_features.")
         modules |= _operations(layer.before, name, layer, net, in_features, False)
         out_features = net.num_classes if layer.out_features is None else layer.out_features
         linear = nn.Linear(in_features, out_features, bias=layer.bias)

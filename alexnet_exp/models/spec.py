@@ -130,17 +130,19 @@ def parse(kind: Any, given: Mapping[str, Any], where: str) -> Any:
         where: How the user calls this place, for messages ('model.features.conv2').
 
     Raises:
-        UserError: For a key that `kind` does not have.
+        UserError: For a key that `kind` does not have, or a single value where there are several.
     """
     types = get_type_hints(kind)
     names = [f.name for f in fields(kind) if not f.name.startswith("_")]
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where} must have settings of its own ({', '.join(names)}), not {given!r}.")
     for key in given:
         if key not in names:
             raise UserError(f"{where} has no key {key!r}.{nearest(key, names)} It has {', '.join(names)}.")
-    parsed = {}
-    for key, value in given.items():
-        nested = is_dataclass(types[key]) and isinstance(value, Mapping)
-        parsed[key] = parse(types[key], value, f"{where}.{key}") if nested else value
+    parsed = {
+        key: parse(types[key], value, f"{where}.{key}") if is_dataclass(types[key]) else value
+        for key, value in given.items()
+    }
     return kind(**parsed)
 
 
@@ -173,19 +175,40 @@ def parse_network(config: Mapping[str, Any]) -> AlexNetConfig:
     return parsed
 
 
-def _check(parsed: AlexNetConfig) -> None:
-    """Refuse values that no network has; what depends on neighbouring layers is checked while building."""
-    values.check_network(parsed)
+def _check(net: AlexNetConfig) -> None:
+    """Refuse values that no network has, and layers that do not fit each other; sizes of maps come later."""
+    values.check_network(net)
     for op in SHARED:
-        values.check_operation(f"model.{op}", op, vars(getattr(parsed, op)))
-    for group in ("features", "classifier"):
-        for name, layer in getattr(parsed, group).items():
-            where = f"model.{group}.{name}"
-            values.check_layer(where, layer)
-            for op in SHARED:
-                if op in (*layer.before, *layer.then) and hasattr(layer, op):
-                    settings = inherit(getattr(layer, op), getattr(parsed, op))
-                    values.check_operation(f"{where}.{op}", op, settings)
+        values.check_operation(f"model.{op}", op, vars(getattr(net, op)))
+    _check_towers("model.input", net.input, net, net, net.in_channels)
+    channels = net.in_channels
+    for name, layer in net.features.items():
+        where = f"model.features.{name}"
+        _check_layer(where, layer, net)
+        values.check_convolution(where, layer, channels)
+        _check_towers(where, layer.before, layer, net, channels)
+        channels = layer.out_channels
+        _check_towers(where, layer.then, layer, net, channels)
+    for name, linear in net.classifier.items():
+        where = f"model.classifier.{name}"
+        _check_layer(where, linear, net)
+        values.check_linear(where, linear, last=name == list(net.classifier)[-1])
+
+
+def _check_layer(where: str, layer: ConvLayer | LinearLayer, net: AlexNetConfig) -> None:
+    values.check_layer(where, layer)
+    for op in SHARED:
+        if op in (*layer.before, *layer.then) and hasattr(layer, op):
+            settings = inherit(getattr(layer, op), getattr(net, op))
+            values.check_operation(f"{where}.{op}", op, settings)
+
+
+def _check_towers(
+    where: str, ops: list[str], own: ConvLayer | AlexNetConfig, net: AlexNetConfig, channels: int
+) -> None:
+    groups = inherit(own.lrn, net.lrn)["groups"]
+    if "lrn" in ops and channels % groups:
+        raise UserError(f"{where}: lrn.groups={groups} does not divide its {channels} channels.")
 
 
 def known_keys() -> list[str]:

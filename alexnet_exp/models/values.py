@@ -38,6 +38,7 @@ _NOT_NEGATIVE = _Rule("a number, 0 or more", lambda v: _is_number(v) and v >= 0)
 _POSITIVE = _Rule("a number above 0", lambda v: _is_number(v) and v > 0)
 _SHARE = _Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 _PADDING = _Rule("pixels or same", lambda v: v == "same" or _is_whole(v, 0))
+_SWITCH = _Rule("true or false", lambda v: isinstance(v, bool))
 
 _NETWORK = {
     "input_size": _COUNT,
@@ -51,19 +52,22 @@ _LAYER = {
     "stride": _COUNT,
     "padding": _PADDING,
     "groups": _COUNT,
+    "ceil_mode": _SWITCH,
+    "local": _SWITCH,
+    "bias": _SWITCH,
     "out_features": _COUNT.or_null(),
     "weight_std": _NOT_NEGATIVE.or_null(),
     "bias_init": _NUMBER.or_null(),
 }
 # With alpha below 0, or k = 0 over a dark patch, what is raised to -beta would be 0 or less.
 _NORM = {"alpha": _NOT_NEGATIVE, "beta": _NUMBER, "k": _POSITIVE}
-_POOL = {"kernel_size": _COUNT, "stride": _COUNT, "padding": _PADDING}
+_POOL = {"kernel_size": _COUNT, "stride": _COUNT, "padding": _PADDING, "ceil_mode": _SWITCH}
 _OPERATION = {
-    "lrn": {"size": _COUNT, "groups": _COUNT, **_NORM},
+    "lrn": {"size": _COUNT, "groups": _COUNT, "compiled": _SWITCH, **_NORM},
     "spatial_norm": {"size": _ODD, **_NORM},
     "max_pool": _POOL,
     "avg_pool": _POOL,
-    "batch_norm": {"eps": _POSITIVE, "momentum": _SHARE},
+    "batch_norm": {"eps": _POSITIVE, "momentum": _SHARE, "affine": _SWITCH},
 }
 
 
@@ -76,6 +80,8 @@ def check_network(net: Any) -> None:
     _check("model", vars(net), _NETWORK)
     _check_dropout("model", net.dropout)
     check_words("model.input", net.input)
+    if {"max_pool", "avg_pool"} & set(net.input):
+        raise UserError("model.input cannot pool: pool after conv1, or change model.input_size.")
     if net.dropout_scaling not in DROPOUT_SCALINGS:
         raise UserError(f"model.dropout_scaling must be train or test, not {net.dropout_scaling!r}.")
     if net.init not in INITIALISATIONS:
@@ -97,11 +103,57 @@ def check_layer(where: str, layer: Any) -> None:
     Raises:
         UserError: Names the setting.
     """
-    check_words(where, [*layer.before, *layer.then])
+    for ops in (layer.before, layer.then):
+        check_words(where, ops)
     _check(where, vars(layer), _LAYER)
     _check_dropout(where, layer.dropout)
     _check_rounding(where, vars(layer))
     _check_use(where, layer)
+
+
+def check_convolution(where: str, layer: Any, channels: int) -> None:
+    """Check a convolution against what it is given.
+
+    Args:
+        where: How the user calls the layer.
+        layer: A ConvLayer of `spec`.
+        channels: Of its input.
+
+    Raises:
+        UserError: For groups that do not divide the channels, or what untied weights do not have.
+    """
+    if channels % layer.groups or layer.out_channels % layer.groups:
+        raise UserError(
+            f"{where}.groups={layer.groups} does not divide its {channels} input and {layer.out_channels} "
+            "output channels."
+        )
+    shared = layer.groups != 1 or layer.ceil_mode or layer.before or layer.padding == "same"
+    if layer.local and shared:
+        raise UserError(
+            f"{where}: a local layer has no groups, ceil_mode, 'same' padding or operations before it."
+        )
+
+
+def check_linear(where: str, layer: Any, last: bool) -> None:
+    """Check a fully connected layer against its place.
+
+    Args:
+        where: How the user calls the layer.
+        layer: A LinearLayer of `spec`.
+        last: Whether it gives the logits.
+
+    Raises:
+        UserError: For an operation that needs a map, or out_features at the wrong place.
+    """
+    for op in (*layer.before, *layer.then):
+        if op not in ("relu", "dropout", "batch_norm"):
+            raise UserError(f"{where}: {op} needs a map; it cannot stand beside a fully connected layer.")
+    if last and layer.out_features is not None:
+        raise UserError(
+            f"{where}.out_features={layer.out_features}: the last layer has model.num_classes outputs; set that."
+        )
+    if not last and layer.out_features is None:
+        raise UserError(f"{where}: every layer but the last needs out_features.")
 
 
 def check_operation(where: str, op: str, settings: Mapping[str, Any]) -> None:
@@ -131,8 +183,10 @@ def check_words(where: str, ops: Sequence[str]) -> None:
     """Refuse a word of `before`, `then` or `input` that is no operation.
 
     Raises:
-        UserError: Names the nearest that are.
+        UserError: Names the nearest that are, or says that there must be a list.
     """
+    if not isinstance(ops, list | tuple):
+        raise UserError(f"{where}: operations are a list such as [relu, max_pool], not {ops!r}.")
     for op in ops:
         if op not in OPERATIONS:
             raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn import functional
 
+from alexnet_exp.allocator import usual_limits
 from alexnet_exp.models.layers import LocalResponseNorm
 from alexnet_exp.runs.benchmark_plain import PilImages, PlainLoader, transform_of
 from alexnet_exp.runs.benchmark_subject import Subject, title
@@ -44,6 +45,7 @@ class _Loop:
         self.loader = loader
         self.running_loss = 0.0
 
+    @usual_limits()
     def steps(self, count: int) -> None:
         for images, labels in self.loader.steps(count):
             self.optimizer.zero_grad()

@@ -21,45 +21,52 @@ class _Enough(Exception):
 
 
 class Turns(Callback):
-    """After every `steps` training steps, let the other side take as many; time both.
+    """After every turn of training steps, let the other side take as many; time both.
 
     A turn lasts from the end of one batch to the end of a later one, so it holds everything that `Trainer` does for a
-    step. Turns in which an epoch ended hold more than steps, and are not counted.
+    step. Both begin with a step that is not timed: it finds caches and memory as the other side left them. Turns in
+    which an epoch ended hold more than steps, and are not counted.
 
     Args:
-        other: Takes `steps` steps.
+        other: Takes so many steps.
         steps: In a turn.
         repeats: Turns of each side that are timed.
         wait: For the device.
     """
 
     def __init__(
-        self, other: Callable[[], object], steps: int, repeats: int, wait: Callable[[], None]
+        self, other: Callable[[int], object], steps: int, repeats: int, wait: Callable[[], None]
     ) -> None:
         self.other, self.steps, self.repeats, self.wait = other, steps, repeats, wait
         self.ours: list[float] = []
         self.others: list[float] = []
-        self._taken, self._epoch = 0, -1  # the first turn warms up
-        self._start = 0.0
+        self._taken, self._epoch, self._start = -1, -1, 0.0  # the first turn warms up
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._taken += 1
+        if self._taken == 0:
+            self.wait()
+            self._start = time.perf_counter()
         if self._taken < self.steps:
             return
         self.wait()
-        ours = time.perf_counter() - self._start
-        start = time.perf_counter()
-        self.other()
-        self.wait()
-        now = time.perf_counter()
+        ours, others = time.perf_counter() - self._start, self._others_turn()
         if self._epoch == trainer.current_epoch:
             self.ours.append(ours)
-            self.others.append(now - start)
+            self.others.append(others)
         if len(self.ours) == self.repeats:
             raise _Enough
-        self._taken, self._epoch, self._start = 0, trainer.current_epoch, time.perf_counter()
+        self._taken, self._epoch = -1, trainer.current_epoch
+
+    def _others_turn(self) -> float:
+        self.other(1)
+        self.wait()
+        start = time.perf_counter()
+        self.other(self.steps)
+        self.wait()
+        return time.perf_counter() - start
 
 
 def take_turns(fit: Fit, other: Callable[[int], object], subject: Subject) -> dict[str, dict[str, float]]:
@@ -77,10 +84,10 @@ def take_turns(fit: Fit, other: Callable[[int], object], subject: Subject) -> di
         UserError: If an epoch is too short for a turn.
     """
     batches = len(fit.data.sources["train"]) // fit.data.batch_size
-    steps = min(subject.options["steps"], (batches - 1) // 2)
+    steps = min(subject.options["steps"], batches // 2 - 1)
     if steps < 1:
         raise UserError(f"An epoch of {batches} batches is too short to be measured: lower data.batch_size.")
-    turns = Turns(lambda: other(steps), steps, subject.repeats, waiting(subject.device))
+    turns = Turns(other, steps, subject.repeats, waiting(subject.device))
     # One row in every turn: more often than in a run, never less.
     fit.trainer.log_every_n_steps = min(fit.trainer.log_every_n_steps, steps)
     fit.trainer.callbacks.append(turns)

@@ -18,8 +18,9 @@ NAMED_GROUPS = ("experiment", "model", "data", "augment", "optimizer", "schedule
 
 def choices(run: Run) -> dict[str, str]:
     """Return the file of each group that a run was composed from, as far as its overrides and conf/ tell."""
-    typed = {key: value for key, value in _typed(run) if key in NAMED_GROUPS}
-    names = dict(_primary()) | dict(_chosen("experiment", typed.get("experiment", "none"))) | typed
+    typed = {key: value for key, value in _typed(run) if key in (*NAMED_GROUPS, "sweep")}
+    names = dict(_primary()) | dict(_chosen("sweep", typed.pop("sweep", "none")))
+    names |= dict(_chosen("experiment", typed.get("experiment", "none"))) | typed
     if "augment" not in typed:
         names |= dict(_chosen("data", names.get("data", "none")))
     return {group: names[group] for group in NAMED_GROUPS if group in names}

@@ -110,9 +110,8 @@ def _save(part: Any, name: str) -> str:
     """Save a workspace or report, and return its address."""
     try:
         part.save()
-    except (
-        Exception
-    ) as error:  # of wandb, its HTTP client or the server: whatever it is, the user can only read it
+    except Exception as error:
+        # Of wandb, its HTTP client or the server: whatever it is, the user can only read it.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"W&B did not take the {name}: {reason}") from error
     return str(part.url)

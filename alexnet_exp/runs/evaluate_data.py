@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from alexnet_exp.config.checks import check_recorded
 from alexnet_exp.data.cache import DecodedSource
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.data.pipeline import Pipeline
@@ -43,6 +44,7 @@ def open_data(
     if "stored_size" in keys:
         keys["stored_size"] = recorded["stored_size"]
     keys["batch_size"] = settings["batch_size"] or config["data"]["batch_size"]
+    check_recorded({"data": keys, "augment": config["augment"]}, ["data", "augment"], "The checkpoint")
     # The mean image comes from the checkpoint; these images may be others.
     augment = {**config["augment"], "mean_image": "none"}
     data: ImageData = build(keys, augment=augment, seed=config["seed"])

@@ -20,14 +20,14 @@ from torch import Tensor
 from alexnet_exp.data.loaders import Batch
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.errors import UserError
-from alexnet_exp.inference import network_of
 from alexnet_exp.runs.evaluate_data import check_images, choose_split, image_names, open_data
 from alexnet_exp.runs.evaluate_scores import TOP, Table, calibration_error, ensemble
 from alexnet_exp.tracking.log import quiet_lightning
 from alexnet_exp.training.automatic import compile_network, use_fast_matmul
 from alexnet_exp.training.callbacks import Bar
-from alexnet_exp.training.checkpoints import read_checkpoint
 from alexnet_exp.training.classifier import ImageClassifier
+from alexnet_exp.training.reading import read_checkpoint
+from alexnet_exp.training.rebuild import network_of
 
 
 class Recorder(ImageClassifier):

@@ -167,7 +167,7 @@ def _print_classes(console: Console, rows: list[dict[str, Any]]) -> None:
     for name in ("images", "precision", "recall"):
         grid.add_column(name, justify="right")
     for row in shown:
-        shares = ("" if row[key] is None else f"{row[key]:.1%}" for key in ("precision", "recall"))
+        shares = ("–" if row[key] is None else f"{row[key]:.1%}" for key in ("precision", "recall"))
         grid.add_row(Text(printable(row["class"])), f"{row['images']:,}", *shares)
     console.print(grid, highlight=False, soft_wrap=False)
     if cut:

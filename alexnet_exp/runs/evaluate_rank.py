@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from alexnet_exp.allocator import keep_freed_memory
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.log import logging_to
 from alexnet_exp.training.devices import die_with_parent
@@ -15,6 +16,7 @@ from alexnet_exp.training.devices import die_with_parent
 def main() -> int:
     run_dir, parent = Path(sys.argv[1]), int(sys.argv[2])
     die_with_parent(parent)
+    keep_freed_memory()
     from alexnet_exp.runs import evaluate_members as heavy
     from alexnet_exp.tracking.run_directory import RunDirectory
 

@@ -62,11 +62,8 @@ def figures(config: dict[str, Any], overrides: list[str], run_dir: Path, command
     settings = check_settings(config, overrides)
     from alexnet_exp.runs.figures_subject import open_subject
 
-    started, console, run = (
-        time.perf_counter(),
-        Console(soft_wrap=True, highlight=False),
-        RunDirectory(run_dir),
-    )
+    started = time.perf_counter()
+    console, run = Console(soft_wrap=True, highlight=False), RunDirectory(run_dir)
     subject = open_subject(settings)
     with run.lock():
         if (run.path / "result.json").exists():

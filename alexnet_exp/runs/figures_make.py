@@ -96,20 +96,16 @@ def weight_histograms(subject: Subject) -> Figure:
         if weight.ndim > 1:
             values = weight.detach().float().cpu().numpy()
             shape = " × ".join(map(str, values.shape))
-            short = (
-                name.removesuffix(".weight").split(".", 1)[-1]
-                if _is_ours(name)
-                else name.removesuffix(".weight")
-            )
-            histograms.append(
-                histogram(short, values, f"{shape}, mean {values.mean():.2g}, sd {values.std():.2g}")
-            )
+            note = f"{shape}, mean {values.mean():.2g}, sd {values.std():.2g}"
+            histograms.append(histogram(_layer_name(name), values, note))
     text = "The weights of each layer; counts are on a logarithmic scale."
     return Figure("weight_histograms", (histograms,), text)
 
 
-def _is_ours(parameter: str) -> bool:
-    return parameter.startswith(("features.", "classifier."))
+def _layer_name(parameter: str) -> str:
+    """Turn features.conv1.weight into conv1; a ResNet's layer1.0.conv1.weight into layer1.0.conv1."""
+    name = parameter.removesuffix(".weight")
+    return name.removeprefix("features.").removeprefix("classifier.")
 
 
 def grad_cam(subject: Subject) -> Figure:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from alexnet_exp.data.loaders import Batch
 from alexnet_exp.data.module import ImageData
-from alexnet_exp.inference import choose_device, network_of, resolve_checkpoint
+from alexnet_exp.inference import choose_device, resolve_checkpoint
 from alexnet_exp.runs.evaluate_data import check_images, choose_split, open_data
 from alexnet_exp.tracking.figure_data import Guess, Picture
-from alexnet_exp.training.checkpoints import read_checkpoint
+from alexnet_exp.training.reading import read_checkpoint
+from alexnet_exp.training.rebuild import network_of
 
 TOP = 5
 

@@ -21,12 +21,15 @@ from alexnet_exp.models.summary import LayerRow, layer_table
 from alexnet_exp.targets import build
 from alexnet_exp.tracking.log import log, quiet_lightning
 from alexnet_exp.tracking.metrics_csv import MetricsCSV
+from alexnet_exp.tracking.redact import redact
+from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.training.automatic import compile_network, settle, use_fast_matmul
 from alexnet_exp.training.callbacks import Bar, SameBatches, StepLog, StopUnsaved, print_summary
 from alexnet_exp.training.checkpoints import AtomicCheckpointIO, BestAndLast
 from alexnet_exp.training.classifier import ImageClassifier
 from alexnet_exp.training.devices import device_type
-from alexnet_exp.training.restore import check_same_network, load_weights, read_for
+from alexnet_exp.training.reading import checkpoints_before, read_checkpoint
+from alexnet_exp.training.restore import check_same_network, load_weights, put_in_place, read_latest
 from alexnet_exp.training.stopping import training_loop
 
 OUR_CALLBACKS = (
@@ -108,7 +111,7 @@ def assemble(
         config["scheduler"],
         config["label_smoothing"],
         config["seed"],
-        embed={"config": config, "preprocessing": data.preprocessing()},
+        embed={"config": redact(config), "preprocessing": data.preprocessing()},
         channels_last=config["channels_last"],
     )
     size = config["model"].get("input_size", config["data"]["image_size"])
@@ -128,7 +131,7 @@ def assemble(
 def _checkpoint(settings: Mapping[str, Any], run_dir: Path) -> BestAndLast | None:
     if not settings["enabled"]:
         return None
-    arguments = {k: v for k, v in settings.items() if k != "enabled"}
+    arguments = {k: v for k, v in settings.items() if k not in ("enabled", "keep_last")}
     return BestAndLast(run_dir / "checkpoints", **arguments)
 
 
@@ -172,7 +175,9 @@ def _trainer(
             enable_progress_bar=chosen["progress_bar"]["enabled"],
             enable_model_summary=False,
             use_distributed_sampler=False,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[
+                AtomicCheckpointIO(chosen["checkpoint"].get("keep_last", 2))
+            ],  # runs of before have none
         )
         # Lightning's handler of SIGTERM calls a collective operation from inside the signal, and ranks hang on it.
         trainer._signal_connector.register_signal_handlers = lambda: None
@@ -205,18 +210,20 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
         UserError: If a checkpoint cannot be read or is of another network.
     """
     config = fit.config
-    own = run_dir / "checkpoints" / "last.ckpt"
-    source = own if config["resume"] and own.exists() else config["ckpt"]
-    if not source:
+    own = RunDirectory(run_dir).last_checkpoint
+    goes_on = config["resume"] and (own.exists() or checkpoints_before(own))
+    if not goes_on and not config["ckpt"]:
         if config["weights"] != "none":
             log.info(load_weights(fit.classifier, config["weights"]))
         _truncate_metrics(fit, -1)
         return None
-    path, checkpoint = read_for(source, "last.ckpt")
+    path, checkpoint = read_latest(run_dir if goes_on else config["ckpt"])
     check_same_network(fit.classifier, checkpoint, path)
-    if source != own:
+    if not goes_on:
         _check_more_to_do(config["trainer"], checkpoint, path)
-    _truncate_metrics(fit, checkpoint["global_step"] if source == own else -1)
+    elif path != own and fit.trainer.is_global_zero:
+        put_in_place(path, own)
+    _truncate_metrics(fit, checkpoint["global_step"] if goes_on else -1)
     return path
 
 
@@ -245,9 +252,7 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
     with _cpu_threads(trainer):
         try:
             with training_loop():
-                trainer.fit(
-                    fit.classifier, datamodule=data, ckpt_path=str(ckpt_path) if ckpt_path else None
-                )
+                trainer.fit(fit.classifier, datamodule=data, ckpt_path=str(ckpt_path) if ckpt_path else None)
         except ValueError as error:  # known only once the batches are counted
             if "`val_check_interval`" in str(error):
                 raise UserError("trainer.val_check_interval: " + " ".join(str(error).split())) from error
@@ -267,7 +272,7 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
         # The first rank decides: ranks that something else has started may have another directory.
         chosen = trainer.strategy.broadcast(str(best_path) if found else "")
         if chosen:
-            _, best = read_for(chosen, "best.ckpt")
+            best = read_checkpoint(chosen)
             fit.classifier.load_state_dict(best["state_dict"])
         trainer.test(fit.classifier, datamodule=data, verbose=False)
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from alexnet_exp.config.command_line import resumed_directory
 from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.errors import UserError
 from alexnet_exp.targets import check_trust
+from alexnet_exp.tracking.redact import REDACTED
 from alexnet_exp.tracking.run_directory import RunDirectory
 
 # A resumed run is the same experiment: these decide what is trained, and stay as they were.
@@ -20,6 +22,9 @@ _FIXED = (
 _MAY_CHANGE = (
     "data.data_dir", "data.root", "data.download", "data.num_workers", "data.cache", "data.cache_dir", "data.verify",
 )  # fmt: skip
+_GROUPS = ("model", "data", "augment", "optimizer", "scheduler", "trainer", "callbacks", "paths")
+# What a run writes down: settings, never a flag, nor what Hydra itself would act upon.
+_SETTING = re.compile(r"(?!hydra\b)[+~]{0,2}(?!hydra\b)[A-Za-z_][\w./@-]*(=.*)?", re.DOTALL)
 _GONE = object()  # the value of a setting that the changed settings no longer have
 
 
@@ -52,7 +57,7 @@ def resumed_arguments(arguments: list[str]) -> list[str]:
     if not (Path(directory) / "overrides.yaml").exists() or set(typed) <= {"resume", "hydra.run.dir"}:
         return arguments
     # What to trust is for the user to say now, never for the directory.
-    kept = [o for o in RunDirectory(directory).overrides() if _key(o) not in typed and _key(o) != "trust"]
+    kept = [o for o in _overrides(RunDirectory(directory)) if _key(o) not in typed and _key(o) != "trust"]
     return [*kept, *arguments]
 
 
@@ -77,17 +82,21 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
     if not (run.path / "config.yaml").exists():
         return config, overrides
     saved = run.config()
+    if not all(isinstance(saved.get(group), dict) for group in _GROUPS):
+        raise UserError(f"{run.path / 'config.yaml'} does not hold the settings of a run.")
     check_trust(saved, config["trust"], f"{run.path}: config")
-    first = [o for o in run.overrides() if _key(o) not in ("resume", "trust")]
+    first = [o for o in _overrides(run) if _key(o) not in ("resume", "trust")]
     new = [o for o in overrides if o not in first and _key(o) != "resume"]
-    changed = _changes(first, config) if new else set()
-    _check_same_experiment(changed, new, run.path)
+    changed = _changes(first, config, f"{run.path}: overrides") if new else set()
+    hidden = {key for key, value in _flat(saved).items() if REDACTED in str(value)}
+    _check_same_experiment(changed - hidden, new, run.path)
     for key in changed:
         group, _, last = key.partition(".")
         if group in _FIXED:
             saved[group][last] = config[group][last]
         else:  # as a whole: a logger may have gone
             saved[group] = config[group]
+    _check_nothing_hidden(saved, run.path)
     result = run.result()
     if result and result["status"] == "finished" and not _goes_on(saved, result):
         print(f"{run.path} has already finished; nothing to do.")
@@ -95,6 +104,28 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
     saved["resume"] = str(run.path)
     again = {_key(o) for o in new}
     return saved, [*(o for o in first if _key(o) not in again), *new]
+
+
+def _overrides(run: RunDirectory) -> list[str]:
+    """Read what a run was started with; it goes to Hydra, and Hydra would start what some settings name.
+
+    Raises:
+        UserError: If the file holds something else than settings of a run.
+    """
+    overrides = run.overrides()
+    for override in overrides:
+        if not isinstance(override, str) or not _SETTING.fullmatch(override):
+            raise UserError(f"{run.path / 'overrides.yaml'} holds {override!r}, which no run writes there.")
+    return overrides
+
+
+def _check_nothing_hidden(config: dict[str, Any], run: Path) -> None:
+    """Refuse a run whose own class would be given the mark of a secret that was not written down."""
+    for key, value in _flat({group: config[group] for group in _GROUPS}).items():
+        if REDACTED in str(value):
+            raise UserError(
+                f"{key} of {run} was a secret, which is not written down: type {key}=VALUE again."
+            )
 
 
 def _key(override: str) -> str:
@@ -110,9 +141,15 @@ def _check_same_experiment(changed: set[str], new: list[str], run: Path) -> None
             )
 
 
-def _changes(first: list[str], config: dict[str, Any]) -> set[str]:
-    """Return the dotted keys in which settings differ from those of the run's own overrides."""
-    before, after = _flat(plain(compose("train", first))), _flat(config)
+def _changes(first: list[str], config: dict[str, Any], where: str) -> set[str]:
+    """Return the dotted keys in which settings differ from those of the run's own overrides.
+
+    Raises:
+        UserError: If these name a class that is neither of this package nor trusted.
+    """
+    own = plain(compose("train", first))
+    check_trust(own, config["trust"], where)
+    before, after = _flat(own), _flat(config)
     return {key for key in before | after if before.get(key, _GONE) != after.get(key, _GONE)} - {
         "resume",
         "trust",

@@ -156,7 +156,12 @@ class _Session:
             close_loggers(self.loggers, self.fit, 0 if status == "finished" else 1)
         with _reported("The report could not be written"):
             make_report(self.run, self.fit, result)
-        self.run.write_result(result)
+        try:
+            self.run.write_result(result)
+        except UserError as problem:
+            if error is None:
+                raise
+            log.warning("%s", problem)  # what ended the run is the thing to say
         return result
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -17,10 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.sweeps.process import end_orphan, forget, remember
 from alexnet_exp.tracking.run_directory import RunDirectory
 
 PROGRAM = [sys.executable, "-m", "alexnet_exp.sweeps.job"]
 OUTPUT = "output.log"  # what a job printed
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
 
 
@@ -58,8 +62,9 @@ class Job:
         return shlex.join(["alexnet-exp", "train", *self.arguments])
 
     def start(self, environment: Mapping[str, str]) -> None:
-        """Start the process; what it prints goes to output.log."""
+        """Start the process; what it prints goes to output.log. One that an earlier sweep left here is ended first."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        end_orphan(self.directory)
         self.state, self.tries, self.started = RUNNING, self.tries + 1, time.time()
         with open(self.directory / OUTPUT, "ab") as output:
             self.process = subprocess.Popen(
@@ -70,6 +75,7 @@ class Job:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches the sweep alone, which then ends its jobs
             )
+        remember(self.directory, self.process.pid)
 
     def poll(self) -> bool:
         """Look whether the process has ended, and note how."""
@@ -77,6 +83,7 @@ class Job:
         code = self.process.poll()
         if code is None:
             return False
+        forget(self.directory)
         result = self.result()
         if code == 0 and result and result.get("status") == "finished":
             self.state = FINISHED
@@ -88,8 +95,17 @@ class Job:
         """Read its result.json; None without a whole one."""
         try:
             return RunDirectory(self.directory).result()
-        except (OSError, json.JSONDecodeError):
+        except UserError:
             return None
+
+    def max_epochs(self) -> int | None:
+        """Return how many epochs it trains, once its settings are written and say so."""
+        try:
+            text = (self.directory / "config.yaml").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        epochs = yaml.load(text, _LOADER)["trainer"]["max_epochs"]
+        return epochs if isinstance(epochs, int) and epochs > 0 else None
 
     def killed(self) -> bool:
         """Whether something outside ended it: no fault of the settings or the code."""
@@ -121,13 +137,15 @@ class Job:
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+            forget(self.directory)
 
 
 def main() -> int:
-    from alexnet_exp.cli import main as command_line
     from alexnet_exp.training.devices import die_with_parent
 
-    die_with_parent(int(sys.argv[1]))
+    die_with_parent(int(sys.argv[1]))  # ahead of all that takes time
+    from alexnet_exp.cli import main as command_line
+
     return command_line(["train", *sys.argv[2:]])
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,28 @@ def launch(
         jobs = record.jobs(job_overrides, first, job_flags(config))
         console = Console(soft_wrap=True)
         pool = Pool(jobs, settings, Resources.of_this_machine(config, settings), Table(jobs, console))
-        pool.run()
+        with saying_how_to_go_on(directory, console):
+            pool.run()
         if any(job.result() for job in jobs):
             print_table(summarise(directory))
             console.print(f"page:            {directory / 'compare.html'}", highlight=False)
     failed = [job for job in jobs if job.state != FINISHED]
     console.print(f"sweep directory: {directory}", highlight=False)
     return [_returned(job, len(failed), len(jobs)) for job in jobs]
+
+
+@contextlib.contextmanager
+def saying_how_to_go_on(directory: Path, console: Console) -> Iterator[None]:
+    """Tell whoever ends a sweep how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(
+            f"The sweep goes on with the same command and sweep.resume={directory}",
+            highlight=False,
+            markup=False,
+        )
+        raise
 
 
 _OF_THE_SWEEP = (
@@ -138,7 +154,7 @@ class Pool:
             raise
         finally:
             signal.signal(signal.SIGTERM, before)
-            for job in self._in("running"):
+            for job in self._in(RUNNING):
                 job.kill()
 
     def _step(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from pathlib import Path
 
 from optuna.study import StudyDirection
@@ -40,8 +41,8 @@ def write_sweep_page(trials: Trials, command: str | None) -> Path:
     sections = [
         _header(trials),
         section("Best trial", _best(trials, command) if command else None),
-        section("History", history and _picture(history, "Value of each trial")),
-        section("Importance", importance and _picture(importance, "Importance of each setting")),
+        section("History", _picture(history, "Value of each trial")),
+        section("Importance", _picture(importance, "Importance of each setting")),
         section("Trials", _table(trials)),
     ]
     path = trials.directory / "sweep.html"
@@ -73,7 +74,9 @@ def _best(trials: Trials, command: str) -> Html:
     return tag("div", tag("dl", *rows, class_="facts"), figure, body)
 
 
-def _picture(path: Path, alt: str) -> Html:
+def _picture(path: Path | None, alt: str) -> Html | None:
+    if path is None:
+        return None
     source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
     return tag("img", src=source, alt=alt, class_="sheet")
 
@@ -86,7 +89,7 @@ def _table(trials: Trials) -> Html:
     return tag("div", table, class_="scroll")
 
 
-def _order(trials: Trials):  # type: ignore[no-untyped-def]
+def _order(trials: Trials) -> Callable[[FrozenTrial], tuple[int, float, int]]:
     """Sort finished trials first, the best at the top."""
     sign = 1.0 if trials.study.direction == StudyDirection.MINIMIZE else -1.0
     places = list(_STATES)

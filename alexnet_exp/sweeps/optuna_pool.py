@@ -11,6 +11,7 @@ from rich.console import Console
 
 from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, WAITING, Job
 from alexnet_exp.sweeps.launch import Pool
+from alexnet_exp.sweeps.optuna_owners import BEAT_SECONDS
 from alexnet_exp.sweeps.optuna_space import as_overrides
 from alexnet_exp.sweeps.optuna_trials import PRUNED, TrialJob, Trials
 from alexnet_exp.sweeps.resources import Resources
@@ -35,7 +36,7 @@ class TrialTable(Table):
     def ended(self, job: Job) -> None:
         """Say how a trial has ended."""
         if job.state == PRUNED:
-            self._say(f"job {job.number} pruned: {self._best(job)}")
+            self.say(f"job {job.number} pruned: {self._best(job)}")
         else:
             super().ended(job)
 
@@ -48,6 +49,7 @@ class TrialTable(Table):
         return " ".join(as_overrides(job.trial.params))
 
     def _best(self, job: Job) -> str:
+        assert isinstance(job, TrialJob)
         value = self.trials.value(job)
         return "" if value is None else f"{self.trials.metric} {value:.4f}"
 
@@ -68,6 +70,7 @@ class TrialPool(Pool):
         jobs: list[Job] = list(trials.unfinished())
         super().__init__(jobs, settings, resources, TrialTable(trials, jobs, console))
         self.trials = trials
+        self._looks_after = 0.0  # when it is due, by the monotonic clock
 
     def run(self) -> None:
         """Run trials until the study has as many as it is to have."""
@@ -76,6 +79,7 @@ class TrialPool(Pool):
         super().run()
 
     def _step(self) -> bool:
+        self._look_after()
         wanted = self.resources.free and not self.stopping and not self._in(WAITING)
         if wanted and self.trials.left():
             self.jobs.append(self.trials.ask())
@@ -83,6 +87,14 @@ class TrialPool(Pool):
         for job in self._in(RUNNING):
             self._watch(job)
         return going_on or bool(not self.stopping and self.trials.left())
+
+    def _look_after(self) -> None:
+        if time.monotonic() < self._looks_after:
+            return
+        self._looks_after = time.monotonic() + BEAT_SECONDS
+        ours = [j for j in self.jobs if isinstance(j, TrialJob) and j.state in (RUNNING, WAITING)]
+        for number in self.trials.look_after(ours):
+            self.table.say(f"trial {number} is given up: the sweep that ran it is gone")
 
     def _watch(self, job: Job) -> None:
         assert isinstance(job, TrialJob)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from rich.console import Console
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.compare import summarise
 from alexnet_exp.runs.compare_output import print_table
-from alexnet_exp.sweeps.launch import check_settings, job_flags, typed_settings
+from alexnet_exp.sweeps.job import FAILED
+from alexnet_exp.sweeps.launch import check_settings, job_flags, saying_how_to_go_on, typed_settings
 from alexnet_exp.sweeps.optuna_page import write_sweep_page
 from alexnet_exp.sweeps.optuna_pool import TrialPool
 from alexnet_exp.sweeps.optuna_space import Space, as_overrides, read_space
-from alexnet_exp.sweeps.optuna_study import check_sweeper, num_trials, open_study
+from alexnet_exp.sweeps.optuna_study import STORAGE, check_sweeper, num_trials, open_study
 from alexnet_exp.sweeps.optuna_trials import Trials
 from alexnet_exp.sweeps.record import SweepRecord
 from alexnet_exp.sweeps.resources import Resources
+from alexnet_exp.tracking.redact import redact
 
 _LAUNCHER = "alexnet_exp_plugins.ProcessesLauncher"
 
@@ -55,17 +58,25 @@ def search(
     space = read_space([o for o in overrides if o.key_or_group != "sweep.resume"])
     validate(space.examples())
     directory = Path(str(config.hydra.sweep.dir)).absolute()
-    record = SweepRecord(directory)
+    record, console = SweepRecord(directory), Console(soft_wrap=True)
     with record.lock(), _quiet():
         record.begin(typed_settings(config), bool(OmegaConf.select(config, "sweep.resume")))
         study = open_study(settings, space, directory, _max_epochs(config))
-        trials = Trials(
-            study, space, settings["metric"], num_trials(settings, space), directory, job_flags(config)
-        )
-        console = Console(soft_wrap=True)
-        TrialPool(trials, launcher, Resources.of_this_machine(config, launcher), console).run()
+        record.keep("study", redact(f"{settings['storage'] or STORAGE} {study.study_name}"))
+        count, own = num_trials(settings, space), settings["storage"] is None
+        trials = Trials(study, space, settings["metric"], count, directory, job_flags(config), own)
+        pool = TrialPool(trials, launcher, Resources.of_this_machine(config, launcher), console)
+        with saying_how_to_go_on(directory, console):
+            pool.run()
         _conclude(trials, console)
     console.print(f"sweep directory: {directory}", highlight=False)
+    _check_outcome(pool, study)
+
+
+def _check_outcome(pool: TrialPool, study: optuna.Study) -> None:
+    if pool.stopping:
+        job = next(job for job in pool.jobs if job.state == FAILED)
+        raise UserError(f"hydra.launcher.on_failure=stop: {job.directory} failed: {job.why}")
     if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         raise UserError(_nothing(study))
 
@@ -76,13 +87,13 @@ def _plain(settings: Any) -> dict[str, Any]:
     return {str(key): value for key, value in values.items() if key != "_target_"}
 
 
-class _quiet(warnings.catch_warnings):
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     """Keep back what Optuna says of itself: a line for each trial, and which parts of it are new."""
-
-    def __enter__(self) -> None:  # type: ignore[override]
-        super().__enter__()
+    with warnings.catch_warnings():
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=ExperimentalWarning)
+        yield
 
 
 def _max_epochs(config: DictConfig) -> int | None:

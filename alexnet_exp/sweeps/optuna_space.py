@@ -106,7 +106,7 @@ def _some(distribution: BaseDistribution) -> list[Any]:
 
 def _distribution(override: Override) -> BaseDistribution:
     key, value = override.get_key_element(), override.value()
-    tags = getattr(value, "tags", set())
+    tags: set[str] = getattr(value, "tags", set())
     if unknown := tags - {"log"}:
         raise UserError(f"{key}: the tag {min(unknown)} means nothing here; log is the only one.")
     if override.is_choice_sweep():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import random
@@ -28,9 +29,9 @@ _RULES = {
     "n_trials": at_least(1),
     "metric": metric,
     "sampler": text,
-    "sampler_arguments": _MAP,
+    "sampler_arguments": _MAP | null,
     "pruner": text,
-    "pruner_arguments": _MAP,
+    "pruner_arguments": _MAP | null,
     "seed": at_least(0) | null,
     "storage": text | null,
     "study_name": text | null,
@@ -75,6 +76,8 @@ def open_study(
     """
     own = settings["storage"] is None
     name = settings["study_name"] or ("study" if own else directory.name)
+    if own:
+        _heal(directory / STORAGE)
     storage = _open_storage(str(directory / STORAGE) if own else settings["storage"])
     direction = "minimize" if lower_is_better(settings["metric"]) else "maximize"
     study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
@@ -103,6 +106,14 @@ def _open_storage(where: str) -> BaseStorage:
     except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"hydra.sweeper.storage cannot be opened: {first}") from error
+
+
+def _heal(journal: Path) -> None:
+    """Take away what a kill may leave of a journal that no other process uses: its lock, and half a line."""
+    with contextlib.suppress(FileNotFoundError):
+        journal.with_name(f"{journal.name}.lock").unlink()
+    if journal.exists() and not (text := journal.read_bytes()).endswith(b"\n"):
+        os.truncate(journal, text.rfind(b"\n") + 1)
 
 
 def _check_fits(study: optuna.Study, metric_name: str, space: Space) -> None:
@@ -142,18 +153,19 @@ def _named(name: str, kind: str) -> type[Any]:
 
 def _sampler(settings: Mapping[str, Any], space: Space, seed: int | None) -> optuna.samplers.BaseSampler:
     chosen = _named(settings["sampler"], "sampler")
-    offered = {"seed": seed, "constant_liar": True}  # trials that run count as bad ones: no two search one place
+    # Trials that run count as bad ones: no two search one place.
+    offered: dict[str, Any] = {"seed": seed, "constant_liar": True}
     if "search_space" in inspect.signature(chosen).parameters:
         values = {key: enumerated(d) for key, d in space.distributions.items()}
         if endless := [key for key, v in values.items() if v is None]:
             raise UserError(f"hydra.sweeper.sampler=grid needs a range or choices for {', '.join(endless)}.")
         offered["search_space"] = values
-    return _made(chosen, "sampler", offered, settings["sampler_arguments"])
+    return _made(chosen, "sampler", offered, settings["sampler_arguments"] or {})
 
 
 def _pruner(settings: Mapping[str, Any], max_epochs: int | None) -> optuna.pruners.BasePruner:
     offered = {} if max_epochs is None else {"max_resource": max_epochs}
-    return _made(_named(settings["pruner"], "pruner"), "pruner", offered, settings["pruner_arguments"])
+    return _made(_named(settings["pruner"], "pruner"), "pruner", offered, settings["pruner_arguments"] or {})
 
 
 def _made(chosen: type[Any], kind: str, offered: dict[str, Any], given: Mapping[str, Any]) -> Any:

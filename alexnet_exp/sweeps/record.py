@@ -64,6 +64,19 @@ class SweepRecord:
             )
         return None
 
+    def keep(self, key: str, value: str) -> None:
+        """Remember a value that the whole sweep shares.
+
+        Raises:
+            UserError: If another is remembered: two studies must not mix in one directory.
+        """
+        if self.content.setdefault(key, value) != value:
+            raise UserError(
+                f"{self.directory} holds trials of another {key}, {self.content[key]}: name that one, "
+                "or choose another hydra.sweep.dir."
+            )
+        self._write()
+
     def jobs(self, job_overrides: list[list[str]], first: int, flags: list[str]) -> list[Job]:
         """Find each job's directory: its overrides tell which it is, not its number.
 

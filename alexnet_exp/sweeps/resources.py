@@ -48,6 +48,9 @@ class Resources:
             return None
         self.free -= 1
         environment = {**os.environ, **dict.fromkeys(_THREADS, str(self.threads))}
+        environment.pop(
+            "HYDRA_FULL_ERROR", None
+        )  # the command line sets it for itself; train.log has the traceback
         environment.setdefault("WANDB_RUN_GROUP", self.sweep)
         if self._with_gpus:
             job.devices = self.groups.pop(0)

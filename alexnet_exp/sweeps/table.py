@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table as RichTable
 
 from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, Job
-from alexnet_exp.tracking.metrics_csv import read_metrics
+from alexnet_exp.tracking.records import read_rows
 
 _LAST_LINES = 5
 _READ_SECONDS = 1.0
@@ -31,13 +29,14 @@ class Table:
         self.jobs, self.console = jobs, console
         self._live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
         self._read = 0.0
+        self._before: dict[int, int] = {}  # epochs that a job had finished when it started
         shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
         self._names = {
             job.number: " ".join(o for o in job.overrides if o not in shared) or "-" for job in jobs
         }
 
     def __enter__(self) -> Table:
-        self._say(self._opening())
+        self.say(self._opening())
         if self._live is not None:
             self._live.__enter__()
         return self
@@ -52,17 +51,18 @@ class Table:
     def started(self, job: Job) -> None:
         """Say that a job has started, and with which command."""
         again = " again" if job.tries > 1 else ""
-        self._say(f"job {job.number} starts{again}: {job.command}")
+        self._before[job.number] = _epochs(_metrics(job))
+        self.say(f"job {job.number} starts{again}: {job.command}")
 
     def ended(self, job: Job) -> None:
         """Say how a job has ended, and show the last lines of one that failed."""
         if job.state == FINISHED:
-            self._say(f"job {job.number} finished: {self._best(job)}")
+            self.say(f"job {job.number} finished: {self._best(job)}")
             return
-        self._say(f"job {job.number} failed: {job.why}")
+        self.say(f"job {job.number} failed: {job.why}")
         if not (job.result() or {}).get("error"):  # it could not say what was wrong
             for line in job.last_lines(_LAST_LINES):
-                self._say(f"    {line}")
+                self.say(f"    {line}")
 
     def _opening(self) -> str:
         done = sum(job.state == FINISHED for job in self.jobs)
@@ -78,7 +78,8 @@ class Table:
             self._read = now
             self._live.update(self._drawn())
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line above the table."""
         self.console.print(text, highlight=False, markup=False)
 
     def _drawn(self) -> RichTable:
@@ -95,12 +96,10 @@ class Table:
         rows = _metrics(job)
         if not rows:
             return "", "", ""
-        done = int(max(row.get("epoch", 0) for row in rows))
-        wanted = _max_epochs(job) if job.state == RUNNING else None
-        left = ""
-        if wanted and done and job.started:
-            # The time before this try's start counts for nothing; epochs before it are the same to every estimate.
-            left = _minutes((time.time() - job.started) / done * (wanted - done)) if job.tries == 1 else ""
+        done, wanted = _epochs(rows), job.max_epochs() if job.state == RUNNING else None
+        new, left = done - self._before.get(job.number, 0), ""
+        if wanted and new > 0:
+            left = _minutes((time.time() - job.started) / new * (wanted - done))
         return f"{done}/{wanted}" if wanted else str(done), self._best(job), left
 
     def _best(self, job: Job) -> str:
@@ -113,18 +112,13 @@ class Table:
 
 def _metrics(job: Job) -> list[dict[str, float]]:
     try:
-        return read_metrics(job.directory / "metrics.csv")
+        return read_rows(job.directory / "metrics.csv")
     except FileNotFoundError:
         return []
 
 
-def _max_epochs(job: Job) -> int | None:
-    try:
-        config: dict[str, Any] = yaml.safe_load((job.directory / "config.yaml").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    epochs = config["trainer"]["max_epochs"]
-    return epochs if isinstance(epochs, int) and epochs > 0 else None
+def _epochs(rows: list[dict[str, float]]) -> int:
+    return int(max((row.get("epoch", 0) for row in rows), default=0))
 
 
 def _minutes(seconds: float) -> str:

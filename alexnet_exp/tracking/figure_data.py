@@ -36,6 +36,11 @@ class Neighbours:
     found: list[tuple[Picture, float]]
 
 
+def three_digits(distance: float) -> str:
+    """Return 0.05 as '0.0500' and 1 as '1.00': distances stand side by side."""
+    return f"{distance:#.3g}".rstrip(".")
+
+
 @dataclass
 class Heat:
     """What in an image speaks for a class.

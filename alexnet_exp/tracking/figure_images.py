@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 
 from alexnet_exp.tracking.figure_canvas import page, show
-from alexnet_exp.tracking.figure_data import ClassMistakes, Guess, Heat, Neighbours
+from alexnet_exp.tracking.figure_data import ClassMistakes, Guess, Heat, Neighbours, three_digits
 from alexnet_exp.tracking.figures import INK, MUTED, TRAIN, VAL, plain
 
 COLUMNS = 4
@@ -53,11 +53,8 @@ def draw_neighbours(rows: list[Neighbours], path: Path) -> None:
             _title(line[0], row.picture.label, INK, "bold")
             for cell, (picture, distance) in zip(line[1:], row.found, strict=False):
                 show(cell, picture.image)
-                _title(
-                    cell,
-                    f"{plain(picture.label, 12)} · {distance:.3g}",
-                    TRAIN if picture.label == row.picture.label else VAL,
-                )
+                text = f"{plain(picture.label, 12)} · {three_digits(distance)}"
+                _title(cell, text, TRAIN if picture.label == row.picture.label else VAL)
 
 
 def _title(axes: Axes, text: str, colour: str, weight: str = "normal") -> None:

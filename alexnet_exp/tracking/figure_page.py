@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_exp.tracking import figure_images, figure_layers
-from alexnet_exp.tracking.figure_data import ClassMistakes, Guess, Heat, Neighbours, Picture
+from alexnet_exp.tracking.figure_data import ClassMistakes, Guess, Heat, Neighbours, Picture, three_digits
 from alexnet_exp.tracking.markup import Html, join, percent, tag
 from alexnet_exp.tracking.pictures import data_uri
 from alexnet_exp.tracking.records import replacing
@@ -129,7 +129,7 @@ def _neighbour_row(row: Neighbours) -> list[Html]:
     cells = [tag("figure", _image(row.picture), tag("figcaption", tag("b", label), _name(row.picture)))]
     for picture, distance in row.found:
         said = tag("span", picture.label, class_="same" if picture.label == label else None)
-        below = tag("small", f"at {distance:.3g}", title=picture.name)
+        below = tag("small", f"at {three_digits(distance)}", title=picture.name)
         cells.append(tag("figure", _image(picture), tag("figcaption", said, below)))
     return cells
 

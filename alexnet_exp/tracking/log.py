@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,18 @@ class _Clean(logging.Formatter):
         return printable(redact(super().format(record)), keep="\n\t")
 
 
+class _File(logging.FileHandler):
+    """A log that a full disk does not take must not hide, behind errors of its own, what the run says of that."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def logging_to(path: Path | None) -> Iterator[None]:
     """Send this package's messages to the terminal and to a file, everyone else's to the file alone.
@@ -40,7 +53,7 @@ def logging_to(path: Path | None) -> Iterator[None]:
     if path is not None:
         screen = logging.StreamHandler()
         screen.setFormatter(_Clean("%(message)s"))
-        file = logging.FileHandler(path, encoding="utf-8")
+        file = _File(path, encoding="utf-8")
         file.setFormatter(_Clean("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(file)
     root, level = logging.getLogger(), log.level

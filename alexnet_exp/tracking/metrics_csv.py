@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import numbers
 import os
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from alexnet_exp.errors import UserError
 
 FILE_NAME = "metrics.csv"
 KEYS = ("epoch", "step")  # the two columns that come first
@@ -66,7 +69,7 @@ class MetricsCSV(Logger):
             self._columns = [*KEYS, *sorted({*self._columns, *new} - set(KEYS))]
             self._rewrite([*rows, row])
             return
-        with self.path.open("a", encoding="utf-8", newline="") as file:
+        with self._explained(), self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(_format([row], self._columns))
 
     @rank_zero_only
@@ -85,13 +88,24 @@ class MetricsCSV(Logger):
 
     def _rewrite(self, rows: list[dict[str, float]]) -> None:
         """Replace the file in one step, so that a kill leaves either the old one or the new one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{FILE_NAME}.{os.getpid()}")
         text = _format([dict(zip(self._columns, self._columns, strict=True))], self._columns) + _format(
             rows, self._columns
         )
-        temporary.write_text(text, encoding="utf-8", newline="")
-        temporary.replace(self.path)
+        with self._explained():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text, encoding="utf-8", newline="")
+            temporary.replace(self.path)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror}): make room, then go on with "
+                f"resume={self.path.parent}."
+            ) from error
 
 
 def metrics_row(metrics: Mapping[str, float], step: int | None) -> dict[str, float]:

@@ -15,7 +15,8 @@ _SECRET_NAME = re.compile(
     r"(?i:api[_-]?key|access[_-]?key|private[_-]?key|token|secret|password|passwd|authorization|credential)s?(?![a-z])"
 )
 _HASH_NAME = re.compile(r"(?i:commit|sha|revision|checksum|digest|hash)")
-_WANDB_KEY = re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{40}(?![0-9A-Za-z])")  # a git commit looks the same
+# A git commit looks the same, and so do folders named for one.
+_WANDB_KEY = re.compile(r"(?<![0-9A-Za-z/])[0-9a-f]{40}(?![0-9A-Za-z/])")
 _PATTERNS = (
     (
         re.compile(r"([a-zA-Z][\w+.-]*://)[^/\s:@]*:[^/\s@]+@"),

@@ -12,11 +12,15 @@ from typing import Any
 import yaml
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.redact import redact
 
 try:
     import fcntl
 except ImportError:  # Windows has no advisory locks of this kind
     fcntl = None  # type: ignore[assignment]
+
+
+MAX_YAML = 10_000_000  # characters; a run's settings have some thousand
 
 
 class RunDirectory:
@@ -66,9 +70,9 @@ class RunDirectory:
                     os.unlink(self.path / ".lock")
 
     def write_settings(self, config: Mapping[str, Any], overrides: list[str]) -> None:
-        """Write config.yaml and overrides.yaml."""
-        write_atomically(self.path / "config.yaml", to_yaml(config))
-        write_atomically(self.path / "overrides.yaml", to_yaml(overrides))
+        """Write config.yaml and overrides.yaml, without secrets."""
+        write_atomically(self.path / "config.yaml", to_yaml(redact(config)))
+        write_atomically(self.path / "overrides.yaml", to_yaml(redact(overrides)))
 
     def config(self) -> dict[str, Any]:
         """Read config.yaml.
@@ -83,15 +87,25 @@ class RunDirectory:
         return _read_yaml(self.path / "overrides.yaml", list)
 
     def result(self) -> dict[str, Any] | None:
-        """Read result.json; None while the run has not ended."""
+        """Read result.json; None while the run has not ended.
+
+        Raises:
+            UserError: If it is not what a run writes.
+        """
+        file = self.path / "result.json"
         try:
-            return json.loads((self.path / "result.json").read_text())
+            result = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(result, dict) or "status" not in result:
+            raise UserError(f"{file} does not hold what a run writes there.")
+        return result
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write result.json, last of all files."""
-        text = json.dumps(_json_safe(result), indent=2, ensure_ascii=False) + "\n"
+        """Write result.json, last of all files, without secrets."""
+        text = json.dumps(_json_safe(redact(result)), indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.path / "result.json", text)
 
     def begin(self) -> None:
@@ -100,10 +114,21 @@ class RunDirectory:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that is there whole or not at all."""
+    """Write a text file that is there whole or not at all.
+
+    Raises:
+        UserError: If it cannot be written; a file of before is untouched.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): make room, or mend its folder."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def to_yaml(value: Any) -> str:
@@ -117,10 +142,18 @@ def _read_yaml(path: Path, kind: type) -> Any:
     from omegaconf import OmegaConf
 
     try:
-        value = OmegaConf.to_container(OmegaConf.load(path))
+        text = path.read_text(encoding="utf-8")
+        # An alias (*name) stands for a whole part again: a few lines of them are more than any memory.
+        if len(text) > MAX_YAML or (
+            "*" in text and any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text))
+        ):
+            raise UserError(f"{path} does not hold what a run writes there.")
+        value = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else None
     except FileNotFoundError:
         raise UserError(f"{path.parent} is not a run directory: it has no {path.name}.") from None
-    except (OSError, yaml.YAMLError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(value, kind):
         raise UserError(f"{path} does not hold what a run writes there.")

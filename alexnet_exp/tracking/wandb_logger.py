@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import shlex
 import shutil
@@ -78,7 +79,7 @@ class WandbTracker(Logger):
             tags: labels.
             notes: a longer text.
             name: name of the run; None takes the name of the run directory.
-            run_id: 8 letters and digits; None takes the id found in `run_dir`, or else a new one.
+            run_id: 8 letters and digits; None takes the id found in `run_dir`, or else the sweep agent's or a new one.
             log_model: whether `log_checkpoint` keeps the file as an artifact.
             save_code: whether the uncommitted changes of the checkout are kept.
 
@@ -91,12 +92,12 @@ class WandbTracker(Logger):
         self._log_model = log_model
         self._run: Run | None = None
         self.url: str | None = None
-        self.run_id = run_id or find_run_id(self._run_dir) or new_run_id()
+        self.run_id = run_id or find_run_id(self._run_dir) or _id_of_agent() or new_run_id()
         choice = ModeChoice("disabled", "not rank 0") if rank_zero_only.rank else choose_mode(mode)
         self.mode = choice.mode
         if self.mode != "disabled":
             about = {"entity": entity, "group": group, "notes": notes, "tags": list(tags) or None}
-            self._start(choice, mode, {**about, "name": name or self._run_dir.name})
+            self._start(choice, mode, redact({**about, "name": name or self._run_dir.name}))
             self._describe(config, save_code)
 
     @property
@@ -237,6 +238,7 @@ class WandbTracker(Logger):
             save_code=False,
             init_timeout=INIT_SECONDS,
             finish_timeout=FINISH_UPLOAD_SECONDS if self._log_model else FINISH_SECONDS,
+            finish_timeout_raises=True,  # else a network that went away would be told to nobody
         )
 
     def _describe(self, config: dict[str, Any], save_code: bool) -> None:
@@ -264,6 +266,11 @@ class WandbTracker(Logger):
 def new_run_id() -> str:
     """Return a W&B run id: 8 letters and digits, from the system's randomness, so that seeded runs differ."""
     return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+
+
+def _id_of_agent() -> str | None:
+    """Return the id that the agent of a W&B sweep gives its job: wandb insists on it, whatever we say."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
 
 
 def find_run_id(run_dir: Path) -> str | None:

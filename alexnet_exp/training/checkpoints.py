@@ -1,12 +1,18 @@
-"""Checkpoints that are whole or not there: written beside, synced, renamed."""
+"""Checkpoints that are whole or not there: written beside, synced, renamed; the ones before are kept.
+
+A file of torch.save is a zip archive with a CRC-32 of every record, and every read of ours compares them
+(safe_load.py). So a checkpoint carries its checksum inside: none beside it can be lost, fall out of step or be copied
+without it, and nothing is added to the time of a save.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import shutil
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -14,25 +20,48 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.training.reading import read_checkpoint
-from alexnet_exp.training.stopping import Stopped, due
+from alexnet_exp.training.reading import checkpoints_before, read_checkpoint
+from alexnet_exp.training.stopping import Stopped, agreed, due
 
 FORMAT = 1
+LAST = "last.ckpt"
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's reader and writer of checkpoint files, made safe."""
+    """Lightning's reader and writer of checkpoint files, made safe.
+
+    Args:
+        keep_last: How many of the latest checkpoints stay: last.ckpt, last-1.ckpt (the one before it), and so on.
+    """
+
+    def __init__(self, keep_last: int = 2) -> None:
+        self.keep_last = keep_last
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            UserError: There is no room for it, or it cannot be written; what was there before is untouched.
+        """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a run killed while it wrote
+                stale.unlink()
             with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
+                told = _Told(file)
+                torch.save(checkpoint, told)  # type: ignore[arg-type] # it asks for no more than write and flush
+                told.check()
+            if path.name == LAST:
+                _keep_before(path, self.keep_last)
             os.replace(temporary, path)
+        except OSError as error:
+            before = f"; {path.name} of before is whole" if path.exists() else ""
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}){before}: make room, then go on with "
+                f"resume={path.parent.parent}."
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -53,14 +82,21 @@ class BestAndLast(Checkpoint):
         monitor: Metric that decides; where it is not measured (no validation), the best is the last.
         mode: 'max' or 'min'.
         every_n_steps: Write last.ckpt after so many optimizer steps, too.
+        every_n_minutes: Write it when so much time has passed since the one before, too.
     """
 
     def __init__(
-        self, directory: str | Path, monitor: str, mode: str = "max", every_n_steps: int | None = None
+        self,
+        directory: str | Path,
+        monitor: str,
+        mode: str = "max",
+        every_n_steps: int | None = None,
+        every_n_minutes: float | None = None,
     ) -> None:
         self.directory = Path(directory)
         self.monitor, self.sign = monitor, 1.0 if mode == "max" else -1.0
-        self.every_n_steps = every_n_steps
+        self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
+        self._saved_seconds = 0.0  # when, by a clock that nobody sets
         self.best: dict[str, float] | None = None  # value, epoch, step
         self._seen_step = 0
         self._stop: int | None = None  # the signal that asked for the end
@@ -68,7 +104,7 @@ class BestAndLast(Checkpoint):
 
     @property
     def last_path(self) -> Path:
-        return self.directory / "last.ckpt"
+        return self.directory / LAST
 
     @property
     def best_path(self) -> Path:
@@ -82,7 +118,7 @@ class BestAndLast(Checkpoint):
             return  # several batches share a step where gradients are accumulated
         self._seen_step = step
         self._stop = due(step, trainer)
-        if self._stop is None and (not self.every_n_steps or step % self.every_n_steps):
+        if self._stop is None and not self._is_time(step, trainer):
             return
         if trainer.is_last_batch or step == trainer.max_steps or trainer.fast_dev_run:
             return  # the epoch ends here and saves
@@ -92,6 +128,13 @@ class BestAndLast(Checkpoint):
         if not self._wanted:
             self._save_inside_epoch(trainer, pl_module)
 
+    def _is_time(self, step: int, trainer: Trainer) -> bool:
+        # Both are asked at every step: the ranks have clocks of their own, and must all come to the same answer.
+        by_clock = self.every_n_minutes is not None and agreed(
+            "save", time.monotonic() - self._saved_seconds >= 60 * self.every_n_minutes, step, trainer
+        )
+        return bool(by_clock) or (self.every_n_steps is not None and step % self.every_n_steps == 0)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._wanted:
             self._save_inside_epoch(trainer, pl_module)
@@ -99,23 +142,30 @@ class BestAndLast(Checkpoint):
     def _save_inside_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._wanted = False
         pl_module.check_finite()
-        trainer.save_checkpoint(self.last_path)
+        self._save(trainer)
         if self._stop is not None:
             raise Stopped(self._stop, trainer.global_step)
 
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.last_path)
+        self._saved_seconds = time.monotonic()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._seen_step = trainer.global_step
-        killed_between = self.best is not None and self.best["step"] == trainer.global_step
-        if killed_between and self.last_path.exists() and trainer.is_global_zero:
-            _link(self.last_path, self.best_path)
+        self._seen_step, self._saved_seconds = trainer.global_step, time.monotonic()
+        if self.best is None or not trainer.is_global_zero:
+            return
+        if self.best["step"] == trainer.global_step and self.last_path.exists():
+            link(self.last_path, self.best_path)  # a kill may have come between the two
+        elif not self.best_path.exists():
+            self.best = None  # the file is lost: the next epoch is the best that there is
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:
             return
         better = self._is_better(trainer, pl_module)
-        trainer.save_checkpoint(self.last_path)
+        self._save(trainer)
         if better and trainer.is_global_zero:
-            _link(self.last_path, self.best_path)
+            link(self.last_path, self.best_path)
         self._stop = self._stop or due(trainer.global_step, trainer)
         if self._stop is not None:
             raise Stopped(self._stop, trainer.global_step)
@@ -137,15 +187,61 @@ class BestAndLast(Checkpoint):
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": dict(self.best) if self.best else None, "directory": str(self.directory)}
+        return {"best": dict(self.best) if self.best else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # A new run has no best.ckpt yet: its best counts from its own first epoch.
-        in_place = self.best_path.exists() or state_dict["directory"] == str(self.directory)
+        # A new run has no checkpoints yet: its best counts from its own first epoch.
+        in_place = self.best_path.exists() or self.last_path.exists()
         self.best = state_dict["best"] if in_place else None
 
 
-def _link(source: Path, target: Path) -> None:
+class _Told:
+    """A file for torch.save, which would make a full disk into a complaint about positions in an archive.
+
+    Args:
+        file: Open for writing bytes.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write while that works; `check` says whether it did."""
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """Leave it to `check`."""
+
+    def check(self) -> None:
+        """Bring everything to the disk.
+
+        Raises:
+            OSError: If something is not there.
+        """
+        if self.error is not None:
+            raise self.error
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+
+def _keep_before(path: Path, keep_last: int) -> None:
+    """Give last.ckpt the name last-1.ckpt as well, the one of that name last-2.ckpt; remove those beyond."""
+    for number, file in sorted(checkpoints_before(path).items(), reverse=True):
+        if number + 1 < keep_last:
+            os.replace(file, path.with_name(f"{path.stem}-{number + 1}.ckpt"))
+        else:
+            file.unlink()
+    if keep_last > 1 and path.exists():
+        link(path, path.with_name(f"{path.stem}-1.ckpt"))
+
+
+def link(source: Path, target: Path) -> None:
     """Make `target` the same file as `source` at once; copies where the file system has no hard links."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)

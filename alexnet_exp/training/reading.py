@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -35,6 +37,12 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
             f"{path} is not a checkpoint of alexnet_exp: its {wrong} is not what a run writes there."
         )
     return checkpoint
+
+
+def checkpoints_before(last: Path) -> dict[int, Path]:
+    """Return the checkpoints that were last.ckpt before, by how many saves ago."""
+    found = {file: re.fullmatch(rf"{last.stem}-(\d+)", file.stem) for file in last.parent.glob("last-*.ckpt")}
+    return dict(sorted((int(match[1]), file) for file, match in found.items() if match))
 
 
 def check_progress(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

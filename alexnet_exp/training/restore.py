@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,15 @@ from torch import Tensor, nn
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.models.weights import torchvision_to_ours
+from alexnet_exp.training.checkpoints import LAST, link
 from alexnet_exp.training.classifier import ImageClassifier
-from alexnet_exp.training.reading import check_progress, is_weights, read_checkpoint
+from alexnet_exp.training.reading import check_progress, checkpoints_before, is_weights, read_checkpoint
 from alexnet_exp.training.safe_load import load_safely
+
+log = logging.getLogger(__name__)
+
+# What DataParallel puts into names; PyTorch's ImageNet example wraps the features of an AlexNet alone.
+_WRAPPED = re.compile(r"^(?:module\.|(features\.)module\.)")
 
 
 def find_checkpoint(source: str | os.PathLike[str], name: str) -> Path:
@@ -32,10 +40,47 @@ def find_checkpoint(source: str | os.PathLike[str], name: str) -> Path:
     raise UserError(f"{path} has no checkpoints/{name}.")
 
 
-def read_for(source: str | os.PathLike[str], name: str) -> tuple[Path, dict[str, Any]]:
-    """Find and read a checkpoint; see `find_checkpoint` and `read_checkpoint`."""
-    path = find_checkpoint(source, name)
-    return path, read_checkpoint(path)
+def read_latest(source: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+    """Read what training goes on from: a file, or of a run directory the newest checkpoint that is whole.
+
+    Returns:
+        The file that was read, and its content; a warning says so where it is not last.ckpt.
+
+    Raises:
+        UserError: There is none, or none can be read; says what is wrong with the first.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        return path, read_checkpoint(path)
+    files = [
+        file
+        for last in (path / "checkpoints" / LAST, path / LAST)
+        if last.is_file() or checkpoints_before(last)
+        for file in (last, *checkpoints_before(last).values())
+    ]
+    refusal = UserError(f"{path} has no checkpoints/{LAST}.")
+    for number, file in enumerate(files):
+        try:
+            checkpoint = read_checkpoint(file)
+        except UserError as error:
+            refusal = refusal if number else error
+            continue
+        if number:
+            step = checkpoint["global_step"]
+            log.warning("%s The checkpoint before it is used: %s, of step %s.", refusal, file, step)
+        return file, checkpoint
+    raise refusal
+
+
+def put_in_place(whole: Path, last: Path) -> None:
+    """Make a checkpoint of before last.ckpt again, where a run goes on in place.
+
+    A best.ckpt that is the same file as the damaged one goes, too; it comes back with the next epoch that is better.
+    """
+    best = last.with_name("best.ckpt")
+    if last.exists() and best.exists() and os.path.samefile(last, best):
+        best.unlink()
+    link(whole, last)
 
 
 def check_same_network(classifier: ImageClassifier, checkpoint: Mapping[str, Any], path: Path) -> None:
@@ -45,12 +90,13 @@ def check_same_network(classifier: ImageClassifier, checkpoint: Mapping[str, Any
         UserError: Names the first parameter that does not match, or what is not as a run writes it.
     """
     check_progress(checkpoint, path)
-    problem = _first_mismatch(classifier.state_dict(), checkpoint["state_dict"])
+    problem = first_mismatch(classifier.state_dict(), checkpoint["state_dict"])
     if problem:
         raise UserError(f"{path} is of another network: {problem}.")
 
 
-def _first_mismatch(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str | None:
+def first_mismatch(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str | None:
+    """Say which tensor is missing, of another shape or too many; None if they all agree."""
     for name in ours:
         if name not in theirs:
             return f"it has no {name}"
@@ -63,7 +109,7 @@ def _first_mismatch(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) ->
 def load_weights(classifier: ImageClassifier, source: str) -> str:
     """Put the network weights of a checkpoint, a run directory or a state dict into a network.
 
-    A state dict may have torchvision's names, and lie under 'model' as torchvision's training script saves it.
+    A state dict may have torchvision's names, and lie under 'model' or 'state_dict', as training scripts save it.
 
     Args:
         classifier: Changed in place.
@@ -81,6 +127,8 @@ def load_weights(classifier: ImageClassifier, source: str) -> str:
     else:
         path = find_checkpoint(source, "best.ckpt")
         weights = _network_weights(path)
+    own = model.state_dict()
+    weights = {name if name in own else _WRAPPED.sub(r"\1", name): value for name, value in weights.items()}
     if any(name.startswith("features.0.") for name in weights):
         weights = torchvision_to_ours(weights)
     last = _last_layer(model)
@@ -90,8 +138,8 @@ def load_weights(classifier: ImageClassifier, source: str) -> str:
         replaced = (
             f"; {last} is new: {len(weights[name])} classes there, {len(model.get_parameter(name))} here"
         )
-        weights = {**weights, **{k: v for k, v in model.state_dict().items() if k.startswith(f"{last}.")}}
-    problem = _first_mismatch(model.state_dict(), weights)
+        weights = {**weights, **{k: v for k, v in own.items() if k.startswith(f"{last}.")}}
+    problem = first_mismatch(own, weights)
     if problem:
         raise UserError(f"{path} is of another network: {problem}.")
     model.load_state_dict(weights)
@@ -124,7 +172,7 @@ def _published_for(model: nn.Module) -> Any:
     for name, published in weights.items():
         with torch.device("meta"):
             theirs = torchvision_to_ours(get_model(name, weights=None).state_dict())
-        if not _first_mismatch(ours, {k: v for k, v in theirs.items() if not k.startswith(f"{last}.")}):
+        if not first_mismatch(ours, {k: v for k, v in theirs.items() if not k.startswith(f"{last}.")}):
             return published
     raise UserError(
         "weights=torchvision is for alexnet_owt and resnet18 on images of three channels, and this network has other "
@@ -140,7 +188,8 @@ def _network_weights(path: Path) -> dict[str, Tensor]:
     content = load_safely(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         named = {str(k): v for k, v in content["state_dict"].items()}
-        content = {k.removeprefix("model."): v for k, v in named.items() if k.startswith("model.")}
+        ours = {k.removeprefix("model."): v for k, v in named.items() if k.startswith("model.")}
+        content = ours or named
     elif isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]  # as torchvision's training script writes it
     if not is_weights(content):

@@ -19,7 +19,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-_KEY = "alexnet_exp/stop_at"  # in the store that the ranks of a run share
+_KEY = "alexnet_exp"  # in the store that the ranks of a run share
 
 
 class Stopped(BaseException):
@@ -100,16 +100,27 @@ def due(step: int, trainer: Any) -> int | None:
         step: Optimizer steps taken.
         trainer: Lightning's.
     """
+    number = agreed("stop", _state.requested or 0, step, trainer)
+    return number or None
+
+
+def agreed(what: str, wanted: int, step: int, trainer: Any) -> int:
+    """Return what the first rank wants, once every rank stands at the same step; every rank must ask at every step.
+
+    Args:
+        what: Apart from other questions.
+        wanted: 0 for nothing; only the first rank's counts.
+        step: Optimizer steps taken.
+        trainer: Lightning's.
+    """
     if trainer.world_size == 1:
-        return _state.requested
-    store = _store()
-    if trainer.is_global_zero and _state.requested is not None and not store.check([_KEY]):
+        return int(wanted)
+    store, key = _store(), f"{_KEY}/{what}"
+    last, number = map(int, store.get(key).split()) if store.check([key]) else (-1, 0)
+    if trainer.is_global_zero and wanted and last < step:
         # The gradients of the next step need every rank, so none is past it when this is written.
-        store.set(_KEY, f"{step + 2} {_state.requested}")
-    if not store.check([_KEY]):
-        return None
-    last, number = map(int, store.get(_KEY).split())
-    return number if step >= last else None
+        store.set(key, f"{step + 2} {int(wanted)}")
+    return number if step == last else 0
 
 
 def _store() -> Any:

@@ -259,7 +259,7 @@ def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path):
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     path = tmp_path / "bomb.png"
     path.write_bytes(data)
-    with pytest.raises(UserError, match=f"{path} cannot be decoded .Image size"):
+    with pytest.raises(UserError, match=f"{path} has more than 178956970 pixels"):
         decode(str(path), channels=3)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,36 @@ def test_links_that_lead_out_are_not_followed_and_said_so(tmp_path: Path, caplog
     assert names(source) == ["train/a/1.jpg", "train/b/1.jpg", "train/b/2.jpg"]
     assert source.classes == ("a", "b")
     assert "4 links lead out" in caplog.text
+
+
+def test_links_that_lead_out_are_followed_if_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    root = tmp_path / "root"
+    touch(root, "train/a/1.jpg", "train/b/1.jpg")
+    touch(tmp_path, "elsewhere/3.jpg", "elsewhere/deep/4.jpg")
+    (root / "train/a/out").symlink_to(tmp_path / "elsewhere")
+    (root / "train/c").symlink_to(tmp_path / "elsewhere/deep")
+    (root / "train/a/up").symlink_to(tmp_path)
+    (root / "train/b/gone.jpg").symlink_to(root / "nowhere.jpg")
+    with caplog.at_level(logging.WARNING):
+        source = folder.scan(str(root), follow_links=True)["train"]
+    found = names(source)
+    assert {"train/a/out/3.jpg", "train/a/out/deep/4.jpg", "train/c/4.jpg"} <= set(found)
+    assert len(found) < 20  # the link to a folder above is a loop
+    assert source.classes == ("a", "b", "c")
+    assert not caplog.text
+
+
+def test_100_000_files_are_listed_in_two_seconds(tmp_path: Path):
+    for number in range(100):
+        place = tmp_path / "train" / f"{number:03}"
+        place.mkdir(parents=True)
+        handle = os.open(place, os.O_RDONLY)
+        for file in range(1000):
+            os.mknod(f"{file:04}.jpg", dir_fd=handle)
+        os.close(handle)
+    start = time.process_time()
+    assert len(folder.load(str(tmp_path), "train")) == 100_000
+    assert time.process_time() - start < 2.0
 
 
 def test_links_cannot_make_a_loop(tmp_path: Path):

@@ -90,6 +90,23 @@ SIDES = {
     "zfnet": (110, 55, 26, 13, 13, 13, 13, 6),
 }
 
+# Output channels of every convolution and untied layer, and units of every hidden layer.
+_PAPER = (96, 256, 384, 384, 256, 4096, 4096)
+_ONE_WEIRD_TRICK = (64, 192, 384, 256, 256, 4096, 4096)
+WIDTHS = {
+    **dict.fromkeys(SIDES, _PAPER),
+    **dict.fromkeys(("alexnet_icpm", "alexnet_icpm_bn", "alexnet_owt", "alexnet_owt_lrn"), _ONE_WEIRD_TRICK),
+    **dict.fromkeys(("alexnet_small", "alexnet_tf_cifar"), (64, 64, 384, 192)),
+    **dict.fromkeys(("caffe_cifar_full", "convnet_18pct", "convnet_19pct"), (32, 32, 64)),
+    **dict.fromkeys(("caffe_cifar_quick", "convnet_80sec"), (32, 32, 64, 64)),
+    "alexnet_cifar": (64, 192, 384, 256, 256),
+    "alexnet_fast": (64, 128, 256, 256, 256),
+    "alexnet_original_half": (48, 128, 192, 192, 256, 4096, 4096),
+    "alexnet_two_fc": (64, 192, 384, 256, 256, 4096),
+    "convnet_11pct": (64, 64, 64, 32),
+    "convnet_13pct": (64, 64, 32, 32),
+}
+
 # Modules in the order they run. max and avg are the pools, rn the norm within a map.
 _MIDDLE = "conv3 relu conv4 relu"
 _HIDDEN = "fc6 relu dropout fc7 relu dropout fc8"
@@ -206,38 +223,57 @@ BATCH_NORM = {
     "alexnet_keras_bn": (1e-3, 0.01),
 }
 
+_AT_0, _AT_1 = (0.01, 0.0), (0.01, 1.0)
+_OF_THE_CODE = {
+    "conv1": _AT_0, "conv2": _AT_1, "conv3": (0.03, 0.0), "conv4": (0.03, 1.0), "conv5": (0.03, 1.0),
+    "fc6": _AT_1, "fc7": _AT_1, "fc8": _AT_0,
+}  # fmt: skip
+
+
+def _caffe(raised: float) -> dict[str, tuple[float, float]]:
+    """Return what both of Caffe's ports start with but for the raised biases."""
+    return {
+        **dict.fromkeys(("conv1", "conv3", "fc8"), _AT_0),
+        **dict.fromkeys(("conv2", "conv4", "conv5"), (0.01, raised)),
+        **dict.fromkeys(("fc6", "fc7"), (0.005, raised)),
+    }
+
+
+def _he(**inputs: int) -> dict[str, tuple[float, float]]:
+    """Return sqrt(2 / inputs of a unit), biases at 0."""
+    return {layer: ((2 / count) ** 0.5, 0.0) for layer, count in inputs.items()}
+
+
+_HE_CONVOLUTIONS = {"conv1": 363, "conv2": 1200, "conv3": 2304, "conv4": 1728, "conv5": 1728}
+_CONVNET = {"conv1": (1e-4, 0.0), "conv2": _AT_0, "conv3": _AT_0}
+_LOCAL = {"conv1": (1e-4, 0.0), "conv2": _AT_0, "local3": (0.04, 0.0), "local4": (0.04, 0.0), "fc8": _AT_0}
+
 # (standard deviation, bias) that a layer starts with, where the source states them.
-INITIAL = {
-    "alexnet_original": {
-        "conv1": (0.01, 0.0),
-        "conv2": (0.01, 1.0),
-        "conv3": (0.03, 0.0),
-        "conv4": (0.03, 1.0),
-        "conv5": (0.03, 1.0),
-        "fc8": (0.01, 0.0),
+INITIAL: dict[str, dict[str, tuple[float, float]]] = {
+    "alexnet_original": _OF_THE_CODE,
+    "alexnet_original_half": _OF_THE_CODE,
+    "alexnet_owt_lrn": {**_OF_THE_CODE, "fc8": (0.01, -7.0)},
+    "alexnet_paper": {
+        **dict.fromkeys(("conv1", "conv3", "fc8"), _AT_0),
+        **dict.fromkeys(("conv2", "conv4", "conv5", "fc6", "fc7"), _AT_1),
     },
-    "alexnet_original_half": {"conv2": (0.01, 1.0), "conv3": (0.03, 0.0), "conv5": (0.03, 1.0)},
-    "alexnet_paper": {"conv1": (0.01, 0.0), "conv2": (0.01, 1.0), "conv3": (0.01, 0.0), "conv5": (0.01, 1.0)},
-    "alexnet_owt_lrn": {"conv3": (0.03, 0.0), "conv4": (0.03, 1.0), "fc8": (0.01, -7.0)},
-    "caffe_alexnet": {"conv1": (0.01, 0.0), "conv2": (0.01, 0.1), "conv4": (0.01, 0.1), "fc8": (0.01, 0.0)},
-    "caffenet": {"conv1": (0.01, 0.0), "conv2": (0.01, 1.0), "conv5": (0.01, 1.0), "fc7": (0.005, 1.0)},
-    "tensorpack_alexnet": {"conv2": ((2 / 1200) ** 0.5, 0.0), "fc7": (0.01, 0.0), "fc8": (0.01, 0.0)},
-    "alexnet_bn": {"conv1": ((2 / 363) ** 0.5, 0.0), "conv2": ((2 / 1200) ** 0.5, 0.0)},
-    "alexnet_fast": {"fc8": ((2 / 256) ** 0.5, 0.0)},
-    "zfnet": {"conv2": (0.01, 0.0), "conv4": (0.01, 0.0), "fc8": (0.01, 0.0)},
+    "caffe_alexnet": _caffe(0.1),
+    "caffenet": _caffe(1.0),
+    "tensorpack_alexnet": {**_he(**_HE_CONVOLUTIONS), "fc6": _AT_1, "fc7": _AT_0, "fc8": _AT_0},
+    "alexnet_bn": _he(**_HE_CONVOLUTIONS, fc6=9216, fc7=64, fc8=64),  # 64: see the test
+    "alexnet_fast": _he(conv1=27, conv2=576, conv3=1152, conv4=2304, conv5=2304, fc8=256),
+    "zfnet": dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"), _AT_0),
     "alexnet_tf_cifar": {
         "conv1": (0.05, 0.0),
         "conv2": (0.05, 0.1),
         "fc6": (0.04, 0.1),
+        "fc7": (0.04, 0.1),
         "fc8": (1 / 192, 0.0),
     },
-    "convnet_80sec": {"conv1": (1e-4, 0.0), "conv2": (0.01, 0.0), "fc6": (0.1, 0.0), "fc8": (0.1, 0.0)},
-    "caffe_cifar_quick": {"conv1": (1e-4, 0.0), "conv3": (0.01, 0.0), "fc6": (0.1, 0.0), "fc8": (0.1, 0.0)},
-    "caffe_cifar_full": {"conv1": (1e-4, 0.0), "conv3": (0.01, 0.0), "fc8": (0.01, 0.0)},
-    "convnet_18pct": {"conv1": (1e-4, 0.0), "conv3": (0.01, 0.0), "fc8": (0.01, 0.0)},
-    "convnet_19pct": {"conv1": (1e-4, 0.0), "conv3": (0.01, 0.0), "fc8": (0.01, 0.0)},
-    "convnet_13pct": {"conv1": (1e-4, 0.0), "local3": (0.04, 0.0), "local4": (0.04, 0.0), "fc8": (0.01, 0.0)},
-    "convnet_11pct": {"conv2": (0.01, 0.0), "local3": (0.04, 0.0), "local4": (0.04, 0.0), "fc8": (0.01, 0.0)},
+    **{n: {**_CONVNET, "fc6": (0.1, 0.0), "fc8": (0.1, 0.0)} for n in ("convnet_80sec", "caffe_cifar_quick")},
+    **{n: {**_CONVNET, "fc8": _AT_0} for n in ("caffe_cifar_full", "convnet_18pct", "convnet_19pct")},
+    "convnet_13pct": _LOCAL,
+    "convnet_11pct": _LOCAL,
 }
 
 # (inputs of a unit, kernel's pixels times outputs) of a layer in the networks that start as Keras does.

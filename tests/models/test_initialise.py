@@ -11,6 +11,7 @@ from torch import nn
 
 from alexnet_exp import create_model
 from alexnet_exp.models import AlexNet
+from alexnet_exp.models.layers import LocallyConnected2d
 
 LAYERS = {"conv2": (128, 64, 3), "conv3": (96, 128, 3), "fc6": (256, 864), "fc8": (200, 256)}
 
@@ -108,10 +109,17 @@ def published_network(name: str) -> nn.Module:
 @pytest.mark.parametrize("name", sorted(published.INITIAL))
 def test_published_networks_start_as_published(name: str):
     net = published_network(name)
-    for layer_name, (std, bias) in published.INITIAL[name].items():
-        module = layer(net, layer_name)
+    stated, modules = (
+        published.INITIAL[name],
+        dict([*net.features.named_children(), *net.classifier.named_children()]),
+    )
+    assert {*stated} == {
+        n for n, m in modules.items() if isinstance(m, nn.Conv2d | nn.Linear | LocallyConnected2d)
+    }
+    for layer_name, (std, bias) in stated.items():
+        module = modules[layer_name]
         assert_normal(module.weight, std)
-        assert (module.bias == bias).all()
+        assert module.bias is None or (module.bias == bias).all()
 
 
 @pytest.mark.parametrize("name", sorted(published.GLOROT))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import slow_reference
 import torch
@@ -170,28 +172,74 @@ def test_export_uses_the_plain_form():
     torch.testing.assert_close(exported.module()(x), norm(x))
 
 
-@pytest.mark.gpu
+# ------------------------------------------------------------------------------------------------ devices
+
+
+def in_float64(
+    x: torch.Tensor, grad: torch.Tensor, constants: tuple[int, float, float, float], groups: int
+) -> list[torch.Tensor]:
+    """Return torch's own norm of each tower, and its gradient, in float64 on the CPU."""
+    x = x.detach().double().cpu().requires_grad_()
+    out = torch.cat([nn.LocalResponseNorm(*constants)(tower) for tower in x.chunk(groups, 1)], 1)
+    return [out.detach(), torch.autograd.grad(out, x, grad.double().cpu())[0]]
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+ERRORS = {
+    torch.float32: 1e-5,
+    torch.bfloat16: 2**-7,
+    torch.float16: 2**-10,
+}  # one unit in the last place, halves
+
+
+@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-def test_cuda_gives_what_the_cpu_gives_with_deterministic_algorithms(
-    groups: int, layout: torch.memory_format, dtype: torch.dtype, tolerance: float
+@pytest.mark.parametrize("dtype", ERRORS)
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_device_and_precision_is_near_float64_and_repeats_itself(
+    device: str, dtype: torch.dtype, layout: torch.memory_format, groups: int
 ):
-    norm = LocalResponseNorm(5, 1e-2, groups=groups)
-    start, grad = images(3, 96, 27, 27).to(dtype), images(3, 96, 27, 27).to(dtype)
+    constants = (5, 1e-2, 0.75, 2.0)
+    norm = LocalResponseNorm(*constants, groups=groups)
+    x, grad = (
+        images(3, 16, 9, 9, scale=scale).to(device, dtype, memory_format=layout) for scale in (30.0, 1.0)
+    )
     results = []
-    torch.use_deterministic_algorithms(True)
-    try:
-        for device in ("cpu", "cuda", "cuda"):
-            x = start.to(device).contiguous(memory_format=layout).requires_grad_()
-            out = norm(x)
-            out.backward(grad.to(device).contiguous(memory_format=layout))
-            assert out.dtype == x.grad.dtype == dtype
-            assert out.is_contiguous(memory_format=layout)
-            results.append((out.detach().cpu(), x.grad.cpu()))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    cpu, first, second = results
-    for ours, expected, again in zip(first, cpu, second, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
+    for _ in range(2):
+        leaf = x.detach().requires_grad_()
+        out = norm(leaf)
+        out.backward(grad)
+        assert out.dtype == leaf.grad.dtype == dtype
+        assert out.is_contiguous(memory_format=layout)
+        results.append((out.detach(), leaf.grad))
+    for ours, again, exact in zip(*results, in_float64(x, grad, constants, groups), strict=True):
         assert torch.equal(ours, again)
+        error = (ours.double().cpu() - exact).abs().max() / exact.abs().max()
+        assert error < ERRORS[dtype]
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("device", DEVICES)
+def test_under_autocast_what_a_convolution_gives_is_normalised_in_float32(device: str):
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 16, 3).to(device), LocalResponseNorm(5, 1.0, 0.75, 2.0)
+    with torch.autocast(device, torch.bfloat16):
+        mapped = conv(images(2, 3, 9, 9).float().to(device))
+        mapped.retain_grad()
+        out = norm(mapped)
+    assert mapped.dtype == out.dtype == torch.bfloat16
+    grad = images(*out.shape, scale=1.0).to(out)
+    out.backward(grad)
+    exact_out, exact_grad = in_float64(mapped, grad, (5, 1.0, 0.75, 2.0), 1)
+    # Exact but for the last rounding: a squared bfloat16 would be off by 2^-8 before the sum.
+    torch.testing.assert_close(out.cpu(), exact_out.bfloat16(), rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(mapped.grad.double().cpu(), exact_grad, rtol=2**-7, atol=1e-4)
+    assert conv.weight.grad.isfinite().all()

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from alexnet_exp import create_model
+from alexnet_exp.config.compose import group
+from alexnet_exp.config.networks import check_typed
 from alexnet_exp.errors import UserError
 from alexnet_exp.models import AlexNet
 
@@ -93,6 +95,8 @@ NAN, INFINITE = float("nan"), float("inf")
         ("avg_pool", "stride", -2, WHOLE),
         ("batch_norm", "eps", 0.0, ABOVE_0),
         ("batch_norm", "momentum", 1.5, "a number from 0 to 1"),
+        ("batch_norm", "affine", "no", "true or false"),
+        ("max_pool", "ceil_mode", 1, "true or false"),
     ],
 )
 def test_an_illegal_value_of_an_operation_is_named_in_a_layer_and_in_the_network(
@@ -113,6 +117,9 @@ def test_an_illegal_value_of_an_operation_is_named_in_a_layer_and_in_the_network
         ("conv2", "kernel_size", 0, WHOLE),
         ("conv2", "weight_std", -0.1, AT_LEAST_0),
         ("conv2", "bias_init", NAN, "a finite number"),
+        ("conv2", "bias", "no", "true or false"),
+        ("conv2", "ceil_mode", 1, "true or false"),
+        ("conv2", "local", None, "true or false"),
         ("fc6", "out_features", 0, WHOLE),
         ("fc6", "weight_std", INFINITE, AT_LEAST_0),
     ],
@@ -142,6 +149,21 @@ def test_an_illegal_value_of_a_layer_is_named(layer: str, key: str, value: Any, 
             r"conv2\.max_pool: padding=same rounds up already; leave ceil_mode or padding=same out",
         ),
         ({"padding": "same", "ceil_mode": True}, {}, r"conv2: padding=same rounds up already"),
+        ({"then": "relu"}, {}, r"conv2: operations are a list such as \[relu, max_pool\], not 'relu'"),
+        ({"max_pool": 3}, {}, r"conv2\.max_pool must have settings of its own \(kernel_size, .*\), not 3"),
+        ({}, {"lrn": None}, r"model\.lrn must have settings of its own \(size, .*\), not None"),
+        (
+            {},
+            {"classifier": {"fc8": {"out_features": 7}}},
+            r"model\.classifier\.fc8\.out_features=7: the last layer has model\.num_classes outputs",
+        ),
+        ({"local": True, "before": ["relu"]}, {}, r"conv2: a local layer has no .* operations before it"),
+        (
+            {"before": ["lrn"], "lrn": {"groups": 4}},
+            {},
+            r"conv2: lrn\.groups=4 does not divide its 6 channels",
+        ),
+        ({}, {"input": ["lrn"], "lrn": {"groups": 2}}, r"model\.input: lrn\.groups=2 does not divide its 3"),
         ({}, {"avg_pool": {"padding": "same"}}, r"model\.avg_pool: avg_pool knows no padding 'same'"),
     ],
 )
@@ -180,6 +202,24 @@ def test_a_setting_that_would_do_nothing_is_an_error(conv2: dict[str, Any], said
 def test_a_setting_of_an_operation_ahead_of_the_layer_is_none():
     net = build({"before": ["lrn"], "lrn": {"k": 3.0}})
     assert net.features.conv2_lrn.k == 3.0
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["model.dropout=0.3", "model.dropout_scaling=test", "model.lrn.k=1.0", "++model.batch_norm={eps: 0.1}"],
+)
+def test_a_typed_setting_of_an_operation_that_no_layer_has_is_an_error(typed: str):
+    key = typed.lstrip("+").partition("=")[0]
+    with pytest.raises(UserError, match=rf"^{re.escape(key)} does nothing: no layer of this network has"):
+        check_typed(group("model", "alexnet_cifar"), ["seed=3", "model.max_pool.stride=3", typed])
+
+
+def test_a_typed_setting_of_an_operation_that_is_there_is_none():
+    check_typed(group("model", "alexnet_owt"), ["model.dropout=0.3", "model.max_pool.kernel_size=2"])
+    check_typed(
+        group("model", "alexnet_bn"), ["model.batch_norm.eps=0.1", "model.input_size=227", "model=mine"]
+    )
+    check_typed(group("model", "resnet18"), ["model.dropout=0.3"])  # refused elsewhere: no such key
 
 
 def test_images_of_another_size_name_the_setting():

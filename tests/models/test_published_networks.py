@@ -75,6 +75,12 @@ def test_resnet_stages_have_the_published_sides():
 
 
 @pytest.mark.parametrize("name", ALEXNETS)
+def test_layers_have_the_published_widths(name: str):
+    layers = [row for row in table(name) if row.type in ("Conv2d", "LocallyConnected2d", "Linear")]
+    assert tuple(row.output_shape[0] for row in layers[:-1]) == published.WIDTHS[name]
+
+
+@pytest.mark.parametrize("name", ALEXNETS)
 def test_operations_come_in_the_published_order(name: str):
     words = {
         "ReLU": "relu",

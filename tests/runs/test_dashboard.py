@@ -27,12 +27,12 @@ needs_package = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No key and no server, whatever the machine has."""
+    wandb.teardown()  # ahead of the rest: it takes the address of its service out of the environment
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    wandb.teardown()
     yield
     wandb.teardown()
 

@@ -81,6 +81,7 @@ def test_every_figure_is_a_file_and_on_the_page(
     assert (tmp_path / "out" / "figures.html").stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_grey_images_and_a_resnet_have_figures_too(grey_resnet: Path, tmp_path: Path):
     result = drawn(tmp_path / "out", grey_resnet, "sample=2", "split=val")
     assert set(result["figures"]) | set(result["left_out"]) == set(NAMES)

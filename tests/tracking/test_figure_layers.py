@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from alexnet_exp.tracking.figure_data import Maps, Picture, histogram
+from alexnet_exp.tracking.figure_data import Maps, Picture, histogram, three_digits
 from alexnet_exp.tracking.figure_layers import TILES, draw_filters, draw_histograms, draw_maps, sheet
 
 
@@ -81,3 +81,9 @@ def test_maps_are_drawn_below_their_image(tmp_path: Path):
     ]
     draw_maps(picture, layers, tmp_path / "maps.png")
     assert size(tmp_path / "maps.png")[1] > 200
+
+
+def test_distances_have_three_digits_each():
+    assert [three_digits(x) for x in (0.05, 1.0, 1.6, 12.34, 123.4, 1234.5, 1.23e-7)] == [
+        "0.0500", "1.00", "1.60", "12.3", "123", "1.23e+03", "1.23e-07",
+    ]  # fmt: skip

@@ -103,6 +103,60 @@ def test_online_with_a_key_that_the_server_refuses_is_an_error(
         tracker(tmp_path, mode="online")
 
 
+@pytest.fixture
+def leaving_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.ThreadingHTTPServer]:
+    """A server that takes a run on; shut down, it is a network that went away."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            asked = self.rfile.read(int(self.headers["Content-Length"] or 0))
+            project = {"id": "1", "name": "alexnet_exp", "entity": {"id": "2", "name": "me"}}
+            bucket = {"id": "3", "name": "abcd1234", "displayName": "run", "config": "{}", "project": project}
+            data = {"upsertBucket": {"bucket": bucket, "inserted": True}} if b"upsertBucket" in asked else {}
+            answer = json.dumps({"data": data}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setattr("alexnet_exp.tracking.wandb_logger.FINISH_SECONDS", 2.0)
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.slow
+def test_a_network_that_goes_away_costs_nothing_but_the_upload(
+    tmp_path: Path,
+    leaving_server: http.server.ThreadingHTTPServer,
+    tracker: Make,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logger = tracker(tmp_path, mode="online", run_id="abcd1234")
+    assert logger.mode == "online"
+    leaving_server.shutdown()
+    leaving_server.server_close()
+    start = time.monotonic()
+    for step in range(3):
+        logger.log_metrics({"lr": 0.5}, step=step)
+    sync = logger.run_dir_sync
+    logger.finish()
+    assert time.monotonic() - start < 15
+    assert f"To upload it later: wandb sync {sync}" in caplog.text
+    assert sync is not None and list(sync.glob("run-abcd1234.wandb"))  # what `wandb sync` takes
+
+
 def test_online_without_a_key_is_an_error_that_names_both_ways_out(tmp_path: Path, tracker: Make) -> None:
     with pytest.raises(UserError, match=r"wandb login.*mode=offline"):
         tracker(tmp_path / "run", mode="online")

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.training import stopping
-from alexnet_exp.training.stopping import Stopped, requeue, stopping_on_signals
+from alexnet_exp.training.stopping import Stopped, agreed, requeue, stopping_on_signals
 from tests.training.small_runs import DROPOUT, checkpoint, resume, rows, run, same
 
 SETTINGS = [*DROPOUT, "trainer.max_epochs=3", "test=false"]  # 7 steps an epoch
@@ -133,3 +134,26 @@ def test_slurm_is_asked_to_start_the_job_again(
 def test_without_slurm_nothing_is_queued(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert not requeue()
+
+
+def test_every_rank_does_at_the_same_step_what_the_first_wants(monkeypatch: pytest.MonkeyPatch):
+    class Store(dict[str, bytes]):
+        def check(self, keys: list[str]) -> bool:
+            return all(key in self for key in keys)
+
+        def set(self, key: str, value: str) -> None:
+            self[key] = value.encode()
+
+        def get(self, key: str) -> bytes:  # type: ignore[override]
+            return self[key]
+
+    shared = Store()
+    monkeypatch.setattr(stopping, "_store", lambda: shared)
+    first, second = (SimpleNamespace(world_size=2, is_global_zero=zero) for zero in (True, False))
+    wanted_at, done = {3, 4, 8, 9}, {"first": [], "second": []}
+    for step in range(1, 15):  # the first is ahead of the second within a step
+        if agreed("save", step in wanted_at, step, first):
+            done["first"].append(step)
+        if agreed("save", step == 1, step, second):  # what the others want does not count
+            done["second"].append(step)
+    assert done == {"first": [5, 10], "second": [5, 10]}

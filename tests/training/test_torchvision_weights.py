@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
+from small_runs import SMALL, checkpoint, run, settings
 from torch import Tensor, nn
 from torchvision.models import AlexNet_Weights, ResNet18_Weights, WeightsEnum
 
 from alexnet_exp import create_model
 from alexnet_exp.config.compose import group
 from alexnet_exp.errors import UserError
+from alexnet_exp.runs.train import train
 from alexnet_exp.training.classifier import ImageClassifier
 from alexnet_exp.training.restore import load_weights
 
@@ -113,6 +116,97 @@ def test_a_plain_file_is_read(reference: tuple[str, nn.Module], tmp_path: Path) 
     ours = classifier(network)
     assert load_weights(ours, str(tmp_path / "weights.pth")) == f"Weights from {tmp_path / 'weights.pth'}."
     assert_same(network, ours, theirs)
+
+
+NARROW: dict[str, Any] = {
+    "input_size": 63,
+    "features": {f"conv{i}": {"out_channels": 8} for i in range(1, 6)},
+    "classifier": {name: {"out_features": 16} for name in ("fc6", "fc7")},
+}
+# What is around torchvision's names in files that people have; DDP and DataParallel put a 'module.' into them.
+FORMS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "plain": lambda state: state,
+    "model": lambda state: {"model": state, "epoch": 3},
+    "state_dict": lambda state: {"state_dict": state, "best_acc1": 0.5, "arch": "alexnet"},
+    "DDP": lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}},
+    "features in parallel": lambda state: {
+        "state_dict": {name.replace("features.", "features.module."): value for name, value in state.items()}
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_may_hold_the_weights_in_several_forms(form: str, tmp_path: Path) -> None:
+    theirs, ours = (create_model("alexnet_owt", num_classes=5, **NARROW) for _ in range(2))
+    names = ["features.0", "features.3", "features.6", "features.8", "features.10"]
+    names += ["classifier.1", "classifier.4", "classifier.6"]
+    keys = [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
+    state = dict(zip(keys, theirs.state_dict().values(), strict=True))
+    torch.save(FORMS[form](state), tmp_path / "file.pth")
+    module = ImageClassifier(ours, list("abcde"), group("optimizer", "sgd"))
+    assert load_weights(module, str(tmp_path / "file.pth")) == f"Weights from {tmp_path / 'file.pth'}."
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_names_of_a_network_of_the_user_s_own_stay_as_they_are(tmp_path: Path) -> None:
+    theirs, ours = (nn.ModuleDict({"module": nn.Linear(2, 3)}) for _ in range(2))
+    torch.save(theirs.state_dict(), tmp_path / "own.pth")
+    load_weights(ImageClassifier(ours, list("abc"), group("optimizer", "sgd")), str(tmp_path / "own.pth"))
+    assert torch.equal(ours["module"].weight, theirs["module"].weight)
+
+
+@pytest.mark.parametrize(
+    ("network", "classes", "said"),
+    [
+        pytest.param("resnet18", 10, "", marks=pytest.mark.slow),
+        ("resnet18", 7, "; fc is new: 7 classes there, 10 here"),
+        pytest.param(
+            "alexnet_owt",
+            1000,
+            "; classifier.fc8 is new: 1000 classes there, 10 here",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_run_starts_from_torchvision_s_file(network: str, classes: int, said: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    theirs = torchvision.models.get_model(THEIRS[network], weights=None, num_classes=classes)
+    file = tmp_path / "weights.pth"
+    torch.save(theirs.state_dict(), file)
+    stay = [
+        "optimizer.lr=1e-30",
+        "optimizer.momentum=0",
+        "optimizer.nesterov=false",
+        "optimizer.weight_decay=0",
+    ]
+    short = [
+        "data.batch_size=8",
+        "trainer.limit_train_batches=1",
+        "trainer.limit_val_batches=1",
+        "test=false",
+    ]
+    base = [o for o in SMALL if not o.startswith("model")]
+    typed = [f"model={network}", "model.input_size=64", f"weights='{file}'", "scheduler=none", *stay, *short]
+    config, typed = settings(*typed, base=base)
+    train(config, typed, tmp_path / "run", "python train.py")
+    assert f"Weights from {file}{said}." in (tmp_path / "run" / "train.log").read_text()
+    trained = checkpoint(tmp_path / "run")["state_dict"]
+    learned = [v for k, v in trained.items() if k.endswith((".weight", ".bias")) and k.startswith("model.")]
+    new = 0 if classes == 10 else 2  # weight and bias of the last layer
+    for a, b in list(zip(learned, theirs.parameters(), strict=True))[: len(learned) - new]:
+        torch.testing.assert_close(a, b.detach(), rtol=0, atol=1e-20)  # a step of 1e-30 moves a zero
+    assert learned[-1].shape == (10,)
+
+
+def test_a_run_of_another_network_is_refused_before_anything_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: pytest.fail("downloads"))
+    with pytest.raises(
+        UserError, match=r"^weights=torchvision is for alexnet_owt and resnet18 .*weights=FILE\.$"
+    ):
+        run(tmp_path / "run", "weights=torchvision")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,86 @@
+"""Hydra's override grammar as what Optuna draws from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.sweeps.optuna_space import Space, read_space
+
+
+def space(*overrides: str) -> Space:
+    return read_space(OverridesParser.create().parse_overrides(list(overrides)))
+
+
+@pytest.mark.parametrize(
+    ("values", "distribution"),
+    [
+        ("tag(log,interval(1e-4,1e-1))", FloatDistribution(1e-4, 1e-1, log=True)),
+        ("interval(0,1)", FloatDistribution(0.0, 1.0)),
+        ("int(interval(1,8))", IntDistribution(1, 8)),
+        ("range(1,4)", IntDistribution(1, 3)),
+        ("range(0,1,0.25)", FloatDistribution(0.0, 0.75, step=0.25)),
+        ("choice(sgd,adam)", CategoricalDistribution(["sgd", "adam"])),
+        ("1,2,2", CategoricalDistribution(["1", "2"])),
+        ("[relu,lrn],[relu]", CategoricalDistribution(["[relu,lrn]", "[relu]"])),
+    ],
+)
+def test_the_grammar_becomes_a_distribution(values: str, distribution: BaseDistribution):
+    assert space(f"key={values}").distributions == {"key": distribution}
+
+
+def test_what_has_one_value_is_fixed_and_the_last_word_counts():
+    found = space("model=a,b", "seed=1", "lr=1,2", "model=c")
+    assert found.fixed == ["model=c", "seed=1"]
+    assert list(found.distributions) == ["lr"]
+    assert found.overrides({"lr": "2"}) == ["model=c", "seed=1", "lr=2"]
+
+
+def test_a_number_is_written_so_that_it_is_read_back_exactly():
+    (_, written) = space("seed=1", "lr=interval(0,1)").overrides({"lr": 0.1 + 0.2})
+    assert float(written.removeprefix("lr=")) == 0.1 + 0.2
+
+
+def test_examples_hold_every_choice_and_both_ends_of_an_interval():
+    rows = space("model=a,b,c", "lr=interval(0.5,2)").examples()
+    assert rows == [["model=a", "lr=0.5"], ["model=b", "lr=2.0"], ["model=c", "lr=2.0"]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "points"),
+    [(["a=1,2,3", "b=range(0,4)"], 12), (["a=1,2", "b=interval(0,1)"], float("inf"))],
+)
+def test_points_are_counted(overrides: list[str], points: float):
+    assert space(*overrides).points() == points
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("a=1", "nothing to search"),
+        ("a=tag(log,choice(1,2))", "choices have no logarithm"),
+        ("a=tag(square,interval(1,2))", "the tag square means nothing"),
+        ("a=tag(log,interval(0,1))", "cannot be searched"),
+        ("a=interval(2,1)", "cannot be searched"),
+        ("a=range(3,3)", "the range is empty"),
+    ],
+)
+def test_a_space_that_makes_no_sense_is_refused(override: str, message: str):
+    with pytest.raises(UserError, match=message):
+        space(override)
+
+
+def test_a_pattern_takes_the_files_of_a_group():
+    from tests.sweeps.searches import parsed
+
+    found: Any = read_space(parsed("model=glob(alexnet_icpm*)")).distributions["model"]
+    assert found.choices == ("alexnet_icpm", "alexnet_icpm_bn")

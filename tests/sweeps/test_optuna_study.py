@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.sweeps.optuna_search import _quiet
+from alexnet_exp.sweeps.optuna_space import Space, read_space, suggest
+from alexnet_exp.sweeps.optuna_study import check_sweeper, num_trials, open_study
+from tests.sweeps.searches import config, defaults, parsed
+
+LR = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
+
+
+def space(*overrides: str) -> Space:
+    return read_space(parsed(*(overrides or (LR,))))
+
+
+def opened(folder: Path, *overrides: str, **settings: Any) -> Any:
+    with _quiet():
+        return open_study(defaults(**settings), space(*overrides), folder, 30)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("tpe", "TPESampler"),
+        ("TPESampler", "TPESampler"),
+        ("random", "RandomSampler"),
+        ("qmc", "QMCSampler"),
+        ("nsga-ii", "NSGAIISampler"),
+        ("brute_force", "BruteForceSampler"),
+    ],
+)
+def test_any_sampler_is_named_as_one_likes(tmp_path: Path, name: str, kind: str):
+    assert type(opened(tmp_path, sampler=name).sampler).__name__ == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("none", "NopPruner"), ("median", "MedianPruner"), ("successive_halving", "SuccessiveHalvingPruner")],
+)
+def test_any_pruner_is_named_as_one_likes(tmp_path: Path, name: str, kind: str):
+    assert type(opened(tmp_path, pruner=name).pruner).__name__ == kind
+
+
+def test_hyperband_shares_out_the_epochs_of_a_run(tmp_path: Path):
+    pruner = opened(tmp_path, pruner="hyperband").pruner
+    assert pruner._max_resource == 30
+    given = opened(tmp_path, pruner="hyperband", pruner_arguments={"max_resource": 9}).pruner
+    assert given._max_resource == 9
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": "tpr"}, "no such sampler. Did you mean tpe"),
+        ({"pruner": "medium"}, "no such pruner. Did you mean median"),
+        ({"sampler_arguments": {"n_startup": 3}}, "sampler=TPESampler cannot be made"),
+        ({"sampler": "grid"}, r"needs a range or choices for optimizer\.lr"),
+        ({"storage": "nosql://host/db"}, "storage cannot be opened"),
+    ],
+)
+def test_what_optuna_does_not_have_is_refused_in_a_sentence(
+    tmp_path: Path, settings: dict[str, Any], message: str
+):
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path, **settings)
+
+
+def drawn(study: Any) -> float:
+    trial = study.ask()
+    for key, distribution in space().distributions.items():
+        suggest(trial, key, distribution)
+    return trial.params["optimizer.lr"]
+
+
+def test_two_searches_with_one_seed_draw_the_same_and_one_that_goes_on_draws_anew(tmp_path: Path):
+    first = opened(tmp_path / "a")
+    values = [drawn(first), drawn(first)]
+    assert drawn(opened(tmp_path / "b")) == values[0]
+    assert drawn(opened(tmp_path / "a")) not in values
+    assert drawn(opened(tmp_path / "c", seed=1)) != values[0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "direction"),
+    [("val/top1", "MAXIMIZE"), ("val/loss", "MINIMIZE"), ("train/top1", "MAXIMIZE")],
+)
+def test_losses_are_minimised_and_all_else_maximised(tmp_path: Path, metric: str, direction: str):
+    assert opened(tmp_path, metric=metric).direction.name == direction
+
+
+@pytest.mark.parametrize(("sampler", "count"), [("grid", 6), ("brute_force", 6), ("tpe", 20)])
+def test_an_exhaustive_sampler_ends_with_the_last_point(sampler: str, count: int):
+    assert num_trials(defaults(sampler=sampler), space("a=1,2,3", "b=range(0,2)")) == count
+
+
+def test_a_kill_leaves_a_journal_that_can_be_read(tmp_path: Path):
+    opened(tmp_path).ask()
+    (tmp_path / "study.log.lock").symlink_to(tmp_path / "study.log")
+    with open(tmp_path / "study.log", "ab") as journal:
+        journal.write(b'{"op_code": 4, "wor')
+    study = opened(tmp_path)
+    study.ask()
+    assert len(opened(tmp_path).trials) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_trials": 0}, r"hydra\.sweeper\.n_trials=0 is not possible"),
+        ({"sampler_arguments": 3}, r"hydra\.sweeper\.sampler_arguments=3 is not possible"),
+        ({"metric": "test/top1"}, "must be one of val/top1"),  # settings are not chosen by the test images
+        ({"seed": -1}, r"hydra\.sweeper\.seed=-1 is not possible"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        check_sweeper(defaults(**changes), config(tmp_path))
+
+
+def test_a_metric_of_the_validation_needs_validation_images(tmp_path: Path):
+    asked = config(tmp_path)
+    asked.data.val_size = 0
+    with pytest.raises(UserError, match="needs validation images"):
+        check_sweeper(defaults(), asked)
+    check_sweeper(defaults(metric="train/loss"), asked)

@@ -1,0 +1,126 @@
+"""The pages in docs/ tell the truth: each of their commands runs, on runs and images with the names they use."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.documents import VERB, Block, arguments_of, blocks_of, exit_code, shortened
+from tests.runs.evaluated_runs import make_runs
+from tests.runs.made_runs import make_run
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = ("evaluate", "predict", "figures", "compare", "export", "dashboard", "wandb")
+NEEDS = {"export": ("onnx", "onnxscript", "onnxruntime", "safetensors"), "dashboard": ("wandb_workspaces",)}
+# Where a page speaks of an account, its commands run without one.
+WITHOUT_ACCOUNT = {"dashboard": "dry_run=true", "logger.wandb.log_model": "logger.wandb.mode=offline"}
+
+
+def blocks(page: str) -> list[Block]:
+    """The fenced blocks of a page."""
+    return blocks_of((DOCS / f"{page}.md").read_text(encoding="utf-8"))
+
+
+def commands(page: str) -> list[str]:
+    """The lines of a page that run this package."""
+    lines = [
+        line for b in blocks(page) if b.language == "sh" and not b.reason for line in b.text.splitlines()
+    ]
+    return [line for line in lines if VERB.match(line.rpartition("| ")[2])]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the pages name."""
+    folder = tmp_path_factory.mktemp("docs")
+    make_runs(folder, seeds=3)
+    runs = folder / "outputs" / "runs"
+    make_run(runs / "failed", status="failed", optimizer={"lr": 0.1})
+    for name, seed in {"RUN": 0, "RUN1": 0, "RUN2": 1, "RUN3": 2}.items():
+        shutil.copytree(folder / f"run{seed}", runs / name)
+    for seed in range(2):
+        shutil.copytree(folder / f"run{seed}", folder / "outputs" / "sweeps" / "NAME" / str(seed))
+    names = {"RUN_A": "RUN1", "RUN_B": "RUN2"} | {name: name for name in ("RUN1", "RUN2", "RUN3")}
+    for link, name in names.items():
+        (folder / link).symlink_to(runs / name)
+    shutil.copy(runs / "RUN" / "checkpoints" / "best.ckpt", folder)
+    _photos(folder)
+    return folder
+
+
+def _photos(folder: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    (folder / "photos").mkdir()
+    for name in ("photos/one.jpg", "photos/two.png", "a.jpg", "b.png"):
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "yesterday").touch()
+    os.utime(folder / "yesterday", (0, 0))
+
+
+@pytest.fixture
+def project(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder, and no account whatever the machine has."""
+    monkeypatch.chdir(made)
+    monkeypatch.delenv("ALEXNET_DATA_DIR", raising=False)
+    monkeypatch.setattr(
+        "alexnet_exp.inference._download", lambda name: made / "outputs/runs/RUN/checkpoints/best.ckpt"
+    )
+    return made
+
+
+CASES = [
+    pytest.param(page, line, marks=[pytest.mark.slow] if page == "export" else [], id=line)
+    for page in PAGES
+    for line in commands(page)
+]
+
+
+@pytest.mark.parametrize(("page", "command"), CASES)
+def test_a_command_of_the_pages_runs(
+    page: str,
+    command: str,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    for package in NEEDS.get(page, ()):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    ahead, _, command = command.rpartition("| ")
+    if ahead:
+        piped = subprocess.run(ahead, shell=True, check=True, capture_output=True, text=True).stdout
+        assert piped
+        monkeypatch.setattr("sys.stdin", io.StringIO(piped))
+    arguments = arguments_of(command)
+    arguments += [setting for word, setting in WITHOUT_ACCOUNT.items() if word in command]
+    if arguments[0] == "train":
+        arguments += shortened(arguments[1:])
+    code = exit_code(arguments)
+    assert code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_has_commands(page: str):
+    assert commands(page)
+    assert f"docs/{page}.md" in (DOCS.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "code", [b.text for page in PAGES for b in blocks(page) if b.language == "python"], ids=["predict"]
+)
+def test_python_of_the_pages_runs(code: str, project: Path, capsys: pytest.CaptureFixture[str]):
+    exec(compile(code, "docs", "exec"), {"__name__": "docs"})
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("picture", sorted((DOCS / "images").glob("*.png")), ids=lambda path: path.name)
+def test_pictures_are_small_and_stand_on_a_page(picture: Path):
+    pages = [*DOCS.glob("*.md"), DOCS.parent / "README.md"]
+    assert any(f"images/{picture.name}" in page.read_text(encoding="utf-8") for page in pages)
+    assert picture.stat().st_size < 150_000
