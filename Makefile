@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 .DEFAULT_GOAL := help
 
-.PHONY: help train test test-all lint clean
+.PHONY: help train test test-all chaos fuzz lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 12
@@ -33,6 +33,12 @@ test: lint  ## install, lint, and run the tests but the slow ones
 
 test-all: lint  ## every test, the slow ones too
 	$(BIN)/python -m pytest -n 2 -m "not gpu" $(ARGS)
+
+chaos: .venv/installed-dev  ## kill 20 trainings at random moments, resume and compare them; ARGS="--epochs 400" trains longer
+	$(BIN)/python -m tests.chaos $(ARGS)
+
+fuzz: .venv/installed-dev  ## random networks, settings, folders, images and checkpoints, many more than make test has
+	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=long $(ARGS)
 
 clean:  ## remove the environment and caches (runs stay)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

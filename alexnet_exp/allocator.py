@@ -12,12 +12,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # Source: malloc.h of the GNU C library, prctl.h of Linux
 _PR_SET_THP_DISABLE = 41
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT = (2**31 - 1, 2**30)  # bytes: never trimmed; an array of more than 1 GiB is still given back
 _USUAL = (2**26, 2**25)  # the highest that the library sets by itself, which it does in the first step
+_LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _USERS_OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 
 
@@ -34,19 +36,33 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def usual_limits() -> Iterator[None]:
-    """Give freed memory back for a while and use small pages, as programs do that set nothing."""
-    _set(_USUAL, large_pages=False)
+    """Give freed memory back for a while and have the pages that programs get that set nothing."""
+    _set(_USUAL, large_pages=_LARGE_PAGES.exists() and "[always]" in _LARGE_PAGES.read_text())
+    give_back()
     try:
         yield
     finally:
         _set(_KEPT)
 
 
+def give_back() -> None:
+    """Return what is kept to the system, so that it no longer counts as taken."""
+    libc = _gnu()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 def _set(limits: tuple[int, int], large_pages: bool = True) -> None:
-    if sys.platform != "linux" or any(name in os.environ for name in _USERS_OWN):
+    libc = _gnu()
+    if libc is None or any(name in os.environ for name in _USERS_OWN):
         return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_TRIM_THRESHOLD, limits[0])
-        libc.mallopt(_M_MMAP_THRESHOLD, limits[1])
-        libc.prctl(_PR_SET_THP_DISABLE, int(not large_pages), 0, 0, 0)
+    if not libc.mallopt(_M_MMAP_THRESHOLD, limits[1]):
+        libc.mallopt(_M_MMAP_THRESHOLD, _USUAL[1])  # older versions take no more
+    libc.mallopt(_M_TRIM_THRESHOLD, limits[0])
+    libc.prctl(_PR_SET_THP_DISABLE, int(not large_pages), 0, 0, 0)
+
+
+def _gnu() -> ctypes.CDLL | None:
+    """Return the C library if it is GNU's."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None

@@ -13,8 +13,9 @@ from typing import Any
 
 from alexnet_exp.allocator import keep_freed_memory
 from alexnet_exp.config.command_line import prepare
-from alexnet_exp.config.messages import explain
+from alexnet_exp.config.messages import explain, of_composing
 from alexnet_exp.errors import UserError, nearest, printable
+from alexnet_exp.utf8 import use_utf8
 
 USAGE = """\
 alexnet-exp VERB [key=value ...]     settings and flags of a verb: alexnet-exp VERB --help
@@ -23,6 +24,7 @@ alexnet-exp VERB [key=value ...]     settings and flags of a verb: alexnet-exp V
   evaluate   scores of a checkpoint or an ensemble: alexnet-exp evaluate outputs/runs/RUN
   predict    name what is in images: alexnet-exp predict outputs/runs/RUN photos/
   figures    see what a network has learned: alexnet-exp figures outputs/runs/RUN
+  prepare    make images ready for streaming, or decode them once: alexnet-exp prepare data.root=FOLDER out=chunks
   benchmark  measure speed on this machine: alexnet-exp benchmark lrn
   export     hand a network to another runtime: alexnet-exp export outputs/runs/RUN format=onnx
   compare    lay runs side by side: alexnet-exp compare outputs/runs
@@ -40,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit code: 0, 1 after a mistake of the user's or a failure, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1.
     """
+    if argv is None:
+        use_utf8()
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="", file=sys.stdout if arguments else sys.stderr)
@@ -82,7 +86,9 @@ def _train(arguments: list[str]) -> int:
         return train(config, overrides, run_dir, command)
 
     from alexnet_exp.runs.resume import resumed_arguments
+    from alexnet_exp.training.devices import check_processes
 
+    check_processes(arguments)
     command = shlex.join([*_program(), *arguments])
     return run_hydra("train", task, resumed_arguments(arguments))
 
@@ -163,6 +169,17 @@ def _predict(arguments: list[str]) -> int:
     return run_hydra("predict", task, arguments, bare_words=("ckpt", "images...")) or max(codes, default=0)
 
 
+def _prepare(arguments: list[str]) -> int:
+    def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> None:
+        from alexnet_exp.runs.prepare import prepare
+
+        prepare(config)
+
+    # The kind of data is a group for training; of it only the way to find images is needed here.
+    kinds = [re.sub(r"^data=(?=\w+$)", "data.kind=", argument) for argument in arguments]
+    return run_hydra("prepare", task, kinds)
+
+
 def _appending(arguments: list[str]) -> list[str]:
     """Let `data.root=DIR` change the checkpoint's own data set where no other is chosen."""
     if any(argument.startswith("data=") for argument in arguments):
@@ -171,10 +188,9 @@ def _appending(arguments: list[str]) -> list[str]:
 
 
 def _program() -> list[str]:
-    script = Path(sys.argv[0]).name
-    return (
-        ["python", script] if script.endswith(".py") and script != "__main__.py" else ["alexnet-exp", "train"]
-    )
+    script = Path(sys.argv[0])  # of python -m, a file of this package
+    ours = script.name == "__main__.py" or script.resolve().is_relative_to(Path(__file__).parent)
+    return ["python", script.name] if script.suffix == ".py" and not ours else ["alexnet-exp", "train"]
 
 
 def run_hydra(
@@ -211,7 +227,7 @@ def run_hydra(
         return stop.exit_code
     except Exception as error:
         if error not in failures:
-            _show(error, config_name, show_all)
+            _show(of_composing(error, arguments), config_name, show_all)
         return 1
     finally:
         sys.argv = typed
@@ -286,6 +302,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "export": _export,
     "figures": _figures,
     "predict": _predict,
+    "prepare": _prepare,
     "models": _models,
 }
 

@@ -24,7 +24,9 @@ def printable(text: str, keep: str = "") -> str:
         text: What is to be shown.
         keep: Characters that stay as they are.
     """
-    return "".join(c if c in keep or _is_shown(c) else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(
+        c if c in keep or _is_shown(c) else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def _is_shown(character: str) -> bool:

@@ -7,7 +7,7 @@ Hydra imports this module at every start, so nothing heavy is imported here. The
 # dataclasses could not look the annotations up.
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -72,6 +72,61 @@ class ProcessesLauncher(Launcher):
 
 
 @dataclass
+class SlurmConfig:
+    """Settings of hydra/launcher=slurm; nodes and tasks follow trainer.num_nodes and trainer.devices."""
+
+    _target_: str = "hydra_plugins.alexnet_exp_plugins.SlurmLauncher"
+    max_parallel: Any = None  # jobs at a time; null: as many as SLURM starts
+    time: Any = (
+        None  # of each job, as sbatch takes it: minutes, HH:MM:SS, D-HH:MM:SS; null: the partition's own
+    )
+    partition: Any = None  # null: the cluster's own
+    gpus_per_node: Any = (
+        None  # as sbatch takes it: 4, a100:4; null: trainer.devices, without trainer=cpu; 0: none
+    )
+    cpus_per_task: int = 2  # of each device's process
+    signal_seconds: int = 90  # ahead of the end of its time a job saves and asks to be started again
+    sbatch: list[str] = field(default_factory=list)  # other options of sbatch: [--account=NAME,--mem=64G]
+    setup: list[str] = field(default_factory=list)  # lines of shell ahead of the run: [module load cuda]
+    wait: bool = True  # show a table until all have ended; false: submit and return
+
+
+class SlurmLauncher(Launcher):
+    """Hands the jobs of a sweep to SLURM, as one job array."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        self.begun = False
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Remember what the sweep was started with."""
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Submit the jobs, and wait for them if that is wanted.
+
+        Args:
+            job_overrides: What each job sets.
+            initial_job_idx: Number of the first.
+
+        Returns:
+            One entry per job, for the sweeper.
+        """
+        from alexnet_exp.sweeps.slurm import launch
+
+        def compose(overrides: list[str]) -> DictConfig:
+            return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+
+        jobs = [list(overrides) for overrides in job_overrides]
+        begun, self.begun = self.begun, True
+        returned = launch(self.config, self.settings, jobs, initial_job_idx, compose, begun)
+        failed = [job for job in returned if job.status == JobStatus.FAILED]
+        if failed:
+            raise failed[0]._return_value
+        return returned
+
+
+@dataclass
 class OptunaConfig:
     """Settings of hydra/sweeper=optuna."""
 
@@ -115,4 +170,5 @@ class OptunaSweeper(Sweeper):
 
 STORE = ConfigStore.instance()
 STORE.store(group="hydra/launcher", name="processes", node=ProcessesConfig, provider="alexnet_exp")
+STORE.store(group="hydra/launcher", name="slurm", node=SlurmConfig, provider="alexnet_exp")
 STORE.store(group="hydra/sweeper", name="optuna", node=OptunaConfig, provider="alexnet_exp")

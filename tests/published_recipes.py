@@ -133,7 +133,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "convnet_18pct": _at(0.1, 120, 130),
     "convnet_19pct": _at(0.1, 120, 130),
     "convnet_80sec": _at(0.1, 8),
-    "cvgj_imagenet": {"name": "poly", "power": 1.0},
+    "cvgj_imagenet": {"name": "poly", "power": 1.0, "warmup_epochs": 0.0},
     "icpm": _at(0.5, 75, 150),
     "original_half_imagenet": _by_hand(*_OF_THE_HALF),
     "original_imagenet": _by_hand(*_OF_145),

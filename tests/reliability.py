@@ -14,8 +14,8 @@ HEAD = """\
 What this package does with input that is broken, or made to do harm. Every row is a test: the page is made from the
 lists that the tests run through (`python -m tests.reliability`), and a test compares the two.
 
-Each refusal is one line on stderr that begins with `error:`, with exit code 1 and no traceback. The third column is
-part of that line.
+A refusal is one line on stderr that begins with `error:`, with exit code 1 and no traceback. The third column is a part
+of that line, or of the warning where there is no refusal.
 
 """
 
@@ -76,9 +76,9 @@ def sections() -> Iterator[Section]:
 
 
 def said(pattern: str) -> str:
-    """Return a text that a pattern finds: its first alternative, without what escapes characters."""
-    text = re.sub(r"\\(.)", r"\1", pattern.split("|")[0])
-    assert re.search(pattern, text), pattern
+    """Return the one text that a pattern finds: itself, without what escapes characters."""
+    text = re.sub(r"\\(.)", r"\1", pattern)
+    assert re.fullmatch(pattern, text), f"{pattern} finds more than one text"
     return text.strip()
 
 

@@ -269,7 +269,7 @@ def test_help_is_short_and_names_groups_and_examples():
     assert done.returncode == 0
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) < 40
-    assert "data: cifar10, digits, folder, mnist" in done.stdout
+    assert "data: cifar10, digits, folder, imagenet, mnist" in done.stdout
     assert "trainer.max_epochs=20" in done.stdout
 
 

@@ -80,7 +80,7 @@ def test_what_is_measured_says_so_with_its_number_of_runs() -> None:
 
 # ------------------------------------------------------------------------------------------------ numbers
 
-OURS = ("cifar10_fast", "cifar10_fast_resnet18", "cifar10_fast_cpu")
+OURS = ("cifar10_fast", "cifar10_fast_resnet18", "cifar10_fast_cpu", "imagenet_lars_8k")
 
 
 def test_every_experiment_has_its_numbers_here() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NoReturn
 
 from alexnet_exp.config.compose import options
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, nearest
 
 GROUPS = (
     "model", "data", "augment", "optimizer", "scheduler", "trainer", "logger", "callbacks", "experiment",
@@ -24,7 +25,7 @@ _SINGLE = (
 
 # Their values are paths or prose: spaces, commas, '=' and a leading '/' are meant as they stand.
 LITERAL_KEYS = (
-    "resume", "sweep.resume", "weights", "data.root", "data.data_dir", "paths.data_dir", "paths.output_dir",
+    "resume", "sweep.resume", "weights", "data.root", "data.url", "data.data_dir", "paths.data_dir", "paths.output_dir",
     "paths.cache_dir", "data.cache_dir",
     "hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.storage", "logger.wandb.notes", "out", "where", "sort", "metric",
 )  # fmt: skip
@@ -51,6 +52,7 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = ()) -> list[str]
         UserError: For what Hydra would answer with a traceback.
     """
     flags, settings = _separate(arguments)
+    _check_flags(flags)
     settings = _with_keys(settings, bare_words)
     sweep = "-m" in flags or "--multirun" in flags
     for setting in settings:
@@ -89,9 +91,32 @@ def _separate(arguments: list[str]) -> tuple[list[str], list[str]]:
     return flags, settings
 
 
+def _check_flags(flags: list[str]) -> None:
+    """Let Hydra's own parser judge the flags, without the page of usage and the exit code 2 that it has for a mistake.
+
+    Raises:
+        UserError: If one is not known, or its value is missing or not possible.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    wrong = [word for word in flags if word.startswith("-") and word.partition("=")[0] not in known]
+    if wrong:
+        hint = nearest(wrong[0].partition("=")[0], known, 1) or " Settings are KEY=VALUE, without dashes."
+        raise UserError(f"There is no flag {wrong[0]}.{hint} --help says what can be set.")
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}: --help says what can be set.")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    if "--version" not in flags:  # which parsing prints, and ends the process
+        parser.parse_args(flags)
+
+
 def _with_keys(settings: list[str], keys: tuple[str, ...]) -> list[str]:
     """Turn `models alexnet` into `models name=alexnet`."""
-    named = {setting.partition("=")[0] for setting in settings}
+    named = {setting.partition("=")[0] for setting in settings if "=" in setting}
     waiting = [key for key in keys if key.removesuffix("...") not in named]
     done: list[str] = []
     many: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 
 import yaml
@@ -33,6 +34,22 @@ def explain(error: BaseException, verb: str = "train") -> str | None:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}, is not YAML: {error.problem}."
     return None
+
+
+def of_composing(error: Exception, arguments: Sequence[str]) -> Exception:
+    """Return what to say of an error that Hydra has met by itself: making a run's directory, or reading settings.
+
+    Args:
+        error: Raised outside a run.
+        arguments: As typed.
+    """
+    if isinstance(error, OSError) and error.filename is not None:
+        where = f"{error.filename} cannot be written ({error.strerror})"
+        return UserError(f"{where}; say hydra.run.dir=DIR or paths.output_dir=DIR.")
+    if explain(error) is not None or {"-m", "--multirun"} & set(arguments):
+        return error  # a sweep does much else than reading
+    reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+    return UserError(f"Hydra cannot read {shlex.join(arguments)}: {reason}")
 
 
 # What Hydra and OmegaConf say -> what the user is told; the groups of the pattern are the arguments.

@@ -107,7 +107,7 @@ SCHEDULES: dict[str, set[str]] = {
     "onecycle": {"pct_start", "div_factor", "final_div_factor"},
     "table": {"changes"},
     "dexp": {"factor", "steps", "bias_factor", "bias_steps"},
-    "poly": {"power"},
+    "poly": {"power", "warmup_epochs"},
 }
 
 _PRECISIONS = (
@@ -154,6 +154,7 @@ RULES: dict[str, Rule] = {
     "data.data_dir": path,
     "data.download": flag,
     "data.root": path,
+    "data.url": path,
     "data.batch_size": at_least(1),
     "data.val_size": at_least(0),
     "data.val_split": choice("random", "last"),
@@ -167,7 +168,8 @@ RULES: dict[str, Rule] = {
     "data.cache": choice("auto", "ram", "disk", "off"),
     "data.cache_dir": path | null,
     "data.resident": choice("auto", "device", "host", "off"),
-    "data.num_workers": Rule("a whole number from 0 to 256", lambda v: _is_integer(v) and 0 <= v <= 256) | null,
+    "data.num_workers": Rule("a whole number from 0 to 256", lambda v: _is_integer(v) and 0 <= v <= 256)
+    | null,
     "data.verify": flag,
     "data.on_bad_image": choice("error", "skip"),
     "data.follow_links": flag,
@@ -186,6 +188,8 @@ RULES: dict[str, Rule] = {
     "optimizer.bias_lr_factor": number(),
     "optimizer.bias_weight_decay": number() | null,
     "optimizer.layers": _LAYERS,
+    "optimizer.lr_scaling": choice("none", "linear", "sqrt"),
+    "optimizer.base_batch": at_least(1),
     "scheduler.name": choice(*SCHEDULES),
     "scheduler.every_epochs": at_least(1),
     "scheduler.epochs": list_of(at_least(1)),

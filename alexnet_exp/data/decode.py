@@ -62,19 +62,20 @@ def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS, enough: int =
         UserError: The file cannot be read, is not an image, is damaged, cut short or too large.
     """
     with _explained(path):
-        data = _read(path)
-        with Image.open(BytesIO(data), formats=FORMATS) as picture:
-            is_jpeg = picture.format in ("JPEG", "MPO")  # MPO: with more pictures after it, as phones write
-            width, height = picture.size
-            most = max_pixels if is_jpeg else min(max_pixels, MAX_WHOLE_PIXELS)
-            if width * height > most:
-                raise UserError(
-                    f"{path} has {width} x {height} pixels, more than {most}: shrink or remove it."
-                )
-            if is_jpeg:
-                rgb = _decode_jpeg(data, picture, enough)
-            else:
-                rgb = _decode_any(picture)
+        return decode_bytes(_read(path), path, channels, max_pixels, enough)
+
+
+def decode_bytes(
+    data: bytes, path: str, channels: int, max_pixels: int = MAX_PIXELS, enough: int = MAX_PIXELS
+) -> Tensor:
+    """Decode a file that has been read; `path` is its name in messages. See `decode`."""
+    with _explained(path), Image.open(BytesIO(data), formats=FORMATS) as picture:
+        is_jpeg = picture.format in ("JPEG", "MPO")  # MPO: with more pictures after it, as phones write
+        width, height = picture.size
+        most = max_pixels if is_jpeg else min(max_pixels, MAX_WHOLE_PIXELS)
+        if width * height > most:
+            raise UserError(f"{path} has {width} x {height} pixels, more than {most}: shrink or remove it.")
+        rgb = _decode_jpeg(data, picture, enough) if is_jpeg else _decode_any(picture)
     return rgb if channels == 3 else luma(rgb)
 
 
@@ -111,7 +112,8 @@ def _explained(path: str) -> Iterator[None]:
     except UserError:
         raise
     except UnidentifiedImageError as error:
-        what = "is not an image" if Path(path).stat().st_size else "is empty (0 bytes)"
+        empty = os.path.exists(path) and not os.path.getsize(path)
+        what = "is empty (0 bytes)" if empty else "is not an image"
         raise UserError(
             f"{path} {what}: replace or remove it (jpg, png, gif, bmp, webp and tif are read)."
         ) from error

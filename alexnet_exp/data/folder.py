@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ def scan(
     seed: int = 0,
     follow_links: bool = False,
     bad_images: BadImages | None = None,
+    val_classes: Mapping[str, str] | None = None,
 ) -> dict[str, FileSource]:
     """Find the images of every split: "train", and "val" and "test" where there are any.
 
@@ -54,12 +55,13 @@ def scan(
         seed: Chooses which images.
         follow_links: Follow links that lead out of the folder, too.
         bad_images: Names the files to leave out, as if they were not there.
+        val_classes: The val folder has no class folders: the class of each image by its name without ending.
 
     Raises:
         UserError: A folder is missing or empty, classes do not fit, or `val_fraction` does not.
     """
     root = os.path.expanduser(root)
-    found = _find_splits(root, val_fraction, follow_links)
+    found = _find_splits(root, val_fraction, follow_links, val_classes)
     if bad_images is not None:
         found = _without(found, bad_images, root)
     classes = tuple(found["train"])
@@ -97,7 +99,9 @@ def _without(found: dict[str, Classes], bad_images: BadImages, root: str) -> dic
     return left
 
 
-def _find_splits(root: str, val_fraction: float | None, follow_links: bool) -> dict[str, Classes]:
+def _find_splits(
+    root: str, val_fraction: float | None, follow_links: bool, val_classes: Mapping[str, str] | None = None
+) -> dict[str, Classes]:
     if not os.path.exists(root):
         raise UserError(f"{root} does not exist: set data.root to a folder of images.")
     if not os.path.isdir(root):
@@ -108,7 +112,9 @@ def _find_splits(root: str, val_fraction: float | None, follow_links: bool) -> d
     if "train" in splits:
         if "val" in splits and val_fraction is not None:
             raise UserError(f"{root} has a val folder of its own: leave data.val_fraction out.")
-        return {split: _find_classes(os.path.join(root, split), root, follow_links) for split in splits}
+        folders = {split: os.path.join(root, split) for split in splits}
+        flat = {"val": _sort_out(folders["val"], val_classes)} if val_classes is not None else {}
+        return {s: flat.get(s) or _find_classes(folders[s], root, follow_links) for s in splits}
     if splits:
         raise UserError(f"{root} has a folder {splits[0]} but none named train: add {root}/train.")
     if val_fraction is None:
@@ -116,6 +122,18 @@ def _find_splits(root: str, val_fraction: float | None, follow_links: bool) -> d
             f"{root}/train is missing: add it, or, if {root} holds the classes, set data.val_fraction=0.1."
         )
     return {"train": _find_classes(root, root, follow_links)}
+
+
+def _sort_out(folder: str, classes: Mapping[str, str]) -> Classes:
+    """Return the images of a folder without class folders, by class."""
+    found: Classes = {}
+    for entry in _entries(folder):
+        if entry.name.lower().endswith(ENDINGS):
+            name = classes.get(os.path.splitext(entry.name)[0])
+            if name is None:
+                raise UserError(f"{entry.path} has no label: remove it, or get the labels that list it.")
+            found.setdefault(name, []).append(entry.path)
+    return dict(sorted(found.items()))
 
 
 def _find_classes(folder: str, root: str, follow_links: bool) -> Classes:

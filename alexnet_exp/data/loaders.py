@@ -93,7 +93,7 @@ class BatchPlan(Sampler):
         return Slice(own if len(own) else batch[:1], len(own), len(batch))
 
 
-class _Loader:
+class Loader:
     """What Lightning asks of a loader: length, epoch (through `sampler`), and a position to save."""
 
     batch_sampler = None
@@ -106,6 +106,9 @@ class _Loader:
 
     def _batches(self) -> Iterator[Batch]:
         raise NotImplementedError
+
+    def close(self) -> None:
+        """End what works for the loader; another pass starts it again."""
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator: the epoch is read at the first batch, after Lightning has set it.
@@ -123,7 +126,7 @@ class _Loader:
         self.sampler.taken = self.sampler.start()
 
 
-class ArrayLoader(_Loader):
+class ArrayLoader(Loader):
     """Batches of a source in memory, by index: no workers, no collation.
 
     Args:
@@ -156,7 +159,7 @@ class ArrayLoader(_Loader):
             yield Batch(images, labels, indices, part.size, part.global_size)
 
 
-class FileLoader(_Loader):
+class FileLoader(Loader):
     """Batches of image files, decoded by worker processes that live as long as the loader.
 
     Args:

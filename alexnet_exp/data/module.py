@@ -13,7 +13,7 @@ import torch
 
 from alexnet_exp.data.augment import Preprocess
 from alexnet_exp.data.decode import read_stored
-from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader
+from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader, Loader
 from alexnet_exp.data.pipeline import Pipeline
 from alexnet_exp.data.resident import choose_place
 from alexnet_exp.data.sources import ArraySource, FileSource
@@ -82,7 +82,7 @@ class ImageData(lightning.LightningDataModule):
         self.pipeline = Pipeline(self.preprocess, options)
         self.views = str(options.get("views") or "centre")
         self.sources: dict[str, Source] = {}
-        self._open: list[FileLoader] = []
+        self._open: list[Loader] = []
         self.test_split = "test"
 
     def load(self) -> dict[str, Source]:
@@ -153,7 +153,7 @@ class ImageData(lightning.LightningDataModule):
 
     # ---------------------------------------------------------------------------------------- loaders
 
-    def loader(self, split: str, shuffle: bool = False) -> ArrayLoader | FileLoader:
+    def loader(self, split: str, shuffle: bool = False) -> Loader:
         """Make the loader of a split for this process."""
         source = self.sources[split]
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -195,7 +195,7 @@ class ImageData(lightning.LightningDataModule):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, min(8, cores // local))
 
-    def train_dataloader(self) -> ArrayLoader | FileLoader:
+    def train_dataloader(self) -> Loader:
         # overfit_batches means the same batches in every epoch; Lightning cannot take our shuffling off.
         overfit = self.trainer is not None and self.trainer.overfit_batches > 0
         loader = self.loader("train", shuffle=not overfit)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from alexnet_exp.allocator import give_back
 from alexnet_exp.runs.benchmark_loop import PRECISIONS
 from alexnet_exp.runs.timing import waiting
 
@@ -35,6 +36,7 @@ def peak_memory(device: str) -> Iterator[list[int]]:
         yield found
         found.append(torch.cuda.max_memory_allocated() - before)
     elif _RESET.exists():
+        give_back()  # memory that is kept would not be counted when it is taken again
         _RESET.write_text("5")  # Linux: the peak starts again from what is resident now
         before = _resident("VmRSS")
         yield found

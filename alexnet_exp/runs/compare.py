@@ -177,6 +177,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _keep(comparison: Comparison, run_dir: Path, command: str) -> None:
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_page(comparison, run_dir / "compare.html")
-    RunDirectory(run_dir).write_result({"status": "finished", "command": command, **records(comparison)})
+    run = RunDirectory(run_dir)
+    with run.fresh():
+        write_page(comparison, run.path / "compare.html")
+        run.write_result({"status": "finished", "command": command, **records(comparison)})

@@ -52,7 +52,7 @@ def dashboard(config: dict[str, Any], run_dir: Path, command: str) -> dict[str, 
     made = _build(entity, project, config)
     console, run = Console(soft_wrap=True, highlight=False), RunDirectory(run_dir)
     result: dict[str, Any] = {"status": "finished", "command": command, "project": f"{entity}/{project}"}
-    with run.lock():
+    with run.fresh():
         if config["dry_run"]:
             path = run.path / "dashboard.json"
             write_atomically(path, json.dumps(specs(made), indent=2, ensure_ascii=False, default=str) + "\n")

@@ -116,9 +116,7 @@ def check_settings(config: dict[str, Any], overrides: list[str]) -> dict[str, An
 @contextlib.contextmanager
 def _fresh(run: RunDirectory) -> Iterator[None]:
     """Hold a new run directory; one that failed is left as it was found."""
-    with run.lock():
-        if (run.path / "config.yaml").exists() or (run.path / "result.json").exists():
-            raise UserError(f"{run.path} holds a run already; choose another directory.")
+    with run.fresh():
         try:
             yield
         except BaseException:

@@ -44,7 +44,7 @@ def open_data(
     if "stored_size" in keys:
         keys["stored_size"] = recorded["stored_size"]
     keys["batch_size"] = settings["batch_size"] or config["data"]["batch_size"]
-    check_recorded({"data": keys, "augment": config["augment"]}, ["data", "augment"], "The checkpoint")
+    check_recorded(config, ["augment"], "The checkpoint")
     # The mean image comes from the checkpoint; these images may be others.
     augment = {**config["augment"], "mean_image": "none"}
     data: ImageData = build(keys, augment=augment, seed=config["seed"])
@@ -78,6 +78,7 @@ def _data_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
         own["data_dir"] = elsewhere["path"]
     if "cache" in own:
         own["cache"] = "off"  # only one split is needed, and once
+    check_recorded({"data": own | typed}, ["data"], "The checkpoint")
     return own | typed
 
 

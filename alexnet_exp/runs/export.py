@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,19 +54,21 @@ def export(config: dict[str, Any], run_dir: Path, command: str) -> Path:
 
     console = Console(soft_wrap=True, highlight=False)
     loaded = load_classifier(config["ckpt"], device="cpu", trust=config["trust"])
-    images, source = images_to_check(loaded, config["trust"])
+    images, source = images_to_check(loaded, config["trust"], config["paths"]["data_dir"])
     kind, path = config["format"], Path(config["out"] or run_dir / _NAMES[config["format"]])
     metadata = describe(loaded, config["preprocess"])
+    place = RunDirectory(run_dir).fresh() if config["out"] is None else contextlib.nullcontext()
     try:
-        with replacing(path) as temporary:
+        with place, replacing(path) as temporary:
             write(loaded, kind, config["preprocess"], metadata, temporary)
             parity = check(loaded, reader(loaded, kind, temporary), images, config["preprocess"])
             _judge(parity, kind)
+            result = _record(command, path, kind, metadata, parity, source)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
     console.print(f"parity with PyTorch: {parity} ({source})", markup=False)
     if config["out"] is None:
-        _record(run_dir, command, path, kind, metadata, parity, source)
+        RunDirectory(run_dir).write_result(result)
     console.print(f"exported: {path} ({path.stat().st_size / 2**20:.1f} MiB)", markup=False)
     return path
 
@@ -93,15 +96,14 @@ def _judge(parity: Parity, kind: str) -> None:
 
 
 def _record(
-    run_dir: Path,
     command: str,
     path: Path,
     kind: str,
     metadata: Mapping[str, Any],
     parity: Parity,
     source: str,
-) -> None:
-    result = {
+) -> dict[str, Any]:
+    return {
         "status": "finished",
         "command": command,
         "file": path.name,
@@ -111,4 +113,3 @@ def _record(
         "git": git_state(),
         "versions": versions(),
     }
-    RunDirectory(run_dir).write_result(result)

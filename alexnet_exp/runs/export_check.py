@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,15 +36,25 @@ class Parity(NamedTuple):
         return f"largest difference {self.difference:.2g}, same top-1 for {self.agreeing} of {self.images} images"
 
 
-def images_to_check(loaded: LoadedClassifier, trust: Sequence[str]) -> tuple[list[Tensor], str]:
+def images_to_check(
+    loaded: LoadedClassifier, trust: Sequence[str], data_dir: str
+) -> tuple[list[Tensor], str]:
     """Return images to compare on, each uint8 (H, W, 3) of its own size, and where they are from.
 
     They are those of the checkpoint's own data if it is there, spread over the split; else noise from a fixed seed.
+
+    Args:
+        loaded: The checkpoint.
+        trust: Packages whose classes it may name.
+        data_dir: Where data sets lie here, if they are no longer where the checkpoint had them.
     """
     try:
-        data = _open(loaded, trust)
+        return _own_images(_open(loaded, trust, data_dir))
     except (UserError, OSError) as error:
         return _noise(loaded), f"seeded noise, since the checkpoint's own data cannot be read: {error}"
+
+
+def _own_images(data: Any) -> tuple[list[Tensor], str]:
     split = next(name for name in ("test", "val", "train") if len(data.sources.get(name, ())))
     source = data.sources[split]
     places = torch.linspace(0, len(source) - 1, min(COUNT, len(source))).long().tolist()
@@ -54,9 +65,11 @@ def images_to_check(loaded: LoadedClassifier, trust: Sequence[str]) -> tuple[lis
     return [_as_rgb(image) for image in images], f"{len(images)} images of the {split} split"
 
 
-def _open(loaded: LoadedClassifier, trust: Sequence[str]) -> Any:
+def _open(loaded: LoadedClassifier, trust: Sequence[str], data_dir: str) -> Any:
     settings = {**loaded.config["data"]}
     check_trust(settings, trust, "data")
+    if "data_dir" in settings and not os.path.isdir(settings["data_dir"]):
+        settings["data_dir"] = data_dir
     if "download" in settings:
         settings["download"] = False
     if settings.get("cache") is not None:

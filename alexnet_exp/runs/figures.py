@@ -64,10 +64,8 @@ def figures(config: dict[str, Any], overrides: list[str], run_dir: Path, command
 
     started = time.perf_counter()
     console, run = Console(soft_wrap=True, highlight=False), RunDirectory(run_dir)
-    subject = open_subject(settings)
-    with run.lock():
-        if (run.path / "result.json").exists():
-            raise UserError(f"{run.path} holds a run already; choose another directory.")
+    with run.fresh():
+        subject = open_subject(settings)
         made, left_out = _make(subject, settings["which"], console)
         _draw(run, subject, made, left_out)
         result = _result(subject, made, left_out, command, time.perf_counter() - started)

@@ -159,9 +159,10 @@ def _trainer(
 ) -> lightning.Trainer:
     options = dict(settings)
     options["profiler"] = _profiler(options["profiler"], run_dir)
-    if overfit := options.pop(
-        "overfit_batches"
-    ):  # SameBatches does the rest; Lightning knows its own samplers only
+    if options["benchmark"] is None:
+        options["benchmark"] = not options["deterministic"]
+    # SameBatches does the rest: Lightning knows its own samplers only.
+    if overfit := options.pop("overfit_batches"):
         options |= {"limit_train_batches": overfit, "limit_val_batches": overfit}
     if isinstance(options["devices"], int) and options["devices"] > 1 and options["strategy"] == "auto":
         options["strategy"] = "ddp"
@@ -175,9 +176,8 @@ def _trainer(
             enable_progress_bar=chosen["progress_bar"]["enabled"],
             enable_model_summary=False,
             use_distributed_sampler=False,
-            plugins=[
-                AtomicCheckpointIO(chosen["checkpoint"].get("keep_last", 2))
-            ],  # runs of before have none
+            # Runs of an older version have no keep_last.
+            plugins=[AtomicCheckpointIO(chosen["checkpoint"].get("keep_last", 2))],
         )
         # Lightning's handler of SIGTERM calls a collective operation from inside the signal, and ranks hang on it.
         trainer._signal_connector.register_signal_handlers = lambda: None
@@ -189,7 +189,7 @@ def _trainer(
 class NoProfiler(PassThroughProfiler):
     """Profiles nothing; Lightning's own makes a generator for each of thirty actions a step."""
 
-    def profile(self, action_name: str) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+    def profile(self, action_name: str) -> contextlib.AbstractContextManager[None]:
         return _NOTHING
 
 

@@ -54,13 +54,10 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
     from alexnet_exp.inference import load_classifier
     from alexnet_exp.runs.predict_output import print_rows, write_all
 
-    classifier = load_classifier(config["ckpt"], config["device"], config["trust"])
-    console = Console()
-    rows = list(_predicted(classifier, files, config["top_k"], config["batch_size"]))
-    run = RunDirectory(run_dir)
-    with run.lock():
-        if (run.path / "result.json").exists():
-            raise UserError(f"{run.path} holds a run already; choose another directory.")
+    console, run = Console(), RunDirectory(run_dir)
+    with run.fresh():
+        classifier = load_classifier(config["ckpt"], config["device"], config["trust"])
+        rows = list(_predicted(classifier, files, config["top_k"], config["batch_size"]))
         print_rows(rows, console)
         write_all(run, rows, {"command": command, "settings": config, "checkpoint": str(classifier.path)})
     console.print(f"run directory: {os.path.relpath(run_dir)}", highlight=False, markup=False, soft_wrap=True)

@@ -35,7 +35,9 @@ def find_images(wanted: str | list[str]) -> list[str]:
 
 
 def _lines() -> list[str]:
-    return [line for line in sys.stdin.read().splitlines() if line.strip()]
+    # The bytes of a name need not be text, and a name may hold what Unicode counts as the end of a line.
+    text = os.fsdecode(sys.stdin.buffer.read()) if hasattr(sys.stdin, "buffer") else sys.stdin.read()
+    return [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
 
 
 def _expanded(path: str) -> Iterator[str]:

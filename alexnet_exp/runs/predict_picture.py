@@ -71,6 +71,6 @@ def _draw(figure: Figure, place: SubplotSpec, image: str, said: Bars, bars: int)
 
 def thumbnail(path: str) -> np.ndarray:
     """Return the whole image, upright, (H, W, 3) uint8 of at most 256 pixels a side."""
-    picture = to_pil(decode(path, 3).permute(1, 2, 0).numpy())
+    picture = to_pil(decode(path, 3, enough=SIDE).permute(1, 2, 0).numpy())
     picture.thumbnail((SIDE, SIDE))
     return np.asarray(picture)

@@ -57,7 +57,13 @@ def resumed_arguments(arguments: list[str]) -> list[str]:
     if not (Path(directory) / "overrides.yaml").exists() or set(typed) <= {"resume", "hydra.run.dir"}:
         return arguments
     # What to trust is for the user to say now, never for the directory.
-    kept = [o for o in _overrides(RunDirectory(directory)) if _key(o) not in typed and _key(o) != "trust"]
+    again = {_key(key) for key in typed}
+    kept = [o for o in _overrides(RunDirectory(directory)) if _key(o) not in {*again, "trust"}]
+    if hidden := [_key(o) for o in kept if REDACTED in o]:
+        raise UserError(
+            f"{', '.join(hidden)} of {directory} held a secret, which is not written down: type "
+            f"{hidden[0]}=VALUE again."
+        )
     return [*kept, *arguments]
 
 

@@ -16,7 +16,13 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.training.devices import Ranks, count_devices, is_first_rank, started_externally
-from alexnet_exp.training.stopping import Stopped, ignore_signals, requeue, stopping_on_signals
+from alexnet_exp.training.stopping import (
+    Stopped,
+    ignore_signals,
+    requeue,
+    signals_held,
+    stopping_on_signals,
+)
 
 if TYPE_CHECKING:
     from alexnet_exp.runs.fit import Fit
@@ -94,7 +100,8 @@ class _Session:
     def go(self) -> dict[str, Any]:
         status, error = "failed", None
         try:
-            devices = 1 if started_externally() else count_devices(self.config["trainer"])
+            with signals_held():
+                devices = 1 if started_externally() else count_devices(self.config["trainer"])
             with Ranks(
                 self.run.path, devices, self.config["trainer"]["num_nodes"], self._lost_a_rank
             ) as ranks:
@@ -122,8 +129,9 @@ class _Session:
         return result
 
     def _prepare(self) -> None:
-        from alexnet_exp.runs import fit as heavy
-        from alexnet_exp.runs.loggers import make_loggers
+        with signals_held():
+            from alexnet_exp.runs import fit as heavy
+            from alexnet_exp.runs.loggers import make_loggers
 
         data = heavy.prepare_data(self.config)
         heavy.fit_to_data(self.config, data, self.overrides)

@@ -57,9 +57,14 @@ def launch(
         pool = Pool(jobs, settings, Resources.of_this_machine(config, settings), Table(jobs, console))
         with saying_how_to_go_on(directory, console):
             pool.run()
-        if any(job.result() for job in jobs):
-            print_table(summarise(directory))
-            console.print(f"page:            {directory / 'compare.html'}", highlight=False)
+        return concluded(jobs, directory, console)
+
+
+def concluded(jobs: list[Job], directory: Path, console: Console) -> list[JobReturn]:
+    """Write and show the summary of a sweep that has ended, and say to Hydra how each job has."""
+    if any(job.result() for job in jobs):
+        print_table(summarise(directory))
+        console.print(f"page:            {directory / 'compare.html'}", highlight=False)
     failed = [job for job in jobs if job.state != FINISHED]
     console.print(f"sweep directory: {directory}", highlight=False)
     return [_returned(job, len(failed), len(jobs)) for job in jobs]

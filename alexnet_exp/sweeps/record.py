@@ -77,6 +77,16 @@ class SweepRecord:
             )
         self._write()
 
+    @property
+    def arrays(self) -> list[str]:
+        """The job arrays that SLURM was given, oldest first."""
+        return self.content.get("arrays", [])
+
+    def add_array(self, array: str) -> None:
+        """Remember a job array: its jobs may be going on when the sweep is taken up again."""
+        self.content.setdefault("arrays", []).append(array)
+        self._write()
+
     def jobs(self, job_overrides: list[list[str]], first: int, flags: list[str]) -> list[Job]:
         """Find each job's directory: its overrides tell which it is, not its number.
 

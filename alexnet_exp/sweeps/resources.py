@@ -47,7 +47,9 @@ class Resources:
         if self.free == 0:
             return None
         self.free -= 1
-        environment = {**os.environ, **dict.fromkeys(_THREADS, str(self.threads))}
+        # Inside an allocation SLURM's variables would make each job one of the allocation's tasks.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        environment = {**inherited, **dict.fromkeys(_THREADS, str(self.threads))}
         environment.pop(
             "HYDRA_FULL_ERROR", None
         )  # the command line sets it for itself; train.log has the traceback

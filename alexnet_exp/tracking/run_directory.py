@@ -69,10 +69,22 @@ class RunDirectory:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path / ".lock")
 
+    @contextlib.contextmanager
+    def fresh(self) -> Iterator[None]:
+        """Hold the directory, which must not be another run's, not even an unfinished one's.
+
+        Raises:
+            UserError: If it is.
+        """
+        with self.lock():
+            if (self.path / "config.yaml").exists() or (self.path / "result.json").exists():
+                raise UserError(f"{self.path} holds a run already; choose another directory.")
+            yield
+
     def write_settings(self, config: Mapping[str, Any], overrides: list[str]) -> None:
-        """Write config.yaml and overrides.yaml, without secrets."""
-        write_atomically(self.path / "config.yaml", to_yaml(redact(config)))
+        """Write overrides.yaml and config.yaml, without secrets: where the latter is, the other ranks find both."""
         write_atomically(self.path / "overrides.yaml", to_yaml(redact(overrides)))
+        write_atomically(self.path / "config.yaml", to_yaml(redact(config)))
 
     def config(self) -> dict[str, Any]:
         """Read config.yaml.

@@ -185,6 +185,7 @@ class WandbTracker(Logger):
         except ConnectionError as error:
             log.warning("W&B stopped recording (%s); %s goes on", error, FILE_NAME)
             self._run = None
+            _forget_service()
 
     def _start(self, choice: ModeChoice, requested: str, about: dict[str, Any]) -> None:
         """Begin the run as chosen, or offline if the server fails after all; say what came of it."""
@@ -261,6 +262,14 @@ class WandbTracker(Logger):
     def _sync_command(self) -> str:
         """Return the command that uploads every part of the run (a resumed one has several)."""
         return shlex.join(["wandb", "sync", *map(str, _run_folders(self._run_dir, self.run_id))])
+
+
+def _forget_service() -> None:
+    """Let go of a service that has died (a batch system signals all processes of a job): wandb would try at exit."""
+    import wandb
+
+    with contextlib.suppress(ConnectionError):
+        wandb.teardown()
 
 
 def new_run_id() -> str:

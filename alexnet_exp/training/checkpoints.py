@@ -51,7 +51,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 stale.unlink()
             with open(temporary, "wb") as file:
                 told = _Told(file)
-                torch.save(checkpoint, told)  # type: ignore[arg-type] # it asks for no more than write and flush
+                torch.save(checkpoint, told)  # it asks for no more than write and flush
                 told.check()
             if path.name == LAST:
                 _keep_before(path, self.keep_last)

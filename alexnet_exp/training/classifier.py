@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,13 +17,18 @@ from alexnet_exp.data.loaders import Batch
 from alexnet_exp.data.mixing import Mixing
 from alexnet_exp.data.randomness import mix
 from alexnet_exp.errors import UserError
+from alexnet_exp.training.bad_step import not_finite, noticed_late
+from alexnet_exp.training.losses import image_losses
 from alexnet_exp.training.meters import ClassificationMeter
-from alexnet_exp.training.optimizers import build_optimizer
+from alexnet_exp.training.optimizers import build_optimizer, images_of_a_step
 from alexnet_exp.training.outcomes import Outcomes
 from alexnet_exp.training.restart import complete_restart
 from alexnet_exp.training.schedules import RunLength, build_schedule
 
-_PLAIN = frozenset(("_current_fx_name", "step_loss", "_first_bad_step"))  # neither parameters nor modules
+_PLAIN = frozenset(
+    ("_current_fx_name", "step_loss", "_first_bad_step", "_taken")
+)  # neither parameters nor modules
+_NO_GRADIENT = re.compile(r"Function '(\w+)' returned nan values")  # how torch.autograd says so
 
 
 class ImageClassifier(lightning.LightningModule):
@@ -69,6 +75,10 @@ class ImageClassifier(lightning.LightningModule):
         self._validated = False  # in this epoch
         self.step_loss: Tensor | None = None  # of this rank's last batch; reading it syncs the device
         self._first_bad_step: Tensor | None = None
+        self._unread: list[
+            tuple[int, Tensor]
+        ] = []  # steps since the loss was last looked at, and their images
+        self._taken: tuple[Batch, Tensor] | None = None  # batch and losses of this step, for detect_anomaly
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the name of every hook here, dozens of times a step, and a module's way is slow.
@@ -87,12 +97,16 @@ class ImageClassifier(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is a function of the step, so that a resumed run draws what the first would have drawn.
-        seed = mix("step", self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
+        seed = self.random_seed()
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
         torch.default_generator.manual_seed(seed)
+
+    def random_seed(self) -> int:
+        """Return the seed of this step's dropout."""
+        return mix("step", self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch.images)
@@ -100,25 +114,26 @@ class ImageClassifier(lightning.LightningModule):
         # DDP averages gradients over ranks; this makes that average the gradient of the global batch's mean.
         loss = losses.sum() * (self.trainer.world_size / batch.global_size)
         self.train_meter.update(losses, logits[: batch.size], labels)
-        self._watch(loss.detach())
+        self._watch(loss.detach(), batch, losses.detach())
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        try:
+            loss.backward(*args, **kwargs)
+        except RuntimeError as error:  # of trainer.detect_anomaly
+            found = _NO_GRADIENT.search(str(error))
+            if found is None or self._taken is None:
+                raise
+            raise not_finite(self, *self._taken, what=f"The gradient of {found[1]}") from error
 
     def _losses(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each image's loss and the label it is counted by: of a mixed one, the label with the larger share."""
-
-        def against(labels: Tensor) -> Tensor:
-            return functional.cross_entropy(
-                logits, labels, reduction="none", label_smoothing=self.label_smoothing
-            )
-
-        losses, labels, mixing = against(batch.labels), batch.labels, self._mixing(batch)
-        if mixing is not None:
-            others = labels[mixing.partners]
-            losses = torch.lerp(against(others), losses, mixing.shares.to(losses.dtype))
-            labels = torch.where(mixing.shares < 0.5, others, labels)
+        mixing = self.mixing(batch)
+        partners, shares = (None, None) if mixing is None else (mixing.partners, mixing.shares)
+        losses, labels = image_losses(logits, batch.labels, self.label_smoothing, partners, shares)
         return losses[: batch.size], labels[: batch.size]
 
-    def _mixing(self, batch: Batch) -> Mixing | None:
+    def mixing(self, batch: Batch) -> Mixing | None:
         """Draw again what the data module has drawn for these images: it hangs on them, seed and epoch alone."""
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ImageData):
@@ -152,18 +167,21 @@ class ImageClassifier(lightning.LightningModule):
 
     # ---------------------------------------------------------------------------------------- non-finite loss
 
-    def _watch(self, loss: Tensor) -> None:
-        """Remember the first step whose loss is not finite, without waiting for the device."""
+    def _watch(self, loss: Tensor, batch: Batch, losses: Tensor) -> None:
+        """Stop at a loss that is not finite; on an accelerator remember the first, without waiting for the device."""
         self.step_loss = loss
-        if loss.device.type == "cpu" and math.isfinite(loss.item()):
-            return  # nothing to wait for
+        careful = torch.is_anomaly_enabled()
+        if careful or _waits_for_nothing(loss):
+            self._taken = (batch, losses) if careful else None
+            if not math.isfinite(loss.item()):
+                raise not_finite(self, batch, losses)
+            return
         step = self.global_step + 1
+        self._unread.append((step, batch.indices[: batch.size]))
         if self._first_bad_step is None:
             self._first_bad_step = torch.full((), -1, dtype=torch.long, device=loss.device)
         here = torch.isfinite(loss) | (self._first_bad_step >= 0)
         self._first_bad_step = torch.where(here, self._first_bad_step, step)
-        if loss.device.type == "cpu":
-            self.check_finite()
 
     def check_finite(self) -> None:
         """Stop the run if a loss was NaN or infinite; waits for the device.
@@ -172,11 +190,8 @@ class ImageClassifier(lightning.LightningModule):
             UserError: Names the step.
         """
         if self._first_bad_step is not None and (step := int(self._first_bad_step)) >= 0:
-            raise UserError(
-                f"The loss is not finite at step {step} (epoch {self.current_epoch}); training stopped and the last "
-                "checkpoint is from before. Try a lower optimizer.lr, trainer.gradient_clip_val=1 or "
-                "trainer.detect_anomaly=true."
-            )
+            raise noticed_late(self, step, [part for taken, part in self._unread if taken == step])
+        self._unread.clear()
 
     # ---------------------------------------------------------------------------------------- once an epoch
 
@@ -253,8 +268,10 @@ class ImageClassifier(lightning.LightningModule):
     # ---------------------------------------------------------------------------------------- set-up
 
     def configure_optimizers(self) -> Any:
-        clipped_scaling = self.trainer.precision == "16-mixed" and bool(self.trainer.gradient_clip_val)
-        optimizer = build_optimizer(self.model, self.optimizer_config, fused=not clipped_scaling)
+        # Lightning clips no gradients of a fused optimizer in mixed precision, with or without a scaler.
+        clipped_mixed = self.trainer.precision.endswith("-mixed") and bool(self.trainer.gradient_clip_val)
+        batch = images_of_a_step(self.trainer)
+        optimizer = build_optimizer(self.model, self.optimizer_config, not clipped_mixed, batch)
         self.trainer.fit_loop.setup_data()  # tells the length of an epoch
         steps = self.trainer.estimated_stepping_batches
         batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
@@ -271,3 +288,7 @@ class ImageClassifier(lightning.LightningModule):
         kept = ("train/", "val/") if self.trainer.limit_val_batches else ("train/",)
         self.reported = {k: v for k, v in checkpoint["reported"].items() if k.startswith(kept)}
         self._validated = checkpoint["validated"]
+
+
+def _waits_for_nothing(loss: Tensor) -> bool:
+    return loss.device.type == "cpu"

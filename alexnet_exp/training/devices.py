@@ -40,6 +40,41 @@ def is_first_rank() -> bool:
     return all(rank == "0" for rank in ranks)
 
 
+def check_processes(arguments: Sequence[str]) -> None:
+    """Refuse to start one of several processes that could not work together.
+
+    Args:
+        arguments: Of `train`, as typed.
+
+    Raises:
+        UserError: If SLURM has more tasks than were started, or the processes would not share a directory.
+    """
+    count = int(os.environ.get("SLURM_NTASKS", 1)) if "SLURM_PROCID" in os.environ else 1
+    if count > 1 and "SLURM_STEP_ID" not in os.environ:
+        raise UserError(
+            f"This SLURM job has {count} tasks, and this is a single process: start the command with srun, or ask for "
+            "one task."
+        )
+    if max(count, int(os.environ.get("WORLD_SIZE", 1))) == 1:
+        return
+    if {"-m", "--multirun"} & set(arguments):
+        raise UserError(
+            "torchrun and srun start a run's processes, not a sweep's: leave -m out, or start the sweep without them."
+        )
+    if not any(argument.lstrip("+").startswith(("resume=", "hydra.run.dir=")) for argument in arguments):
+        raise UserError(
+            "All processes that torchrun or srun starts work in one directory, which each must be told: say "
+            "resume=DIR; a run that is not there yet starts there."
+        )
+    # Its agent keeps one store for all attempts, and a rank of the second would read the first one's addresses.
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise UserError(
+            "torchrun --max-restarts would hang at the first restart, which finds what the processes of before have "
+            "left in torchrun's store: start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment."
+        )
+
+
 def count_devices(trainer: Mapping[str, Any]) -> int:
     """Return how many devices of this machine the trainer settings ask for.
 

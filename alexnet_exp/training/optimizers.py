@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,11 +13,14 @@ from torch import nn
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.targets import build
 
+log = logging.getLogger(__name__)
 # Their fused form does the whole update in one pass over memory: ten times faster on a CPU, the same numbers.
 _FUSED = ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW")
 
 
-def build_optimizer(model: nn.Module, config: Mapping[str, Any], fused: bool = True) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, config: Mapping[str, Any], fused: bool = True, global_batch: int | None = None
+) -> torch.optim.Optimizer:
     """Make the optimizer of a network.
 
     Args:
@@ -24,16 +29,19 @@ def build_optimizer(model: nn.Module, config: Mapping[str, Any], fused: bool = T
             of biases, `bias_weight_decay` replaces their decay (None: `weight_decay`). `layers` maps a layer to
             what is its own: an `lr_factor` of all its rates, a `weight_decay` of its weights alone, and both
             settings of biases. A layer goes by its dotted name or, where no other ends so, by the end of it.
+            `lr_scaling` scales `lr` by global_batch / `base_batch` ('linear') or the root of it ('sqrt').
         fused: Whether torch's fused form may be used; not under gradient scaling with clipping.
+        global_batch: Images of an optimizer step, over all devices and accumulated batches.
 
     Returns:
         An optimizer with a parameter group for every different treatment, named 'weights', 'biases',
         'weights of fc8', ...
 
     Raises:
-        UserError: For an argument that the optimizer does not take, or a layer that the network does not have.
+        UserError: For an argument that the optimizer does not take, a layer that the network does not have, or a
+            rate to scale by a batch that is not known.
     """
-    options = dict(config)
+    options = _with_scaled_rate(config, global_batch)
     bias_factor = float(options.pop("bias_lr_factor", 1.0))
     bias_decay = options.pop("bias_weight_decay", None)
     decay = options.get("weight_decay", 0.0)
@@ -55,6 +63,29 @@ def build_optimizer(model: nn.Module, config: Mapping[str, Any], fused: bool = T
         group["name"] += f" of {key}" if key else ""
         groups.setdefault(group["name"], {**group, "params": []})["params"].append(parameter)
     return build(options, params=list(groups.values()))
+
+
+def images_of_a_step(trainer: Any) -> int | None:
+    """Return the images of an optimizer step, over all devices and accumulated batches, where the data says so."""
+    batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    return batch_size * trainer.accumulate_grad_batches if isinstance(batch_size, int) else None
+
+
+def _with_scaled_rate(config: Mapping[str, Any], global_batch: int | None) -> dict[str, Any]:
+    """Return the settings without those of the scaling, the rate scaled."""
+    options = dict(config)
+    how, base = options.pop("lr_scaling", "none"), options.pop("base_batch", 256)
+    if how == "none":
+        return options
+    if global_batch is None:
+        raise UserError(f"optimizer.lr_scaling={how}: the global batch is not known here; say none.")
+    factor = global_batch / base
+    options["lr"] *= math.sqrt(factor) if how == "sqrt" else factor
+    log.info(
+        "Learning rate: %g, from %g for %d images a step (lr_scaling=%s): a step has %d.",
+        options["lr"], config["lr"], base, how, global_batch,
+    )  # fmt: skip
+    return options
 
 
 def _group(lr: float, settings: Mapping[str, Any], is_bias: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import math
 import os
 import pickle
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any
@@ -181,15 +181,23 @@ def _ordered_dict() -> OrderedDict[Any, Any]:
     return OrderedDict()
 
 
+def _counter(counts: Any = None) -> Counter[Any]:
+    """Return the epochs of torch's MultiStepLR."""
+    if not isinstance(counts, dict):
+        raise RefusedError("one of its counters counts nothing")
+    return Counter(counts)
+
+
 _CALLS = {
     "argparse.Namespace": argparse.Namespace,
+    "collections.Counter": _counter,
     "collections.OrderedDict": _ordered_dict,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
 }
 
 
-class _DryRun(pickle._Unpickler):  # type: ignore[name-defined,misc] # the one in C takes sizes at their word
+class _DryRun(pickle._Unpickler):  # the one in C takes sizes at their word
     """Reads a pickle and makes nothing but plain values.
 
     Args:

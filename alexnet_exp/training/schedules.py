@@ -69,8 +69,7 @@ def build_schedule(
         rates = [group["lr"] for group in optimizer.param_groups]
         return _by_step(OneCycleLR(optimizer, rates, total_steps=int(length.total_steps), **options))
     if name == "poly":
-        power = options["power"]
-        return _by_step(LambdaLR(optimizer, lambda step: max(1.0 - step / length.total_steps, 0.0) ** power))
+        return _by_step(LambdaLR(optimizer, _poly(length, **options)))
     if name == "dexp":
         return _by_step(LambdaLR(optimizer, [_dexp(g, length, options) for g in optimizer.param_groups]))
     if name == "table":
@@ -90,8 +89,24 @@ def _by_step(scheduler: Any) -> dict[str, Any]:
     return {"scheduler": scheduler, "interval": "step", "name": "lr"}
 
 
+def _warm_up(length: RunLength, epochs: float) -> int:
+    """Return the steps of a warm-up, half of the run at most."""
+    return min(round(epochs * length.steps_per_epoch), int(length.total_steps) // 2)
+
+
+def _poly(length: RunLength, power: float, warmup_epochs: float = 0.0) -> Callable[[int], float]:
+    warmup = _warm_up(length, warmup_epochs)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return max(1.0 - (step - warmup) / (length.total_steps - warmup), 0.0) ** power
+
+    return factor
+
+
 def _cosine(length: RunLength, warmup_epochs: float = 0.0, final_factor: float = 0.0) -> Any:
-    warmup = min(round(warmup_epochs * length.steps_per_epoch), int(length.total_steps) // 2)
+    warmup = _warm_up(length, warmup_epochs)
     decay = max(length.total_steps - warmup, 1)
 
     def factor(step: int) -> float:

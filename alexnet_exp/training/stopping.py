@@ -44,6 +44,7 @@ class _State:
     """What the handlers of this process know; signals are the process's, so there is one."""
 
     can_wait = False  # a training loop asks `due` after every step
+    held = False  # nothing may end what goes on
     requested: int | None = None
 
 
@@ -60,7 +61,7 @@ def stopping_on_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        _state.can_wait, _state.requested = False, None
+        _state.can_wait, _state.held, _state.requested = False, False, None
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -71,15 +72,27 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Let signals wait for the end of an import: what it has half done would fail the next one, which ends the run."""
+    _state.held = True
+    try:
+        yield
+    finally:
+        _state.held = False
+    if _state.requested is not None:
+        raise Stopped(_state.requested)
+
+
 def _handle(number: int, frame: FrameType | None) -> None:
-    if _state.can_wait and _state.requested is None:
+    waits = _state.can_wait or _state.held
+    if waits and _state.requested is None:
         _state.requested = number
-        log.info(
-            "%s: finishing this step and saving. Ctrl-C ends the run at once.", signal.Signals(number).name
-        )
+        what = "finishing this step and saving" if _state.can_wait else "ending"
+        log.info("%s: %s. Ctrl-C ends the run at once.", signal.Signals(number).name, what)
     elif number == signal.SIGINT and _state.requested is not None:
         raise KeyboardInterrupt
-    elif not _state.can_wait:
+    elif not waits:
         raise Stopped(number)
 
 

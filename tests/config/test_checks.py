@@ -132,7 +132,7 @@ def test_optional_group_taken_away_leads_to_none(shipped: dict[str, Any]):
         ("model.features.conv2.grups", r"Did you mean groups"),
         ("model.features.conv9.kernel_size", r"chosen model has no setting model\.features\.conv9"),
         ("callbacks.early_stopping", r"not one setting but several: callbacks\.early_stopping\.enabled, "),
-        ("data.root", r"It belongs to data=folder\."),
+        ("data.root", r"It belongs to data=folder"),
         ("optimizer.betas", r"It belongs to optimizer=adam and optimizer=adamw\."),
     ],
 )

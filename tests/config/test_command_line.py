@@ -88,6 +88,11 @@ def test_bare_words_are_values_of_the_main_keys_in_order():
     assert prepare(["--cfg", "job", "a"], ("name",)) == ["--cfg", "job", "name=a"]
 
 
+def test_a_folder_may_be_named_like_the_key_that_takes_it():
+    assert prepare(["runs"], ("runs...",)) == ["runs=['runs']"]
+    assert prepare(["a.ckpt", "images"], ("ckpt", "images...")) == ["ckpt='a.ckpt'", "images=['images']"]
+
+
 @pytest.mark.parametrize(
     ("typed", "message"),
     [

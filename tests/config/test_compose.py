@@ -32,7 +32,8 @@ def side_by_side() -> list[list[str]]:
 
 def composed(*overrides: str) -> dict[str, Any]:
     root = ["data.root=images"] if any("folder" in o or "imagenet" in o for o in overrides) else []
-    return plain(compose("train", [*overrides, *root]))
+    url = ["data.url=images"] if "data=streaming" in overrides else []
+    return plain(compose("train", [*overrides, *root, *url]))
 
 
 def needs_a_folder(option: str) -> bool:

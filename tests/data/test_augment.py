@@ -56,9 +56,13 @@ def spread(counts: Tensor) -> float:
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("image_size", [10, 13, 40])
-def test_a_batch_is_what_a_loop_over_its_images_gives(options: dict, channels: int, image_size: int):
-    images, indices = noise(12, channels, side=13), torch.arange(12) * 31 + 5
+@pytest.mark.parametrize(
+    ("count", "stored", "image_size"), [(12, 13, 10), (12, 13, 13), (12, 13, 40), (3, 99, 97)]
+)
+def test_a_batch_is_what_a_loop_over_its_images_gives(
+    options: dict, channels: int, count: int, stored: int, image_size: int
+):
+    images, indices = noise(count, channels, side=stored), torch.arange(count) * 31 + 5
     draws = uniforms(indices, 3, "augment", 7, 2).tolist()
     expected = np.stack(
         [slow_augment(image, options, image_size, d) for image, d in zip(images.numpy(), draws, strict=True)]

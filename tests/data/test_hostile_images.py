@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import struct
 import zlib
 from io import BytesIO
@@ -118,14 +117,14 @@ def test_a_wrong_ending_changes_nothing(tmp_path: Path, kind: str, extension: st
 NO_PICTURES = {  # what it is: its bytes, what is said
     "an empty file": (b"", "is empty"),
     "4096 zeros": (b"\0" * 4096, "is not an image"),
-    "the first bytes of a JPEG": (b"\xff\xd8\xff\xe0", "cannot be decoded|is not an image"),
-    "the first bytes of a PNG": (b"\x89PNG\r\n\x1a\n", "cannot be decoded|is not an image"),
-    "the first bytes of a GIF": (b"GIF89a", "cannot be decoded|is not an image"),
+    "the first bytes of a JPEG": (b"\xff\xd8\xff\xe0", "is not an image"),
+    "the first bytes of a PNG": (b"\x89PNG\r\n\x1a\n", "is not an image"),
+    "the first bytes of a GIF": (b"GIF89a", "is not an image"),
     "a WebP of 4 GB that has 16 bytes": (
         b"RIFF\xff\xff\xff\xffWEBPVP8 ",
-        "cannot be decoded|is not an image",
+        "cannot be decoded",
     ),
-    "a TIFF of 65535 tags that has none": (b"II*\0\x08\0\0\0\xff\xff", "cannot be decoded|is not an image"),
+    "a TIFF of 65535 tags that has none": (b"II*\0\x08\0\0\0\xff\xff", "is not an image"),
     "an SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image"),
     "PostScript that calls the system": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(touch x) system",
@@ -136,6 +135,7 @@ NO_PICTURES = {  # what it is: its bytes, what is said
 }
 
 
+@pytest.mark.filterwarnings("ignore")  # of Pillow's, about the damage
 @pytest.mark.parametrize("name", NO_PICTURES)
 def test_what_is_no_picture_is_named(tmp_path: Path, name: str):
     content, reason = NO_PICTURES[name]
@@ -143,7 +143,7 @@ def test_what_is_no_picture_is_named(tmp_path: Path, name: str):
     path.write_bytes(content)
     said = refusal(path)
     assert str(path) in said
-    assert re.search(reason, said), said
+    assert reason in said
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path):

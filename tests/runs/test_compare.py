@@ -242,7 +242,7 @@ def test_a_broken_run_does_not_cost_the_table(sweep: Path, capsys: pytest.Captur
         (["sweep", "where=seed=77"], "lets none of the 7 runs through"),
         (["sweep", "format=xml"], "format='xml' is not possible: it must be one of table, csv"),
         (["sweep", "out=table.txt"], "say format=csv, markdown or json"),
-        (["sweep", "out=nowhere/table.csv", "page=false"], "out=nowhere/table.csv cannot be written"),
+        (["sweep", "out=nowhere/table.csv", "page=false"], "nowhere/table.csv cannot be written"),
         (["sweep", "sorted=seed"], "There is no setting sorted. Did you mean sort,"),
     ],
 )

@@ -89,6 +89,6 @@ def test_a_run_whose_secret_was_not_written_down_asks_for_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start(tmp_path / "run", fail=False)
-    code = main(["train", f"resume={tmp_path / 'run'}", "trainer.max_epochs=2", "trust=[tests]"])
+    code = main(["train", f"resume={tmp_path / 'run'}", "trainer.max_epochs=2", f"trust=[{__name__}]"])
     assert code == 1
     assert "callbacks.client.password" in capsys.readouterr().err

@@ -78,3 +78,11 @@ def test_without_a_driver_there_are_no_gpus(monkeypatch):
     assert visible_gpus() == []
     gpus(monkeypatch, "-1")
     assert visible_gpus() == []
+
+
+def test_jobs_inside_an_allocation_are_not_its_tasks(cores, monkeypatch):
+    gpus(monkeypatch, "")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    environment = found(devices=2).take(Job(0, [], Path("0")))
+    assert environment is not None
+    assert "SLURM_PROCID" not in environment

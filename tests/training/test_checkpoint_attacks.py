@@ -14,7 +14,7 @@ import shutil
 import struct
 import subprocess
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,7 +225,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "a memo at four billion": (
         lambda p: with_pickle(p, b"\x80\x02]r\xff\xff\xff\xff."),
-        "is not a checkpoint|holds no",
+        "is not a checkpoint of alexnet_exp",
     ),
     "no pickle": (lambda p: with_pickle(p, b"\x00\x01\x02"), "cannot be read"),
     "no checkpoint": (lambda p: (p.write_bytes(random.Random(0).randbytes(10_000)), p)[1], "cannot be read"),
@@ -357,19 +357,19 @@ def test_no_class_hides_in_the_depth(
 DIGITS = {"batch_size": 1, "image_size": 8, "mean": [0.5], "std": [0.5]}
 SETTINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "ten billion classes": (in_model(num_classes=10**10), "do not fit its own network"),
-    "a number beyond counting": (in_model(num_classes=2**2000), "cannot be built|is not possible|do not fit|must be"),
+    "a number beyond counting": (in_model(num_classes=2**2000), "network cannot be built"),
     "a layer of 10 TB": (
         lambda s: s["config"]["model"]["features"]["conv1"].update(out_channels=10**11),
-        "do not fit its own network|cannot be built",
+        "do not fit its own network",
     ),
     "a kernel of text": (
         lambda s: s["config"]["model"]["features"]["conv1"].update(kernel_size="big"),
-        "cannot be built|is not possible|must be",
+        "must be a whole number",
     ),
-    "layers that are none": (in_model(features=7), "cannot be built|must be"),
+    "layers that are none": (in_model(features=7), "network cannot be built"),
     "a data set as the network": (
         lambda s: s["config"].update(model={"_target_": "alexnet_exp.data.Digits", **DIGITS}),
-        "no network|cannot be built",
+        "is no network",
     ),
     "images of a million pixels' side": (lambda s: s["preprocessing"].update(stored_size=10**6), "its preprocessing"),
     "another size than the network's": (lambda s: s["preprocessing"].update(image_size=900), "cannot take its images"),
@@ -537,6 +537,7 @@ def test_what_torch_saves_of_weights_is_read(new: bool, tmp_path: Path) -> None:
     content["part"] = torch.arange(10.0)[3:7]
     content["none"] = torch.zeros(0, 3)
     content["parameter"] = torch.nn.Parameter(torch.ones(2))
+    content["milestones"] = Counter({30: 1, 60: 2})  # of torch's MultiStepLR
     file = write(tmp_path / "a.pt", content, _use_new_zipfile_serialization=new)
     assert same(dict(load_safely(file)), dict(content))
 

@@ -100,6 +100,23 @@ def test_settings_of_biases_that_a_layer_leaves_open_are_the_network_s() -> None
     assert (biases["lr"], biases["weight_decay"]) == (0.2, 0.0)
 
 
+@pytest.mark.parametrize(("how", "lr"), [("none", 0.1), ("linear", 3.2), ("sqrt", 0.1 * 32**0.5)])
+def test_the_rate_is_scaled_by_the_images_of_a_step(
+    how: str, lr: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {**group("optimizer", "sgd_paper"), "lr": 0.1, "lr_scaling": how}
+    with caplog.at_level("INFO", logger="alexnet_exp"):
+        weights, biases = build_optimizer(network(), settings, global_batch=8192).param_groups
+    assert (weights["lr"], biases["lr"]) == (pytest.approx(lr), pytest.approx(2 * lr))
+    assert bool(caplog.messages) == (how != "none")
+    assert how == "none" or f"{lr:g}, from 0.1 for 256 images" in caplog.text
+
+
+def test_a_rate_for_a_batch_that_nobody_knows_cannot_be_scaled() -> None:
+    with pytest.raises(UserError, match=r"optimizer\.lr_scaling=sqrt"):
+        build_optimizer(network(), {**group("optimizer", "sgd"), "lr_scaling": "sqrt"})
+
+
 def nested() -> nn.Module:
     """Two blocks whose layers have the same short names, as in a ResNet."""
     block = {"conv1": nn.Linear(1, 1), "conv2": nn.Linear(1, 1)}

@@ -86,6 +86,15 @@ def test_poly_falls_in_a_line_to_nothing() -> None:
     assert rates_of("poly", power=2.0)[6] == pytest.approx(0.8 / 16)
 
 
+def test_poly_warms_up_first() -> None:
+    rates = rates_of("poly", power=2.0, warmup_epochs=1.0)
+    warmup = rates.index(max(rates))
+    left = len(rates) - warmup
+    assert 0 < warmup <= len(rates) // 2
+    assert rates[:warmup] == pytest.approx([0.8 * (k + 1) / (warmup + 1) for k in range(warmup)])
+    assert rates[warmup:] == pytest.approx([0.8 * (1 - k / left) ** 2 for k in range(left)])
+
+
 def test_dexp_falls_in_equal_stretches() -> None:
     expected = [0.8, 0.8, 0.4, 0.4, 0.2, 0.2, 0.1, 0.1]
     assert rates_of("dexp", steps=4, factor=8.0) == pytest.approx(expected)

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.training import stopping
-from alexnet_exp.training.stopping import Stopped, agreed, requeue, stopping_on_signals
+from alexnet_exp.training.stopping import Stopped, agreed, requeue, signals_held, stopping_on_signals
 from tests.training.small_runs import DROPOUT, checkpoint, resume, rows, run, same
 
 SETTINGS = [*DROPOUT, "trainer.max_epochs=3", "test=false"]  # 7 steps an epoch
@@ -51,6 +51,18 @@ def test_the_step_is_finished_and_saved(tmp_path: Path, number: str, code: int):
     assert (result["status"], result["error"]) == ("interrupted", f"stopped by {number}")
     assert (tmp_path / "report.html").exists()
     assert "To go on: python train.py resume=" in (tmp_path / "train.log").read_text()
+
+
+def test_a_signal_during_an_import_waits_for_its_end():
+    done = []
+    with stopping_on_signals():
+        with pytest.raises(Stopped) as caught, signals_held():  # noqa: PT012 (the block raises at its end)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            done.append("import")
+        assert done == ["import"]
+        assert caught.value.number == signal.SIGUSR1
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize(

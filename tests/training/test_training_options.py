@@ -95,6 +95,12 @@ def test_accumulated_gradients_make_one_step_of_several_batches(tmp_path: Path) 
     assert [row["step"] for row in rows(tmp_path) if "lr" in row] == [1, 2, 3]
 
 
+def test_the_rate_is_scaled_by_accumulated_batches_too(tmp_path: Path) -> None:
+    run(tmp_path, "trainer.accumulate_grad_batches=3", "optimizer.lr=0.01", "optimizer.lr_scaling=linear",
+        "optimizer.base_batch=16", "scheduler=none", "test=false", "trainer.limit_train_batches=1")  # fmt: skip
+    assert checkpoint(tmp_path)["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.06)
+
+
 def test_max_steps_ends_a_run_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     result = run(tmp_path, "trainer.max_steps=10", "trainer.max_epochs=-1", "scheduler=cosine")
     assert (result["status"], result["steps"]) == ("finished", 10)
@@ -152,8 +158,10 @@ def test_early_stopping_without_validation_images_is_refused(tmp_path: Path) -> 
         run(tmp_path, "callbacks.early_stopping.enabled=true", "data.val_size=0")
 
 
-def test_gradients_are_clipped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped(tmp_path: Path, precision: str) -> None:
     run(tmp_path, "trainer.gradient_clip_val=1e-6", "optimizer.momentum=0", "optimizer.nesterov=false",
+        f"trainer.precision={precision}",
         "optimizer.weight_decay=0", "optimizer.lr=1", "scheduler=none", "test=false", callbacks=WATCH)  # fmt: skip
     steps = [float((a - b).norm()) for a, b in zip(Watch.weights, Watch.weights[1:], strict=False)]
     assert 0 < max(steps) <= 1.1e-6

@@ -159,7 +159,7 @@ def _pieces(x: Tensor, groups: int) -> Iterator[tuple[slice, slice]]:
 def _denominator(wide: Tensor, size: int, alpha: float, k: float) -> Tensor:
     squares, inner = _padded(wide, size // 2, (size - 1) // 2)
     torch.mul(wide, wide, out=inner)
-    return torch.add(wide.new_tensor(k), _window_sum(squares, size, wide.shape[1]), alpha=alpha / size)
+    return torch.add(wide.new_full((), k), _window_sum(squares, size, wide.shape[1]), alpha=alpha / size)
 
 
 def _padded(like: Tensor, before: int, after: int) -> tuple[Tensor, Tensor]:

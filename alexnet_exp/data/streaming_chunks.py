@@ -1,0 +1,167 @@
+"""LitData's side of streaming: chunks written, and read in LitData's own order. Imported where LitData is needed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+from litdata import StreamingDataset, optimize
+from litdata.utilities.env import _WorkerEnv
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from alexnet_exp.data.decode import decode_bytes, stored
+from alexnet_exp.errors import UserError
+
+# It warns that training may hang when ranks have unequal shares; StreamLoader gives every rank the same steps.
+logging.getLogger("litdata").setLevel(logging.ERROR)
+
+
+class Chunks(StreamingDataset):
+    """The images of one split; items are (position in the split, what was stored).
+
+    Args:
+        url: Folder or object storage.
+        seed: Of the order; None keeps the order of the split.
+        rank: This process.
+        world_size: All processes.
+    """
+
+    def __init__(self, url: str, seed: int | None = None, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(url, shuffle=seed is not None, drop_last=False, seed=(seed or 0) % 2**32)
+        self.distributed_env.world_size, self.distributed_env.global_rank = world_size, rank
+
+    def __getitem__(self, index: Any) -> tuple[int, dict[str, Any]]:
+        item = super().__getitem__(index)
+        return int(getattr(index, "index", index)), item
+
+    def shares(self, num_workers: int, epoch: int) -> list[list[int]]:
+        """Return how many images each worker of each rank reads in an epoch (from 0)."""
+        self.get_len(num_workers, 1)
+        _, intervals = self.shuffler.get_chunks_and_intervals_per_workers(
+            self.distributed_env, num_workers, 1, epoch + 1
+        )
+        counts = [sum(interval[2] - interval[1] for interval in own) for own in intervals]
+        return [counts[start : start + num_workers] for start in range(0, len(counts), num_workers)]
+
+
+@dataclass(eq=False)
+class Reader(IterableDataset):
+    """Decoded batches of one rank in one epoch, made in the workers of a DataLoader.
+
+    Args:
+        chunks: The split.
+        shares: Images of each worker of this rank.
+        skip: Images that each of them has given already.
+        first: The worker whose turn it is.
+        epoch: From 0.
+        batch_size: Of this rank.
+        channels: 1 or 3.
+        size: Side of the stored images.
+        url: For messages.
+    """
+
+    chunks: Chunks
+    shares: list[int]
+    skip: list[int]
+    first: int
+    epoch: int
+    batch_size: int
+    channels: int
+    size: int
+    url: str
+
+    def __post_init__(self) -> None:
+        self.state = self.chunks.state_dict(0, len(self.shares), 1)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | UserError]:
+        info = get_worker_info()
+        worker = ((info.id if info else 0) + self.first) % len(self.shares)
+        items = self._items(worker)
+        for start in range(self.skip[worker], self.shares[worker], self.batch_size):
+            count = min(self.batch_size, self.shares[worker] - start)
+            try:
+                decoded = [self._decoded(*next(items)) for _ in range(count)]
+            except UserError as error:
+                yield error  # raised by the loader: from a worker, torch would wrap it into a traceback
+                return
+            yield torch.stack([image for image, _ in decoded]), torch.tensor([i for _, i in decoded])
+
+    def _items(self, worker: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Begin where this worker stands; whole chunks that it has given are not read again."""
+        if self.skip[worker] >= self.shares[worker]:
+            return iter(())
+        num_workers = len(self.shares)
+        self.chunks._forced_worker_env = _WorkerEnv(num_workers, worker)
+        self.chunks.set_num_workers(num_workers)
+        self.chunks.set_epoch(self.epoch + 1)
+        # LitData's own resume takes one number for all workers, and none above an equal share.
+        jump = min(self.skip[worker], sum(self.shares) // num_workers)
+        if jump:
+            done = {"num_samples_yielded": jump * num_workers, "current_epoch": self.epoch + 1}
+            self.chunks.load_state_dict({**self.state, **done})
+        items = iter(self.chunks)
+        for _ in range(self.skip[worker] - jump):
+            next(items)
+        return items
+
+    def _decoded(self, index: int, item: dict[str, Any]) -> tuple[Tensor, int]:
+        return decode_item(item, self.channels, self.size, self.url), index
+
+
+def decode_item(item: dict[str, Any], channels: int, size: int, url: str) -> Tensor:
+    """Return a stored item's image as training sees it, uint8 (channels, size, size)."""
+    image = decode_bytes(item["image"], f"{url}/{item['name']}", channels, enough=2 * size)
+    return stored(image, size)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns a file into what is stored: its bytes, or a smaller JPEG.
+
+    Args:
+        size: Shorter side; None keeps the file as it is.
+        quality: Of JPEG, 1 to 100.
+    """
+
+    size: int | None
+    quality: int
+
+    def __call__(self, task: list[Any]) -> dict[str, Any]:
+        path, label, name = task
+        data = Path(path).read_bytes() if self.size is None else self._smaller(path, self.size)
+        return {"image": data, "label": int(label), "name": name, "crc32": crc32(data)}
+
+    def _smaller(self, path: str, size: int) -> bytes:
+        image = decode_bytes(Path(path).read_bytes(), path, 3, enough=2 * size)
+        short = min(image.shape[1:])
+        if short > size:
+            wanted = [size if side == short else round(side * size / short) for side in image.shape[1:]]
+            floats = torch.nn.functional.interpolate(image[None], wanted, mode="bilinear", antialias=True)
+            image = floats[0]
+        out = BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(out, "JPEG", quality=self.quality)
+        return out.getvalue()
+
+
+def write(tasks: Sequence[list[Any]], url: str, encoder: Encoder, num_workers: int, chunk_bytes: int) -> None:
+    """Write one split; what an interrupted call has written is kept, and the rest follows.
+
+    Args:
+        tasks: [file, label, name] of every image.
+        url: Folder or object storage.
+        encoder: What is stored of a file.
+        num_workers: Processes; the same as those of an interrupted call.
+        chunk_bytes: Size of a chunk.
+    """
+    optimize(
+        encoder, list(tasks), url, num_workers=num_workers, chunk_bytes=chunk_bytes, use_checkpoint=True,
+        reorder_files=False, keep_data_ordered=True, verbose=True,
+    )  # fmt: skip

@@ -1,0 +1,131 @@
+"""Chunks that prepare has written, against the folder that they were written from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("litdata", reason="litdata is not installed (the extra 'streaming')")
+
+from alexnet_exp.cli import main
+from alexnet_exp.data import Folder, Streaming
+from alexnet_exp.data.loaders import Batch, Loader
+from alexnet_exp.data.streaming import turns
+from alexnet_exp.errors import UserError
+from tests.data.makers import write_folder
+
+COMMON = {"batch_size": 8, "image_size": 28, "mean": [0.5] * 3, "std": [0.25] * 3, "seed": 3}
+
+
+class Rank(Streaming):
+    """The data as one of several ranks has it."""
+
+    def __init__(self, url: str, rank: int = 0, world_size: int = 1, workers: int = 0) -> None:
+        super().__init__(url, **COMMON, num_workers=workers)
+        self.setup()
+        if world_size > 1:
+            strategy = SimpleNamespace(root_device=torch.device("cpu"))
+            self.trainer = SimpleNamespace(world_size=world_size, global_rank=rank, strategy=strategy)  # type: ignore
+
+    def epoch(self, epoch: int = 0, split: str = "train", start: int = 0) -> list[Batch]:
+        loader = self.shuffled(split)
+        loader.load_state_dict({"epoch": epoch, "batches": start})
+        loader.sampler.set_epoch(epoch)
+        return list(loader)
+
+    def shuffled(self, split: str = "train") -> Loader:
+        return self.loader(split, shuffle=True)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """51 and 7 images: no share of ranks, workers and batches comes out even."""
+    folder = tmp_path_factory.mktemp("images")
+    write_folder(folder, {"train/cat": 20, "train/dog": 31, "val/cat": 3, "val/dog": 4})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("chunks") / "out"
+    assert main(["prepare", f"data.root={root}", f"out={out}", "num_workers=1", "chunk_mb=1"]) == 0
+    return str(out)
+
+
+@pytest.fixture(scope="module")
+def originals(root: Path) -> dict[str, tuple[torch.Tensor, int]]:
+    """Image and label of every file, as data=folder has them."""
+    data = Folder(str(root), **COMMON, num_workers=0)
+    data.setup()
+    return {
+        source.image_name(i): (data.stored_image(split, i), int(source.labels[i]))
+        for split, source in data.sources.items()
+        for i in range(len(source))
+    }
+
+
+def names(data: Rank, batches: list[Batch]) -> list[str]:
+    source = data.sources["train"]
+    return [source.image_name(i) for b in batches for i in b.indices[: b.size].tolist()]
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2), (3, 2)])
+def test_an_epoch_has_every_image_once_with_its_label(
+    world_size: int, workers: int, url: str, originals: dict[str, tuple[torch.Tensor, int]]
+):
+    ranks = [Rank(url, rank, world_size, workers) for rank in range(world_size)] if world_size != 3 else []
+    if world_size == 3:  # 8 images cannot be shared by three
+        with pytest.raises(UserError, match="a multiple"):
+            Rank(url, 0, 3).shuffled()
+        return
+    epochs = [rank.epoch() for rank in ranks]
+    seen = [name for rank, batches in zip(ranks, epochs, strict=True) for name in names(rank, batches)]
+    assert sorted(seen) == sorted(name for name in originals if name.startswith("train"))
+    assert len({len(batches) for batches in epochs}) == 1 == len({len(rank.shuffled()) for rank in ranks})
+    for step in zip(*epochs, strict=True):
+        assert {batch.global_size for batch in step} == {sum(batch.size for batch in step)}
+    for rank, batches in zip(ranks, epochs, strict=True):
+        for batch in batches:
+            for image, label, index in zip(*batch[:3], strict=True):
+                pixels, wanted = originals[rank.sources["train"].image_name(int(index))]
+                assert torch.equal(image, pixels) and int(label) == wanted
+
+
+def test_the_order_depends_on_the_epoch_and_again_on_it_alone(url: str):
+    data = Rank(url)
+    first, second = data.epoch(0), data.epoch(1)
+    assert names(data, first) != names(data, second) != sorted(names(data, second))
+    assert names(data, data.epoch(0)) == names(data, first)
+
+
+@pytest.mark.parametrize(("workers", "start"), [(0, 3), (2, 1), (2, 4), (2, 7)])
+def test_a_resumed_epoch_gives_the_rest_in_the_same_order(workers: int, start: int, url: str):
+    data = Rank(url, workers=workers)
+    whole = data.epoch(1)
+    rest = data.epoch(1, start=start)
+    assert names(data, rest) == names(data, whole[start:])
+    assert rest
+
+
+def test_chunks_are_read_where_they_lie_and_stay(url: str):
+    before = sorted(Path(url).rglob("*.bin"))
+    Rank(url).epoch()
+    assert sorted(Path(url).rglob("*.bin")) == before != []
+
+
+def test_one_image_can_be_had_by_its_number(url: str, originals: dict[str, tuple[torch.Tensor, int]]):
+    data = Rank(url)
+    assert torch.equal(data.stored_image("val", 5), originals[data.sources["val"].image_name(5)][0])
+
+
+def test_workers_take_turns_until_each_has_no_more():
+    assert turns([5, 3], 2) == [(0, 2), (1, 2), (0, 2), (1, 1), (0, 1)]
+    assert turns([0, 3], 2) == [(1, 2), (1, 1)]
+
+
+def test_a_place_that_was_not_prepared_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read \(No such file"):
+        Streaming(str(tmp_path), **COMMON).setup()

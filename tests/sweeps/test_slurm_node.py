@@ -1,0 +1,141 @@
+"""hydra/launcher=slurm on a real SLURM of one node, which these tests start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from alexnet_exp.cli import main
+from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.wandb_logger import find_run_id
+from tests.sweeps.slurm_node import one_node, why_not
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.slurm,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
+SETTINGS = [
+    "trainer=cpu", "data=digits", "model=alexnet_cifar", "trainer.max_epochs=4", "logger.wandb.mode=offline",
+]  # fmt: skip
+LAUNCHER = [
+    "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.time=10", "hydra.launcher.partition=main",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with one_node(tmp_path_factory.mktemp("slurm")) as environment:
+        yield {
+            **environment,
+            "OMP_NUM_THREADS": "1",
+            "ALEXNET_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        }
+
+
+def sweep(cluster: dict[str, str], *typed: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "alexnet_exp.cli", "train", "-m", *LAUNCHER, *typed]
+    return subprocess.Popen(command, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def scontrol(cluster: dict[str, str], *words: str) -> None:
+    subprocess.run(["scontrol", *words], env=cluster, check=True, timeout=30)
+
+
+def array_of(directory: Path) -> str:
+    return json.loads((directory / "sweep.json").read_text())["arrays"][-1]
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def start_again(cluster: dict[str, str], job: str) -> None:
+    """SLURM holds a requeued job for two minutes; a test does not."""
+
+    def is_held() -> bool:
+        command = ["squeue", "-h", "-r", "-j", job, "-o", "%T"]
+        return (
+            "PENDING"
+            in subprocess.run(command, env=cluster, capture_output=True, text=True, check=True).stdout
+        )
+
+    wait_until(is_held)
+    scontrol(cluster, "update", f"JobId={job}", "StartTime=now")
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return torch.load(RunDirectory(directory).last_checkpoint, weights_only=True)["state_dict"]
+
+
+def has_trained(directory: Path, epochs: int) -> bool:
+    rows = directory / "metrics.csv"
+    return rows.exists() and f"\n{epochs}," in rows.read_text()
+
+
+def test_a_requeued_job_ends_with_the_weights_of_an_undisturbed_one(
+    cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    directory, alone = tmp_path / "sweep", tmp_path / "alone"
+    watching = sweep(cluster, *SETTINGS, "seed=1,2", f"hydra.sweep.dir={directory}")
+    wait_until(lambda: has_trained(directory / "0", 1))
+    job = f"{array_of(directory)}_0"
+    scontrol(cluster, "requeue", job)
+    start_again(cluster, job)
+    printed, _ = watching.communicate(timeout=240)
+    assert watching.returncode == 0, printed
+    assert "job 0 finished" in printed
+    said = (directory / "0" / "output.log").read_text()
+    assert "stopped by SIGTERM after step" in said and "Traceback" not in said
+    assert {"summary.csv", "compare.html"} <= {file.name for file in directory.iterdir()}
+
+    assert main(["train", *SETTINGS, "seed=1", f"hydra.run.dir={alone}"]) == 0
+    disturbed, undisturbed = weights(directory / "0"), weights(alone)
+    assert disturbed.keys() == undisturbed.keys()
+    assert all(torch.equal(disturbed[name], undisturbed[name]) for name in disturbed)
+    wandb_files = {file.name for file in (directory / "0" / "wandb").glob("*/run-*.wandb")}
+    assert len(list((directory / "0" / "wandb").glob("*run-*-*"))) == 2  # parts
+    assert wandb_files == {f"run-{find_run_id(directory / '0')}.wandb"}  # of one run
+
+
+def test_two_ranks_save_at_the_signal_ahead_of_the_time_limit_and_ask_to_be_started_again(
+    cluster: dict[str, str], tmp_path: Path
+):
+    directory = tmp_path / "sweep"
+    settings = [
+        *SETTINGS,
+        "trainer=ddp_cpu",
+        f"hydra.sweep.dir={directory}",
+        "hydra.launcher.wait=false",
+    ]
+    submitting = sweep(cluster, *settings)
+    printed, _ = submitting.communicate(timeout=60)
+    assert submitting.returncode == 0, printed
+    wait_until(lambda: has_trained(directory / "0", 1))
+    job = f"{array_of(directory)}_0"
+    subprocess.run(
+        ["scancel", "--signal=USR1", job], env=cluster, check=True, timeout=30
+    )  # as SLURM does itself
+    start_again(cluster, job)
+    again = sweep(
+        cluster,
+        *[s for s in settings if "wait" not in s and "sweep.dir" not in s],
+        f"sweep.resume={directory}",
+    )
+    printed, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, printed
+    assert "SLURM job array" not in printed  # it was there still: nothing is submitted twice
+    said = (directory / "0" / "output.log").read_text()
+    assert "stopped by SIGUSR1 after step" in said and "SLURM starts this job again." in said
+    result = RunDirectory(directory / "0").result()
+    assert result is not None and (result["status"], result["epochs"]) == ("finished", 4)
