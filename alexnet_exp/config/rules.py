@@ -131,7 +131,7 @@ RULES: dict[str, Rule] = {
     "trust": Rule("a list of packages: [my_package]", list_of(text).legal),
     "paths.data_dir": path,
     "paths.output_dir": path,
-    "paths.cache_dir": path,
+    "paths.cache_dir": path | null,
     "augment.flip": flag | choice("alternating"),
     "augment.pad": at_least(0),
     "augment.crop": flag,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -140,15 +141,12 @@ class ImageData(lightning.LightningDataModule):
         """Return the mean training image as stored, (C, S, S) float32; of MEAN_IMAGES evenly chosen ones at most."""
         source = self.sources["train"]
         chosen = torch.linspace(0, len(source) - 1, min(len(source), MEAN_IMAGES)).round().long()
-        batches: Iterable[torch.Tensor]
         if isinstance(source, ArraySource):
-            batches = (source.images[part] for part in chosen.split(64))
+            total = sum(source.images[part].double().sum(0) for part in chosen.split(64))
         else:
-            plan = BatchPlan(len(chosen), 64)
-            files = source.subset(chosen)
-            loader = FileLoader(files, plan, self.channels, self.stored_size, self._workers())
-            batches = (batch.images for batch in loader)
-        total = sum(images.double().sum(0) for images in batches)
+            plan, files = BatchPlan(len(chosen), 64), source.subset(chosen)
+            with closing(FileLoader(files, plan, self.channels, self.stored_size, self._workers())) as loader:
+                total = sum(batch.images.double().sum(0) for batch in loader)
         return (total / len(chosen)).float()
 
     # ---------------------------------------------------------------------------------------- loaders

@@ -153,7 +153,7 @@ def _order(comparison: Comparison, sort: str | None) -> Callable[[Run], tuple[An
             )
 
         return by_score
-    key = sort.removeprefix("-")
+    key = comparison.metric if sort == "-metric" else sort.removeprefix("-")
     known = _known(comparison.runs)
     if key not in known:
         raise UserError(f"sort={sort}: no run has a setting or metric {key}.{nearest(key, known)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
 import math
 import os
@@ -63,8 +65,10 @@ class Run:
 
     @cached_property
     def rows(self) -> list[Row]:
-        path = self.path / "metrics.csv"
-        return read_rows(path) if path.exists() else []
+        try:
+            return read_rows(self.path / "metrics.csv")
+        except (OSError, ValueError, csv.Error):  # not there, or damaged: one run does not cost the others
+            return []
 
     @cached_property
     def status(self) -> str:
@@ -149,7 +153,9 @@ def _configs(folder: Path, depth: int) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield folder, dict(leaves(config))
         return
     if depth:
-        inside = [entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."]
+        inside: list[str] = []
+        with contextlib.suppress(PermissionError), os.scandir(folder) as entries:
+            inside = [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
         for name in sorted(inside, key=lambda name: (len(name), name) if name.isdigit() else (0, name)):
             yield from _configs(folder / name, depth - 1)
 
@@ -178,7 +184,7 @@ def _load(path: Path, parse: Any) -> Any:
     """Return what a file holds; None where it is missing or broken: one bad run must not cost the table."""
     try:
         return parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
 
 

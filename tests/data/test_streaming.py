@@ -72,7 +72,9 @@ def names(data: Rank, batches: list[Batch]) -> list[str]:
     return [source.image_name(i) for b in batches for i in b.indices[: b.size].tolist()]
 
 
-@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2), (3, 2)])
+@pytest.mark.parametrize(
+    ("world_size", "workers"), [(1, 0), (2, 0), (3, 0), (1, 2), pytest.param(2, 2, marks=pytest.mark.slow)]
+)
 def test_an_epoch_has_every_image_once_with_its_label(
     world_size: int, workers: int, url: str, originals: dict[str, tuple[torch.Tensor, int]]
 ):
@@ -101,7 +103,9 @@ def test_the_order_depends_on_the_epoch_and_again_on_it_alone(url: str):
     assert names(data, data.epoch(0)) == names(data, first)
 
 
-@pytest.mark.parametrize(("workers", "start"), [(0, 3), (2, 1), (2, 4), (2, 7)])
+@pytest.mark.parametrize(
+    ("workers", "start"), [(0, 3), *(pytest.param(2, start, marks=pytest.mark.slow) for start in (1, 4, 7))]
+)
 def test_a_resumed_epoch_gives_the_rest_in_the_same_order(workers: int, start: int, url: str):
     data = Rank(url, workers=workers)
     whole = data.epoch(1)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-_SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+# Many of the networks that are drawn are no legal ones.
+_SLOW = [
+    HealthCheck.too_slow,
+    HealthCheck.function_scoped_fixture,
+    HealthCheck.data_too_large,
+    HealthCheck.filter_too_much,
+]
 settings.register_profile(
     "short", max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=_SLOW
 )

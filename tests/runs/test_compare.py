@@ -109,6 +109,7 @@ def test_another_metric_can_judge(sweep: Path, capsys: pytest.CaptureFixture[str
         ("-optimizer.lr", ["4", "5", "10", "0", "1", "2", "3"]),
         ("name", ["0", "1", "10", "2", "3", "4", "5"]),
         ("-test/top1", ["3", "2", "1", "0", "4", "5", "10"]),
+        ("-metric", ["3", "2", "1", "0", "4", "5", "10"]),
     ],
 )
 def test_runs_are_sorted_as_asked(
