@@ -37,8 +37,10 @@ def _faults(before: str, around: str = "if True", **environment: str) -> int:
 
 
 def test_freed_memory_is_not_cleared_again() -> None:
-    assert _faults(before="") > 5 * 32  # every page, every time
-    assert _faults(before=_KEEP) < 32
+    given_back = _faults(before="")
+    assert given_back > 5 * 32  # every page, every time
+    # None as a rule; a block may still find its place in the first of the five turns.
+    assert _faults(before=_KEEP) < given_back / 3
 
 
 def test_usual_limits_give_memory_back_and_use_small_pages() -> None:

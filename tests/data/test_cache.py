@@ -189,14 +189,14 @@ def test_ram_says_how_much_memory_is_missing(root: Path, monkeypatch: pytest.Mon
 
 
 def test_the_environment_says_where_decoded_images_go(monkeypatch: pytest.MonkeyPatch):
-    def chosen() -> str:
+    def chosen() -> str | None:
         return plain(compose("train", ["data=folder", "data.root=images"]))["data"]["cache_dir"]
 
     monkeypatch.setenv("ALEXNET_CACHE_DIR", "/some where")
     assert chosen() == "/some where"
     monkeypatch.delenv("ALEXNET_CACHE_DIR")
     monkeypatch.setenv("ALEXNET_DATA_DIR", "/sets")
-    assert chosen() == "/sets/cache"
+    assert chosen() is None  # the user's cache folder: never among the data
 
 
 def test_nothing_is_written_into_the_data_set_itself(
