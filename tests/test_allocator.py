@@ -9,14 +9,19 @@ import sys
 import pytest
 
 _COUNT = """
-import resource, sys
+import ctypes, resource
 {before}
-import torch
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 
 def faults(turns):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(turns):
-        torch.empty(2**24).zero_()  # 64 MiB: 16,384 pages, or 32 large ones and some
+        block = libc.malloc(2**26)  # 64 MiB: 16,384 pages, or 32 large ones and some
+        libc.memset(block, 0, 2**26)
+        libc.free(block)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 faults(2)
@@ -30,8 +35,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="The C library i
 
 def _faults(before: str, around: str = "if True", **environment: str) -> int:
     script = _COUNT.format(before=before, around=around)
-    # The same for all: the two differ in alignment too, and small pages are not the matter here.
-    env = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1", **environment}
+    env = {**os.environ, **environment}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
@@ -39,12 +43,11 @@ def _faults(before: str, around: str = "if True", **environment: str) -> int:
 def test_freed_memory_is_not_cleared_again() -> None:
     given_back = _faults(before="")
     assert given_back > 5 * 32  # every page, every time
-    # None as a rule; a block may still find its place in the first of the five turns.
     assert _faults(before=_KEEP) < given_back / 3
 
 
-def test_usual_limits_give_memory_back_and_use_small_pages() -> None:
-    assert _faults(before=_KEEP, around="with usual_limits()") > 4 * 2**14 * 0.9  # the first time it is there
+def test_usual_limits_give_memory_back() -> None:
+    assert _faults(before=_KEEP, around="with usual_limits()") > 4 * 32  # the first time it is there
 
 
 def test_limits_that_the_user_has_set_are_left_alone() -> None:
