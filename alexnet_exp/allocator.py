@@ -1,7 +1,7 @@
 """Memory of the processor: what one training step frees is kept for the next.
 
 A step on a CPU asks for hundreds of megabytes and gives them back. The C library returns blocks of that size to the
-system at once, and the system clears every page again when it is next touched: an eighth to a third of a step
+system at once, and the system clears every page again when it is next touched: a tenth to three tenths of a step
 (benchmarks/README.md has the figures). Kept, and in large pages, they cost that once.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,16 @@ def test_freed_memory_is_not_cleared_again() -> None:
 
 def test_usual_limits_give_memory_back() -> None:
     assert _faults(before=_KEEP, around="with usual_limits()") > 4 * 32  # the first time it is there
+
+
+def test_large_pages_are_off_only_where_programs_do_not_get_them_unasked() -> None:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    unasked = setting.exists() and "[always]" in setting.read_text()
+    get = "prctl(42, 0, 0, 0, 0)"  # PR_GET_THP_DISABLE
+    script = f"import ctypes; {_KEEP}; libc = ctypes.CDLL(None)\n"
+    script += f"print(libc.{get})\nwith usual_limits(): print(libc.{get})\nprint(libc.{get})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", str(int(not unasked)), "0"]
 
 
 def test_limits_that_the_user_has_set_are_left_alone() -> None:
