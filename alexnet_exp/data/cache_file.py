@@ -67,17 +67,21 @@ class CacheFile:
         return count * channels * size * size
 
     def is_whole(self) -> bool:
-        """Return whether the file is there as it was built; one that was copied or touched is read to know."""
+        """Return whether the file is there as it was built; one that was copied or touched is read, once, to know."""
         try:
             manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
             found = self.data.stat()
-            return (
-                manifest["shape"] == list(self.shape)
-                and manifest["bytes"] == found.st_size
-                and (manifest["modified_ns"] == found.st_mtime_ns or manifest["crc32"] == _crc32(self.data))
-            )
+            if manifest["shape"] != list(self.shape) or manifest["bytes"] != found.st_size:
+                return False
+            if manifest["modified_ns"] == found.st_mtime_ns:
+                return True
+            if manifest["crc32"] != _crc32(self.data):
+                return False
         except (OSError, ValueError, KeyError, TypeError):
             return False
+        with contextlib.suppress(OSError):  # where nobody may write, it is read every time
+            self._write_manifest(manifest["crc32"])
+        return True
 
     def open(self) -> Tensor:
         """Return the images, uint8 (N, C, S, S), mapped: read from disk when touched, and never to be written to."""

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from alexnet_exp.data.constants import constant
 from alexnet_exp.data.randomness import uniforms
 
 STRENGTH = 0.1  # standard deviation of the random factors
@@ -45,8 +46,8 @@ def colour_shift(indices: Tensor, form: str, seed: int, epoch: int) -> Tensor:
     spread = EIGENVALUES if form == "paper" else tuple(d / 255.0 for d in DEVIATIONS)
     vectors = EIGENVECTORS if form == "paper" else DEVIATION_VECTORS
     factors = STRENGTH * _normals(indices, 3, "colour", seed, epoch)  # (N, 3)
-    weighted = factors * torch.tensor(spread, device=indices.device)
-    first, second, third = torch.tensor(vectors, device=indices.device).T
+    weighted = factors * constant(spread, indices.device)
+    first, second, third = constant(vectors, indices.device).T
     # Not a matrix product: its rounding depends on how many images there are.
     shift = weighted[:, :1] * first + weighted[:, 1:2] * second + weighted[:, 2:] * third
     return shift[:, :, None, None]

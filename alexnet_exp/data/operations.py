@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from alexnet_exp.data.constants import constant
+
 # (N, C, H, W) uint8 and (N,) float32 strengths to (N, C, H, W) uint8.
 Operation = Callable[[Tensor, Tensor], Tensor]
 
@@ -94,7 +96,7 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     span = torch.where(chroma == 0, 1.0, chroma)
     angle = torch.where(most == green, 2.0 + (blue - red) / span, 4.0 + (red - green) / span)
     angle = torch.where(most == red, (green - blue) / span, angle) + 6.0 * shift[:, None, None]  # in sixths
-    starts = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    starts = constant((5.0, 3.0, 1.0), images.device).view(1, 3, 1, 1)
     k = (starts + angle[:, None]) % 6.0
     turned = most[:, None] - chroma[:, None] * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
     return (turned * 255.999).to(torch.uint8)

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from alexnet_exp.data.augment import Augment, Preprocess, Window
 from alexnet_exp.data.colour import colour_shift
+from alexnet_exp.data.constants import constant
 from alexnet_exp.data.erasing import Erasing
 from alexnet_exp.data.mixing import Mixer, Mixing
 from alexnet_exp.data.policies import ColourJitter, RandAugment, TrivialAugment, build_policy
@@ -184,7 +185,7 @@ class Pipeline:
             raise UserError(
                 "augment.colour_noise needs three channels: say data.channels=3 or augment.colour_noise=none."
             )
-        std = torch.tensor(self.preprocess.std, device=x.device).view(1, 3, 1, 1)
+        std = constant(tuple(self.preprocess.std), x.device).view(1, 3, 1, 1)
         x = x + colour_shift(indices, form, seed, epoch) / std
         return x / 1.1 if form == "source" else x  # the code divides by 1 + coefficient, the paper does not
 

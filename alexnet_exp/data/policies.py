@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from alexnet_exp.data import operations
+from alexnet_exp.data.constants import constant
 from alexnet_exp.data.operations import Operation, apply_chosen
 from alexnet_exp.data.randomness import uniforms
 from alexnet_exp.errors import UserError
@@ -126,10 +127,10 @@ class ColourJitter:
     def __call__(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
         """Map (N, C, H, W) uint8 to the same."""
         used = {name: width for name, width in vars(self).items() if width}
-        limits = [_limits(name, width) for name, width in used.items()]
+        limits = tuple(_limits(name, width) for name, width in used.items())
         draws = uniforms(indices, 2 * len(used), "colour jitter", seed, epoch)
         order = draws[:, len(used) :].argsort(dim=1, stable=True)  # (N, used)
-        low, high = torch.tensor(limits, device=images.device).T
+        low, high = constant(limits, images.device).T
         strengths = low + (high - low) * draws[:, : len(used)]
         changes: list[Operation] = [getattr(operations, name) for name in used]
         return apply_chosen(images, order, strengths.gather(1, order), changes)

@@ -15,6 +15,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from alexnet_exp.errors import UserError
+
 T = TypeVar("T")
 _SHARE = 0.25  # of the free memory that the images may take without being asked to
 _DEPTH = 2  # batches on their way
@@ -30,15 +32,21 @@ def choose_place(wanted: str, num_bytes: int, device: torch.device) -> str:
 
     Returns:
         'device', 'host' or 'off'; 'off' on a processor, where nothing has to be moved.
+
+    Raises:
+        UserError: If the device was asked for and has no room.
     """
     if device.type == "cpu":
         return "off"
-    if wanted != "auto":
-        return wanted
-    if device.type != "cuda":
-        return "off"  # mps shares the memory
+    if wanted in ("host", "off") or device.type != "cuda":
+        return "off" if wanted == "auto" else wanted  # mps shares the memory
     free, _ = torch.cuda.mem_get_info(device)
-    return "device" if num_bytes <= _SHARE * free else "host"
+    if wanted == "device" and num_bytes > free:
+        raise UserError(
+            f"data.resident=device: the images take {num_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB of the device's "
+            "memory are free; say data.resident=host."
+        )
+    return "device" if wanted == "device" or num_bytes <= _SHARE * free else "host"
 
 
 def ahead(items: Iterator[T], depth: int = _DEPTH) -> Iterator[T]:

@@ -82,6 +82,8 @@ def benchmark(config: dict[str, Any], overrides: list[str], run_dir: Path, comma
         for kind in _chosen(options, overrides):
             rows += (measured := _measure(kind, subject))
             print_rows(measured, console)
+    if subject.repeats < 5:
+        subject.notes.append(f"repeats={subject.repeats}: medians of fewer than five runs say little.")
     for note in subject.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     result = _result(command, config, rows, subject.notes)
@@ -112,11 +114,6 @@ def _chosen(options: dict[str, Any], overrides: list[str]) -> list[str]:
 
 def _measure(kind: str, subject: Subject) -> list[Row]:
     """Import and run one kind of measurement."""
-    if kind == "lrn":
-        from alexnet_exp.runs.benchmark_lrn import measure_lrn
-
-        lrn = subject.options["lrn"]
-        return measure_lrn(subject.device, lrn["batch_size"], subject.repeats, lrn["compile"])
     from importlib import import_module
 
     functions = {"step": "measure_steps"}

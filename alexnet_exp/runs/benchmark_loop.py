@@ -49,6 +49,18 @@ def step_of(
     return step
 
 
+def known_precision(precision: str) -> str:
+    """Return a key of PRECISIONS as it is.
+
+    Raises:
+        UserError: If it is none.
+    """
+    if precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise UserError(f"trainer.precision={precision} is not compared: say one of {known}.")
+    return precision
+
+
 def variant(
     fit: Fit,
     precision: str,
@@ -68,9 +80,7 @@ def variant(
     Raises:
         UserError: For a precision that no hand-written step is here for.
     """
-    if precision not in PRECISIONS:
-        known = ", ".join(PRECISIONS)
-        raise UserError(f"trainer.precision={precision} is not compared: say one of {known}.")
+    known_precision(precision)
     model = copy.deepcopy(fit.classifier.model)
     model = change(model) if change else model
     dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32

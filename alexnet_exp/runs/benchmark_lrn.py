@@ -5,59 +5,89 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from alexnet_exp.errors import UserError
 from alexnet_exp.models.layers import LocalResponseNorm
 from alexnet_exp.runs.benchmark_baseline import with_torch_lrn
-from alexnet_exp.runs.timing import Row, alternate
+from alexnet_exp.runs.benchmark_loop import LAYOUTS, PRECISIONS, known_precision, layout_of, step_of
+from alexnet_exp.runs.benchmark_subject import Subject
+from alexnet_exp.runs.timing import Row, alternate, rows
+from alexnet_exp.training.automatic import settle_arithmetic
 from alexnet_exp.zoo import create_model
 
 # What alexnet_lrn normalises, for one image: (channels, side).
 MAPS = ((96, 55), (256, 27))
 
 
-def measure_lrn(device: str, batch_size: int, repeats: int, compiled: bool) -> list[Row]:
+class _Case(NamedTuple):
+    """How a run of the same settings would compute."""
+
+    precision: str  # a key of PRECISIONS
+    layout: str  # a key of LAYOUTS
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.precision} {self.layout}"
+
+    def autocast(self) -> torch.autocast:
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device, dtype, enabled=dtype is not None)
+
+    def laid_out(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device).contiguous(memory_format=LAYOUTS[self.layout])
+
+
+def measure_lrn(subject: Subject) -> list[Row]:
     """Time forward and backward of LRN on both maps of alexnet_lrn, then whole training steps.
 
-    Args:
-        device: 'cpu' or 'cuda'.
-        batch_size: Images.
-        repeats: Timed runs of each case.
-        compiled: Whether to time torch.compile of torch's layer, too, where there is a compiler.
+    Precision and layout are those of the run: `trainer.precision` and `channels_last`, or what `auto` chooses.
 
     Returns:
         One row per case with its seconds; `ratio` is torch's eager time over the case's for the layer alone, with
         `kept`, what it keeps for the backward pass over its input's bytes, and the case's time over the time without
         LRN for the step.
+
+    Raises:
+        UserError: For a precision that no hand-written step is here for.
     """
-    rows: list[Row] = []
-    for channels, side in MAPS:
-        x = torch.randn(batch_size, channels, side, side, device=device)
-        layers = _layers(compiled and (device == "cuda" or shutil.which("gcc") or shutil.which("clang")))
-        grad = torch.randn_like(x)
-        cases = {name: partial(_forward_backward, layer, x, grad) for name, layer in layers.items()}
+    config = subject.config()
+    settle_arithmetic(config, torch.device(subject.device))
+    precision = known_precision(config["trainer"]["precision"])
+    if precision == "bf16-true":
+        raise UserError(
+            "torch's layer does not compute in bfloat16 throughout: say trainer.precision=bf16-mixed."
+        )
+    case = _Case(precision, layout_of(config), subject.device)
+    options = subject.options["lrn"]
+    compiler = subject.device == "cuda" or shutil.which("gcc") or shutil.which("clang")
+    compiled = bool(options["compile"] and compiler)
+    alone = [row for size in MAPS for row in _alone(case, size, options["batch_size"], subject, compiled)]
+    return alone + _steps(case, options["batch_size"], subject, compiled)
+
+
+def _alone(
+    case: _Case, size: tuple[int, int], batch_size: int, subject: Subject, compiled: bool
+) -> list[Row]:
+    """Time the layer on maps of (channels, side)."""
+    channels, side = size
+    shape = (batch_size, channels, side, side)
+    dtype = PRECISIONS[case.precision] or torch.float32  # what a convolution hands on
+    x, grad = (case.laid_out(torch.randn(shape, dtype=dtype)) for _ in range(2))
+    with case.autocast():
+        layers = _layers(compiled)
         kept = {name: _kept(layer, x) for name, layer in layers.items()}
-        times = alternate(cases, repeats, device)
-        slow = times["torch"]["median_seconds"]
-        what = f"LRN alone {tuple(x.shape)}"
-        rows += [
-            {
-                "what": what,
-                "case": name,
-                **t,
-                "ratio": slow / t["median_seconds"],
-                "ratio_is": "times as fast as torch",
-            }
-            | {"kept": kept[name]}
-            for name, t in times.items()
-        ]
-    return rows + _steps(device, batch_size, repeats, compiled)
+        cases = {name: partial(_forward_backward, layer, x, grad) for name, layer in layers.items()}
+        made = rows(
+            f"LRN alone {shape}, {case}", alternate(cases, subject.repeats, subject.device), None, "torch"
+        )
+    return [row | {"kept": kept[row["case"]]} for row in made]
 
 
-def _layers(compiled: object) -> dict[str, nn.Module]:
+def _layers(compiled: bool) -> dict[str, nn.Module]:
     layers: dict[str, nn.Module] = {
         "ours": LocalResponseNorm(5, 1e-4, 0.75, 2.0),
         "torch": nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0),
@@ -85,44 +115,32 @@ def _kept(layer: nn.Module, x: Tensor) -> float:
 
 def _forward_backward(layer: nn.Module, x: Tensor, grad: Tensor) -> None:
     leaf = x.detach().requires_grad_()
-    layer(leaf).backward(grad)
+    out = layer(leaf)
+    out.backward(grad.to(out.dtype))  # torch's layer returns float32 under autocast
 
 
-def _steps(device: str, batch_size: int, repeats: int, compiled: bool) -> list[Row]:
-    images = torch.randn(batch_size, 3, 227, 227, device=device)
-    labels = torch.randint(0, 10, (batch_size,), device=device)
+def _steps(case: _Case, batch_size: int, subject: Subject, compiled: bool) -> list[Row]:
     networks = {
         "without LRN": create_model("alexnet", num_classes=10),
         "with ours": create_model("alexnet_lrn", num_classes=10),
-        **(
-            {"with ours, compiled": create_model("alexnet_lrn", num_classes=10, lrn={"compiled": True})}
-            if compiled
-            else {}
-        ),
+        "with ours, compiled": create_model("alexnet_lrn", num_classes=10, lrn={"compiled": True}),
         "with torch's": with_torch_lrn(create_model("alexnet_lrn", num_classes=10)),
     }
-    cases = {name: _step(net.to(device), images, labels) for name, net in networks.items()}
-    times = alternate(cases, repeats, device, warmup=1)
+    if not compiled:
+        del networks["with ours, compiled"]
+    images = case.laid_out(torch.randn(batch_size, 3, 227, 227))
+    labels = torch.randint(0, 10, (batch_size,), device=case.device)
+    cases = {name: _step(net, case, images, labels) for name, net in networks.items()}
+    times = alternate(cases, subject.repeats, subject.device, warmup=1)
     fast = times["without LRN"]["median_seconds"]
-    what = f"training step, alexnet_lrn, batch {batch_size}"
+    what = f"training step, alexnet_lrn, batch {batch_size}, {case}"
     return [
-        {
-            "what": what,
-            "case": name,
-            **t,
-            "ratio": t["median_seconds"] / fast,
-            "ratio_is": "time over that without LRN",
-        }
+        {"what": what, "case": name, **t, "ratio": t["median_seconds"] / fast, "ratio_is": "time over that without LRN"}
         for name, t in times.items()
-    ]
+    ]  # fmt: skip
 
 
-def _step(net: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], object]:
+def _step(net: nn.Module, case: _Case, images: Tensor, labels: Tensor) -> Callable[[], object]:
+    net = net.to(case.device, memory_format=LAYOUTS[case.layout])
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-
-    def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        functional.cross_entropy(net(images), labels).backward()
-        optimizer.step()
-
-    return run
+    return partial(step_of(net, optimizer, case.precision), images, labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
-from lightning.pytorch.profilers import AdvancedProfiler, PassThroughProfiler, Profiler, SimpleProfiler
 from rich.console import Console
 
 from alexnet_exp.data.module import ImageData
@@ -28,6 +28,7 @@ from alexnet_exp.training.callbacks import Bar, SameBatches, StepLog, StopUnsave
 from alexnet_exp.training.checkpoints import AtomicCheckpointIO, BestAndLast
 from alexnet_exp.training.classifier import ImageClassifier
 from alexnet_exp.training.devices import device_type
+from alexnet_exp.training.profiling import make_profiler
 from alexnet_exp.training.reading import checkpoints_before, read_checkpoint
 from alexnet_exp.training.restore import check_same_network, load_weights, put_in_place, read_latest
 from alexnet_exp.training.stopping import training_loop
@@ -86,6 +87,7 @@ class Fit:
     layers: list[LayerRow]
     step_log: StepLog
     checkpoint: BestAndLast | None
+    training_seconds: float | None = None  # of Trainer.fit, validation and checkpoints in it
 
     @property
     def parameters(self) -> int:
@@ -158,7 +160,7 @@ def _trainer(
     chosen: Mapping[str, Any],
 ) -> lightning.Trainer:
     options = dict(settings)
-    options["profiler"] = _profiler(options["profiler"], run_dir)
+    options["profiler"] = make_profiler(options["profiler"], run_dir)
     if options["benchmark"] is None:
         options["benchmark"] = not options["deterministic"]
     # SameBatches does the rest: Lightning knows its own samplers only.
@@ -184,21 +186,6 @@ def _trainer(
         return trainer
     except (lightning.pytorch.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
-
-
-class NoProfiler(PassThroughProfiler):
-    """Profiles nothing; Lightning's own makes a generator for each of thirty actions a step."""
-
-    def profile(self, action_name: str) -> contextlib.AbstractContextManager[None]:
-        return _NOTHING
-
-
-_NOTHING = contextlib.nullcontext()
-
-
-def _profiler(name: str | None, run_dir: Path) -> Profiler:
-    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
-    return kinds[name](dirpath=run_dir, filename="profile") if name else NoProfiler()
 
 
 def start_point(fit: Fit, run_dir: Path) -> Path | None:
@@ -250,6 +237,7 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
     """
     trainer, data = fit.trainer, fit.data
     with _cpu_threads(trainer):
+        started = time.perf_counter()
         try:
             with training_loop():
                 trainer.fit(fit.classifier, datamodule=data, ckpt_path=str(ckpt_path) if ckpt_path else None)
@@ -257,6 +245,8 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
             if "`val_check_interval`" in str(error):
                 raise UserError("trainer.val_check_interval: " + " ".join(str(error).split())) from error
             raise
+        finally:
+            fit.training_seconds = time.perf_counter() - started
         if not fit.config["test"]:
             return False
         if "test" not in data.sources:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -18,28 +19,23 @@ from alexnet_exp.targets import build
 from alexnet_exp.zoo import list_models
 
 
-def models(
-    name: str | None, format: str, num_classes: int | None = None, input_size: int | None = None
-) -> None:
+def models(config: Mapping[str, Any]) -> None:
     """Print the table of networks, or the layer table of one.
 
     Args:
-        name: A network, or None for all.
-        format: 'table' or 'json'.
-        num_classes: Classes to count for; None: as published.
-        input_size: Side of the image in pixels, of one network; None: as published.
+        config: Keys of conf/models.yaml.
 
     Raises:
         UserError: For an unknown name or format, or a number that cannot be.
     """
+    name, format, input_size = config["name"], config["format"], config["input_size"]
     if format not in ("table", "json"):
         raise UserError(f"format={format!r} is not possible: it must be table or json.")
     if name is not None and name not in list_models():
         raise UserError(
             f"There is no model {name!r}.{nearest(name, list_models())} alexnet-exp models lists all."
         )
-    changes = {"num_classes": num_classes, "input_size": input_size}
-    changes = {k: v for k, v in changes.items() if v is not None}
+    changes = {key: config[key] for key in ("num_classes", "input_size") if config[key] is not None}
     for key, value in changes.items():
         if not at_least(1).legal(value):
             raise UserError(f"{key}={shown(value)} is not possible: it must be {at_least(1).text}.")

@@ -34,6 +34,24 @@ def settle(config: dict[str, Any], device: torch.device, num_images: int) -> lis
     Returns:
         A phrase for every choice that is not the plain one, for the log.
     """
+    said = settle_arithmetic(config, device)
+    if config["compile"] == "auto":
+        config["compile"] = _compile(config, device, num_images)
+        if config["compile"]:
+            said.append(f"compile={str(config['compile']).lower()}")
+    return said
+
+
+def settle_arithmetic(config: dict[str, Any], device: torch.device) -> list[str]:
+    """Replace `auto` of precision and channels_last.
+
+    Args:
+        config: Changed in place.
+        device: That trains.
+
+    Returns:
+        As `settle`.
+    """
     said = []
     trainer = config["trainer"]
     if trainer["precision"] == "auto":
@@ -45,10 +63,6 @@ def settle(config: dict[str, Any], device: torch.device, num_images: int) -> lis
         config["channels_last"] = device.type == "cuda" and trainer["precision"] != "32-true"
         if config["channels_last"]:
             said.append("channels_last=true")
-    if config["compile"] == "auto":
-        config["compile"] = _compile(config, device, num_images)
-        if config["compile"]:
-            said.append(f"compile={str(config['compile']).lower()}")
     return said
 
 
@@ -92,7 +106,7 @@ def _compile(config: Mapping[str, Any], device: torch.device, num_images: int) -
 def _training_images(config: Mapping[str, Any], num_images: int) -> float:
     """Estimate how many images a run will train on, counting every epoch."""
     trainer, batch_size = config["trainer"], config["data"]["batch_size"]
-    limit = trainer["limit_train_batches"]
+    limit = trainer["overfit_batches"] or trainer["limit_train_batches"]
     epoch = num_images * limit if isinstance(limit, float) else min(num_images, limit * batch_size)
     endless = trainer["max_epochs"] in (None, -1)
     images = float("inf") if endless else epoch * trainer["max_epochs"]

@@ -148,6 +148,16 @@ def test_a_copy_is_as_good_as_the_original(tmp_path: Path, place: Path, source: 
     assert torch.equal(copy.open(), IMAGES)
 
 
+def test_a_copy_is_read_once_to_know_that_it_is_whole(
+    place: Path, source: FileSource, monkeypatch: pytest.MonkeyPatch
+):
+    file = built(place, source)
+    os.utime(file.data, ns=(0, 5))
+    assert file.is_whole()
+    monkeypatch.setattr(cache_file, "_crc32", lambda path: pytest.fail("the file is read again"))
+    assert file.is_whole()
+
+
 def test_images_in_use_outlive_a_new_build(place: Path, source: FileSource):
     file = built(place, source)
     images = file.open()

@@ -9,6 +9,7 @@ import torch
 from alexnet_exp.data.loaders import ArrayLoader, BatchPlan
 from alexnet_exp.data.resident import ahead, choose_place
 from alexnet_exp.data.sources import ArraySource
+from alexnet_exp.errors import UserError
 
 CUDA = torch.device("cuda", 0)
 
@@ -31,9 +32,18 @@ def test_auto_keeps_on_the_gpu_what_takes_a_quarter_of_its_free_memory(
     assert choose_place("auto", num_bytes, CUDA) == place
 
 
-@pytest.mark.parametrize("wanted", ["device", "host", "off"])
+@pytest.mark.parametrize("wanted", ["host", "off"])
 def test_what_the_user_says_holds_however_little_memory_is_free(wanted: str):
     assert choose_place(wanted, 10**15, CUDA) == wanted
+
+
+def test_the_gpu_takes_more_than_a_quarter_if_asked_to_but_not_more_than_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 10**9, 80 * 10**9))
+    assert choose_place("device", 2 * 10**9, CUDA) == "device"
+    with pytest.raises(UserError, match=r"take 3\.0 GB, and 2\.0 GB .* say data\.resident=host"):
+        choose_place("device", 3 * 10**9, CUDA)
 
 
 def test_items_come_ahead_in_their_order_on_another_thread():

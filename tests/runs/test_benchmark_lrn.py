@@ -41,9 +41,11 @@ def test_lrn_writes_a_row_for_every_case(capsys: pytest.CaptureFixture[str], tmp
     assert result["command"].startswith("alexnet-exp benchmark lrn device=cpu")
     assert (result["settings"]["repeats"], result["settings"]["lrn"]["batch_size"]) == (1, 2)
     rows = {(row["what"], row["case"]): row for row in result["rows"]}
-    step = "training step, alexnet_lrn, batch 2"
+    step = "training step, alexnet_lrn, batch 2, 32-true contiguous"
     alone = [
-        (f"LRN alone (2, {c}, {s}, {s})", case) for c, s in ((6, 5), (8, 3)) for case in ("ours", "torch")
+        (f"LRN alone (2, {c}, {s}, {s}), 32-true contiguous", case)
+        for c, s in ((6, 5), (8, 3))
+        for case in ("ours", "torch")
     ]
     assert list(rows) == [*alone, *((step, case) for case in ("without LRN", "with ours", "with torch's"))]
     for row in rows.values():
@@ -57,6 +59,25 @@ def test_lrn_writes_a_row_for_every_case(capsys: pytest.CaptureFixture[str], tmp
     output = capsys.readouterr().out
     assert output.count("without LRN") == 2  # the case, and what the ratio is
     assert output.rstrip().endswith("result.json")
+
+
+def test_lrn_is_timed_in_the_run_s_precision_and_layout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: set[tuple[torch.dtype, bool]] = set()
+    forward = LocalResponseNorm.forward
+
+    def noting(self: LocalResponseNorm, x: torch.Tensor) -> torch.Tensor:
+        seen.add((x.dtype, x.is_contiguous(memory_format=torch.channels_last)))
+        return forward(self, x)
+
+    monkeypatch.setattr(LocalResponseNorm, "forward", noting)
+    settings = ["trainer.precision=bf16-mixed", "channels_last=true", "lrn.batch_size=2"]
+    assert main(["benchmark", "lrn", *CPU, *settings, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    assert seen == {(torch.bfloat16, True)}
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert all(row["what"].endswith("bf16-mixed channels_last") for row in result["rows"])
+    assert any("fewer than five" in note for note in result["notes"])  # repeats=1
 
 
 def test_what_a_layer_keeps_is_counted_in_inputs() -> None:

@@ -69,6 +69,7 @@ def test_only_a_long_run_is_compiled(capability, compiler):
     assert settled(CUDA, *long)["compile"] is True
     for short in ("trainer.max_steps=100", "trainer.limit_train_batches=3", "trainer.fast_dev_run=true"):
         assert settled(CUDA, *long, short)["compile"] is False
+    assert settled(CUDA, *long, "trainer.overfit_batches=3")["compile"] is False
     assert settled(CUDA, *long, "trainer.limit_train_batches=0.01", images=10**6)["compile"] is False
     assert settled(CUDA, "model=alexnet_lrn", images=10**6)["compile"] is False
 

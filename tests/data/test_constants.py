@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from alexnet_exp.data.augment import Preprocess
+from alexnet_exp.data.constants import constant
+from alexnet_exp.data.pipeline import Pipeline
+
+CPU = torch.device("cpu")
+
+
+def test_a_constant_is_made_once() -> None:
+    rows = ((1.0, 2.0), (3.0, 4.0))
+    made = constant(rows, CPU)
+    assert made.dtype == torch.float32 and made.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert constant(rows, CPU) is made
+
+
+def test_whole_numbers_become_float32() -> None:
+    assert constant((1, 0, 1), CPU).dtype == torch.float32
+
+
+def test_a_constant_first_asked_for_in_validation_can_be_trained_with() -> None:
+    with torch.inference_mode():
+        made = constant((0.123, 0.456), CPU)
+    weights = torch.ones(2, requires_grad=True)
+    (weights * made).sum().backward()
+    assert torch.equal(weights.grad, made)
+
+
+def test_no_batch_but_the_first_copies_numbers_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"colour_noise": "paper", "colour_jitter": {"brightness": 0.4, "hue": 0.1}}
+    pipeline = Pipeline(Preprocess(8, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]), options)
+    images, indices = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8), torch.arange(4)
+    first = pipeline.train(images, indices, seed=0, epoch=0)
+
+    def refuse(*values: object, **options: object) -> torch.Tensor:
+        raise AssertionError("a tensor is made from numbers")
+
+    monkeypatch.setattr(torch, "tensor", refuse)
+    assert torch.equal(pipeline.train(images, indices, seed=0, epoch=0), first)
