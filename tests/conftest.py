@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 # Before torch is imported: several test processes on few cores spend their time waiting for each other's threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,3 +30,19 @@ def _nobody_in_particular(monkeypatch: pytest.MonkeyPatch) -> None:
         "WORLD_SIZE",
     ):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No key, no settings and no W&B server, whatever the machine has; wandb forgets them again afterwards."""
+    import wandb
+
+    wandb.teardown()  # ahead of the rest: it takes the address of its service out of the environment
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    yield
+    wandb.teardown()

@@ -21,6 +21,17 @@ SHORT = {
 }  # fmt: skip
 
 
+# What makes any benchmark short.
+BRIEF = [
+    "repeats=1",
+    "steps=1",
+    "data.batch_size=2",
+    "data.val_size=10",
+    "step.precision=32-true",
+    "step.layout=contiguous",
+]
+
+
 @dataclass
 class Block:
     """A fenced block of a document."""
@@ -72,6 +83,13 @@ def narrow(model: dict[str, Any]) -> list[str]:
         *convs,
         *(f"model.classifier.{name}.out_features=16" for name, layer in layers if layer["out_features"]),
     ]
+
+
+def brief(arguments: list[str]) -> list[str]:
+    """Return overrides that make a benchmark take seconds, whatever it measures."""
+    own = ("repeats", "steps", "step.", "lrn.", "what", "baseline")
+    of_a_run = [a for a in arguments if "=" in a and not a.startswith(own)]
+    return [*BRIEF, *narrow(plain(compose("train", of_a_run))["model"])]
 
 
 def arguments_of(command: str) -> list[str]:

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.documents import VERB, Block, arguments_of, blocks_of, exit_code, shortened
+from tests.documents import VERB, Block, arguments_of, blocks_of, brief, exit_code, shortened
 from tests.runs.evaluated_runs import make_runs
 from tests.runs.made_runs import make_run
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("evaluate", "predict", "figures", "compare", "export", "dashboard", "wandb")
+PAGES = (
+    "evaluate", "predict", "figures", "compare", "export", "dashboard", "wandb", "train", "models", "benchmark",
+)  # fmt: skip
 NEEDS = {"export": ("onnx", "onnxscript", "onnxruntime", "safetensors"), "dashboard": ("wandb_workspaces",)}
 # Where a page speaks of an account, its commands run without one.
 WITHOUT_ACCOUNT = {"dashboard": "dry_run=true", "logger.wandb.log_model": "logger.wandb.mode=offline"}
@@ -75,10 +77,13 @@ def project(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return made
 
 
+README = blocks_of((DOCS.parent / "README.md").read_text(encoding="utf-8"))
+TESTED_THERE = {line for block in README if not block.reason for line in block.text.splitlines()}
 CASES = [
     pytest.param(page, line, marks=[pytest.mark.slow] if page == "export" else [], id=line)
     for page in PAGES
     for line in commands(page)
+    if line.partition("  ")[0] not in TESTED_THERE
 ]
 
 
@@ -99,10 +104,20 @@ def test_a_command_of_the_pages_runs(
         monkeypatch.setattr("sys.stdin", io.StringIO(piped))
     arguments = arguments_of(command)
     arguments += [setting for word, setting in WITHOUT_ACCOUNT.items() if word in command]
-    if arguments[0] == "train":
-        arguments += shortened(arguments[1:])
+    arguments += _short(arguments)
     code = exit_code(arguments)
     assert code == 0, capsys.readouterr().err
+
+
+def _short(arguments: list[str]) -> list[str]:
+    """Return overrides that make a command short."""
+    if arguments[0] == "benchmark":
+        return brief(arguments)
+    if arguments[0] != "train" or {"--help", "--cfg"} & set(arguments):
+        return []
+    if any(argument.startswith("resume=") for argument in arguments):  # the run is small already
+        return ["trainer.max_epochs=2"] if any("max_epochs" in argument for argument in arguments) else []
+    return shortened(arguments[1:])
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -111,9 +126,10 @@ def test_every_page_has_commands(page: str):
     assert f"docs/{page}.md" in (DOCS.parent / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "code", [b.text for page in PAGES for b in blocks(page) if b.language == "python"], ids=["predict"]
-)
+PYTHON = [(page, b.text) for page in PAGES for b in blocks(page) if b.language == "python"]
+
+
+@pytest.mark.parametrize("code", [code for _, code in PYTHON], ids=[page for page, _ in PYTHON])
 def test_python_of_the_pages_runs(code: str, project: Path, capsys: pytest.CaptureFixture[str]):
     exec(compile(code, "docs", "exec"), {"__name__": "docs"})
     assert len(capsys.readouterr().out.splitlines()) == 2

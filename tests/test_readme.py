@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from alexnet_exp.cli import main
-from alexnet_exp.config.compose import compose, options, plain
+from alexnet_exp.config.compose import options
 from alexnet_exp.zoo import list_models
 from tests.data.makers import write_cifar10, write_folder, write_mnist
-from tests.documents import VERB, arguments_of, blocks_of, exit_code, narrow, shortened
+from tests.documents import VERB, arguments_of, blocks_of, brief, exit_code, shortened
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,15 +21,6 @@ PAGES = [
     ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
 ] + sorted((ROOT / "docs").glob("*.md"))
 RUN = "outputs/runs/first"  # README's example of a run directory
-# What makes any benchmark short.
-BRIEF = [
-    "repeats=1",
-    "steps=1",
-    "data.batch_size=2",
-    "data.val_size=10",
-    "step.precision=32-true",
-    "step.layout=contiguous",
-]
 
 
 BLOCKS = blocks_of(README)
@@ -82,7 +73,7 @@ def test_a_command_of_the_readme_runs(
         shutil.copytree(request.getfixturevalue("first_run"), project / RUN)
     trains = arguments[0] == "train" and not {"--help", "--cfg"} & set(arguments)
     if arguments[0] == "benchmark":
-        arguments += [*BRIEF, *narrow(plain(compose("train", _of_a_run(arguments)))["model"])]
+        arguments += brief(arguments)
     goes_on = ["trainer.max_epochs=2"] if "resume=" in command or "ckpt=" in command else []
     code = exit_code([*arguments, *(shortened(arguments[1:]) if trains else []), *goes_on])
     printed = capsys.readouterr()
@@ -90,12 +81,6 @@ def test_a_command_of_the_readme_runs(
     if trains:
         assert ("compare.html" if "-m" in arguments else "report.html") in printed.out
         assert list(project.glob("outputs/**/result.json"))
-
-
-def _of_a_run(arguments: list[str]) -> list[str]:
-    """Return the settings that a benchmark shares with training."""
-    own = ("repeats", "steps", "step.", "lrn.", "what", "baseline")
-    return [a for a in arguments if "=" in a and not a.startswith(own)]
 
 
 def test_the_readme_has_commands_to_test() -> None:

@@ -118,13 +118,21 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_combinations(config: Mapping[str, Any]) -> None:
-    _check_schedule(config["scheduler"], config["trainer"])
+    _check_schedule(config["scheduler"], config["optimizer"], config["trainer"])
+    _check_optimizer(config["optimizer"])
     data = config["data"]
     if _is_ours(data) and not {len(data["mean"]), len(data["std"])} <= {3, data["channels"]}:
         raise UserError(f"data.mean and data.std need {data['channels']} values each, as data.channels says.")
     if config["ckpt"] and config["weights"] != "none":
         raise UserError("ckpt= restores the network's weights too: leave weights= out, or ckpt=.")
     _check_monitors(config)
+
+
+def _check_optimizer(optimizer: Mapping[str, Any]) -> None:
+    if _is_ours(optimizer) and optimizer.get("nesterov") and not optimizer.get("momentum"):
+        raise UserError(
+            "optimizer.nesterov=true needs momentum: say optimizer.nesterov=false, or optimizer.momentum=0.9."
+        )
 
 
 def _check_monitors(config: Mapping[str, Any]) -> None:
@@ -151,7 +159,9 @@ def _check_monitors(config: Mapping[str, Any]) -> None:
                 raise UserError(f"{key}.monitor={monitor} needs validation images, and {why}.")
 
 
-def _check_schedule(scheduler: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
+def _check_schedule(
+    scheduler: Mapping[str, Any], optimizer: Mapping[str, Any], trainer: Mapping[str, Any]
+) -> None:
     name = scheduler["name"]
     given = set(scheduler) - {"name"}
     if missing := SCHEDULES[name] - given:
@@ -160,6 +170,11 @@ def _check_schedule(scheduler: Mapping[str, Any], trainer: Mapping[str, Any]) ->
         )
     if more := given - SCHEDULES[name]:
         raise UserError(f"scheduler={name} has no {', '.join(sorted(more))}: leave it out.")
+    if name == "table" and optimizer.get("lr_scaling", "none") != "none":
+        raise UserError(
+            "optimizer.lr_scaling scales the first rate alone, and scheduler=table names the others: say "
+            "optimizer.lr_scaling=none, and the rates that are meant."
+        )
     endless = trainer["max_epochs"] in (None, -1) and trainer["max_steps"] == -1
     if endless and name in ("cosine", "onecycle", "dexp", "poly"):
         raise UserError(f"scheduler={name} needs an end: give trainer.max_epochs or trainer.max_steps.")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
 from typing import NoReturn
 
 from alexnet_exp.config.compose import options
@@ -43,7 +43,8 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = ()) -> list[str]
 
     Args:
         arguments: As typed, without the program and the verb.
-        bare_words: Keys for words without '=', in this order; 'runs...' takes all that are left.
+        bare_words: Keys for words without '=', in this order; 'runs...' takes all that are left. Where a key takes a
+            path, a word with '=' is one too if a file or folder of that name exists.
 
     Returns:
         Arguments for Hydra: flags first, since its parser takes none between settings.
@@ -121,12 +122,19 @@ def _with_keys(settings: list[str], keys: tuple[str, ...]) -> list[str]:
     done: list[str] = []
     many: list[str] = []
     for setting in settings:
-        bare = "=" not in setting and not setting.startswith("~")
-        if waiting and waiting[0].endswith("...") and (bare or Path(setting).exists()):
+        bare = bool(waiting) and _is_bare(setting, waiting[0].removesuffix("..."))
+        if bare and waiting[0].endswith("..."):
             many.append(_literal(setting))
         else:
-            done.append(f"{waiting.pop(0)}={setting}" if bare and waiting else setting)
+            done.append(f"{waiting.pop(0)}={setting}" if bare else setting)
     return [*done, f"{waiting[0].removesuffix('...')}=[{','.join(many)}]"] if many else done
+
+
+def _is_bare(setting: str, key: str) -> bool:
+    """Return whether a word is a value of the key: it has no '=', or is a path that exists where one is asked for."""
+    if "=" in setting or setting.startswith("~"):
+        return key in _PATH_LISTS and os.path.exists(setting)
+    return True
 
 
 def _check_form(setting: str) -> None:

@@ -56,6 +56,10 @@ path = Rule("a path", text.legal)
 name = Rule("text", lambda v: isinstance(v, str | int | float) and not isinstance(v, bool) and v != "")
 positive = number(above=True)
 fraction = number(0.0, 1.0)
+# What Lightning seeds numpy with.
+number_of_32_bits = Rule(
+    "a whole number, 0 or more and at most 4294967295", lambda v: _is_integer(v) and 0 <= v < 1 << 32
+)
 device_list = Rule("a list of indices such as [0,1]", lambda v: v != [] and list_of(at_least(0)).legal(v))
 some_batches = at_least(1) | Rule(
     "a fraction above 0 up to 1.0", lambda v: isinstance(v, float) and 0.0 < v <= 1.0
@@ -69,6 +73,10 @@ def _has_only(value: Any, rules: dict[str, Rule]) -> bool:
 
 
 _RANGE = Rule("[least, most]", lambda v: list_of(positive).legal(v) and len(v) == 2 and v[0] <= v[1])
+_BETAS = Rule(
+    "two numbers from 0 up to, not including, 1",
+    lambda v: isinstance(v, list) and len(v) == 2 and all(_is_number(x) and 0 <= x < 1 for x in v),
+)
 _RESIZED_CROP = Rule(
     "{scale: [least, most], ratio: [least, most]}",
     lambda v: _has_only(v, {"scale": _RANGE, "ratio": _RANGE}) and len(v) == 2,
@@ -116,7 +124,7 @@ _PRECISIONS = (
 )  # fmt: skip
 
 RULES: dict[str, Rule] = {
-    "seed": at_least(0),
+    "seed": number_of_32_bits,
     "test": flag,
     "test_weights": choice("best", "last"),
     "compile": flag | choice("auto", "lrn"),
@@ -182,7 +190,7 @@ RULES: dict[str, Rule] = {
     ),
     "optimizer.weight_decay": number(),
     "optimizer.nesterov": flag,
-    "optimizer.betas": list_of(number(0.0, 1.0)),
+    "optimizer.betas": _BETAS,
     "optimizer.eps": positive,
     "optimizer.trust": positive,
     "optimizer.bias_lr_factor": number(),
@@ -206,8 +214,8 @@ RULES: dict[str, Rule] = {
     "scheduler.final_div_factor": positive,
     "scheduler.changes": _CHANGES,
     "scheduler.steps": at_least(2),
-    "scheduler.bias_factor": positive,
-    "scheduler.bias_steps": at_least(2),
+    "scheduler.bias_factor": positive | null,
+    "scheduler.bias_steps": at_least(2) | null,
     "scheduler.power": positive,
     "trainer.accelerator": choice("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     "trainer.devices": choice("auto")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from alexnet_exp.config.checks import shown
 from alexnet_exp.config.rules import choice, flag, list_of, null, text
-from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.errors import UserError, nearest, printable
 from alexnet_exp.runs.compare_output import print_table, records, to_csv, to_json, to_markdown
 from alexnet_exp.runs.compare_settings import NAMED_GROUPS, differing, has, lookup
 from alexnet_exp.runs.compare_where import Where
@@ -55,15 +55,16 @@ def compare(config: dict[str, Any], run_dir: Path, command: str) -> Comparison:
     if kind == "table":
         print_table(comparison)
     elif config["out"] is None:
-        print(_WRITERS[kind](comparison), end="")
+        table = _WRITERS[kind](comparison)
+        print(table.encode("utf-8", "backslashreplace").decode("utf-8"), end="")  # names need not be text
     else:
         _write(Path(config["out"]), _WRITERS[kind](comparison))
     messages = Console(stderr=kind != "table" and config["out"] is None, soft_wrap=True, highlight=False)
     if config["out"] is not None:
-        messages.print(f"table: {config['out']}", markup=False)
+        messages.print(f"table: {printable(config['out'])}", markup=False)
     if config["page"]:
         _keep(comparison, run_dir, command)
-        messages.print(f"page:  {run_dir / 'compare.html'}", markup=False)
+        messages.print(f"page:  {printable(str(run_dir / 'compare.html'))}", markup=False)
     return comparison
 
 

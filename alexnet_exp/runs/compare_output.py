@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from alexnet_exp.errors import printable
 from alexnet_exp.tracking.compare_groups import Comparison, Group
 from alexnet_exp.tracking.compare_runs import Run, Score
 from alexnet_exp.tracking.compare_text import interval_text, plain, score_text, settings_text, spread_text
@@ -92,14 +93,13 @@ def to_markdown(comparison: Comparison) -> str:
         )
     rows = [[*_run_cells(comparison, run), settings_text(comparison.told(run))] for run in comparison.runs]
     parts.append(_markdown([*_run_head(comparison), "differs in"], rows))
-    return "\n".join([*parts, *[f"{note}\n" for note in notes(comparison)]])
+    return "\n".join([*parts, *[f"{printable(note)}\n" for note in notes(comparison)]])
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "".join(
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n"
-        for line in lines
+        "| " + " | ".join(printable(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines
     )
 
 
@@ -130,7 +130,7 @@ def print_table(comparison: Comparison) -> None:
         _fit([*head[1:5], head[0], head[5]], [[*r[1:5], r[0], r[5]] for r in rows], console.width, 3)
     )
     for note in notes(comparison):
-        console.print(note, style="dim")
+        console.print(Text(printable(note), style="dim"))
 
 
 def _run_head(comparison: Comparison) -> list[str]:
@@ -169,6 +169,7 @@ def _fit(head: list[str], rows: list[list[str]], width: int, right: int) -> Tabl
         width: Of the terminal.
         right: How many columns are flush right.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     wide = [max(map(cell_len, column)) + 2 for column in zip(head, *rows, strict=True)]
     left = width - sum(wide[:_FIXED])
     if len(head) > _FIXED + 1 and left < wide[_FIXED] + _LEAST:

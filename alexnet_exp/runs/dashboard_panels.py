@@ -9,8 +9,10 @@ from typing import Any, TypeAlias
 import wandb_workspaces.reports.v2 as reports
 import wandb_workspaces.workspaces as workspaces
 
+from alexnet_exp.runs.evaluate import SPLITS, VIEWS, wandb_place
+
 # What tracking records with each run: the file of conf/model and conf/data.
-MODEL, DATA = "names.model", "names.data"
+GROUPS = {"model": "names.model", "data set": "names.data"}
 Panels: TypeAlias = list[Any]  # wandb-workspaces exports no name for what may stand there
 WIDTH, HEIGHT = 12, 8  # of a panel; a row has 24
 
@@ -46,43 +48,34 @@ def parts(columns: Sequence[str]) -> list[Part]:
     ]
 
 
-def _curve(title: str, metric: str, by: str, x: str = "epoch") -> reports.LinePlot:
-    return reports.LinePlot(
-        title=title,
-        x=x,
-        y=[metric],
-        groupby=reports.Config(by),
-        groupby_aggfunc="mean",
-        groupby_rangefunc="minmax",
-        max_runs_to_show=100,
-    )
+def _curve(what: str, metric: str, group: str = "model", x: str = "epoch") -> reports.LinePlot:
+    return reports.LinePlot(x=x, y=[metric], groupby_rangefunc="minmax", **_grouped(what, group))
+
+
+def _bars(what: str, metric: str, group: str = "model") -> reports.BarPlot:
+    shared = _grouped(what, group)
+    return reports.BarPlot(metrics=[metric], groupby_rangefunc="stddev", max_bars_to_show=40, **shared)
+
+
+def _grouped(what: str, group: str) -> dict[str, Any]:
+    """Return what curves and bars of groups of runs have in common."""
+    return {
+        "title": f"{what} by {group}",
+        "groupby": reports.Config(GROUPS[group]),
+        "groupby_aggfunc": "mean",
+        "max_runs_to_show": 100,
+    }
 
 
 def _accuracy() -> Panels:
-    return [
-        _curve("Validation top-1 by model", "val/top1", MODEL),
-        _curve("Validation top-1 by data set", "val/top1", DATA),
-        _bars("Test top-1 by model", "test/top1", MODEL),
-        _bars("Test top-1 by data set", "test/top1", DATA),
-    ]
-
-
-def _bars(title: str, metric: str, by: str) -> reports.BarPlot:
-    return reports.BarPlot(
-        title=title,
-        metrics=[metric],
-        groupby=reports.Config(by),
-        groupby_aggfunc="mean",
-        groupby_rangefunc="stddev",
-        max_runs_to_show=100,
-        max_bars_to_show=40,
-    )
+    curves = [_curve("Validation top-1", "val/top1", group) for group in GROUPS]
+    return [*curves, *[_bars("Test top-1", "test/top1", group) for group in GROUPS]]
 
 
 def _loss() -> Panels:
     return [
-        _curve("Training loss by model", "train/loss_step", MODEL, x="step"),
-        _curve("Validation loss by model", "val/loss", MODEL),
+        _curve("Training loss", "train/loss_step", x="step"),
+        _curve("Validation loss", "val/loss"),
     ]
 
 
@@ -110,22 +103,25 @@ def _confusion() -> Panels:
         chart_fields=fields,
         chart_strings={"title": "Confusion matrix"},
     )
-    evaluated = ["evaluate/test_centre/confusion_matrix", "evaluate/val_centre/confusion_matrix"]
-    return [chart, reports.MediaBrowser(title="Of alexnet-exp evaluate", media_keys=evaluated, num_columns=2)]
+    # Whatever views and split an evaluation had; a run shows those that it logged.
+    evaluated = [f"{wandb_place(split, views)}/confusion_matrix" for split in SPLITS for views in VIEWS]
+    return [chart, _media("Of alexnet-exp evaluate", evaluated, 2)]
+
+
+def _media(title: str, keys: list[str], columns: int) -> reports.MediaBrowser:
+    return reports.MediaBrowser(title=title, media_keys=keys, num_columns=columns)
 
 
 def _pictures() -> Panels:
     return [
-        reports.MediaBrowser(title="Sample of predictions", media_keys=["predictions"], num_columns=4),
-        reports.MediaBrowser(title="First-layer filters", media_keys=["conv1_filters"], num_columns=1),
+        _media("Sample of predictions", ["predictions"], 4),
+        _media("First-layer filters", ["conv1_filters"], 1),
     ]
 
 
 def _throughput() -> Panels:
-    return [
-        _curve("Images a second by model", "images_per_second", MODEL, x="step"),
-        _bars("Images a second by model", "images_per_second", MODEL),
-    ]
+    what, metric = "Images a second", "images_per_second"
+    return [_curve(what, metric, x="step"), _bars(what, metric)]
 
 
 def _placed(panels: Panels) -> Panels:

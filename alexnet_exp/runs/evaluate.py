@@ -13,17 +13,19 @@ from rich.console import Console
 
 from alexnet_exp.config.checks import shown
 from alexnet_exp.config.rules import at_least, choice, flag, list_of, null, path, text
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, printable
 from alexnet_exp.runs.train import _relative
-from alexnet_exp.tracking.log import logging_to
+from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.training.devices import Ranks
 from alexnet_exp.training.stopping import stopping_on_signals
 
+SPLITS = ("test", "val", "train")
+VIEWS = ("centre", "flip", "flip_translate", "ten_crop")
 RULES = {
     "ckpt": path | list_of(path),
-    "split": choice("auto", "test", "val", "train"),
-    "views": choice("centre", "flip", "flip_translate", "ten_crop") | null,
+    "split": choice("auto", *SPLITS),
+    "views": choice(*VIEWS) | null,
     "batch_size": at_least(1) | null,
     "device": choice("auto", "cpu", "gpu", "cuda", "mps"),
     "devices": at_least(1),
@@ -42,6 +44,10 @@ _NOT_HERE = (
     "data.stored_size",
 )
 _BEFORE_THE_END = ("config.yaml", "overrides.yaml", "evaluate.log")
+_EQUAL_VIEWS = (
+    "views=ten_crop: the images are as large as the input of the network, so corners and centre are the same crop: "
+    "views=flip looks at as much in a fifth of the time."
+)
 
 
 class EvaluationRanks(Ranks):
@@ -80,8 +86,9 @@ def evaluate(config: dict[str, Any], overrides: list[str], run_dir: Path, comman
             result = _evaluate(run, settings, command, console)
         except SystemExit:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
-    console.print(f"report:        {_relative(run_dir) / 'report.html'}", highlight=False, markup=False)
-    console.print(f"run directory: {_relative(run_dir)}", highlight=False, markup=False)
+    shown = printable(str(_relative(run_dir)))
+    console.print(f"report:        {shown}/report.html", highlight=False, markup=False)
+    console.print(f"run directory: {shown}", highlight=False, markup=False)
     return result
 
 
@@ -113,6 +120,11 @@ def check_settings(config: dict[str, Any], overrides: list[str]) -> dict[str, An
     return settings
 
 
+def wandb_place(split: str, views: str) -> str:
+    """Return the name under which an evaluation is logged to the W&B run of its checkpoint."""
+    return f"evaluate/{split}_{views}"
+
+
 @contextlib.contextmanager
 def _fresh(run: RunDirectory) -> Iterator[None]:
     """Hold a new run directory; one that failed is left as it was found."""
@@ -129,6 +141,7 @@ def _evaluate(run: RunDirectory, settings: dict[str, Any], command: str, console
     started = time.time()
     with EvaluationRanks(run.path, settings["devices"]) as ranks:
         from alexnet_exp.runs import evaluate_members as heavy
+        from alexnet_exp.runs.evaluate_data import has_equal_views
         from alexnet_exp.runs.evaluate_output import write_all
 
         members = heavy.open_members(settings["ckpt"], settings)
@@ -138,6 +151,8 @@ def _evaluate(run: RunDirectory, settings: dict[str, Any], command: str, console
         if settings["split"] == "auto" and first.split != "test":
             what += f" (there are no test images: split={first.split})"
         console.print(what, highlight=False, markup=False)
+        if any(has_equal_views(member.data, member.split) for member in members):
+            log.warning(_EQUAL_VIEWS)  # no error: a training may have tested its network that way
         ranks.go()
         outcome = heavy.evaluate_all(members, settings, console)
     facts = {"command": command, "seconds": round(time.time() - started, 2), "devices": settings["devices"]}

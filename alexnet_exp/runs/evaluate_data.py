@@ -144,7 +144,7 @@ def check_images(data: ImageData, split: str) -> None:
         UserError: If ten views do not fit into an image, or its mean image has another size.
     """
     source, size, mean = data.sources[split], data.preprocess.image_size, data.pipeline.mean_image
-    stored = source.images.shape[-1] if isinstance(source, ArraySource) else data.stored_size
+    stored = _stored_size(data, split)
     if data.views == "ten_crop" and stored < size:
         raise UserError(
             f"views=ten_crop needs images of at least the network's {size} pixels, and these have {stored}: "
@@ -155,6 +155,17 @@ def check_images(data: ImageData, split: str) -> None:
             f"The checkpoint subtracts a mean image of {mean.shape[-1]} pixels, and the images of {source.name} have "
             f"{stored}."
         )
+
+
+def has_equal_views(data: ImageData, split: str) -> bool:
+    """Return whether the four corners and the centre are one crop: the images are as large as the input."""
+    return data.views == "ten_crop" and _stored_size(data, split) == data.preprocess.image_size
+
+
+def _stored_size(data: ImageData, split: str) -> int:
+    """Return the side of the images as stored, in pixels."""
+    source = data.sources[split]
+    return source.images.shape[-1] if isinstance(source, ArraySource) else data.stored_size
 
 
 def image_names(data: ImageData, split: str) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from alexnet_exp.data.loaders import Batch
 from alexnet_exp.data.module import ImageData
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, printable
 from alexnet_exp.runs.evaluate_data import check_images, choose_split, image_names, open_data
 from alexnet_exp.runs.evaluate_scores import TOP, Table, calibration_error, ensemble
 from alexnet_exp.tracking.log import quiet_lightning
@@ -154,7 +154,8 @@ def evaluate_all(members: list[Member], settings: Mapping[str, Any], console: Co
     tables, scores, started = [], [], time.perf_counter()
     for number, member in enumerate(members, start=1):
         if len(members) > 1:
-            console.print(f"network {number} of {len(members)}: {member.path}", highlight=False, markup=False)
+            name = printable(str(member.path))
+            console.print(f"network {number} of {len(members)}: {name}", highlight=False, markup=False)
         recorder, device = _test(member, settings, console, whole=len(members) > 1)
         table = _like(recorder.table(), member.classes, members[0].classes)
         if not np.isfinite(recorder.metrics["loss"]):

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from alexnet_exp.errors import printable
 from alexnet_exp.runs.evaluate_members import Member, Outcome
 from alexnet_exp.runs.evaluate_scores import BINS, class_rows
-from alexnet_exp.runs.evaluate_text import printable, text_file
 from alexnet_exp.runs.evaluate_wandb import log_to_wandb, wandb_run_of
 from alexnet_exp.tracking.environment import git_state, hardware, versions
 from alexnet_exp.tracking.evaluation import Evaluation, Sample
 from alexnet_exp.tracking.figures import draw_all
+from alexnet_exp.tracking.records import text_file
 from alexnet_exp.tracking.report import write_report
 from alexnet_exp.tracking.run_directory import RunDirectory
 
@@ -145,7 +146,7 @@ def _print_scores(console: Console, members: list[Member], outcome: Outcome) -> 
     for name in ("top-1", "top-5", "loss", "calibration error"):
         grid.add_column(name, justify="right")
     named = [
-        (printable(member.path), scores) for member, scores in zip(members, outcome.members, strict=True)
+        (printable(str(member.path)), scores) for member, scores in zip(members, outcome.members, strict=True)
     ]
     if len(members) > 1:
         named.append((f"ensemble of {len(members)}", outcome.metrics))

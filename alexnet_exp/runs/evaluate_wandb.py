@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.runs.evaluate import wandb_place
 from alexnet_exp.tracking.evaluation import Evaluation
 from alexnet_exp.tracking.log import log
 from alexnet_exp.tracking.run_directory import RunDirectory
@@ -90,7 +91,7 @@ def log_to_wandb(
 def _log(
     tracker: WandbTracker, member: Member, outcome: Outcome, evaluation: Evaluation, figures: list[Path]
 ) -> None:
-    where = f"evaluate/{member.split}_{member.data.views}"
+    where = wandb_place(member.split, member.data.views)
     metrics = {f"{where}/{name}": value for name, value in outcome.metrics.items()}
     tracker.log_metrics(metrics, step=member.checkpoint["global_step"])
     classes, table = member.classes, outcome.table

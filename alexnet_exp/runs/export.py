@@ -12,8 +12,9 @@ from rich.console import Console
 
 from alexnet_exp.config.checks import shown
 from alexnet_exp.config.rules import choice, flag, list_of, null, text
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, printable
 from alexnet_exp.tracking.environment import git_state, versions
+from alexnet_exp.tracking.export_page import write_export
 from alexnet_exp.tracking.records import replacing
 from alexnet_exp.tracking.run_directory import RunDirectory
 
@@ -37,7 +38,7 @@ def export(config: dict[str, Any], run_dir: Path, command: str) -> Path:
 
     Args:
         config: Keys of conf/export.yaml.
-        run_dir: Where the file and result.json go, unless `out` names another place.
+        run_dir: Where the file, report.html and result.json go, unless `out` names another place for the file alone.
         command: The command line, for the record.
 
     Returns:
@@ -50,7 +51,7 @@ def export(config: dict[str, Any], run_dir: Path, command: str) -> Path:
     _check(config)
     from alexnet_exp.inference import load_classifier
     from alexnet_exp.runs.export_check import check, images_to_check
-    from alexnet_exp.runs.export_formats import describe, reader, write
+    from alexnet_exp.runs.export_formats import describe, how_to_load, reader, write
 
     console = Console(soft_wrap=True, highlight=False)
     loaded = load_classifier(config["ckpt"], device="cpu", trust=config["trust"])
@@ -63,13 +64,17 @@ def export(config: dict[str, Any], run_dir: Path, command: str) -> Path:
             write(loaded, kind, config["preprocess"], metadata, temporary)
             parity = check(loaded, reader(loaded, kind, temporary), images, config["preprocess"])
             _judge(parity, kind)
-            result = _record(command, path, kind, metadata, parity, source)
+            facts = {"checkpoint": str(loaded.path), "bytes": temporary.stat().st_size}
+            result = _record(command, path, kind, metadata, parity, source) | facts
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
-    console.print(f"parity with PyTorch: {parity} ({source})", markup=False)
+    console.print(f"parity with PyTorch: {parity} ({printable(source)})", markup=False)
     if config["out"] is None:
+        loading = how_to_load(kind, config["preprocess"], metadata, path.name, loaded.path)
+        write_export(run_dir / "report.html", result, loading)
         RunDirectory(run_dir).write_result(result)
-    console.print(f"exported: {path} ({path.stat().st_size / 2**20:.1f} MiB)", markup=False)
+        console.print(f"report: {printable(str(run_dir / 'report.html'))}", markup=False)
+    console.print(f"exported: {printable(str(path))} ({result['bytes'] / 2**20:.1f} MiB)", markup=False)
     return path
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from alexnet_exp.data.decode import decode
 from alexnet_exp.data.sources import FileSource
+from alexnet_exp.data.streaming import StreamSource
 from alexnet_exp.errors import UserError
 from alexnet_exp.inference import LoadedClassifier
 from alexnet_exp.targets import build, check_trust
@@ -58,7 +59,9 @@ def _own_images(data: Any) -> tuple[list[Tensor], str]:
     split = next(name for name in ("test", "val", "train") if len(data.sources.get(name, ())))
     source = data.sources[split]
     places = torch.linspace(0, len(source) - 1, min(COUNT, len(source))).long().tolist()
-    if isinstance(source, FileSource):
+    if isinstance(source, StreamSource):
+        images = [data.stored_image(split, place) for place in places]
+    elif isinstance(source, FileSource):
         images = [decode(source.paths[place], 3) for place in places]
     else:
         images = [source.images[place] for place in places]

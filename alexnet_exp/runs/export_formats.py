@@ -170,3 +170,43 @@ def _safetensors(loaded: LoadedClassifier, path: Path) -> Callable[[Tensor], Ten
         tensor.zero_()  # what the file does not bring is missed
     model.load_state_dict(load_file(path))
     return model
+
+
+def how_to_load(kind: str, preprocess: bool, metadata: Mapping[str, Any], name: str, checkpoint: Path) -> str:
+    """Return Python that loads an exported file and, unless it holds weights alone, runs it once.
+
+    Args:
+        kind: As `write`.
+        preprocess: Likewise.
+        metadata: Likewise.
+        name: Of the file.
+        checkpoint: What was exported.
+    """
+    if kind == "safetensors":
+        return "\n".join(_loading_weights(metadata, name, checkpoint))
+    side = metadata["input_size"]
+    shape = (1, 240, 320, 3) if preprocess else (1, metadata["channels"], side, side)
+    returned, dtype = ("probabilities", "uint8") if preprocess else ("logits", "float32")
+    if kind == "onnx":
+        modules, load = ["numpy", "onnxruntime"], f"session = onnxruntime.InferenceSession({name!r})"
+        run = f'({returned},) = session.run(None, {{"images": images}})'
+    else:
+        modules, load = ["torch"], f"network = torch.export.load({name!r}).module()"
+        run = f"{returned} = network(images)"
+    example = f"images = {modules[0]}.zeros({shape}, dtype={modules[0]}.{dtype})  # {metadata['takes']}"
+    return "\n".join([*[f"import {module}" for module in modules], "", load, example, run])
+
+
+def _loading_weights(metadata: Mapping[str, Any], name: str, checkpoint: Path) -> list[str]:
+    network = f"alexnet_exp.load_classifier({str(checkpoint.absolute())!r}).model"  # none of conf/model
+    if metadata["model"] != "custom":
+        sizes = f"num_classes={len(metadata['classes'])}, in_channels={metadata['channels']}"
+        network = f"alexnet_exp.create_model({metadata['model']!r}, {sizes})"
+    return [
+        "import alexnet_exp",
+        "from safetensors.torch import load_file",
+        "",
+        f"network = {network}",
+        f"network.load_state_dict(load_file({name!r}))",
+        "network.eval()",
+    ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from rich.console import Console
 
 from alexnet_exp.data.module import ImageData
@@ -23,14 +23,22 @@ from alexnet_exp.tracking.log import log, quiet_lightning
 from alexnet_exp.tracking.metrics_csv import MetricsCSV
 from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.wandb_logger import WandbTracker
 from alexnet_exp.training.automatic import compile_network, settle, use_fast_matmul
+from alexnet_exp.training.averaging import MovingAverage
 from alexnet_exp.training.callbacks import Bar, SameBatches, StepLog, StopUnsaved, print_summary
 from alexnet_exp.training.checkpoints import AtomicCheckpointIO, BestAndLast
 from alexnet_exp.training.classifier import ImageClassifier
 from alexnet_exp.training.devices import device_type
 from alexnet_exp.training.profiling import make_profiler
 from alexnet_exp.training.reading import checkpoints_before, read_checkpoint
-from alexnet_exp.training.restore import check_same_network, load_weights, put_in_place, read_latest
+from alexnet_exp.training.restore import (
+    check_same_network,
+    check_same_optimizer,
+    load_weights,
+    put_in_place,
+    read_latest,
+)
 from alexnet_exp.training.stopping import training_loop
 
 OUR_CALLBACKS = (
@@ -145,7 +153,7 @@ def _callbacks(chosen: Mapping[str, Any], data: ImageData, console: Console) -> 
             raise UserError("callbacks.early_stopping needs validation images: say data.val_size=N.")
         callbacks.append(EarlyStopping(**stopping, check_finite=False))
     if chosen["ema"]["enabled"]:
-        callbacks.append(EMAWeightAveraging(decay=chosen["ema"]["decay"]))
+        callbacks.append(MovingAverage(chosen["ema"]["decay"]))
     if chosen["progress_bar"]["enabled"]:
         callbacks.append(Bar(console, chosen["progress_bar"]["refresh_per_second"]))
     callbacks += [build(settings) for name, settings in chosen.items() if name not in OUR_CALLBACKS]
@@ -207,6 +215,7 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
     path, checkpoint = read_latest(run_dir if goes_on else config["ckpt"])
     check_same_network(fit.classifier, checkpoint, path)
     if not goes_on:
+        check_same_optimizer(fit.classifier, checkpoint, path)
         _check_more_to_do(config["trainer"], checkpoint, path)
     elif path != own and fit.trainer.is_global_zero:
         put_in_place(path, own)
@@ -224,8 +233,8 @@ def _check_more_to_do(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any],
 
 
 def _truncate_metrics(fit: Fit, step: int) -> None:
-    for logger in fit.trainer.loggers:
-        if isinstance(logger, MetricsCSV):
+    for logger in fit.trainer.loggers:  # metrics.csv first: W&B reads it
+        if isinstance(logger, MetricsCSV | WandbTracker):
             logger.truncate(step)
 
 

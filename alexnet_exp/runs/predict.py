@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from alexnet_exp.config.checks import shown
 from alexnet_exp.config.rules import at_least, list_of, path, text
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, printable
 from alexnet_exp.runs.predict_files import find_images
 from alexnet_exp.tracking.run_directory import RunDirectory
 
@@ -34,7 +34,7 @@ RULES = {
 
 
 def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
-    """Name what is in images; print a table, and write predictions.csv, .jsonl and .png.
+    """Name what is in images; print a table, and write predictions.csv, .jsonl and .png, and report.html.
 
     Args:
         config: Keys of conf/predict.yaml.
@@ -60,7 +60,9 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
         rows = list(_predicted(classifier, files, config["top_k"], config["batch_size"]))
         print_rows(rows, console)
         write_all(run, rows, {"command": command, "settings": config, "checkpoint": str(classifier.path)})
-    console.print(f"run directory: {os.path.relpath(run_dir)}", highlight=False, markup=False, soft_wrap=True)
+    for what, place in (("report:       ", run_dir / "report.html"), ("run directory:", run_dir)):
+        line = f"{what} {printable(os.path.relpath(place))}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 2 if any(row.error for row in rows) else 0
 
 

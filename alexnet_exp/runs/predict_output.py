@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from alexnet_exp.errors import printable
 from alexnet_exp.inference import Prediction
-from alexnet_exp.runs.evaluate_text import printable, text_file
-from alexnet_exp.runs.predict_picture import MAX_PICTURES, draw_predictions
+from alexnet_exp.runs.predict_picture import MAX_PICTURES, draw_predictions, thumbnail
 from alexnet_exp.tracking.environment import hardware, versions
+from alexnet_exp.tracking.predict_page import MAX_SHOWN, Answer, write_predictions
+from alexnet_exp.tracking.records import text_file
 from alexnet_exp.tracking.run_directory import RunDirectory
 
 MAX_ROWS = 100
@@ -54,7 +56,7 @@ def print_rows(rows: list[Row], console: Console) -> None:
 
 
 def write_all(run: RunDirectory, rows: list[Row], facts: dict[str, Any]) -> None:
-    """Write predictions.csv, .jsonl and .png, and result.json last of all.
+    """Write predictions.csv, .jsonl and .png, report.html, and result.json last of all.
 
     Args:
         run: Where to.
@@ -66,13 +68,20 @@ def write_all(run: RunDirectory, rows: list[Row], facts: dict[str, Any]) -> None
         for row in rows:
             file.write(json.dumps(_as_json(row), ensure_ascii=False) + "\n")
     good = [row for row in rows if row.prediction is not None]
-    if good:
-        pictures = [(row.path, row.pairs()) for row in good[:MAX_PICTURES]]
-        draw_predictions(pictures, run.path / "predictions.png", left_out=len(good) - len(pictures))
-    counts = {"images": len(rows), "errors": len(rows) - len(good)}
-    run.write_result(
-        {"status": "finished", **facts, **counts, "versions": versions(), "hardware": hardware()}
-    )
+    errors = [(row.path, row.error) for row in rows if row.error is not None]
+    answers = [Answer(row.path, row.pairs(), thumbnail(row.path)) for row in good[:MAX_SHOWN]]
+    if drawn := answers[:MAX_PICTURES]:
+        draw_predictions(drawn, run.path / "predictions.png", left_out=len(good) - len(drawn))
+    result = {
+        "status": "finished",
+        **facts,
+        "images": len(rows),
+        "errors": len(errors),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    write_predictions(run.path / "report.html", answers, errors, result)
+    run.write_result(result)
 
 
 def _write_csv(path: Path, rows: list[Row]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from alexnet_exp.tracking.compare_groups import Comparison
@@ -32,20 +33,27 @@ class Curve(NamedTuple):
 
 
 def overlaid(comparison: Comparison) -> Html:
-    """Return the charts of all metrics that some run logged, below one legend."""
+    """Return the charts of all metrics that some run logged, below one legend.
+
+    Only the metrics of what is drawn are read: those of hundreds of runs would take longer than all the rest.
+    """
     few = len(comparison.runs) <= MAX_DRAWN or not comparison.with_seeds
-    groups = [group.runs for group in comparison.groups]
-    drawn = [[run] for run in comparison.runs] if few else groups
-    drawn = [runs for runs in drawn if any("epoch" in row for run in runs for row in run.rows)]
+    left = iter([[run] for run in comparison.runs] if few else [group.runs for group in comparison.groups])
+    drawn = list(islice(filter(_has_epochs, left), MAX_DRAWN))
     if not drawn:
         return tag("p", "No metric was logged.")
-    curves, legend = _curves(comparison, drawn[:MAX_DRAWN])
+    count = len(drawn) + len(list(left))
+    curves, legend = _curves(comparison, drawn)
     metrics = dict(CHARTS)
     if comparison.metric.startswith(("val/", "train/")):
         metrics.setdefault(comparison.metric, comparison.metric)
     charts = [_chart(title, metric, curves) for metric, title in metrics.items()]
-    told = [tag("p", " ".join(_notes(comparison, few, len(drawn)))), tag("ul", *legend, class_="legend")]
+    told = [tag("p", " ".join(_notes(comparison, few, count))), tag("ul", *legend, class_="legend")]
     return join([*told, tag("div", *charts, class_="charts shared")])
+
+
+def _has_epochs(runs: list[Run]) -> bool:
+    return any("epoch" in row for run in runs for row in run.rows)
 
 
 def _notes(comparison: Comparison, few: bool, count: int) -> list[str]:

@@ -17,8 +17,7 @@ from alexnet_exp.tracking.compare_text import (
     spread_text,
 )
 from alexnet_exp.tracking.markup import Html, join, quantity, tag
-from alexnet_exp.tracking.records import replacing
-from alexnet_exp.tracking.report import document, section
+from alexnet_exp.tracking.report import heading, section, write_document
 from alexnet_exp.tracking.report_details import STATUSES
 
 
@@ -29,7 +28,6 @@ def write_page(comparison: Comparison, path: Path) -> None:
         comparison: What to show.
         path: The file; links to the runs' own reports are relative to it.
     """
-    style = Path(__file__).with_name("compare.css").read_text(encoding="utf-8")
     count = len(comparison.runs)
     title = f"{count} run{'s' if count > 1 else ''}"
     sections = [
@@ -38,22 +36,18 @@ def write_page(comparison: Comparison, path: Path) -> None:
         section("Curves", overlaid(comparison)),
         section("Runs", _runs(comparison, path.parent)),
     ]
-    text = document(title, sections, style)
-    with replacing(path) as temporary:
-        temporary.write_bytes(text.encode("utf-8", "replace"))  # file names may hold bytes that are no text
+    write_document(path, title, sections, "compare.css")
 
 
 def _header(comparison: Comparison, title: str) -> Html:
-    chips = [tag("code", f"metric={comparison.metric}")]
-    chips += [tag("code", f"where={comparison.where}")] if comparison.where else []
+    chips = [f"metric={comparison.metric}", *([f"where={comparison.where}"] if comparison.where else [])]
     usual = settings_text(comparison.usual)
     ended = [run.status for run in comparison.runs]
     others = [f"{ended.count(s)} {s}" for s in dict.fromkeys(ended) if s != "finished"]
-    return tag(
-        "header",
-        tag("p", "alexnet_exp · comparison", class_="kicker"),
-        tag("h1", title),
-        tag("p", *chips, class_="chips"),
+    return heading(
+        "comparison",
+        title,
+        chips,
         tag("p", f"Not finished: {', '.join(others)}.", class_="problem") if others else None,
         tag("p", f"Unless a row says otherwise: {usual}") if usual else None,
     )
@@ -112,7 +106,7 @@ def _run_row(comparison: Comparison, run: Run, folder: Path) -> Html:
     status = run.status
     return tag(
         "tr",
-        tag("td", tag("a", run.name, href=quote(link)) if link else run.name, class_="name"),
+        tag("td", tag("a", run.name, href=quote(os.fsencode(link))) if link else run.name, class_="name"),
         _value(score_text(score, comparison.metric), score is not None and score == comparison.best),
         tag("td", "" if run.epochs is None else str(run.epochs)),
         tag("td", "" if speed is None else quantity(speed)),

@@ -12,8 +12,8 @@ from alexnet_exp.tracking import figure_images, figure_layers
 from alexnet_exp.tracking.figure_data import ClassMistakes, Guess, Heat, Neighbours, Picture, three_digits
 from alexnet_exp.tracking.markup import Html, join, percent, tag
 from alexnet_exp.tracking.pictures import data_uri
-from alexnet_exp.tracking.records import replacing
-from alexnet_exp.tracking.report import document, section
+from alexnet_exp.tracking.report import heading, section, write_document
+from alexnet_exp.tracking.report_classes import bars
 
 
 @dataclass(frozen=True)
@@ -54,26 +54,11 @@ def write_page(
     title = f"Figures of {dict(about).get('checkpoint', 'a network')}"
     reasons = [tag("p", f"{KINDS[name].title}: {why}", class_="problem") for name, why in left_out.items()]
     sections = [
-        _header(title, about),
+        heading("figures", title, [f"{what}: {value}" for what, value in about]),
         *[section(KINDS[each.name].title, _content(each, folder)) for each in figures],
         section("Left out", join(reasons)) if reasons else None,
     ]
-    style = Path(__file__).with_name("figure_page.css").read_text(encoding="utf-8")
-    path = folder / "figures.html"
-    with replacing(path) as temporary:
-        # File names may hold bytes that are no text; they must not cost the page.
-        temporary.write_bytes(document(title, sections, style).encode("utf-8", "replace"))
-    return path
-
-
-def _header(title: str, about: Sequence[tuple[str, str]]) -> Html:
-    chips = [tag("code", f"{what}: {value}") for what, value in about]
-    return tag(
-        "header",
-        tag("p", "alexnet_exp · figures", class_="kicker"),
-        tag("h1", title),
-        tag("p", *chips, class_="chips"),
-    )
+    return write_document(folder / "figures.html", title, sections, "figure_page.css")
 
 
 def _content(figure: Figure, folder: Path) -> Html:
@@ -101,18 +86,9 @@ def _image(picture: Picture, alt: str = "") -> Html:
 def _guesses(guesses: list[Guess]) -> Html:
     cards = []
     for guess in guesses:
-        bars = [
-            tag(
-                "div",
-                f"{name}\N{NO-BREAK SPACE} {percent(p, 0)}",
-                class_="true" if name == guess.picture.label else None,
-                style=f"--v:{p:.3f}",
-                title=f"{name}: {percent(p)}",
-            )
-            for name, p in guess.bars
-        ]
-        caption = tag("figcaption", tag("span", tag("b", guess.picture.label)), _name(guess.picture))
-        cards.append(tag("figure", _image(guess.picture), caption, tag("div", *bars, class_="guess")))
+        label = guess.picture.label
+        caption = tag("figcaption", tag("span", tag("b", label)), _name(guess.picture))
+        cards.append(tag("figure", _image(guess.picture), caption, bars(guess.bars, label)))
     return tag("div", *cards, class_="pictures wide")
 
 

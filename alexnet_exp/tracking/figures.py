@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from pathlib import Path
-from typing import BinaryIO
 
 import matplotlib
 import numpy as np
@@ -68,16 +67,11 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    with replacing(path) as temporary:
-        _render(figure, temporary)
-    return path
-
-
-def _render(figure: Figure, target: Path | BinaryIO) -> None:
-    with warnings.catch_warnings():
+    with replacing(path) as temporary, warnings.catch_warnings():
         # A class name in a script that matplotlib's font lacks is drawn as boxes; that is no reason to warn.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure.savefig(target, format="png")
+        figure.savefig(temporary, format="png")
+    return path
 
 
 LOSS = [
@@ -140,13 +134,6 @@ def _decorate(axes: Axes, title: str) -> None:
 
 def confusion_matrix(evaluation: Evaluation, path: Path) -> Path:
     """Draw the confusion matrix: hits in blue, mistakes in orange; text where it fits."""
-    with replacing(path) as temporary:
-        render_confusion(evaluation, temporary)
-    return path
-
-
-def render_confusion(evaluation: Evaluation, target: Path | BinaryIO) -> None:
-    """Write the confusion matrix as PNG to a path or into a buffer."""
     count = len(evaluation.classes)
     side = min(max(3.5, 1.5 + 0.5 * count), 9.5)
     with matplotlib.rc_context(STYLE):
@@ -167,7 +154,7 @@ def render_confusion(evaluation: Evaluation, target: Path | BinaryIO) -> None:
             _label_classes(axes, evaluation.classes)
         if count <= MAX_NUMBERED:
             _write_counts(axes, evaluation.confusion)
-        _render(figure, target)
+        return _save(figure, path)
 
 
 def _label_classes(axes: Axes, classes: list[str]) -> None:

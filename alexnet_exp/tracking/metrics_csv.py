@@ -51,8 +51,12 @@ class MetricsCSV(Logger):
         if not self.path.exists():
             self._rewrite([])
             return
-        text = self.path.read_text(encoding="utf-8")
-        self._columns, rows = _parse(text)
+        try:
+            text = self.path.read_text(encoding="utf-8")
+            self._columns, rows = _parse(text)
+        except (OSError, ValueError, csv.Error) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.path} is damaged ({reason}): mend it, or move it away.") from error
         if not text.endswith("\n"):
             self._rewrite(rows)
 
@@ -141,7 +145,11 @@ def _parse(text: str) -> tuple[list[str], list[dict[str, float]]]:
     complete = text[: text.rfind("\n") + 1]
     lines = csv.reader(io.StringIO(complete))
     columns = next(lines, list(KEYS))
-    rows = [{name: _number(cell) for name, cell in zip(columns, line, strict=True) if cell} for line in lines]
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        if len(line) != len(columns):
+            raise ValueError(f"line {number} has {len(line)} cells, and the first has {len(columns)}")
+        rows.append({name: _number(cell) for name, cell in zip(columns, line, strict=True) if cell})
     return columns, rows
 
 

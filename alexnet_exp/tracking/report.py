@@ -39,17 +39,25 @@ def write_report(
     records.config = redact(records.config)
     records.overrides = redact(records.overrides)
     records.result = redact(records.result)
-    text = page(records, evaluation, conv1)
-    path = Path(run_dir) / "report.html"
+    return write_document(Path(run_dir) / "report.html", records.name, _sections(records, evaluation, conv1))
+
+
+def write_document(
+    path: Path, title: str, sections: Iterable[Html | None], stylesheet: str | None = None
+) -> Path:
+    """Write a page and return its path.
+
+    Args:
+        path: The file.
+        title: See `document`.
+        sections: Likewise.
+        stylesheet: A file beside this one, besides that of all pages.
+    """
+    text = document(title, sections, _asset(stylesheet) if stylesheet else "")
     with replacing(path) as temporary:
         # File names may hold bytes that are no text; they must not cost the page.
         temporary.write_bytes(text.encode("utf-8", "replace"))
     return path
-
-
-def page(records: Records, evaluation: Evaluation | None, conv1: np.ndarray | None) -> str:
-    """Return the whole page as text."""
-    return document(records.name, _sections(records, evaluation, conv1))
 
 
 def document(title: str, sections: Iterable[Html | None], style: str = "") -> str:
@@ -92,6 +100,17 @@ def _sections(records: Records, evaluation: Evaluation | None, conv1: np.ndarray
         section("Environment", report_details.environment(records.result)),
         section("Configuration", report_details.configuration(records)),
     ]
+
+
+def heading(kind: str, title: str, chips: Iterable[str], *below: Html | None) -> Html:
+    """Return the top of a page: what kind of page it is, its title, short facts, and what else there is to say."""
+    return tag(
+        "header",
+        tag("p", f"alexnet_exp · {kind}", class_="kicker"),
+        tag("h1", title),
+        tag("p", *[tag("code", chip) for chip in chips], class_="chips"),
+        *below,
+    )
 
 
 def section(title: str, content: Html | None) -> Html | None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import io
+from collections.abc import Sequence
+
+import numpy as np
 
 from alexnet_exp.tracking.evaluation import ClassScore, Evaluation, Sample
 from alexnet_exp.tracking.markup import Html, join, percent, tag
-from alexnet_exp.tracking.pictures import confusion_shades, data_uri, needs_white_text
+from alexnet_exp.tracking.pictures import (
+    confusion_image,
+    confusion_shades,
+    data_uri,
+    encode,
+    grouping,
+    needs_white_text,
+    to_pil,
+)
 
 MAX_MATRIX_CLASSES = 50
+MAX_TOLD_CELLS = 2000  # of a matrix that is a picture: as many as a page can hold
 MAX_NUMBERED_CLASSES = 25
 MAX_PICTURES = 24
 NOTE = (
@@ -53,20 +63,42 @@ def _cell(evaluation: Evaluation, i: int, j: int, shade: float, share: float, nu
     if not count:
         return tag("td")
     kind = ("hit" if i == j else "miss") + (" deep" if needs_white_text(shade, i == j) else "")
-    pair = f"{evaluation.classes[i]} → {evaluation.classes[j]}"
-    outcome = f"{pair}: {count:,} ({percent(share, 1)} of the true class)"
     text = "" if not numbered else str(count) if count < 10_000 else f"{count // 1000}k"
-    return tag("td", text, class_=kind, style=f"--v:{shade:.3f}", title=outcome)
+    return tag("td", text, class_=kind, style=f"--v:{shade:.3f}", title=_outcome(evaluation, i, j, share))
+
+
+def _outcome(evaluation: Evaluation, i: int, j: int, share: float) -> str:
+    """Return what the pointer is told about a cell."""
+    pair = f"{evaluation.classes[i]} → {evaluation.classes[j]}"
+    return f"{pair}: {evaluation.confusion[i, j]:,} ({percent(share, 1)} of the true class)"
 
 
 def _picture(evaluation: Evaluation) -> Html:
-    from alexnet_exp.tracking.figures import render_confusion
-
-    buffer = io.BytesIO()
-    render_confusion(evaluation, buffer)
-    source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    """Return a matrix that is too large for a table: a picture, and a place to point at over each of its cells."""
+    drawn, group = confusion_image(evaluation.confusion), grouping(len(evaluation.classes))
     alt = f"Confusion matrix of {len(evaluation.classes)} classes"
-    return tag("figure", tag("img", src=source, alt=alt, class_="paper"), tag("figcaption", NOTE))
+    image = tag("img", src=encode(to_pil(drawn), "PNG"), alt=alt, class_="paper pixels")
+    side = len(drawn)
+    box = {"viewBox": f"0 0 {side} {side}", "preserveAspectRatio": "none", "aria_hidden": "true"}
+    places = tag("svg", *_places(evaluation, group), **box)
+    note = f" A dot stands for {group} × {group} cells, and tells the fullest of them." if group > 1 else ""
+    return tag("figure", tag("div", image, places, class_="cells"), tag("figcaption", NOTE + note))
+
+
+def _places(evaluation: Evaluation, group: int) -> list[Html]:
+    """Return an invisible square for each dot of the picture, the fullest first, with what it tells."""
+    shares, counts = evaluation.row_shares(), evaluation.confusion.ravel()
+    cells = np.flatnonzero(counts)
+    told: dict[tuple[int, int], str] = {}
+    for flat in cells[np.argsort(-counts[cells], kind="stable")]:
+        if len(told) == MAX_TOLD_CELLS:
+            break
+        i, j = divmod(int(flat), len(evaluation.classes))
+        told.setdefault((i // group, j // group), _outcome(evaluation, i, j, float(shares[i, j])))
+    return [
+        tag("rect", tag("title", text), x=column, y=row, width=1, height=1)
+        for (row, column), text in told.items()
+    ]
 
 
 def _most_confused(evaluation: Evaluation) -> Html:
@@ -136,3 +168,18 @@ def _card(sample: Sample, classes: list[str]) -> Html:
     truth = tag("span", "✓ right" if right else f"is {true}", class_="truth")
     caption = tag("figcaption", said, truth, tag("small", sample.name, title=sample.name))
     return tag("figure", tag("div", image, class_="frame"), caption, title=f"{true} → {predicted}")
+
+
+def bars(said: Sequence[tuple[str, float]], true: str | None = None) -> Html:
+    """Return a bar for each class name with its probability; that of the true class, where it is known, stands out."""
+    drawn = [
+        tag(
+            "div",
+            f"{name}\N{NO-BREAK SPACE} {percent(p, 0)}",
+            class_="true" if name == true else None,
+            style=f"--v:{p:.3f}",
+            title=f"{name}: {percent(p)}",
+        )
+        for name, p in said
+    ]
+    return tag("div", *drawn, class_="guess")

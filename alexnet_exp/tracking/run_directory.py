@@ -126,14 +126,16 @@ class RunDirectory:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that is there whole or not at all.
+    r"""Write a text file that is there whole or not at all.
+
+    Bytes of a file name that are no text become escapes such as \udce9, which JSON reads back as they were.
 
     Raises:
         UserError: If it cannot be written; a file of before is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(

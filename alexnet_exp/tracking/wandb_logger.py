@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import secrets
 import shlex
 import shutil
-import string
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +17,18 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.code_state import code_state
 from alexnet_exp.tracking.environment import versions
-from alexnet_exp.tracking.metrics_csv import FILE_NAME, metrics_row
+from alexnet_exp.tracking.metrics_csv import FILE_NAME, metrics_row, read_metrics
 from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.wandb_media import confusion_panels, image_panel, model_artifact, table
 from alexnet_exp.tracking.wandb_mode import ModeChoice, base_url, choose_mode
+from alexnet_exp.tracking.wandb_parts import (
+    find_run_id,
+    id_of_agent,
+    mark_ended,
+    new_run_id,
+    run_folders,
+    was_killed,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,8 +96,9 @@ class WandbTracker(Logger):
         self._project = project
         self._log_model = log_model
         self._run: Run | None = None
+        self._behind = False  # a part before this one was killed
         self.url: str | None = None
-        self.run_id = run_id or find_run_id(self._run_dir) or _id_of_agent() or new_run_id()
+        self.run_id = run_id or find_run_id(self._run_dir) or id_of_agent() or new_run_id()
         choice = ModeChoice("disabled", "not rank 0") if rank_zero_only.rank else choose_mode(mode)
         self.mode = choice.mode
         if self.mode != "disabled":
@@ -115,7 +121,7 @@ class WandbTracker(Logger):
     @property
     def run_dir_sync(self) -> Path | None:
         """Folder of this part of the run: what `wandb sync` takes."""
-        folders = _run_folders(self._run_dir, self.run_id)
+        folders = run_folders(self._run_dir, self.run_id)
         return folders[-1] if folders else None
 
     @rank_zero_only
@@ -125,6 +131,18 @@ class WandbTracker(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._log(metrics_row(metrics, step))
+
+    @rank_zero_only
+    def truncate(self, step: int) -> None:
+        """Record the rows of metrics.csv once more where a part of the run was killed; of two records the later counts.
+
+        Args:
+            step: Unused: metrics.csv, which comes first, ends there.
+        """
+        if self._behind:
+            for row in read_metrics(self._run_dir / FILE_NAME):
+                self._log(row)
+        self._behind = False
 
     def log_images(self, key: str, images: Sequence[tuple[Path | np.ndarray, str]]) -> None:
         """Log pictures, each with its caption, as the panel `key`: paths of png files or uint8 arrays."""
@@ -167,6 +185,7 @@ class WandbTracker(Logger):
             return
         try:
             run.finish(exit_code=exit_code)
+            mark_ended(self.run_dir_sync)
         except (
             Exception
         ) as error:  # the results of the training are safe, and its own error must stay visible
@@ -211,7 +230,8 @@ class WandbTracker(Logger):
     def _init(self, mode: str, about: dict[str, Any]) -> Run:
         import wandb
 
-        before = _run_folders(self._run_dir, self.run_id)
+        before = run_folders(self._run_dir, self.run_id)
+        self._behind = any(map(was_killed, before))
         try:
             return wandb.init(
                 dir=str(self._run_dir),
@@ -224,7 +244,7 @@ class WandbTracker(Logger):
                 **about,
             )
         except BaseException:
-            for folder in set(_run_folders(self._run_dir, self.run_id)) - set(before):
+            for folder in set(run_folders(self._run_dir, self.run_id)) - set(before):
                 shutil.rmtree(folder)  # an empty run under our id
             raise
 
@@ -261,7 +281,7 @@ class WandbTracker(Logger):
 
     def _sync_command(self) -> str:
         """Return the command that uploads every part of the run (a resumed one has several)."""
-        return shlex.join(["wandb", "sync", *map(str, _run_folders(self._run_dir, self.run_id))])
+        return shlex.join(["wandb", "sync", *map(str, run_folders(self._run_dir, self.run_id))])
 
 
 def _forget_service() -> None:
@@ -270,25 +290,3 @@ def _forget_service() -> None:
 
     with contextlib.suppress(ConnectionError):
         wandb.teardown()
-
-
-def new_run_id() -> str:
-    """Return a W&B run id: 8 letters and digits, from the system's randomness, so that seeded runs differ."""
-    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
-
-
-def _id_of_agent() -> str | None:
-    """Return the id that the agent of a W&B sweep gives its job: wandb insists on it, whatever we say."""
-    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-
-
-def find_run_id(run_dir: Path) -> str | None:
-    """Return the id of the W&B run in `run_dir`, or None if there is none."""
-    folders = _run_folders(run_dir)
-    return next(folders[-1].glob("run-*.wandb")).stem.removeprefix("run-") if folders else None
-
-
-def _run_folders(run_dir: Path, run_id: str = "*") -> list[Path]:
-    """Return the folders of W&B runs in `run_dir`, oldest first."""
-    files = Path(run_dir).glob(f"wandb/*run-*-*/run-{run_id}.wandb")
-    return sorted((file.parent for file in files), key=lambda folder: folder.name.removeprefix("offline-"))

@@ -15,7 +15,7 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.training.safe_load import load_safely
 
 MAX_SIDE = 8192  # pixels of an image that a checkpoint may ask for
-_GROUPS = ("model", "data", "augment", "optimizer", "trainer")
+_GROUPS = ("model", "data", "augment", "optimizer", "scheduler", "trainer")
 
 
 def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
@@ -76,7 +76,11 @@ def _is_side(value: Any) -> bool:
 
 
 def _is_preprocessing(value: Any) -> bool:
-    if not isinstance(value, dict) or value.get("channels") not in (1, 3):
+    if (
+        not isinstance(value, dict)
+        or type(value.get("channels")) is not int
+        or value["channels"] not in (1, 3)
+    ):
         return False
     channels = value["channels"]
     numbers = all(_are_numbers(value.get(key), channels) for key in ("mean", "std"))
@@ -104,6 +108,7 @@ def _are_states(value: Any) -> bool:
         isinstance(each, dict)
         and isinstance(each.get("state"), dict)
         and isinstance(each.get("param_groups"), list)
+        and all(isinstance(g, dict) and isinstance(g.get("params"), list) for g in each["param_groups"])
         for each in value
     )
 
@@ -112,7 +117,7 @@ def _are_loops(value: Any) -> bool:
     try:
         progress = value["fit_loop"]["epoch_progress"]["current"]
         return _is_count(progress["processed"]) and _is_count(progress["completed"])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, IndexError):  # a tensor, too, can be asked for a part
         return False
 
 

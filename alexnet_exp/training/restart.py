@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.loop import _Loop
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 
 def complete_restart(trainer: Trainer) -> None:
@@ -20,3 +24,52 @@ def complete_restart(trainer: Trainer) -> None:
     stopped = (c.stopped_epoch and c.wait_count >= c.patience for c in trainer.early_stopping_callbacks)
     if any(stopped):  # before the test, which is all that is left to do
         trainer.should_stop = True
+
+
+class Kept:
+    """What the settings say of optimizer and schedule, to hold against what a checkpoint brings.
+
+    Lightning takes rates, momentum, decay and the constants of the schedule from the checkpoint. In a run that goes on
+    in place they are the same; a new run (ckpt=) has settings of its own, and more epochs stretch a schedule.
+
+    Args:
+        optimizer: As built, with its schedule.
+        scheduler: The schedule, if there is one.
+    """
+
+    def __init__(self, optimizer: Optimizer, scheduler: Any | None) -> None:
+        self.groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        self.constants = {}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            names = ("mode", "factor", "patience", "min_lrs")
+            self.constants = {name: getattr(scheduler, name) for name in names}
+
+    def apply(self, trainer: Trainer, other_schedule: bool) -> None:
+        """Put the settings back; to be called as training starts.
+
+        Args:
+            trainer: With optimizer, schedule and counters as the checkpoint left them.
+            other_schedule: Whether the checkpoint has none of this kind, and the schedule stands at its beginning.
+        """
+        configs = trainer.lr_scheduler_configs
+        scheduler = configs[0].scheduler if configs else None
+        for group, own in zip(trainer.optimizers[0].param_groups, self.groups, strict=True):
+            first, rate = group.get("initial_lr"), group["lr"]
+            group.update(own)
+            if isinstance(scheduler, ReduceLROnPlateau) and not other_schedule:  # as far down as it was
+                group["lr"] = rate if first == own["initial_lr"] else own["initial_lr"] * (rate / first)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            vars(scheduler).update(self.constants)
+        if isinstance(scheduler, LambdaLR):
+            if other_schedule:
+                done = trainer.fit_loop.epoch_progress.current.processed
+                scheduler.last_epoch = trainer.global_step if configs[0].interval == "step" else done
+            _recompute(scheduler)
+
+
+def _recompute(scheduler: LambdaLR) -> None:
+    groups = scheduler.optimizer.param_groups
+    scheduler.base_lrs = [group["initial_lr"] for group in groups]
+    for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        group["lr"] = base * factor(scheduler.last_epoch)  # as get_lr, which is for step() alone
+    scheduler._last_lr = [group["lr"] for group in groups]

@@ -16,6 +16,7 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.models.weights import torchvision_to_ours
 from alexnet_exp.training.checkpoints import LAST, link
 from alexnet_exp.training.classifier import ImageClassifier
+from alexnet_exp.training.optimizers import build_optimizer
 from alexnet_exp.training.reading import check_progress, checkpoints_before, is_weights, read_checkpoint
 from alexnet_exp.training.safe_load import load_safely
 
@@ -95,6 +96,30 @@ def check_same_network(classifier: ImageClassifier, checkpoint: Mapping[str, Any
         raise UserError(f"{path} is of another network: {problem}.")
 
 
+def check_same_optimizer(classifier: ImageClassifier, checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint whose optimizer state is another optimizer's, or of other parameter groups.
+
+    Raises:
+        UserError: Says how to start from the weights alone.
+    """
+    own, theirs = classifier.optimizer_config, checkpoint["config"]["optimizer"]
+    names = [str(each.get("_target_")).rpartition(".")[2] for each in (theirs, own)]
+    problem = None
+    if own["_target_"] != theirs.get("_target_"):
+        problem = "{} there, {} here".format(*names)
+    else:
+        groups = build_optimizer(classifier.model, {**own, "lr_scaling": "none"}, fused=False).param_groups
+        ours = [len(group["params"]) for group in groups]
+        states = checkpoint["optimizer_states"]
+        if ours != [len(group["params"]) for state in states for group in state["param_groups"]]:
+            problem = "other parameter groups than optimizer.layers and the settings of biases ask for here"
+    if problem:
+        raise UserError(
+            f"{path} holds the state of another optimizer ({problem}): say weights={path} to start from its weights "
+            "alone."
+        )
+
+
 def first_mismatch(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str | None:
     """Say which tensor is missing, of another shape or too many; None if they all agree."""
     for name in ours:
@@ -129,7 +154,7 @@ def load_weights(classifier: ImageClassifier, source: str) -> str:
         weights = _network_weights(path)
     own = model.state_dict()
     weights = {name if name in own else _WRAPPED.sub(r"\1", name): value for name, value in weights.items()}
-    if any(name.startswith("features.0.") for name in weights):
+    if _numbered(weights) and not _numbered(own):
         weights = torchvision_to_ours(weights)
     last = _last_layer(model)
     replaced = ""
@@ -144,6 +169,11 @@ def load_weights(classifier: ImageClassifier, source: str) -> str:
         raise UserError(f"{path} is of another network: {problem}.")
     model.load_state_dict(weights)
     return f"Weights from {path}{replaced}."
+
+
+def _numbered(state: Mapping[str, Tensor]) -> bool:
+    """Return whether names are torchvision's AlexNet's; a network of the user's own may have such names, too."""
+    return any(name.startswith("features.0.") for name in state)
 
 
 def _torchvision_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,8 @@
-"""Learning-rate schedules from conf/scheduler; the trainer gives the number of steps."""
+"""Learning-rate schedules from conf/scheduler; the trainer gives the number of steps.
+
+All but plateau are functions of the step or the epoch, so that a run which goes on with more epochs, or from another
+run's checkpoint, has the rates of its own settings. None touches momentum.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import (
-    LambdaLR,
-    MultiStepLR,
-    OneCycleLR,
-    ReduceLROnPlateau,
-    StepLR,
-)
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from alexnet_exp.errors import UserError
 
@@ -55,22 +53,24 @@ def build_schedule(
     if name == "none":
         return None
     if name == "step":
-        return _by_epoch(StepLR(optimizer, options["every_epochs"], options["gamma"]))
+        return _by_epoch(LambdaLR(optimizer, _step(**options)))
     if name == "multistep":
-        return _by_epoch(MultiStepLR(optimizer, list(options["epochs"]), options["gamma"]))
+        return _by_epoch(LambdaLR(optimizer, _multistep(**options)))
     if name == "plateau":
         monitor = options.pop("monitor")
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]  # as the other schedules note it; `Kept` compares
         # Lightning would step it after the epoch's checkpoint is written, and a resumed run would miss that
         # step: the classifier steps it itself, ahead of the checkpoint.
         return {**_by_epoch(ReduceLROnPlateau(optimizer, **options)), "monitor": monitor, "frequency": 2**31}
     if name == "cosine":
         return _by_step(LambdaLR(optimizer, _cosine(length, **options)))
     if name == "onecycle":
-        rates = [group["lr"] for group in optimizer.param_groups]
-        return _by_step(OneCycleLR(optimizer, rates, total_steps=int(length.total_steps), **options))
+        return _by_step(LambdaLR(optimizer, _onecycle(length, **options)))
     if name == "poly":
         return _by_step(LambdaLR(optimizer, _poly(length, **options)))
     if name == "dexp":
+        _check_bias_options(optimizer, options)
         return _by_step(LambdaLR(optimizer, [_dexp(g, length, options) for g in optimizer.param_groups]))
     if name == "table":
         _check_changes(optimizer, options["changes"])
@@ -87,6 +87,37 @@ def _by_epoch(scheduler: Any) -> dict[str, Any]:
 
 def _by_step(scheduler: Any) -> dict[str, Any]:
     return {"scheduler": scheduler, "interval": "step", "name": "lr"}
+
+
+def _step(every_epochs: int, gamma: float) -> Callable[[int], float]:
+    return lambda epoch: gamma ** (epoch // every_epochs)
+
+
+def _multistep(epochs: Sequence[int], gamma: float) -> Callable[[int], float]:
+    return lambda epoch: gamma ** sum(start <= epoch for start in epochs)
+
+
+def _onecycle(
+    length: RunLength, pct_start: float, div_factor: float, final_div_factor: float
+) -> Callable[[int], float]:
+    """Rise from 1 / div_factor, and fall to 1 / (div_factor * final_div_factor), both on half a cosine.
+
+    Source: torch.optim.lr_scheduler.OneCycleLR, whose rates these are; its cycle of the momentum is left out.
+    """
+    last = length.total_steps - 1
+    top = min(max(pct_start * length.total_steps - 1, 0.0), last)
+    start, end = 1.0 / div_factor, 1.0 / (div_factor * final_div_factor)
+
+    def factor(step: int) -> float:
+        if step < top:
+            return _half_cosine(start, 1.0, step / top)
+        return _half_cosine(1.0, end, min((step - top) / max(last - top, 1.0), 1.0))
+
+    return factor
+
+
+def _half_cosine(first: float, last: float, progress: float) -> float:
+    return last + (first - last) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def _warm_up(length: RunLength, epochs: float) -> int:
@@ -120,8 +151,9 @@ def _cosine(length: RunLength, warmup_epochs: float = 0.0, final_factor: float =
 
 def _dexp(group: Mapping[str, Any], length: RunLength, options: Mapping[str, Any]) -> Callable[[int], float]:
     """Divide the rate by factor ** (1 / (n - 1)) at each 1 / n of the run: n stretches, the last at 1 / factor."""
-    kind = "bias_" if _is_biases(group) else ""
-    count, factor = options[f"{kind}steps"], options[f"{kind}factor"]
+    count, factor = options["steps"], options["factor"]
+    if _is_biases(group):
+        count, factor = options["bias_steps"] or count, options["bias_factor"] or factor
 
     def at(step: int) -> float:
         stretch = min(step * count // length.total_steps, count - 1)
@@ -140,10 +172,21 @@ def _check_changes(optimizer: Optimizer, changes: Sequence[Mapping[str, Any]]) -
                     f"scheduler.changes: {key} {name} has no rates of its own; "
                     f"say +optimizer.layers.{name}.lr_factor=1."
                 )
-        if "bias_lr" in change and not any(map(_is_biases, optimizer.param_groups)):
-            raise UserError(
-                "scheduler.changes: bias_lr needs biases with a rate of their own; say optimizer.bias_lr_factor=2."
-            )
+        if "bias_lr" in change:
+            _check_biases(optimizer, "changes: bias_lr")
+
+
+def _check_bias_options(optimizer: Optimizer, options: Mapping[str, Any]) -> None:
+    for key in ("bias_factor", "bias_steps"):
+        if options[key] is not None:
+            _check_biases(optimizer, key)
+
+
+def _check_biases(optimizer: Optimizer, what: str) -> None:
+    if not any(map(_is_biases, optimizer.param_groups)):
+        raise UserError(
+            f"scheduler.{what} needs biases with a rate of their own; say optimizer.bias_lr_factor=2."
+        )
 
 
 def _table(group: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> Callable[[int], float]:

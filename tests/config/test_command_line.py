@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -86,6 +88,20 @@ def test_resumed_directory_is_read_as_it_will_be_understood():
 def test_bare_words_are_values_of_the_main_keys_in_order():
     assert prepare(["a", "n=1", "b"], ("ckpt", "images")) == ["ckpt='a'", "n=1", "images='b'"]
     assert prepare(["--cfg", "job", "a"], ("name",)) == ["--cfg", "job", "name=a"]
+
+
+def test_a_word_with_an_equals_sign_is_a_path_where_one_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b" / "run").mkdir(parents=True)
+    (tmp_path / "lr=1.png").touch()
+    assert prepare(["a=b/run", "c=d"], ("ckpt",)) == ["ckpt='a=b/run'", "c=d"]
+    typed = prepare(["a=b/run", "lr=1.png", "top_k=2"], ("ckpt", "images..."))
+    assert typed == ["ckpt='a=b/run'", "top_k=2", "images=['lr=1.png']"]
+    assert prepare(["a=b", "no=run"], ("runs...",)) == ["no=run", "runs=['a=b']"]
+    assert prepare(["a=b"], ("what",)) == ["a=b"]  # what takes no path
+    assert prepare(["a=b"]) == ["a=b"]
 
 
 def test_a_folder_may_be_named_like_the_key_that_takes_it():

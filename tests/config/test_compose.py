@@ -40,7 +40,7 @@ def needs_a_folder(option: str) -> bool:
     """Whether an experiment reads an image folder, whose place only the user knows."""
     text = (conf_dir() / "experiment" / f"{option}.yaml").read_text(encoding="utf-8")
     parents = [o for o in options("experiment") if f"  - {o}\n" in text]
-    return "override /data: folder" in text or (
+    return any(f"override /data: {name}\n" in text for name in ("folder", "imagenet")) or (
         "override /data" not in text and any(map(needs_a_folder, parents))
     )
 

@@ -6,6 +6,7 @@ import csv
 import fcntl
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -209,6 +210,28 @@ def test_several_folders_and_awkward_names(tmp_path: Path, capsys: pytest.Captur
     assert "[red]here[/red]" in compare(capsys, *paths, "page=false")
     assert len(as_json(capsys, *paths, str(tmp_path))["runs"]) == 3  # found twice, counted once
     assert len(as_json(capsys, f"runs={tmp_path}")["runs"]) == 3
+
+
+@pytest.mark.parametrize("kind", ["table", "markdown"])
+def test_names_cannot_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str):
+    names = ("\x1b[31mred\nline", "[red]plain[/red]", os.fsdecode(b"caf\xe9"))
+    for seed, name in enumerate(names):
+        make_run(tmp_path / name, 0.5, seed=seed, data={"root": f"\x1b]0;{seed}\x07"})
+    out = compare(capsys, str(tmp_path), f"format={kind}", "page=false")
+    assert "\x1b" not in out and "\x07" not in out
+    for shown in (r"\x1b[31mred\nline", "[red]plain[/red]", r"caf\udce9", r"data.root=\x1b]0;1\x07"):
+        assert shown in out
+
+
+def test_a_name_that_is_no_text_does_not_cost_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = make_run(tmp_path / "runs" / os.fsdecode(b"caf\xe9"), 0.5)
+    make_run(tmp_path / "runs" / "b", 0.5)
+    (run / "report.html").touch()
+    assert main(["compare", str(tmp_path / "runs"), "format=json", f"hydra.run.dir={tmp_path / 'out'}"]) == 0
+    out = capsys.readouterr().out
+    assert {entry["run"] for entry in json.loads(out)["runs"]} == {run.name, "b"}
+    assert r"caf\udce9" in compare(capsys, str(tmp_path / "runs"), "format=csv", "page=false")
+    assert 'href="../runs/caf%E9/report.html"' in (tmp_path / "out" / "compare.html").read_text()
 
 
 def test_page_and_result_lie_in_a_directory_of_their_own(sweep: Path, capsys: pytest.CaptureFixture[str]):

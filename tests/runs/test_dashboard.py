@@ -4,37 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import wandb
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.dashboard import dashboard
+from alexnet_exp.runs.evaluate import RULES
 from alexnet_exp.tracking.wandb_logger import X_AXES
 from alexnet_exp.tracking.wandb_media import confusion_panels
 from tests.runs.evaluated_runs import alexnet_exp
 
+pytestmark = pytest.mark.usefixtures("no_account")
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("wandb_workspaces") is None, reason="wandb-workspaces is not installed"
 )
-
-
-@pytest.fixture(autouse=True)
-def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No key and no server, whatever the machine has."""
-    wandb.teardown()  # ahead of the rest: it takes the address of its service out of the environment
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    yield
-    wandb.teardown()
 
 
 @pytest.fixture
@@ -102,6 +88,19 @@ def test_confusion_chart_reads_the_table_that_a_run_logs(spec: dict[str, Any]):
     assert chart["fieldSettings"] == expected["fieldSettings"]
     assert chart["stringSettings"] == expected["stringSettings"]
     assert json.dumps(logged.spec.table_key) in json.dumps(chart["userQuery"])
+
+
+@needs_package
+def test_matrices_of_every_evaluation_are_shown(spec: dict[str, Any]):
+    splits, views = ("test", "val", "train"), ("centre", "flip", "flip_translate", "ten_crop")
+    assert all(RULES["split"].legal(split) for split in splits)
+    assert all(RULES["views"].legal(each) for each in views)
+    (shown,) = [
+        p["config"]["mediaKeys"]
+        for p in panels_of(spec)["workspace"]
+        if p["config"].get("chartTitle") == "Of alexnet-exp evaluate"
+    ]
+    assert set(shown) == {f"evaluate/{split}_{each}/confusion_matrix" for split in splits for each in views}
 
 
 @needs_package

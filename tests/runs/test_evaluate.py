@@ -37,6 +37,10 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 def slow_views(image: np.ndarray, mean: np.ndarray, views: str) -> np.ndarray:
     """Return squares of 24 pixels, less the centre of the mean image."""
     centre = image[:, 4:28, 4:28] - mean[:, 4:28, 4:28]
+    if views == "flip_translate":
+        wide = np.pad(centre, ((0, 0), (1, 1), (1, 1)), mode="reflect")
+        moved = [centre, wide[:, :24, :24], wide[:, 2:, 2:]]
+        return np.stack([view for one in moved for view in (one, one[:, :, ::-1])])
     if views != "ten_crop":
         return np.stack([centre] if views == "centre" else [centre, centre[:, :, ::-1]])
     cuts = []
@@ -74,7 +78,7 @@ def slow_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, floa
     return {"loss": np.mean(losses), "top1": np.mean(hits), "top5": np.mean(hits5), "ece": ece}
 
 
-@pytest.mark.parametrize("views", ["centre", "flip", "ten_crop"])
+@pytest.mark.parametrize("views", ["centre", "flip", "flip_translate", "ten_crop"])
 def test_views_are_averaged_as_by_a_loop_over_images(made: Made, views: str, tmp_path: Path):
     folder, arrays, _ = made
     images, labels = arrays["test"]
@@ -88,9 +92,9 @@ def test_views_can_be_told_apart(made: Made):
     folder, arrays, _ = made
     losses = [
         slow_scores(slow_probabilities(folder / "run0", arrays["test"][0], views), arrays["test"][1])["loss"]
-        for views in ("centre", "flip", "ten_crop")
+        for views in ("centre", "flip", "flip_translate", "ten_crop")
     ]
-    assert min(abs(a / b - 1) for a in losses for b in losses if a is not b) > 1e-2
+    assert min(abs(a / b - 1) for a in losses for b in losses if a is not b) > 1e-3
 
 
 def test_ensemble_averages_the_probabilities_of_its_members(made: Made, tmp_path: Path):
@@ -254,3 +258,15 @@ def test_ten_crops_of_images_smaller_than_the_input_are_refused(
 ):
     run(tmp_path / "run", "test=false")
     assert "these have 8" in refused(capsys, tmp_path / "out", tmp_path / "run", "views=ten_crop")
+
+
+def test_ten_crops_without_a_margin_are_said_to_be_the_views_of_flip(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    make_runs(tmp_path, 1, "model.input_size=32", "augment.mean_image=none")
+    found = {}
+    for views in ("flip", "ten_crop"):
+        found[views] = evaluated(tmp_path / views, tmp_path / "run0", f"views={views}")["metrics"]
+        said = "corners and centre are the same crop: views=flip" in capsys.readouterr().err
+        assert said == (views == "ten_crop")
+    assert found["ten_crop"] == {key: pytest.approx(value, rel=1e-5) for key, value in found["flip"].items()}

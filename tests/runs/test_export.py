@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from alexnet_exp.data.decode import luma, stored
 from alexnet_exp.data.pipeline import Pipeline
 from alexnet_exp.inference import LoadedClassifier, load_classifier
 from alexnet_exp.runs import export as verb
-from alexnet_exp.runs.export_formats import model_name
+from alexnet_exp.runs.export_formats import how_to_load, model_name
 from alexnet_exp.runs.export_image import FromImages
 from alexnet_exp.runs.train import train
 from alexnet_exp.zoo import create_model
+from tests.tracking.test_report import Page
 from tests.training.small_runs import NARROW, run, settings
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'alexnet_exp[export]'")
@@ -162,6 +165,37 @@ def test_the_file_tells_classes_and_normalisation(kind: str, exported: dict[str,
     assert metadata["takes"].startswith("uint8" if kind == "torch_export" else "float32")
     assert result["metadata"] == metadata
     assert result["parity"]["agreeing"] == result["parity"]["images"] == 32
+
+
+def run_code(code: str) -> dict[str, Any]:
+    """Run Python, and return the names that it made."""
+    names: dict[str, Any] = {}
+    exec(compile(code, "page", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize(("kind", "returned"), [("onnx", "logits"), ("torch_export", "probabilities")])
+def test_the_page_holds_code_that_runs_the_file(
+    kind: str, returned: str, exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    page = Page(exported[kind] / "report.html")
+    assert "32 of 32 images" in page.words
+    (code,) = re.findall(r"<code>(import .*?)</code>", page.source, re.DOTALL)
+    monkeypatch.chdir(exported[kind])
+    assert run_code(html.unescape(code))[returned].shape == (1, 10)
+
+
+@pytest.mark.parametrize("model", ["custom", "alexnet_cifar"])
+def test_the_code_for_weights_alone_fills_the_network(model: str, trained: Path):
+    from safetensors.torch import save_file
+
+    metadata = {"model": model, "classes": list("0123456789"), "channels": 3}
+    network = create_model(model, num_classes=10) if model != "custom" else load_classifier(trained).model
+    save_file({name: tensor + 1 for name, tensor in network.state_dict().items()}, "it's.safetensors")
+    found = run_code(how_to_load("safetensors", False, metadata, "it's.safetensors", trained))["network"]
+    for name, tensor in found.state_dict().items():
+        assert torch.equal(tensor, network.state_dict()[name] + 1)
+    assert not found.training
 
 
 @pytest.mark.parametrize("kind", ["torch_export", "safetensors"])

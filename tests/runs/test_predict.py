@@ -18,6 +18,7 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.runs.predict_files import find_images
 from alexnet_exp.runs.predict_output import Row, print_rows
 from tests.runs.evaluated_runs import alexnet_exp
+from tests.tracking.test_report import Page
 from tests.training.small_runs import run
 
 AWKWARD = "[red]a, 'b' \x1b[31m.png"
@@ -95,7 +96,7 @@ def test_folder_gives_a_row_for_every_image_and_the_error_of_the_others(
     assert "[red]a" in printed
     assert "3 of 11 could not be read." in printed
     assert {path.name for path in out.iterdir()} == {
-        "predictions.csv", "predictions.jsonl", "predictions.png", "result.json",
+        "predictions.csv", "predictions.jsonl", "predictions.png", "report.html", "result.json",
     }  # fmt: skip
 
 
@@ -214,7 +215,7 @@ def test_page_holds_24_images_and_counts_the_others(
 
     calls = []
     monkeypatch.setattr(
-        output, "draw_predictions", lambda rows, path, left_out: calls.append((len(rows), left_out))
+        output, "draw_predictions", lambda answers, path, left_out: calls.append((len(answers), left_out))
     )
     folder = tmp_path / "many"
     folder.mkdir()
@@ -223,3 +224,52 @@ def test_page_holds_24_images_and_counts_the_others(
     assert alexnet_exp("predict", run_dir, folder, f"hydra.run.dir={tmp_path / 'out'}") == 0
     assert calls == [(24, 2)]
     assert os.path.exists(tmp_path / "out" / "predictions.csv")
+
+
+# ------------------------------------------------------------------------------------------- awkward files
+
+
+def test_name_that_is_no_text_is_written_and_read_back(run_dir: Path, photos: Path, tmp_path: Path):
+    path = os.path.join(os.fsencode(photos), b"caf\xe9.png")
+    os.rename(photos / "one.png", path)
+    out = tmp_path / "out"
+    assert alexnet_exp("predict", run_dir, os.fsdecode(path), f"hydra.run.dir={out}") == 0
+    (line,) = (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert os.fsencode(json.loads(line)["image"]) == path
+    assert list(rows(out)) == [str(photos / r"caf\udce9.png")]
+    settings = json.loads((out / "result.json").read_text(encoding="utf-8"))["settings"]
+    assert os.fsencode(settings["images"][0]) == path
+
+
+def test_path_with_an_equals_sign_is_a_path(run_dir: Path, photos: Path, tmp_path: Path):
+    (tmp_path / "seed=0").symlink_to(run_dir)
+    (photos / "one.png").rename("lr=0.1.png")
+    assert alexnet_exp("predict", "seed=0", "lr=0.1.png", f"hydra.run.dir={tmp_path / 'out'}") == 0
+    assert list(rows(tmp_path / "out")) == ["lr=0.1.png"]
+
+
+def test_file_that_vanishes_before_it_is_drawn_costs_its_picture_alone(
+    run_dir: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import alexnet_exp.runs.predict_output as output
+
+    monkeypatch.setattr(output, "print_rows", lambda *_: (photos / "one.png").unlink())
+    words = [photos / "one.png", photos / "grey.png"]
+    assert alexnet_exp("predict", run_dir, *words, f"hydra.run.dir={tmp_path / 'out'}") == 0
+    assert rows(tmp_path / "out")[str(words[0])]["error"] == ""
+    with Image.open(tmp_path / "out" / "predictions.png") as drawn:
+        assert min(drawn.size) > 100
+    page = Page(tmp_path / "out" / "report.html")
+    assert page.words.count("no longer there") == 1
+    assert len(page.all("img")) == 1
+
+
+def test_page_shows_every_image_and_error_and_runs_no_name(run_dir: Path, photos: Path, tmp_path: Path):
+    hostile = '"><img src=x onerror=alert(1)>.png'
+    (photos / "one.png").rename(photos / hostile)
+    assert alexnet_exp("predict", run_dir, photos, f"hydra.run.dir={tmp_path / 'out'}") == 2
+    page = Page(tmp_path / "out" / "report.html")
+    assert len(page.all("img")) == len(GOOD)
+    assert str(photos / hostile) in page.words
+    assert not [a for _, a in page.attributes if any(key.startswith("on") for key in a)]
+    assert all(said in page.words for said in BAD.values())

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from alexnet_exp.tracking import compare_runs
 from alexnet_exp.tracking.compare_groups import Comparison
 from alexnet_exp.tracking.compare_page import write_page
 from alexnet_exp.tracking.compare_runs import find_runs
+from alexnet_exp.tracking.records import Row, read_rows
 from tests.runs.made_runs import make_run
 from tests.tracking.test_report import ATTACK, QUOTES, Page
 
@@ -86,3 +88,19 @@ def test_a_run_without_figures_is_shown_as_what_it_is(tmp_path: Path, status: st
     page = page_of(tmp_path, [])
     assert "No metric was logged." in page.words
     assert ["run", "–", "0" if status else "", "", status or "unfinished"] in page.rows
+
+
+@pytest.mark.parametrize(("seeds", "files"), [(1, 12), (2, 24)])
+def test_no_more_metrics_are_read_than_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: int, files: int
+):
+    read: list[Path] = []
+
+    def counted(path: Path) -> list[Row]:
+        read.append(path)
+        return read_rows(path)
+
+    monkeypatch.setattr(compare_runs, "read_rows", counted)
+    page = page_of(made(tmp_path, 20, seeds), ["optimizer.lr", "seed"])
+    assert len(set(read)) == len(read) == files
+    assert "The first 12 of 20 are drawn." in page.words

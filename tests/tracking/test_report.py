@@ -313,6 +313,28 @@ def test_scores_of_a_class_that_never_came_are_dashes(tmp_path):
     assert "There are none." in page.words
 
 
+def test_pointing_at_a_matrix_that_is_a_picture_tells_its_cells(tmp_path):
+    confusion = 4 * np.eye(60, dtype=int)
+    confusion[3, 5] = 2
+    page = Page(write_report(tmp_path, Evaluation("test", [f"class {i}" for i in range(60)], confusion)))
+    told = [text.replace("\N{NO-BREAK SPACE}", " ") for text in page.text if "of the true class" in text]
+    places = [(int(a["x"] or 0), int(a["y"] or 0)) for a in page.all("rect")]
+    cells = dict(zip(places, told, strict=True))
+    assert len(cells) == 61
+    assert cells[5, 3] == "class 3 → class 5: 2 (33.3 % of the true class)"
+    assert cells[59, 59] == "class 59 → class 59: 4 (100.0 % of the true class)"
+
+
+def test_pointing_at_a_dot_of_many_cells_tells_the_fullest(tmp_path):
+    confusion = 9 * np.eye(1000, dtype=int)
+    confusion[0, 996], confusion[4, 999] = 2, 3
+    page = Page(write_report(tmp_path, Evaluation("test", [f"class {i}" for i in range(1000)], confusion)))
+    assert len(page.all("rect")) == 200 + 1
+    assert "class 4 → class 999: 3" in page.words
+    assert "class 0 → class 996: 2 (" not in page.words
+    assert "5 × 5 cells" in page.words
+
+
 @pytest.mark.parametrize("count", [1, 2, 50, 51])
 def test_any_number_of_classes_makes_a_page(tmp_path, count):
     page = Page(write_report(tmp_path, evaluation_of([f"class {i}" for i in range(count)])))

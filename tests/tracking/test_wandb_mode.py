@@ -5,11 +5,13 @@ from __future__ import annotations
 import http.server
 import json
 import logging
+import os
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -55,33 +57,42 @@ def test_an_unreachable_server_means_offline_within_seconds(
     assert finished(logger).metric_rows() == [{"lr": 0.5, "step": 0}]
 
 
-@pytest.fixture
-def refusing_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server that is there, and knows none of the keys that it is shown."""
+@contextmanager
+def serving(
+    monkeypatch: pytest.MonkeyPatch, status: int, answer: Callable[[bytes], object]
+) -> Iterator[http.server.ThreadingHTTPServer]:
+    """Be W&B's server on this machine: every request gets this status, and what `answer` makes of its body."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            self.send_response(404)
+            self.send_response(status)
             self.end_headers()
 
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"] or 0))
-            answer = json.dumps({"errors": [{"message": "user is not logged in"}], "data": None}).encode()
-            self.send_response(401)
-            self.send_header("Content-Length", str(len(answer)))
+            body = json.dumps(answer(self.rfile.read(int(self.headers["Content-Length"] or 0)))).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(answer)
+            self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}"
-        monkeypatch.setenv("WANDB_BASE_URL", url)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}")
         monkeypatch.setenv("WANDB_API_KEY", KEY)
-        yield url
+        yield server
         server.shutdown()
+
+
+@pytest.fixture
+def refusing_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server that is there, and knows none of the keys that it is shown."""
+    refusal = {"errors": [{"message": "user is not logged in"}], "data": None}
+    with serving(monkeypatch, 401, lambda asked: refusal):
+        yield os.environ["WANDB_BASE_URL"]
 
 
 def test_auto_goes_on_offline_when_the_server_refuses(
@@ -106,34 +117,14 @@ def test_online_with_a_key_that_the_server_refuses_is_an_error(
 @pytest.fixture
 def leaving_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.ThreadingHTTPServer]:
     """A server that takes a run on; shut down, it is a network that went away."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-
-        def do_POST(self) -> None:
-            asked = self.rfile.read(int(self.headers["Content-Length"] or 0))
-            project = {"id": "1", "name": "alexnet_exp", "entity": {"id": "2", "name": "me"}}
-            bucket = {"id": "3", "name": "abcd1234", "displayName": "run", "config": "{}", "project": project}
-            data = {"upsertBucket": {"bucket": bucket, "inserted": True}} if b"upsertBucket" in asked else {}
-            answer = json.dumps({"data": data}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}")
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
-        monkeypatch.setattr("alexnet_exp.tracking.wandb_logger.FINISH_SECONDS", 2.0)
+    project = {"id": "1", "name": "alexnet_exp", "entity": {"id": "2", "name": "me"}}
+    bucket = {"id": "3", "name": "abcd1234", "displayName": "run", "config": "{}", "project": project}
+    taken_on = {"upsertBucket": {"bucket": bucket, "inserted": True}}
+    monkeypatch.setattr("alexnet_exp.tracking.wandb_logger.FINISH_SECONDS", 2.0)
+    with serving(
+        monkeypatch, 200, lambda asked: {"data": taken_on if b"upsertBucket" in asked else {}}
+    ) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
 
 from alexnet_exp.config.compose import group
 from alexnet_exp.errors import UserError
@@ -81,6 +82,37 @@ def test_onecycle_takes_exactly_the_steps_of_the_run() -> None:
     assert rates == pytest.approx([*rise, *fall])
 
 
+@pytest.mark.parametrize(("pct_start", "steps"), [(0.3, 40), (0.25, 7), (0.1, 100)])
+def test_onecycle_has_torch_s_rates(pct_start: float, steps: int) -> None:
+    options = {"pct_start": pct_start, "div_factor": 10.0, "final_div_factor": 100.0}
+    ours, theirs = optimizer(), optimizer()
+    schedule = build_schedule(ours, {"name": "onecycle", **options}, RunLength(steps, 4))
+    assert schedule is not None
+    reference = OneCycleLR(theirs, 0.8, total_steps=steps, **options)
+    for step in range(steps):
+        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-9)
+        assert ours.param_groups[0]["momentum"] == 0.9  # torch's cycles it, whatever the optimizer was told
+        ours.step(), theirs.step()
+        schedule["scheduler"].step()
+        if step < steps - 1:
+            reference.step()
+
+
+@pytest.mark.parametrize(("pct_start", "steps"), [(0, 8), (1, 8), (0.25, 4), (1.0, 1), (0.5, 1), (0.0, 1)])
+def test_onecycle_takes_any_share_and_length(pct_start: float, steps: int) -> None:
+    made = optimizer()
+    options = {"pct_start": pct_start, "div_factor": 10.0, "final_div_factor": 100.0}
+    schedule = build_schedule(made, {"name": "onecycle", **options}, RunLength(steps, 1))
+    assert schedule is not None
+    rates = []
+    for _ in range(steps):
+        rates.append(made.param_groups[0]["lr"])
+        made.step()
+        schedule["scheduler"].step()
+    assert max(rates) == pytest.approx(0.8)
+    assert all(0 < rate <= 0.8 + 1e-12 for rate in rates)
+
+
 def test_poly_falls_in_a_line_to_nothing() -> None:
     assert rates_of("poly") == pytest.approx([0.8 * (8 - k) / 8 for k in range(8)])
     assert rates_of("poly", power=2.0)[6] == pytest.approx(0.8 / 16)
@@ -98,6 +130,14 @@ def test_poly_warms_up_first() -> None:
 def test_dexp_falls_in_equal_stretches() -> None:
     expected = [0.8, 0.8, 0.4, 0.4, 0.2, 0.2, 0.1, 0.1]
     assert rates_of("dexp", steps=4, factor=8.0) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("option", [{"bias_factor": 10.0}, {"bias_steps": 2}])
+def test_dexp_of_biases_needs_biases_of_their_own(option: dict[str, Any]) -> None:
+    with pytest.raises(
+        UserError, match=f"scheduler.{next(iter(option))} needs biases with a rate of their own"
+    ):
+        rates_of("dexp", **option)
 
 
 def test_table_changes_rates_at_the_epochs_it_names() -> None:

@@ -77,6 +77,78 @@ def test_ckpt_goes_on_in_a_new_directory(first: Path, tmp_path: Path, what: str)
     assert checkpoint(tmp_path / "new", "best")["global_step"] == 14  # the only one this directory knows
 
 
+ON = (
+    "test=false",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1",
+    "callbacks.lr_monitor.enabled=true",
+)
+
+
+def rates(run_dir: Path) -> list[float]:
+    """Return what each step leaves behind: the rate of the next."""
+    return [row["lr"] for row in rows(run_dir) if "lr" in row]
+
+
+def test_ckpt_takes_rates_momentum_and_decay_from_the_settings(first: Path, tmp_path: Path) -> None:
+    own = ("optimizer.lr=0.002", "optimizer.momentum=0.5", "optimizer.weight_decay=0.25")
+    run(tmp_path / "new", *ON, *own, "scheduler=none", f"ckpt={first}")
+    [group] = checkpoint(tmp_path / "new")["optimizer_states"][0]["param_groups"]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.002, 0.5, 0.25)
+    assert set(rates(tmp_path / "new")) == {0.002}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (["scheduler=none"], [0.5] * 7),
+        (["scheduler=step", "scheduler.every_epochs=1", "scheduler.gamma=0.1"], [*[0.05] * 6, 0.005]),
+        (["scheduler=multistep", "scheduler.epochs=[1]", "scheduler.gamma=0.2"], [0.1] * 7),
+        (["scheduler=poly"], [0.5 * (14 - k) / 14 for k in range(8, 15)]),
+        (["scheduler=plateau"], [0.5] * 7),
+    ],
+    ids=lambda value: value[0] if isinstance(value[0], str) else "",
+)
+def test_another_schedule_than_the_checkpoint_s_stands_where_the_run_stands(
+    first: Path, tmp_path: Path, schedule: list[str], expected: list[float]
+) -> None:
+    run(tmp_path / "new", *ON, *schedule, "optimizer.lr=0.5", f"ckpt={first}")
+    assert rates(tmp_path / "new") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["cosine", "onecycle", "poly"])
+def test_more_epochs_stretch_the_schedule(tmp_path: Path, name: str) -> None:
+    schedule = [f"scheduler={name}", "optimizer.lr=0.1", "test=false", "trainer.log_every_n_steps=1"]
+    run(tmp_path / "whole", *schedule, "trainer.max_epochs=2")
+    run(tmp_path / "short", *schedule)
+    resume(tmp_path / "short", "trainer.max_epochs=2")
+    assert rates(tmp_path / "short")[7:] == rates(tmp_path / "whole")[7:]
+
+
+def test_plateau_goes_on_as_far_down_as_it_was_from_the_rate_of_the_settings(tmp_path: Path) -> None:
+    falling = ["scheduler=plateau", "scheduler.patience=0", "scheduler.mode=max", "scheduler.factor=0.5"]
+    settings = [
+        *ON,
+        *falling,
+        "scheduler.monitor=val/loss",
+    ]  # which falls: every epoch but the first is worse
+    run(tmp_path / "old", *settings, "trainer.max_epochs=2", "optimizer.lr=1e-3")
+    assert rates(tmp_path / "old")[-1] == 1e-3
+    run(tmp_path / "new", *settings, "trainer.max_epochs=3", "optimizer.lr=4e-3", f"ckpt={tmp_path / 'old'}")
+    assert rates(tmp_path / "new") == pytest.approx([2e-3] * 7)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [("optimizer=adam", "SGD there, Adam here"), ("optimizer.bias_lr_factor=2", "other parameter groups")],
+)
+def test_ckpt_of_another_optimizer_says_what_to_do(
+    first: Path, tmp_path: Path, other: str, said: str
+) -> None:
+    message = refusal(tmp_path / "new", *ON, other, f"ckpt={first}")
+    assert said in message and f"say weights={first / 'checkpoints' / 'last.ckpt'}" in message
+
+
 def test_ckpt_of_another_network_names_the_parameter(first: Path, tmp_path: Path) -> None:
     said = refusal(tmp_path, f"ckpt={first}", "model.features.conv2.out_channels=16")
     assert "model.features.conv2.weight is (8, 8, 5, 5) there and (16, 8, 5, 5) here" in said
