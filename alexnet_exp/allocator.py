@@ -26,7 +26,8 @@ _USERS_OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PA
 def keep_freed_memory() -> None:
     """Keep freed memory in this process, and let torch ask for large pages; call before torch is imported.
 
-    Does nothing where the C library is another than GNU's, or the user has set its limits in the environment.
+    Limits stay as they are where the C library is another than GNU's, or where the user has set them in the
+    environment; torch is told of large pages everywhere (THP_MEM_ALLOC_ENABLE, unless that is set).
     """
     # Torch asks for it when it first allocates. It also aligns to pages: at smaller alignments the GNU C library up to
     # 2.37 leaves a splinter behind each block, which keeps blocks from being joined again.

@@ -6,6 +6,7 @@ Hydra imports this module at every start, so nothing heavy is imported here. The
 # Without the import of annotations from __future__: Hydra runs this file before Python knows it as a module, and
 # dataclasses could not look the annotations up.
 import importlib.util
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,23 +35,19 @@ class ProcessesConfig:
     retries: int = 0  # starts again from its last checkpoint a job that something outside killed
 
 
-class ProcessesLauncher(Launcher):
-    """Starts every job of a sweep as a process of its own: the command line of a single run."""
+class _Launcher(Launcher):
+    """What both launchers share; Hydra makes no launcher of an abstract class."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
-        self.config: DictConfig | None = None
         self.begun = False
-        self.collect = (
-            False  # a sweeper that learns from failures sets it; else the first one ends the command
-        )
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Remember the configuration that the sweep was started with."""
-        self.config = config
+        """Remember what the sweep was started with."""
+        self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs and wait for them.
+        """Run the jobs and wait for them; the first that failed ends the command.
 
         Args:
             job_overrides: What each job sets.
@@ -59,16 +56,25 @@ class ProcessesLauncher(Launcher):
         Returns:
             One entry per job, for the sweeper.
         """
+        begun, self.begun = self.begun, True
+        returned = self.run([list(overrides) for overrides in job_overrides], initial_job_idx, begun)
+        for job in returned:
+            if job.status == JobStatus.FAILED:
+                raise job._return_value
+        return returned
+
+    @abstractmethod
+    def run(self, jobs: list[list[str]], first: int, begun: bool) -> Sequence[JobReturn]:
+        """Run jobs; `begun` says whether this process has begun the sweep already."""
+
+
+class ProcessesLauncher(_Launcher):
+    """Starts every job of a sweep as a process of its own: the command line of a single run."""
+
+    def run(self, jobs: list[list[str]], first: int, begun: bool) -> Sequence[JobReturn]:
         from alexnet_exp.sweeps.launch import launch
 
-        assert self.config is not None
-        jobs = [list(overrides) for overrides in job_overrides]
-        begun, self.begun = self.begun, True
-        returned = launch(self.config, self.settings, jobs, initial_job_idx, begun)
-        failed = [job for job in returned if job.status == JobStatus.FAILED]
-        if failed and not self.collect:
-            raise failed[0]._return_value
-        return returned
+        return launch(self.config, self.settings, jobs, first, begun)
 
 
 @dataclass
@@ -91,39 +97,16 @@ class SlurmConfig:
     wait: bool = True  # show a table until all have ended; false: submit and return
 
 
-class SlurmLauncher(Launcher):
+class SlurmLauncher(_Launcher):
     """Hands the jobs of a sweep to SLURM, as one job array."""
 
-    def __init__(self, **settings: Any) -> None:
-        self.settings = settings
-        self.begun = False
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Remember what the sweep was started with."""
-        self.hydra_context, self.config = hydra_context, config
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submit the jobs, and wait for them if that is wanted.
-
-        Args:
-            job_overrides: What each job sets.
-            initial_job_idx: Number of the first.
-
-        Returns:
-            One entry per job, for the sweeper.
-        """
+    def run(self, jobs: list[list[str]], first: int, begun: bool) -> Sequence[JobReturn]:
         from alexnet_exp.sweeps.slurm import launch
 
         def compose(overrides: list[str]) -> DictConfig:
             return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
 
-        jobs = [list(overrides) for overrides in job_overrides]
-        begun, self.begun = self.begun, True
-        returned = launch(self.config, self.settings, jobs, initial_job_idx, compose, begun)
-        failed = [job for job in returned if job.status == JobStatus.FAILED]
-        if failed:
-            raise failed[0]._return_value
-        return returned
+        return launch(self.config, self.settings, jobs, first, compose, begun)
 
 
 @dataclass

@@ -60,6 +60,8 @@ def shortened(arguments: list[str]) -> list[str]:
     own = [f"hydra.searchpath=[file://{Path('my_conf').absolute()}]"] if "my_conf" in arguments else []
     config = plain(compose("train", [*typed, *own]))
     short = [f"{key}={value}" for key, value in SHORT.items() if _has(config, key)]
+    if config["trainer"]["sync_batchnorm"]:
+        short.append("trainer.sync_batchnorm=false")  # torch has it for GPUs alone
     if not any(a.startswith("logger") for a in typed):
         short.append("logger=none")
     return [*short, *narrow(config["model"])]

@@ -186,6 +186,12 @@ def test_training_gets_plain_settings_and_what_was_typed(trained: list[dict[str,
     assert call["command"].endswith("train model=alexnet_lrn seed=3")
 
 
+def test_a_setting_may_take_the_value_of_another(trained: list[dict[str, Any]]):
+    assert main(["train", "data.batch_size=${seed}", "seed=7"]) == 0
+    assert trained[0]["config"]["data"]["batch_size"] == 7
+    assert trained[0]["overrides"] == ["data.batch_size=${seed}", "seed=7"]
+
+
 def test_sweep_goes_on_after_a_job_that_fails(
     trained: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):

@@ -67,15 +67,21 @@ def test_the_command_names_the_experiment_and_passes_the_check(experiment: str) 
     assert (python, script, first) == ("python", "train.py", f"experiment={experiment}")
     config = settings(experiment)
     check_config(config)
-    assert ("data.root=IMAGENET" in others) == (
-        config["data"].get("stored_size") == 256 and experiment != "readme001"
-    )
+    assert ("data.root=IMAGENET" in others) == config["data"]["_target_"].endswith(".ImageNet")
 
 
 def test_what_is_measured_says_so_with_its_number_of_runs() -> None:
     for experiment in EXPERIMENTS:
         measured = header(experiment)["Measured"]
         assert measured == "not yet measured" or re.search(r"\bseed|\bn = \d", measured), experiment
+
+
+def test_a_network_that_no_experiment_trains_says_why() -> None:
+    texts = [(conf_dir() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8") for name in EXPERIMENTS]
+    trained = {name for text in texts for name in re.findall(r"override /model: (\w+)", text)}
+    for name in options("model"):
+        text = (conf_dir() / "model" / f"{name}.yaml").read_text(encoding="utf-8")
+        assert (name in trained) != ("No experiment: " in text), name
 
 
 # ------------------------------------------------------------------------------------------------ numbers
@@ -158,6 +164,17 @@ def test_imagenet_is_stored_as_squares_of_256_pixels() -> None:
         assert data.get("stored_size", 256) == 256, experiment
 
 
+def test_imagenet_as_published_differs_from_a_folder_in_what_finds_the_images_alone() -> None:
+    typed = shlex.split(header("paper_imagenet")["Command"])[2:]
+    for words in (["data.root=images", "data.batch_size=8"], typed):
+        of = {name: plain(compose("train", [*words, f"data={name}"])) for name in ("folder", "imagenet")}
+        folder, imagenet = of["folder"], of["imagenet"]
+        own = {"val_fraction": folder["data"].pop("val_fraction"), "val_seed": folder["data"].pop("val_seed")}
+        assert own == {"val_fraction": None, "val_seed": 0}
+        assert imagenet["data"].pop("_target_") != folder["data"].pop("_target_")
+        assert folder == imagenet
+
+
 @pytest.mark.parametrize("experiment", PUBLISHED)
 def test_the_schedule_is_the_published_one(experiment: str) -> None:
     assert settings(experiment)["scheduler"] == SCHEDULES[experiment]
@@ -195,9 +212,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_cifar10(folder, per_batch=10)
     write_mnist(folder, train=40, test=10)
-    write_folder(
-        folder / "images", {f"{split}/{name}": 4 for split in ("train", "val") for name in ("cat", "dog")}
-    )
+    classes = ("n01440764", "n15075141")  # ImageNet's names; a folder may have any
+    write_folder(folder / "images", {f"{split}/{name}": 4 for split in ("train", "val") for name in classes})
     return folder
 
 

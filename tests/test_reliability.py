@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.reliability import PAGE, page
+from tests.reliability.page import PAGE, page
 
 
 def test_the_page_of_bad_inputs_is_made_from_the_tests() -> None:

@@ -83,6 +83,18 @@ _PATTERNS: list[tuple[str, Callable[..., str]]] = [
         lambda variable, key: f"{key}: the environment variable {variable} is not set.",
     ),
     (
+        r"resolving interpolation: Index '(\w+)' \(str\) is not an int.*?full_key: (\S+)",
+        lambda wanted, key: (
+            f"{key} needs {wanted} of a file that is a list: a file of settings has lines such as {wanted}: VALUE."
+        ),
+    ),
+    (
+        r"Unsupported interpolation type (\w+).*?full_key: (\S+)",
+        lambda kind, key: (
+            f"{key}: ${{{kind}:...}} means nothing here; there are ${{KEY}} and ${{oc.env:VARIABLE,VALUE}}."
+        ),
+    ),
+    (
         r"Interpolation key '([^']+)' not found.*?full_key: (\S+)",
         lambda wanted, key: f"{key}=${{{wanted}}}: there is no setting {wanted} to take the value from.",
     ),

@@ -31,7 +31,8 @@ class Preprocess:
     def __call__(self, images: Tensor, mean_image: Tensor | None = None) -> Tensor:
         """Map (N, C, H, W) uint8 to (N, C, image_size, image_size) float32; the mean image is (C, H, W)."""
         mean = None if mean_image is None else self.centre(mean_image[None])
-        return self.finish(self.centre(images), mean)
+        images = self.centre(images)
+        return self.finish(images.clone() if images.dtype == torch.float32 else images, mean)
 
     def centre(self, images: Tensor) -> Tensor:
         """Return the central square of the size the network takes, where there is a choice and `crop` asks for it."""
@@ -42,8 +43,11 @@ class Preprocess:
         return images[:, :, top : top + size, top : top + size]
 
     def finish(self, images: Tensor, mean: Tensor | None = None) -> Tensor:
-        """Cast, subtract a mean image of the same size, resize where the size differs, normalise."""
-        x = images.to(torch.float32, copy=True)
+        """Cast, subtract a mean image of the same size, resize where the size differs, normalise.
+
+        Images that are float32 already are the caller's to lose: they are worked on in place.
+        """
+        x = images.to(torch.float32)
         if mean is not None:
             x.sub_(mean)
         # Normalising and resizing can change places, and whichever image is smaller is normalised.

@@ -7,11 +7,14 @@ at a half, a quarter or an eighth of its size. The content decides, not the file
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import os
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -31,6 +34,9 @@ MAX_BYTES = 1 << 30
 
 # Pillow warns from the half of its limit on; the limits above say so in one sentence instead.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Of a damaged file it says more, as warnings and in its log; our sentence names the file.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def read_stored(path: str, channels: int, size: int) -> Tensor:
@@ -70,6 +76,8 @@ def decode_bytes(
 ) -> Tensor:
     """Decode a file that has been read; `path` is its name in messages. See `decode`."""
     with _explained(path), Image.open(BytesIO(data), formats=FORMATS) as picture:
+        if picture.format == "TIFF":
+            _quiet_libtiff()
         is_jpeg = picture.format in ("JPEG", "MPO")  # MPO: with more pictures after it, as phones write
         width, height = picture.size
         most = max_pixels if is_jpeg else min(max_pixels, MAX_WHOLE_PIXELS)
@@ -102,6 +110,15 @@ def read_size(path: str) -> tuple[int, int]:
     """
     with _explained(path), Image.open(path, formats=FORMATS) as picture:
         return picture.size
+
+
+@lru_cache
+def _quiet_libtiff() -> None:
+    """Keep libtiff from printing what it finds damaged: Pillow raises it, too, and our sentence says it."""
+    package = Path(Image.__file__).parent
+    for file in (*package.parent.glob("pillow.libs/libtiff*"), *package.glob(".dylibs/libtiff*")):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(str(file)).TIFFSetErrorHandler(None)
 
 
 @contextmanager

@@ -141,10 +141,15 @@ def _find_classes(folder: str, root: str, follow_links: bool) -> Classes:
     walk = _Walk(root, folder, follow_links)
     found: Classes = {}
     for entry in _entries(folder):
-        if entry.is_dir() and walk.may_enter(entry):
+        if _is(entry.is_dir) and walk.may_enter(entry):
             found[entry.name] = sorted(walk.images(entry.path, {os.path.realpath(entry.path)}))
             if not found[entry.name]:
                 raise UserError(f"{entry.path} has no images ({', '.join(EXTENSIONS)}): fill or remove it.")
+    if not found and walk.left_out:
+        raise UserError(
+            f"{folder} has no class folders but links that lead out of {root}, such as {walk.left_out[0]}: say "
+            "data.follow_links=true to follow them."
+        )
     if walk.left_out:
         log.warning(
             "%d links lead out of %s, such as %s: not followed (data.follow_links=true follows them)",
@@ -189,13 +194,21 @@ class _Walk:
         for entry in _entries(folder):
             if not self.may_enter(entry):
                 continue
-            if entry.is_dir():
+            if _is(entry.is_dir):
                 real = os.path.realpath(entry.path)
                 if real not in entered:
                     entered.add(real)
                     yield from self.images(entry.path, entered)
-            elif entry.name.lower().endswith(ENDINGS) and entry.is_file():
+            elif entry.name.lower().endswith(ENDINGS) and _is(entry.is_file):
                 yield entry.path
+
+
+def _is(asked: Callable[[], bool]) -> bool:
+    """Ask what an entry is; a link that leads round in a circle is nothing."""
+    try:
+        return asked()
+    except OSError:
+        return False
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

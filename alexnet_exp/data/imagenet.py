@@ -71,7 +71,7 @@ def check_layout(root: str) -> None:
                 "(train: a folder for each class), or set data.root to where it is."
             )
     with os.scandir(os.path.join(root, "train")) as entries:
-        other = next((e.name for e in entries if e.is_dir() and not _is_class(e.name)), None)
+        other = next((e.name for e in entries if os.path.isdir(e.path) and not _is_class(e.name)), None)
     if other is not None:
         raise UserError(
             f"{os.path.join(root, 'train', other)} is not named for a class of ImageNet (such as {_ENDS[0]}): "

@@ -36,7 +36,13 @@ VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class StreamSource(FileSource):
-    """Images in chunks; `paths` are names below `root`, not files."""
+    """Images in chunks; `paths` are names below `root`, not files.
+
+    Args:
+        sha256: Of the whole split, as `prepare` wrote it.
+    """
+
+    sha256: str
 
 
 @dataclass(eq=False, kw_only=True)
@@ -167,14 +173,15 @@ class Streaming(ImageData):
         return {split: self._source(split, manifest) for split in manifest["splits"]}
 
     def _source(self, split: str, manifest: dict[str, Any]) -> StreamSource:
-        lines = fetch_text(self.url, f"{split}/{IMAGES}").splitlines()
+        lines = fetch_text(self.url, f"{split}/{IMAGES}").removesuffix("\n").split("\n")
         pairs = [line.split("\t", 1) for line in lines]
         if len(pairs) != manifest["splits"][split]["count"]:
             raise UserError(f"{self.url}/{split}/{IMAGES} is not whole: prepare it again.")
         labels = torch.tensor([int(label) for label, _ in pairs])
         paths = tuple(f"{self.url}/{name}" for _, name in pairs)
         name = f"{os.path.basename(self.url)} {split}"
-        return StreamSource(paths, labels, tuple(manifest["classes"]), name, self.url)
+        about = manifest["splits"][split]
+        return StreamSource(paths, labels, tuple(manifest["classes"]), name, self.url, about["sha256"])
 
     def loader(self, split: str, shuffle: bool = False) -> Loader:
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -234,8 +241,10 @@ def read_manifest(url: str) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads(fetch_text(url, MANIFEST))
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise UserError(f"{url}/{MANIFEST} is damaged ({error}): prepare it again.") from error
+    if not isinstance(manifest, dict):
+        raise UserError(f"{url}/{MANIFEST} does not hold what prepare writes there: prepare it again.")
     if manifest.get("version") != VERSION:
         raise UserError(f"{url} was prepared by another version of alexnet_exp: prepare it again.")
     return manifest

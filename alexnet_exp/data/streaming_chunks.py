@@ -1,19 +1,15 @@
-"""LitData's side of streaming: chunks written, and read in LitData's own order. Imported where LitData is needed."""
+"""Chunks as training reads them, in LitData's own order. Imported where LitData is needed."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import torch
-from litdata import StreamingDataset, optimize
+from litdata import StreamingDataset
 from litdata.utilities.env import _WorkerEnv
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -120,48 +116,3 @@ def decode_item(item: dict[str, Any], channels: int, size: int, url: str) -> Ten
     """Return a stored item's image as training sees it, uint8 (channels, size, size)."""
     image = decode_bytes(item["image"], f"{url}/{item['name']}", channels, enough=2 * size)
     return stored(image, size)
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """Turns a file into what is stored: its bytes, or a smaller JPEG.
-
-    Args:
-        size: Shorter side; None keeps the file as it is.
-        quality: Of JPEG, 1 to 100.
-    """
-
-    size: int | None
-    quality: int
-
-    def __call__(self, task: list[Any]) -> dict[str, Any]:
-        path, label, name = task
-        data = Path(path).read_bytes() if self.size is None else self._smaller(path, self.size)
-        return {"image": data, "label": int(label), "name": name, "crc32": crc32(data)}
-
-    def _smaller(self, path: str, size: int) -> bytes:
-        image = decode_bytes(Path(path).read_bytes(), path, 3, enough=2 * size)
-        short = min(image.shape[1:])
-        if short > size:
-            wanted = [size if side == short else round(side * size / short) for side in image.shape[1:]]
-            floats = torch.nn.functional.interpolate(image[None], wanted, mode="bilinear", antialias=True)
-            image = floats[0]
-        out = BytesIO()
-        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(out, "JPEG", quality=self.quality)
-        return out.getvalue()
-
-
-def write(tasks: Sequence[list[Any]], url: str, encoder: Encoder, num_workers: int, chunk_bytes: int) -> None:
-    """Write one split; what an interrupted call has written is kept, and the rest follows.
-
-    Args:
-        tasks: [file, label, name] of every image.
-        url: Folder or object storage.
-        encoder: What is stored of a file.
-        num_workers: Processes; the same as those of an interrupted call.
-        chunk_bytes: Size of a chunk.
-    """
-    optimize(
-        encoder, list(tasks), url, num_workers=num_workers, chunk_bytes=chunk_bytes, use_checkpoint=True,
-        reorder_files=False, keep_data_ordered=True, verbose=True,
-    )  # fmt: skip

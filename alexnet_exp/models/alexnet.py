@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,9 +41,10 @@ class AlexNet(nn.Module):
         super().__init__()
         self.spec: spec.AlexNetConfig = spec.parse_network(config)
         self.input_size = self.spec.input_size
-        self.features, channels, size = _features(self.spec)
-        self.map_size = size if self.spec.map_size is None else self.spec.map_size
-        self.classifier = _classifier(self.spec, channels * self.map_size**2)
+        with _room():
+            self.features, channels, size = _features(self.spec)
+            self.map_size = size if self.spec.map_size is None else self.spec.map_size
+            self.classifier = _classifier(self.spec, channels * self.map_size**2)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -54,6 +58,20 @@ class AlexNet(nn.Module):
                 )
             x = functional.adaptive_avg_pool2d(x, self.map_size)
         return self.classifier(torch.flatten(x, 1))
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Say in one sentence that weights are more than there is room for, or than torch can count."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search("overflow|memory", str(error)):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"The network is too large for this machine ({reason}): make its layers narrower."
+        ) from error
 
 
 # -------------------------------------------------------------------------------------------- operations
@@ -81,15 +99,25 @@ def _operation(
     return "pool", nn.AvgPool2d(**settings, count_include_pad=False)
 
 
-def _operations(
-    ops: list[str], name: str, own: Any, net: spec.AlexNetConfig, channels: int, spatial: bool
-) -> dict[str, nn.Module]:
-    modules: dict[str, nn.Module] = {}
+def _add_operations(
+    modules: dict[str, nn.Module],
+    ops: list[str],
+    name: str,
+    own: Any,
+    net: spec.AlexNetConfig,
+    channels: int,
+    spatial: bool,
+) -> None:
+    """Add the modules of `before` or `then`, each under a name of its own: conv2_relu, a second one conv2_relu2."""
+    layers = net.features if spatial else net.classifier
     for op in ops:
         suffix, module = _operation(op, own, net, channels, spatial)
-        key = f"{name}_{suffix}"
-        modules[key if key not in modules else f"{key}{len(modules)}"] = module
-    return modules
+        first = key = f"{name}_{suffix}"
+        number = 1
+        while key in modules or key in layers:
+            number += 1
+            key = f"{first}{number}"
+        modules[key] = module
 
 
 # -------------------------------------------------------------------------------------------- building
@@ -97,16 +125,17 @@ def _operations(
 
 def _features(net: spec.AlexNetConfig) -> tuple[nn.Sequential, int, int]:
     """Return the feature layers, and the channels and side of the last map."""
-    modules: dict[str, nn.Module] = _operations(net.input, "input", net, net, net.in_channels, True)
+    modules: dict[str, nn.Module] = {}
+    _add_operations(modules, net.input, "input", net, net, net.in_channels, True)
     channels, size = net.in_channels, net.input_size
     sizes = map_sizes(net, net.input_size)
     for name, layer in net.features.items():
-        modules |= _operations(layer.before, name, layer, net, channels, True)
+        _add_operations(modules, layer.before, name, layer, net, channels, True)
         conv = _convolution(layer, channels, size)
         initialise(conv, name, net.init, hidden=False, std=layer.weight_std, bias=layer.bias_init)
         modules[name] = conv
         channels, size = layer.out_channels, sizes[name]
-        modules |= _operations(layer.then, name, layer, net, channels, True)
+        _add_operations(modules, layer.then, name, layer, net, channels, True)
     return nn.Sequential(OrderedDict(modules)), channels, size
 
 
@@ -121,11 +150,11 @@ def _classifier(net: spec.AlexNetConfig, in_features: int) -> nn.Sequential:
     modules: dict[str, nn.Module] = {}
     last = list(net.classifier)[-1]
     for name, layer in net.classifier.items():
-        modules |= _operations(layer.before, name, layer, net, in_features, False)
+        _add_operations(modules, layer.before, name, layer, net, in_features, False)
         out_features = net.num_classes if layer.out_features is None else layer.out_features
         linear = nn.Linear(in_features, out_features, bias=layer.bias)
         initialise(linear, name, net.init, hidden=name != last, std=layer.weight_std, bias=layer.bias_init)
         modules[name] = linear
         in_features = out_features
-        modules |= _operations(layer.then, name, layer, net, in_features, False)
+        _add_operations(modules, layer.then, name, layer, net, in_features, False)
     return nn.Sequential(OrderedDict(modules))

@@ -11,8 +11,9 @@ import torch
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.data.sources import ArraySource
 from alexnet_exp.runs.benchmark_folder import measure_folder
-from alexnet_exp.runs.benchmark_plain import PilImages, PlainLoader, take, transform_of
-from alexnet_exp.runs.benchmark_subject import Subject, endless_batches, title
+from alexnet_exp.runs.benchmark_plain import PilImages, PlainLoader, transform_of
+from alexnet_exp.runs.benchmark_subject import Subject, title
+from alexnet_exp.runs.benchmark_workers import RunLoader, take
 from alexnet_exp.runs.timing import Row, alternate, rows
 from alexnet_exp.targets import build
 
@@ -37,9 +38,7 @@ def _measure_loader(subject: Subject) -> list[Row]:
     with contextlib.ExitStack() as stack:
         cases: dict[str, Callable[[], object]] = {}
         for name, ours in fits.items():
-            stack.callback(ours.data.teardown)
-            batches = stack.enter_context(contextlib.closing(endless_batches(ours)))
-            cases[name] = partial(take, batches, steps)
+            cases[name] = partial(take, stack.enter_context(RunLoader(ours)), steps)
         images = PilImages(fit.data.sources["train"], transform)
         loader = PlainLoader(images, fit.data.batch_size, subject.options["workers"], device)
         theirs = stack.enter_context(loader)

@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Callable
 from functools import partial
 
-from alexnet_exp.runs.benchmark_plain import PilImages, PlainLoader, take, transform_of
-from alexnet_exp.runs.benchmark_subject import SYNTHETIC, Subject, endless_batches, title
+from alexnet_exp.runs.benchmark_plain import PilImages, PlainLoader, transform_of
+from alexnet_exp.runs.benchmark_subject import SYNTHETIC, Subject, title
+from alexnet_exp.runs.benchmark_workers import RunLoader, take
 from alexnet_exp.runs.fit import Fit
 from alexnet_exp.runs.timing import Row, alternate, rows
 
@@ -26,9 +27,7 @@ def measure_folder(subject: Subject) -> list[Row]:
         fits = {name: one.fit() for name, one in _caches(folder).items()}
         cases: dict[str, Callable[[], object]] = {}
         for name, ours in fits.items():
-            stack.callback(ours.data.teardown)
-            batches = stack.enter_context(contextlib.closing(endless_batches(ours)))
-            cases[name] = partial(take, batches, _epoch(ours))
+            cases[name] = partial(take, stack.enter_context(RunLoader(ours)), _epoch(ours))
         fit = next(iter(fits.values()))
         images = PilImages(fit.data.sources["train"], transform_of(fit.data, fit.config["augment"]))
         device = fit.trainer.strategy.root_device

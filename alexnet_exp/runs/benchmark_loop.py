@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.nn import functional
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.fit import Fit
+from alexnet_exp.targets import build
 from alexnet_exp.training.automatic import compile_network
 from alexnet_exp.training.optimizers import build_optimizer
 
@@ -61,13 +61,14 @@ def known_precision(precision: str) -> str:
     return precision
 
 
-def variant(
-    fit: Fit,
-    precision: str,
-    layout: str,
-    compiled: bool | str,
-    change: Callable[[nn.Module], nn.Module] | None = None,
-) -> Step:
+def fresh(fit: Fit) -> nn.Module:
+    """Return the run's network as its settings describe it, in float32, NCHW, and not compiled by `compile`."""
+    network: nn.Module = build(fit.config["model"])
+    network.load_state_dict(fit.classifier.model.state_dict())
+    return network
+
+
+def variant(fit: Fit, precision: str, layout: str, compiled: bool | str) -> Step:
     """Return the hand-written step of a copy of the run's network.
 
     Args:
@@ -75,17 +76,14 @@ def variant(
         precision: A key of PRECISIONS.
         layout: A key of LAYOUTS.
         compiled: As the run's `compile`.
-        change: Applied to the copy first.
 
     Raises:
         UserError: For a precision that no hand-written step is here for.
     """
     known_precision(precision)
-    model = copy.deepcopy(fit.classifier.model)
-    model = change(model) if change else model
     dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
     device = fit.trainer.strategy.root_device
-    model = model.to(device, dtype, memory_format=LAYOUTS[layout]).train()
+    model = fresh(fit).to(device, dtype, memory_format=LAYOUTS[layout]).train()
     compile_network(model, compiled)
     step = step_of(
         model, build_optimizer(model, fit.config["optimizer"]), precision, fit.config["label_smoothing"]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.models.layers import LocalResponseNorm
+from alexnet_exp.models.layers import LocalResponseNorm, missing_compiler
 from alexnet_exp.runs.benchmark_baseline import with_torch_lrn
 from alexnet_exp.runs.benchmark_loop import LAYOUTS, PRECISIONS, known_precision, layout_of, step_of
 from alexnet_exp.runs.benchmark_subject import Subject
 from alexnet_exp.runs.timing import Row, alternate, rows
-from alexnet_exp.training.automatic import settle_arithmetic
+from alexnet_exp.training.automatic import settle_arithmetic, use_fast_matmul
 from alexnet_exp.zoo import create_model
 
 # What alexnet_lrn normalises, for one image: (channels, side).
@@ -63,10 +62,20 @@ def measure_lrn(subject: Subject) -> list[Row]:
         )
     case = _Case(precision, layout_of(config), subject.device)
     options = subject.options["lrn"]
-    compiler = subject.device == "cuda" or shutil.which("gcc") or shutil.which("clang")
-    compiled = bool(options["compile"] and compiler)
+    _as_a_run(config["trainer"], subject.device)
+    missing = missing_compiler(subject.device) if options["compile"] else None
+    compiled = options["compile"] and missing is None
+    if missing:
+        subject.notes.append(f"Nothing is compiled: that needs {missing}.")
     alone = [row for size in MAPS for row in _alone(case, size, options["batch_size"], subject, compiled)]
     return alone + _steps(case, options["batch_size"], subject, compiled)
+
+
+def _as_a_run(trainer: Mapping[str, Any], device: str) -> None:
+    """Let CUDA multiply and choose convolutions as it does in a run."""
+    use_fast_matmul(torch.device(device))
+    chosen = trainer["benchmark"]
+    torch.backends.cudnn.benchmark = not trainer["deterministic"] if chosen is None else chosen
 
 
 def _alone(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from alexnet_exp.runs.benchmark_loop import as_the_run
-from alexnet_exp.runs.benchmark_subject import Subject, endless_batches, title
+from alexnet_exp.runs.benchmark_subject import Subject, title
 from alexnet_exp.runs.benchmark_turns import take_turns
+from alexnet_exp.runs.benchmark_workers import RunLoader
 from alexnet_exp.runs.timing import Row, rows
 
 _SMALL = ("model=alexnet_cifar", "data=cifar10", "data.batch_size=8")
@@ -28,16 +29,15 @@ def _small(subject: Subject) -> Subject:
 
 def _measure(subject: Subject) -> list[Row]:
     fit = subject.fit(tracked=True)
-    step, batches = as_the_run(fit), endless_batches(fit)
+    step = as_the_run(fit)
+    with RunLoader(fit) as loader:
 
-    def by_hand(steps: int) -> None:
-        for _ in range(steps):
-            batch = next(batches)
-            step(batch.images, batch.labels)
+        def by_hand(steps: int) -> None:
+            for batch in loader.steps(steps):
+                step(batch.images, batch.labels)
 
-    by_hand(1)
-    times = take_turns(fit, by_hand, subject)
-    batches.close()
+        by_hand(1)
+        times = take_turns(fit, by_hand, subject)
     named = {"Trainer": times["ours"], "by hand": times["theirs"]}
     what = f"overhead: {title(fit, subject.overrides)}"
     made = rows(what, named, fit.data.batch_size, "by hand")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
@@ -16,9 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from alexnet_exp.config.compose import group
+from alexnet_exp.data.cache import DecodedSource
 from alexnet_exp.data.module import ImageData, Source
 from alexnet_exp.data.sources import ArraySource, FileSource
+from alexnet_exp.data.streaming import StreamSource
 from alexnet_exp.errors import UserError
+from alexnet_exp.runs.benchmark_workers import Workers
 
 _KNOWN = ("flip", "pad", "crop", "resized_crop", "views")  # views are the test's
 
@@ -27,11 +26,15 @@ class PilImages(Dataset):
     """Images one at a time through Pillow, as torchvision.datasets.CIFAR10 and ImageFolder give them.
 
     Args:
-        source: In memory or on disk.
+        source: In memory or on disk; of decoded files, the files are read.
         transform: From a Pillow image to a tensor.
+
+    Raises:
+        UserError: For images that these do not read.
     """
 
     def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor]) -> None:
+        source = _as_published(source)
         self.transform = transform
         self.labels = source.labels.tolist()
         if isinstance(source, ArraySource):
@@ -54,6 +57,20 @@ class PilImages(Dataset):
             return Image.open(file).convert("RGB")
 
 
+def _as_published(source: Source) -> Source:
+    """Return what others read: where pixels are kept decoded, the files that they came from.
+
+    Raises:
+        UserError: For images in chunks.
+    """
+    if isinstance(source, StreamSource):
+        raise UserError("data=streaming is not compared with torchvision's loader: say data=folder.")
+    if not isinstance(source, DecodedSource):
+        return source
+    numbers = torch.arange(len(source)) if source.numbers is None else source.numbers
+    return source.files.subset(numbers)
+
+
 def transform_of(data: ImageData, augment: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
     """Return torchvision's transforms that do what the run's augmentation does.
 
@@ -71,18 +88,18 @@ def transform_of(data: ImageData, augment: Mapping[str, Any]) -> Callable[[Image
         raise UserError(
             f"augment.{other[0]} is not compared with torchvision's: say augment=none, flip or flip_crop."
         )
-    size, source = data.preprocess.image_size, data.sources["train"]
-    steps: list[Any] = []
-    if isinstance(source, FileSource) and not augment["resized_crop"]:
-        steps += [transforms.Resize(data.stored_size), transforms.CenterCrop(data.stored_size)]
+    size, source = data.preprocess.image_size, _as_published(data.sources["train"])
+    stored = source.images.shape[-1] if isinstance(source, ArraySource) else data.stored_size
+    from_files = isinstance(source, FileSource)
+    steps: list[Any] = [transforms.Grayscale()] if from_files and data.channels == 1 else []
     if augment["resized_crop"]:
         steps.append(transforms.RandomResizedCrop(size, **augment["resized_crop"]))
-    elif augment["crop"]:
-        steps.append(transforms.RandomCrop(size))
-    elif augment["pad"]:
-        side = source.images.shape[-1] if isinstance(source, ArraySource) else data.stored_size
-        steps.append(transforms.RandomCrop(side, padding=augment["pad"]))
-    if not (augment["resized_crop"] or augment["crop"]):
+    else:
+        if from_files:
+            steps += [transforms.Resize(stored), transforms.CenterCrop(stored)]
+        if augment["crop"] or augment["pad"]:
+            side = min(stored, size) if augment["crop"] else stored
+            steps.append(transforms.RandomCrop(side, padding=augment["pad"] or None))
         steps.append(transforms.Resize((size, size)))
     if augment["flip"]:
         steps.append(transforms.RandomHorizontalFlip())
@@ -90,17 +107,8 @@ def transform_of(data: ImageData, augment: Mapping[str, Any]) -> Callable[[Image
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
-def take(batches: PlainLoader | Iterator[Any], count: int) -> None:
-    """Take so many batches and do nothing with them."""
-    for _ in batches.steps(count) if isinstance(batches, PlainLoader) else itertools.islice(batches, count):
-        pass
-
-
 class PlainLoader:
     """A shuffled DataLoader without end, whose workers stand still while it is not its turn.
-
-    Without this they would fill their queues in the time of the others: their work done for nothing, and the others'
-    processors taken.
 
     Args:
         dataset: Of images.
@@ -111,7 +119,6 @@ class PlainLoader:
 
     def __init__(self, dataset: Dataset, batch_size: int, workers: int, device: torch.device) -> None:
         self.device = device
-        before = set(multiprocessing.active_children())
         self.loader = DataLoader(
             dataset,
             batch_size,
@@ -122,41 +129,22 @@ class PlainLoader:
             persistent_workers=workers > 0,
         )
         self._batches = self._endless()
-        self._first: list[Any] = [next(self._batches)]  # the workers start with it
-        self._pids = [child.pid for child in set(multiprocessing.active_children()) - before]
-        self._send(signal.SIGSTOP)
+        self._workers = Workers()
 
-    def _endless(self) -> Generator[Any, None, None]:
+    def _endless(self) -> Generator[list[Tensor], None, None]:
         while True:
-            yield from self.loader
-
-    def __iter__(self) -> PlainLoader:
-        return self
-
-    def __next__(self) -> list[Tensor]:
-        batch = self._first.pop() if self._first else next(self._batches)
-        return [tensor.to(self.device, non_blocking=True) for tensor in batch]
+            for batch in self.loader:
+                yield [tensor.to(self.device, non_blocking=True) for tensor in batch]
 
     def steps(self, count: int) -> Iterator[list[Tensor]]:
         """Yield so many batches; the workers work until the last one is done with."""
-        self._send(signal.SIGCONT)
-        try:
-            for _ in range(count):
-                yield next(self)
-        finally:
-            self._send(signal.SIGSTOP)
+        with self._workers:
+            yield from itertools.islice(self._batches, count)
 
     def __enter__(self) -> PlainLoader:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._send(signal.SIGCONT)  # one that stands still would not hear that it is to end
-        self._pids = []
+        self._workers.free()
         self._batches.close()
         self.loader._iterator = None
-
-    def _send(self, number: int) -> None:
-        for pid in self._pids:
-            if pid is not None:
-                with contextlib.suppress(ProcessLookupError):  # it has died: the loader says why
-                    os.kill(pid, number)

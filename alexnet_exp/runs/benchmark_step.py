@@ -19,7 +19,8 @@ from alexnet_exp.runs.benchmark_memory import (
     peak_memory,
     release,
 )
-from alexnet_exp.runs.benchmark_subject import Subject, endless_batches, title
+from alexnet_exp.runs.benchmark_subject import Subject, title
+from alexnet_exp.runs.benchmark_workers import RunLoader
 from alexnet_exp.runs.fit import Fit
 from alexnet_exp.runs.timing import Row, alternate, rows
 
@@ -149,25 +150,20 @@ def _with_share(row: Row, peaks: dict[str, float]) -> Row:
 def measure_wait(subject: Subject) -> list[Row]:
     """Time the run's own step, written by hand, on one batch over and over and on batches from the loader."""
     fit = subject.fit()
-    step, batches = as_the_run(fit), endless_batches(fit)
-    fixed = next(batches)
-    count = subject.options["steps"]
+    step, count = as_the_run(fit), subject.options["steps"]
+    with RunLoader(fit) as loader:
+        (fixed,) = loader.steps(1)
 
-    def on_one() -> None:
-        for _ in range(count):
-            step(fixed.images, fixed.labels)
+        def on_one() -> None:
+            for _ in range(count):
+                step(fixed.images, fixed.labels)
 
-    def on_many() -> None:
-        for _ in range(count):
-            batch = next(batches)
-            step(batch.images, batch.labels)
+        def on_many() -> None:
+            for batch in loader.steps(count):
+                step(batch.images, batch.labels)
 
-    cases = {"one fixed batch": on_one, "batches from the loader": on_many}
-    try:
+        cases = {"one fixed batch": on_one, "batches from the loader": on_many}
         times = alternate(cases, subject.repeats, subject.device, warmup=1, parts=count)
-    finally:
-        batches.close()
-        fit.data.teardown()
     what = f"wait for data: {title(fit, subject.overrides)}"
     made = rows(what, times, len(fixed.labels), "one fixed batch")
     wait = (

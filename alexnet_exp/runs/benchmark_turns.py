@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.benchmark_subject import Subject
+from alexnet_exp.runs.benchmark_workers import Workers
 from alexnet_exp.runs.fit import Fit
 from alexnet_exp.runs.results import close_loggers
 from alexnet_exp.runs.timing import summary, waiting
+
+Around = Callable[[], AbstractContextManager[object]]
 
 
 class _Enough(Exception):
@@ -32,15 +36,25 @@ class Turns(Callback):
         steps: In a turn.
         repeats: Turns of each side that are timed.
         wait: For the device.
+        around: What the other side's turn happens in; it is not timed.
     """
 
     def __init__(
-        self, other: Callable[[int], object], steps: int, repeats: int, wait: Callable[[], None]
+        self,
+        other: Callable[[int], object],
+        steps: int,
+        repeats: int,
+        wait: Callable[[], None],
+        around: Around = contextlib.nullcontext,
     ) -> None:
-        self.other, self.steps, self.repeats, self.wait = other, steps, repeats, wait
+        self.other, self.steps, self.repeats, self.wait, self.around = other, steps, repeats, wait, around
+        self.workers = Workers()  # of `Trainer`
         self.ours: list[float] = []
         self.others: list[float] = []
         self._taken, self._epoch, self._start = -1, -1, 0.0  # the first turn warms up
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.workers.go()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -61,21 +75,29 @@ class Turns(Callback):
         self._taken, self._epoch = -1, trainer.current_epoch
 
     def _others_turn(self) -> float:
-        self.other(1)
-        self.wait()
-        start = time.perf_counter()
-        self.other(self.steps)
-        self.wait()
-        return time.perf_counter() - start
+        self.workers.stop()
+        try:
+            with self.around():
+                self.other(1)
+                self.wait()
+                start = time.perf_counter()
+                self.other(self.steps)
+                self.wait()
+                return time.perf_counter() - start
+        finally:
+            self.workers.go()
 
 
-def take_turns(fit: Fit, other: Callable[[int], object], subject: Subject) -> dict[str, dict[str, float]]:
+def take_turns(
+    fit: Fit, other: Callable[[int], object], subject: Subject, around: Around = contextlib.nullcontext
+) -> dict[str, dict[str, float]]:
     """Train with `Trainer`, every other turn being the other side's.
 
     Args:
         fit: The run; it is used up.
         other: Takes so many steps.
         subject: Says how many steps a turn has, and how many turns there are.
+        around: See `Turns`.
 
     Returns:
         `summary` of the seconds of one step: 'ours' and 'theirs'.
@@ -87,7 +109,7 @@ def take_turns(fit: Fit, other: Callable[[int], object], subject: Subject) -> di
     steps = min(subject.options["steps"], batches // 2 - 1)
     if steps < 1:
         raise UserError(f"An epoch of {batches} batches is too short to be measured: lower data.batch_size.")
-    turns = Turns(other, steps, subject.repeats, waiting(subject.device))
+    turns = Turns(other, steps, subject.repeats, waiting(subject.device), around)
     # One row in every turn: more often than in a run, never less.
     fit.trainer.log_every_n_steps = min(fit.trainer.log_every_n_steps, steps)
     fit.trainer.callbacks.append(turns)

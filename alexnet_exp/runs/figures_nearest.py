@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from alexnet_exp.data.cache import places
 from alexnet_exp.data.sources import ArraySource
+from alexnet_exp.data.streaming import StreamSource
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.figures_network import hidden, last_linear
 from alexnet_exp.runs.figures_subject import LeftOutError, Subject
@@ -119,6 +120,8 @@ def fingerprint(subject: Subject) -> str:
     source = subject.data.sources["train"]
     if isinstance(source, ArraySource):
         digest.update(source.images.contiguous().numpy().data)
+    elif isinstance(source, StreamSource):
+        digest.update(source.sha256.encode())
     else:
         for path in source.paths:
             state = os.stat(path)

@@ -38,17 +38,16 @@ def prepare(config: Mapping[str, Any]) -> None:
         UserError: For an illegal setting, images that cannot be read, or a copy that is not the original.
     """
     _check(config)
-    workers = config["num_workers"] or os.cpu_count() or 1
     console = Console(soft_wrap=True, highlight=False)
     if config["cache"]:
-        _cache(config, workers, console)
+        _cache(config, config["num_workers"] or os.cpu_count() or 1, console)
         return
     from alexnet_exp.data.streaming import check_installed
 
     check_installed()
     from alexnet_exp.runs.prepare_chunks import write_chunks
 
-    write_chunks(_sources(config["data"]), config, workers, console)
+    write_chunks(_sources(config["data"]), config, console)
 
 
 def _check(config: Mapping[str, Any]) -> None:

@@ -15,20 +15,23 @@ from typing import Any
 
 from rich.console import Console
 
+from alexnet_exp.config.checks import shown
 from alexnet_exp.data.cache import shown as with_bar
 from alexnet_exp.data.sources import FileSource
 from alexnet_exp.data.streaming import IMAGES, MANIFEST, VERSION, fetch_text, is_remote, read_manifest
-from alexnet_exp.data.streaming_chunks import Chunks, Encoder, write
+from alexnet_exp.data.streaming_chunks import Chunks
+from alexnet_exp.data.streaming_write import Encoder, write
 from alexnet_exp.errors import UserError
 
+BEGUN = "prepare.json"  # beside the manifest: what was asked for, so that it goes on in the same way
+ASKED = ("size", "quality", "chunk_mb", "num_workers")
 
-def write_chunks(
-    sources: Mapping[str, FileSource], config: Mapping[str, Any], workers: int, console: Console
-) -> None:
+
+def write_chunks(sources: Mapping[str, FileSource], config: Mapping[str, Any], console: Console) -> None:
     """Write every split to `out`; one that is there whole is left, one that was interrupted goes on.
 
     Raises:
-        UserError: `out` holds other images, or what is read back differs from what was to be written.
+        UserError: `out` holds other images, was begun with other settings, or is not what was to be written.
     """
     url = os.path.expanduser(str(config["out"])).rstrip("/")
     url = url if is_remote(url) else os.path.abspath(url)
@@ -43,15 +46,41 @@ def write_chunks(
         _compare(read_manifest(url), manifest, sources, url)
         console.print(f"prepared already: {url}", markup=False)
         return
+    tasks = {split: _tasks(source) for split, source in sources.items()}
+    workers = _begin(url, config, tasks)
     encoder = Encoder(config["size"], config["quality"])
     for split, source in sources.items():
         if not _exists(url, f"{split}/index.json"):
             with _litdata_speaks_on_stderr():
-                write(_tasks(source), f"{url}/{split}", encoder, workers, config["chunk_mb"] << 20)
+                write(tasks[split], f"{url}/{split}", encoder, workers, config["chunk_mb"] << 20)
         manifest["splits"][split] = _verified(f"{url}/{split}", source)
         console.print(f"{split}: {len(source)} images, checked", markup=False)
     _put(url, MANIFEST, json.dumps(manifest, indent=1))
     console.print(f"prepared: python train.py data=streaming data.url={config['out']}", markup=False)
+
+
+def _begin(url: str, config: Mapping[str, Any], tasks: Mapping[str, list[list[Any]]]) -> int:
+    """Note what is asked for, or compare it with what an interrupted call has begun.
+
+    Returns:
+        The number of workers.
+
+    Raises:
+        UserError: The two would be mixed.
+    """
+    asked = {key: config[key] for key in ASKED}
+    asked["images"] = hashlib.sha256(json.dumps(tasks).encode()).hexdigest()
+    if not _exists(url, BEGUN):
+        asked["num_workers"] = asked["num_workers"] or os.cpu_count() or 1
+        _put(url, BEGUN, json.dumps(asked, indent=1))
+        return asked["num_workers"]
+    begun = json.loads(fetch_text(url, BEGUN))
+    asked["num_workers"] = asked["num_workers"] or begun["num_workers"]
+    if different := [f"{key}={shown(begun[key])}" for key in ASKED if begun[key] != asked[key]]:
+        raise UserError(f"{url} was begun with {' '.join(different)}: say the same, or remove the folder.")
+    if begun["images"] != asked["images"]:
+        raise UserError(f"{url} was begun with other images: choose another out, or remove the folder.")
+    return asked["num_workers"]
 
 
 def _tasks(source: FileSource) -> list[list[Any]]:
@@ -130,4 +159,8 @@ def _put(url: str, name: str, content: str) -> None:
 def _litdata_speaks_on_stderr() -> Iterator[None]:
     """Keep LitData's bar, and what it prints besides, out of standard output."""
     with contextlib.redirect_stdout(sys.stderr):
-        yield
+        try:
+            yield
+        except BaseException:
+            print()  # its bar is left in the middle of a line
+            raise

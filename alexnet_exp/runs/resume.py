@@ -20,7 +20,8 @@ _FIXED = (
     "callbacks.ema",
 )  # fmt: skip
 _MAY_CHANGE = (
-    "data.data_dir", "data.root", "data.download", "data.num_workers", "data.cache", "data.cache_dir", "data.verify",
+    "data.data_dir", "data.root", "data.url", "data.download", "data.num_workers", "data.cache", "data.cache_dir",
+    "data.verify",
 )  # fmt: skip
 _GROUPS = ("model", "data", "augment", "optimizer", "scheduler", "trainer", "callbacks", "paths")
 # What a run writes down: settings, never a flag, nor what Hydra itself would act upon.
@@ -164,6 +165,8 @@ def _changes(first: list[str], config: dict[str, Any], where: str) -> set[str]:
 
 def _goes_on(config: dict[str, Any], result: dict[str, Any]) -> bool:
     wanted = config["trainer"]["max_epochs"]
+    if not isinstance(wanted, int | None):
+        return True  # whatever it is, the check of the settings refuses it
     return wanted is not None and wanted > result.get("epochs", wanted)
 
 

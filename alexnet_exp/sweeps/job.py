@@ -143,7 +143,8 @@ class Job:
 def main() -> int:
     from alexnet_exp.training.devices import die_with_parent
 
-    die_with_parent(int(sys.argv[1]))  # ahead of all that takes time
+    # Ahead of all that takes time; SIGTERM saves the last step.
+    die_with_parent(int(sys.argv[1]), signal.SIGTERM)
     from alexnet_exp.cli import main as command_line
 
     return command_line(["train", *sys.argv[2:]])

@@ -49,7 +49,7 @@ class SweepRecord:
         if not self.path.exists():
             self.content["overrides"] = typed
             return self._write()
-        self.content = json.loads(self.path.read_text(encoding="utf-8"))
+        self.content = self._read()
         before = self.content["overrides"]
         if not go_on:
             raise UserError(
@@ -63,6 +63,16 @@ class SweepRecord:
                 f"sweep.resume goes on with the same settings: missing now is {gone}, new is {new}."
             )
         return None
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            if all(isinstance(content[key], list) for key in ("overrides", "jobs")):
+                return content
+            reason = "it has no overrides and jobs"
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+        raise UserError(f"{self.path} is damaged ({reason}): start the sweep in another hydra.sweep.dir.")
 
     def keep(self, key: str, value: str) -> None:
         """Remember a value that the whole sweep shares.

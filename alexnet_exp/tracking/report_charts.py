@@ -157,7 +157,11 @@ def y_axis(values: list[float], text: Formatter) -> Axis:
     if first == last:
         first, last = first - 1, last + 1
     short = (lambda value: f"{100 * value:g} %") if text is percent else text
-    ticks = [(i * step, short(i * step)) for i in range(first, last + 1)]
+    values = [i * step for i in range(first, last + 1)]
+    names = [short(value) for value in values]
+    if len(set(names)) < len(names):  # a loss that hardly moves: 2.303 five times
+        names = [f"{value:.{max(0, -math.floor(math.log10(step)))}f}" for value in values]
+    ticks = list(zip(values, names, strict=True))
     return Axis(ticks[0][0], ticks[-1][0], HEIGHT, ticks, upwards=True)
 
 

@@ -5,8 +5,6 @@ A resumed run reads the choices from there, so that it goes on with the same ari
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from alexnet_exp.models.layers import LocalResponseNorm
+from alexnet_exp.models.layers import LocalResponseNorm, missing_compiler
 from alexnet_exp.models.summary import LayerRow, layer_table
 from alexnet_exp.targets import build
 
@@ -32,13 +30,16 @@ def settle(config: dict[str, Any], device: torch.device, num_images: int) -> lis
         num_images: Training images, for the length of the run.
 
     Returns:
-        A phrase for every choice that is not the plain one, for the log.
+        A phrase for every choice that is not the plain one, for the log, and for what is missing for one.
     """
     said = settle_arithmetic(config, device)
     if config["compile"] == "auto":
-        config["compile"] = _compile(config, device, num_images)
-        if config["compile"]:
-            said.append(f"compile={str(config['compile']).lower()}")
+        wanted = _worth_compiling(config, device, num_images)
+        lacking = _lacking(device) if wanted else None
+        config["compile"] = False if lacking else wanted
+        if wanted:
+            why = f" (compiling would pay, and needs {lacking})" if lacking else ""
+            said.append(f"compile={str(config['compile']).lower()}{why}")
     return said
 
 
@@ -88,7 +89,8 @@ def _precision(device: torch.device) -> str:
     return "bf16-mixed" if fast else "32-true"
 
 
-def _compile(config: Mapping[str, Any], device: torch.device, num_images: int) -> bool | str:
+def _worth_compiling(config: Mapping[str, Any], device: torch.device, num_images: int) -> bool | str:
+    """Return what is worth compiling in a run of this length; see `compile_network`."""
     least = _LONG_RUN_FLOPS.get(device.type)
     if least is None or sys.platform != "linux" or config["trainer"]["fast_dev_run"]:
         return False
@@ -99,8 +101,15 @@ def _compile(config: Mapping[str, Any], device: torch.device, num_images: int) -
         return False
     if device.type == "cuda":
         return True
-    has_lrn = any(row.type == LocalResponseNorm.__name__ for row in rows)
-    return "lrn" if has_lrn and shutil.which(os.environ.get("CXX") or "g++") else False
+    return "lrn" if any(row.type == LocalResponseNorm.__name__ for row in rows) else False
+
+
+def _lacking(device: torch.device) -> str | None:
+    """Return what compiling needs and this machine has not; None if it has all."""
+    # Triton has no code for GPUs before Volta.
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0):
+        return "a GPU of compute capability 7.0 or more"
+    return missing_compiler(device.type)
 
 
 def _training_images(config: Mapping[str, Any], num_images: int) -> float:
@@ -110,7 +119,8 @@ def _training_images(config: Mapping[str, Any], num_images: int) -> float:
     epoch = num_images * limit if isinstance(limit, float) else min(num_images, limit * batch_size)
     endless = trainer["max_epochs"] in (None, -1)
     images = float("inf") if endless else epoch * trainer["max_epochs"]
-    return min(images, trainer["max_steps"] * batch_size) if trainer["max_steps"] > 0 else images
+    step = batch_size * trainer["accumulate_grad_batches"]
+    return min(images, trainer["max_steps"] * step) if trainer["max_steps"] > 0 else images
 
 
 def _layers(config: Mapping[str, Any]) -> list[LayerRow]:

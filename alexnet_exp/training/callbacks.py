@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from array import array
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,12 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from alexnet_exp.training.stopping import Stopped, due
-
-WARM_UP_STEPS = 3
+from alexnet_exp.training.throughput import Throughput, waiting_for
 
 
 class StepLog(Callback):
-    """Log loss, learning rate and throughput every `log_every_n_steps`: the one place that waits for the device.
+    """Log loss, learning rate and throughput every `log_every_n_steps`; that waits for the device.
 
     Args:
         lr: Whether to log the learning rate of the first parameter group.
@@ -28,53 +25,61 @@ class StepLog(Callback):
 
     def __init__(self, lr: bool = True, throughput: bool = True) -> None:
         self.lr, self.throughput = lr, throughput
-        self._rates = array("d")  # images per second of each batch after the warm-up
-        self._batches = 0
+        self._rate = Throughput()
         self._logged = 0  # optimizer step of the latest row
-        self._mark = 0.0
 
     @property
     def images_per_second(self) -> float | None:
-        """Return the median over all steps after the first three, or None before the fourth."""
-        return statistics.median(self._rates) if self._rates else None
+        """Return the median over all steps after the first three, or None before the fourth.
+
+        On an accelerator it is the median over intervals of logging; see `Throughput`.
+        """
+        return self._rate.median
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._logged = trainer.global_step
+        self._rate.wait = waiting_for(trainer.strategy.root_device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._mark = time.perf_counter()
+        self._rate.go_on()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._rate.pause()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._mark = time.perf_counter()  # validation inside an epoch is not training time
+        self._rate.go_on()  # validation inside an epoch is not training time
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = time.perf_counter()
-        self._batches += 1
-        if self._batches > WARM_UP_STEPS:
-            self._rates.append(batch.global_size / (now - self._mark))
+        self._rate.step(batch.global_size)
         # Several batches share a step where gradients are accumulated.
         if trainer.global_step > self._logged and trainer.global_step % trainer.log_every_n_steps == 0:
-            self._logged = trainer.global_step
             self._log(trainer, pl_module)
-            now = time.perf_counter()
-        self._mark = now
+            self._rate.go_on()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Epochs shorter than the interval would leave most of a short run unrecorded.
         if trainer.num_training_batches < trainer.log_every_n_steps and trainer.global_step > self._logged:
-            self._logged = trainer.global_step
             self._log(trainer, pl_module)
+        self._rate.pause()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._rate.median is None:  # shorter than an interval
+            self._rate.end_interval()
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._logged = trainer.global_step
+        self._rate.end_interval()
         pl_module.check_finite()
         loss = trainer.strategy.reduce(pl_module.step_loss, reduce_op="mean")
         row = {"train/loss_step": float(loss)}
         if self.lr:
             row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        if self.throughput and self._rates:
-            row["images_per_second"] = statistics.median(self._rates[-trainer.log_every_n_steps :])
+        rate = self._rate.latest(trainer.log_every_n_steps)
+        if self.throughput and rate is not None:
+            row["images_per_second"] = rate
         pl_module.log_row(row)
 
 

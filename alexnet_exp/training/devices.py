@@ -49,13 +49,13 @@ def check_processes(arguments: Sequence[str]) -> None:
     Raises:
         UserError: If SLURM has more tasks than were started, or the processes would not share a directory.
     """
-    count = int(os.environ.get("SLURM_NTASKS", 1)) if "SLURM_PROCID" in os.environ else 1
+    count = _number("SLURM_NTASKS", 1) if "SLURM_PROCID" in os.environ else 1
     if count > 1 and "SLURM_STEP_ID" not in os.environ:
         raise UserError(
             f"This SLURM job has {count} tasks, and this is a single process: start the command with srun, or ask for "
             "one task."
         )
-    if max(count, int(os.environ.get("WORLD_SIZE", 1))) == 1:
+    if max(count, _number("WORLD_SIZE", 1)) == 1:
         return
     if {"-m", "--multirun"} & set(arguments):
         raise UserError(
@@ -67,12 +67,22 @@ def check_processes(arguments: Sequence[str]) -> None:
             "resume=DIR; a run that is not there yet starts there."
         )
     # Its agent keeps one store for all attempts, and a rank of the second would read the first one's addresses.
-    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    restarts = _number("TORCHELASTIC_MAX_RESTARTS", 0)
     if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         raise UserError(
             "torchrun --max-restarts would hang at the first restart, which finds what the processes of before have "
             "left in torchrun's store: start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment."
         )
+
+
+def _number(name: str, default: int) -> int:
+    """Read a whole number that a launcher has left in the environment."""
+    value = os.environ.get(name, "").strip() or str(default)
+    if not value.isdecimal():
+        raise UserError(
+            f"{name}={value} in the environment is not a number: unset it, or let the launcher set it."
+        )
+    return int(value)
 
 
 def count_devices(trainer: Mapping[str, Any]) -> int:
@@ -95,6 +105,19 @@ def device_type(trainer: Mapping[str, Any]) -> str:
     return "cpu" if trainer["accelerator"] == "cpu" else getattr(_devices(trainer)[0], "type", "cpu")
 
 
+def check_sync_batchnorm(trainer: Mapping[str, Any]) -> None:
+    """Refuse to synchronise batch normalisation on the processor.
+
+    Raises:
+        UserError: torch has no such layer there.
+    """
+    if trainer["sync_batchnorm"] and device_type(trainer) == "cpu":
+        raise UserError(
+            "trainer.sync_batchnorm=true needs GPUs: torch does not synchronise batch normalisation on the processor. "
+            "Leave it out."
+        )
+
+
 def _devices(trainer: Mapping[str, Any]) -> Sequence[Any]:
     from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -104,7 +127,7 @@ def _devices(trainer: Mapping[str, Any]) -> Sequence[Any]:
             accelerator=trainer["accelerator"], devices=trainer["devices"], num_nodes=trainer["num_nodes"]
         )
         return list(connector._parallel_devices)
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"trainer.accelerator={trainer['accelerator']} trainer.devices={trainer['devices']}: {reason} "
@@ -236,11 +259,11 @@ def _leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def die_with_parent(parent: int) -> None:
-    """Ask Linux to end this process when `parent` dies; end now if it is already gone."""
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """Ask Linux to send this process a signal when `parent` dies; end now if it is already gone."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, int(number))
     if os.getppid() != parent:
         sys.exit("The process that started this rank is gone.")
 

@@ -73,9 +73,9 @@ def load_safely(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
 
 def _damaged(path: str | os.PathLike[str], error: Exception) -> UserError:
     said = (str(error).splitlines() or [""])[0][:200]
-    return UserError(
-        f"{path} cannot be read: it is damaged, or no file of tensors ({said or type(error).__name__})."
-    )
+    # Of a byte that begins no pickle, Python says no more than its number.
+    why = f" ({said})" if any(c.isalpha() for c in said) else ""
+    return UserError(f"{path} cannot be read: it is damaged, or no file of tensors{why}.")
 
 
 def _load_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:

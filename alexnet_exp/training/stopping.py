@@ -66,6 +66,16 @@ def stopping_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def hold_early() -> None:
+    """Keep SIGUSR1 for the run that is about to begin: by default it ends a process, and SLURM sees a failure."""
+    if hasattr(signal, "SIGUSR1") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, _note)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    _state.requested = number
+
+
 def ignore_signals() -> None:
     """Let the first rank decide when a run ends; the others follow it."""
     for number in SIGNALS:

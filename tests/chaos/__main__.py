@@ -1,9 +1,10 @@
 """`make chaos`: trainings that are killed by -9 and resumed end as the one that never was, bit by bit.
 
-Every run trains the same: digits, a narrow network, with dropout, augmentation, averaged weights and a checkpoint every
-few steps. The moments are drawn from a seed: anywhere in the life of the process, right after a step, in the middle of
-writing a checkpoint; every third run is killed twice. Twelve epochs take some ten seconds, imports included; `--epochs
-400` is for a training of minutes.
+Every run trains the same: digits, a narrow network, with dropout, augmentation, averaged weights, W&B offline and a
+checkpoint every few steps. Weights, states, metrics.csv and the history in W&B must be equal, throughput aside. The
+moments are drawn from a seed: anywhere in the life of the process, right after a step, in the middle of writing a
+checkpoint; every third run is killed twice. Twelve epochs take some ten seconds, imports included; `--epochs 400` is
+for a training of minutes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ SETTINGS = [
     "trainer=cpu",
     "trainer.log_every_n_steps=1",
     "scheduler=cosine",
-    "logger=csv",
+    "logger=wandb",
+    "logger.wandb.mode=offline",
     "callbacks.checkpoint.every_n_steps=17",
     "callbacks.ema.enabled=true",
     "callbacks.early_stopping.enabled=true",

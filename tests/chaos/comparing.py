@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.tracking.read_wandb import read_finished, read_wandb
 from tests.training.small_runs import checkpoint, rows, same
 
 WEIGHTS = ("state_dict",)
 OPTIMIZER = ("optimizer_states", "lr_schedulers")
 APART = ("config",)  # it names the directory
+TIMED = "images_per_second"
+Row = dict[str, float]
 
 
 def differences(reference: Path, run: Path) -> dict[str, list[str]]:
@@ -20,6 +23,7 @@ def differences(reference: Path, run: Path) -> dict[str, list[str]]:
         "optimizer": [],
         "state": [],
         "metrics.csv": [],
+        "W&B": [],
         "result": [],
     }
     for name in ("last", "best"):
@@ -29,7 +33,8 @@ def differences(reference: Path, run: Path) -> dict[str, list[str]]:
                 part = "weights" if key in WEIGHTS else "optimizer" if key in OPTIMIZER else "state"
                 found[part].append(f"{name}.ckpt: {key}")
     if rows(reference) != rows(run):
-        found["metrics.csv"].append(_first_other_row(reference, run))
+        found["metrics.csv"].append(_first_other_row(rows(reference), rows(run)))
+    found["W&B"] += _other_history(reference, run)
     before, after = _result(reference), _result(run)
     found["result"] += [key for key in before if before[key] != after.get(key)]
     return found
@@ -44,9 +49,32 @@ def _result(run: Path) -> dict[str, Any]:
     return {key: result.get(key) for key in ("status", "metrics", "best", "epochs", "steps")}
 
 
-def _first_other_row(reference: Path, run: Path) -> str:
-    ours, theirs = rows(reference), rows(run)
+def _first_other_row(ours: list[Row], theirs: list[Row]) -> str:
     for number, (one, other) in enumerate(zip(ours, theirs, strict=False), 1):
         if one != other:
             return f"row {number}: {one} and {other}"
     return f"{len(ours)} rows and {len(theirs)}"
+
+
+def _other_history(reference: Path, run: Path) -> list[str]:
+    """Say how what W&B has of two runs differs."""
+    (ours, _), (theirs, ids) = history(reference), history(run)
+    said = [] if len(ids) == 1 else [f"{len(ids)} ids: {', '.join(sorted(ids))}"]
+    return said if ours == theirs else [*said, _first_other_row(ours, theirs)]
+
+
+def history(run: Path) -> tuple[list[Row], set[str]]:
+    """Return what W&B has of a run, and under which ids.
+
+    All files of an id count together, and the last record of a step wins, as where they are synced. Throughput is left
+    out.
+    """
+    files = sorted(run.glob("wandb/*run-*/run-*.wandb"), key=lambda file: file.parent.name)
+    parts = [*map(read_wandb, files[:-1]), read_finished(files[-1])]
+    latest: dict[tuple[Any, ...], Row] = {}
+    for part in parts:
+        for row in part.metric_rows():
+            kept = {key: value for key, value in row.items() if key != TIMED}
+            latest[kept["step"], *sorted(kept)] = kept
+    # A part that was killed before it wrote anything has no id.
+    return [latest[key] for key in sorted(latest)], {part.run_id for part in parts if part.run_id}

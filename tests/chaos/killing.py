@@ -48,7 +48,8 @@ def training(run_dir: Path, settings: list[str]) -> Iterator[subprocess.Popen[by
     again = [] if (run_dir / "config.yaml").exists() else settings
     command = [sys.executable, str(ROOT / "train.py"), *again, f"resume={run_dir}"]
     # One thread each: how many there are decides the order of sums, and several runs share the cores.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment = {**own, "OMP_NUM_THREADS": "1"}
     with open(run_dir.parent / "output.txt", "ab") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT, env=environment)
     try:

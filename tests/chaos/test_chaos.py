@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.chaos.__main__ import SETTINGS, Case, chase, draw
-from tests.chaos.comparing import differences
+from tests.chaos.comparing import differences, history
 from tests.chaos.killing import Kill, finish, last_step
 from tests.training.small_runs import checkpoint
 
@@ -37,3 +37,11 @@ def test_a_run_killed_in_a_save_ends_as_one_that_never_was_and_a_changed_bit_is_
     torch.save(changed, run_dir / "checkpoints" / "last.ckpt")
     found = differences(reference, run_dir)
     assert found["weights"] == ["last.ckpt: state_dict"] and found["optimizer"] == []
+    assert found["W&B"] == []
+    files = list(run_dir.glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2  # before the kill, and after it
+    lr = next(row["lr"] for row in history(run_dir)[0] if "lr" in row)
+    other = repr(lr)[:-1] + ("2" if repr(lr)[-1] == "1" else "1")
+    for file in files:
+        file.write_bytes(file.read_bytes().replace(repr(lr).encode(), other.encode()))
+    assert differences(reference, run_dir)["W&B"] != []

@@ -249,6 +249,11 @@ def test_preprocessing_leaves_its_images_as_they_are(dtype: torch.dtype):
     assert torch.equal(images, before)
 
 
+def test_floats_that_were_made_on_the_way_are_not_copied_again():
+    images = noise(3, 3, 8).float()
+    assert Preprocess(8, MEAN, STD).finish(images).data_ptr() == images.data_ptr()
+
+
 def test_the_whole_way_matches_a_loop_that_uses_torchvision():
     images, indices = noise(6, 3, 20), torch.arange(6)
     options = {"flip": True, "pad": 0, "crop": True}

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-pytest.importorskip("litdata", reason="litdata is not installed (the extra 'streaming')")
-
 from alexnet_exp.cli import main
 from alexnet_exp.data import Folder, Streaming
 from alexnet_exp.data.loaders import Batch, Loader
 from alexnet_exp.data.streaming import turns
 from alexnet_exp.errors import UserError
+from alexnet_exp.inference import load_classifier
+from alexnet_exp.runs.export_check import images_to_check
 from tests.data.makers import write_folder
+from tests.runs.evaluated_runs import evaluated
+from tests.training.small_runs import SMALL
 
 COMMON = {"batch_size": 8, "image_size": 28, "mean": [0.5] * 3, "std": [0.25] * 3, "seed": 3}
 
@@ -131,5 +134,20 @@ def test_workers_take_turns_until_each_has_no_more():
 
 
 def test_a_place_that_was_not_prepared_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"manifest\.json cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"^\S+manifest\.json cannot be read \(No such file"):
         Streaming(str(tmp_path), **COMMON).setup()
+
+
+@pytest.mark.slow
+def test_two_ranks_train_on_chunks_and_the_checkpoint_can_be_evaluated(url: str, tmp_path: Path):
+    narrow = [s for s in SMALL if not s.startswith(("data", "trainer=cpu"))]
+    typed = [*narrow, "data=streaming", f"data.url={url}", "data.batch_size=8", "data.num_workers=0"]
+    run = tmp_path / "run"
+    assert main(["train", *typed, "trainer=ddp_cpu", f"hydra.run.dir={run}"]) == 0
+    result = json.loads((run / "result.json").read_text())
+    assert (result["status"], result["devices"], result["steps"]) == ("finished", 2, 7)
+    again = evaluated(tmp_path / "evaluation", run, "split=val")
+    assert again["metrics"]["val/top1"] == pytest.approx(result["metrics"]["val/top1"])
+    assert main(["figures", str(run), "device=cpu", f"hydra.run.dir={tmp_path / 'figures'}"]) == 0
+    images, where = images_to_check(load_classifier(str(run)), (), "")
+    assert (len(images), where) == (7, "7 images of the val split")

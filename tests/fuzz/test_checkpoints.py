@@ -16,6 +16,9 @@ from tests.fuzz.damage import DAMAGE, damaged
 from tests.fuzz.refusal import check_sentence
 from tests.training.small_runs import run, same
 
+# A failure is told with the whole checkpoint, which is long.
+pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, dict[str, Any]]:

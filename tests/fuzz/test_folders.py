@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from alexnet_exp.data.folder import scan
@@ -52,6 +52,7 @@ def grown(root: Path, files: list[tuple[list[str], str]], links: list[tuple[list
     links=st.lists(LINKS, max_size=2),
     val_fraction=st.sampled_from((None, 0.0, 0.25, 0.99)),
 )
+@example(files=[], links=[([], "train", "."), ([], "round", "round")], val_fraction=None)
 def test_a_tree_is_a_data_set_or_a_sentence(
     tmp_path_factory: pytest.TempPathFactory, files: list, links: list, val_fraction: float | None
 ) -> None:

@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -20,8 +20,8 @@ AFTER_LINEAR = ("relu", "batch_norm", "dropout")
 CHANNELS = (4, 6, 8, 12)
 
 
-def orders(operations: tuple[str, ...]) -> st.SearchStrategy[list[str]]:
-    return st.lists(st.sampled_from(operations), max_size=4, unique=True)
+def orders(operations: tuple[str, ...], longest: int = 4) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(operations), max_size=longest)
 
 
 POOLS = st.fixed_dictionaries(
@@ -35,7 +35,7 @@ POOLS = st.fixed_dictionaries(
 CONVS = st.fixed_dictionaries(
     {"out_channels": st.sampled_from(CHANNELS), "then": orders(AFTER_CONV)},
     optional={
-        "before": orders(("relu", "dropout")),
+        "before": orders(AFTER_CONV, longest=2),
         "kernel_size": st.integers(1, 7),
         "stride": st.integers(1, 4),
         "padding": st.sampled_from([0, 1, 2, 3, "same"]),
@@ -50,7 +50,10 @@ CONVS = st.fixed_dictionaries(
         "avg_pool": POOLS,
     },
 )  # fmt: skip
-LINEARS = st.fixed_dictionaries({"out_features": st.integers(1, 20), "then": orders(AFTER_LINEAR)})
+LINEARS = st.fixed_dictionaries(
+    {"out_features": st.integers(1, 20), "then": orders(AFTER_LINEAR)},
+    optional={"before": orders(AFTER_LINEAR, longest=2)},
+)
 
 
 def mostly_legal(layer: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +96,7 @@ def test_a_network_that_can_be_built_trains_saves_and_loads(spec: dict[str, Any]
     model = built(spec)
     assume(model is not None)
     assert model is not None
+    _check_modules(model, spec)
     images = torch.randn(3, spec["in_channels"], spec["input_size"], spec["input_size"])
     _take_a_step(model, images, spec["num_classes"])
     again = AlexNet(**spec)
@@ -106,6 +110,13 @@ def test_a_network_that_can_be_built_trains_saves_and_loads(spec: dict[str, Any]
         assert expected.shape == (3, spec["num_classes"]) and expected.isfinite().all()
         # With a gradient's history, none, or one image: a network is the same function.
         torch.testing.assert_close(model(images[:1]), expected[:1], rtol=1e-4, atol=1e-5)
+
+
+def _check_modules(model: AlexNet, spec: dict[str, Any]) -> None:
+    """Every layer and every word around it is a module."""
+    for part, ahead in (("features", len(spec["input"])), ("classifier", 0)):
+        words = [[*layer.get("before", []), *layer.get("then", [])] for layer in spec[part].values()]
+        assert len(model.get_submodule(part)) == ahead + sum(1 + len(ops) for ops in words)
 
 
 def _take_a_step(model: AlexNet, images: torch.Tensor, num_classes: int) -> None:
@@ -144,6 +155,7 @@ KEYS = st.sampled_from(
 
 
 @given(st.dictionaries(KEYS, SCALARS, min_size=1, max_size=3))
+@example({"padding": 374461, "out_channels": 374461, "kernel_size": 374461})
 def test_nonsense_in_a_layer_is_a_sentence_or_a_network(changes: dict[str, Any]) -> None:
     with torch.device("meta"):  # a width of ten million takes no memory there
         try:

@@ -1,4 +1,4 @@
-"""Every network runs, in both precisions and both layouts, and its gradient reaches every parameter."""
+"""Every network runs forward and backward, in both precisions and layouts; its gradient reaches every parameter."""
 
 from __future__ import annotations
 
@@ -33,7 +33,14 @@ def build(name: str, **overrides: object) -> tuple[nn.Module, torch.Tensor]:
 def step(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
     logits = net(images)
     nn.functional.cross_entropy(logits, torch.arange(len(images))).backward()
-    return logits
+    return logits.detach()
+
+
+def gradients(net: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the gradients by parameter, and forget them."""
+    found = {name: parameter.grad.float() for name, parameter in net.named_parameters()}
+    net.zero_grad()
+    return found
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -43,31 +50,48 @@ def test_gradient_reaches_every_parameter(name: str):
     logits = step(net.train(), 50 * images)
     assert logits.shape == (4, net.fc.out_features if "resnet" in name else net.spec.num_classes)
     assert torch.isfinite(logits).all()
-    for parameter_name, parameter in net.named_parameters():
-        assert torch.isfinite(parameter.grad).all(), parameter_name
-        assert parameter.grad.any(), parameter_name
+    for parameter_name, grad in gradients(net).items():
+        assert torch.isfinite(grad).all(), parameter_name
+        if name == "alexnet_stride4" and parameter_name in ("features.conv4.weight", "features.conv5.weight"):
+            grad = grad[:, :, 1, 1]  # their borders see zeros alone: the last test of this file
+        # Four images leave some units dead, others dropped. The smallest share that gets here is a fifth.
+        assert grad.count_nonzero() > grad.numel() / 8, parameter_name
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_forward_is_finite_in_bfloat16(name: str):
+def test_logits_and_gradients_in_bfloat16_are_nearly_those_in_float32(name: str):
     net, images = build(name)
     net.eval()
-    with torch.no_grad():
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.isfinite(net(images)).all()
-        logits = net.bfloat16()(images.bfloat16())
+    step(net, 50 * images)
+    expected = gradients(net)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(step(net, 50 * images)).all()
+    assert_same_direction(gradients(net), expected)
+    logits = step(net.bfloat16(), 50 * images.bfloat16())
     assert logits.dtype == torch.bfloat16
     assert torch.isfinite(logits).all()
+    assert_same_direction(gradients(net), expected)
+
+
+def assert_same_direction(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Compare by the angle: with 8 bits, units near 0 and windows with two near maxima switch."""
+    for name, grad in expected.items():
+        cosine = nn.functional.cosine_similarity(found[name].flatten(), grad.flatten(), dim=0)
+        assert cosine > 0.85, (name, cosine)
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_channels_last_gives_the_same_logits(name: str):
+def test_channels_last_gives_the_same_logits_and_gradients(name: str):
     net, images = build(name)
     net.eval()
-    with torch.no_grad():
-        expected = net(images)
-        logits = net.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
+    images = 50 * images
+    expected, grads = step(net, images), gradients(net)
+    logits = step(net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last))
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    for parameter_name, grad in gradients(net).items():
+        # Of two maxima that differ by a rounding, a pool may take the other one.
+        difference = (grad - grads[parameter_name]).norm()
+        assert difference < 0.05 * grads[parameter_name].norm(), parameter_name
 
 
 def test_borders_of_stride4s_last_kernels_never_get_a_gradient():

@@ -146,3 +146,12 @@ def test_the_others_start_as_torch_does(name: str):
 
 def test_the_start_of_every_network_is_looked_at():
     assert {*published.INITIAL, *published.GLOROT, *published.TORCH_START} == set(published.SIDES)
+
+
+@pytest.mark.parametrize("conv", ["conv1", "layer4.1.conv2"])
+def test_resnet18_cifar_starts_from_he_s_normal_over_fan_out(conv: str):
+    torch.manual_seed(0)
+    weight = create_model("resnet18_cifar").get_parameter(f"{conv}.weight")
+    std = math.sqrt(2 / (weight.shape[0] * 9))
+    assert weight.std().item() == pytest.approx(std, rel=0.08)
+    assert weight.abs().max() > 3 * std  # a uniform distribution ends at 1.73 of its standard deviations

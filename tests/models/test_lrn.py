@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 from alexnet_exp.models import LocalResponseNorm
-from alexnet_exp.models.layers import local_response_norm, lrn
+from alexnet_exp.models.layers import local_response_norm, lrn, missing_compiler
 
 CONSTANTS = [
     (5, 1e-4, 0.75, 2.0),  # the original
@@ -155,13 +157,40 @@ def test_compiled_gives_the_same_values_and_gradients(groups: int):
 
 
 def test_compiled_without_a_compiler_warns_and_stays_eager(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lrn.shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     lrn._compiled.cache_clear()
     x = images(2, 8, 3, 3)
     with pytest.warns(UserWarning, match="needs a C\\+\\+ compiler"):
         out = LocalResponseNorm(compiled=True)(x)
     assert torch.equal(out, LocalResponseNorm()(x))
     lrn._compiled.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("device", "platform", "environment", "asked"),
+    [
+        ("cpu", "linux", {}, ["g++"]),
+        ("cpu", "darwin", {}, ["clang++"]),
+        ("cpu", "linux", {"CXX": "icpx"}, ["icpx"]),
+        ("cuda", "linux", {"CXX": "icpx"}, ["gcc", "clang"]),
+        ("cuda", "linux", {"CC": "icx"}, ["icx"]),
+        ("mps", "darwin", {}, []),
+    ],
+)
+def test_the_compiler_looked_for_is_the_one_that_torch_would_call(
+    monkeypatch: pytest.MonkeyPatch, device: str, platform: str, environment: dict[str, str], asked: list[str]
+):
+    looked: list[str] = []
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(shutil, "which", lambda name: looked.append(name))  # finds nothing
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert bool(missing_compiler(device)) is bool(asked)
+    assert looked == asked
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name == asked[-1] else None)
+    assert not asked or missing_compiler(device) is None
 
 
 def test_export_uses_the_plain_form():

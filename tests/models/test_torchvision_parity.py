@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 import torchvision
@@ -40,3 +44,19 @@ def test_alexnet_owt_takes_other_image_sizes_as_torchvision_does():
     images = torch.randn(1, 3, 96, 130)
     with torch.no_grad():
         torch.testing.assert_close(net(images), reference(images), rtol=0, atol=1e-5)
+
+
+def test_the_snippet_of_the_manual_hands_our_weights_to_torchvision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    manual = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?ours_to_torchvision.*?)```", manual, re.DOTALL)
+    net = create_model("alexnet_owt", num_classes=10).eval()
+    save_file(net.state_dict(), tmp_path / "weights.safetensors")
+    monkeypatch.chdir(tmp_path)
+    theirs: dict[str, Any] = {}
+    exec(snippet, theirs)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs["network"].eval()(image), net(image), rtol=0, atol=1e-5)

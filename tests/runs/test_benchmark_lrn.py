@@ -71,12 +71,17 @@ def test_lrn_is_timed_in_the_run_s_precision_and_layout(
         seen.add((x.dtype, x.is_contiguous(memory_format=torch.channels_last)))
         return forward(self, x)
 
+    asked: list[torch.device] = []
     monkeypatch.setattr(LocalResponseNorm, "forward", noting)
-    settings = ["trainer.precision=bf16-mixed", "channels_last=true", "lrn.batch_size=2"]
+    monkeypatch.setattr(benchmark_lrn, "use_fast_matmul", asked.append)
+    monkeypatch.setattr(benchmark_lrn, "missing_compiler", lambda device: "a C++ compiler (g++)")
+    settings = ["trainer.precision=bf16-mixed", "channels_last=true", "lrn.batch_size=2", "lrn.compile=true"]
     assert main(["benchmark", "lrn", *CPU, *settings, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     assert seen == {(torch.bfloat16, True)}
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert all(row["what"].endswith("bf16-mixed channels_last") for row in result["rows"])
+    assert asked == [torch.device("cpu")]
+    assert result["notes"][0] == "Nothing is compiled: that needs a C++ compiler (g++)."
     assert any("fewer than five" in note for note in result["notes"])  # repeats=1
 
 
@@ -85,6 +90,24 @@ def test_what_a_layer_keeps_is_counted_in_inputs() -> None:
     assert benchmark_lrn._kept(nn.Identity(), x) == 0.0
     assert benchmark_lrn._kept(nn.ReLU(), x) == 1.0  # its output
     assert benchmark_lrn._kept(LocalResponseNorm(), x) == 1.0  # its input
+
+
+def test_torch_s_layer_normalises_each_tower_by_itself() -> None:
+    towers = nn.Sequential(LocalResponseNorm(5, 1.0, groups=2))
+    x = torch.randn(2, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(with_torch_lrn(nn.Sequential(*towers))(x), towers(x))
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "deterministic", "chosen"),
+    [(None, False, True), (None, True, False), (False, False, False)],
+)
+def test_convolutions_are_chosen_as_in_a_run(
+    monkeypatch: pytest.MonkeyPatch, benchmark: bool | None, deterministic: bool, chosen: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not chosen)
+    benchmark_lrn._as_a_run({"benchmark": benchmark, "deterministic": deterministic}, "cpu")
+    assert torch.backends.cudnn.benchmark is chosen
 
 
 def test_several_runs_of_the_command_have_directories_of_their_own(tmp_path: Path) -> None:

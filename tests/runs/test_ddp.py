@@ -13,10 +13,14 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from torch import nn
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.runs.fit import assemble, fit_to_data, prepare_data
 from alexnet_exp.tracking.run_directory import RunDirectory
-from tests.training.small_runs import SMALL, checkpoint, rows, run
+from tests.tracking.read_wandb import read_wandb
+from tests.training.small_runs import SMALL, checkpoint, rows, run, settings
 
 ROOT = Path(__file__).parents[2]
 # 193 = 6 * 32 + 1 images: in the last batch one of two ranks has none. 51 and 61 leave ranks unequal shares.
@@ -50,6 +54,14 @@ class FailOnStart(Callback):
     def __init__(self) -> None:
         if os.environ["LOCAL_RANK"] == "1":
             raise RuntimeError("the second rank has no luck")
+
+
+class NoteRate(Callback):
+    """Write down the learning rate that this rank has trained with."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        Path(trainer.default_root_dir, f"rate-{trainer.global_rank}").write_text(str(rate))
 
 
 def children() -> set[int]:
@@ -190,3 +202,55 @@ def test_each_job_of_a_sweep_has_both_its_ranks(tmp_path: Path) -> None:
         # Averaged gradients of two different rates' ranks would give the weights of neither.
         assert difference(weights(tmp_path / rate), weights(job)) < 1e-4
     assert difference(*map(weights, jobs)) > 2e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how", [["hydra/launcher=basic"], ["hydra/sweeper=optuna", "hydra.sweeper.sampler=grid"]]
+)
+def test_all_ranks_of_a_job_have_its_settings_and_it_has_a_wandb_run(tmp_path: Path, how: list[str]) -> None:
+    command = [sys.executable, "train.py", "-m", *SMALL, "trainer=ddp_cpu", "test=false", "scheduler=none",
+               "logger=wandb", "logger.wandb.mode=offline", "optimizer.lr=0.01,0.1", *how,
+               "+callbacks.note._target_=tests.runs.test_ddp.NoteRate", f"hydra.sweep.dir={tmp_path}"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    jobs = sorted(path.parent for path in tmp_path.glob("*/config.yaml"))
+    assert [job.name for job in jobs] == ["0", "1"]
+    rates = [yaml.safe_load((job / "config.yaml").read_text())["optimizer"]["lr"] for job in jobs]
+    assert sorted(rates) == [0.01, 0.1]
+    for job, rate in zip(jobs, rates, strict=True):
+        assert [float((job / f"rate-{rank}").read_text()) for rank in (0, 1)] == [rate, rate]
+        (folder,) = (job / "wandb").glob("offline-run-*")
+        assert read_wandb(folder).config["optimizer"]["lr"] == rate
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        [
+            "model.features.conv1.then=[batch_norm,relu,max_pool]",
+            "model.features.conv3.then=[relu,batch_norm]",
+        ],
+        ["model=resnet18_cifar"],
+    ],
+)
+def test_synchronised_batch_norm_takes_the_place_of_every_batch_norm(
+    tmp_path: Path, network: list[str]
+) -> None:
+    base = [s for s in SMALL if not s.startswith("model.") or network[0] != "model=resnet18_cifar"]
+    config, typed = settings(*network, "trainer=ddp_cpu", "trainer.sync_batchnorm=true", base=base)
+    data = prepare_data(config)
+    fit_to_data(config, data, typed)
+    fit = assemble(config, data, tmp_path, [], Console(quiet=True))
+    before = {name for name, module in fit.classifier.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    names = list(fit.classifier.state_dict())
+    converted = fit.trainer.strategy._layer_sync.apply(fit.classifier)
+    after = {name for name, module in converted.named_modules() if isinstance(module, nn.SyncBatchNorm)}
+    assert after == before != set()
+    assert list(converted.state_dict()) == names  # checkpoints fit both
+
+
+def test_synchronised_batch_norm_needs_gpus(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.sync_batchnorm=true needs GPUs"):
+        run(tmp_path / "run", "trainer=ddp_cpu", "trainer.sync_batchnorm=true")
+    assert not (tmp_path / "run").exists()

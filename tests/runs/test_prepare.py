@@ -3,29 +3,59 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import litdata
 import pytest
 
 from alexnet_exp.cli import main
 from alexnet_exp.data import Folder
+from alexnet_exp.errors import UserError
+from alexnet_exp.runs.prepare_chunks import _begin
+from alexnet_exp.sweeps.process import identity, is_gone
 from tests.data.makers import write_folder
-
-litdata = pytest.importorskip("litdata", reason="litdata is not installed (the extra 'streaming')")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The system's temporary folder, as far as this module goes; LitData would empty data and chunks in it."""
+    folder = tmp_path_factory.mktemp("tmp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def root(temporary: Path) -> Path:
+    folder = temporary / "data"
     write_folder(folder, {"train/cat": 5, "train/dog": 4, "val/dog": 2}, size=(60, 40))
     return folder
 
 
 @pytest.fixture(scope="module")
-def out(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("out") / "chunks"
+def out(root: Path, temporary: Path) -> Path:
+    out = temporary / "chunks"
     assert prepare(root, out, "size=20", "quality=80") == 0
     return out
+
+
+def test_folders_that_are_named_as_litdatas_own_are_left_alone(root: Path, out: Path):
+    assert len(list(root.rglob("*.jpg"))) == 11
+    assert {path.parent.name for path in out.rglob("*.bin")} == {"train", "val"}
+
+
+def test_litdata_leaves_no_trace_in_the_process(out: Path):
+    assert not [name for name in os.environ if name.startswith("DATA_OPTIMIZER")]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert multiprocessing.get_start_method(allow_none=True) != "spawn"
 
 
 def prepare(root: Path, out: Path, *settings: str) -> int:
@@ -110,3 +140,94 @@ def test_the_cache_is_the_one_that_a_folder_reads(root: Path, tmp_path: Path):
     data.setup()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("images.npy")} == before
     assert len(before) == len(data.sources) == 2
+
+
+# ------------------------------------------------------------------------------------------------ going on
+
+SETTINGS = {"size": 20, "quality": 80, "chunk_mb": 64, "num_workers": None}
+TASKS = {"train": [["a.jpg", 0, "cat/a.jpg"]]}
+
+
+def test_what_goes_on_does_so_with_as_many_workers_as_before(tmp_path: Path):
+    assert _begin(str(tmp_path), {**SETTINGS, "num_workers": 3}, TASKS) == 3
+    assert _begin(str(tmp_path), SETTINGS, TASKS) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "tasks", "message"),
+    [
+        ({"size": None}, TASKS, "was begun with size=20: say the same"),
+        ({"quality": 90, "chunk_mb": 1}, TASKS, "was begun with quality=80 chunk_mb=64: say the same"),
+        ({"num_workers": 4}, TASKS, "was begun with num_workers=3"),
+        ({}, {"train": [["b.jpg", 0, "cat/b.jpg"]]}, "was begun with other images"),
+    ],
+)
+def test_what_was_begun_in_another_way_is_not_mixed_with_it(
+    tmp_path: Path, changes: dict, tasks: dict, message: str
+):
+    _begin(str(tmp_path), {**SETTINGS, "num_workers": 3}, TASKS)
+    with pytest.raises(UserError, match=message):
+        _begin(str(tmp_path), {**SETTINGS, **changes}, tasks)
+
+
+@pytest.mark.slow
+def test_an_image_that_cannot_be_read_is_one_line_and_once_mended_the_rest_follows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    root, out = tmp_path / "images", tmp_path / "out"
+    write_folder(root, {"train/cat": 3, "train/dog": 1, "val/cat": 1})
+    broken = root / "train" / "cat" / "1.jpg"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"no image")
+    assert prepare(root, out, "size=20") == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert str(broken) in line
+    broken.write_bytes(whole)
+    assert prepare(root, out, "size=20") == 0
+    assert len(stored(out / "train")) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")
+def test_what_was_interrupted_twice_ends_as_what_never_was(tmp_path: Path):
+    root, settings = tmp_path / "images", ["size=299", "quality=95", "chunk_mb=1"]
+    write_folder(root, {"train/cat": 40, "train/dog": 40, "val/cat": 2}, size=(400, 300))
+    assert interrupted(signal.SIGINT, 1, root, tmp_path / "parts", *settings) == 130
+    assert interrupted(signal.SIGKILL, 3, root, tmp_path / "parts", *settings) == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("parts/train/chunk-0-[012].bin")}
+    assert len(kept) == 3
+    assert not (tmp_path / "parts" / "train" / "index.json").exists()
+    for name in ("parts", "whole"):
+        assert prepare(root, tmp_path / name, *settings) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def interrupted(number: int, chunks: int, root: Path, out: Path, *settings: str) -> int:
+    """Prepare until so many chunks are there, and send the command a signal; its workers must end, too."""
+    command = ["prepare", f"data.root={root}", f"out={out}", "num_workers=1", *settings]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "alexnet_exp.cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    checkpoint = out / "train" / ".checkpoints" / "checkpoint-0.json"
+    while not checkpoint.exists() or len(json.loads(checkpoint.read_text())["chunks"]) < chunks:
+        assert running.poll() is None
+        time.sleep(0.002)
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(running.pid)], capture_output=True, text=True, check=True
+    )
+    workers = [worker for pid in listed.stdout.split() if (worker := identity(int(pid)))]
+    running.send_signal(number)
+    _, said = running.communicate(timeout=60)
+    assert b"Traceback" not in said
+    deadline = time.monotonic() + 10
+    while not all(map(is_gone, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return running.returncode
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Return every file below a folder, less the time of day that LitData writes down."""
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {n: {**json.loads(b), "updated_at": None} if n.endswith(".json") else b for n, b in files.items()}

@@ -17,6 +17,7 @@ from alexnet_exp.sweeps.job import FAILED, FINISHED, WAITING, Job
 from alexnet_exp.sweeps.launch import Pool
 from alexnet_exp.sweeps.resources import Resources
 from alexnet_exp.sweeps.table import Table
+from tests.processes import catches
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 
@@ -145,7 +146,7 @@ def test_a_job_dies_with_the_sweep(tmp_path: Path):
     assert sweep.stdout is not None
     child = int(sweep.stdout.readline())
     sweep.stdout.close()
-    _wait_until(lambda: (tmp_path / "0" / "config.yaml").exists())  # it has asked to die with its parent
+    _wait_until(lambda: catches(child, signal.SIGUSR1))  # the first thing after it has asked to die, too
     sweep.send_signal(signal.SIGKILL)
     sweep.wait()
     _wait_until(lambda: not _is_alive(child))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ import torch
 from alexnet_exp.cli import main
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.wandb_logger import find_run_id
+from tests.processes import catches
 from tests.sweeps.slurm_node import one_node, why_not
 
 pytestmark = [
@@ -71,6 +74,7 @@ def start_again(cluster: dict[str, str], job: str) -> None:
         )
 
     wait_until(is_held)
+    time.sleep(2)  # a start in the second of the requeue is taken for the old one: "Job credential revoked"
     scontrol(cluster, "update", f"JobId={job}", "StartTime=now")
 
 
@@ -139,3 +143,39 @@ def test_two_ranks_save_at_the_signal_ahead_of_the_time_limit_and_ask_to_be_star
     assert "stopped by SIGUSR1 after step" in said and "SLURM starts this job again." in said
     result = RunDirectory(directory / "0").result()
     assert result is not None and (result["status"], result["epochs"]) == ("finished", 4)
+
+
+def test_a_job_that_is_signalled_while_it_starts_is_started_again(cluster: dict[str, str], tmp_path: Path):
+    directory = tmp_path / "sweep"
+    settings = [*SETTINGS, "trainer.max_epochs=1", f"hydra.sweep.dir={directory}"]
+    watching = sweep(cluster, *settings)
+
+    def said() -> str:
+        return (directory / "0" / "output.log").read_text()
+
+    signs = [
+        # Settings are composed; torch is imported.
+        lambda: any(catches(pid, signal.SIGUSR1) for pid in _processes_of(directory / "0")),
+        lambda: said().count("run directory: ") == 2,
+    ]
+    for sign in signs:
+        wait_until(sign)
+        job = f"{array_of(directory)}_0"
+        subprocess.run(["scancel", "--signal=USR1", job], env=cluster, check=True, timeout=30)
+        start_again(cluster, job)
+    printed, _ = watching.communicate(timeout=240)
+    assert watching.returncode == 0, printed
+    assert said().count("SLURM starts this job again.") == 2 and "Traceback" not in said()
+    result = RunDirectory(directory / "0").result()
+    assert result is not None and (result["status"], result["epochs"]) == ("finished", 1)
+
+
+def _processes_of(run: Path) -> list[int]:
+    """Return the processes that train in a directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if f"resume={run}" in words and "alexnet_exp.cli" in words and "srun" not in words[0]:
+                found.append(int(process.name))
+    return found

@@ -233,6 +233,15 @@ def test_an_axis_holds_its_values_between_few_round_ticks(values):
     assert axis.low < axis.high
 
 
+@pytest.mark.parametrize("values", [[2.3027, 2.3031], [1.0, 1.0000004], [2.30, 2.31], [1000.2, 1000.4]])
+def test_no_two_ticks_have_one_name(values):
+    names = [name for _, name in report_charts.y_axis(values, number).ticks]
+    assert len(set(names)) == len(names)
+    assert [float(name.replace(",", "")) for name in names] == pytest.approx(
+        [value for value, _ in report_charts.y_axis(values, number).ticks], abs=(values[1] - values[0]) / 100
+    )
+
+
 def test_a_failed_run_says_how_far_it_came(tmp_path):
     rows = [
         {"epoch": 0, "step": 0, "train/loss_step": 2.3},

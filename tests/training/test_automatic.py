@@ -81,6 +81,35 @@ def test_on_a_processor_a_long_run_compiles_normalisation_alone(compiler, monkey
     assert settled(CPU, "model=alexnet_lrn")["compile"] is False
 
 
+def test_accumulated_batches_make_a_run_longer(capability, compiler):
+    capability(9, 0)
+    steps = ["model=alexnet_lrn", "trainer.max_steps=1000"]
+    assert settled(CUDA, *steps)["compile"] is False
+    assert settled(CUDA, *steps, "trainer.accumulate_grad_batches=100000")["compile"] is True
+
+
+def test_what_compiling_lacks_is_said(capability, compiler, monkeypatch):
+    def chosen(device: torch.device) -> tuple[bool, str]:
+        config, _ = settings("trainer.max_epochs=30", "model=alexnet_lrn")
+        said = settle(config, device, 10**8)
+        return config["compile"], said[-1]
+
+    capability(6, 1)
+    assert chosen(CUDA) == (
+        False, "compile=false (compiling would pay, and needs a GPU of compute capability 7.0 or more)"
+    )  # fmt: skip
+    capability(9, 0)
+    assert chosen(CUDA) == (True, "compile=true")
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert chosen(CUDA) == (
+        False,
+        "compile=false (compiling would pay, and needs a C compiler (gcc or clang))",
+    )
+    assert chosen(CPU) == (False, "compile=false (compiling would pay, and needs a C++ compiler (g++))")
+
+
 def test_compiling_normalisation_leaves_the_rest():
     model = create_model("alexnet_lrn", num_classes=10)
     compile_network(model, "lrn")

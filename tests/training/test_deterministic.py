@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from alexnet_exp import create_model, list_models
+from alexnet_exp.runs.results import is_deterministic
 from tests.training.small_runs import DROPOUT, checkpoint, rows, run, same
 
 HARD = [
@@ -44,8 +47,28 @@ def test_two_runs_of_one_seed_are_bit_identical_and_say_what_they_were(tmp_path:
         for part in ("state_dict", "optimizer_states", "lr_schedulers"):
             assert same(checkpoint(tmp_path / "plain")[part], checkpoint(tmp_path / name)[part])
         assert rows(tmp_path / "plain") == rows(tmp_path / name)
-    assert [result["deterministic"] for result in (plain, again, strict)] == [False, False, True]
+    assert all(result["deterministic"] is True for result in (plain, again, strict))
     assert {result["seed"] for result in (plain, again, strict)} == {5}
+
+
+@pytest.mark.parametrize(
+    ("device", "setting", "data", "said"),
+    [
+        ("cpu", False, "alexnet_exp.data.CIFAR10", True),
+        ("cpu", "warn", "alexnet_exp.data.Folder", True),
+        ("cpu", False, "my_package.Data", False),  # how it draws, nobody knows
+        ("cuda", False, "alexnet_exp.data.CIFAR10", False),
+        ("cuda", "warn", "alexnet_exp.data.CIFAR10", False),
+        ("cuda", True, "alexnet_exp.data.CIFAR10", True),
+    ],
+)
+def test_a_result_says_deterministic_where_the_same_bits_come_again(
+    device: str, setting: bool | str, data: str, said: bool
+) -> None:
+    config = {"trainer": {"deterministic": setting}, "data": {"_target_": data}}
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    fit: Any = SimpleNamespace(trainer=SimpleNamespace(strategy=strategy))
+    assert is_deterministic(config, fit) is said
 
 
 @pytest.fixture

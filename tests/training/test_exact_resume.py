@@ -32,6 +32,7 @@ BY_STEPS = ["scheduler=step", "scheduler.every_epochs=1", "trainer.max_steps=18"
 CASES = {  # settings, callbacks.checkpoint.every_n_steps, where the run stops, where its checkpoint is from
     "epoch": (["scheduler=cosine"], None, 8, 7),
     "inside an epoch": (["scheduler=cosine"], 5, 13, 10),
+    "layer-wise rates": (["optimizer=lars", "optimizer.trust=0.02"], 5, 13, 10),
     "plateau": ([*PLATEAU, "callbacks.early_stopping.enabled=true"], None, 16, 14),
     # The validation that the plateau and the best checkpoint go by is from before the stop.
     "plateau inside an epoch": ([*PLATEAU, "trainer.val_check_interval=3"], 13, 13, 13),

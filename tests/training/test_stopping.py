@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.training import stopping
-from alexnet_exp.training.stopping import Stopped, agreed, requeue, signals_held, stopping_on_signals
+from alexnet_exp.training.stopping import (
+    Stopped,
+    agreed,
+    hold_early,
+    requeue,
+    signals_held,
+    stopping_on_signals,
+)
+from tests.processes import catches
 from tests.training.small_runs import DROPOUT, checkpoint, resume, rows, run, same
 
 SETTINGS = [*DROPOUT, "trainer.max_epochs=3", "test=false"]  # 7 steps an epoch
@@ -63,6 +72,16 @@ def test_a_signal_during_an_import_waits_for_its_end():
         assert caught.value.number == signal.SIGUSR1
         with pytest.raises(Stopped):
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_from_before_the_run_ends_it_when_it_begins():
+    before = signal.getsignal(signal.SIGUSR1)
+    hold_early()
+    os.kill(os.getpid(), signal.SIGUSR1)  # would end the process
+    with pytest.raises(Stopped) as caught, stopping_on_signals(), signals_held():
+        pass
+    signal.signal(signal.SIGUSR1, before)
+    assert caught.value.number == signal.SIGUSR1
 
 
 @pytest.mark.parametrize(
@@ -169,3 +188,26 @@ def test_every_rank_does_at_the_same_step_what_the_first_wants(monkeypatch: pyte
         if agreed("save", step == 1, step, second):  # what the others want does not count
             done["second"].append(step)
     assert done == {"first": [5, 10], "second": [5, 10]}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the handler in /proc")
+def test_a_job_that_is_signalled_before_its_run_begins_is_started_again(tmp_path: Path):
+    tool = tmp_path / "scontrol"
+    tool.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    tool.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    settings = ["data=digits", "trainer=cpu", "logger=none", f"resume={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "alexnet_exp.cli", "train", *settings]
+    job = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not catches(job.pid, signal.SIGUSR1):
+        assert job.poll() is None
+        time.sleep(0.002)
+    assert not (tmp_path / "run").exists()
+    job.send_signal(signal.SIGUSR1)
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode == 143, said
+    assert "SLURM starts this job again." in said
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"

@@ -156,6 +156,25 @@ def test_the_names_of_a_network_of_the_user_s_own_stay_as_they_are(tmp_path: Pat
     assert torch.equal(ours["module"].weight, theirs["module"].weight)
 
 
+def test_numbered_names_of_a_network_of_the_user_s_own_are_not_taken_for_torchvision_s(
+    tmp_path: Path,
+) -> None:
+    theirs, ours = (
+        nn.ModuleDict(
+            {
+                "features": nn.Sequential(nn.Linear(2, 4)),
+                "classifier": nn.Sequential(nn.ReLU(), nn.Linear(4, 3)),
+            }
+        )
+        for _ in range(2)
+    )
+    assert {"features.0.weight", "classifier.1.weight"} < set(theirs.state_dict())
+    torch.save(theirs.state_dict(), tmp_path / "own.pth")
+    load_weights(ImageClassifier(ours, list("abc"), group("optimizer", "sgd")), str(tmp_path / "own.pth"))
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize(
     ("network", "classes", "said"),
     [

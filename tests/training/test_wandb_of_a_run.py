@@ -57,3 +57,14 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path) -> None:
         assert {k: v for k, v in latest[key].items() if k != "images_per_second"} == {
             k: v for k, v in row.items() if k != "images_per_second"
         }
+
+
+def test_what_a_kill_took_from_wandb_is_recorded_again(tmp_path: Path) -> None:
+    train_until(tmp_path / "run", 10, *OFFLINE, "test=false", "callbacks.checkpoint.every_n_steps=4")
+    (before,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    read_finished(before)
+    (before / "ended").unlink()  # as if it had been killed
+    resume(tmp_path / "run")
+    (after,) = (f for f in (tmp_path / "run" / "wandb").glob("offline-run-*") if f != before)
+    held = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert read_finished(after).metric_rows() == held and held[0]["step"] == 3

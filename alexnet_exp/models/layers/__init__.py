@@ -1,5 +1,6 @@
 """Layers that torch lacks, or does slowly."""
 
+from alexnet_exp.models.layers.compiler import missing_compiler
 from alexnet_exp.models.layers.conv import Conv2d, LocallyConnected2d, MaxPool2d
 from alexnet_exp.models.layers.dropout import TestScaledDropout
 from alexnet_exp.models.layers.lrn import LocalResponseNorm, local_response_norm
@@ -13,4 +14,5 @@ __all__ = [
     "SpatialResponseNorm",
     "TestScaledDropout",
     "local_response_norm",
+    "missing_compiler",
 ]

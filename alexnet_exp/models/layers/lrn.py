@@ -14,8 +14,6 @@ assumed. In a network that is compiled or exported as a whole, the plain form is
 
 from __future__ import annotations
 
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -25,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from alexnet_exp.models.layers.compiler import missing_compiler
 
 _PIECE = (
     2**21
@@ -68,7 +68,7 @@ class LocalResponseNorm(nn.Module):
         beta: Exponent.
         k: Constant.
         groups: Normalise inside each of so many equal groups of channels (the towers of the original).
-        compiled: Compile at the first use; on a CPU without a C++ compiler: a warning, and eager.
+        compiled: Compile at the first use; where the compiler that this needs is missing: a warning, and eager.
 
     Source: Krizhevsky et al. 2012, section 3.3.
     """
@@ -102,11 +102,8 @@ class LocalResponseNorm(nn.Module):
 @cache
 def _compiled(device: str) -> Callable[..., Tensor]:
     """Return the compiled function, or the eager one with a warning where there is no compiler."""
-    compiler = os.environ.get("CXX") or "g++"
-    if device == "cpu" and not (shutil.which(compiler) or shutil.which("clang++")):
-        warnings.warn(
-            f"lrn.compiled=true needs a C++ compiler and {compiler} is not here; staying eager.", stacklevel=3
-        )
+    if missing := missing_compiler(device):
+        warnings.warn(f"lrn.compiled=true needs {missing}, not found; staying eager.", stacklevel=3)
         return _Pieces.apply
     return torch.compile(local_response_norm, dynamic=True)  # one kernel for every batch and map size
 

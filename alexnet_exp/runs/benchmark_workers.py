@@ -1,0 +1,96 @@
+"""Worker processes that stand still while it is not their side's turn."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from alexnet_exp.data.loaders import Batch
+from alexnet_exp.runs.benchmark_subject import endless_batches
+from alexnet_exp.runs.fit import Fit
+
+
+class Workers:
+    """The processes that one side of a comparison has started; as a context, its turn.
+
+    Out of their turn they would fill their queues in the time of the others: their work done for nothing, and the
+    others' processors taken.
+    """
+
+    def __init__(self) -> None:
+        self._pids: set[int] = set()
+        self._others: set[int] = set()
+
+    def go(self) -> None:
+        """Let them work; processes that start before the next `stop` are theirs."""
+        self._others = _running() - self._pids
+        self._send(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Let them stand still."""
+        self._pids = _running() - self._others
+        self._send(signal.SIGSTOP)
+
+    def free(self) -> None:
+        """Let them go for good: one that stands still would not hear that it is to end."""
+        self._send(signal.SIGCONT)
+        self._pids = set()
+
+    def __enter__(self) -> Workers:
+        self.go()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def _send(self, number: int) -> None:
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):  # it has died: the loader says why
+                os.kill(pid, number)
+
+
+def _running() -> set[int]:
+    return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+
+
+class Steps(Protocol):
+    """A loader without end."""
+
+    def steps(self, count: int) -> Iterator[Any]: ...
+
+
+def take(loader: Steps, count: int) -> None:
+    """Take so many batches and do nothing with them."""
+    for _ in loader.steps(count):
+        pass
+
+
+class RunLoader:
+    """The run's training batches without end, as the network gets them; as a context, it ends its workers.
+
+    Args:
+        fit: The run.
+    """
+
+    def __init__(self, fit: Fit) -> None:
+        self.fit = fit
+        self._batches = endless_batches(fit)
+        self._workers = Workers()
+
+    def steps(self, count: int) -> Iterator[Batch]:
+        """Yield so many batches; the workers work until the last one is done with."""
+        with self._workers:
+            yield from itertools.islice(self._batches, count)
+
+    def __enter__(self) -> RunLoader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._workers.free()
+        self._batches.close()
+        self.fit.data.teardown()

@@ -1,0 +1,73 @@
+"""A moving average of the weights, kept where they are trained."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
+from torch import Tensor
+
+
+class MovingAverage(WeightAveraging):
+    """Keep an exponential moving average of weights and buffers: what is validated, tested and saved as `state_dict`.
+
+    Lightning's own makes its copy before the module is moved to its device, so that every step of a GPU ends in copies
+    to the processor, and asks the device at every step whether it is the first.
+
+    Args:
+        decay: What remains of the average at each step.
+    """
+
+    _latest_update_step: int  # Lightning's
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+
+    @property
+    def state_key(self) -> str:
+        return (
+            EMAWeightAveraging.__name__
+        )  # in checkpoints: theirs can be resumed with ours, and ours with theirs
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step <= self._latest_update_step:
+            return  # gradients are still being accumulated
+        assert self._average_model is not None
+        average, current = _tensors(self._average_model.module), _tensors(pl_module)
+        # The first step's weights start the average. Counters (int64) have no average: the latest holds.
+        decay = self.decay if self._latest_update_step else 0.0
+        update(average, current, decay)
+        self._average_model.n_averaged += 1  # on the device; nothing here reads it
+        self._latest_update_step = trainer.global_step
+
+
+@torch.no_grad()
+def update(average: list[Tensor], current: list[Tensor], decay: float) -> None:
+    """Move each average towards its current value, in place: decay * average + (1 - decay) * current.
+
+    Args:
+        average: Of any dtypes; whole numbers become the current ones.
+        current: Of the same shapes, on the same device.
+        decay: In 0..1; 0 copies.
+    """
+    pairs = list(zip(average, current, strict=True))
+    moved = [(old, new.to(old.dtype)) for old, new in pairs if decay and old.is_floating_point()]
+    for old, new in pairs:
+        if not (decay and old.is_floating_point()):
+            old.copy_(new)
+    if moved:
+        torch._foreach_lerp_([old for old, _ in moved], [new for _, new in moved], 1.0 - decay)
+
+
+def _tensors(module: torch.nn.Module) -> list[Tensor]:
+    return list(chain(module.parameters(), module.buffers()))

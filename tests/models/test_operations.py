@@ -1,0 +1,67 @@
+"""Operations around a layer: each word is a module, under a name of its own and as wide as its place."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from alexnet_exp import create_model, list_models
+from alexnet_exp.models import AlexNet
+from alexnet_exp.models.spec import OPERATIONS
+
+SUFFIXES = "relu|lrn|spatial_norm|pool|bn|dropout"
+
+
+def network(features: dict[str, Any], **others: Any) -> AlexNet:
+    return AlexNet(input_size=32, num_classes=3, features=features, **{"classifier": {"fc8": {}}, **others})
+
+
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_an_operation_before_a_layer_and_after_it_is_there_twice(op: str):
+    net = network({"conv1": {"out_channels": 4}, "conv2": {"out_channels": 6, "before": [op], "then": [op]}})
+    conv1, before, conv2, after = net.features
+    assert (conv1.out_channels, conv2.out_channels) == (4, 6)
+    assert type(before) is type(after) and before is not after
+    if op == "batch_norm":
+        assert (before.num_features, after.num_features) == (4, 6)
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("op", ["relu", "batch_norm", "dropout"])
+def test_so_it_is_around_a_fully_connected_layer(op: str):
+    fc6 = {"out_features": 5, "before": [op], "then": [op]}
+    net = network({"conv1": {"out_channels": 4, "kernel_size": 32}}, classifier={"fc6": fc6, "fc8": {}})
+    before, linear, after, _ = net.classifier
+    assert isinstance(linear, nn.Linear) and type(before) is type(after) and before is not after
+    if op == "batch_norm":
+        assert (before.num_features, after.num_features) == (4, 5)
+
+
+def test_the_second_of_a_name_gets_a_number():
+    ops = ["relu", "batch_norm", "max_pool", "relu", "avg_pool", "relu", "batch_norm"]
+    net = network({"conv1": {"out_channels": 4, "then": ops}})
+    expected = "conv1 conv1_relu conv1_bn conv1_pool conv1_relu2 conv1_pool2 conv1_relu3 conv1_bn2"
+    assert [name for name, _ in net.features.named_children()] == expected.split()
+
+
+def test_a_layer_keeps_its_name_where_an_operation_would_have_it():
+    features = {"conv1": {"out_channels": 4, "then": ["relu"]}, "conv1_relu": {"out_channels": 5}}
+    assert [name for name, _ in network(features).features.named_children()] == [
+        "conv1",
+        "conv1_relu2",
+        "conv1_relu",
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in list_models() if not name.startswith("resnet")])
+def test_modules_of_a_shipped_network_are_named_for_layer_and_operation(name: str):
+    """Checkpoints go by these names: no number in them."""
+    with torch.device("meta"):
+        net = create_model(name)
+    layers = "|".join(["input", *net.spec.features, *net.spec.classifier])
+    for module, _ in (*net.features.named_children(), *net.classifier.named_children()):
+        assert re.fullmatch(f"({layers})(_({SUFFIXES}))?", module)

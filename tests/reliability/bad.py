@@ -1,0 +1,90 @@
+"""What a bad input is: a command line, the folder that it meets, and what must be said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.training.small_runs import NARROW, SMALL
+
+# A training of the embedded digits that would last a second, and one of an image folder.
+DIGITS = ("train", *(word for word in SMALL if word != "logger=csv"))
+FILES = (
+    "train",
+    "model=alexnet_cifar",
+    *NARROW,
+    "data.num_workers=0",
+    "augment=none",
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+    "logger=none",
+    "callbacks.progress_bar.enabled=false",
+    "callbacks.model_summary.enabled=false",
+)
+PUBLISHED = (*(word for word in FILES if "workers" not in word), "paths.data_dir=data", "data.download=false")
+
+
+class Bad(NamedTuple):
+    """One input that must be refused.
+
+    Args:
+        typed: Words of the command line; RUN stands for the directory of a finished run.
+        said: Part of the line.
+        tried: What the page says, where the words do not say it.
+        given: Makes what lies in the current folder.
+        environment: Variables.
+        entered: On standard input.
+    """
+
+    typed: str
+    said: str
+    tried: str = ""
+    given: Callable[[Path], object] | None = None
+    environment: Mapping[str, str] = {}
+    entered: str = ""
+
+
+class Kind(NamedTuple):
+    """Bad inputs that are answered in the same way.
+
+    Args:
+        title: Heading of the page.
+        promised: What holds for all of them.
+        rows: The inputs.
+        base: Words ahead of those that a row types.
+        verb: How the page begins them; empty: the first word of `base`.
+        leaves: 'nothing'; 'a failed run', whose result.json says so; or 'an empty sweep'.
+        notes: How lines begin that may come before it.
+        needs: Packages without which the tests are skipped.
+    """
+
+    title: str
+    promised: str
+    rows: tuple[Bad, ...]
+    base: tuple[str, ...] = ()
+    verb: str = ""
+    leaves: str = "nothing"
+    notes: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+    def shown(self, bad: Bad) -> str:
+        """Return what the page says was tried."""
+        verb = self.verb or " ".join(self.base[:1])
+        return bad.tried or f"`{verb} {bad.typed}`".replace("` ", "`")
+
+
+def text(name: str, content: str | bytes) -> Callable[[Path], object]:
+    """Return what writes a file into the current folder."""
+
+    def write(here: Path) -> None:
+        path = here / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return write
+
+
+def folder(name: str) -> Callable[[Path], object]:
+    """Return what makes an empty folder in the current one."""
+    return lambda here: (here / name).mkdir(parents=True)

@@ -1,0 +1,257 @@
+"""Folders, published files and subsets that training cannot take."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.data.makers import pack_cifar10, write_cifar10, write_folder, write_idx, write_mnist
+from tests.reliability.bad import DIGITS, FILES, PUBLISHED, Bad, Kind, text
+
+PETS = {"train/cat": 3, "train/dog": 3, "val/cat": 2, "val/dog": 2}
+
+
+def pets(*changes: Callable[[Path], object], **counts: int) -> Callable[[Path], None]:
+    """Return what makes a folder of images, and then does something to it."""
+
+    def make(here: Path) -> None:
+        write_folder(here / "pets", counts or PETS)
+        for change in changes:
+            change(here / "pets")
+
+    return make
+
+
+def _link_out(root: Path) -> None:
+    """Leave links to other folders where the classes were."""
+    for name in ("cat", "dog"):
+        (root / "train" / name).rename(root.parent / name)
+        os.symlink(root.parent / name, root / "train" / name)
+
+
+def _link_in(root: Path) -> None:
+    """Add a class that holds nothing but itself."""
+    (root / "train" / "eel").mkdir()
+    os.symlink(".", root / "train" / "eel" / "again")
+
+
+def _spoil(*names: str) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        for name in names:
+            (root / name).write_bytes((root / name).read_bytes()[:80])
+
+    return change
+
+
+def _pipe(root: Path) -> None:
+    (root / "train" / "eel").mkdir()
+    os.mkfifo(root / "train" / "eel" / "0.jpg")
+
+
+FOLDERS = Kind(
+    "Folders of images",
+    "named with what to add or remove; the run's result.json says so, and no cache is left half-built",
+    (
+        Bad("", "pets does not exist: set data.root to a folder of images", "a root that is gone"),
+        Bad("", "pets is not a directory", "a root that is a file", text("pets", "")),
+        Bad("", "pets/train is missing", "a root that holds the classes, without data.val_fraction",
+            pets(cat=3, dog=3)),
+        Bad("data.val_fraction=0.01", "leaves no image of pets for validation: raise it", given=pets(cat=3, dog=3)),
+        Bad("data.val_fraction=0.5", "pets has a val folder of its own: leave data.val_fraction out",
+            "`data.val_fraction=` beside a val folder", pets()),
+        Bad("", "pets has a folder val but none named train", "val without train",
+            pets(**{"val/cat": 2, "val/dog": 2})),
+        Bad("", "pets has one class only (cat)", "one class", pets(**{"train/cat": 3, "val/cat": 1})),
+        Bad("", "pets/train/dog has no images", "a class without images",
+            pets(lambda root: [path.unlink() for path in (root / "train" / "dog").iterdir()])),
+        Bad("", "pets/train/notes has no images", "a class of text files", pets(
+            lambda root: text("train/notes/a.txt", "a")(root))),
+        Bad("", "pets/train/eel has no images", "a class that is a link to itself", pets(_link_in)),
+        Bad("", "pets/train/eel has no images", "a class of a named pipe", pets(_pipe)),
+        Bad("", "pets/val has classes that pets/train lacks: eel", "a class to validate with alone",
+            pets(**PETS, **{"val/eel": 1})),
+        Bad("", "pets/train has no class folders", "images without class folders", pets(
+            lambda root: [path.rename(root / f"train/{path.parent.name}.{path.name}")
+                          for path in (root / "train").glob("*/*")],
+            lambda root: [path.rmdir() for path in (root / "train").iterdir() if path.is_dir()])),
+        Bad("", "links that lead out of pets", "classes that are links to other folders", pets(_link_out)),
+        Bad("data.verify=true", "cannot be decoded", "an image cut short, with data.verify=true",
+            pets(_spoil("train/cat/1.jpg"))),
+        Bad("data.cache=off", "cannot be decoded", "an image cut short that training comes to",
+            pets(_spoil("train/cat/1.jpg"))),
+        Bad("data.cache=disk", "cannot be decoded", "an image cut short in the way of the cache",
+            pets(_spoil("val/cat/1.jpg"))),
+    ),
+    base=(*FILES, "data=folder", "data.root=pets"),
+    leaves="a failed run",
+    notes=("10 images are decoded once",),
+)  # fmt: skip
+SKIPPED = Kind(
+    "A class without one good image",
+    "a warning names the images that are left out; then it is refused",
+    (
+        Bad("data.on_bad_image=skip", "pets/val/dog: not one image can be decoded; mend or remove the folder",
+            "a class of broken images, with data.on_bad_image=skip", pets(_spoil("val/dog/0.jpg", "val/dog/1.jpg"))),
+    ),
+    base=(*FILES, "data=folder", "data.root=pets"),
+    leaves="a failed run",
+    notes=("1 of 10 images", "2 of 10 images", "The first of them"),
+)  # fmt: skip
+
+
+def imagenet(*changes: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Return what makes two classes of ImageNet with a flat val folder."""
+    names = {f"train/n0144076{i}": 2 for i in (4, 5)} | {"val": 2}
+    return pets(*changes, **names)
+
+
+IMAGENET = Kind(
+    "ImageNet's folder",
+    "named with what is missing and where it is published; the run's result.json says so",
+    (
+        Bad("", "pets/train is missing: get ILSVRC2012_img_train.tar", "no training images", text("pets/a.txt", "")),
+        Bad("", "is not named for a class of ImageNet", "a folder of other classes", pets()),
+        Bad("", "there are no labels for it: unpack ILSVRC2012_devkit_t12.tar.gz", "a flat val folder without labels",
+            imagenet()),
+        Bad("", "The labels in pets/LOC_val_solution.csv cannot be read", "a table of labels without its columns",
+            imagenet(text("LOC_val_solution.csv", "a,b\n1,2\n"))),
+        Bad("", "has no label: remove it, or get the labels that list it", "an image that the labels do not list",
+            imagenet(text("LOC_val_solution.csv", "ImageId,PredictionString\nother,n01440764 1 1 2 2\n"))),
+    ),
+    base=(*FILES, "data=imagenet", "data.root=pets"),
+    leaves="a failed run",
+)  # fmt: skip
+
+
+def cifar(name: str = "", change: Callable[[Any], Any] | None = None) -> Callable[[Path], None]:
+    """Return what writes CIFAR-10, one of its pickles changed."""
+
+    def make(here: Path) -> None:
+        write_cifar10(here / "data", per_batch=10)
+        path = here / "data" / "cifar-10-batches-py" / name
+        if change is not None:
+            path.write_bytes(pickle.dumps(change(pickle.loads(path.read_bytes())), protocol=4))
+
+    return make
+
+
+class Call:
+    """What makes a reader of pickles call something."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch canary",)
+
+
+def _cut(path: str) -> Callable[[Path], None]:
+    return lambda here: (here / path).write_bytes((here / path).read_bytes()[:-40])  # type: ignore[func-returns-value]
+
+
+def _then(*steps: Callable[[Path], object]) -> Callable[[Path], None]:
+    def make(here: Path) -> None:
+        for step in steps:
+            step(here)
+
+    return make
+
+
+_BATCH = "data_batch_2"
+CIFAR10 = Kind(
+    "Files of CIFAR-10",
+    "named with where to get them; no code of them runs, and the run's result.json says so",
+    (
+        Bad("", "batches.meta is missing (downloads are switched off)", "no files, and data.download=false"),
+        Bad("", "test_batch is missing", "one file of six",
+            _then(cifar(), lambda here: (here / "data/cifar-10-batches-py/test_batch").unlink())),
+        Bad("", "data_batch_2 is damaged", "a batch cut short",
+            _then(cifar(), _cut(f"data/cifar-10-batches-py/{_BATCH}"))),
+        Bad("", "it asks for posix.system", "a batch that calls os.system",
+            cifar(_BATCH, lambda batch: [batch, Call()])),
+        Bad("", "a label is not one of the 10 classes", "a label of 10",
+            cifar(_BATCH, lambda b: b | {"labels": [10] * 10})),
+        Bad("", "and 9 labels instead of 10 of each", "a label too few",
+            cifar(_BATCH, lambda b: b | {"labels": [0] * 9})),
+        Bad("", "pixels are f8, not bytes", "pixels of floats",
+            cifar(_BATCH, lambda b: b | {"data": b["data"].astype(np.float64)})),
+        Bad("", "cifar-10-python.tar.gz is damaged", "an archive cut short", _then(
+            cifar(), lambda here: pack_cifar10(here / "data"), _cut("data/cifar-10-python.tar.gz"))),
+    ),
+    base=(*PUBLISHED, "data=cifar10", "data.val_size=10"),
+    leaves="a failed run",
+)  # fmt: skip
+
+
+def mnist(name: str = "", array: np.ndarray | None = None) -> Callable[[Path], None]:
+    """Return what writes MNIST, one of its files another."""
+
+    def make(here: Path) -> None:
+        write_mnist(here / "data")
+        if array is not None:
+            write_idx(here / "data" / "MNIST" / "raw" / name, array, packed=True)
+
+    return make
+
+
+_LABELS, _IMAGES = "train-labels-idx1-ubyte", "train-images-idx3-ubyte"
+MNIST = Kind(
+    "Files of MNIST",
+    "named with where to get them; the run's result.json says so",
+    (
+        Bad("", "one of four files, is missing (downloads are switched off)", "no files, and data.download=false"),
+        Bad("", f"{_IMAGES}.gz is damaged", "a file cut short", _then(mnist(), _cut(f"data/MNIST/raw/{_IMAGES}.gz"))),
+        Bad("", "its first bytes are 0x00000803, not 0x00000801", "images in the place of labels",
+            mnist(_LABELS, np.zeros((40, 28, 28), np.uint8))),
+        Bad("", "label 11 is not a digit", "a label of 11", mnist(_LABELS, np.full(40, 11, np.uint8))),
+        Bad("", "its images are 32 x 32, not 28 x 28", "images of another size",
+            mnist(_IMAGES, np.zeros((40, 32, 32), np.uint8))),
+        Bad("", "its header promises 4278190080 bytes", "a header that promises 4 GB", _then(
+            mnist(), lambda here: (here / f"data/MNIST/raw/{_LABELS}.gz").unlink(),
+            text(f"data/MNIST/raw/{_LABELS}", b"\0\0\x08\x01\xff\0\0\0"))),
+    ),
+    base=(*PUBLISHED, "data=mnist", "data.val_size=10"),
+    leaves="a failed run",
+)  # fmt: skip
+
+STREAMS = Kind(
+    "Chunks for streaming",
+    "named with what to do; the run's result.json says so",
+    (
+        Bad("", "chunks/manifest.json cannot be read (No such file or directory)", "a folder that is gone"),
+        Bad("", "chunks/manifest.json is damaged", "a manifest cut short", text("chunks/manifest.json", '{"version"')),
+        Bad("", "chunks/manifest.json does not hold what prepare writes", "a manifest that is a list",
+            text("chunks/manifest.json", "[]")),
+        Bad("", "was prepared by another version", "a manifest of another version",
+            text("chunks/manifest.json", '{"version": 99}')),
+    ),
+    base=(*FILES, "data=streaming", "data.url=chunks"),
+    leaves="a failed run",
+    needs=("litdata",),
+)  # fmt: skip
+
+RUNS = Kind(
+    "Settings that do not fit the data, the network or the machine",
+    "refused before the first step; the run's result.json says so",
+    (
+        Bad("data.val_size=5000", "are left beside the first 200 (data.train_subset)"),
+        Bad("data.train_subset=null data.val_size=5000", "data.val_size=5000 leaves nothing to train on"),
+        Bad("model.num_classes=5", "model.num_classes=5 is too small: the data has 10 classes"),
+        Bad("model.in_channels=1", "model.in_channels=1 does not fit data.channels=3"),
+        Bad("model._target_=my_package.Net", "_target_: my_package.Net cannot be imported"),
+        Bad("model._target_=torch.nn.Linear", "torch.nn.Linear: "),
+        Bad("+optimizer.layers.fc9.lr_factor=2", "the network has no such layer. Did you mean fc8"),
+        Bad("scheduler=table 'scheduler.changes=[{epoch:1,lr:0.1,layer:fc9}]'", "fc9 has no rates of its own"),
+        Bad("trainer.devices=[0,1]", "trainer.devices=[0, 1]: "),
+        Bad("trainer.accelerator=tpu", "trainer.accelerator=tpu trainer.devices=1: "),
+        Bad("trainer.val_check_interval=1000", "trainer.val_check_interval: "),
+        Bad("weights=torchvision", "weights=torchvision is for alexnet_owt and resnet18"),
+    ),
+    base=(*DIGITS, "logger=none"),
+    leaves="a failed run",
+    notes=("The images (0 MB) are kept",),
+)  # fmt: skip
+
+KINDS = (RUNS, FOLDERS, SKIPPED, IMAGENET, CIFAR10, MNIST, STREAMS)

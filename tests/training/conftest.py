@@ -1,0 +1,27 @@
+"""What tests of foreign checkpoints start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training.small_runs import run
+
+
+@pytest.fixture(scope="session")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run, one epoch long; not to be changed."""
+    directory = tmp_path_factory.mktemp("honest") / "run"
+    run(directory, "test=false", "scheduler=none")
+    return directory
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an image, in which code that runs would leave a file named canary."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("a.png")
+    return tmp_path

@@ -1,0 +1,223 @@
+"""Files that claim to be checkpoints, made to run code, to take memory, or to break what reads them."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import pickle
+import random
+import struct
+import subprocess
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alexnet_exp.cli import main
+
+TB10 = 10**13
+
+
+class Calls:
+    """What a pickle makes its reader call."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def write(path: Path, content: Any, **options: Any) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+def rewrite(source: Path, target: Path, change: Callable[[str, bytes], bytes], packed: bool = False) -> Path:
+    """Copy a file of torch.save, each of its records changed."""
+    kind = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", kind) as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+    return target
+
+
+def with_pickle(path: Path, data: bytes) -> Path:
+    """Write a file of torch.save whose pickle is `data`."""
+    whole = write(path.with_suffix(".whole"), {"state_dict": {"a": torch.zeros(3)}, "config": {}})
+    return rewrite(whole, path, lambda name, old: data if name.endswith("data.pkl") else old)
+
+
+def lying(path: Path, values: int, shape: tuple[int, ...], strides: tuple[int, ...], **options: Any) -> Path:
+    """Write a tensor that says more than its bytes: 4 values of float32 are there."""
+    fake = {"state_dict": {"a": Claim(values, shape, strides)}, "config": {}}
+    buffer = io.BytesIO()
+    pickler = Naming(buffer, protocol=2)
+    pickler.dump(fake)
+    whole = write(path.with_suffix(".whole"), {"a": torch.zeros(4)}, **options)
+    return rewrite(whole, path, lambda name, old: buffer.getvalue() if name.endswith("data.pkl") else old)
+
+
+class Claim:
+    """A tensor in a pickle, of any claim."""
+
+    def __init__(self, values: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        self.values, self.shape, self.strides = values, shape, strides
+
+    def __reduce__(self) -> Any:
+        arguments = Stored(self.values), 0, self.shape, self.strides, False, OrderedDict()
+        return torch._utils._rebuild_tensor_v2, arguments
+
+
+class Stored:
+    """The storage of such a tensor."""
+
+    def __init__(self, values: int) -> None:
+        self.values = values
+
+
+class Naming(pickle._Pickler):  # type: ignore[name-defined,misc]
+    """Writes storages as torch does."""
+
+    def persistent_id(self, value: Any) -> Any:
+        return (
+            ("storage", torch.FloatStorage, "0", "cpu", value.values) if isinstance(value, Stored) else None
+        )
+
+
+def old_format(path: Path, values: int) -> Path:
+    """Write the format of before torch 1.6, with a tensor that claims so many values."""
+    write(path, {"state_dict": {"a": torch.zeros(4)}, "config": {}}, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    start = data.index(b"cpu") + 3
+    assert data[start + 2 : start + 4] == b"K\x04" or b"K\x04" in data[start : start + 8]
+    number = data.index(b"K\x04", start)
+    path.write_bytes(data[:number] + b"\x8a\x08" + struct.pack("<q", values) + data[number + 2 :])
+    return path
+
+
+def deep(levels: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+def laughing(times: int) -> list[Any]:
+    found: list[Any] = ["ha"]
+    for _ in range(times):
+        found = [found] * 10
+    return found
+
+
+def endless() -> list[Any]:
+    found: list[Any] = []
+    found.append(found)
+    return found
+
+
+def plain(**config: Any) -> dict[str, Any]:
+    return {"state_dict": {"a": torch.zeros(3)}, "config": config}
+
+
+def canary(*_: Any) -> str:
+    return "touch canary"
+
+
+FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "os.system": (
+        lambda p: write(p, {"state_dict": Calls(os.system, canary()), "config": {}}),
+        r"it names posix\.system",
+    ),
+    "builtins.eval": (lambda p: write(p, plain(a=Calls(eval, "open('canary', 'w')"))), r"it names __builtin__\.eval"),
+    "builtins.exec": (lambda p: write(p, plain(a=Calls(exec, "open('canary', 'w')"))), r"it names __builtin__\.exec"),
+    "builtins.open": (
+        lambda p: write(p, plain(a=Calls(open, "canary", "w"))),
+        "open, and only tensors and plain values are let in",
+    ),
+    "builtins.getattr": (lambda p: write(p, plain(a=Calls(getattr, "os", "system"))), r"it names __builtin__\.getattr"),
+    "subprocess.Popen": (
+        lambda p: write(p, plain(a=Calls(subprocess.Popen, ["touch", "canary"]))),
+        "Popen, and only tensors and plain values",
+    ),
+    "partial of os.system": (
+        lambda p: write(p, plain(a=Calls(functools.partial(os.system, canary())))),
+        r"it names functools\.partial",
+    ),
+    "later protocol": (
+        lambda p: write(p, plain(a=Calls(os.system, canary())), pickle_protocol=4),
+        r"it names posix\.system",
+    ),
+    "type of a tensor": (
+        lambda p: write(p, plain(a=Calls(torch._tensor._rebuild_from_type_v2, os.system, str, (canary(),), {}))),
+        "_rebuild_from_type_v2",
+    ),
+    "a pickle, not torch's": (
+        lambda p: (p.write_bytes(pickle.dumps(Calls(os.system, canary()))), p)[1],
+        r"it names posix\.system",
+    ),
+    "old format with code": (
+        lambda p: write(p, plain(a=Calls(os.system, canary())), _use_new_zipfile_serialization=False),
+        r"it names posix\.system",
+    ),
+    "10 TB of bytes": (lambda p: lying(p, TB10 // 4, (TB10 // 4,), (1,)), f"claims {TB10} bytes, and the file has 16"),
+    "a longer tensor than its bytes": (
+        lambda p: lying(p, 4, (1000, 1000), (1000, 1)),
+        "claims more values than the 4",
+    ),
+    "one value seen 10 TB times": (lambda p: lying(p, 4, (TB10,), (0,)), r"claims more values than the 4"),
+    "a tensor of negative size": (lambda p: lying(p, 4, (-4,), (1,)), "has no form"),
+    "a size that is no number": (lambda p: lying(p, 4, ("x",), (1,)), "has no form"),  # type: ignore[arg-type]
+    "old format of 10 TB": (lambda p: old_format(p, TB10 // 4), f"claim {TB10} bytes"),
+    "10 TB of zeros": (lambda p: write(p, plain(a=Calls(bytearray, TB10))), "bytearray"),
+    "10 TB by a class of torch": (lambda p: write(p, plain(a=Calls(torch.FloatTensor, TB10))), "FloatTensor"),
+    "packed records": (
+        lambda p: rewrite(
+            write(p.with_suffix(".whole"), {"a": torch.zeros(10**6)}), p, lambda name, old: old, packed=True
+        ),
+        "its records are packed",
+    ),
+    "deep lists": (
+        lambda p: with_pickle(p, b"\x80\x02" + b"]" * 200_001 + b"a" * 200_000 + b"."),
+        "nested more than",
+    ),
+    "ten to the power of twelve": (lambda p: write(p, plain(a=laughing(12))), "repeats its values"),
+    "a list in itself": (lambda p: write(p, plain(a=endless())), "nested more than"),
+    "a string that says 10 TB": (
+        lambda p: with_pickle(p, b"\x80\x04\x8d" + struct.pack("<Q", TB10) + b"short."),
+        "cannot be read",
+    ),
+    "a memo at four billion": (
+        lambda p: with_pickle(p, b"\x80\x02]r\xff\xff\xff\xff."),
+        "is not a checkpoint of alexnet_exp",
+    ),
+    "no pickle": (lambda p: with_pickle(p, b"\x00\x01\x02"), "cannot be read"),
+    "no checkpoint": (lambda p: (p.write_bytes(random.Random(0).randbytes(10_000)), p)[1], "cannot be read"),
+    "empty file": (lambda p: (p.write_bytes(b""), p)[1], "cannot be read"),
+}  # fmt: skip
+
+SAFETENSORS = {
+    "a header of an exabyte": struct.pack("<Q", 2**60) + b"{}",
+    "no header": struct.pack("<Q", 0),
+    "an empty file": b"",
+    "a tensor of 40 TB": struct.pack("<Q", 99)
+    + json.dumps({"a": {"dtype": "F32", "shape": [TB10], "data_offsets": [0, 4 * TB10]}}).ljust(99).encode(),
+}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a verb that must end with exit code 1 and one line, and return it."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 1
+    said = capsys.readouterr()
+    (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert said.err.splitlines()[-1] == line
+    assert "Traceback" not in said.out + said.err
+    assert len(line) < 600
+    return line

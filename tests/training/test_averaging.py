@@ -1,0 +1,71 @@
+"""The moving average of the weights: torch's, on the device that trains, and without asking it anything."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
+
+from alexnet_exp.training.averaging import MovingAverage, update
+
+
+class Net(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+
+    def learn(self) -> None:
+        for tensor in (*self.parameters(), *self.buffers()):
+            tensor.data += 1 if tensor.dtype == torch.long else torch.randn_like(tensor)
+
+
+def training_on(device: str) -> Any:
+    return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)), global_step=0)
+
+
+def step(average: MovingAverage, trainer: Any, net: Net) -> None:
+    trainer.global_step += 1
+    for batch in range(2):  # of the second, gradients are accumulated: no step
+        average.on_train_batch_end(trainer, net, None, None, batch)
+
+
+def test_the_average_is_torch_s_over_some_steps() -> None:
+    net, average, trainer = Net(), MovingAverage(0.9), training_on("cpu")
+    reference = AveragedModel(net, avg_fn=get_ema_avg_fn(0.9), use_buffers=True)
+    average.setup(trainer, net, "fit")
+    for _ in range(5):
+        net.learn()
+        step(average, trainer, net)
+        reference.update_parameters(net)
+    assert average._average_model is not None
+    ours, torchs = average._average_model.state_dict(), reference.state_dict()
+    counter = "module.layers.1.num_batches_tracked"  # torch's average of whole numbers never leaves the first
+    assert ours.pop(counter) == net.layers[1].num_batches_tracked == 5
+    del torchs[counter]
+    torch.testing.assert_close(ours, torchs, rtol=1e-6, atol=1e-6)
+
+
+def test_the_average_is_made_where_the_module_goes_and_nothing_is_read_from_there() -> None:
+    net, average, trainer = Net(), MovingAverage(0.9), training_on("meta")
+    average.setup(trainer, net, "fit")
+    net.to("meta")  # Lightning moves it only now; a meta tensor has no value that could be asked for
+    step(average, trainer, net)
+    step(average, trainer, net)
+    assert average._average_model is not None
+    assert {t.device.type for t in average._average_model.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.25])
+def test_weights_in_bfloat16_have_an_average_in_float32(decay: float) -> None:
+    average, current = [torch.tensor([1.0])], [torch.tensor([3.0], dtype=torch.bfloat16)]
+    update(average, current, decay)
+    torch.testing.assert_close(average, [torch.tensor([decay * 1.0 + (1.0 - decay) * 3.0])])
+
+
+def test_checkpoints_name_it_as_lightning_does() -> None:
+    assert MovingAverage(0.9).state_key == "EMAWeightAveraging"

@@ -1,0 +1,76 @@
+"""Images per second: of each step on a processor, of each interval, its wait included, on an accelerator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from small_runs import run
+
+from alexnet_exp.training import callbacks, throughput
+from alexnet_exp.training.throughput import Throughput
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return what lets time pass; nothing else does."""
+    now = [100.0]
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    return wait
+
+
+def take(rate: Throughput, passes: Callable[[float], None], *seconds: float) -> None:
+    for duration in seconds:
+        passes(duration)
+        rate.step(8)
+
+
+def test_on_a_processor_each_step_after_the_first_three_has_a_rate(passes: Callable[[float], None]) -> None:
+    rate = Throughput()
+    rate.go_on()
+    take(rate, passes, 9, 9, 9, 1, 2)
+    rate.pause()
+    passes(50)  # validation
+    rate.go_on()
+    take(rate, passes, 4)
+    rate.end_interval()
+    assert rate.rates.tolist() == [8.0, 4.0, 2.0]
+    assert (rate.median, rate.latest(2)) == (4.0, 3.0)
+
+
+def test_on_an_accelerator_the_wait_for_the_device_belongs_to_the_rate(
+    passes: Callable[[float], None],
+) -> None:
+    rate = Throughput(wait=lambda: passes(5))
+    rate.go_on()
+    take(rate, passes, 9, 9, 9)
+    take(rate, passes, 1, 2)
+    rate.end_interval()
+    passes(50)  # a row is written
+    rate.go_on()
+    take(rate, passes, 1)
+    rate.pause()
+    passes(50)  # validation
+    rate.go_on()
+    take(rate, passes, 1)
+    rate.pause()
+    passes(50)
+    rate.end_interval()
+    assert rate.rates.tolist() == [16 / (1 + 2 + 5), 16 / (1 + 5 + 1 + 5)]
+    assert rate.latest(50) == 16 / 12
+
+
+def test_a_run_shorter_than_an_interval_has_a_rate_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[int] = []
+    monkeypatch.setattr(callbacks, "waiting_for", lambda device: lambda: waits.append(1))
+    result = run(tmp_path, "trainer.log_every_n_steps=6", "trainer.max_steps=5", "test=false")
+    assert result["images_per_second"] > 0
+    assert len(waits) < 8, "three to warm up, and once for whatever reads the device"
