@@ -53,7 +53,7 @@ def test_the_snippet_of_the_manual_hands_our_weights_to_torchvision(
     manual = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"```python\n(.*?ours_to_torchvision.*?)```", manual, re.DOTALL)
     net = create_model("alexnet_owt", num_classes=10).eval()
-    save_file(net.state_dict(), tmp_path / "weights.safetensors")
+    save_file(net.state_dict(), tmp_path / "model.safetensors")
     monkeypatch.chdir(tmp_path)
     theirs: dict[str, Any] = {}
     exec(snippet, theirs)
