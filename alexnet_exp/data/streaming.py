@@ -1,7 +1,7 @@
 """data=streaming: images in LitData's chunks, in a folder or in object storage, as `alexnet-exp prepare` writes them.
 
 URL/manifest.json      classes; of each split its count and checksum, and how the images were stored
-    SPLIT/images.txt   LABEL<tab>NAME of every image, in the order of the chunks
+    SPLIT/images.txt   LABEL<tab>NAME (as JSON) of every image, in the order of the chunks
     SPLIT/index.json   LitData's, with its chunks
 """
 
@@ -173,11 +173,14 @@ class Streaming(ImageData):
         return {split: self._source(split, manifest) for split in manifest["splits"]}
 
     def _source(self, split: str, manifest: dict[str, Any]) -> StreamSource:
-        lines = fetch_text(self.url, f"{split}/{IMAGES}").removesuffix("\n").split("\n")
-        pairs = [line.split("\t", 1) for line in lines]
+        lines = fetch_text(self.url, f"{split}/{IMAGES}").splitlines()
+        try:
+            pairs = [(int(label), str(json.loads(name))) for label, name in (s.split("\t", 1) for s in lines)]
+        except ValueError:
+            pairs = []
         if len(pairs) != manifest["splits"][split]["count"]:
             raise UserError(f"{self.url}/{split}/{IMAGES} is not whole: prepare it again.")
-        labels = torch.tensor([int(label) for label, _ in pairs])
+        labels = torch.tensor([label for label, _ in pairs])
         paths = tuple(f"{self.url}/{name}" for _, name in pairs)
         name = f"{os.path.basename(self.url)} {split}"
         about = manifest["splits"][split]

@@ -84,11 +84,11 @@ def _begin(url: str, config: Mapping[str, Any], tasks: Mapping[str, list[list[An
 
 
 def _tasks(source: FileSource) -> list[list[Any]]:
-    labels = source.labels.tolist()
-    return [
-        [path, label, source.image_name(i)]
-        for i, (path, label) in enumerate(zip(source.paths, labels, strict=True))
-    ]
+    labels, names = source.labels.tolist(), [source.image_name(i) for i in range(len(source))]
+    for name in names:
+        if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that are no text
+            raise UserError(f"{name}: the name is not UTF-8, and a chunk holds text; rename the file.")
+    return [list(task) for task in zip(source.paths, labels, names, strict=True)]
 
 
 def _compare(
@@ -121,7 +121,7 @@ def _verified(url: str, source: FileSource) -> dict[str, Any]:
             )
         digest.update(f"{label}\t{name}\t{len(data)}\n".encode("utf-8", "surrogateescape") + data)
         num_bytes += len(data)
-        lines.append(f"{label}\t{name}\n")
+        lines.append(f"{label}\t{json.dumps(name)}\n")
     if expected:
         raise UserError(
             f"{url} lacks {len(expected)} images, such as {next(iter(expected))}: remove the folder, and prepare again."

@@ -17,7 +17,7 @@ import litdata
 import pytest
 
 from alexnet_exp.cli import main
-from alexnet_exp.data import Folder
+from alexnet_exp.data import Folder, Streaming
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.prepare_chunks import _begin
 from alexnet_exp.sweeps.process import identity, is_gone
@@ -37,6 +37,8 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def root(temporary: Path) -> Path:
     folder = temporary / "data"
     write_folder(folder, {"train/cat": 5, "train/dog": 4, "val/dog": 2}, size=(60, 40))
+    first = min((folder / "val" / "dog").iterdir())
+    first.rename(first.with_name("tab\t line\n \u2028.jpg"))
     return folder
 
 
@@ -50,6 +52,23 @@ def out(root: Path, temporary: Path) -> Path:
 def test_folders_that_are_named_as_litdatas_own_are_left_alone(root: Path, out: Path):
     assert len(list(root.rglob("*.jpg"))) == 11
     assert {path.parent.name for path in out.rglob("*.bin")} == {"train", "val"}
+
+
+def test_names_come_back_whatever_they_hold(root: Path, out: Path):
+    data = Streaming(url=str(out), batch_size=2, image_size=8, mean=[0.5], std=[0.5])
+    names = [path for source in data.load().values() for path in source.paths]
+    assert sorted(names) == sorted(str(out / path.relative_to(root)) for path in root.rglob("*.jpg"))
+
+
+def test_a_name_that_is_no_text_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_folder(tmp_path / "data", {"train/cat": 1, "train/dog": 1, "val/dog": 1}, size=(8, 8))
+    file = next((tmp_path / "data" / "val" / "dog").iterdir())
+    file.rename(file.with_name("caf\udce9.jpg"))
+    assert prepare(tmp_path / "data", tmp_path / "out") == 1
+    assert capsys.readouterr().err == (
+        "error: val/dog/caf\\udce9.jpg: the name is not UTF-8, and a chunk holds text; rename the file.\n"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_litdata_leaves_no_trace_in_the_process(out: Path):
