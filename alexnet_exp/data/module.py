@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 Source = ArraySource | FileSource
 SPLITS = ("train", "val", "test")
 MEAN_IMAGES = 50_000
-PLACES = {"device": "on the GPU", "host": "in main memory, copied ahead", "off": "in main memory"}
 
 
 class ImageData(lightning.LightningDataModule):
@@ -178,12 +177,9 @@ class ImageData(lightning.LightningDataModule):
         sources = [s for s in self.sources.values() if isinstance(s, ArraySource)]
         num_bytes = sum(s.images.numel() for s in sources)
         self._place = choose_place(self.resident, num_bytes, device)
-        # Of images that are mapped from a cache, it has been said already.
-        in_memory = self._place != "off" or all(type(s) is ArraySource for s in sources)
-        if self.resident == "auto" and sources and in_memory:
-            log.info(
-                "The images (%.0f MB) are kept %s (data.resident=auto).", num_bytes / 1e6, PLACES[self._place]
-            )
+        if self._place != "off" and self.resident == "auto":  # a processor leaves nothing to choose
+            where = "on the GPU" if self._place == "device" else "in main memory, copied ahead"
+            log.info("The images (%.0f MB) are kept %s (data.resident=auto).", num_bytes / 1e6, where)
         return self._place
 
     def _device(self) -> torch.device:

@@ -24,6 +24,9 @@ from alexnet_exp.sweeps.process import identity, is_gone
 from tests.data.makers import write_folder
 
 
+ON_INTERRUPT = signal.getsignal(signal.SIGINT)  # ignored, where a shell has put the tests into the background
+
+
 @pytest.fixture(scope="module")
 def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The system's temporary folder, as far as this module goes; LitData would empty data and chunks in it."""
@@ -73,7 +76,7 @@ def test_a_name_that_is_no_text_is_one_line(tmp_path: Path, capsys: pytest.Captu
 
 def test_litdata_leaves_no_trace_in_the_process(out: Path):
     assert not [name for name in os.environ if name.startswith("DATA_OPTIMIZER")]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is ON_INTERRUPT
     assert multiprocessing.get_start_method(allow_none=True) != "spawn"
 
 
