@@ -22,7 +22,7 @@ from alexnet_exp.training.losses import image_losses
 from alexnet_exp.training.meters import ClassificationMeter
 from alexnet_exp.training.optimizers import build_optimizer, images_of_a_step
 from alexnet_exp.training.outcomes import Outcomes
-from alexnet_exp.training.restart import Kept, complete_restart
+from alexnet_exp.training.restart import Changes, Kept, changes, complete_restart
 from alexnet_exp.training.schedules import RunLength, build_schedule
 
 _PLAIN = frozenset(
@@ -73,7 +73,7 @@ class ImageClassifier(lightning.LightningModule):
         self.test_split = "test"  # another split is looked at without being reported as a test
         self.reported: dict[str, float] = {}  # the latest value of every metric
         self._validated = False  # in this epoch
-        self._other_schedule = False  # than the one of the checkpoint that training goes on from
+        self._changes = Changes()  # against the checkpoint that training goes on from
         self.step_loss: Tensor | None = None  # of this rank's last batch; reading it syncs the device
         self._first_bad_step: Tensor | None = None
         self._unread: list[
@@ -95,7 +95,7 @@ class ImageClassifier(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         complete_restart(self.trainer)
-        self._kept.apply(self.trainer, self._other_schedule)
+        self._kept.apply(self.trainer, self._changes)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is a function of the step, so that a resumed run draws what the first would have drawn.
@@ -291,8 +291,8 @@ class ImageClassifier(lightning.LightningModule):
         kept = ("train/", "val/") if self.trainer.limit_val_batches else ("train/",)
         self.reported = {k: v for k, v in checkpoint["reported"].items() if k.startswith(kept)}
         self._validated = checkpoint["validated"]
-        self._other_schedule = checkpoint["config"]["scheduler"].get("name") != self.scheduler_config["name"]
-        if self._other_schedule:
+        self._changes = changes(checkpoint.get("config", {}), self.embed.get("config", {}))
+        if self._changes.schedule:
             checkpoint["lr_schedulers"] = []  # nothing of it fits
 
 

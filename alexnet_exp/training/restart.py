@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.loop import _Loop
@@ -26,11 +27,45 @@ def complete_restart(trainer: Trainer) -> None:
         trainer.should_stop = True
 
 
+class Changes(NamedTuple):
+    """How the settings differ from those of the checkpoint that training goes on from.
+
+    Args:
+        schedule: It was another kind, and its state says nothing to this one.
+        rates: Something else that decides rates, momentum or decay.
+    """
+
+    schedule: bool = False
+    rates: bool = False
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
+    """Compare two configurations, as checkpoints hold them."""
+    if not now:  # a module that was made without settings
+        return Changes()
+    return Changes(*(_chosen(before, keys) != _chosen(now, keys) for keys in (_SCHEDULE, _RATES)))
+
+
+_SCHEDULE = (("scheduler", "name"), ("scheduler", "monitor"), ("scheduler", "mode"))
+_RATES = (("optimizer",), ("scheduler",), ("data", "batch_size"), ("trainer", "accumulate_grad_batches"))
+
+
+def _chosen(config: Any, keys: Sequence[tuple[str, ...]]) -> list[Any]:
+    found = []
+    for path in keys:
+        value = config
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        found.append(value)
+    return found
+
+
 class Kept:
     """What the settings say of optimizer and schedule, to hold against what a checkpoint brings.
 
     Lightning takes rates, momentum, decay and the constants of the schedule from the checkpoint. In a run that goes on
-    in place they are the same; a new run (ckpt=) has settings of its own, and more epochs stretch a schedule.
+    in place they are the same, and what a callback of the user's has changed stays; a new run (ckpt=) has settings of
+    its own, and more epochs stretch a schedule.
 
     Args:
         optimizer: As built, with its schedule.
@@ -41,27 +76,29 @@ class Kept:
         self.groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         self.constants = {}
         if isinstance(scheduler, ReduceLROnPlateau):
-            names = ("mode", "factor", "patience", "min_lrs")
+            names = ("factor", "patience", "min_lrs")
             self.constants = {name: getattr(scheduler, name) for name in names}
 
-    def apply(self, trainer: Trainer, other_schedule: bool) -> None:
+    def apply(self, trainer: Trainer, changed: Changes) -> None:
         """Put the settings back; to be called as training starts.
 
         Args:
             trainer: With optimizer, schedule and counters as the checkpoint left them.
-            other_schedule: Whether the checkpoint has none of this kind, and the schedule stands at its beginning.
+            changed: Against the checkpoint; where the schedule is another, it stands at its beginning.
         """
         configs = trainer.lr_scheduler_configs
         scheduler = configs[0].scheduler if configs else None
         for group, own in zip(trainer.optimizers[0].param_groups, self.groups, strict=True):
+            if not changed.rates:
+                break
             first, rate = group.get("initial_lr"), group["lr"]
             group.update(own)
-            if isinstance(scheduler, ReduceLROnPlateau) and not other_schedule:  # as far down as it was
+            if isinstance(scheduler, ReduceLROnPlateau) and not changed.schedule:  # as far down as it was
                 group["lr"] = rate if first == own["initial_lr"] else own["initial_lr"] * (rate / first)
         if isinstance(scheduler, ReduceLROnPlateau):
             vars(scheduler).update(self.constants)
         if isinstance(scheduler, LambdaLR):
-            if other_schedule:
+            if changed.schedule:
                 done = trainer.fit_loop.epoch_progress.current.processed
                 scheduler.last_epoch = trainer.global_step if configs[0].interval == "step" else done
             _recompute(scheduler)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from small_runs import checkpoint, resume, rows, run, same
 
 from alexnet_exp.errors import UserError
@@ -136,6 +137,22 @@ def test_plateau_goes_on_as_far_down_as_it_was_from_the_rate_of_the_settings(tmp
     assert rates(tmp_path / "old")[-1] == 1e-3
     run(tmp_path / "new", *settings, "trainer.max_epochs=3", "optimizer.lr=4e-3", f"ckpt={tmp_path / 'old'}")
     assert rates(tmp_path / "new") == pytest.approx([2e-3] * 7)
+
+
+class SlowsDown(Callback):
+    """Changes the rate by itself, as a user's callback may."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] *= 0.5
+
+
+def test_a_rate_that_a_callback_has_changed_is_kept_in_place(tmp_path: Path) -> None:
+    callback = {"slows": {"_target_": f"{__name__}.SlowsDown"}}
+    run(tmp_path / "run", "test=false", "scheduler=none", "optimizer.lr=0.4", callbacks=callback)
+    resume(tmp_path / "run", "trainer.max_epochs=2")  # without the callback
+    [group] = checkpoint(tmp_path / "run")["optimizer_states"][0]["param_groups"]
+    assert group["lr"] == 0.2
 
 
 @pytest.mark.parametrize(
