@@ -76,7 +76,8 @@ def to_csv(comparison: Comparison) -> str:
         group = groups[run["group"]]
         low, high = group["interval"] or (None, None)
         of_group = {f"group_{key}": group[key] for key in ("n", "mean", "sd")}
-        settings = {key: plain(value) for key, value in run.pop("settings").items()}
+        own = run.pop("settings")  # of another data set, say, it has other keys than the best run
+        settings = {key: plain(own[key]) if key in own else "" for key in comparison.keys}
         lines.append({**run, **settings, **of_group, "group_low": low, "group_high": high})
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(lines[0]) if lines else ["run"], lineterminator="\n")

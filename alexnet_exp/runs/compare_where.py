@@ -100,7 +100,7 @@ def _value(text: str) -> Any:
         pass
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # a date that is none
         return text
 
 

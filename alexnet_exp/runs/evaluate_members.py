@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from torch import Tensor
 from alexnet_exp.data.loaders import Batch
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.errors import UserError, printable
+from alexnet_exp.models.layers.compiler import missing_compiler
 from alexnet_exp.runs.evaluate_data import check_images, choose_split, image_names, open_data
 from alexnet_exp.runs.evaluate_scores import TOP, Table, calibration_error, ensemble
 from alexnet_exp.tracking.log import quiet_lightning
@@ -119,8 +118,9 @@ def open_members(paths: list[str], settings: Mapping[str, Any]) -> list[Member]:
     members: list[Member] = []
     for path in paths:
         checkpoint = read_checkpoint(path)
-        wanted = ("config", "preprocessing", "classes", "state_dict", "global_step")
-        checkpoint = {key: checkpoint[key] for key in wanted}  # not the optimizer's state
+        wanted = ("config", "preprocessing", "classes", "state_dict")
+        # Not the optimizer's state; the step is for W&B alone.
+        checkpoint = {k: checkpoint[k] for k in wanted} | {"global_step": checkpoint.get("global_step", 0)}
         data = open_data(checkpoint, settings, opened)
         split = choose_split(data, settings["split"])
         check_images(data, split)
@@ -186,12 +186,13 @@ def _test(member: Member, settings: Mapping[str, Any], console: Console, whole: 
     layout = bool(config.get("channels_last"))
     recorder = Recorder(model, member.classes, config["optimizer"], channels_last=layout, whole=whole)
     trainer = _trainer(config["trainer"], settings, console)
-    if settings["compile"] is None and (shutil.which(os.environ.get("CXX") or "g++")):
+    device = trainer.strategy.root_device
+    if settings["compile"] is None and missing_compiler(device.type) is None:
         compile_network(model, config["compile"])
-    use_fast_matmul(trainer.strategy.root_device)
+    use_fast_matmul(device)
     data.test_split = member.split
     trainer.test(recorder, datamodule=data, verbose=False)
-    return recorder, str(trainer.strategy.root_device)
+    return recorder, str(device)
 
 
 def _trainer(trained: Mapping[str, Any], settings: Mapping[str, Any], console: Console) -> lightning.Trainer:

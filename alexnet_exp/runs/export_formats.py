@@ -118,9 +118,13 @@ def _program(loaded: LoadedClassifier, preprocess: bool) -> ExportedProgram:
 
 def _write_onnx(program: ExportedProgram, preprocess: bool, texts: Mapping[str, str], path: Path) -> None:
     names = ["images"], ["probabilities" if preprocess else "logits"]
-    exported = torch.onnx.export(
-        program, dynamo=True, verbose=False, input_names=names[0], output_names=names[1]
-    )
+    try:
+        exported = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=names[0], output_names=names[1]
+        )
+    except RuntimeError as error:  # torch.onnx.OnnxExporterError is one
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"ONNX cannot express this network ({reason}): say format=torch_export.") from error
     if exported is None:
         raise UserError("torch.onnx gave no program: say format=torch_export.")
     exported.model.metadata_props.update(texts)

@@ -23,7 +23,6 @@ from alexnet_exp.runs.prepare_chunks import _begin
 from alexnet_exp.sweeps.process import identity, is_gone
 from tests.data.makers import write_folder
 
-
 ON_INTERRUPT = signal.getsignal(signal.SIGINT)  # ignored, where a shell has put the tests into the background
 
 
