@@ -18,7 +18,7 @@ from alexnet_exp.tracking.compare_groups import Comparison
 from alexnet_exp.tracking.compare_page import write_page
 from alexnet_exp.tracking.compare_runs import Run, find_runs, lower_is_better
 from alexnet_exp.tracking.redact import redact
-from alexnet_exp.tracking.run_directory import RunDirectory, write_atomically
+from alexnet_exp.tracking.run_directory import RunDirectory, check_out, write_atomically
 
 RULES = {
     "runs": text | list_of(text),
@@ -58,7 +58,7 @@ def compare(config: dict[str, Any], run_dir: Path, command: str) -> Comparison:
         table = _WRITERS[kind](comparison)
         print(table.encode("utf-8", "backslashreplace").decode("utf-8"), end="")  # names need not be text
     else:
-        _write(Path(config["out"]), _WRITERS[kind](comparison))
+        _write(check_out(config["out"]), _WRITERS[kind](comparison))
     messages = Console(stderr=kind != "table" and config["out"] is None, soft_wrap=True, highlight=False)
     if config["out"] is not None:
         messages.print(f"table: {printable(config['out'])}", markup=False)
@@ -89,6 +89,8 @@ def _check(config: dict[str, Any]) -> str:
         raise UserError(
             f"out={out}: say format=csv, markdown or json, or let the name end in {_list(_ENDINGS)}."
         )
+    if out:
+        check_out(out)
     return str(kind)
 
 

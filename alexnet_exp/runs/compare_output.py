@@ -153,7 +153,7 @@ def _group_head(comparison: Comparison) -> list[str]:
 def _group_cells(comparison: Comparison, group: Group) -> list[str]:
     mean = Score(group.mean, str(group.metric)) if group.mean is not None else None
     mark = " *" if comparison.is_best(group) else ""
-    n = f"{group.n}" if group.n == len(group.runs) else f"{group.n} of {len(group.runs)}"
+    n = f"{group.n}" if group.n == group.seeds else f"{group.n} of {group.seeds}"
     settings = settings_text(comparison.group_settings(group)) or group.runs[0].name
     spread = spread_text(group.sd, group.metric), interval_text(group.interval, group.metric)
     return [score_text(mean, comparison.metric) + mark, *spread, n, settings]

@@ -103,9 +103,13 @@ def _confusion() -> Panels:
         chart_fields=fields,
         chart_strings={"title": "Confusion matrix"},
     )
-    # Whatever views and split an evaluation had; a run shows those that it logged.
+    many = [  # what confusion_panels logs where a chart would have too many cells
+        _media("Of more than 100 classes", ["confusion_matrix"], 2),
+        reports.WeavePanelSummaryTable(table_name="confusion_mistakes"),
+    ]
+    # Whatever views and split an evaluation of the run's own data had; a run shows those that it logged.
     evaluated = [f"{wandb_place(split, views)}/confusion_matrix" for split in SPLITS for views in VIEWS]
-    return [chart, _media("Of alexnet-exp evaluate", evaluated, 2)]
+    return [chart, _media("Of alexnet-exp evaluate", evaluated, 2), *many]
 
 
 def _media(title: str, keys: list[str], columns: int) -> reports.MediaBrowser:

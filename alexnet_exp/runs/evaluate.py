@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from alexnet_exp.config.checks import shown
-from alexnet_exp.config.rules import at_least, choice, flag, list_of, null, path, text
+from alexnet_exp.config.rules import Rule, at_least, choice, list_of, null, path, text
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.runs.train import _relative
 from alexnet_exp.tracking.log import log, logging_to
@@ -30,7 +31,7 @@ RULES = {
     "device": choice("auto", "cpu", "gpu", "cuda", "mps"),
     "devices": at_least(1),
     "precision": text | null,
-    "compile": flag | null,
+    "compile": Rule("false", lambda v: v is False) | null,
     "trust": list_of(text),
 }
 # Of the checkpoint's run; data files name them, and the user cannot.
@@ -43,7 +44,17 @@ _NOT_HERE = (
     "data.std",
     "data.stored_size",
 )
-_BEFORE_THE_END = ("config.yaml", "overrides.yaml", "evaluate.log")
+_FIGURES = ("conv1_filters", "confusion_matrix", "mistakes", "samples")
+_MADE = (
+    "config.yaml",
+    "overrides.yaml",
+    "evaluate.log",
+    "predictions.csv",
+    "per_class.csv",
+    "report.html",
+    "result.json",
+    *(f"figures/{name}.png" for name in _FIGURES),
+)
 _EQUAL_VIEWS = (
     "views=ten_crop: the images are as large as the input of the network, so corners and centre are the same crop: "
     "views=flip looks at as much in a fifth of the time."
@@ -105,6 +116,8 @@ def check_settings(config: dict[str, Any], overrides: list[str]) -> dict[str, An
         raise UserError("ckpt=[] names no checkpoint.")
     typed = {override.partition("=")[0].lstrip("+~") for override in overrides}
     for key in sorted(typed):
+        if key == "data.batch_size":
+            raise UserError("data.batch_size is for training: say batch_size=N.")
         if key in _NOT_HERE or key.startswith(("augment.", "model.")):
             raise UserError(
                 f"{key} is the checkpoint's own affair: leave it out (views= chooses the test views)."
@@ -120,20 +133,32 @@ def check_settings(config: dict[str, Any], overrides: list[str]) -> dict[str, An
     return settings
 
 
-def wandb_place(split: str, views: str) -> str:
-    """Return the name under which an evaluation is logged to the W&B run of its checkpoint."""
-    return f"evaluate/{split}_{views}"
+def wandb_place(split: str, views: str, data: str = "") -> str:
+    """Return the name under which an evaluation is logged to the W&B run of its checkpoint.
+
+    Args:
+        split: Of the data set.
+        views: Of every image.
+        data: Name of a data set that is not the run's own.
+    """
+    named = re.sub(r"[^\w.-]+", "_", data) + "_" if data else ""
+    return f"evaluate/{named}{split}_{views}"
 
 
 @contextlib.contextmanager
 def _fresh(run: RunDirectory) -> Iterator[None]:
     """Hold a new run directory; one that failed is left as it was found."""
     with run.fresh():
+        new = [path for path in (run.path / name for name in _MADE) if not path.exists()]
+        has_figures = (run.path / "figures").exists()
         try:
             yield
         except BaseException:
-            for name in _BEFORE_THE_END:
-                (run.path / name).unlink(missing_ok=True)
+            for path in new:
+                path.unlink(missing_ok=True)
+            if not has_figures:
+                with contextlib.suppress(OSError):  # not made yet, or it holds a file of someone else's
+                    (run.path / "figures").rmdir()
             raise
 
 

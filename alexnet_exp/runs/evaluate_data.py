@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,7 +48,9 @@ def open_data(
     # The mean image comes from the checkpoint; these images may be others.
     augment = {**config["augment"], "mean_image": "none"}
     data: ImageData = build(keys, augment=augment, seed=config["seed"])
-    apart = ("batch_size", "mean", "std", "stored_size")  # images are the same without them
+    apart = {"batch_size", "mean", "std"}  # images are the same without them
+    if keys.get("cache", "off") == "off":
+        apart.add("stored_size")  # the source is files, which every member decodes as it needs
     same = json.dumps({k: v for k, v in keys.items() if k not in apart}, sort_keys=True, default=str)
     data.sources = opened.get(same, {})
     data.setup()
@@ -80,6 +82,18 @@ def _data_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
         own["cache"] = "off"  # only one split is needed, and once
     check_recorded({"data": own | typed}, ["data"], "The checkpoint")
     return own | typed
+
+
+def is_own_data(own: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
+    """Return whether the keys that the user typed leave a checkpoint its own data set, which may have moved."""
+    # With data=NAME a folder of the same name may be another one; a bare data.root=DIR says where it lies now.
+    part: Callable[[str], str] = os.path.realpath if "_target_" in typed else os.path.basename
+
+    def where(keys: Mapping[str, Any]) -> list[str]:
+        places = [os.path.expanduser(str(keys.get(key))).rstrip("/") for key in ("root", "url")]
+        return [str(keys["_target_"]), *map(part, places)]
+
+    return where({**own, **typed}) == where(own)
 
 
 def _whole_folder(keys: dict[str, Any]) -> dict[str, Any]:

@@ -57,8 +57,7 @@ def write_all(
     figures = draw_all(run.path, [], evaluation, conv1)
     wandb_run = wandb_run_of(settings["ckpt"], settings["logger"])
     if wandb_run is not None:
-        chosen = settings["logger"]
-        result["wandb"] = log_to_wandb(wandb_run, members[0], outcome, evaluation, figures, chosen)
+        result["wandb"] = log_to_wandb(wandb_run, members[0], outcome, evaluation, figures, settings)
     write_report(run.path, evaluation, conv1, result=result)
     run.write_result(result)
     return result

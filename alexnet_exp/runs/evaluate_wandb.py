@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.evaluate import wandb_place
+from alexnet_exp.runs.evaluate_data import is_own_data
 from alexnet_exp.tracking.evaluation import Evaluation
 from alexnet_exp.tracking.log import log
 from alexnet_exp.tracking.run_directory import RunDirectory
@@ -57,7 +58,7 @@ def log_to_wandb(
     outcome: Outcome,
     evaluation: Evaluation,
     figures: list[Path],
-    logger: dict[str, Any] | None,
+    settings: dict[str, Any],
 ) -> dict[str, Any] | None:
     """Add scores, tables and figures to the W&B run in `run_dir`.
 
@@ -67,12 +68,14 @@ def log_to_wandb(
         outcome: What came out.
         evaluation: The same for pictures.
         figures: PNG files.
-        logger: As the user chose it; None if they did not.
+        settings: Of the evaluation.
 
     Returns:
         What result.json says about it; None if it could not be done, which a warning says.
     """
-    options = dict((logger or {}).get("wandb") or (member.config["logger"] or {}).get("wandb") or {})
+    options = dict(
+        (settings["logger"] or {}).get("wandb") or (member.config["logger"] or {}).get("wandb") or {}
+    )
     options["name"] = options.get("name") or run_dir.name
     offline = any(run_dir.glob(f"wandb/offline-run-*-{find_run_id(run_dir)}"))
     if offline and options.get("mode") in (None, "auto", "online"):
@@ -80,7 +83,7 @@ def log_to_wandb(
     try:
         with RunDirectory(run_dir).lock():  # a run that is still going on writes there itself
             tracker = Visit(run_dir, member.config, **{**options, "log_model": False}, save_code=False)
-            _log(tracker, member, outcome, evaluation, figures)
+            _log(tracker, _place(member, settings["data"]), member, outcome, evaluation, figures)
             tracker.finish()
     except Exception as error:
         log.warning("The evaluation could not be added to the W&B run of %s: %s", run_dir, error)
@@ -88,10 +91,21 @@ def log_to_wandb(
     return {"id": tracker.run_id, "mode": tracker.mode, "url": tracker.url}
 
 
+def _place(member: Member, typed: dict[str, Any]) -> str:
+    """Return where the evaluation is logged: beside the run's own figures, or apart where the data is another."""
+    source = member.data.sources[member.split]
+    another = "" if is_own_data(member.config["data"], typed) else source.name.rpartition(" ")[0]
+    return wandb_place(member.split, member.data.views, another)
+
+
 def _log(
-    tracker: WandbTracker, member: Member, outcome: Outcome, evaluation: Evaluation, figures: list[Path]
+    tracker: WandbTracker,
+    where: str,
+    member: Member,
+    outcome: Outcome,
+    evaluation: Evaluation,
+    figures: list[Path],
 ) -> None:
-    where = wandb_place(member.split, member.data.views)
     metrics = {f"{where}/{name}": value for name, value in outcome.metrics.items()}
     tracker.log_metrics(metrics, step=member.checkpoint["global_step"])
     classes, table = member.classes, outcome.table

@@ -16,7 +16,7 @@ from alexnet_exp.errors import UserError, printable
 from alexnet_exp.tracking.environment import git_state, versions
 from alexnet_exp.tracking.export_page import write_export
 from alexnet_exp.tracking.records import replacing
-from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.run_directory import RunDirectory, check_out
 
 if TYPE_CHECKING:
     from alexnet_exp.runs.export_check import Parity
@@ -55,10 +55,11 @@ def export(config: dict[str, Any], run_dir: Path, command: str) -> Path:
 
     console = Console(soft_wrap=True, highlight=False)
     loaded = load_classifier(config["ckpt"], device="cpu", trust=config["trust"])
+    kind, out = config["format"], config["out"] or None
+    path = run_dir / _NAMES[kind] if out is None else check_out(out, loaded.path)
     images, source = images_to_check(loaded, config["trust"], config["paths"]["data_dir"])
-    kind, path = config["format"], Path(config["out"] or run_dir / _NAMES[config["format"]])
     metadata = describe(loaded, config["preprocess"])
-    place = RunDirectory(run_dir).fresh() if config["out"] is None else contextlib.nullcontext()
+    place = RunDirectory(run_dir).fresh() if out is None else contextlib.nullcontext()
     try:
         with place, replacing(path) as temporary:
             write(loaded, kind, config["preprocess"], metadata, temporary)
@@ -69,7 +70,7 @@ def export(config: dict[str, Any], run_dir: Path, command: str) -> Path:
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
     console.print(f"parity with PyTorch: {parity} ({printable(source)})", markup=False)
-    if config["out"] is None:
+    if out is None:
         loading = how_to_load(kind, config["preprocess"], metadata, path.name, loaded.path)
         write_export(run_dir / "report.html", result, loading)
         RunDirectory(run_dir).write_result(result)

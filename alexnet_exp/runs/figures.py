@@ -87,6 +87,8 @@ def check_settings(config: dict[str, Any], overrides: list[str]) -> dict[str, An
             raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
     typed = {override.partition("=")[0].lstrip("+~") for override in overrides}
     for key in sorted(typed):
+        if key == "data.batch_size":
+            raise UserError("data.batch_size is for training: say batch_size=N.")
         if key in _NOT_HERE or key.startswith(("augment.", "model.")):
             raise UserError(f"{key} is the checkpoint's own affair: leave it out.")
     settings = {key: config[key] for key in RULES}
@@ -103,9 +105,10 @@ def check_settings(config: dict[str, Any], overrides: list[str]) -> dict[str, An
 
 def _make(subject: Subject, which: list[str], console: Console) -> tuple[list[Figure], dict[str, str]]:
     """Return the figures, and why the others are left out."""
-    from alexnet_exp.runs.figures_make import FIGURES
+    from alexnet_exp.runs.figures_make import FIGURES, check_layer
     from alexnet_exp.runs.figures_subject import LeftOutError
 
+    check_layer(subject)
     made, left_out = [], {}
     for name in (name for name in FIGURES if name in which):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -132,6 +133,30 @@ def grad_cam(subject: Subject) -> Figure:
     return Figure("grad_cam", (heats,), text)
 
 
+def check_layer(subject: Subject) -> None:
+    """Refuse a layer that Grad-CAM cannot look at, before any image is read.
+
+    Raises:
+        UserError: If the settings name another than the network has.
+    """
+    if subject.settings["layer"] is None:
+        return
+    recorded = subject.checkpoint["preprocessing"]
+    side = int(recorded["image_size"])
+    blank = torch.zeros(1, int(recorded["channels"]), side, side, device=subject.device)
+    with_maps = [name for name, x in responses(subject.network, blank).items() if _is_map(x)]
+    if with_maps:
+        _check_name(subject.settings["layer"], with_maps)
+
+
+def _check_name(wanted: str, with_maps: list[str]) -> None:
+    if wanted not in with_maps:
+        has = ", ".join(with_maps)
+        raise UserError(
+            f"layer={wanted}: the network's layers with maps are {has}.{nearest_name(wanted, with_maps)}"
+        )
+
+
 def _layer(subject: Subject) -> tuple[str, nn.Module]:
     """Return the layer that Grad-CAM looks at.
 
@@ -147,11 +172,7 @@ def _layer(subject: Subject) -> tuple[str, nn.Module]:
         raise LeftOutError("the network has no layer with maps.")
     if wanted is None:
         wanted = ([name for name in with_maps if answers[name].shape[-1] >= LEAST_SIDE] or with_maps)[-1]
-    if wanted not in with_maps:
-        has = ", ".join(with_maps)
-        raise UserError(
-            f"layer={wanted}: the network's layers with maps are {has}.{nearest_name(wanted, with_maps)}"
-        )
+    _check_name(wanted, with_maps)
     return wanted, layers[wanted]
 
 

@@ -42,14 +42,16 @@ def mistakes(subject: Subject) -> tuple[list[ClassMistakes], str]:
 
 
 def _predicted(subject: Subject) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return label, predicted class and its probability of every image, each (N,)."""
+    """Return label, predicted class and its probability of every image, each (N,), in the order of the split."""
     parts = []
     for batch in subject.batches(subject.split, "mistakes"):
         probabilities = subject.predict(subject.prepared(batch.images[: batch.size]))
         certainty, said = probabilities.max(1)
-        parts.append((batch.labels[: batch.size].cpu(), said, certainty))
-    labels, said, certainty = (torch.cat(column) for column in zip(*parts, strict=True))
-    return labels, said, certainty
+        indices, labels = (column[: batch.size].cpu() for column in (batch.indices, batch.labels))
+        parts.append((indices, labels, said, certainty))
+    indices, labels, said, certainty = (torch.cat(column) for column in zip(*parts, strict=True))
+    order = indices.argsort()
+    return labels[order], said[order], certainty[order]
 
 
 def _guess(subject: Subject, index: int, said: int, certainty: float) -> Guess:

@@ -21,6 +21,7 @@ from alexnet_exp.tracking.records import replacing
 from alexnet_exp.version import __version__
 
 COUNT = 6
+FORMAT = 2  # of the kept features; 1 had them in the loader's order
 BLOCK = 4096  # training images compared at a time
 
 
@@ -104,17 +105,15 @@ def _cache_folder(subject: Subject) -> Path:
 
 def _write(subject: Subject, last: nn.Linear, path: Path, count: int) -> None:
     kept = np.lib.format.open_memmap(path, "w+", dtype=np.float32, shape=(count, last.in_features))
-    start = 0
     for batch in subject.batches("train", "features"):
         x = hidden(subject.network, last, subject.prepared(batch.images[: batch.size]))
-        kept[start : start + len(x)] = x.cpu().numpy()
-        start += len(x)
+        kept[batch.indices[: batch.size].cpu().numpy()] = x.cpu().numpy()
     kept.flush()
 
 
 def fingerprint(subject: Subject) -> str:
     """Return what the features depend on, as a hash: the checkpoint's file and the training images."""
-    digest = hashlib.sha256(f"{__version__} {subject.device.type}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {__version__} {subject.device.type}".encode())
     with open(subject.path, "rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
     source = subject.data.sources["train"]

@@ -90,7 +90,7 @@ class Subject:
             return self.network(x).float().softmax(1).cpu()
 
     def batches(self, split: str, title: str) -> Iterator[Batch]:
-        """Yield the images of a split as stored, in order; a bar on a terminal says how far it is."""
+        """Yield the images of a split as stored, in the loader's order; a bar on a terminal says how far it is."""
         screen = Console(stderr=True)
         try:
             loader = self.data.loader(split)

@@ -20,7 +20,7 @@ from alexnet_exp.tracking.run_directory import RunDirectory
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alexnet_exp.inference import LoadedClassifier
+    from alexnet_exp.inference import LoadedClassifier, Prediction
     from alexnet_exp.runs.predict_output import Row
 
 RULES = {
@@ -45,7 +45,8 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
         Exit code: 0, or 2 if some of the images could not be read.
 
     Raises:
-        UserError: For an illegal setting, a checkpoint that cannot be read, or no images.
+        UserError: For an illegal setting, a checkpoint that cannot be read, a network whose
+            output is not finite, or no images.
     """
     for key, rule in RULES.items():
         if not rule.legal(config[key]):
@@ -89,10 +90,17 @@ def _predicted(classifier: LoadedClassifier, files: list[str], top_k: int, batch
             batch = files[start : start + batch_size]
             images = list(pool.map(lambda file: _stored(classifier, file), batch))
             good = [image for image in images if not isinstance(image, str)]
-            said = iter(classifier.top(classifier.probabilities(torch.stack(good)), top_k) if good else [])
+            said = iter(_named(classifier, torch.stack(good), top_k) if good else [])
             for file, image in zip(batch, images, strict=True):
                 yield Row(file, error=image) if isinstance(image, str) else Row(file, next(said))
             progress.advance(task, len(batch))
+
+
+def _named(classifier: LoadedClassifier, images: Tensor, top_k: int) -> list[Prediction]:
+    probabilities = classifier.probabilities(images)
+    if not probabilities.isfinite().all():
+        raise UserError(f"{classifier.path}: the network's output is not finite; its training went wrong.")
+    return classifier.top(probabilities, top_k)
 
 
 def _stored(classifier: LoadedClassifier, file: str) -> Tensor | str:

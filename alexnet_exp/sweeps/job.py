@@ -49,6 +49,7 @@ class Job:
     process: subprocess.Popen[bytes] | None = None
     devices: tuple[str, ...] | None = None  # the GPUs it holds
     started: float = 0.0
+    old_result: int | None = None  # when the result was written that an earlier start has left, in ns
 
     @property
     def arguments(self) -> list[str]:
@@ -65,7 +66,8 @@ class Job:
         """Start the process; what it prints goes to output.log. One that an earlier sweep left here is ended first."""
         self.directory.mkdir(parents=True, exist_ok=True)
         end_orphan(self.directory)
-        self.state, self.tries, self.started = RUNNING, self.tries + 1, time.time()
+        self.note_result()
+        self.tries, self.started = self.tries + 1, time.time()
         with open(self.directory / OUTPUT, "ab") as output:
             self.process = subprocess.Popen(
                 [*PROGRAM, str(os.getpid()), *self.arguments],
@@ -75,6 +77,7 @@ class Job:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches the sweep alone, which then ends its jobs
             )
+        self.state = RUNNING  # from here on there is a process to end, whatever comes
         remember(self.directory, self.process.pid)
 
     def poll(self) -> bool:
@@ -84,11 +87,10 @@ class Job:
         if code is None:
             return False
         forget(self.directory)
-        result = self.result()
-        if code == 0 and result and result.get("status") == "finished":
+        if code == 0 and (self.result() or {}).get("status") == "finished":
             self.state = FINISHED
         else:
-            self.state, self.why = FAILED, self._reason(code, result)
+            self.state, self.why = FAILED, self._reason(code)
         return True
 
     def result(self) -> dict[str, Any] | None:
@@ -96,6 +98,23 @@ class Job:
         try:
             return RunDirectory(self.directory).result()
         except UserError:
+            return None
+
+    def note_result(self) -> None:
+        """Remember the result that is there ahead of a start: it says nothing of how that one ends."""
+        self.old_result = self._result_written()
+
+    def error(self) -> str | None:
+        """Return what its result.json says went wrong, if this start has written it."""
+        if self._result_written() == self.old_result:
+            return None
+        error = (self.result() or {}).get("error")
+        return None if error is None else str(error)
+
+    def _result_written(self) -> int | None:
+        try:
+            return (self.directory / "result.json").stat().st_mtime_ns
+        except OSError:
             return None
 
     def max_epochs(self) -> int | None:
@@ -111,11 +130,11 @@ class Job:
         """Whether something outside ended it: no fault of the settings or the code."""
         return self.process is not None and (self.process.returncode or 0) < 0
 
-    def _reason(self, code: int, result: Mapping[str, Any] | None) -> str:
+    def _reason(self, code: int) -> str:
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
-        if result and result.get("error"):
-            return str(result["error"])
+        if error := self.error():
+            return error
         lines = self.last_lines(1)
         return lines[0] if lines else f"exit code {code}"
 
@@ -123,7 +142,7 @@ class Job:
         """Return the end of what it printed."""
         try:
             text = (self.directory / OUTPUT).read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
+        except OSError:
             return []
         return [line for line in text.splitlines() if line.strip()][-count:]
 
@@ -143,7 +162,8 @@ class Job:
 def main() -> int:
     from alexnet_exp.training.devices import die_with_parent
 
-    # Ahead of all that takes time; SIGTERM saves the last step.
+    # Ahead of all that takes time. Once the run listens, SIGTERM saves the last step; ignored, it would end nothing.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with_parent(int(sys.argv[1]), signal.SIGTERM)
     from alexnet_exp.cli import main as command_line
 

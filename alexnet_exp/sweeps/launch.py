@@ -52,12 +52,18 @@ def launch(
     record = SweepRecord(directory)
     with record.lock():
         record.begin(typed_settings(config), go_on or bool(OmegaConf.select(config, "sweep.resume")))
-        jobs = record.jobs(job_overrides, first, job_flags(config))
-        console = Console(soft_wrap=True)
+        jobs, console = record.jobs(job_overrides, first, job_flags(config)), Console(soft_wrap=True)
+        say_what_is_equal(len(job_overrides) - len(jobs), console)
         pool = Pool(jobs, settings, Resources.of_this_machine(config, settings), Table(jobs, console))
         with saying_how_to_go_on(directory, console):
             pool.run()
         return concluded(jobs, directory, console)
+
+
+def say_what_is_equal(count: int, console: Console) -> None:
+    """Tell that jobs with the same settings as another, `count` of them, are not run again."""
+    if count:
+        console.print(f"{count} of the jobs repeat the settings of another: they run once", highlight=False)
 
 
 def concluded(jobs: list[Job], directory: Path, console: Console) -> list[JobReturn]:
@@ -129,6 +135,21 @@ def _returned(job: Job, failed: int, all_jobs: int) -> JobReturn:
     return done
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let a batch system's SIGTERM end a sweep as Ctrl-C does, and both where it was started with `&` in a script.
+
+    The shell has such a process ignore Ctrl-C, and its jobs would inherit that.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Pool:
     """Runs jobs as long as there is room for another.
 
@@ -147,20 +168,17 @@ class Pool:
 
     def run(self) -> None:
         """Run all jobs to their end; Ctrl-C ends them within five seconds."""
-        before = signal.signal(
-            signal.SIGTERM, signal.getsignal(signal.SIGINT)
-        )  # a batch system ends as a person does
-        try:
-            with self.table:
-                while self._step():
-                    time.sleep(_POLL_SECONDS)
-        except KeyboardInterrupt:
-            self._end_all()
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
-            for job in self._in(RUNNING):
-                job.kill()
+        with _interruptible():
+            try:
+                with self.table:
+                    while self._step():
+                        time.sleep(_POLL_SECONDS)
+            except BaseException:  # a full disk ends the sweep; its jobs save what they have
+                self._end_all()
+                raise
+            finally:
+                for job in self._in(RUNNING):
+                    job.kill()
 
     def _step(self) -> bool:
         """Start what there is room for and collect what has ended; return whether anything is left to do."""

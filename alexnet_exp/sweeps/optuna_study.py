@@ -101,9 +101,10 @@ def _open_storage(where: str) -> BaseStorage:
     try:
         if "://" in where:
             return get_storage(where)
-        Path(where).parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(where))
-    except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
+        path = Path(where).expanduser().absolute()  # the lock beside it is a link to this very text
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path)))
+    except (SQLAlchemyError, ImportError, OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"hydra.sweeper.storage cannot be opened: {first}") from error
 

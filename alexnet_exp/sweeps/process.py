@@ -43,8 +43,9 @@ def remember(directory: Path, pid: int) -> None:
 
 
 def forget(directory: Path) -> None:
-    """Take the note away: the process has ended."""
-    (directory / FILE_NAME).unlink(missing_ok=True)
+    """Take the note away: the process has ended. One that cannot be taken away is found out by the next sweep."""
+    with contextlib.suppress(OSError):
+        (directory / FILE_NAME).unlink()
 
 
 def end_orphan(directory: Path, seconds: float = _SAVE_SECONDS) -> bool:

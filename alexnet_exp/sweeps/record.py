@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,9 +45,10 @@ class SweepRecord:
             go_on: Whether `sweep.resume` was asked for.
 
         Raises:
-            UserError: If the directory holds another sweep.
+            UserError: If the directory holds another sweep, or runs of which no record tells the settings.
         """
         if not self.path.exists():
+            self._refuse_runs()
             self.content["overrides"] = typed
             return self._write()
         self.content = self._read()
@@ -63,6 +65,16 @@ class SweepRecord:
                 f"sweep.resume goes on with the same settings: missing now is {gone}, new is {new}."
             )
         return None
+
+    def _refuse_runs(self) -> None:
+        """Take no run for a job by its number alone: hydra/launcher=basic numbers its folders, too."""
+        files = [f for name in ("config.yaml", "result.json") for f in self.directory.glob(f"*/{name}")]
+        runs = sorted({f.parent.name for f in files if f.parent.name.isdecimal()}, key=int)
+        if runs:
+            raise UserError(
+                f"{self.directory} holds runs ({', '.join(runs[:3])}{', ...' if len(runs) > 3 else ''}) but no "
+                f"{FILE_NAME}, which would tell their settings: choose another hydra.sweep.dir."
+            )
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -106,15 +118,15 @@ class SweepRecord:
             flags: Of every job.
 
         Returns:
-            The jobs; those that have finished already say so.
+            The jobs, equal ones once; those that have finished already say so.
         """
-        known = {tuple(sorted(entry["overrides"])): entry for entry in self.content["jobs"]}
+        known = {_identity(entry["overrides"]): entry for entry in self.content["jobs"]}
+        distinct = {_identity(overrides): _of_the_job(overrides) for overrides in job_overrides}
         jobs = []
-        for number, overrides in enumerate(job_overrides, start=first):
-            overrides = [o for o in overrides if not o.lstrip("+").startswith("sweep.resume=")]
-            entry = known.get(tuple(sorted(overrides)))
+        for number, (identity, overrides) in enumerate(distinct.items(), start=first):
+            entry = known.get(identity)
             if entry is None:
-                entry = {"overrides": overrides, "directory": str(number)}
+                entry = {"overrides": overrides, "directory": self._free(number)}
                 self.content["jobs"].append(entry)
             job = Job(number, overrides, self.directory / entry["directory"], flags)
             result = job.result()
@@ -124,5 +136,18 @@ class SweepRecord:
         self._write()
         return jobs
 
+    def _free(self, number: int) -> str:
+        """Return the first number from `number` on that is no other job's directory."""
+        used = {entry["directory"] for entry in self.content["jobs"]}
+        return next(name for name in map(str, itertools.count(number)) if name not in used)
+
     def _write(self) -> None:
         write_atomically(self.path, json.dumps(self.content, indent=1) + "\n")
+
+
+def _of_the_job(overrides: list[str]) -> list[str]:
+    return [o for o in overrides if not o.lstrip("+").startswith("sweep.resume=")]
+
+
+def _identity(overrides: list[str]) -> tuple[str, ...]:
+    return tuple(sorted(_of_the_job(overrides)))

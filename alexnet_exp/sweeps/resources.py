@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from omegaconf import DictConfig
 
 from alexnet_exp.sweeps.job import Job
 
+log = logging.getLogger(__name__)
+_SECONDS = 30.0  # for nvidia-smi, which a broken driver may hold for ever
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -82,5 +85,9 @@ def visible_gpus() -> list[str]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
-    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30, check=False)
+    try:
+        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("nvidia-smi does not answer (%s): the sweep counts no GPUs.", error)
+        return []
     return [str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]

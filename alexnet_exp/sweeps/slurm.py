@@ -15,7 +15,7 @@ from rich.console import Console
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps import slurm_queue
 from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, WAITING, Job
-from alexnet_exp.sweeps.launch import concluded, job_flags, typed_settings
+from alexnet_exp.sweeps.launch import concluded, job_flags, say_what_is_equal, typed_settings
 from alexnet_exp.sweeps.record import SweepRecord
 from alexnet_exp.sweeps.slurm_script import Shape, common_shape, script, task_of
 from alexnet_exp.sweeps.table import Table
@@ -59,6 +59,7 @@ def launch(
     with record.lock():
         record.begin(typed_settings(config), go_on or bool(OmegaConf.select(config, "sweep.resume")))
         jobs = record.jobs(job_overrides, first, job_flags(config))
+        say_what_is_equal(len(job_overrides) - len(jobs), console)
         todo = _to_submit(jobs, record.arrays)
         if todo:
             record.add_array(_submit(todo, settings, shape, directory, len(record.arrays) + 1))
@@ -102,6 +103,7 @@ def _to_submit(jobs: list[Job], arrays: list[str]) -> list[Job]:
 def _submit(jobs: list[Job], settings: Mapping[str, Any], shape: Shape, directory: Path, number: int) -> str:
     for job in jobs:
         job.directory.mkdir(parents=True, exist_ok=True)  # SLURM makes no folder for what a job prints
+        job.note_result()
     path = directory / f"array-{number}.sh"
     write_atomically(path, script(jobs, settings, shape, directory))
     return slurm_queue.submit(path)
@@ -180,6 +182,6 @@ class Watch:
             job.state = FINISHED
         else:
             said = [line for line in job.last_lines(20) if not line.startswith(_OF_SLURM)]
-            reason = (result or {}).get("error") or [*said[-1:], "it said nothing"][0]
+            reason = job.error() or [*said[-1:], "it said nothing"][0]
             job.state, job.why = FAILED, f"{reason} (SLURM: {state})" if state else str(reason)
         self.table.ended(job)

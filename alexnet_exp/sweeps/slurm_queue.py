@@ -23,7 +23,7 @@ def submit(script: Path) -> str:
         The number of the job array.
 
     Raises:
-        UserError: If SLURM is not here, or refuses it.
+        UserError: If SLURM is not here, does not answer, or refuses it.
     """
     environment = {
         k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"
@@ -33,6 +33,11 @@ def submit(script: Path) -> str:
     except FileNotFoundError:
         raise UserError(
             "hydra/launcher=slurm needs sbatch: start the sweep on a machine that SLURM takes jobs from."
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"SLURM has not answered sbatch for {_SECONDS:.0f} s, and may have taken {script} all the same: look at "
+            f"squeue --me, and scancel what is there of it before sweep.resume={script.parent} submits it again."
         ) from None
     if done.returncode:
         reason = " ".join(done.stderr.replace("sbatch: error: ", "").split())

@@ -60,7 +60,7 @@ class Table:
             self.say(f"job {job.number} finished: {self._best(job)}")
             return
         self.say(f"job {job.number} failed: {job.why}")
-        if not (job.result() or {}).get("error"):  # it could not say what was wrong
+        if not job.error():  # it could not say what was wrong
             for line in job.last_lines(_LAST_LINES):
                 self.say(f"    {line}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from itertools import islice
@@ -38,7 +39,7 @@ def overlaid(comparison: Comparison) -> Html:
     Only the metrics of what is drawn are read: those of hundreds of runs would take longer than all the rest.
     """
     few = len(comparison.runs) <= MAX_DRAWN or not comparison.with_seeds
-    left = iter([[run] for run in comparison.runs] if few else [group.runs for group in comparison.groups])
+    left = iter([[run] for run in comparison.runs] if few else _by_group(comparison))
     drawn = list(islice(filter(_has_epochs, left), MAX_DRAWN))
     if not drawn:
         return tag("p", "No metric was logged.")
@@ -52,6 +53,11 @@ def overlaid(comparison: Comparison) -> Html:
     return join([*told, tag("div", *charts, class_="charts shared")])
 
 
+def _by_group(comparison: Comparison) -> list[list[Run]]:
+    """Return the runs that each mean is of; all of a configuration's where none has finished yet."""
+    return [group.counted or group.runs for group in comparison.groups]
+
+
 def _has_epochs(runs: list[Run]) -> bool:
     return any("epoch" in row for run in runs for row in run.rows)
 
@@ -60,7 +66,10 @@ def _notes(comparison: Comparison, few: bool, count: int) -> list[str]:
     notes = []
     if comparison.with_seeds:
         same = "Runs of one configuration have one colour."
-        notes.append(same if few else "Each curve is the mean over the seeds of one configuration.")
+        mean = (
+            "Each curve is the mean over the seeds of one configuration that finished; over all if none has."
+        )
+        notes.append(same if few else mean)
     if count > MAX_DRAWN:
         notes.append(f"The first {MAX_DRAWN} of {count} are drawn.")
     return notes
@@ -108,10 +117,15 @@ def _chart(title: str, metric: str, curves: list[Curve]) -> Html | None:
 
 
 def _by_epoch(runs: Sequence[Run], metric: str) -> list[Point]:
-    """Return the mean of a metric by epoch; steps would not do, since runs may have batches of different size."""
+    """Return the mean of a metric by epoch, over what is finite; steps differ between runs with other batches."""
     values: dict[float, list[float]] = {}
     for run in runs:
         last = {p.epoch: p.value for p in series(run.rows, metric) if p.epoch is not None}
         for epoch, value in last.items():
             values.setdefault(epoch, []).append(value)
-    return [Point(epoch, epoch, statistics.fmean(found)) for epoch, found in sorted(values.items())]
+    return [Point(epoch, epoch, _mean(found)) for epoch, found in sorted(values.items())]
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return statistics.fmean(known) if known else math.nan

@@ -30,15 +30,22 @@ class Group:
         runs: All of them, whatever became of them.
         metric: Of which metric the values are; None where no run has one.
         values: One for each seed that finished.
+        counted: The runs that these are of.
     """
 
     runs: list[Run]
     metric: str | None
     values: list[float]
+    counted: list[Run]
 
     @property
     def n(self) -> int:
         return len(self.values)
+
+    @property
+    def seeds(self) -> int:
+        """How many there are, whatever became of their runs."""
+        return len({str(run.seed) for run in self.runs})
 
     @property
     def mean(self) -> float | None:
@@ -149,10 +156,12 @@ def is_apart(key: str) -> bool:
 
 
 def _group(runs: list[Run], metric: str) -> Group:
-    scores = {str(run.seed): run.score(metric) for run in runs if run.status == "finished"}
-    found = [score for score in scores.values() if score is not None]
-    used = metric if any(score.metric == metric for score in found) else found[0].metric if found else None
-    return Group(runs, used, [score.value for score in found if score.metric == used])
+    last = {str(run.seed): run for run in runs if run.status == "finished"}
+    found = [(run, score) for run in last.values() if (score := run.score(metric)) is not None]
+    metrics = [score.metric for _, score in found]
+    used = metric if metric in metrics else next(iter(metrics), None)
+    counted = [(run, score.value) for run, score in found if score.metric == used]
+    return Group(runs, used, [value for _, value in counted], [run for run, _ in counted])
 
 
 @lru_cache

@@ -68,14 +68,14 @@ def _groups(comparison: Comparison) -> Html | None:
 
 def _group_row(comparison: Comparison, group: Group) -> Html:
     mean = None if group.mean is None else Score(group.mean, str(group.metric))
-    failed = len(group.runs) - group.n
+    missing = group.seeds - group.n
     return tag(
         "tr",
         tag("td", settings_text(comparison.group_settings(group)) or group.runs[0].name, class_="name"),
         _value(score_text(mean, comparison.metric), comparison.is_best(group)),
         tag("td", spread_text(group.sd, group.metric)),
         tag("td", interval_text(group.interval, group.metric)),
-        tag("td", f"{group.n}" + (f" of {len(group.runs)}" if failed else "")),
+        tag("td", f"{group.n}" + (f" of {group.seeds}" if missing else "")),
     )
 
 

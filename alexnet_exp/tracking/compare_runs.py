@@ -8,6 +8,7 @@ import json
 import math
 import os
 import statistics
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, printable
 from alexnet_exp.tracking.records import Row, read_rows, series
 
 try:
@@ -127,6 +128,8 @@ def lower_is_better(metric: str) -> bool:
 def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
     """Read the runs that some paths name: run directories, sweeps, folders of either.
 
+    A run whose config.yaml cannot be read is left out with a warning.
+
     Args:
         folders: Paths; a run found twice counts once.
 
@@ -134,7 +137,7 @@ def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
         UserError: For a path that is not there, or in which there is no training run.
     """
     found: dict[Path, Run] = {}
-    for folder in map(Path, folders):
+    for folder in (Path(os.path.expanduser(each)) for each in folders):
         if not folder.is_dir():
             raise UserError(f"{folder}: there is no such directory.")
         runs = [Run(path, path.name, config) for path, config in _configs(folder, _DEPTH)]
@@ -149,7 +152,10 @@ def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
 def _configs(folder: Path, depth: int) -> Iterator[tuple[Path, dict[str, Any]]]:
     if (folder / "config.yaml").is_file():
         config = _load(folder / "config.yaml", lambda text: yaml.load(text, _LOADER))
-        if isinstance(config, dict) and "trainer" in config:  # other verbs keep their settings too
+        if not isinstance(config, dict):
+            unread = printable(str(folder / "config.yaml"))
+            print(f"warning: {unread} cannot be read: its run is left out.", file=sys.stderr)
+        elif "trainer" in config:  # other verbs keep their settings too
             yield folder, dict(leaves(config))
         return
     if depth:

@@ -125,6 +125,26 @@ class RunDirectory:
         (self.path / "result.json").unlink(missing_ok=True)
 
 
+def check_out(out: str, ckpt: Path | None = None) -> Path:
+    """Return the file that `out=` names, which must not be one that a run or a checkpoint needs.
+
+    Args:
+        out: As typed.
+        ckpt: The checkpoint that is read.
+
+    Raises:
+        UserError: If it is.
+    """
+    path = Path(os.path.expanduser(out))
+    if ckpt is not None and path.exists() and path.samefile(ckpt):
+        raise UserError(f"out={out} is the checkpoint itself: choose another name.")
+    folder = path.parent.resolve()
+    folder = folder.parent if folder.name == "checkpoints" else folder
+    if any((folder / name).exists() for name in ("config.yaml", "result.json")):
+        raise UserError(f"out={out} lies in the directory of a run: choose another folder.")
+    return path
+
+
 def write_atomically(path: Path, text: str) -> None:
     r"""Write a text file that is there whole or not at all.
 

@@ -68,7 +68,8 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return read_checkpoint(path, map_location)
+        # Not to the device it came from: another machine has none, and every rank would read onto the first one's.
+        return read_checkpoint(path, map_location or "cpu")
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)

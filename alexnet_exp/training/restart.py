@@ -73,7 +73,9 @@ class Kept:
     """
 
     def __init__(self, optimizer: Optimizer, scheduler: Any | None) -> None:
-        self.groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        # The state that the checkpoint brings may not be that of a fused optimizer.
+        groups = optimizer.param_groups
+        self.groups = [{k: v for k, v in g.items() if k not in ("params", "fused")} for g in groups]
         self.constants = {}
         if isinstance(scheduler, ReduceLROnPlateau):
             names = ("factor", "patience", "min_lrs")
@@ -93,7 +95,8 @@ class Kept:
                 break
             first, rate = group.get("initial_lr"), group["lr"]
             group.update(own)
-            if isinstance(scheduler, ReduceLROnPlateau) and not changed.schedule:  # as far down as it was
+            # As far down as it was; a layer that stood still has no such share.
+            if isinstance(scheduler, ReduceLROnPlateau) and first and not changed.schedule:
                 group["lr"] = rate if first == own["initial_lr"] else own["initial_lr"] * (rate / first)
         if isinstance(scheduler, ReduceLROnPlateau):
             vars(scheduler).update(self.constants)

@@ -13,12 +13,15 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 log = logging.getLogger(__name__)
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+_REQUEUES = 3  # times that SLURM is asked: a busy controller drops requests
+_ANSWER_SECONDS, _PAUSE_SECONDS = 20.0, 2.0  # all of them within the 90 s that a job has by default
 _KEY = "alexnet_exp"  # in the store that the ranks of a run share
 
 
@@ -159,7 +162,22 @@ def requeue() -> bool:
         return False
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     name = f"{array}_{task}" if array and task else job
-    done = subprocess.run([tool, "requeue", name], capture_output=True, text=True, timeout=60, check=False)
-    if done.returncode:
-        log.warning("SLURM did not requeue job %s: %s", name, " ".join(done.stderr.split()))
-    return done.returncode == 0
+    for attempt in range(_REQUEUES):
+        if attempt:
+            time.sleep(_PAUSE_SECONDS)
+        refusal = _refusal([tool, "requeue", name])
+        if refusal is None:
+            return True
+        log.warning("SLURM did not requeue job %s: %s", name, refusal)
+    return False
+
+
+def _refusal(command: list[str]) -> str | None:
+    """Ask SLURM for something; return why it did not do it."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"no answer for {_ANSWER_SECONDS:.0f} s"
+    except OSError as error:
+        return str(error)
+    return " ".join(done.stderr.split()) if done.returncode else None

@@ -175,6 +175,16 @@ def test_csv_has_a_line_for_each_run(sweep: Path, capsys: pytest.CaptureFixture[
     assert lines[-1]["value"] == lines[-1]["group_low"] == ""
 
 
+def test_csv_has_the_settings_of_runs_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_run(tmp_path / "best", 0.9, data={"name": "digits"})
+    make_run(tmp_path / "other", 0.5, data={"name": "folder", "root": "photos"})
+    lines = list(csv.DictReader(io.StringIO(compare(capsys, str(tmp_path), "format=csv", "page=false"))))
+    assert [(line["run"], line["data.name"], line["data.root"]) for line in lines] == [
+        ("best", "digits", ""),
+        ("other", "folder", "photos"),
+    ]
+
+
 def test_markdown_tables_have_cells_under_every_head(sweep: Path, capsys: pytest.CaptureFixture[str]):
     lines = compare(capsys, str(sweep), "format=markdown", "page=false").splitlines()
     tables = [line for line in lines if line.startswith("|")]
@@ -248,9 +258,12 @@ def test_a_broken_run_does_not_cost_the_table(sweep: Path, capsys: pytest.Captur
     (sweep / "3" / "result.json").write_text('{"status": "fin')
     (sweep / "2" / "overrides.yaml").write_text("- [")
     (sweep / "1" / "config.yaml").write_text("a: [")
-    runs = {run["run"]: run["status"] for run in as_json(capsys, str(sweep))["runs"]}
+    assert main(["compare", str(sweep), "format=json", "page=false"]) == 0
+    out, err = capsys.readouterr()
+    runs = {run["run"]: run["status"] for run in json.loads(out)["runs"]}
     assert (runs["3"], runs["2"]) == ("unfinished", "finished")
     assert "1" not in runs
+    assert err == f"warning: {sweep / '1' / 'config.yaml'} cannot be read: its run is left out.\n"
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_workspace_and_report_show_the_same_panels_of_the_project(spec: dict[str
     workspace, report = (
         [(panel["viewType"], panel["config"]) for panel in panels] for panels in panels_of(spec).values()
     )
-    assert len(workspace) == 14
+    assert len(workspace) == 16
     assert workspace == report
     assert (spec["workspace"]["entity"], spec["workspace"]["project"]) == ("me", "my-project")
     assert spec["report"]["project"] == {"name": "my-project", "entityName": "me"}
@@ -101,6 +101,16 @@ def test_matrices_of_every_evaluation_are_shown(spec: dict[str, Any]):
         if p["config"].get("chartTitle") == "Of alexnet-exp evaluate"
     ]
     assert set(shown) == {f"evaluate/{split}_{each}/confusion_matrix" for split in splits for each in views}
+
+
+@needs_package
+def test_matrix_of_many_classes_is_shown_by_what_a_run_logs(spec: dict[str, Any]):
+    logged = confusion_panels(np.eye(101, dtype=int), [str(i) for i in range(101)])
+    assert set(logged) == {"confusion_matrix", "confusion_mistakes"}
+    panels = panels_of(spec)["workspace"]
+    assert ["confusion_matrix"] in [panel["config"].get("mediaKeys") for panel in panels]
+    tables = [json.dumps(panel["config"]) for panel in panels if panel["viewType"] == "Weave"]
+    assert ['"confusion_mistakes"' in table for table in tables] == [True]
 
 
 @needs_package

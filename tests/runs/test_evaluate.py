@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from alexnet_exp.runs.evaluate_data import open_data
 from alexnet_exp.targets import build
 from tests.data.makers import CIFAR10_CLASSES, Arrays, write_folder
 from tests.runs.evaluated_runs import evaluated, make_runs, refused, rows
@@ -197,6 +198,25 @@ def test_labels_follow_the_names_when_the_order_is_another(made: Made, tmp_path:
     assert renumbered.classes == ("cat", "ant", "bee")
 
 
+@pytest.mark.parametrize("cache", ["off", "ram"])
+def test_members_share_images_unless_they_are_kept_at_another_size(cache: str, tmp_path: Path):
+    write_folder(tmp_path / "train", {"cat": 3, "dog": 3})
+    config, _ = settings(
+        "data.val_fraction=0.3", base=["model=alexnet_tf_cifar", *settings_of_a_folder(tmp_path)]
+    )
+    config["data"] |= {"mean": [0.5] * 3, "std": [0.25] * 3, "channels": 3, "image_size": 24}
+    wanted = {"data": {"cache": cache}, "trust": [], "batch_size": None, "views": None,
+              "data_dir": {"path": "", "typed": False}}  # fmt: skip
+    opened: dict[str, dict[str, Any]] = {}
+    for size in (28, 32):
+        recorded = {"image_size": 24, "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3, "stored_size": size,
+                    "mean_image": None}  # fmt: skip
+        saved = {"config": config, "preprocessing": recorded, "classes": ["cat", "dog"]}
+        data = open_data(saved, wanted, opened)
+        assert data.stored_image("train", 0).shape[-1] == size
+    assert len(opened) == (1 if cache == "off" else 2)
+
+
 def test_other_classes_are_refused_with_both_lists(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -233,6 +253,8 @@ def test_moved_data_is_found_by_its_new_place(made: Made, tmp_path: Path, capsys
         (["model.input_size=32"], "model.input_size is the checkpoint's own affair"),
         (["data=cifar10", "data.mean=[0,0,0]"], "data.mean is the checkpoint's own affair"),
         (["batch_size=0"], "batch_size=0 is not possible: it must be a whole number, 1 or more, or null."),
+        (["data.batch_size=7"], "data.batch_size is for training: say batch_size=N."),
+        (["compile=true"], "is not possible: it must be false, or null."),
         (["logger=wandb"], "has no W&B run: leave it out."),
         (["logger=tensorboard"], "say logger=wandb or logger=none."),
     ],

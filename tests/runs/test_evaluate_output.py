@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from alexnet_exp.errors import UserError
+from alexnet_exp.runs.evaluate import wandb_place
+from alexnet_exp.runs.evaluate_data import is_own_data
+from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.wandb_logger import find_run_id
 from tests.data.makers import CIFAR10_CLASSES, Arrays
 from tests.runs.evaluated_runs import alexnet_exp, evaluated, make_runs, rows
@@ -56,6 +61,22 @@ def test_directory_of_another_run_is_not_written_to(made: Made, capsys: pytest.C
     assert os.listdir(made[0] / "run1") == before
 
 
+def test_directory_is_left_as_it_was_found_when_the_end_fails(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "notes.txt").write_text("mine")
+
+    def refuse(run: RunDirectory, result: dict[str, Any]) -> None:
+        written = {str(path.relative_to(run.path)) for path in run.path.rglob("*.*")}
+        assert {"predictions.csv", "per_class.csv", "report.html", "figures/samples.png"} <= written
+        raise UserError("no room")
+
+    monkeypatch.setattr(RunDirectory, "write_result", refuse)
+    assert alexnet_exp("evaluate", made[0] / "run0", "device=cpu", f"hydra.run.dir={tmp_path}") == 1
+    assert "no room" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
 def test_two_devices_count_every_image_once(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder, _, _ = made
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
@@ -91,3 +112,39 @@ def test_scores_tables_and_figures_go_to_the_wandb_run_of_the_checkpoint(tmp_pat
     assert not set(second.config) - {"_wandb"}  # the settings and environment are those of the training
     assert "wandb" not in evaluated(tmp_path / "out2", run_dir, "logger=none")
     assert len(list(run_dir.glob("wandb/offline-run-*"))) == 2
+
+
+def test_figures_of_another_data_set_stand_beside_the_own_ones_in_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("alexnet_exp.runs.evaluate_output.draw_all", lambda *_: [])
+    run_dir = tmp_path / "run"
+    run(run_dir, "logger=wandb", "logger.wandb.mode=offline")
+    for label in range(10):
+        (tmp_path / "other set" / str(label)).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "other set" / str(label) / "0.png")
+    evaluated(
+        tmp_path / "out", run_dir, "data=folder", f"data.root={tmp_path / 'other set'}", "data.num_workers=0"
+    )
+    (_, second) = map(read_finished, sorted(run_dir.glob("wandb/offline-run-*")))
+    keys = {key for row in second.history for key in row if key.startswith("evaluate/")}
+    assert {key.rpartition("/")[0] for key in keys} == {"evaluate/other_set_train_centre"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "own"),
+    [
+        ({}, True),
+        ({"root": "/elsewhere/hats"}, True),  # it has moved
+        ({"root": "/data/shoes"}, False),
+        ({"_target_": "alexnet_exp.data.Folder", "root": "/data/hats/"}, True),
+        ({"_target_": "alexnet_exp.data.Folder", "root": "/elsewhere/hats"}, False),
+        ({"_target_": "alexnet_exp.data.CIFAR10", "root": "/data/hats"}, False),
+    ],
+)
+def test_a_data_set_is_the_own_one_by_its_kind_and_place(typed: dict[str, str], own: bool):
+    assert is_own_data({"_target_": "alexnet_exp.data.Folder", "root": "/data/hats"}, typed) == own
+
+
+def test_place_in_wandb_is_one_part_of_a_key_whatever_the_name_of_the_data():
+    assert wandb_place("val", "flip", "my hats/2") == "evaluate/my_hats_2_val_flip"

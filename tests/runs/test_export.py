@@ -266,13 +266,18 @@ def test_images_of_a_folder_are_compared_in_their_own_sizes(
             "preprocess='yes please' is not possible: it must be true or false",
         ),
         (["RUN", "forma=onnx"], "There is no setting forma. Did you mean format"),
+        (
+            ["RUN/checkpoints/best.ckpt", "out=RUN/checkpoints/best.ckpt"],
+            "best.ckpt is the checkpoint itself",
+        ),
+        (["RUN", "format=safetensors", "out=RUN/train.log"], "train.log lies in the directory of a run"),
         (["RUN", "format=safetensors", "out=/dev/null/net"], "/dev/null/net cannot be written"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(
     trained: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ):
-    assert said in refused(capsys, *[str(trained) if word == "RUN" else word for word in arguments])
+    assert said in refused(capsys, *[word.replace("RUN", str(trained)) for word in arguments])
     assert left() == []
 
 

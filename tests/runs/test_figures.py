@@ -115,8 +115,17 @@ def test_bars_are_what_predict_says(run_dir: Path, tmp_path: Path):
         assert [p for _, p in guess.bars] == pytest.approx(expected.probabilities, rel=1e-4)
 
 
-def test_neighbours_are_those_of_a_slow_loop(run_dir: Path, tmp_path: Path):
+@pytest.fixture(params=["in order", "out of order"])
+def loaded(request: pytest.FixtureRequest, run_dir: Path, tmp_path: Path) -> Subject:
+    """A run whose loader deals its images in the order of the split, or as that of data=streaming may."""
     subject = subject_of(run_dir, tmp_path, sample=2)
+    loader, shuffle = subject.data.loader, request.param == "out of order"
+    subject.data.loader = lambda split: loader(split, shuffle)  # type: ignore[method-assign]
+    return subject
+
+
+def test_neighbours_are_those_of_a_slow_loop(loaded: Subject):
+    subject = loaded
     (rows,) = FIGURES["nearest"](subject).content
     source = subject.data.sources["train"]
     model = subject.network
@@ -157,19 +166,33 @@ def test_search_finds_exact_ties_in_order_and_no_more_than_there_are():
     assert [i for i, _ in search(features, query, 9, leave_out=0)] == [2, 1, 3]
 
 
-def test_mistakes_are_the_most_certain_ones_of_each_class(run_dir: Path, tmp_path: Path):
+def test_features_of_an_older_format_are_not_read(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     subject = subject_of(run_dir, tmp_path)
+    now = figures_nearest.fingerprint(subject)
+    monkeypatch.setattr(figures_nearest, "FORMAT", figures_nearest.FORMAT - 1)
+    assert figures_nearest.fingerprint(subject) != now
+
+
+def test_mistakes_are_the_most_certain_ones_of_each_class(loaded: Subject):
+    subject = loaded
     (classes,) = FIGURES["mistakes"](subject).content
     source = subject.data.sources["test"]
     wrong: dict[str, list[float]] = {}
+    certainty: dict[str, float] = {}
     for i in range(len(source)):
         p = subject.predict(subject.prepared(subject.data.stored_image("test", i)[None]))[0]
         if int(p.argmax()) != int(source.labels[i]):
             wrong.setdefault(subject.classes[int(source.labels[i])], []).append(float(p.max()))
+            certainty[source.image_name(i)] = float(p.max())
     assert {each.name: each.wrong for each in classes} == {name: len(found) for name, found in wrong.items()}
     for each in classes:
         shown = [guess.bars[0][1] for guess in each.guesses]
         assert shown == pytest.approx(sorted(wrong[each.name], reverse=True)[:5], rel=1e-4)
+        of_pictures = [certainty[guess.picture.name] for guess in each.guesses]
+        assert of_pictures == pytest.approx(shown, rel=1e-4)
+        assert {guess.picture.label for guess in each.guesses} == {each.name}
     shares = [each.wrong / each.total for each in classes]
     assert shares == sorted(shares, reverse=True)
 
@@ -207,6 +230,21 @@ def test_a_layer_that_is_not_there_is_named_with_those_that_are(
     assert alexnet_exp("figures", run_dir, *words) == 1
     assert "conv1, conv2, conv3, conv4, conv5" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("figure", ["nearest", "weight_histograms"])
+def test_a_layer_that_is_not_there_is_refused_before_images_are_read(
+    run_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    figure: str,
+):
+    monkeypatch.setitem(FIGURES, figure, lambda subject: pytest.fail("a figure was begun"))
+    words = [f"which={figure}", "layer=conv", "device=cpu", f"hydra.run.dir={tmp_path / 'out'}"]
+    assert alexnet_exp("figures", run_dir, *words) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "layer=conv: the network's layers with maps are conv1, conv2" in line
 
 
 def test_network_without_a_dense_layer_has_no_neighbours(run_dir: Path, tmp_path: Path):

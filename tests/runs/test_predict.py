@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import alexnet_exp as package
@@ -155,6 +156,19 @@ def test_mistake_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
     assert not list(Path("outputs").glob("predict/*"))
+
+
+def test_network_whose_output_is_not_finite_is_refused(
+    run_dir: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+):
+    checkpoint = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)
+    next(iter(checkpoint["state_dict"].values())).fill_(float("nan"))
+    torch.save(checkpoint, "broken.ckpt")
+    capsys.readouterr()
+    assert alexnet_exp("predict", "broken.ckpt", photos / "grey.png", "device=cpu") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "broken.ckpt: the network's output is not finite" in line
+    assert not list(Path("outputs").glob("predict/*/predictions*"))
 
 
 # --------------------------------------------------------------------------------------------------- files

@@ -8,7 +8,7 @@ import pytest
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps.optuna_search import _quiet
 from alexnet_exp.sweeps.optuna_space import Space, read_space, suggest
-from alexnet_exp.sweeps.optuna_study import check_sweeper, num_trials, open_study
+from alexnet_exp.sweeps.optuna_study import _open_storage, check_sweeper, num_trials, open_study
 from tests.sweeps.searches import config, defaults, parsed
 
 LR = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
@@ -106,6 +106,20 @@ def test_a_kill_leaves_a_journal_that_can_be_read(tmp_path: Path):
     study = opened(tmp_path)
     study.ask()
     assert len(opened(tmp_path).trials) == 2
+
+
+@pytest.mark.parametrize("where", ["outputs/lr.log", "~/outputs/lr.log"])
+def test_the_lock_of_a_journal_points_to_it_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with _quiet():
+        lock: Any = _open_storage(where)._backend._lock  # type: ignore[attr-defined]
+    lock.acquire()
+    # Optuna breaks a dead process's lock by the age of what it points to: of nothing, it waits for ever.
+    assert (tmp_path / "outputs" / "lr.log.lock").samefile(tmp_path / "outputs" / "lr.log")
+    lock.release()
 
 
 @pytest.mark.parametrize(

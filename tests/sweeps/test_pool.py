@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,11 +13,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from alexnet_exp import cli
+from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps import job as job_module
 from alexnet_exp.sweeps.job import FAILED, FINISHED, WAITING, Job
 from alexnet_exp.sweeps.launch import Pool
 from alexnet_exp.sweeps.resources import Resources
 from alexnet_exp.sweeps.table import Table
+from alexnet_exp.training import devices
 from tests.processes import catches
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
@@ -130,6 +134,68 @@ def test_ctrl_c_ends_all_jobs_within_five_seconds(tmp_path: Path):
         pool.run()
     assert time.monotonic() - began < 5
     assert all(job.process is not None and job.process.poll() is not None for job in jobs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_a_script_started_in_the_background_can_be_ended(tmp_path: Path, number: int):
+    (job,) = jobs = made(tmp_path, ["seconds=3"])
+    table = Table(jobs, Console(file=io.StringIO()))
+    pool = Pool(jobs, {"on_failure": "continue", "retries": 0}, Resources(1, 1, [], "sweep"), table)
+    table.refresh = lambda: os.kill(os.getpid(), number)  # type: ignore[method-assign]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the shell does there
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pool.run()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert job.process is not None and job.process.returncode == -signal.SIGINT
+
+
+def test_a_fault_of_the_sweep_lets_its_jobs_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> None:
+        raise UserError("No space left")
+
+    monkeypatch.setattr(job_module, "remember", full)
+    (job,) = jobs = made(tmp_path, ["seconds=60"])
+    with pytest.raises(UserError, match="No space left"):
+        run(jobs)
+    assert job.process is not None and job.process.returncode == -signal.SIGINT  # not SIGKILL
+
+
+def test_a_job_whose_process_could_not_be_started_does_not_count_as_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(job_module, "PROGRAM", [str(tmp_path / "missing")])
+    (job,) = jobs = made(tmp_path, ["seed=1"])
+    with pytest.raises(FileNotFoundError):
+        run(jobs)
+    assert job.state == WAITING
+
+
+def test_the_error_of_an_earlier_start_is_not_taken_for_that_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (job,) = jobs = made(tmp_path, ["seed=1"])
+    job.directory.mkdir()
+    (job.directory / "result.json").write_text('{"status": "failed", "error": "of the first start"}')
+    program = [sys.executable, "-S", "-c", "raise SystemExit('The data is gone.')"]
+    monkeypatch.setattr(job_module, "PROGRAM", program)
+    assert "    The data is gone." in run(jobs)
+    assert job.why == "The data is gone."
+
+
+def test_a_job_can_be_ended_where_it_inherits_that_sigterm_is_ignored(monkeypatch: pytest.MonkeyPatch):
+    found: list[Any] = []
+    monkeypatch.setattr(sys, "argv", ["job", "1", "seed=1"])
+    monkeypatch.setattr(devices, "die_with_parent", lambda parent, number: None)
+    monkeypatch.setattr(cli, "main", lambda words: found.append(signal.getsignal(signal.SIGTERM)) or 0)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert job_module.main() == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert found == [signal.SIG_DFL]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")

@@ -48,6 +48,33 @@ def test_a_job_is_known_by_its_overrides_not_by_its_number(tmp_path: Path):
     ]
 
 
+def test_a_job_that_is_put_in_between_gets_a_directory_of_its_own(tmp_path: Path):
+    a, b, c = ([f"model={name}"] for name in "abc")
+    begun(tmp_path).jobs([a, c], 0, [])
+    finish(tmp_path, "1")
+    again = begun(tmp_path, go_on=True).jobs([a, b, c], 0, [])
+    assert [(job.directory.name, job.state) for job in again] == [
+        ("0", WAITING),
+        ("2", WAITING),
+        ("1", FINISHED),
+    ]
+
+
+def test_equal_jobs_are_one_job_before_and_after_resuming(tmp_path: Path):
+    twice = [["seed=1", "model=a"], ["seed=2"], ["model=a", "seed=1"]]
+    for go_on in (False, True):
+        jobs = begun(tmp_path, go_on=go_on).jobs(twice, 0, [])
+        assert [(job.number, job.directory.name) for job in jobs] == [(0, "0"), (1, "1")]
+
+
+@pytest.mark.parametrize("go_on", [False, True])
+def test_runs_that_no_record_tells_the_settings_of_are_not_taken_for_jobs(tmp_path: Path, go_on: bool):
+    finish(tmp_path, "0")
+    with pytest.raises(UserError, match=r"holds runs \(0\) but no sweep\.json"):
+        begun(tmp_path, go_on=go_on)
+    assert not (tmp_path / "sweep.json").exists()
+
+
 def test_the_setting_that_asks_for_resuming_is_no_part_of_a_job(tmp_path: Path):
     (job,) = begun(tmp_path).jobs([["sweep.resume='x'", "seed=1"]], 0, [])
     assert job.overrides == ["seed=1"]

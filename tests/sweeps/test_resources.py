@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,17 @@ def test_without_a_driver_there_are_no_gpus(monkeypatch):
     assert visible_gpus() == []
     gpus(monkeypatch, "-1")
     assert visible_gpus() == []
+
+
+def test_a_driver_that_hangs_counts_as_none(monkeypatch, caplog: pytest.LogCaptureFixture):
+    def hangs(command: list[str], timeout: float, **_: Any) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(resources.shutil, "which", lambda name: name)
+    monkeypatch.setattr(resources.subprocess, "run", hangs)
+    assert visible_gpus() == []
+    assert "nvidia-smi does not answer" in caplog.text
 
 
 def test_jobs_inside_an_allocation_are_not_its_tasks(cores, monkeypatch):

@@ -233,6 +233,14 @@ def test_a_machine_without_slurm_is_told_so(tmp_path: Path, monkeypatch: pytest.
         start(tmp_path / "sweep", 0)
 
 
+def test_equal_jobs_are_submitted_once_and_that_is_said(
+    tmp_path: Path, answers: Slurm, capsys: pytest.CaptureFixture[str]
+):
+    assert len(start(tmp_path, 1, 1, 2)) == 2
+    assert options(answers.scripts[0])["array"] == "0-1"
+    assert "1 of the jobs repeat the settings of another" in capsys.readouterr().out
+
+
 def test_a_forgotten_array_is_over(answers: Slurm):
     answers.rows = None
     assert slurm_queue.states(["101"]) == {}

@@ -66,6 +66,8 @@ def test_a_repeated_seed_counts_once():
     twice.append(run(0, 0.8))
     (group,) = group_runs(twice, "test/top1")
     assert sorted(group.values) == [0.8, 0.9]
+    assert (group.n, group.seeds) == (2, 2)  # none is missing
+    assert {run.result["metrics"]["test/top1"] for run in group.counted} == {0.8, 0.9}
 
 
 def test_settings_that_only_watch_a_run_do_not_part_a_group():

@@ -60,6 +60,18 @@ def test_many_runs_are_drawn_as_the_means_of_their_seeds(tmp_path: Path):
     assert "lr=6: 56.05\N{NO-BREAK SPACE}%" in page.source  # of 56.0 and 56.1
 
 
+def test_a_mean_is_over_the_runs_that_count_and_over_finite_values(tmp_path: Path):
+    made(tmp_path, 7, 2)
+    make_run(tmp_path / "6-failed", val=[0.9], status="failed", seed=2, optimizer={"lr": 6.0})
+    make_run(tmp_path / "6-again", 0.561, val=[0.4, 0.561], seed=1, optimizer={"lr": 6.0})
+    make_run(tmp_path / "6-nan", 0.5, val=[float("nan"), 0.561], seed=3, optimizer={"lr": 6.0})
+    page = page_of(tmp_path, ["optimizer.lr", "seed"])
+    titles = re.findall(r"<title>(epoch[^<]*)</title>", page.source)
+    (first,) = [title for title in titles if title.startswith("epoch 1\n") and "%" in title]
+    assert "lr=6: 30.00\N{NO-BREAK SPACE}%" in first  # of 20, 40 and nan; not the failed one
+    assert any(row[0] == "optimizer.lr=6" and row[-1] == "3 of 4" for row in page.rows)
+
+
 def test_no_more_curves_are_drawn_than_can_be_told_apart(tmp_path: Path):
     page = page_of(made(tmp_path, 14, 1), ["optimizer.lr"])
     assert len(page.all("path", "line")) == 2 * 12

@@ -155,6 +155,17 @@ def test_a_rate_that_a_callback_has_changed_is_kept_in_place(tmp_path: Path) -> 
     assert group["lr"] == 0.2
 
 
+def test_a_layer_that_stood_still_may_be_let_go_under_plateau(tmp_path: Path) -> None:
+    settings = [*ON, "scheduler=plateau", "optimizer.lr=0.25"]
+    frozen = ["+optimizer.layers.conv1.lr_factor=0.0", "trainer.max_epochs=1"]
+    run(tmp_path / "old", *settings, *frozen)
+    run(tmp_path / "new", *settings, "+optimizer.layers.conv1.lr_factor=0.5", f"ckpt={tmp_path / 'old'}")
+    groups = checkpoint(tmp_path / "new")["optimizer_states"][0]["param_groups"]
+    assert {group["name"]: group["lr"] for group in groups if "weights" in group["name"]} == {
+        "weights of conv1": 0.125, "weights": 0.25,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("other", "said"),
     [("optimizer=adam", "SGD there, Adam here"), ("optimizer.bias_lr_factor=2", "other parameter groups")],

@@ -162,6 +162,27 @@ def test_slurm_is_asked_to_start_the_job_again(
     assert asked == [["/bin/scontrol", "requeue", job]]
 
 
+@pytest.mark.parametrize(("failures", "queued"), [(2, True), (3, False)])
+def test_slurm_is_asked_three_times(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failures: int, queued: bool
+):
+    answers = iter([subprocess.TimeoutExpired("scontrol", 20), OSError("no memory"), None][-failures:])
+
+    def answer(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        failure = next(answers, "taken")
+        if isinstance(failure, Exception):
+            raise failure
+        return subprocess.CompletedProcess(command, failure is None, "", "error: try again\n")
+
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(stopping.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(stopping.subprocess, "run", answer)
+    monkeypatch.setattr(stopping, "_PAUSE_SECONDS", 0.0)
+    assert requeue() == queued
+    assert caplog.text.count("SLURM did not requeue job 7") == failures
+    assert "try again" in caplog.text
+
+
 def test_without_slurm_nothing_is_queued(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert not requeue()
