@@ -19,8 +19,14 @@ from tests.runs.made_runs import make_run
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (
     "evaluate", "predict", "figures", "compare", "export", "dashboard", "wandb", "train", "models", "benchmark",
+    "prepare",
 )  # fmt: skip
-NEEDS = {"export": ("onnx", "onnxscript", "onnxruntime", "safetensors"), "dashboard": ("wandb_workspaces",)}
+NEEDS = {
+    "export": ("onnx", "onnxscript", "onnxruntime", "safetensors"),
+    "dashboard": ("wandb_workspaces",),
+    "prepare": ("litdata",),
+}
+SLOW = ("export", "prepare")
 # Where a page speaks of an account, its commands run without one.
 WITHOUT_ACCOUNT = {"dashboard": "dry_run=true", "logger.wandb.log_model": "logger.wandb.mode=offline"}
 
@@ -59,8 +65,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _photos(folder: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    (folder / "photos").mkdir()
-    for name in ("photos/one.jpg", "photos/two.png", "a.jpg", "b.png"):
+    images = [f"FOLDER/{split}/{kind}/1.jpg" for split in ("train", "val") for kind in ("cat", "dog")]
+    for name in ("photos/one.jpg", "photos/two.png", "a.jpg", "b.png", *images):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / name)
     (folder / "yesterday").touch()
     os.utime(folder / "yesterday", (0, 0))
@@ -80,7 +87,7 @@ def project(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 README = blocks_of((DOCS.parent / "README.md").read_text(encoding="utf-8"))
 TESTED_THERE = {line for block in README if not block.reason for line in block.text.splitlines()}
 CASES = [
-    pytest.param(page, line, marks=[pytest.mark.slow] if page == "export" else [], id=line)
+    pytest.param(page, line, marks=[pytest.mark.slow] if page in SLOW else [], id=line)
     for page in PAGES
     for line in commands(page)
     if line.partition("  ")[0] not in TESTED_THERE
