@@ -96,7 +96,7 @@ def _train(arguments: list[str]) -> int:
         return train(config, overrides, run_dir, command)
 
     from alexnet_exp.runs.resume import resumed_arguments
-    from alexnet_exp.training.devices import check_processes
+    from alexnet_exp.training.launchers import check_processes
     from alexnet_exp.training.stopping import hold_early
 
     if not {"-m", "--multirun"} & set(arguments):

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -47,21 +48,21 @@ class _Launcher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs and wait for them; the first that failed ends the command.
+        """Run the jobs and wait for them.
 
         Args:
             job_overrides: What each job sets.
             initial_job_idx: Number of the first.
 
         Returns:
-            One entry per job, for the sweeper.
+            One entry per job, for the sweeper; of one that failed, reading its value raises.
         """
         begun, self.begun = self.begun, True
-        returned = self.run([list(overrides) for overrides in job_overrides], initial_job_idx, begun)
-        for job in returned:
-            if job.status == JobStatus.FAILED:
-                raise job._return_value
-        return returned
+        return self.run([list(overrides) for overrides in job_overrides], initial_job_idx, begun)
+
+    def compose(self, overrides: list[str]) -> DictConfig:
+        """Make the configuration of a job."""
+        return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
 
     @abstractmethod
     def run(self, jobs: list[list[str]], first: int, begun: bool) -> Sequence[JobReturn]:
@@ -74,7 +75,7 @@ class ProcessesLauncher(_Launcher):
     def run(self, jobs: list[list[str]], first: int, begun: bool) -> Sequence[JobReturn]:
         from alexnet_exp.sweeps.launch import launch
 
-        return launch(self.config, self.settings, jobs, first, begun)
+        return launch(self.config, self.settings, jobs, first, self.compose, begun)
 
 
 @dataclass
@@ -103,10 +104,34 @@ class SlurmLauncher(_Launcher):
     def run(self, jobs: list[list[str]], first: int, begun: bool) -> Sequence[JobReturn]:
         from alexnet_exp.sweeps.slurm import launch
 
-        def compose(overrides: list[str]) -> DictConfig:
-            return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        return launch(self.config, self.settings, jobs, first, self.compose, begun)
 
-        return launch(self.config, self.settings, jobs, first, compose, begun)
+
+@dataclass
+class GridConfig(BasicSweeperConf):
+    """Settings of hydra/sweeper=basic, which are Hydra's own."""
+
+    _target_: str = "hydra_plugins.alexnet_exp_plugins.GridSweeper"
+
+
+class GridSweeper(BasicSweeper):
+    """Tries every combination as Hydra's own does, but a failed job does not end the batches after its own."""
+
+    def sweep(self, arguments: list[str]) -> list[JobReturn]:
+        """Run the jobs.
+
+        Args:
+            arguments: As typed.
+
+        Returns:
+            One entry per job.
+        """
+        from alexnet_exp.sweeps.grid import run_batches
+
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides(self._parse_config() + arguments)
+        batches = self.split_arguments(overrides, self.max_batch_size)
+        return run_batches(self.config, batches, self.launcher, self.validate_batch_is_legal)
 
 
 @dataclass
@@ -148,10 +173,17 @@ class OptunaSweeper(Sweeper):
 
         typed = [f"{key}={values}" for key, values in self.params.items()] + arguments
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        search(self.config, self.settings, parser.parse_overrides(typed), self.validate_batch_is_legal)
+        overrides = parser.parse_overrides(typed)
+        search(self.config, self.settings, overrides, self.validate_batch_is_legal, self.compose)
+
+    def compose(self, overrides: list[str]) -> DictConfig:
+        """Make the configuration of a trial."""
+        return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
 
 
 STORE = ConfigStore.instance()
 STORE.store(group="hydra/launcher", name="processes", node=ProcessesConfig, provider="alexnet_exp")
 STORE.store(group="hydra/launcher", name="slurm", node=SlurmConfig, provider="alexnet_exp")
+# In place of Hydra's own, which has been stored by the import above.
+STORE.store(group="hydra/sweeper", name="basic", node=GridConfig, provider="alexnet_exp")
 STORE.store(group="hydra/sweeper", name="optuna", node=OptunaConfig, provider="alexnet_exp")

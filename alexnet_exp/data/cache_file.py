@@ -100,9 +100,9 @@ class CacheFile:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "a") as lock:
-            if not _take(lock):
+            if not take(lock):
                 log.info("Another process is decoding the images into %s: waiting for it.", self.folder)
-                _take(lock, wait=True)
+                take(lock, wait=True)
             if not self.is_whole():
                 self._remove_stale()
                 with contextlib.closing(batches()) as decoded:
@@ -149,7 +149,7 @@ class CacheFile:
                     part.unlink()
                     continue
                 with open(part.parent / "lock", "a") as lock:
-                    if _take(lock):
+                    if take(lock):
                         part.unlink()
 
 
@@ -171,7 +171,7 @@ def fingerprint(paths: Sequence[str], root: str, channels: int, size: int) -> st
     return digest.hexdigest()[:16]
 
 
-def _take(lock: IO[Any], wait: bool = False) -> bool:
+def take(lock: IO[Any], wait: bool = False) -> bool:
     """Lock an open file; return whether this process has it now."""
     if fcntl is None:
         return True

@@ -142,7 +142,7 @@ def _find_classes(folder: str, root: str, follow_links: bool) -> Classes:
     found: Classes = {}
     for entry in _entries(folder):
         if _is(entry.is_dir) and walk.may_enter(entry):
-            found[entry.name] = sorted(walk.images(entry.path, {os.path.realpath(entry.path)}))
+            found[entry.name] = sorted(walk.images(entry.path))
             if not found[entry.name]:
                 raise UserError(f"{entry.path} has no images ({', '.join(EXTENSIONS)}): fill or remove it.")
     if not found and walk.left_out:
@@ -184,21 +184,24 @@ class _Walk:
         self.left_out.append(entry.path)
         return False
 
-    def images(self, folder: str, entered: set[str]) -> Iterator[str]:
-        """Yield the images below `folder`.
-
-        Args:
-            folder: Where to look.
-            entered: Real folders walked already, so that links cannot make a loop; grows.
-        """
-        for entry in _entries(folder):
-            if not self.may_enter(entry):
+    def images(self, folder: str) -> Iterator[str]:
+        """Yield the images below `folder`, however deep: folders that wait are kept in a list, not in calls."""
+        real = os.path.realpath(folder)
+        entered = {real}  # real folders walked already, so that links cannot make a loop
+        open_folders = [(real, iter(_entries(folder)))]
+        while open_folders:
+            inside, entries = open_folders[-1]
+            entry = next(entries, None)
+            if entry is None:
+                open_folders.pop()
+            elif not self.may_enter(entry):
                 continue
-            if _is(entry.is_dir):
-                real = os.path.realpath(entry.path)
+            elif _is(entry.is_dir):
+                linked = entry.is_symlink()
+                real = os.path.realpath(entry.path) if linked else os.path.join(inside, entry.name)
                 if real not in entered:
                     entered.add(real)
-                    yield from self.images(entry.path, entered)
+                    open_folders.append((real, iter(_entries(entry.path))))
             elif entry.name.lower().endswith(ENDINGS) and _is(entry.is_file):
                 yield entry.path
 

@@ -9,29 +9,34 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from alexnet_exp.data.loaders import Batch, BatchPlan, Loader
+from alexnet_exp.data.cache import places
+from alexnet_exp.data.cache import shown as with_bar
+from alexnet_exp.data.decode import VERSION as DECODER
+from alexnet_exp.data.loaders import Loader
+from alexnet_exp.data.mean_image import kept_mean
 from alexnet_exp.data.module import MEAN_IMAGES, ImageData, Source
-from alexnet_exp.data.randomness import mix
 from alexnet_exp.data.sources import FileSource
+from alexnet_exp.data.streaming_loader import StreamLoader, StreamPlan
 from alexnet_exp.errors import UserError
 
 if TYPE_CHECKING:
     from alexnet_exp.data.streaming_chunks import Chunks
 
+log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 IMAGES = "images.txt"
 VERSION = 1
+MAX_WORKERS = 256  # as data.num_workers
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,127 +50,19 @@ class StreamSource(FileSource):
     sha256: str
 
 
-@dataclass(eq=False, kw_only=True)
-class StreamPlan(BatchPlan):
-    """How many images make each batch of each rank: LitData decides which.
-
-    Args:
-        chunks: The split, as this rank reads it.
-        num_workers: Of each rank.
-    """
-
-    chunks: Chunks
-    num_workers: int
-
-    @property
-    def rank_batch(self) -> int:
-        return self.batch_size // self.world_size
-
-    def shares(self) -> list[list[int]]:
-        """Return the images of each worker of each rank in this epoch."""
-        return self.chunks.shares(self.num_workers, self.epoch)
-
-    def turns(self, rank: int) -> list[tuple[int, int]]:
-        """Return (worker, images) of every batch of a rank: workers take turns, each until it has no more."""
-        return turns(self.shares()[rank], self.rank_batch)
-
-    def __len__(self) -> int:
-        return max(len(turns(share, self.rank_batch)) for share in self.shares())
-
-
-def turns(share: list[int], size: int) -> list[tuple[int, int]]:
-    """Deal batches of `size` round the workers: [5, 3] in twos is (0, 2), (1, 2), (0, 2), (1, 1), (0, 1)."""
-    rounds = range(-(-max(share) // size))
-    return [
-        (worker, min(size, count - size * turn))
-        for turn in rounds
-        for worker, count in enumerate(share)
-        if count > size * turn
-    ]
-
-
-class StreamLoader(Loader):
-    """Batches of a split in LitData's order; every rank takes the same number of steps.
-
-    Args:
-        source: Labels and names.
-        plan: Sizes of the batches.
-        channels: 1 or 3.
-        stored_size: Side of the images.
-        num_workers: 0 decodes here.
-        pin_memory: Whether batches are made for a CUDA device.
-    """
-
-    sampler: StreamPlan
-
-    def __init__(
-        self, source: StreamSource, plan: StreamPlan, channels: int, stored_size: int, num_workers: int,
-        pin_memory: bool = False,
-    ) -> None:  # fmt: skip
-        super().__init__(plan)
-        self.source, self.num_workers, self.pin_memory = source, num_workers, pin_memory
-        self.channels, self.stored_size = channels, stored_size
-
-    def _batches(self) -> Iterator[Batch]:
-        plan, start = self.sampler, self.sampler.start()
-        ranks = [turns(share, plan.rank_batch) for share in plan.shares()]
-        decoded = iter(self._reader(ranks[plan.rank], start))
-        spare = self._spare()
-        for step in range(start, len(plan)):
-            total = sum(own[step][1] for own in ranks if step < len(own))
-            if step >= len(ranks[plan.rank]):  # the others still have images: step with them
-                yield Batch(*spare, 0, total)
-                continue
-            found = next(decoded)
-            if isinstance(found, UserError):
-                raise found
-            images, indices = found
-            batch = Batch(images, self.source.labels[indices], indices, len(indices), total)
-            spare = (batch.images[:1], batch.labels[:1], batch.indices[:1])
-            yield batch
-
-    def _reader(self, own: list[tuple[int, int]], start: int) -> DataLoader:
-        from alexnet_exp.data.streaming_chunks import Reader
-
-        plan = self.sampler
-        share = plan.shares()[plan.rank]
-        skip = [sum(size for worker, size in own[:start] if worker == w) for w in range(len(share))]
-        first = own[start][0] if start < len(own) else 0
-        reader = Reader(
-            plan.chunks, share, skip, first, plan.epoch, plan.rank_batch, self.channels, self.stored_size,
-            self.source.root,
-        )  # fmt: skip
-        return DataLoader(
-            reader,
-            batch_size=None,
-            num_workers=self.num_workers,
-            collate_fn=_unchanged,
-            pin_memory=self.pin_memory,
-            generator=torch.Generator().manual_seed(mix("workers")),
-        )
-
-    def _spare(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return an image for a rank that has none in the whole epoch."""
-        side = self.stored_size
-        none = torch.zeros(1, dtype=torch.long)
-        return torch.zeros((1, self.channels, side, side), dtype=torch.uint8), none, none
-
-
-def _unchanged(found: Any) -> Any:
-    return found
-
-
 class Streaming(ImageData):
     """Images that `alexnet-exp prepare` has written.
 
     Args:
         url: Folder or object storage: s3://BUCKET/NAME, gs://BUCKET/NAME.
+        cache_dir: Where the mean image is kept; None: the user's cache folder.
         common: See `ImageData`.
     """
 
-    def __init__(self, url: str, **common: Any) -> None:
+    def __init__(self, url: str, cache_dir: str | None = None, **common: Any) -> None:
         super().__init__(**common)
-        self.url = os.path.expanduser(url).rstrip("/")
+        self.url, self.cache_dir = os.path.expanduser(url).rstrip("/"), cache_dir
+        self._workers_before: int | None = None  # of the run that this one goes on from
 
     def load(self) -> dict[str, Source]:
         check_installed()
@@ -193,15 +90,33 @@ class Streaming(ImageData):
                 f"data.batch_size={self.batch_size} cannot be shared by {world_size} devices: data=streaming needs "
                 "a multiple."
             )
+        return self._stream(split, self.seed if shuffle else None, rank, world_size)
+
+    def _stream(
+        self, split: str, seed: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> StreamLoader:
         workers, source = self._workers(), self.sources[split]
         assert isinstance(source, StreamSource)
-        seed = self.seed if shuffle else None
         plan = StreamPlan(
             len(source), self.batch_size, seed, rank, world_size,
             chunks=self._chunks(split, seed, rank, world_size), num_workers=workers or 1,
         )  # fmt: skip
         on_cuda = self._device().type == "cuda"
         return StreamLoader(source, plan, self.channels, self.stored_size, workers, on_cuda)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"workers": self._workers()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take as many workers as before where the settings leave it open: the order of the images depends on them."""
+        workers = state.get("workers") if isinstance(state, dict) else None
+        if self.num_workers is None and type(workers) is int and 0 < workers <= MAX_WORKERS:
+            if workers != self._workers():
+                log.info("data.num_workers=%d, as before: the order of the images depends on it.", workers)
+            self._workers_before = workers
+
+    def _workers(self) -> int:
+        return self._workers_before or super()._workers()
 
     def _chunks(self, split: str, seed: int | None = None, rank: int = 0, world_size: int = 1) -> Chunks:
         from alexnet_exp.data.streaming_chunks import Chunks
@@ -215,15 +130,22 @@ class Streaming(ImageData):
         return decode_item(item, self.channels, self.stored_size, self.url)
 
     def _mean_image(self) -> Tensor:
+        """Return the mean image; taking it means to decode the whole split, so it is done once and kept."""
+        source = self.sources["train"]
+        assert isinstance(source, StreamSource)
+        shape = (self.channels, self.stored_size, self.stored_size)
+        key = [source.sha256, MEAN_IMAGES, DECODER, *shape]
+        return kept_mean(places(self.cache_dir, self.url), key, shape, self._take_mean)
+
+    def _take_mean(self) -> Tensor:
         count = len(self.sources["train"])
+        num_chosen = min(count, MEAN_IMAGES)
         chosen = torch.zeros(count, dtype=torch.bool)
-        chosen[torch.linspace(0, count - 1, min(count, MEAN_IMAGES)).round().long()] = True
-        total = sum(
-            batch.images[chosen[batch.indices]].double().sum(0)
-            for batch in self.loader("train")
-            if batch.size
-        )
-        return (total / chosen.sum()).float()
+        chosen[torch.linspace(0, count - 1, num_chosen).round().long()] = True
+        log.info("The mean image is taken of %d training images: all are read for it, once.", num_chosen)
+        parts = (batch.images[chosen[batch.indices]] for batch in self._stream("train"))
+        total = sum(part.double().sum(0) for part in with_bar(parts, num_chosen, "Mean image"))
+        return torch.as_tensor(total / num_chosen).float()
 
 
 def check_installed() -> None:

@@ -33,16 +33,19 @@ class Encoder:
     """Turns a file into what is stored: its bytes, or a smaller JPEG.
 
     Args:
+        root: Folder that names of files are relative to.
         size: Shorter side; None keeps the file as it is.
         quality: Of JPEG, 1 to 100.
     """
 
+    root: str
     size: int | None
     quality: int
 
     def __call__(self, task: list[Any]) -> dict[str, Any]:
         _end_with_parent()
-        path, label, name = task
+        name, label = task
+        path = os.path.join(self.root, name)
         data = Path(path).read_bytes() if self.size is None else self._smaller(path, self.size)
         return {"image": data, "label": int(label), "name": name, "crc32": crc32(data)}
 
@@ -77,7 +80,7 @@ def write(tasks: Sequence[list[Any]], url: str, encoder: Encoder, num_workers: i
     """Write one split; what an interrupted call has written is kept, and the rest follows.
 
     Args:
-        tasks: [file, label, name] of every image; all arguments are those of the interrupted call.
+        tasks: [name, label] of every image. All arguments are those of the interrupted call, but for a moved root.
         url: Folder or object storage.
         encoder: What is stored of a file.
         num_workers: Processes.

@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from alexnet_exp.data.module import ImageData
@@ -30,15 +30,12 @@ from alexnet_exp.training.callbacks import Bar, SameBatches, StepLog, StopUnsave
 from alexnet_exp.training.checkpoints import AtomicCheckpointIO, BestAndLast
 from alexnet_exp.training.classifier import ImageClassifier
 from alexnet_exp.training.devices import device_type
+from alexnet_exp.training.early_stopping import EarlyStopping
 from alexnet_exp.training.profiling import make_profiler
 from alexnet_exp.training.reading import checkpoints_before, read_checkpoint
-from alexnet_exp.training.restore import (
-    check_same_network,
-    check_same_optimizer,
-    load_weights,
-    put_in_place,
-    read_latest,
-)
+from alexnet_exp.training.restart import guard_restoring
+from alexnet_exp.training.restore import load_weights, put_in_place, read_latest
+from alexnet_exp.training.resumable import check_resumable
 from alexnet_exp.training.stopping import training_loop
 
 OUR_CALLBACKS = (
@@ -202,7 +199,7 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
     Of a run that goes on in place, metrics.csv loses what comes after the checkpoint: it is measured again.
 
     Raises:
-        UserError: If a checkpoint cannot be read or is of another network.
+        UserError: If a checkpoint cannot be read or gone on from.
     """
     config = fit.config
     own = RunDirectory(run_dir).last_checkpoint
@@ -213,9 +210,9 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
         _truncate_metrics(fit, -1)
         return None
     path, checkpoint = read_latest(run_dir if goes_on else config["ckpt"])
-    check_same_network(fit.classifier, checkpoint, path)
+    check_resumable(fit.trainer, fit.classifier, checkpoint, path)
+    guard_restoring(fit.trainer, path, anew=not goes_on)
     if not goes_on:
-        check_same_optimizer(fit.classifier, checkpoint, path)
         _check_more_to_do(config["trainer"], checkpoint, path)
     elif path != own and fit.trainer.is_global_zero:
         put_in_place(path, own)

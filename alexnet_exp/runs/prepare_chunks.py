@@ -17,6 +17,7 @@ from rich.console import Console
 
 from alexnet_exp.config.checks import shown
 from alexnet_exp.data.cache import shown as with_bar
+from alexnet_exp.data.cache_file import take
 from alexnet_exp.data.sources import FileSource
 from alexnet_exp.data.streaming import IMAGES, MANIFEST, VERSION, fetch_text, is_remote, read_manifest
 from alexnet_exp.data.streaming_chunks import Chunks
@@ -24,6 +25,7 @@ from alexnet_exp.data.streaming_write import Encoder, write
 from alexnet_exp.errors import UserError
 
 BEGUN = "prepare.json"  # beside the manifest: what was asked for, so that it goes on in the same way
+LOCK = ".lock"  # beside it: held while a folder is written
 ASKED = ("size", "quality", "chunk_mb", "num_workers")
 
 
@@ -31,10 +33,13 @@ def write_chunks(sources: Mapping[str, FileSource], config: Mapping[str, Any], c
     """Write every split to `out`; one that is there whole is left, one that was interrupted goes on.
 
     Raises:
-        UserError: `out` holds other images, was begun with other settings, or is not what was to be written.
+        UserError: `out` holds other images, was begun with other settings, is being written by another command, or is
+            not what was to be written.
     """
     url = os.path.expanduser(str(config["out"])).rstrip("/")
     url = url if is_remote(url) else os.path.abspath(url)
+    tasks = {split: _tasks(source) for split, source in sources.items()}
+    images = _digests(tasks, sources)
     manifest: dict[str, Any] = {
         "version": VERSION,
         "classes": list(next(iter(sources.values())).classes),
@@ -42,25 +47,57 @@ def write_chunks(sources: Mapping[str, FileSource], config: Mapping[str, Any], c
         "quality": config["quality"] if config["size"] else None,
         "splits": {},
     }
-    if _exists(url, MANIFEST):
-        _compare(read_manifest(url), manifest, sources, url)
-        console.print(f"prepared already: {url}", markup=False)
-        return
-    tasks = {split: _tasks(source) for split, source in sources.items()}
-    workers = _begin(url, config, tasks)
-    encoder = Encoder(config["size"], config["quality"])
-    for split, source in sources.items():
-        if not _exists(url, f"{split}/index.json"):
-            with _litdata_speaks_on_stderr():
-                write(tasks[split], f"{url}/{split}", encoder, workers, config["chunk_mb"] << 20)
-        manifest["splits"][split] = _verified(f"{url}/{split}", source)
-        console.print(f"{split}: {len(source)} images, checked", markup=False)
-    _put(url, MANIFEST, json.dumps(manifest, indent=1))
+    with _alone(url):
+        if _exists(url, MANIFEST):
+            _compare(read_manifest(url), manifest, images, url)
+            console.print(f"prepared already: {url}", markup=False)
+            return
+        workers = _begin(url, config, images)
+        for split, source in sources.items():
+            if not _exists(url, f"{split}/index.json"):
+                encoder = Encoder(source.root, config["size"], config["quality"])
+                with _litdata_speaks_on_stderr():
+                    write(tasks[split], f"{url}/{split}", encoder, workers, config["chunk_mb"] << 20)
+            manifest["splits"][split] = _verified(f"{url}/{split}", source)
+            console.print(f"{split}: {len(source)} images, checked", markup=False)
+        _put(url, MANIFEST, json.dumps(manifest, indent=1))
     console.print(f"prepared: python train.py data=streaming data.url={config['out']}", markup=False)
 
 
-def _begin(url: str, config: Mapping[str, Any], tasks: Mapping[str, list[list[Any]]]) -> int:
+@contextlib.contextmanager
+def _alone(url: str) -> Iterator[None]:
+    """Hold a folder for this command; one that is whole, and object storage, which knows no locks, are free to all.
+
+    Raises:
+        UserError: Another command is writing there, or nobody may.
+    """
+    if is_remote(url) or _exists(url, MANIFEST):
+        yield
+        return
+    path = os.path.join(url, LOCK)
+    try:
+        os.makedirs(url, exist_ok=True)
+        lock = open(path, "a")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"{url} cannot be written ({error.strerror}): choose another out.") from error
+    with lock:
+        # Who waits for nobody may have opened the file of one that has just ended, and removed it.
+        if not take(lock) or not os.path.exists(path) or not os.path.samefile(lock.fileno(), path):
+            raise UserError(f"{url} is being written by another prepare: wait for it, or choose another out.")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def _begin(url: str, config: Mapping[str, Any], images: Mapping[str, str]) -> int:
     """Note what is asked for, or compare it with what an interrupted call has begun.
+
+    Args:
+        url: Where the chunks go.
+        config: What is asked for.
+        images: Digests of the images.
 
     Returns:
         The number of workers.
@@ -68,36 +105,72 @@ def _begin(url: str, config: Mapping[str, Any], tasks: Mapping[str, list[list[An
     Raises:
         UserError: The two would be mixed.
     """
-    asked = {key: config[key] for key in ASKED}
-    asked["images"] = hashlib.sha256(json.dumps(tasks).encode()).hexdigest()
+    asked = {**{key: config[key] for key in ASKED}, **images}
     if not _exists(url, BEGUN):
         asked["num_workers"] = asked["num_workers"] or os.cpu_count() or 1
         _put(url, BEGUN, json.dumps(asked, indent=1))
         return asked["num_workers"]
-    begun = json.loads(fetch_text(url, BEGUN))
+    begun = _begun(url)
     asked["num_workers"] = asked["num_workers"] or begun["num_workers"]
     if different := [f"{key}={shown(begun[key])}" for key in ASKED if begun[key] != asked[key]]:
         raise UserError(f"{url} was begun with {' '.join(different)}: say the same, or remove the folder.")
     if begun["images"] != asked["images"]:
         raise UserError(f"{url} was begun with other images: choose another out, or remove the folder.")
+    if begun["sizes"] != asked["sizes"]:  # such as an image that could not be read, and has been mended
+        _put(url, BEGUN, json.dumps(asked, indent=1))
     return asked["num_workers"]
 
 
+def _begun(url: str) -> dict[str, Any]:
+    """Read what was asked for.
+
+    Raises:
+        UserError: It is not what prepare writes there.
+    """
+    text = fetch_text(url, BEGUN)
+    try:
+        begun = json.loads(text)
+    except ValueError:
+        begun = None
+    if not isinstance(begun, dict) or not set(begun) >= {*ASKED, "images", "sizes"}:
+        raise UserError(f"{url}/{BEGUN} is damaged: remove the folder, and prepare again.")
+    return begun
+
+
 def _tasks(source: FileSource) -> list[list[Any]]:
-    labels, names = source.labels.tolist(), [source.image_name(i) for i in range(len(source))]
+    """Return [name, label] of every image; a folder that was moved gives the same."""
+    names = [source.image_name(i) for i in range(len(source))]
     for name in names:
         if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that are no text
             raise UserError(f"{name}: the name is not UTF-8, and a chunk holds text; rename the file.")
-    return [list(task) for task in zip(source.paths, labels, names, strict=True)]
+    return [list(task) for task in zip(names, source.labels.tolist(), strict=True)]
+
+
+def _digests(tasks: Mapping[str, list[list[Any]]], sources: Mapping[str, FileSource]) -> dict[str, str]:
+    """Return hashes of all images: names below the root and labels; sizes. A folder that was moved has the same.
+
+    Raises:
+        UserError: If one of the files is gone.
+    """
+    names, sizes = hashlib.sha256(), hashlib.sha256()
+    for split, source in sources.items():
+        for path, task in zip(source.paths, tasks[split], strict=True):
+            try:
+                size = os.stat(path).st_size
+            except OSError as error:
+                raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+            names.update(f"{json.dumps([split, *task])}\n".encode())
+            sizes.update(f"{size}\n".encode())
+    return {"images": names.hexdigest(), "sizes": sizes.hexdigest()}
 
 
 def _compare(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], sources: Mapping[str, FileSource], url: str
+    found: Mapping[str, Any], wanted: Mapping[str, Any], images: Mapping[str, str], url: str
 ) -> None:
     """Refuse a place that holds something else."""
-    counts = {split: len(source) for split, source in sources.items()}
-    same = {split: about["count"] for split, about in found["splits"].items()} == counts
-    if not same or any(found[key] != wanted[key] for key in ("classes", "size", "quality")):
+    begun = _begun(url)
+    same = all(found[key] == wanted[key] for key in ("classes", "size", "quality"))
+    if not same or any(begun[key] != images[key] for key in images):
         raise UserError(f"{url} holds other images or another size: choose another out, or remove it.")
 
 

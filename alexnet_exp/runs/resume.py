@@ -105,7 +105,7 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
             saved[group] = config[group]
     _check_nothing_hidden(saved, run.path)
     result = run.result()
-    if result and result["status"] == "finished" and not _goes_on(saved, result):
+    if result and result["status"] == "finished" and not _goes_on(saved, result, changed):
         print(f"{run.path} has already finished; nothing to do.")
         return None
     saved["resume"] = str(run.path)
@@ -163,7 +163,11 @@ def _changes(first: list[str], config: dict[str, Any], where: str) -> set[str]:
     }
 
 
-def _goes_on(config: dict[str, Any], result: dict[str, Any]) -> bool:
+def _goes_on(config: dict[str, Any], result: dict[str, Any], changed: set[str]) -> bool:
+    """Return whether a finished run has more to do; whatever ended it, as early stopping, is to be changed first."""
+    length = {key for key in changed if key.startswith(("trainer.max_", "callbacks.early_stopping."))}
+    if length != {"trainer.max_epochs"}:
+        return bool(length)
     wanted = config["trainer"]["max_epochs"]
     if not isinstance(wanted, int | None):
         return True  # whatever it is, the check of the settings refuses it

@@ -15,13 +15,8 @@ from rich.console import Console
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
-from alexnet_exp.training.devices import (
-    Ranks,
-    check_sync_batchnorm,
-    count_devices,
-    is_first_rank,
-    started_externally,
-)
+from alexnet_exp.training.devices import Ranks, check_sync_batchnorm, count_devices
+from alexnet_exp.training.launchers import check_process_count, is_first_rank, started_externally
 from alexnet_exp.training.stopping import (
     Stopped,
     ignore_signals,
@@ -53,6 +48,7 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
         path = config[key]
         if path not in (None, "none", "torchvision") and not config["resume"] and not Path(path).exists():
             raise UserError(f"{key}={path}: there is no such file or run directory.")
+    check_process_count(config["trainer"])
     check_sync_batchnorm(config["trainer"])
     run = RunDirectory(run_dir)
     if not is_first_rank():  # started by torchrun or SLURM: another process keeps the directory

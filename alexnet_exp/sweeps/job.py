@@ -28,6 +28,10 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
 
 
+class JobFailed(UserError):
+    """What Hydra is told of a job that did not finish: its directory, and why."""
+
+
 @dataclass
 class Job:
     """A job and what has become of it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from rich.console import Console
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.compare import summarise
 from alexnet_exp.runs.compare_output import print_table
-from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, WAITING, Job
+from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, WAITING, Job, JobFailed
 from alexnet_exp.sweeps.record import SweepRecord
-from alexnet_exp.sweeps.resources import Resources
+from alexnet_exp.sweeps.resources import Resources, trainers
 from alexnet_exp.sweeps.table import Table
 
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 4.0  # for jobs to write what they have, after Ctrl-C
+# For jobs to save when the sweep ends: a second is left of the five that docs/sweeps.md promises.
+_GRACE_SECONDS = 4.0
 
 
 def launch(
@@ -30,6 +31,7 @@ def launch(
     settings: Mapping[str, Any],
     job_overrides: list[list[str]],
     first: int,
+    compose: Callable[[list[str]], DictConfig],
     go_on: bool = False,
 ) -> Sequence[JobReturn]:
     """Run the jobs of a sweep, or those that are still to do.
@@ -39,6 +41,7 @@ def launch(
         settings: Of the launcher: max_parallel, threads, on_failure, retries.
         job_overrides: What each job sets.
         first: Number of the first job.
+        compose: Makes a job's configuration.
         go_on: Whether this process has begun the sweep already.
 
     Returns:
@@ -49,15 +52,38 @@ def launch(
     """
     check_settings(settings)
     directory = Path(str(config.hydra.sweep.dir)).absolute()
-    record = SweepRecord(directory)
+    record, console = SweepRecord(directory), Console(soft_wrap=True)
     with record.lock():
-        record.begin(typed_settings(config), go_on or bool(OmegaConf.select(config, "sweep.resume")))
-        jobs, console = record.jobs(job_overrides, first, job_flags(config)), Console(soft_wrap=True)
+        begin(record, config, console, go_on)
+        jobs = record.jobs(job_overrides, first, job_flags(config))
         say_what_is_equal(len(job_overrides) - len(jobs), console)
-        pool = Pool(jobs, settings, Resources.of_this_machine(config, settings), Table(jobs, console))
+        resources = Resources.of_this_machine(config, settings, trainers(job_overrides, compose))
+        pool = Pool(jobs, settings, resources, Table(jobs, console))
         with saying_how_to_go_on(directory, console):
             pool.run()
         return concluded(jobs, directory, console)
+
+
+def begin(record: SweepRecord, config: DictConfig, console: Console, go_on: bool = False) -> None:
+    """Start the record of a sweep, or go on with the one that is there.
+
+    Args:
+        record: Locked.
+        config: The sweep's configuration, with `hydra`.
+        console: Told of a setting that has no effect.
+        go_on: Whether this process has begun the sweep already.
+
+    Raises:
+        UserError: If the sweep cannot go on.
+    """
+    sweep = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    assert isinstance(sweep, dict)
+    if not go_on and sweep.get("subdir", _NUMBER) != _NUMBER:
+        text = "hydra.sweep.subdir has no effect: the directory of a job is its number"
+        console.print(text, highlight=False)
+    go_on = go_on or bool(OmegaConf.select(config, "sweep.resume"))
+    deciding = [o for o in config.hydra.overrides.hydra if o.lstrip("+").startswith(_OF_THE_JOBS)]
+    record.begin(typed_settings(config), [*job_flags(config), *deciding], go_on)
 
 
 def say_what_is_equal(count: int, console: Console) -> None:
@@ -71,9 +97,8 @@ def concluded(jobs: list[Job], directory: Path, console: Console) -> list[JobRet
     if any(job.result() for job in jobs):
         print_table(summarise(directory))
         console.print(f"page:            {directory / 'compare.html'}", highlight=False)
-    failed = [job for job in jobs if job.state != FINISHED]
     console.print(f"sweep directory: {directory}", highlight=False)
-    return [_returned(job, len(failed), len(jobs)) for job in jobs]
+    return [_returned(job) for job in jobs]
 
 
 @contextlib.contextmanager
@@ -93,6 +118,8 @@ def saying_how_to_go_on(directory: Path, console: Console) -> Iterator[None]:
 _OF_THE_SWEEP = (
     "hydra.launcher", "hydra/launcher", "hydra.sweeper", "hydra/sweeper", "hydra.sweep.", "hydra.run.", "hydra.mode",
 )  # fmt: skip
+_OF_THE_JOBS = ("hydra/sweeper", "hydra.sweeper.params")  # of these, what tells which jobs there are
+_NUMBER = "${hydra.job.num}"  # hydra.sweep.subdir as it is in conf/hydra
 _OWN = ("sweep.resume=", "+sweep.resume=")
 
 
@@ -123,15 +150,13 @@ def job_flags(config: DictConfig) -> list[str]:
     return [*flags, *(o for o in config.hydra.overrides.hydra if not o.lstrip("+").startswith(_OF_THE_SWEEP))]
 
 
-def _returned(job: Job, failed: int, all_jobs: int) -> JobReturn:
+def _returned(job: Job) -> JobReturn:
     done = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
     if job.state == FINISHED:
         done.return_value = (job.result() or {}).get("metrics", {})
     else:
         done.status = JobStatus.FAILED
-        done.return_value = UserError(
-            f"{failed} of {all_jobs} jobs did not finish; the first is {job.directory}: {job.why}"
-        )
+        done.return_value = JobFailed(f"{job.directory}: {job.why or 'it has not been started'}")
     return done
 
 

@@ -12,14 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 from alexnet_exp.sweeps.optuna_plots import draw_history, draw_importance
 from alexnet_exp.sweeps.optuna_trials import Trials
 from alexnet_exp.tracking.markup import Html, tag
-from alexnet_exp.tracking.records import replacing
-from alexnet_exp.tracking.report import document, section
+from alexnet_exp.tracking.redact import redact
+from alexnet_exp.tracking.report import section, write_document
 
-_STYLE = """
-.sheet { display: block; max-width: 100%; border-radius: .375rem; }
-.command { white-space: pre-wrap; overflow-wrap: anywhere; }
-.trials a { color: inherit; }
-"""
 _STATES = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
@@ -40,16 +35,13 @@ def write_sweep_page(trials: Trials, command: str | None) -> Path:
     importance = draw_importance(trials.study, trials.directory / "figures" / "importance.png")
     sections = [
         _header(trials),
-        section("Best trial", _best(trials, command) if command else None),
+        section("Best trial", _best(trials, redact(command)) if command else None),
         section("History", _picture(history, "Value of each trial")),
         section("Importance", _picture(importance, "Importance of each setting")),
         section("Trials", _table(trials)),
     ]
-    path = trials.directory / "sweep.html"
-    with replacing(path) as temporary:
-        text = document(f"Search of {trials.metric}", sections, _STYLE)
-        temporary.write_bytes(text.encode("utf-8", "replace"))
-    return path
+    title = f"Search of {trials.metric}"
+    return write_document(trials.directory / "sweep.html", title, sections, "sweep_page.css")
 
 
 def _header(trials: Trials) -> Html:

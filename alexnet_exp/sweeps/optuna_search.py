@@ -20,14 +20,14 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.runs.compare import summarise
 from alexnet_exp.runs.compare_output import print_table
 from alexnet_exp.sweeps.job import FAILED
-from alexnet_exp.sweeps.launch import check_settings, job_flags, saying_how_to_go_on, typed_settings
+from alexnet_exp.sweeps.launch import begin, check_settings, job_flags, saying_how_to_go_on
 from alexnet_exp.sweeps.optuna_page import write_sweep_page
 from alexnet_exp.sweeps.optuna_pool import TrialPool
 from alexnet_exp.sweeps.optuna_space import Space, as_overrides, read_space
-from alexnet_exp.sweeps.optuna_study import STORAGE, check_sweeper, num_trials, open_study
+from alexnet_exp.sweeps.optuna_study import STORAGE, absolute, check_sweeper, num_trials, open_study
 from alexnet_exp.sweeps.optuna_trials import Trials
 from alexnet_exp.sweeps.record import SweepRecord
-from alexnet_exp.sweeps.resources import Resources
+from alexnet_exp.sweeps.resources import Resources, trainers
 from alexnet_exp.tracking.redact import redact
 
 _LAUNCHER = "alexnet_exp_plugins.ProcessesLauncher"
@@ -38,6 +38,7 @@ def search(
     settings: Mapping[str, Any],
     overrides: Sequence[Override],
     validate: Callable[[list[list[str]]], None],
+    compose: Callable[[list[str]], DictConfig],
 ) -> None:
     """Run a search, or what is left of it, and show what it has found.
 
@@ -46,6 +47,7 @@ def search(
         settings: hydra.sweeper, without params.
         overrides: Parsed: what is searched, and what every trial shares.
         validate: Raises for overrides that do not compose.
+        compose: Makes a trial's configuration.
 
     Raises:
         UserError: For settings that cannot work, or if no trial came to its end.
@@ -60,12 +62,15 @@ def search(
     directory = Path(str(config.hydra.sweep.dir)).absolute()
     record, console = SweepRecord(directory), Console(soft_wrap=True)
     with record.lock(), _quiet():
-        record.begin(typed_settings(config), bool(OmegaConf.select(config, "sweep.resume")))
+        begin(record, config, console)
+        typed = settings["storage"]
+        settings["storage"] = record.place(typed, absolute(typed)) if typed else None
         study = open_study(settings, space, directory, _max_epochs(config))
-        record.keep("study", redact(f"{settings['storage'] or STORAGE} {study.study_name}"))
-        count, own = num_trials(settings, space), settings["storage"] is None
-        trials = Trials(study, space, settings["metric"], count, directory, job_flags(config), own)
-        pool = TrialPool(trials, launcher, Resources.of_this_machine(config, launcher), console)
+        record.keep("study", redact(f"{typed or STORAGE} {study.study_name}"))
+        count = num_trials(settings, space)
+        trials = Trials(study, space, settings["metric"], count, directory, job_flags(config), typed is None)
+        resources = Resources.of_this_machine(config, launcher, trainers(space.examples(), compose))
+        pool = TrialPool(trials, launcher, resources, console)
         with saying_how_to_go_on(directory, console):
             pool.run()
         _conclude(trials, console)

@@ -23,6 +23,7 @@ from alexnet_exp.sweeps.optuna_space import Space, enumerated
 from alexnet_exp.tracking.compare_runs import lower_is_better
 
 STORAGE = "study.log"  # in the sweep's directory
+_SQLITE = "sqlite:///"
 _EXHAUSTIVE = ("GridSampler", "BruteForceSampler")  # they try every point once
 _MAP = Rule("settings by name: {KEY: VALUE}", lambda v: isinstance(v, Mapping))
 _RULES = {
@@ -89,6 +90,15 @@ def open_study(
     drawn = None if seed is None else random.Random(f"{seed} {len(study.trials)} {place}").getrandbits(31)
     sampler, pruner = _sampler(settings, space, drawn), _pruner(settings, max_epochs)
     return optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+
+
+def absolute(storage: str) -> str:
+    """Make the path of a storage one that another working directory does not change: of a file, or of SQLite."""
+    prefix = _SQLITE if storage.startswith(_SQLITE) else ""
+    path = storage.removeprefix(prefix)
+    if not path or "://" in path or path.startswith(":"):  # a server; :memory:
+        return storage
+    return prefix + str(Path(path).expanduser().absolute())
 
 
 def num_trials(settings: Mapping[str, Any], space: Space) -> int:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps.job import FINISHED, Job
+from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.run_directory import RunDirectory, write_atomically
 
 FILE_NAME = "sweep.json"
 
 
 class SweepRecord:
-    """sweep.json: the overrides of the sweep and of each job.
+    """sweep.json: the overrides of the sweep and of each job, without secrets.
 
     Args:
         directory: Of the sweep.
@@ -37,11 +38,12 @@ class SweepRecord:
         with RunDirectory(self.directory).lock():
             yield
 
-    def begin(self, typed: list[str], go_on: bool) -> None:
+    def begin(self, typed: list[str], flags: list[str], go_on: bool) -> None:
         """Start a record, or read the one that is there.
 
         Args:
             typed: The settings of the sweep.
+            flags: What else decides which jobs there are, and what they train.
             go_on: Whether `sweep.resume` was asked for.
 
         Raises:
@@ -49,21 +51,15 @@ class SweepRecord:
         """
         if not self.path.exists():
             self._refuse_runs()
-            self.content["overrides"] = typed
+            self.content |= {"overrides": typed, "flags": flags}
             return self._write()
         self.content = self._read()
-        before = self.content["overrides"]
         if not go_on:
             raise UserError(
                 f"{self.directory} holds a sweep already: sweep.resume={self.directory} goes on with it."
             )
-        if sorted(before) != sorted(typed):
-            gone, new = (
-                " ".join(sorted(set(a) - set(b))) or "nothing" for a, b in ((before, typed), (typed, before))
-            )
-            raise UserError(
-                f"sweep.resume goes on with the same settings: missing now is {gone}, new is {new}."
-            )
+        _check_same("settings", self.content["overrides"], typed)
+        _check_same("flags", self.content.get("flags", flags), flags)  # an older record has none
         return None
 
     def _refuse_runs(self) -> None:
@@ -98,6 +94,15 @@ class SweepRecord:
                 "or choose another hydra.sweep.dir."
             )
         self._write()
+
+    def place(self, typed: str, now: str) -> str:
+        """Return where a storage lies that was typed as a relative path: where it did when the sweep began.
+
+        Args:
+            typed: As it was.
+            now: What that is in today's working directory; the next `keep` remembers it.
+        """
+        return typed if now == typed else self.content.setdefault("storage", {}).setdefault(typed, now)
 
     @property
     def arrays(self) -> list[str]:
@@ -142,12 +147,36 @@ class SweepRecord:
         return next(name for name in map(str, itertools.count(number)) if name not in used)
 
     def _write(self) -> None:
-        write_atomically(self.path, json.dumps(self.content, indent=1) + "\n")
+        write_atomically(self.path, json.dumps(redact(self.content), indent=1) + "\n")
 
 
-def _of_the_job(overrides: list[str]) -> list[str]:
+def check_told_apart(job_overrides: Sequence[Sequence[str]]) -> None:
+    """Refuse jobs that differ in nothing that is written down.
+
+    Raises:
+        UserError: If two differ in a secret alone.
+    """
+    if len(set(map(_identity, job_overrides))) < len({tuple(sorted(_of_the_job(o))) for o in job_overrides}):
+        raise UserError(
+            "Some jobs differ in a secret alone, which is not written down, and could not be told apart later: let "
+            "them differ in another setting, too."
+        )
+
+
+def _check_same(what: str, before: list[str], now: list[str]) -> None:
+    before, now = redact(before), redact(now)
+    if sorted(before) != sorted(now):
+        gone, new = (
+            " ".join(word for word in a if word not in b) or "nothing"
+            for a, b in ((before, now), (now, before))
+        )
+        raise UserError(f"sweep.resume goes on with the same {what}: missing now is {gone}, new is {new}.")
+
+
+def _of_the_job(overrides: Sequence[str]) -> list[str]:
     return [o for o in overrides if not o.lstrip("+").startswith("sweep.resume=")]
 
 
-def _identity(overrides: list[str]) -> tuple[str, ...]:
-    return tuple(sorted(_of_the_job(overrides)))
+def _identity(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return what a job is known by: its settings as they are written down."""
+    return tuple(sorted(redact(_of_the_job(overrides))))

@@ -6,16 +6,32 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from alexnet_exp.sweeps.job import Job
 
 log = logging.getLogger(__name__)
 _SECONDS = 30.0  # for nvidia-smi, which a broken driver may hold for ever
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_SHAPING = ("trainer", "experiment", "debug")  # settings that can change how many devices a job takes
+
+
+def trainers(
+    job_overrides: Sequence[Sequence[str]], compose: Callable[[list[str]], DictConfig]
+) -> list[DictConfig]:
+    """Return the settings of the trainer that occur among jobs.
+
+    Args:
+        job_overrides: What each job sets.
+        compose: Makes a job's configuration.
+    """
+    shaping = {
+        tuple(o for o in own if o.lstrip("+~").startswith(_SHAPING)): list(own) for own in job_overrides
+    }
+    return [compose(own).trainer for own in shaping.values()]
 
 
 class Resources:
@@ -33,16 +49,26 @@ class Resources:
         self._with_gpus = bool(groups)
 
     @classmethod
-    def of_this_machine(cls, config: DictConfig, settings: Mapping[str, Any]) -> Resources:
-        """Find out what there is room for."""
+    def of_this_machine(
+        cls, config: DictConfig, settings: Mapping[str, Any], trainers: Sequence[DictConfig]
+    ) -> Resources:
+        """Find out what there is room for.
+
+        Args:
+            config: The sweep's configuration, with `hydra`.
+            settings: Of the launcher.
+            trainers: Those that occur among the jobs; where they differ, each job has room for the most devices.
+        """
         wanted, threads = settings["max_parallel"], settings["threads"]
-        gpus = [] if config.trainer.accelerator == "cpu" else visible_gpus()
-        per_job = _devices_per_job(config.trainer.devices)
-        groups = [tuple(gpus[i : i + per_job]) for i in range(0, len(gpus) - per_job + 1, per_job)]
+        gpus = [] if all(trainer.accelerator == "cpu" for trainer in trainers) else visible_gpus()
+        per_job = max(_devices_per_job(trainer.devices) for trainer in trainers)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        slots = len(groups) or max(1, cores // (threads * (1 if gpus else per_job)))
-        if wanted != "auto":
-            slots = min(wanted, len(groups)) if groups else wanted
+        groups, most = _groups(gpus, per_job), max(1, cores // (threads * per_job))
+        if gpus:
+            # Indices are those of all GPUs that the sweep sees, so no job may see fewer.
+            groups = [] if any(isinstance(trainer.devices, ListConfig) for trainer in trainers) else groups
+            most = len(groups) or 1
+        slots = most if wanted == "auto" else min(wanted, most) if gpus else wanted
         return cls(slots, threads, groups, os.path.basename(str(config.hydra.sweep.dir)))
 
     def take(self, job: Job) -> dict[str, str] | None:
@@ -74,7 +100,12 @@ def _devices_per_job(devices: Any) -> int:
     """Return how many devices a job takes: one where the settings leave it open, so that the jobs share them."""
     if isinstance(devices, int) and devices > 0:
         return devices
-    return len(devices) if not isinstance(devices, str | int) else 1
+    return len(devices) if isinstance(devices, ListConfig) else 1
+
+
+def _groups(gpus: list[str], size: int) -> list[tuple[str, ...]]:
+    """Cut a list into groups of equal size; what is left over is left out."""
+    return [tuple(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]
 
 
 def visible_gpus() -> list[str]:

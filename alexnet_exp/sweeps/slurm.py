@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps import slurm_queue
 from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, WAITING, Job
-from alexnet_exp.sweeps.launch import concluded, job_flags, say_what_is_equal, typed_settings
+from alexnet_exp.sweeps.launch import begin, concluded, job_flags, say_what_is_equal
 from alexnet_exp.sweeps.record import SweepRecord
 from alexnet_exp.sweeps.slurm_script import Shape, common_shape, script, task_of
 from alexnet_exp.sweeps.table import Table
@@ -57,7 +57,7 @@ def launch(
     directory = Path(str(config.hydra.sweep.dir)).absolute()
     record, console = SweepRecord(directory), Console(soft_wrap=True)
     with record.lock():
-        record.begin(typed_settings(config), go_on or bool(OmegaConf.select(config, "sweep.resume")))
+        begin(record, config, console, go_on)
         jobs = record.jobs(job_overrides, first, job_flags(config))
         say_what_is_equal(len(job_overrides) - len(jobs), console)
         todo = _to_submit(jobs, record.arrays)
@@ -106,6 +106,7 @@ def _submit(jobs: list[Job], settings: Mapping[str, Any], shape: Shape, director
         job.note_result()
     path = directory / f"array-{number}.sh"
     write_atomically(path, script(jobs, settings, shape, directory))
+    path.chmod(0o600)  # a setting may be a secret, and the jobs must be told it
     return slurm_queue.submit(path)
 
 

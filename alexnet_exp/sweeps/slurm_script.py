@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps.job import OUTPUT, Job
+from alexnet_exp.sweeps.resources import trainers
 
-_SHAPING = ("trainer", "experiment", "debug")  # settings that can change how many devices a job takes
 # `resume=` starts a run that is not there yet, and goes on with one that is: the same line serves a requeued job.
 _COMMAND = '-m alexnet_exp.cli train "${settings[@]}"'
 
@@ -44,10 +44,7 @@ def common_shape(job_overrides: Sequence[Sequence[str]], compose: Callable[[list
     Raises:
         UserError: If they differ, or leave the number of devices open.
     """
-    shaping = {
-        tuple(o for o in own if o.lstrip("+~").startswith(_SHAPING)): list(own) for own in job_overrides
-    }
-    shapes = {_shape(compose(own).trainer) for own in shaping.values()}
+    shapes = {_shape(trainer) for trainer in trainers(job_overrides, compose)}
     if len(shapes) > 1:
         raise UserError(
             "trainer.devices and trainer.num_nodes cannot be swept with hydra/launcher=slurm: all jobs of an array "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from typing import TypeVar
 
 REDACTED = "[redacted]"
@@ -14,6 +15,13 @@ T = TypeVar("T")
 _SECRET_NAME = re.compile(
     r"(?i:api[_-]?key|access[_-]?key|private[_-]?key|token|secret|password|passwd|authorization|credential)s?(?![a-z])"
 )
+# These are secrets as the last word of a key, whatever stands under it.
+_SECRET_WORDS = {
+    "key", "token", "secret", "password", "passwd", "pwd", "passphrase", "credential", "authorization", "auth",
+}  # fmt: skip
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_SETTING = re.compile(r"([+~]{0,2}[\w./@-]+)=(.*)", re.DOTALL)
+_INNER_KEY = re.compile(r"([\w.-]+)[\"']?\s*:")
 _HASH_NAME = re.compile(r"(?i:commit|sha|revision|checksum|digest|hash)")
 # A git commit looks the same, and so do folders named for one.
 _WANDB_KEY = re.compile(r"(?<![0-9A-Za-z/])[0-9a-f]{40}(?![0-9A-Za-z/])")
@@ -40,9 +48,10 @@ _PATTERNS = (
 def redact(value: T) -> T:
     """Return a copy of `value` in which everything that looks like a secret reads "[redacted]".
 
-    Secrets are: text under a key such as `api_key`, `token` or `password`, keys of W&B, AWS and GitHub,
-    passwords in URLs, private keys and the values of environment variables with such names. Structure,
-    numbers, class names and git commits (under a key that says so) stay as they are.
+    Secrets are: what stands under a key whose last word is such as `key`, `token` or `password`, in a dict, in a list
+    of settings (`logger.api_key=...`) and in a `command`; keys of W&B, AWS and GitHub, passwords in URLs, private keys
+    and the values of environment variables with such names. Structure, numbers, class names and git commits (under a
+    key that says so) stay as they are.
 
     Args:
         value: text, a number, or dicts, lists and tuples of them.
@@ -56,16 +65,60 @@ def _redact(value: T, known: list[str], in_hash: bool) -> T:
     if isinstance(value, dict):
         return {k: _redact_item(k, v, known, in_hash) for k, v in value.items()}  # type: ignore[return-value]
     if isinstance(value, list | tuple):
-        return type(value)(_redact(v, known, in_hash) for v in value)
+        return type(value)(_redact_entry(v, known, in_hash) for v in value)
     if isinstance(value, str):
         return _redact_text(value, known, in_hash)  # type: ignore[return-value]
     return value
 
 
 def _redact_item(key: object, value: object, known: list[str], in_hash: bool) -> object:
-    if isinstance(value, str) and value and _SECRET_NAME.search(str(key)):
+    if _hides(str(key), value):
         return REDACTED
+    if key == "command" and isinstance(value, str):
+        value = _redact_command(value)
     return _redact(value, known, in_hash or bool(_HASH_NAME.search(str(key))))
+
+
+def _hides(key: str, value: object) -> bool:
+    """Return whether a value is a secret, by the key that it stands under."""
+    name = key.rpartition(".")[2]
+    last = (_WORD.findall(name) or [""])[-1].lower()
+    secret = last.removesuffix("s") in _SECRET_WORDS
+    if isinstance(value, int | float):  # the number of something, or a switch
+        return secret and not last.endswith("s") and not isinstance(value, bool)
+    return (secret or (isinstance(value, str) and bool(_SECRET_NAME.search(name)))) and bool(value)
+
+
+def _redact_entry(value: object, known: list[str], in_hash: bool) -> object:
+    return _redact(_redact_setting(value) if isinstance(value, str) else value, known, in_hash)
+
+
+def _redact_setting(text: str) -> str:
+    """Hide the whole value of a setting such as `logger.api_key=...`, or a map in which a key hides something."""
+    found = _SETTING.fullmatch(text)
+    if found is None:
+        return text
+    key, value = found.groups()
+    inner = _INNER_KEY.findall(value) if "{" in value else []
+    if any(_hides(name, "text") for name in inner) or _hides(key, _plain(value)):
+        return f"{key}={REDACTED}"
+    return text
+
+
+def _plain(text: str) -> object:
+    """Return what a typed value is, as far as it matters here."""
+    if text.lower() in ("null", "true", "false"):
+        return None
+    return 1 if text.isdecimal() else text
+
+
+def _redact_command(command: str) -> str:
+    try:
+        words = shlex.split(command)
+    except ValueError:  # no command line
+        return command
+    hidden = [_redact_setting(word) for word in words]
+    return command if hidden == words else shlex.join(hidden)
 
 
 def _redact_text(text: str, known: list[str], in_hash: bool) -> str:

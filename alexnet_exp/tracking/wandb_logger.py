@@ -15,12 +15,18 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.tracking.code_state import code_state
-from alexnet_exp.tracking.environment import versions
 from alexnet_exp.tracking.metrics_csv import FILE_NAME, metrics_row, read_metrics
 from alexnet_exp.tracking.redact import redact
+from alexnet_exp.tracking.wandb_describe import describe
 from alexnet_exp.tracking.wandb_media import confusion_panels, image_panel, model_artifact, table
-from alexnet_exp.tracking.wandb_mode import ModeChoice, base_url, choose_mode
+from alexnet_exp.tracking.wandb_mode import (
+    ModeChoice,
+    base_url,
+    choose_mode,
+    forget_service,
+    in_one_line,
+    is_of_network,
+)
 from alexnet_exp.tracking.wandb_parts import (
     find_run_id,
     id_of_agent,
@@ -39,14 +45,6 @@ log = logging.getLogger(__name__)
 INIT_SECONDS = 8.0  # probe, failed start and offline start together stay under 15 s
 FINISH_SECONDS = 60.0
 FINISH_UPLOAD_SECONDS = 600.0  # with a checkpoint of some hundred MB to send
-X_AXES = {
-    "train/*": "epoch",
-    "val/*": "epoch",
-    "test/*": "epoch",
-    "train/loss_step": "step",
-    "lr": "step",
-    "images_per_second": "step",
-}
 
 
 class WandbTracker(Logger):
@@ -104,7 +102,9 @@ class WandbTracker(Logger):
         if self.mode != "disabled":
             about = {"entity": entity, "group": group, "notes": notes, "tags": list(tags) or None}
             self._start(choice, mode, redact({**about, "name": name or self._run_dir.name}))
-            self._describe(config, save_code)
+            assert self._run is not None
+            with self._recording():
+                describe(self._run, config, save_code)
 
     @property
     def name(self) -> str:
@@ -201,31 +201,52 @@ class WandbTracker(Logger):
         """Go on without W&B when its service dies: days of training are worth more than its curves."""
         try:
             yield
-        except ConnectionError as error:
-            log.warning("W&B stopped recording (%s); %s goes on", error, FILE_NAME)
+        except Exception as error:
+            if not is_of_network(error):
+                raise
+            log.warning("W&B stopped recording (%s); %s goes on", in_one_line(error), FILE_NAME)
             self._run = None
-            _forget_service()
+            forget_service()
 
     def _start(self, choice: ModeChoice, requested: str, about: dict[str, Any]) -> None:
         """Begin the run as chosen, or offline if the server fails after all; say what came of it."""
-        import wandb
-        from wandb.errors import AuthenticationError, CommError
-
-        reason = choice.reason
+        reason = self._start_online(requested, about) if self.mode == "online" else choice.reason
+        if self._run is not None:
+            return
+        self.mode = "offline"
         try:
             self._run = self._init(self.mode, about)
-        except CommError as error:
-            refused = isinstance(error, AuthenticationError) or "not logged in" in str(error)
-            if refused and requested == "online":
-                raise UserError(f"W&B refused the API key ({error}): `wandb login` sets another.") from error
-            wandb.teardown()  # its service keeps the id of the run that failed
-            self.mode, reason = "offline", f"{base_url()} failed: {str(error).splitlines()[0]}"
-            self._run = self._init(self.mode, about)
-        if self.mode == "online":
-            self.url = self._run.url
-            log.info("W&B online: %s", self.url)
-            return
+        except Exception as error:
+            if not is_of_network(error):
+                raise
+            said = in_one_line(error)
+            raise UserError(f"W&B cannot begin a run ({said}): mend it, or train with logger=csv.") from error
         log.info("W&B offline (%s). To upload it later: %s", reason, self._sync_command())
+
+    def _start_online(self, requested: str, about: dict[str, Any]) -> str:
+        """Begin the run online; where the server or the way to it fails, return why.
+
+        Raises:
+            UserError: If the key is refused, and online was asked for.
+        """
+        from wandb.errors import AuthenticationError
+
+        try:
+            self._run = self._init("online", about)
+        except Exception as error:
+            if not is_of_network(error):
+                raise
+            said = in_one_line(error)
+            refused = (
+                isinstance(error, AuthenticationError) or "not logged in" in str(error) or "API key" in said
+            )
+            if refused and requested == "online":
+                raise UserError(f"W&B refused the API key ({said}): `wandb login` sets another.") from error
+            forget_service()  # it keeps the id of the run that failed
+            return f"{base_url()} failed: {said}"
+        self.url = self._run.url
+        log.info("W&B online: %s", self.url)
+        return ""
 
     def _init(self, mode: str, about: dict[str, Any]) -> Run:
         import wandb
@@ -262,31 +283,6 @@ class WandbTracker(Logger):
             finish_timeout_raises=True,  # else a network that went away would be told to nobody
         )
 
-    def _describe(self, config: dict[str, Any], save_code: bool) -> None:
-        """Record the configuration, the environment, the code and what each metric is drawn over."""
-        assert self._run is not None
-        code = code_state()
-        environment: dict[str, Any] = {**versions()}
-        if code is not None:
-            environment |= {"git_commit": code.commit, "git_dirty": code.dirty}
-        self._run.config.update({**redact(config), "_environment": environment}, allow_val_change=True)
-        if code is not None and code.diff and save_code:
-            path = Path(self._run.dir) / "code.diff"
-            path.write_text(code.diff, encoding="utf-8")
-            self._run.save(str(path), base_path=self._run.dir, policy="now")
-        for axis in ("epoch", "step"):
-            self._run.define_metric(axis, hidden=True)
-        for metric, axis in X_AXES.items():
-            self._run.define_metric(metric, step_metric=axis)
-
     def _sync_command(self) -> str:
         """Return the command that uploads every part of the run (a resumed one has several)."""
         return shlex.join(["wandb", "sync", *map(str, run_folders(self._run_dir, self.run_id))])
-
-
-def _forget_service() -> None:
-    """Let go of a service that has died (a batch system signals all processes of a job): wandb would try at exit."""
-    import wandb
-
-    with contextlib.suppress(ConnectionError):
-        wandb.teardown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import ssl
@@ -57,6 +58,28 @@ def require_wandb() -> None:
         import wandb  # noqa: F401
     except ImportError as error:
         raise UserError("wandb is not installed: `pip install wandb`, or train with logger=csv.") from error
+
+
+def is_of_network(error: Exception) -> bool:
+    """Say whether wandb raises this where its server or its own service is away: it has no one class for it.
+
+    Timeouts, lost connections and those of requests are of OSError; the service, its mailbox and the server's answers
+    have classes of their own.
+    """
+    return isinstance(error, OSError | EOFError) or type(error).__module__.partition(".")[0] == "wandb"
+
+
+def in_one_line(error: Exception) -> str:
+    """Return what an error says in its first line; some say nothing but what they are."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def forget_service() -> None:
+    """Let go of a service that has died (a batch system signals all processes of a job): wandb would try at exit."""
+    import wandb
+
+    with contextlib.suppress(Exception):  # it is gone, whatever it says
+        wandb.teardown()
 
 
 def base_url() -> str:

@@ -10,11 +10,16 @@ trainer.detect_anomaly=true comes to the same step again.
 from __future__ import annotations
 
 import logging
+import math
 import os
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from alexnet_exp.data.loaders import Batch
@@ -57,6 +62,37 @@ def noticed_late(classifier: ImageClassifier, step: int, indices: list[Tensor]) 
     """
     again = " resume=RUN_DIR trainer.detect_anomaly=true comes to the step again, and keeps it."
     return _error(classifier, "The loss", step, torch.cat(indices), again)
+
+
+def check_weights(trainer: Trainer) -> None:
+    """Stop the run if a weight or its moving average is not finite; waits for the device.
+
+    The loss of a step says nothing of the weights that the step leaves behind.
+
+    Raises:
+        UserError: Names the step after which it was noticed.
+    """
+    classifier = trainer.lightning_module
+    averages = [c._average_model for c in trainer.callbacks if isinstance(c, WeightAveraging)]
+    modules = [
+        ("weights", classifier),
+        *(("averaged weights", module) for module in averages if module is not None),
+    ]
+    for what, module in modules:
+        if not _are_finite(chain(module.parameters(), module.buffers())):
+            raise UserError(
+                f"The {what} are not finite after step {trainer.global_step} (epoch {trainer.current_epoch}); training "
+                "stopped and the last checkpoint is from before. resume=RUN_DIR trainer.detect_anomaly=true comes to "
+                f"the step again. {_ADVICE}"
+            )
+
+
+@torch.no_grad()
+def _are_finite(tensors: Iterable[Tensor]) -> bool:
+    found = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    # The largest magnitude of each in one pass; the device is asked once.
+    largest = torch._foreach_norm(found, math.inf) if found else []
+    return not largest or bool(torch.stack([value.isfinite() for value in largest]).all())
 
 
 def _error(classifier: ImageClassifier, what: str, step: int, indices: Tensor, again: str) -> UserError:

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.training.bad_step import check_weights
 from alexnet_exp.training.reading import checkpoints_before, read_checkpoint
 from alexnet_exp.training.stopping import Stopped, agreed, due
 
@@ -148,7 +149,9 @@ class BestAndLast(Checkpoint):
             raise Stopped(self._stop, trainer.global_step)
 
     def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.last_path)
+        # The loss of a step that spoils the weights is still finite, and nobody could go on from what it leaves.
+        check_weights(trainer)
+        trainer.save_checkpoint(self.last_path, weights_only=False)
         self._saved_seconds = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -94,8 +94,7 @@ class ImageClassifier(lightning.LightningModule):
     # ---------------------------------------------------------------------------------------- steps
 
     def on_train_start(self) -> None:
-        complete_restart(self.trainer)
-        self._kept.apply(self.trainer, self._changes)
+        complete_restart(self.trainer, self._kept, self._changes)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is a function of the step, so that a resumed run draws what the first would have drawn.
@@ -279,19 +278,20 @@ class ImageClassifier(lightning.LightningModule):
         batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         length = RunLength(steps, max(1, math.ceil(batches)))
         schedule = build_schedule(optimizer, self.scheduler_config, length)
-        self._kept = Kept(optimizer, schedule and schedule["scheduler"])
+        self._kept = Kept(optimizer, schedule and schedule["scheduler"], length)
         return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(self.embed, classes=list(self.classes), train_sums=self.train_meter.state())
         checkpoint.update(reported=dict(self.reported), validated=self._validated)
+        checkpoint.update(run_length=self._kept.run_length)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.train_meter.restore(checkpoint["train_sums"], self.trainer.world_size, self.global_rank)
         kept = ("train/", "val/") if self.trainer.limit_val_batches else ("train/",)
         self.reported = {k: v for k, v in checkpoint["reported"].items() if k.startswith(kept)}
-        self._validated = checkpoint["validated"]
-        self._changes = changes(checkpoint.get("config", {}), self.embed.get("config", {}))
+        self._validated = checkpoint["validated"] and bool(self.trainer.limit_val_batches)
+        self._changes = changes(checkpoint, self.embed.get("config", {}))
         if self._changes.schedule:
             checkpoint["lr_schedulers"] = []  # nothing of it fits
 

@@ -24,65 +24,7 @@ from typing import IO, Any
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.stopping import Stopped
 
-# Set by a launcher that has already started a process for every device: torchrun, SLURM, or this module.
-_EXTERNAL = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID")
 _SET_HERE = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
-
-
-def started_externally() -> bool:
-    """Return whether this process is one of several that something else has started."""
-    return any(name in os.environ for name in _EXTERNAL)
-
-
-def is_first_rank() -> bool:
-    """Return whether this process speaks for the run, before any process group exists."""
-    ranks = (os.environ.get(name, "0") for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
-    return all(rank == "0" for rank in ranks)
-
-
-def check_processes(arguments: Sequence[str]) -> None:
-    """Refuse to start one of several processes that could not work together.
-
-    Args:
-        arguments: Of `train`, as typed.
-
-    Raises:
-        UserError: If SLURM has more tasks than were started, or the processes would not share a directory.
-    """
-    count = _number("SLURM_NTASKS", 1) if "SLURM_PROCID" in os.environ else 1
-    if count > 1 and "SLURM_STEP_ID" not in os.environ:
-        raise UserError(
-            f"This SLURM job has {count} tasks, and this is a single process: start the command with srun, or ask for "
-            "one task."
-        )
-    if max(count, _number("WORLD_SIZE", 1)) == 1:
-        return
-    if {"-m", "--multirun"} & set(arguments):
-        raise UserError(
-            "torchrun and srun start a run's processes, not a sweep's: leave -m out, or start the sweep without them."
-        )
-    if not any(argument.lstrip("+").startswith(("resume=", "hydra.run.dir=")) for argument in arguments):
-        raise UserError(
-            "All processes that torchrun or srun starts work in one directory, which each must be told: say "
-            "resume=DIR; a run that is not there yet starts there."
-        )
-    # Its agent keeps one store for all attempts, and a rank of the second would read the first one's addresses.
-    restarts = _number("TORCHELASTIC_MAX_RESTARTS", 0)
-    if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        raise UserError(
-            "torchrun --max-restarts would hang at the first restart, which finds what the processes of before have "
-            "left in torchrun's store: start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment."
-        )
-
-
-def _number(name: str, default: int) -> int:
-    """Read a whole number that a launcher has left in the environment."""
-    value = os.environ.get(name, "").strip() or str(default)
-    if not value.isdecimal():
-        raise UserError(
-            f"{name}={value} in the environment is not a number: unset it, or let the launcher set it."
-        )
-    return int(value)
 
 
 def count_devices(trainer: Mapping[str, Any]) -> int:

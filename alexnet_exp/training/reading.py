@@ -103,8 +103,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _are_states(value: Any) -> bool:
-    """Return whether a value can be the states of optimizers: bounded by the file, whatever they say."""
-    return isinstance(value, list) and all(
+    """Return whether a value can be the state of one optimizer: bounded by the file, whatever it says."""
+    return (isinstance(value, list) and len(value) == 1) and all(
         isinstance(each, dict)
         and isinstance(each.get("state"), dict)
         and isinstance(each.get("param_groups"), list)
@@ -121,6 +121,26 @@ def _are_loops(value: Any) -> bool:
         return False
 
 
+def _are_sums(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 2 and len(value) > 0 and value.shape[1] == 4
+
+
+def _are_metrics(value: Any) -> bool:
+    """Return whether a value can be the latest metrics: the same ones of every split."""
+    if not isinstance(value, dict) or not all(
+        isinstance(k, str) and isinstance(v, float) for k, v in value.items()
+    ):
+        return False
+    splits = {key.partition("/")[0] for key in value}
+    names = [{key for key in value if key.startswith(f"{split}/")} for split in splits]
+    alike = len({frozenset(key.partition("/")[2] for key in each) for each in names}) <= 1
+    return alike and all({f"{split}/loss", f"{split}/top1"} <= value.keys() for split in splits)
+
+
+def _is_version(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\d+\.\d+\.\d+[\w.+-]*", value) is not None
+
+
 _FORM: dict[str, Callable[[Any], bool]] = {
     "state_dict": is_weights,
     "config": _is_config,
@@ -134,5 +154,8 @@ _PROGRESS: dict[str, Callable[[Any], bool]] = {
     "optimizer_states": _are_states,
     "lr_schedulers": lambda value: isinstance(value, list),
     "callbacks": lambda value: isinstance(value, dict),
-    "reported": lambda value: isinstance(value, dict),
+    "reported": _are_metrics,
+    "validated": lambda value: isinstance(value, bool),
+    "train_sums": _are_sums,
+    "pytorch-lightning_version": _is_version,
 }

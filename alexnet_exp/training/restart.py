@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
@@ -10,9 +13,93 @@ from lightning.pytorch.loops.loop import _Loop
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from alexnet_exp.errors import UserError
+from alexnet_exp.training.early_stopping import EarlyStopping, has_stopped
+from alexnet_exp.training.schedules import RunLength
 
-def complete_restart(trainer: Trainer) -> None:
-    """Bring counters and loader to where the checkpoint was written; to be called as training starts."""
+log = logging.getLogger(__name__)
+
+_PARTS = {
+    "resume_start": "pytorch-lightning_version",
+    "restore_model": "weights, sums or metrics",
+    "restore_datamodule": "state of the data",
+    "restore_callbacks": "callbacks",
+    "restore_precision_plugin_state": "scaling of gradients",
+    "restore_loops": "loops",
+    "restore_optimizers": "optimizer_states",
+    "restore_lr_schedulers": "lr_schedulers",
+}
+_MOVES = frozenset(
+    ("optimizer", "best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_step_count", "_last_lr")
+)  # of the plateau schedule; the rest of it is constant
+
+
+@contextlib.contextmanager
+def restoring(path: Any, part: str) -> Iterator[None]:
+    """Turn what a malformed checkpoint raises while it is restored into one sentence.
+
+    Args:
+        path: The checkpoint.
+        part: What of it is restored inside.
+
+    Raises:
+        UserError: Names both.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"{path} cannot be gone on from: its {part} cannot be restored ({reason}); weights={path} takes its "
+            "weights alone."
+        ) from error
+
+
+def guard_restoring(trainer: Trainer, path: Any, anew: bool) -> None:
+    """Have the trainer restore a checkpoint part by part, each named where it cannot be.
+
+    Args:
+        trainer: About to fit.
+        path: The checkpoint.
+        anew: Whether the run is another than the checkpoint's.
+    """
+    connector = trainer._checkpoint_connector
+    for name, part in _PARTS.items():
+        setattr(connector, name, _guarded(getattr(connector, name), path, part))
+    for callback in trainer.early_stopping_callbacks:
+        if isinstance(callback, EarlyStopping):
+            callback.starts_anew = anew
+
+
+def _guarded(restore: Callable[..., None], path: Any, part: str) -> Callable[..., None]:
+    @functools.wraps(restore)
+    def guarded(*given: Any, **named: Any) -> None:
+        with restoring(path, part):
+            restore(*given, **named)
+
+    return guarded
+
+
+def complete_restart(trainer: Trainer, kept: Kept, changed: Changes) -> None:
+    """Bring counters, loader and rates to where the checkpoint was written; to be called as training starts.
+
+    Args:
+        trainer: With what Lightning has restored.
+        kept: What the settings say of optimizer and schedule.
+        changed: How they differ from those of the checkpoint.
+    """
+    guard = restoring(trainer.ckpt_path, "loops or rates") if trainer.ckpt_path else contextlib.nullcontext()
+    with guard:
+        _complete_loops(trainer)
+        kept.apply(trainer, changed)
+    if any(has_stopped(callback) for callback in trainer.early_stopping_callbacks):
+        log.info("This run has stopped early; more of callbacks.early_stopping.patience lets it train on.")
+        trainer.should_stop = True  # before the test, which is all that is left to do
+
+
+def _complete_loops(trainer: Trainer) -> None:
     loop = trainer.fit_loop
     if loop.restarted_on_epoch_end:  # in a run counted in steps, Lightning would end the finished epoch again
         loop.epoch_progress.increment_completed()
@@ -22,9 +109,6 @@ def complete_restart(trainer: Trainer) -> None:
     loop.epoch_progress.current.completed = loop.epoch_progress.current.processed
     # The loader was made to count the steps, before the checkpoint was read, and stands at the start.
     loop._load_combined_loader_states()
-    stopped = (c.stopped_epoch and c.wait_count >= c.patience for c in trainer.early_stopping_callbacks)
-    if any(stopped):  # before the test, which is all that is left to do
-        trainer.should_stop = True
 
 
 class Changes(NamedTuple):
@@ -33,17 +117,21 @@ class Changes(NamedTuple):
     Args:
         schedule: It was another kind, and its state says nothing to this one.
         rates: Something else that decides rates, momentum or decay.
+        run_length: Of the checkpoint's run, as `Kept.run_length`; None where it is not known.
     """
 
     schedule: bool = False
     rates: bool = False
+    run_length: list[float] | None = None
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
-    """Compare two configurations, as checkpoints hold them."""
+def changes(checkpoint: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
+    """Compare the settings of a checkpoint with those of now, as checkpoints hold them."""
     if not now:  # a module that was made without settings
         return Changes()
-    return Changes(*(_chosen(before, keys) != _chosen(now, keys) for keys in (_SCHEDULE, _RATES)))
+    before = checkpoint.get("config", {})
+    schedule, rates = (_chosen(before, keys) != _chosen(now, keys) for keys in (_SCHEDULE, _RATES))
+    return Changes(schedule, rates, checkpoint.get("run_length"))
 
 
 _SCHEDULE = (("scheduler", "name"), ("scheduler", "monitor"), ("scheduler", "mode"))
@@ -70,16 +158,17 @@ class Kept:
     Args:
         optimizer: As built, with its schedule.
         scheduler: The schedule, if there is one.
+        length: Of the run, which the schedule may go by.
     """
 
-    def __init__(self, optimizer: Optimizer, scheduler: Any | None) -> None:
+    def __init__(self, optimizer: Optimizer, scheduler: Any | None, length: RunLength) -> None:
         # The state that the checkpoint brings may not be that of a fused optimizer.
         groups = optimizer.param_groups
         self.groups = [{k: v for k, v in g.items() if k not in ("params", "fused")} for g in groups]
+        self.run_length = [length.total_steps, length.steps_per_epoch]
         self.constants = {}
         if isinstance(scheduler, ReduceLROnPlateau):
-            names = ("factor", "patience", "min_lrs")
-            self.constants = {name: getattr(scheduler, name) for name in names}
+            self.constants = {name: value for name, value in vars(scheduler).items() if name not in _MOVES}
 
     def apply(self, trainer: Trainer, changed: Changes) -> None:
         """Put the settings back; to be called as training starts.
@@ -92,7 +181,8 @@ class Kept:
         scheduler = configs[0].scheduler if configs else None
         for group, own in zip(trainer.optimizers[0].param_groups, self.groups, strict=True):
             if not changed.rates:
-                break
+                group.update({key: value for key, value in own.items() if key not in group})
+                continue
             first, rate = group.get("initial_lr"), group["lr"]
             group.update(own)
             # As far down as it was; a layer that stood still has no such share.
@@ -104,7 +194,9 @@ class Kept:
             if changed.schedule:
                 done = trainer.fit_loop.epoch_progress.current.processed
                 scheduler.last_epoch = trainer.global_step if configs[0].interval == "step" else done
-            _recompute(scheduler)
+            # Otherwise the rates of the checkpoint are those of the schedule, or a callback has changed them.
+            if changed.rates or changed.run_length != self.run_length:
+                _recompute(scheduler)
 
 
 def _recompute(scheduler: LambdaLR) -> None:

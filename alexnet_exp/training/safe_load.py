@@ -1,44 +1,32 @@
 """Read files of tensors that others have made: what they claim is checked before anything is allocated.
 
 `torch.load(weights_only=True)` runs no code, but believes sizes: a file of 10 KB may ask for terabytes, or for a tensor
-that is longer than the bytes it brings. So the file's pickle is first read by `_DryRun`, which makes no tensor and
+that is longer than the bytes it brings. So the file's pickle is first read by `DryRun`, which makes no tensor and
 knows the few names that a file of ours has, and the checksum of every record is compared.
 
 What a file may be: a zip archive as torch writes it (records stored, not packed, so that nothing can grow), torch's
-format of before version 1.6, or safetensors.
+format of before version 1.6, or safetensors. An archive has one reading: zipfile, which checks it here, and torch's own
+reader would take two directories in one file for different archives.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import math
 import os
-import pickle
+import struct
 import zipfile
-from collections import Counter, OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.training.dry_pickle import DryRun, RefusedError, measure
 
 MAX_PICKLE = 1 << 26  # bytes; ours have some 100 KB, which grow by 200 for each parameter
-MAX_DEPTH = 50
-MAX_VALUES = 1 << 24  # values and characters, an object counted as often as it is referred to
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C  # torch's format of before version 1.6
-_ITEM_BYTES = {
-    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8,
-    "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
-    "ComplexFloatStorage": 8, "ComplexDoubleStorage": 16,
-}  # fmt: skip
-
-
-class RefusedError(Exception):
-    """Say what is wrong with a file, as the end of a sentence."""
+_END, _END_64 = 22, 56 + 20  # bytes of a zip archive's end; of what large ones have ahead of it
 
 
 def load_safely(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
@@ -54,11 +42,13 @@ def load_safely(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
     try:
         if os.fspath(path).endswith(".safetensors"):
             return _load_safetensors(path)
+        # Opened once: whatever takes the file's place in between is not what was checked.
         with open(path, "rb") as file:
             check_file(file)
-        # torchvision's training script keeps its command line, an argparse.Namespace, beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location=map_location, weights_only=True)
+            file.seek(0)
+            # torchvision's training script keeps its command line, an argparse.Namespace, beside the weights.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(file, map_location=map_location, weights_only=True)
     except UserError:
         raise
     except RefusedError as error:
@@ -104,10 +94,11 @@ def check_file(file: IO[bytes]) -> None:
     else:
         file.seek(0)
         content = _check_old(file, size)
-    _measure(content, 0, {})
+    measure(content)
 
 
 def _check_archive(file: IO[bytes], size: int) -> Any:
+    _check_end(file, size)
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
         names = {record.filename.lower() for record in records}  # torch's reader does not tell A from a
@@ -116,6 +107,8 @@ def _check_archive(file: IO[bytes], size: int) -> Any:
             raise RefusedError("its records have names that torch does not give")
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise RefusedError("its records are packed, and might be of any size once unpacked")
+        if min(record.header_offset for record in records) or not all(map(_has_one_size, records)):
+            raise RefusedError("its records can be read in two ways")
         if sum(record.file_size for record in records) > size:
             raise RefusedError("its records lie on top of each other")
         if damaged := archive.testzip():
@@ -123,133 +116,42 @@ def _check_archive(file: IO[bytes], size: int) -> Any:
         sizes = {r.filename.removeprefix(f"{top}/data/"): r.file_size for r in records}
         if archive.getinfo(f"{top}/data.pkl").file_size > MAX_PICKLE:
             raise RefusedError(f"what it says about its tensors has more than {MAX_PICKLE} bytes")
-        return _DryRun(io.BytesIO(archive.read(f"{top}/data.pkl")), sizes).load()
+        return DryRun(io.BytesIO(archive.read(f"{top}/data.pkl")), sizes).load()
+
+
+def _check_end(file: IO[bytes], size: int) -> None:
+    """Refuse an archive whose directory does not lie right ahead of its end: zipfile looks there, torch where it says.
+
+    Source: PKWARE's APPNOTE.TXT, 4.3.14 to 4.3.16.
+    """
+    file.seek(max(0, size - _END - _END_64))
+    last = file.read()
+    end, locator = last[-_END:], last[-_END - 20 : -_END]
+    if end[:4] != b"PK\x05\x06" or end[-2:] != b"\0\0":
+        raise RefusedError("it is damaged, or something follows its end")
+    begin, (length, offset) = size - _END, struct.unpack("<LL", end[12:20])
+    if locator[:4] == b"PK\x06\x07":  # sizes and places have 64 bits
+        begin, (length, offset) = size - _END - _END_64, struct.unpack("<QQ", last[40:56])
+        if last[:4] != b"PK\x06\x06" or struct.unpack("<Q", locator[8:16])[0] != begin:
+            raise RefusedError("it is damaged, or holds two archives")
+    if offset + length != begin:
+        raise RefusedError("it is damaged, or holds two archives")
+
+
+def _has_one_size(record: zipfile.ZipInfo) -> bool:
+    """Return whether a record gives its size in 64 bits once at most; of two, zipfile and torch could take another."""
+    return not record.extra or struct.unpack("<HH", record.extra[:4]) == (1, len(record.extra) - 4)
 
 
 def _check_old(file: IO[bytes], size: int) -> Any:
     """Check the format of before torch 1.6: four pickles, the keys of the storages, then their bytes."""
     text = io.BytesIO(file.read(min(size, MAX_PICKLE)))
-    if _DryRun(text, {}).load() != _OLD_MAGIC:
+    if DryRun(text, {}).load() != _OLD_MAGIC:
         raise RefusedError("it is damaged, or no file of torch.save")
     for _ in ("version of the format", "machine"):
-        _DryRun(text, {}).load()
-    reader = _DryRun(text, None)
+        DryRun(text, {}).load()
+    reader = DryRun(text, None)
     content = reader.load()
     if sum(reader.claimed.values()) > size:
         raise RefusedError(f"its tensors claim {sum(reader.claimed.values())} bytes, and it has {size}")
     return content
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """The type of a storage's items."""
-
-    item_bytes: int
-
-
-@dataclass(frozen=True)
-class _Storage:
-    count: int
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """Stands for a tensor that fits into its storage."""
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
-    """Check what `torch._utils._rebuild_tensor_v2` would be given."""
-    formed = isinstance(storage, _Storage) and len(shape) == len(strides) <= 64
-    if not formed or not all(type(n) is int and 0 <= n < 1 << 62 for n in (offset, *shape, *strides)):
-        raise RefusedError("one of its tensors has no form")
-    count = math.prod(shape)
-    end = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + 1 if count else 0
-    if max(end, count) > storage.count:
-        raise RefusedError(
-            f"a tensor of shape {list(shape)} claims more values than the {storage.count} it has"
-        )
-    return _Tensor()
-
-
-def _parameter(tensor: Any, *_: Any) -> _Tensor:
-    if not isinstance(tensor, _Tensor):
-        raise RefusedError("one of its parameters is no tensor")
-    return tensor
-
-
-def _ordered_dict() -> OrderedDict[Any, Any]:
-    return OrderedDict()
-
-
-def _counter(counts: Any = None) -> Counter[Any]:
-    """Return the epochs of torch's MultiStepLR."""
-    if not isinstance(counts, dict):
-        raise RefusedError("one of its counters counts nothing")
-    return Counter(counts)
-
-
-_CALLS = {
-    "argparse.Namespace": argparse.Namespace,
-    "collections.Counter": _counter,
-    "collections.OrderedDict": _ordered_dict,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-}
-
-
-class _DryRun(pickle._Unpickler):  # the one in C takes sizes at their word
-    """Reads a pickle and makes nothing but plain values.
-
-    Args:
-        file: The pickle.
-        sizes: Bytes of each storage; None: not known, and `claimed` gathers them.
-    """
-
-    def __init__(self, file: IO[bytes], sizes: Mapping[str, int] | None) -> None:
-        super().__init__(file)
-        self.sizes = sizes
-        self.claimed: dict[str, int] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _ITEM_BYTES:
-            return _Kind(_ITEM_BYTES[name])
-        try:
-            return _CALLS[f"{module}.{name}"]
-        except KeyError:
-            raise RefusedError(
-                f"it names {module}.{name}, and only tensors and plain values are let in"
-            ) from None
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], _Kind):
-            raise RefusedError("one of its tensors has no data")
-        kind, key, count = pid[1], pid[2], pid[4]
-        if not isinstance(key, str) or type(count) is not int or count < 0:
-            raise RefusedError("one of its tensors has no data")
-        claimed = count * kind.item_bytes
-        self.claimed[key] = max(claimed, self.claimed.get(key, 0))
-        if self.sizes is not None and claimed > self.sizes.get(key, -1):
-            raise RefusedError(
-                f"a tensor claims {claimed} bytes, and the file has {self.sizes.get(key, 0)} of it"
-            )
-        return _Storage(count)
-
-
-def _measure(value: Any, depth: int, known: dict[int, int]) -> int:
-    """Return how many values and characters there are, each counted as often as it is referred to.
-
-    Raises:
-        RefusedError: Too many, or too deep; what contains itself has no end of depth.
-    """
-    if isinstance(value, str | bytes):
-        return len(value) + 1
-    if not isinstance(value, dict | list | tuple | set | frozenset):
-        return 1
-    if depth > MAX_DEPTH:
-        raise RefusedError(f"its values are nested more than {MAX_DEPTH} deep")
-    if id(value) not in known:
-        inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_measure(each, depth + 1, known) for each in inside)
-    if known[id(value)] > MAX_VALUES:
-        raise RefusedError(f"it repeats its values more than {MAX_VALUES} times")
-    return known[id(value)]

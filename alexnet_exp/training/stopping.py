@@ -1,7 +1,8 @@
 """Ending a run from outside: the step is finished and saved first, so that the run can go on from there.
 
-SIGTERM and SIGUSR1 are what batch systems send ahead of taking a machine away; Ctrl-C is a person. A second Ctrl-C ends
-the run at once.
+SIGTERM and SIGUSR1 are what batch systems send ahead of taking a machine away; Ctrl-C is a person. Once an end is asked
+for, a Ctrl-C ends the run at once, and the others change nothing: batch systems send several, and checkpoint, report
+and the word to SLURM that the job is to start again come after the first.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class _State:
 
     can_wait = False  # a training loop asks `due` after every step
     held = False  # nothing may end what goes on
-    requested: int | None = None
+    requested: int | None = None  # the first signal; until the end is written
 
 
 _state = _State()
@@ -98,25 +99,29 @@ def signals_held() -> Iterator[None]:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    waits = _state.can_wait or _state.held
-    if waits and _state.requested is None:
-        _state.requested = number
-        what = "finishing this step and saving" if _state.can_wait else "ending"
-        log.info("%s: %s. Ctrl-C ends the run at once.", signal.Signals(number).name, what)
-    elif number == signal.SIGINT and _state.requested is not None:
-        raise KeyboardInterrupt
-    elif not waits:
+    if (
+        _state.requested is not None
+    ):  # nothing cuts short how a run ends, save somebody who does not want to wait
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        return
+    _state.requested = number
+    if not (_state.can_wait or _state.held):
         raise Stopped(number)
+    what = "finishing this step and saving" if _state.can_wait else "ending"
+    log.info("%s: %s. Ctrl-C ends the run at once.", signal.Signals(number).name, what)
 
 
 @contextlib.contextmanager
 def training_loop() -> Iterator[None]:
-    """Mark where `due` is asked after every step."""
+    """Mark where `due` is asked after every step; a signal that came after the last of them ends the run here."""
     _state.can_wait = True
     try:
         yield
     finally:
         _state.can_wait = False
+    if _state.requested is not None:
+        raise Stopped(_state.requested)
 
 
 def due(step: int, trainer: Any) -> int | None:

@@ -156,3 +156,26 @@ def test_overfitting_sees_the_same_batches_in_every_epoch():
     assert module.order() == [
         (epoch, part) for epoch in range(3) for part in ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
     ]
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(2, 1), (0, 2)])
+def test_one_thread_augments_beside_processes_that_decode(tmp_path: Path, workers: int, expected: int):
+    class Counting(Folder):
+        def setup(self, stage: str | None = None) -> None:
+            super().setup(stage)
+            self.threads: list[int] = []
+            evaluate = self.pipeline.evaluate
+            self.pipeline.evaluate = lambda x: (self.threads.append(torch.get_num_threads()), evaluate(x))[1]
+
+    write_folder(tmp_path, {"a": 11, "b": 11}, size=(9, 8), extension="png")
+    data, before = (
+        Counting(str(tmp_path), val_fraction=0.5, num_workers=workers, **COMMON),
+        torch.get_num_threads(),
+    )
+    torch.set_num_threads(2)
+    try:
+        make_trainer().validate(Recorder(), datamodule=data, verbose=False)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(data.threads) == {expected}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,11 @@ import torch
 from alexnet_exp.cli import main
 from alexnet_exp.data import Folder, Streaming
 from alexnet_exp.data.loaders import Batch, Loader
-from alexnet_exp.data.streaming import turns
+from alexnet_exp.data.streaming_loader import turns
 from alexnet_exp.errors import UserError
 from alexnet_exp.inference import load_classifier
 from alexnet_exp.runs.export_check import images_to_check
+from alexnet_exp.training.safe_load import load_safely
 from tests.data.makers import write_folder
 from tests.runs.evaluated_runs import evaluated
 from tests.training.small_runs import SMALL
@@ -26,7 +29,7 @@ COMMON = {"batch_size": 8, "image_size": 28, "mean": [0.5] * 3, "std": [0.25] * 
 class Rank(Streaming):
     """The data as one of several ranks has it."""
 
-    def __init__(self, url: str, rank: int = 0, world_size: int = 1, workers: int = 0) -> None:
+    def __init__(self, url: str, rank: int = 0, world_size: int = 1, workers: int | None = 0) -> None:
         super().__init__(url, **COMMON, num_workers=workers)
         self.setup()
         if world_size > 1:
@@ -117,6 +120,58 @@ def test_a_resumed_epoch_gives_the_rest_in_the_same_order(workers: int, start: i
     assert rest
 
 
+def test_a_run_that_goes_on_takes_as_many_workers_as_before(url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(3)), raising=False)
+    before = Rank(url, workers=None).state_dict()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    free, typed = Rank(url, workers=None), Rank(url, workers=2)
+    for data in (free, typed):
+        data.load_state_dict(before)
+    assert (free.shuffled().sampler.num_workers, typed.shuffled().sampler.num_workers) == (3, 2)  # type: ignore
+
+
+@pytest.mark.parametrize("state", [{"workers": 10**9}, {"workers": "many"}, {}, 7])
+def test_a_state_that_no_run_has_written_changes_no_workers(url: str, state: Any):
+    data = Rank(url, workers=None)
+    wanted = data.state_dict()
+    data.load_state_dict(state)
+    assert data.state_dict() == wanted
+
+
+def test_the_rest_of_an_epoch_in_another_order_is_told(url: str, caplog: pytest.LogCaptureFixture):
+    began = Rank(url).shuffled()
+    began.sampler.set_epoch(1)
+    began.sampler.taken = 3
+    Rank(url).shuffled().load_state_dict(began.state_dict())
+    began.sampler.taken = len(began)  # whole: the next epoch begins anew
+    Rank(url, workers=2).shuffled().load_state_dict(began.state_dict())
+    assert not caplog.records
+    began.sampler.taken = 3
+    Rank(url, workers=2).shuffled().load_state_dict(began.state_dict())
+    assert "began with data.num_workers=1 on 1 devices, and goes on with 2 on 1" in caplog.text
+
+
+def test_the_mean_image_is_taken_once_and_kept(
+    url: str, originals: dict[str, tuple[torch.Tensor, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def mean() -> torch.Tensor | None:
+        data = Streaming(
+            url, cache_dir=str(tmp_path), augment={"mean_image": "centre"}, num_workers=0, **COMMON
+        )
+        data.setup()
+        return data.pipeline.mean_image
+
+    images = [image for name, (image, _) in originals.items() if name.startswith("train")]
+    wanted = torch.stack(images).double().mean(0).float()
+    first = mean()
+    torch.testing.assert_close(first, wanted, rtol=1e-6, atol=0)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:200])
+    torch.testing.assert_close(mean(), first, rtol=0, atol=0)  # of what is damaged, taken again
+    monkeypatch.setattr(Streaming, "_take_mean", None)
+    torch.testing.assert_close(mean(), first, rtol=0, atol=0)
+
+
 def test_chunks_are_read_where_they_lie_and_stay(url: str):
     before = sorted(Path(url).rglob("*.bin"))
     Rank(url).epoch()
@@ -146,6 +201,7 @@ def test_two_ranks_train_on_chunks_and_the_checkpoint_can_be_evaluated(url: str,
     assert main(["train", *typed, "trainer=ddp_cpu", f"hydra.run.dir={run}"]) == 0
     result = json.loads((run / "result.json").read_text())
     assert (result["status"], result["devices"], result["steps"]) == ("finished", 2, 7)
+    assert load_safely(run / "checkpoints" / "last.ckpt")["Streaming"] == {"workers": 0}
     again = evaluated(tmp_path / "evaluation", run, "split=val")
     assert again["metrics"]["val/top1"] == pytest.approx(result["metrics"]["val/top1"])
     assert main(["figures", str(run), "device=cpu", f"hydra.run.dir={tmp_path / 'figures'}"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 
 from tests.data.makers import pack_cifar10, write_cifar10, write_folder, write_idx, write_mnist
 from tests.reliability.bad import DIGITS, FILES, PUBLISHED, Bad, Kind, text
+from tests.reliability.starting_points import hold
 
 PETS = {"train/cat": 3, "train/dog": 3, "val/cat": 2, "val/dog": 2}
 
@@ -216,6 +218,18 @@ MNIST = Kind(
     leaves="a failed run",
 )  # fmt: skip
 
+
+def _writing(here: Path) -> None:
+    (here / "chunks").mkdir()
+    hold(here / "chunks" / ".lock")
+
+
+def _begun(**settings: object) -> Callable[[Path], object]:
+    """Return what leaves the beginning of chunks, of images that are not there."""
+    asked = {"size": None, "quality": 90, "chunk_mb": 64, "num_workers": 1, "images": "", "sizes": ""}
+    return text("chunks/prepare.json", json.dumps(asked | settings))
+
+
 STREAMS = Kind(
     "Chunks for streaming",
     "named with what to do; the run's result.json says so",
@@ -229,6 +243,26 @@ STREAMS = Kind(
     ),
     base=(*FILES, "data=streaming", "data.url=chunks"),
     leaves="a failed run",
+    needs=("litdata",),
+)  # fmt: skip
+
+PREPARED = Kind(
+    "Chunks into a folder",
+    "refused; what lies there stays as it is",
+    (
+        Bad("", "chunks is being written by another prepare", "a folder that another prepare is writing",
+            _then(pets(), _writing)),
+        Bad("", "chunks was begun with size=64: say the same", "a folder begun with another size",
+            _then(pets(), _begun(size=64))),
+        Bad("", "chunks was begun with other images", "a folder begun with other images", _then(pets(), _begun())),
+        Bad("", "chunks/prepare.json is damaged", "a prepare.json cut short",
+            _then(pets(), text("chunks/prepare.json", '{"size": '))),
+        Bad("", "chunks/prepare.json is damaged", "a prepare.json that is a list",
+            _then(pets(), text("chunks/prepare.json", "[]"))),
+        Bad("", "chunks cannot be written (File exists)", "a file in the place of the folder",
+            _then(pets(), text("chunks", "a file"))),
+    ),
+    base=("prepare", "data.root=pets", "out=chunks"),
     needs=("litdata",),
 )  # fmt: skip
 
@@ -254,4 +288,4 @@ RUNS = Kind(
     notes=("The images (0 MB) are kept",),
 )  # fmt: skip
 
-KINDS = (RUNS, FOLDERS, SKIPPED, IMAGENET, CIFAR10, MNIST, STREAMS)
+KINDS = (RUNS, FOLDERS, SKIPPED, IMAGENET, CIFAR10, MNIST, STREAMS, PREPARED)

@@ -38,6 +38,7 @@ def sections() -> Iterator[Section]:
     yield from command_lines()
     yield from checkpoints()
     yield from directories()
+    yield from folders()
     yield from images()
 
 
@@ -94,6 +95,16 @@ def directories() -> Iterator[Section]:
         "refused; Hydra is given settings alone",
         [(f"overrides.yaml with `{override}`", "which no run writes there") for override in claims.OVERRIDES]
         + [(f"{file} with `{text!r}`", said(message)) for file, text, message in claims.DIRECTORIES],
+    )
+
+
+def folders() -> Iterator[Section]:
+    from tests.data.test_deep_folders import FOLDERS
+
+    yield Section(
+        "Folders that are deep or lead round",
+        "no refusal, and no hang: each image is found once",
+        [(name, found) for name, (_, found) in FOLDERS.items()],
     )
 
 

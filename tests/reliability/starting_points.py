@@ -122,13 +122,18 @@ def _ours(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     return {f"features.conv{i}.{kind}": tensor for i in range(1, 6) for kind in ("weight", "bias")}
 
 
-def _locked(here: Path) -> None:
-    _HELD.append(open(here / "RUN" / ".lock", "a"))  # noqa: SIM115
+def hold(lock: Path) -> None:
+    """Lock a file as a live process does."""
+    _HELD.append(open(lock, "a"))  # noqa: SIM115
     fcntl.flock(_HELD[-1], fcntl.LOCK_EX)
 
 
+def _locked(here: Path) -> None:
+    hold(here / "RUN" / ".lock")
+
+
 def release() -> None:
-    """Give up what `_locked` holds."""
+    """Give up what `hold` has locked."""
     while _HELD:
         _HELD.pop().close()
 
@@ -154,10 +159,15 @@ def _unfinished(name: str = "", content: str | bytes | None = None) -> Callable[
     return change
 
 
-def _of_other_progress(here: Path) -> None:
-    _unfinished()(here)
-    content = checkpoint(here / "RUN")
-    torch.save(content | {"loops": None}, here / "RUN" / "checkpoints" / "last.ckpt")
+def _of_other_progress(**parts: Any) -> Callable[[Path], None]:
+    """Return what takes the run its result, and gives parts of its last.ckpt another content."""
+
+    def change(here: Path) -> None:
+        _unfinished()(here)
+        content = checkpoint(here / "RUN")
+        torch.save(content | parts, here / "RUN" / "checkpoints" / "last.ckpt")
+
+    return change
 
 
 RESUMED = Kind(
@@ -187,7 +197,14 @@ BROKEN = Kind(
             "metrics.csv", "epoch,step,lr\n0,1\n")),
         Bad("", "metrics.csv is damaged", "a metrics.csv of zeros, as a crash of the system leaves",
             _unfinished("metrics.csv", b"\0" * 4096 + b"\n\xff")),
-        Bad("", "its loops is not what a run writes there", "a last.ckpt without its progress", _of_other_progress),
+        Bad("", "its loops is not what a run writes there", "a last.ckpt without its progress",
+            _of_other_progress(loops=None)),
+        Bad("", "its optimizer_states is not what a run writes there", "a last.ckpt without the optimizer",
+            _of_other_progress(optimizer_states=[])),
+        Bad("", "its callbacks.BestAndLast is not what a run writes there", "a last.ckpt that forgot the best one",
+            _of_other_progress(callbacks={})),
+        Bad("", "its train_sums is not what a run writes there", "a last.ckpt without the sums of its epoch",
+            _of_other_progress(train_sums=None)),
     ),
     base=("train", "resume=RUN", "trainer.max_epochs=2"),
     leaves="a failed run",

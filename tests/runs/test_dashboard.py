@@ -13,7 +13,7 @@ import pytest
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.dashboard import dashboard
 from alexnet_exp.runs.evaluate import RULES
-from alexnet_exp.tracking.wandb_logger import X_AXES
+from alexnet_exp.tracking.wandb_describe import X_AXES
 from alexnet_exp.tracking.wandb_media import confusion_panels
 from tests.runs.evaluated_runs import alexnet_exp
 

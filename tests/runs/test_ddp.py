@@ -206,18 +206,18 @@ def test_each_job_of_a_sweep_has_both_its_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "how", [["hydra/launcher=basic"], ["hydra/sweeper=optuna", "hydra.sweeper.sampler=grid"]]
+    "how", [[], ["hydra/launcher=basic"], ["hydra/sweeper=optuna", "hydra.sweeper.sampler=grid"]]
 )
 def test_all_ranks_of_a_job_have_its_settings_and_it_has_a_wandb_run(tmp_path: Path, how: list[str]) -> None:
     command = [sys.executable, "train.py", "-m", *SMALL, "trainer=ddp_cpu", "test=false", "scheduler=none",
-               "logger=wandb", "logger.wandb.mode=offline", "optimizer.lr=0.01,0.1", *how,
+               "logger=wandb", "logger.wandb.mode=offline", "optimizer.lr=0.01,0.03,0.1", *how,
                "+callbacks.note._target_=tests.runs.test_ddp.NoteRate", f"hydra.sweep.dir={tmp_path}"]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     jobs = sorted(path.parent for path in tmp_path.glob("*/config.yaml"))
-    assert [job.name for job in jobs] == ["0", "1"]
+    assert [job.name for job in jobs] == ["0", "1", "2"]
     rates = [yaml.safe_load((job / "config.yaml").read_text())["optimizer"]["lr"] for job in jobs]
-    assert sorted(rates) == [0.01, 0.1]
+    assert sorted(rates) == [0.01, 0.03, 0.1]
     for job, rate in zip(jobs, rates, strict=True):
         assert [float((job / f"rate-{rank}").read_text()) for rank in (0, 1)] == [rate, rate]
         (folder,) = (job / "wandb").glob("offline-run-*")

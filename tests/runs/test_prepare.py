@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 from alexnet_exp.cli import main
 from alexnet_exp.data import Folder, Streaming
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.prepare_chunks import _begin
+from alexnet_exp.runs.prepare_chunks import _alone, _begin
 from alexnet_exp.sweeps.process import identity, is_gone
 from tests.data.makers import write_folder
 
@@ -119,11 +120,30 @@ def test_a_place_with_other_images_is_refused(root: Path, out: Path, capsys: pyt
     assert "holds other images or another size" in capsys.readouterr().err
 
 
+def test_a_folder_that_was_moved_holds_the_same_images(
+    root: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    moved = Path(shutil.copytree(root, tmp_path / "moved"))
+    assert prepare(moved, out, "size=20", "quality=80") == 0
+    assert "prepared already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["another name", "another size"])
+def test_as_many_other_images_are_refused(
+    change: str, root: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = min((Path(shutil.copytree(root, tmp_path / "changed")) / "train" / "cat").iterdir())
+    if change == "another name":
+        file.rename(file.with_name("other.jpg"))
+    else:
+        file.write_bytes(file.read_bytes() + b"\0")
+    assert prepare(tmp_path / "changed", out, "size=20", "quality=80") == 1
+    assert "holds other images" in capsys.readouterr().err
+
+
 def test_an_image_that_was_changed_in_its_chunk_is_noticed(
     root: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
     (copy / "manifest.json").unlink()
@@ -166,29 +186,46 @@ def test_the_cache_is_the_one_that_a_folder_reads(root: Path, tmp_path: Path):
 # ------------------------------------------------------------------------------------------------ going on
 
 SETTINGS = {"size": 20, "quality": 80, "chunk_mb": 64, "num_workers": None}
-TASKS = {"train": [["a.jpg", 0, "cat/a.jpg"]]}
+IMAGES = {"images": "names", "sizes": "1"}
 
 
 def test_what_goes_on_does_so_with_as_many_workers_as_before(tmp_path: Path):
-    assert _begin(str(tmp_path), {**SETTINGS, "num_workers": 3}, TASKS) == 3
-    assert _begin(str(tmp_path), SETTINGS, TASKS) == 3
+    assert _begin(str(tmp_path), {**SETTINGS, "num_workers": 3}, IMAGES) == 3
+    assert _begin(str(tmp_path), SETTINGS, IMAGES) == 3
 
 
 @pytest.mark.parametrize(
-    ("changes", "tasks", "message"),
+    ("changes", "images", "message"),
     [
-        ({"size": None}, TASKS, "was begun with size=20: say the same"),
-        ({"quality": 90, "chunk_mb": 1}, TASKS, "was begun with quality=80 chunk_mb=64: say the same"),
-        ({"num_workers": 4}, TASKS, "was begun with num_workers=3"),
-        ({}, {"train": [["b.jpg", 0, "cat/b.jpg"]]}, "was begun with other images"),
+        ({"size": None}, IMAGES, "was begun with size=20: say the same"),
+        ({"quality": 90, "chunk_mb": 1}, IMAGES, "was begun with quality=80 chunk_mb=64: say the same"),
+        ({"num_workers": 4}, IMAGES, "was begun with num_workers=3"),
+        ({}, {"images": "others", "sizes": "1"}, "was begun with other images"),
     ],
 )
 def test_what_was_begun_in_another_way_is_not_mixed_with_it(
-    tmp_path: Path, changes: dict, tasks: dict, message: str
+    tmp_path: Path, changes: dict, images: dict, message: str
 ):
-    _begin(str(tmp_path), {**SETTINGS, "num_workers": 3}, TASKS)
+    _begin(str(tmp_path), {**SETTINGS, "num_workers": 3}, IMAGES)
     with pytest.raises(UserError, match=message):
-        _begin(str(tmp_path), {**SETTINGS, **changes}, tasks)
+        _begin(str(tmp_path), {**SETTINGS, **changes}, images)
+
+
+def test_an_image_that_was_mended_in_between_is_taken(tmp_path: Path):
+    _begin(str(tmp_path), {**SETTINGS, "num_workers": 3}, IMAGES)
+    assert _begin(str(tmp_path), SETTINGS, IMAGES | {"sizes": "2"}) == 3
+    assert json.loads((tmp_path / "prepare.json").read_text())["sizes"] == "2"
+
+
+def test_a_second_prepare_into_the_same_folder_is_one_line(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with _alone(str(tmp_path)):
+        assert prepare(root, tmp_path) == 1
+        assert capsys.readouterr().err == (
+            f"error: {tmp_path} is being written by another prepare: wait for it, or choose another out.\n"
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -204,6 +241,7 @@ def test_an_image_that_cannot_be_read_is_one_line_and_once_mended_the_rest_follo
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert str(broken) in line
     broken.write_bytes(whole)
+    root = root.rename(tmp_path / "moved")  # and goes on all the same
     assert prepare(root, out, "size=20") == 0
     assert len(stored(out / "train")) == 4
 

@@ -73,7 +73,7 @@ def run(
     printed = io.StringIO()
     with stand_ins(), contextlib.redirect_stdout(printed):
         asked = config(folder, *typed, resume=resume, **(launcher or {}))
-        search(asked, defaults(**sweeper), parsed(*typed), lambda rows: None)
+        search(asked, defaults(**sweeper), parsed(*typed), lambda rows: None, lambda overrides: asked)
     return printed.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""What the tests run in place of a training: `stand_in.py PARENT key=value ... hydra.run.dir=DIR`.
+"""What the tests run in place of a training: `stand_in.py PARENT [+]key=value ... hydra.run.dir=DIR`.
 
 With `epochs=N` it writes metrics.csv epoch by epoch, goes on where it was, and notes every epoch in `trained`; its
 val/top1 is the better the nearer `lr` is to 0.1. SIGTERM ends it as it ends a training.
@@ -22,7 +22,7 @@ class Terminated(BaseException):
 
 def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
-    settings = dict(argument.split("=", 1) for argument in sys.argv[2:] if "=" in argument)
+    settings = dict(argument.lstrip("+").split("=", 1) for argument in sys.argv[2:] if "=" in argument)
     directory = Path(settings.get("resume") or settings["hydra.run.dir"])
     epochs = int(settings.get("epochs", 0))
     (directory / "config.yaml").write_text(f"trainer: {{max_epochs: {epochs or 3}}}\nseed: 0\n")

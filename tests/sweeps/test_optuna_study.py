@@ -8,7 +8,7 @@ import pytest
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps.optuna_search import _quiet
 from alexnet_exp.sweeps.optuna_space import Space, read_space, suggest
-from alexnet_exp.sweeps.optuna_study import _open_storage, check_sweeper, num_trials, open_study
+from alexnet_exp.sweeps.optuna_study import _open_storage, absolute, check_sweeper, num_trials, open_study
 from tests.sweeps.searches import config, defaults, parsed
 
 LR = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
@@ -120,6 +120,26 @@ def test_the_lock_of_a_journal_points_to_it_wherever_it_is(
     # Optuna breaks a dead process's lock by the age of what it points to: of nothing, it waits for ever.
     assert (tmp_path / "outputs" / "lr.log.lock").samefile(tmp_path / "outputs" / "lr.log")
     lock.release()
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("lr.log", "/here/lr.log"),
+        ("~/lr.log", "/home/me/lr.log"),
+        ("/there/lr.log", "/there/lr.log"),
+        ("sqlite:///lr.db", "sqlite:////here/lr.db"),
+        ("sqlite:////there/lr.db", "sqlite:////there/lr.db"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("postgresql://me@host/lr", "postgresql://me@host/lr"),
+    ],
+)
+def test_a_storage_is_made_one_that_the_working_directory_does_not_change(
+    monkeypatch: pytest.MonkeyPatch, typed: str, meant: str
+):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setattr("os.getcwd", lambda: "/here")
+    assert absolute(typed) == meant
 
 
 @pytest.mark.parametrize(

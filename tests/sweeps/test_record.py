@@ -7,16 +7,19 @@ import pytest
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps.job import FINISHED, WAITING
-from alexnet_exp.sweeps.record import SweepRecord
+from alexnet_exp.sweeps.record import SweepRecord, check_told_apart
 
 TYPED = ["model=a,b", "seed=1"]
 JOBS = [["model=a", "seed=1"], ["model=b", "seed=1"]]
+SECRET = "logger.api_key=hunter22-typed"
 
 
-def begun(folder: Path, typed: list[str] = TYPED, go_on: bool = False) -> SweepRecord:
+def begun(
+    folder: Path, typed: list[str] = TYPED, go_on: bool = False, flags: tuple[str, ...] = ()
+) -> SweepRecord:
     record = SweepRecord(folder)
     with record.lock():
-        record.begin(typed, go_on)
+        record.begin(typed, list(flags), go_on)
     return record
 
 
@@ -90,6 +93,55 @@ def test_other_settings_than_the_sweeps_are_refused_by_name(tmp_path: Path):
     begun(tmp_path)
     with pytest.raises(UserError, match="missing now is seed=1, new is seed=2"):
         begun(tmp_path, ["model=a,b", "seed=2"], go_on=True)
+
+
+def test_other_flags_than_the_sweeps_are_refused_by_name(tmp_path: Path):
+    before = ("--config-dir", "/mine", "hydra.job.chdir=true")
+    begun(tmp_path, flags=before)
+    begun(tmp_path, go_on=True, flags=("hydra.job.chdir=true", "--config-dir", "/mine"))
+    with pytest.raises(UserError, match="same flags: missing now is --config-dir /mine, new is nothing"):
+        begun(tmp_path, go_on=True, flags=before[2:])
+
+
+def test_a_record_that_knows_of_no_flags_takes_any(tmp_path: Path):
+    begun(tmp_path)
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    del content["flags"]
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    begun(tmp_path, go_on=True, flags=("--config-name", "mine"))
+
+
+@pytest.mark.parametrize("with_secrets", [False, True], ids=["now", "an older record"])
+def test_secrets_are_not_written_down_and_jobs_are_found_and_started_all_the_same(
+    tmp_path: Path, with_secrets: bool
+):
+    typed, jobs = [*TYPED, SECRET], [[*job, SECRET] for job in JOBS]
+    begun(tmp_path, typed, flags=(f"hydra.{SECRET}",)).jobs(jobs, 0, [])
+    written = (tmp_path / "sweep.json").read_text()
+    assert "hunter22" not in written and "logger.api_key=[redacted]" in written
+    if with_secrets:
+        (tmp_path / "sweep.json").write_text(written.replace("[redacted]", "hunter22-typed"))
+    finish(tmp_path, "1")
+    again = begun(tmp_path, typed, go_on=True, flags=(f"hydra.{SECRET}",)).jobs(jobs, 0, [])
+    assert [(job.directory.name, job.state) for job in again] == [("0", WAITING), ("1", FINISHED)]
+    assert again[0].arguments == [*jobs[0], f"hydra.run.dir={tmp_path}/0"]
+    assert "hunter22" not in (tmp_path / "sweep.json").read_text()
+
+
+def test_jobs_that_differ_in_a_secret_alone_are_refused():
+    check_told_apart([[SECRET], [SECRET]])  # equal ones run once
+    with pytest.raises(UserError, match="differ in a secret alone"):
+        check_told_apart([[SECRET], ["logger.api_key=hunter23-typed"]])
+
+
+@pytest.mark.parametrize(
+    ("typed", "again"), [("lr.log", "/there/lr.log"), ("/other/lr.log", "/other/lr.log")]
+)
+def test_a_storage_lies_where_it_did_when_the_sweep_began(tmp_path: Path, typed: str, again: str):
+    record = begun(tmp_path)
+    record.place("lr.log", "/there/lr.log")
+    record.keep("study", "lr.log ours")
+    assert begun(tmp_path, go_on=True).place(typed, str(Path("/elsewhere") / typed)) == again
 
 
 def test_only_one_process_runs_a_sweep(tmp_path: Path):

@@ -9,14 +9,14 @@ from omegaconf import OmegaConf
 
 from alexnet_exp.sweeps import resources
 from alexnet_exp.sweeps.job import Job
-from alexnet_exp.sweeps.resources import Resources, visible_gpus
+from alexnet_exp.sweeps.resources import Resources, trainers, visible_gpus
 
 
-def found(devices: Any = "auto", accelerator: str = "auto", **settings: Any) -> Resources:
-    config = OmegaConf.create(
-        {"trainer": {"accelerator": accelerator, "devices": devices}, "hydra": {"sweep": {"dir": "out/mine"}}}
-    )
-    return Resources.of_this_machine(config, {"max_parallel": "auto", "threads": 2, **settings})
+def found(*devices: Any, accelerator: str = "auto", **settings: Any) -> Resources:
+    """Look for room for jobs that take these devices."""
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": "out/mine"}}})
+    each = [OmegaConf.create({"accelerator": accelerator, "devices": d}) for d in devices or ("auto",)]
+    return Resources.of_this_machine(config, {"max_parallel": "auto", "threads": 2, **settings}, each)
 
 
 @pytest.fixture
@@ -40,7 +40,6 @@ def test_processors_are_shared_by_threads(cores, monkeypatch, threads: int, devi
         (1, [("4",), ("5",), ("7",)]),
         ("auto", [("4",), ("5",), ("7",)]),
         (2, [("4", "5")]),
-        ([0, 1], [("4", "5")]),
     ],
 )
 def test_gpus_are_shared_in_groups(cores, monkeypatch, devices: Any, groups: list[tuple[str, ...]]):
@@ -48,6 +47,35 @@ def test_gpus_are_shared_in_groups(cores, monkeypatch, devices: Any, groups: lis
     here = found(devices)
     assert here.groups == groups
     assert here.free == len(groups)
+
+
+@pytest.mark.parametrize("devices", [[[0, 2]], [[0], [1]], [1, 4]])
+def test_jobs_that_name_their_gpus_or_want_more_than_there_are_run_one_by_one_and_see_all(
+    cores, monkeypatch, devices: list[Any]
+):
+    gpus(monkeypatch, "4,5,7")
+    here = found(*devices, max_parallel=2)
+    assert here.free == 1
+    assert (here.take(Job(0, [], Path("0"))) or {})["CUDA_VISIBLE_DEVICES"] == "4,5,7"
+
+
+def test_where_devices_are_swept_there_is_room_for_the_most(cores, monkeypatch):
+    gpus(monkeypatch, "0,1,2,3")
+    assert found(1, 2).groups == [("0", "1"), ("2", "3")]
+    gpus(monkeypatch, "")
+    assert found(1, 2, accelerator="cpu").free == 2
+
+
+def test_jobs_that_differ_in_nothing_of_the_trainer_are_composed_once():
+    composed: list[list[str]] = []
+
+    def compose(overrides: list[str]) -> Any:
+        composed.append(overrides)
+        return OmegaConf.create({"trainer": {"devices": int(overrides[0][-1])}})
+
+    jobs = [[f"trainer.devices={n}", f"seed={seed}"] for n in (1, 2) for seed in (0, 1)]
+    assert [trainer.devices for trainer in trainers(jobs, compose)] == [1, 2]
+    assert len(composed) == 2
 
 
 def test_a_number_of_jobs_is_taken_but_never_more_than_groups_of_gpus(cores, monkeypatch):
@@ -95,6 +123,6 @@ def test_a_driver_that_hangs_counts_as_none(monkeypatch, caplog: pytest.LogCaptu
 def test_jobs_inside_an_allocation_are_not_its_tasks(cores, monkeypatch):
     gpus(monkeypatch, "")
     monkeypatch.setenv("SLURM_PROCID", "0")
-    environment = found(devices=2).take(Job(0, [], Path("0")))
+    environment = found(2).take(Job(0, [], Path("0")))
     assert environment is not None
     assert "SLURM_PROCID" not in environment

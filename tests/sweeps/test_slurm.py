@@ -197,11 +197,11 @@ def start(folder: Path, *seeds: int, resume: bool = False, **settings: Any) -> A
 def test_without_waiting_the_sweep_says_how_to_follow_it(
     tmp_path: Path, answers: Slurm, capsys: pytest.CaptureFixture[str]
 ):
-    returned = start(tmp_path, 0, 1, 2)
-    assert len(returned) == 3
+    assert len(start(tmp_path, 0, 1, 2)) == 3
     printed = capsys.readouterr().out
     assert "SLURM job array 101: 3 jobs" in printed and f"sweep.resume={tmp_path}" in printed
     assert (tmp_path / "array-1.sh").read_text() == answers.scripts[0]
+    assert (tmp_path / "array-1.sh").stat().st_mode & 0o077 == 0  # it holds the settings as typed
 
 
 def test_a_resumed_sweep_submits_what_is_neither_finished_nor_with_slurm(tmp_path: Path, answers: Slurm):

@@ -170,6 +170,35 @@ def test_a_job_that_is_signalled_while_it_starts_is_started_again(cluster: dict[
     assert result is not None and (result["status"], result["epochs"]) == ("finished", 1)
 
 
+def test_a_terminal_starts_its_ranks_itself_and_other_tasks_must_be_as_many(
+    cluster: dict[str, str], tmp_path: Path
+):
+    small = [*SETTINGS, "trainer=ddp_cpu", "trainer.max_epochs=1", "data.train_subset=200"]
+
+    def train(folder: str, *command: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "alexnet_exp.cli", "train", *small, f"resume={tmp_path / folder}"]
+        return subprocess.run(
+            [*command, *words], env=cluster, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    def devices(folder: str) -> int:
+        return (RunDirectory(tmp_path / folder).result() or {})["devices"]
+
+    refused = train("refused", "srun", "--ntasks-per-node=1", "--job-name=train")
+    assert refused.returncode == 1 and "SLURM has started 1" in refused.stderr
+    assert not (tmp_path / "refused").exists()
+    assert train("terminal", "srun", "--ntasks-per-node=1", "--job-name=bash").returncode == 0
+    assert devices("terminal") == 2
+
+    allocated = ("salloc", "--ntasks-per-node=2", "--job-name=interactive")
+    refused = train("step", *allocated, "srun")
+    assert refused.returncode == 1
+    assert "2 processes in a SLURM job named interactive" in refused.stderr
+    named = train("step", *allocated, "env", "SLURM_JOB_NAME=train", "srun")
+    assert named.returncode == 0, named.stderr
+    assert devices("step") == 2
+
+
 def _processes_of(run: Path) -> list[int]:
     """Return the processes that train in a directory."""
     found = []

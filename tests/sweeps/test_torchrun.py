@@ -1,4 +1,4 @@
-"""torchrun starts the ranks of a run, and starts them again when one dies."""
+"""torchrun or SLURM starts the ranks of a run; torchrun starts them again when one dies."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,17 +16,95 @@ import torch
 from alexnet_exp.cli import main
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.run_directory import RunDirectory
-from alexnet_exp.training.devices import check_processes
+from alexnet_exp.training.launchers import check_process_count, check_processes, started_externally
+from tests.training.small_runs import run
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "mine", "WORLD_SIZE": "2", "RANK": "0"}
-STEP = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}
+STEP = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_NTASKS_PER_NODE": "2"}
+ALONE = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}  # a script without srun
+# Of an allocation of two tasks.
+SHELL = {**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_NAME": "interactive"}
+_RESTARTS = {"TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_USE_AGENT_STORE"}
 
 
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in {*TORCHRUN, *STEP, "TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_USE_AGENT_STORE"}:
+    for name in {*TORCHRUN, *SHELL, *_RESTARTS}:
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
+
+
+def trainer(devices: Any, nodes: int = 1) -> dict[str, Any]:
+    return {"accelerator": "cpu", "devices": devices, "num_nodes": nodes}
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted", "message"),
+    [
+        (
+            ALONE, trainer(2),
+            "trainer.devices=2 with trainer.num_nodes=1 takes 2 processes, and SLURM has started 1: ask for --nodes=1 "
+            "--ntasks-per-node=2 and start the command with srun, or say trainer.devices=1.",
+        ),
+        ({"SLURM_NTASKS": "2"}, trainer(2), "SLURM has started 1"),  # the shell of salloc --job-name=mine
+        (STEP, trainer(1), "takes 1 process, and SLURM has started 2"),
+        (STEP, trainer("auto"), "trainer.devices=auto with trainer.num_nodes=1 takes 1 process"),
+        (STEP, trainer(1, 3), "--nodes=3 --ntasks-per-node=1 and .* trainer.num_nodes=1 trainer.devices=2"),
+        (TORCHRUN, trainer(2, 2), "torchrun has started 2: start it with --nnodes=2 --nproc-per-node=2"),
+        ({"LOCAL_RANK": "0", "WORLD_SIZE": "1"}, trainer(2), r"launcher \(WORLD_SIZE\) has started 1"),
+    ],
+)  # fmt: skip
+def test_a_launcher_must_have_started_a_process_for_each_device(
+    processes: pytest.MonkeyPatch, environment: dict[str, str], wanted: dict[str, Any], message: str
+):
+    for name, value in environment.items():
+        processes.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        check_process_count(wanted)
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        (STEP, trainer(2)),
+        (STEP, trainer(1, 2)),
+        (ALONE, trainer("auto")),
+        (TORCHRUN, trainer(2)),
+        ({}, trainer(2)),
+    ],
+)
+def test_processes_that_are_as_many_as_the_devices_may_start(
+    processes: pytest.MonkeyPatch, environment: dict[str, str], wanted: dict[str, Any]
+):
+    for name, value in environment.items():
+        processes.setenv(name, value)
+    check_process_count(wanted)
+
+
+def test_a_run_that_its_launcher_does_not_fit_leaves_no_directory(
+    processes: pytest.MonkeyPatch, tmp_path: Path
+):
+    processes.setenv("SLURM_PROCID", "0")
+    with pytest.raises(UserError, match="SLURM has started 1"):
+        run(tmp_path / "run", "trainer=ddp_cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_shell_in_an_allocation_starts_its_ranks_as_any_other(processes: pytest.MonkeyPatch):
+    for name, value in SHELL.items():
+        processes.setenv(name, value)
+    check_processes(["-m", "seed=1,2"])
+    check_process_count(trainer(2))
+    assert not started_externally()
+
+
+def test_tasks_of_a_job_that_is_named_like_a_shell_are_refused(processes: pytest.MonkeyPatch):
+    for name, value in {**STEP, "SLURM_JOB_NAME": "interactive"}.items():
+        processes.setenv(name, value)
+    with pytest.raises(
+        UserError, match=r"2 processes in a SLURM job named interactive.* SLURM_JOB_NAME=train srun"
+    ):
+        check_processes(["resume=here"])
 
 
 @pytest.mark.parametrize("environment", [TORCHRUN, STEP])
@@ -49,6 +128,20 @@ def test_restarts_need_a_store_of_their_own(processes: pytest.MonkeyPatch):
     processes.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     with pytest.raises(UserError, match="start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
         check_processes(["resume=here"])
+
+
+def test_tasks_that_lightning_would_refuse_are_refused_in_a_sentence(processes: pytest.MonkeyPatch):
+    for name, value in STEP.items():
+        processes.setenv(name, value)
+    processes.delenv("SLURM_NTASKS_PER_NODE")
+    with pytest.raises(UserError, match="--ntasks=2: ask for tasks by --ntasks-per-node"):
+        check_processes(["resume=here"])
+
+
+def test_torchrun_needs_no_srun(processes: pytest.MonkeyPatch):
+    for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", **TORCHRUN}.items():
+        processes.setenv(name, value)
+    check_processes(["resume=here"])
 
 
 def test_a_job_of_several_tasks_must_be_started_with_srun(processes: pytest.MonkeyPatch):

@@ -15,11 +15,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import requests
+import wandb
 from read_wandb import finished
+from wandb.errors import AuthenticationError, CommError, UsageError
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+from wandb.sdk.lib.service.service_token import WandbServiceConnectionError
+from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.wandb_logger import WandbTracker
-from alexnet_exp.tracking.wandb_mode import choose_mode, server_answers
+from alexnet_exp.tracking.wandb_mode import ModeChoice, choose_mode, server_answers
 
 pytestmark = pytest.mark.usefixtures("no_account")
 Make = Callable[..., WandbTracker]
@@ -112,6 +118,90 @@ def test_online_with_a_key_that_the_server_refuses_is_an_error(
 ) -> None:
     with pytest.raises(UserError, match="wandb login"):
         tracker(tmp_path, mode="online")
+
+
+NETWORK: list[Exception] = [  # what wandb has been seen or written to raise
+    CommError("Error uploading run: returned error 502"),
+    AuthenticationError("the server is being mended"),
+    UsageError("No API key configured."),
+    wandb.Error("an answer of no known kind\nand more"),
+    TimeoutError(),
+    ConnectionRefusedError(111, "Connection refused"),
+    EOFError(),
+    HandleAbandonedError(),
+    MailboxClosedError(),
+    WandbServiceConnectionError("Failed to connect to the service"),
+    WandbApiFailedError("the service is away"),
+    requests.exceptions.ReadTimeout("timed out"),
+]
+
+
+class Started:
+    """A W&B run whose service dies with the first row."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def log(self, row: object) -> None:
+        raise self.error
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception, Exception | None], None]:
+    """Let a server answer, and starting a run there or offline fail."""
+
+    def fail(there: Exception, offline: Exception | None = None) -> None:
+        def start(tracker: WandbTracker, mode: str, about: object) -> Started:
+            error = there if mode == "online" else offline
+            if error is not None:
+                raise error
+            return Started(there)
+
+        monkeypatch.setattr(WandbTracker, "_init", start)
+
+    for name, stand_in in {
+        "choose_mode": lambda mode: ModeChoice("online", "it answers"),
+        "describe": lambda *_: None,
+        "forget_service": lambda: None,
+    }.items():
+        monkeypatch.setattr(f"alexnet_exp.tracking.wandb_logger.{name}", stand_in)
+    return fail
+
+
+@pytest.mark.parametrize("error", NETWORK, ids=lambda error: type(error).__name__)
+def test_whatever_the_way_to_the_server_raises_the_run_goes_on_offline(
+    error: Exception,
+    online: Callable[..., None],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    tracker: Make,
+) -> None:
+    caplog.set_level(logging.INFO)
+    online(error)
+    logger = tracker(tmp_path, mode="auto")
+    assert logger.mode == "offline"
+    (line,) = caplog.messages
+    assert line.startswith(f"W&B offline ({CLOSED_URL} failed: ") and "To upload it later: wandb sync" in line
+    assert "\n" not in line and "failed: )" not in line
+    logger.log_metrics({"lr": 0.5}, step=0)
+    logger.log_metrics({"lr": 0.5}, step=1)
+    assert ["stopped recording" in message for message in caplog.messages] == [False, True]
+
+
+def test_an_error_of_our_own_is_not_taken_for_the_networks(
+    online: Callable[..., None], tmp_path: Path, tracker: Make
+) -> None:
+    online(KeyError("lr"))
+    with pytest.raises(KeyError):
+        tracker(tmp_path, mode="auto")
+
+
+def test_a_run_that_cannot_be_recorded_offline_either_is_one_line(
+    online: Callable[..., None], tmp_path: Path, tracker: Make
+) -> None:
+    online(CommError("away"), UsageError("Invalid project name 'a/b'"))
+    with pytest.raises(UserError, match=r"cannot begin a run \(Invalid project name 'a/b'\)"):
+        tracker(tmp_path, mode="auto")
 
 
 @pytest.fixture

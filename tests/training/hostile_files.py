@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import io
 import json
@@ -62,6 +63,40 @@ def lying(path: Path, values: int, shape: tuple[int, ...], strides: tuple[int, .
     pickler.dump(fake)
     whole = write(path.with_suffix(".whole"), {"a": torch.zeros(4)}, **options)
     return rewrite(whole, path, lambda name, old: buffer.getvalue() if name.endswith("data.pkl") else old)
+
+
+def built(path: Path, what: bytes, state: bytes) -> Path:
+    """Write a pickle that gives what it has named a state: attributes to set."""
+    return with_pickle(path, b"\x80\x02" + what + state + b"b.")
+
+
+def with_attributes() -> OrderedDict[str, Any]:
+    found: OrderedDict[str, Any] = OrderedDict(a=1)
+    found.values = "text"  # type: ignore[method-assign,assignment]
+    return found
+
+
+def twice(path: Path, ahead: bytes | None = None, after: bytes = b"") -> Path:
+    """Write two files of torch.save, one after the other: torch reads the first, and zipfile the second."""
+    one, two = (
+        write(
+            path.with_suffix(f".{value}"), {"state_dict": {"a": torch.full((3,), value)}, "config": {}}
+        ).read_bytes()
+        for value in (0.0, 1.0)
+    )
+    path.write_bytes((one if ahead is None else ahead) + two + after)
+    return path
+
+
+def with_two_sizes(path: Path) -> Path:
+    """Write a file whose records give their size in 64 bits, twice."""
+    whole = write(path.with_suffix(".whole"), {"state_dict": {"a": torch.zeros(3)}, "config": {}})
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            record = zipfile.ZipInfo(name)
+            record.extra = struct.pack("<HHQ", 1, 8, 10**13) * 2
+            new.writestr(record, old.read(name))
+    return path
 
 
 class Claim:
@@ -197,6 +232,37 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda p: with_pickle(p, b"\x80\x02]r\xff\xff\xff\xff."),
         "is not a checkpoint of alexnet_exp",
     ),
+    "attributes of argparse's class": (
+        lambda p: built(p, b"cargparse\nNamespace\n", b"N}X\x06\0\0\0canary\x88s\x86"),
+        "cannot be read",
+    ),
+    "attributes of a function": (
+        lambda p: built(p, b"ctorch._utils\n_rebuild_tensor_v2\n", b"}X\x06\0\0\0canary\x88s"),
+        "it sets attributes of what takes none",
+    ),
+    "defaults of a function": (
+        lambda p: built(p, b"ccollections\nOrderedDict\n", b"N}X\x0c\0\0\0__defaults__)s\x86"),
+        "it sets attributes of what takes none",
+    ),
+    "a storage whose items have no size": (
+        lambda p: built(p, b"ctorch\nFloatStorage\n", b"}X\x0a\0\0\0item_bytesK\0s"),
+        "it sets attributes of what takes none",
+    ),
+    "a dictionary with attributes": (
+        lambda p: write(p, plain(a=with_attributes())),
+        "one of its dictionaries has attributes",
+    ),
+    "a command line that repeats itself": (
+        lambda p: write(p, plain(a=argparse.Namespace(a=laughing(12)))),
+        "repeats its values",
+    ),
+    "two archives in one file": (lambda p: twice(p), "it is damaged, or holds two archives"),
+    "data ahead of the archive": (
+        lambda p: twice(p, b"PK\x03\x04" + bytes(1000)),
+        "it is damaged, or holds two archives",
+    ),
+    "data after the archive": (lambda p: twice(p, b"", bytes(9)), "something follows its end"),
+    "sizes given twice": (with_two_sizes, "its records can be read in two ways"),
     "no pickle": (lambda p: with_pickle(p, b"\x00\x01\x02"), "cannot be read"),
     "no checkpoint": (lambda p: (p.write_bytes(random.Random(0).randbytes(10_000)), p)[1], "cannot be read"),
     "empty file": (lambda p: (p.write_bytes(b""), p)[1], "cannot be read"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import random
@@ -17,7 +18,7 @@ import torch
 
 from alexnet_exp.cli import main
 from alexnet_exp.errors import UserError
-from alexnet_exp.training import safe_load
+from alexnet_exp.training import dry_pickle, safe_load
 from alexnet_exp.training.safe_load import load_safely
 from tests.training.hostile_files import FILES, SAFETENSORS, refused, write
 from tests.training.small_runs import SMALL, checkpoint, same
@@ -42,6 +43,50 @@ def test_no_file_runs_code_or_takes_what_it_does_not_bring(
     with pytest.raises(UserError, match=r"hostile\.ckpt"):
         _weights(file)
     assert not (place / "canary").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith(("attributes", "defaults"))])
+def test_no_file_changes_what_belongs_to_this_process(name: str, tmp_path: Path) -> None:
+    ours = [
+        argparse.Namespace,
+        OrderedDict,
+        dry_pickle._Namespace,
+        dry_pickle._Call,
+        *dry_pickle._CALLS.values(),
+    ]
+    before = [(dict(vars(thing)), getattr(thing, "__defaults__", None)) for thing in ours]
+    with pytest.raises(UserError):
+        load_safely(FILES[name][0](tmp_path / "hostile.ckpt"))
+    assert [(dict(vars(thing)), getattr(thing, "__defaults__", None)) for thing in ours] == before
+
+
+def test_torch_and_zipfile_read_two_archives_in_one_file_differently(tmp_path: Path) -> None:
+    """Otherwise the refusal would prove nothing."""
+    file = FILES["two archives in one file"][0](tmp_path / "hostile.ckpt")
+    assert torch.load(file, weights_only=True)["state_dict"]["a"].tolist() == [0.0] * 3
+    with zipfile.ZipFile(file) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data/0"))
+        assert archive.read(name) == torch.ones(3).numpy().tobytes()
+
+
+def test_what_takes_the_place_of_a_file_after_its_check_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, other = (write(tmp_path / f"{n}.pt", {"a": torch.full((3,), float(n))}) for n in range(2))
+    check = safe_load.check_file
+
+    def exchange(opened: Any) -> None:
+        check(opened)
+        os.replace(other, file)
+
+    monkeypatch.setattr(safe_load, "check_file", exchange)
+    assert same(load_safely(file), {"a": torch.zeros(3)})
+    assert not other.exists()
+
+
+def test_a_command_line_beside_the_weights_is_read(tmp_path: Path) -> None:
+    content = {"model": OrderedDict(a=torch.zeros(3)), "args": argparse.Namespace(lr=0.1, names=["a"])}
+    assert load_safely(write(tmp_path / "a.pt", content))["args"] == content["args"]
 
 
 def _weights(file: Path) -> Any:

@@ -155,6 +155,29 @@ def test_a_rate_that_a_callback_has_changed_is_kept_in_place(tmp_path: Path) -> 
     assert group["lr"] == 0.2
 
 
+class SlowsDownOnce(Callback):
+    """Halves the rate after the third step."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 3:
+            trainer.optimizers[0].param_groups[0]["lr"] *= 0.5
+
+
+def test_a_rate_that_a_callback_has_changed_is_kept_under_a_schedule_by_epochs(tmp_path: Path) -> None:
+    settings = [*ON, "scheduler=step", "scheduler.every_epochs=1", "scheduler.gamma=0.1", "optimizer.lr=0.4",
+                "callbacks.checkpoint.every_n_steps=4"]  # fmt: skip
+    callbacks = {"slows": {"_target_": f"{__name__}.SlowsDownOnce"},
+                 "stop": {"_target_": "tests.training.small_runs.StopAfter", "steps": 5}}  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", *settings, callbacks=callbacks)
+    run(tmp_path / "new", *settings, f"ckpt={tmp_path / 'run'}")
+    resume(tmp_path / "run")  # without the callbacks
+    before = [0.4, 0.4, 0.4, 0.2]  # as it is logged: ahead of the callback
+    after = [0.2, 0.2, 0.04, *[0.04] * 6, 0.004]
+    assert rates(tmp_path / "new") == pytest.approx(after)
+    assert rates(tmp_path / "run") == pytest.approx([*before, *after])
+
+
 def test_a_layer_that_stood_still_may_be_let_go_under_plateau(tmp_path: Path) -> None:
     settings = [*ON, "scheduler=plateau", "optimizer.lr=0.25"]
     frozen = ["+optimizer.layers.conv1.lr_factor=0.0", "trainer.max_epochs=1"]

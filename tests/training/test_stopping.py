@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from alexnet_exp.runs import results
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.training import stopping
 from alexnet_exp.training.stopping import (
@@ -22,6 +24,7 @@ from alexnet_exp.training.stopping import (
     requeue,
     signals_held,
     stopping_on_signals,
+    training_loop,
 )
 from tests.processes import catches
 from tests.training.small_runs import DROPOUT, checkpoint, resume, rows, run, same
@@ -70,8 +73,6 @@ def test_a_signal_during_an_import_waits_for_its_end():
             done.append("import")
         assert done == ["import"]
         assert caught.value.number == signal.SIGUSR1
-        with pytest.raises(Stopped):
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_signal_from_before_the_run_ends_it_when_it_begins():
@@ -113,6 +114,46 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, *SETTINGS, callbacks={"send": send})
     assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+def test_ctrl_c_after_another_signal_ends_the_run_at_once():
+    with pytest.raises(KeyboardInterrupt), stopping_on_signals(), training_loop():  # noqa: PT012 (the second raises)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_signals_after_the_first_do_not_cut_its_end_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    write = results.make_report
+
+    def disturbed(*given: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)  # the time of the job is over
+        os.kill(os.getpid(), signal.SIGUSR1)
+        write(*given)
+
+    def requeued() -> bool:
+        asked.append("SLURM")
+        return True
+
+    monkeypatch.setattr(results, "make_report", disturbed)
+    monkeypatch.setattr("alexnet_exp.runs.train.requeue", requeued)
+    stop = stopped_at(tmp_path, 3, signal.SIGUSR1)
+    assert (stop.number, stop.saved_step) == (signal.SIGUSR1, 4)
+    result = RunDirectory(tmp_path).result()
+    assert result is not None and result["error"] == "stopped by SIGUSR1"
+    assert (tmp_path / "report.html").exists()
+    assert asked == ["SLURM"]
+
+
+def test_a_signal_after_the_last_step_ends_the_run_before_its_test():
+    done = []
+    with pytest.raises(Stopped) as caught, stopping_on_signals():  # noqa: PT012 (the loop raises at its end)
+        with training_loop():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("the epoch ends")
+        done.append("test")
+    assert caught.value.number == signal.SIGTERM
+    assert done == ["the epoch ends"]
 
 
 def test_a_run_without_checkpoints_stops_too(tmp_path: Path):

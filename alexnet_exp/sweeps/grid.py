@@ -1,0 +1,73 @@
+"""What hydra/sweeper=basic does: every combination of values, in batches where `max_batch_size` says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.sweeps.job import JobFailed
+from alexnet_exp.sweeps.record import check_told_apart
+from alexnet_exp.tracking.redact import redact
+from alexnet_exp.tracking.run_directory import to_yaml, write_atomically
+
+
+def run_batches(
+    config: DictConfig,
+    batches: Sequence[Sequence[Sequence[str]]],
+    launcher: Launcher,
+    validate: Callable[[Sequence[Sequence[str]]], None],
+) -> list[JobReturn]:
+    """Run the jobs of a sweep batch by batch; a job that fails does not end the batches after its own.
+
+    Args:
+        config: The sweep's configuration, with `hydra`.
+        batches: What each job sets.
+        launcher: Hydra's or ours.
+        validate: Raises for overrides that do not compose.
+
+    Returns:
+        One entry per job.
+
+    Raises:
+        UserError: If the sweep cannot begin, or, at the end, for the first job that has not finished.
+    """
+    check_told_apart([overrides for batch in batches for overrides in batch])
+    _write_down(config)
+    stop = OmegaConf.select(config, "hydra.launcher.on_failure") == "stop"
+    returned: list[JobReturn] = []
+    first = 0
+    for batch in batches:
+        validate(batch)
+        returned += launcher.launch(batch, initial_job_idx=first)
+        first += len(batch)
+        if stop and _failed(returned):
+            break
+    if failed := _failed(returned):
+        raise _error(failed, len(returned))
+    return returned
+
+
+def _write_down(config: DictConfig) -> None:
+    """Write multirun.yaml as Hydra's own sweeper does, but without secrets."""
+    directory = Path(str(config.hydra.sweep.dir))
+    directory.mkdir(parents=True, exist_ok=True)
+    settings = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+    write_atomically(directory / "multirun.yaml", to_yaml(redact(settings)))
+
+
+def _failed(returned: list[JobReturn]) -> list[JobReturn]:
+    return [job for job in returned if job.status == JobStatus.FAILED]
+
+
+def _error(failed: list[JobReturn], count: int) -> Exception:
+    """Return what to say of jobs that failed; Hydra's own launcher has shown the errors of its jobs already."""
+    error = failed[0]._return_value
+    if isinstance(error, JobFailed):
+        return UserError(f"{len(failed)} of {count} jobs did not finish; the first is {error}")
+    assert isinstance(error, Exception)
+    return error

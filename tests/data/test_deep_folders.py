@@ -1,0 +1,62 @@
+"""Folders that are deep, and links that lead round: every image is found, once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from alexnet_exp.data import folder
+from tests.data.test_folder import touch
+
+
+def nested(root: Path) -> None:
+    """A class folder with an image below a thousand folders."""
+    touch(root, "train/a/1.jpg", "train/b/1.jpg")
+    place = str(root / "train" / "a")
+    for _ in range(1000):
+        place += "/d"
+        os.mkdir(place)
+    os.close(os.open(f"{place}/2.jpg", os.O_CREAT))
+
+
+def linked(**links: str) -> Callable[[Path], None]:
+    """Return what makes two images, and links in the folder of one of them."""
+
+    def make(root: Path) -> None:
+        touch(root, "train/a/1.jpg", "train/a/deep/2.jpg", "train/b/1.jpg")
+        for name, target in links.items():
+            (root / "train" / "a" / "deep" / name).symlink_to(target)
+
+    return make
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {  # how they are made, what is found
+    "an image below 1,000 nested folders": (nested, "3 images"),
+    "a link to the folder above": (linked(up=".."), "3 images"),
+    "a link to itself": (linked(round="round"), "3 images"),
+    "two links to each other": (linked(one="two", two="one"), "3 images"),
+    "two links to one folder": (linked(one="../../b", two="../../b"), "4 images"),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folders_that_are_deep_or_lead_round_are_walked_once(name: str, tmp_path: Path):
+    make, found = FOLDERS[name]
+    make(tmp_path)
+    try:
+        assert f"{len(folder.load(str(tmp_path), 'train'))} images" == found
+    finally:
+        remove(tmp_path / "train" / "a")
+
+
+def remove(top: Path) -> None:
+    """Remove what `nested` has made, which is too deep for pytest."""
+    for depth in range(1000, 0, -1):
+        place = f"{top}{'/d' * depth}"
+        if os.path.isdir(place):
+            for name in os.listdir(place):
+                os.remove(f"{place}/{name}")
+            os.rmdir(place)

@@ -1,0 +1,149 @@
+"""hydra/sweeper=basic: every combination of values, in batches; stand-ins take the place of trainings."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from alexnet_exp.cli import main
+from alexnet_exp.errors import UserError
+from alexnet_exp.sweeps.grid import run_batches
+from alexnet_exp.sweeps.job import JobFailed
+from tests.sweeps.searches import stand_ins
+
+PASSWORD = "hunter22-typed"
+BATCHES = [[["seed=0"], ["seed=1"]], [["seed=2"]], [["seed=3"]]]
+
+
+class Launcher:
+    """Notes what it is asked to run; some jobs fail."""
+
+    def __init__(self, *failing: str, error: type[Exception] = JobFailed) -> None:
+        self.failing, self.error = failing, error
+        self.launched: list[tuple[int, list[str]]] = []
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        self.launched.append((initial_job_idx, [job for (job,) in job_overrides]))
+        return [self._returned(job) for (job,) in job_overrides]
+
+    def _returned(self, job: str) -> JobReturn:
+        if job in self.failing:
+            return JobReturn(status=JobStatus.FAILED, _return_value=self.error(f"{job} had no luck"))
+        return JobReturn(status=JobStatus.COMPLETED)
+
+
+def config(folder: Path, **launcher: Any) -> DictConfig:
+    return OmegaConf.create(
+        {
+            "optimizer": {"lr": 0.1},
+            "logger": {"api_key": PASSWORD},
+            "hydra": {
+                "launcher": launcher,
+                "mode": RunMode.MULTIRUN,
+                "sweep": {"dir": str(folder / "sweep"), "subdir": "${hydra.job.num}"},
+                "overrides": {"task": [f"logger.api_key={PASSWORD}"]},
+                "job": {"num": "???"},
+            },
+        }
+    )
+
+
+def run(folder: Path, launcher: Any, **settings: Any) -> list[JobReturn]:
+    return run_batches(config(folder, **settings), BATCHES, launcher, lambda batch: None)
+
+
+def test_batches_follow_each_other_and_their_jobs_are_counted_through(tmp_path: Path):
+    launcher = Launcher()
+    assert len(run(tmp_path, launcher)) == 4
+    assert launcher.launched == [(0, ["seed=0", "seed=1"]), (2, ["seed=2"]), (3, ["seed=3"])]
+
+
+def test_a_failed_job_ends_no_batch_and_all_are_counted_at_the_end(tmp_path: Path):
+    launcher = Launcher("seed=1", "seed=2")
+    with pytest.raises(UserError, match=r"^2 of 4 jobs did not finish; the first is seed=1 had no luck$"):
+        run(tmp_path, launcher, on_failure="continue")
+    assert len(launcher.launched) == 3
+
+
+def test_on_failure_stop_starts_no_other_batch(tmp_path: Path):
+    launcher = Launcher("seed=2")
+    with pytest.raises(UserError, match=r"^1 of 3 jobs"):
+        run(tmp_path, launcher, on_failure="stop")
+    assert len(launcher.launched) == 2
+
+
+def test_the_error_of_a_job_that_another_launcher_ran_is_raised_as_it_is(tmp_path: Path):
+    with pytest.raises(ZeroDivisionError, match=r"^seed=3 had no luck$"):
+        run(tmp_path, Launcher("seed=3", error=ZeroDivisionError))
+
+
+def test_what_the_sweep_was_started_with_is_written_down_without_secrets(tmp_path: Path):
+    run(tmp_path, Launcher())
+    written = (tmp_path / "sweep" / "multirun.yaml").read_text()
+    assert PASSWORD not in written
+    settings = OmegaConf.create(written)
+    assert settings.logger.api_key == "[redacted]"
+    assert settings.optimizer.lr == 0.1
+    assert OmegaConf.to_container(settings.hydra.sweep)["subdir"] == "${hydra.job.num}"
+
+
+# ------------------------------------------------------------------------------------------- the command line
+
+
+@dataclass
+class Swept:
+    """A sweep of two batches, of which the first fails."""
+
+    folder: Path
+    typed: list[str]
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    folder, out, err = tmp_path_factory.mktemp("grid") / "sweep", io.StringIO(), io.StringIO()
+    typed = ["-m", "+ends=nan,well", f"+password={PASSWORD}", "trainer=cpu", "hydra.sweeper.max_batch_size=1"]
+    with stand_ins(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(["train", *typed, f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=mine"])
+    return Swept(folder, typed, code, out.getvalue(), err.getvalue())
+
+
+def test_a_sweep_in_batches_goes_on_after_one_that_failed(swept: Swept):
+    assert swept.code == 1
+    assert "job 0 failed: The loss is not finite at step 4." in swept.out
+    assert "job 1 finished" in swept.out
+    said = (
+        f"error: 1 of 2 jobs did not finish; the first is {swept.folder}/0: The loss is not finite at step 4."
+    )
+    assert swept.err.splitlines()[-1] == said
+
+
+def test_a_setting_that_has_no_effect_is_named_once(swept: Swept):
+    assert swept.out.count("hydra.sweep.subdir has no effect: the directory of a job is its number") == 1
+    assert (swept.folder / "0").is_dir()
+
+
+def test_no_file_of_a_sweep_holds_a_secret(swept: Swept):
+    files = [path for path in swept.folder.rglob("*") if path.is_file()]
+    assert {"multirun.yaml", "sweep.json", "result.json"} <= {path.name for path in files}
+    assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize("more", [["--config-dir", "OWN"], ["hydra/sweeper=basic"]])
+def test_a_sweep_goes_on_with_the_flags_that_decide_its_jobs(
+    swept: Swept, capsys: pytest.CaptureFixture[str], tmp_path: Path, more: list[str]
+):
+    more = [word.replace("OWN", str(tmp_path)) for word in more]
+    assert main(["train", *swept.typed, *more, f"sweep.resume={swept.folder}"]) == 1
+    assert f"same flags: missing now is nothing, new is {' '.join(more)}." in capsys.readouterr().err

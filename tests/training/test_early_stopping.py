@@ -1,0 +1,55 @@
+"""A run that stops early has stopped for good, unless somebody gives it more patience or goes on from it elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.small_runs import checkpoint, resume, run
+
+# Nothing improves after the first validation.
+STOPS = ["test=false", "trainer.max_epochs=5", "optimizer.lr=1e-9", "callbacks.early_stopping.enabled=true",
+         "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=0.1"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stopped after two of five epochs."""
+    directory = tmp_path_factory.mktemp("stopped") / "run"
+    assert run(directory, *STOPS)["epochs"] == 2
+    return directory
+
+
+def test_a_run_that_stopped_early_has_finished(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert resume(stopped) is None
+    assert "has already finished" in capsys.readouterr().out
+
+
+def test_a_run_killed_after_it_stopped_early_does_not_train_on(tmp_path: Path) -> None:
+    run(tmp_path, *STOPS)
+    (tmp_path / "result.json").unlink()
+    again = resume(tmp_path, "trainer.max_epochs=9")
+    assert again is not None and (again["status"], again["epochs"]) == ("finished", 2)
+    more = resume(tmp_path, "callbacks.early_stopping.patience=3")  # it has waited for one of them
+    assert more is not None and more["epochs"] == 4
+    less = resume(tmp_path, "callbacks.early_stopping.patience=2")
+    assert less is not None and less["epochs"] == 4
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_a_new_run_from_one_that_stopped_early_waits_anew(
+    stopped: Path, tmp_path: Path, patience: int
+) -> None:
+    typed = f"callbacks.early_stopping.patience={patience}"
+    assert run(tmp_path, *STOPS, typed, f"ckpt={stopped}")["epochs"] == 2 + patience
+    [state] = [v for k, v in checkpoint(tmp_path)["callbacks"].items() if k.startswith("EarlyStopping")]
+    assert (state["wait_count"], state["patience"]) == (patience, patience)
+
+
+def test_a_stop_in_the_first_epoch_is_remembered(tmp_path: Path) -> None:
+    assert run(tmp_path, *STOPS, "trainer.val_check_interval=2")["steps"] == 4
+    (tmp_path / "result.json").unlink()
+    again = resume(tmp_path)
+    assert again is not None and again["steps"] == 4
