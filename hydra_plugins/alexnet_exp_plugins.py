@@ -125,9 +125,16 @@ class GridSweeper(BasicSweeper):
 
         Returns:
             One entry per job.
+
+        Raises:
+            UserError: If the sweep cannot begin, or some job has not finished.
         """
         from alexnet_exp.sweeps.grid import run_batches
 
+        if self.max_batch_size is not None and self.max_batch_size < 1:
+            raise UserError(
+                f"hydra.sweeper.max_batch_size={self.max_batch_size} is not possible: say a number of jobs, or null."
+            )
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides(self._parse_config() + arguments)
         batches = self.split_arguments(overrides, self.max_batch_size)

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from alexnet_exp.data.cache_file import CacheFile
+from alexnet_exp.data.cache_file import CacheFile, fingerprint, has_namesake
 from alexnet_exp.data.loaders import BatchPlan, FileLoader
 from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.errors import UserError
@@ -117,6 +117,11 @@ class Cache:
         self, sources: Mapping[str, FileSource], folders: list[Path]
     ) -> Mapping[str, FileSource | DecodedSource]:
         """Map the files that are there, and build the others in the first folder that can be written to."""
+        new = [s for s in sources.values() if not any(has_namesake(folder, s) for folder in folders)]
+        place = next(filter(_writable, folders), folders[0])
+        # To find what is kept means to look at every file: in vain where there is nothing, and no room for it.
+        if new and not self._fits(sum(map(self._bytes, new)), place):
+            return sources
         found = {split: self._find(source, folders) for split, source in sources.items()}
         missing = [file for file in found.values() if not file.is_whole()]
         needed = sum(file.num_bytes for file in missing)
@@ -140,7 +145,8 @@ class Cache:
 
     def _find(self, source: FileSource, folders: list[Path]) -> CacheFile:
         """Return the file in the first folder that has it whole, else in the first that can be written to."""
-        files = [CacheFile(folder, source, self.channels, self.size) for folder in folders]
+        key = fingerprint(source.paths, source.root, self.channels, self.size)
+        files = [CacheFile(folder, source, self.channels, self.size, key) for folder in folders]
         whole = next((file for file in files if file.is_whole()), None)
         return whole or next((f for f in files if _writable(f.folder)), files[0])
 

@@ -11,6 +11,7 @@ KEY is a hash of what decides the pixels: the files' names, sizes and times, the
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import logging
@@ -39,6 +40,7 @@ except ImportError:  # Windows has no advisory locks of this kind
 
 log = logging.getLogger(__name__)
 _CHUNK = 1 << 24  # bytes read at a time for the checksum
+_KEY_LENGTH = 16
 
 
 class CacheFile:
@@ -49,15 +51,18 @@ class CacheFile:
         source: The files.
         channels: 1 or 3.
         size: Side of the stored images.
+        key: Their fingerprint; None: taken now, which looks at every file.
 
     Raises:
         UserError: If one of the files is gone.
     """
 
-    def __init__(self, folder: Path, source: FileSource, channels: int, size: int) -> None:
+    def __init__(
+        self, folder: Path, source: FileSource, channels: int, size: int, key: str | None = None
+    ) -> None:
         self.shape = (len(source), channels, size, size)
-        key = fingerprint(source.paths, source.root, channels, size)
-        self.folder = folder / f"{source.name.replace(' ', '-')}-{key}"
+        key = key or fingerprint(source.paths, source.root, channels, size)
+        self.folder = folder / f"{_name(source)}-{key}"
         self.data, self.manifest = self.folder / "images.npy", self.folder / "manifest.json"
 
     @property
@@ -153,6 +158,15 @@ class CacheFile:
                         part.unlink()
 
 
+def has_namesake(folder: Path, source: FileSource) -> bool:
+    """Return whether a folder holds decoded images of a split of this name, which may be of other files."""
+    return any(folder.glob(f"{glob.escape(_name(source))}-{'?' * _KEY_LENGTH}"))
+
+
+def _name(source: FileSource) -> str:
+    return source.name.replace(" ", "-")
+
+
 def fingerprint(paths: Sequence[str], root: str, channels: int, size: int) -> str:
     """Return a hash of all that decides the pixels of files once they are decoded.
 
@@ -168,7 +182,7 @@ def fingerprint(paths: Sequence[str], root: str, channels: int, size: int) -> st
             raise UserError(f"{path} cannot be read: {error.strerror}.") from error
         name = os.path.relpath(path, root)
         digest.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:_KEY_LENGTH]
 
 
 def take(lock: IO[Any], wait: bool = False) -> bool:

@@ -138,11 +138,13 @@ class ArrayLoader(Loader):
     def __init__(self, source: ArraySource, plan: BatchPlan, send_to: torch.device | None = None) -> None:
         super().__init__(plan)
         self.source, self.send_to = source, send_to
+        self._mover: Mover | None = None  # one for all epochs: every stream has device memory of its own
         plan.device = source.images.device
 
     def _batches(self) -> Iterator[Batch]:
         if self.send_to is not None:
-            return self._sent(Mover(self.send_to))
+            self._mover = self._mover or Mover(self.send_to)
+            return self._sent(self._mover)
         images, labels = self.source.images, self.source.labels
         return (
             Batch(images.index_select(0, i), labels[i], i, size, global_size)

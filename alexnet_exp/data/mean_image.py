@@ -6,12 +6,14 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from alexnet_exp.data.cache_file import take as lock
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +31,31 @@ def kept_mean(
     """
     name = f"mean-image-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.npy"
     files = [folder / name for folder in folders]
-    for file in files:
-        found = _read(file, shape)
+    found = _first(files, shape)
+    if found is not None:
+        return found
+    with _alone(files[0]):  # of several runs or ranks one takes it, and the others wait
+        found = _first(files, shape)
         if found is not None:
             return found
-    image = take()
-    if not any(_write(file, image.numpy()) for file in files):
-        log.warning("The mean image cannot be kept in %s: the next run takes it again.", files[0].parent)
-    return image
+        image = take()
+        if not any(_write(file, image.numpy()) for file in files):
+            log.warning("The mean image cannot be kept in %s: the next run takes it again.", files[0].parent)
+        return image
+
+
+@contextlib.contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Hold the lock beside a file; where there can be none, go on without."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # a read-only folder, or a file system without locks
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock(held.enter_context(open(file.with_suffix(".lock"), "a")), wait=True)
+        yield
+
+
+def _first(files: Iterable[Path], shape: tuple[int, int, int]) -> Tensor | None:
+    return next((found for file in files if (found := _read(file, shape)) is not None), None)
 
 
 def _read(file: Path, shape: tuple[int, int, int]) -> Tensor | None:

@@ -196,6 +196,8 @@ class ImageData(lightning.LightningDataModule):
     def train_dataloader(self) -> Loader:
         # overfit_batches means the same batches in every epoch; Lightning cannot take our shuffling off.
         overfit = self.trainer is not None and self.trainer.overfit_batches > 0
+        if self.resident in ("device", "host") and isinstance(self.sources["train"], FileSource):
+            log.warning("data.resident=%s: nothing is kept without a cache (data.cache=disk).", self.resident)
         loader = self.loader("train", shuffle=not overfit)
         loader.sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
         return loader

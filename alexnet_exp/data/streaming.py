@@ -63,6 +63,13 @@ class Streaming(ImageData):
         super().__init__(**common)
         self.url, self.cache_dir = os.path.expanduser(url).rstrip("/"), cache_dir
         self._workers_before: int | None = None  # of the run that this one goes on from
+        self._workers_of_all: int | None = None  # ranks
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        if self.trainer is not None:  # every rank comes by here
+            # Which images are a rank's depends on the number of workers, and machines have more or fewer cores.
+            self._workers_of_all = self.trainer.strategy.broadcast(super()._workers())
 
     def load(self) -> dict[str, Source]:
         check_installed()
@@ -116,7 +123,8 @@ class Streaming(ImageData):
             self._workers_before = workers
 
     def _workers(self) -> int:
-        return self._workers_before or super()._workers()
+        agreed = self._workers_before or self._workers_of_all
+        return super()._workers() if agreed is None else agreed
 
     def _chunks(self, split: str, seed: int | None = None, rank: int = 0, world_size: int = 1) -> Chunks:
         from alexnet_exp.data.streaming_chunks import Chunks

@@ -71,17 +71,14 @@ def benchmark(config: dict[str, Any], overrides: list[str], run_dir: Path, comma
     device = _device(options["device"])
     if options["threads"]:
         torch.set_num_threads(options["threads"])
-    from alexnet_exp.runs.benchmark_report import draw_rows, print_rows
+    from alexnet_exp.runs.benchmark_report import draw_rows
     from alexnet_exp.runs.benchmark_subject import Subject
 
     own = [o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0] not in OPTIONS]
     console = Console()
     with tempfile.TemporaryDirectory(prefix="alexnet_exp_benchmark_") as scratch, logging_to(None):
         subject = Subject(options, own, device, Path(scratch))
-        rows: list[Row] = []
-        for kind in _chosen(options, overrides):
-            rows += (measured := _measure(kind, subject))
-            print_rows(measured, console)
+        rows = _measure_all(_chosen(options, overrides), subject, console)
     if subject.repeats < 5:
         subject.notes.append(f"repeats={subject.repeats}: medians of fewer than five runs say little.")
     for note in subject.notes:
@@ -110,6 +107,30 @@ def _chosen(options: dict[str, Any], overrides: list[str]) -> list[str]:
     if options["baseline"] == "none":
         return kinds
     return [*(kinds if any(o.startswith("what=") for o in overrides) else []), "baseline"]
+
+
+def _measure_all(kinds: list[str], subject: Subject, console: Console) -> list[Row]:
+    """Measure and print one kind after another; one that cannot be measured is noted, and the others stand.
+
+    Raises:
+        UserError: Of the first kind, if nothing can be measured.
+    """
+    from alexnet_exp.runs.benchmark_report import print_rows
+
+    rows: list[Row] = []
+    refusals: list[UserError] = []
+    for kind in kinds:
+        try:
+            measured = _measure(kind, subject)
+        except UserError as error:
+            refusals.append(error)
+            subject.notes.append(f"{kind} is not measured: {error}")
+            continue
+        print_rows(measured, console)
+        rows += measured
+    if not rows:
+        raise refusals[0]
+    return rows
 
 
 def _measure(kind: str, subject: Subject) -> list[Row]:

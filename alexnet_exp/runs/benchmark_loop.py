@@ -84,6 +84,9 @@ def variant(fit: Fit, precision: str, layout: str, compiled: bool | str) -> Step
     dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
     device = fit.trainer.strategy.root_device
     model = fresh(fit).to(device, dtype, memory_format=LAYOUTS[layout]).train()
+    if compiled is True:
+        # For a second batch size torch would make kernels of any size; a run of that size has its own.
+        torch.compiler.reset()
     compile_network(model, compiled)
     step = step_of(
         model, build_optimizer(model, fit.config["optimizer"]), precision, fit.config["label_smoothing"]

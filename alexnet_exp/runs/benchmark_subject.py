@@ -75,6 +75,13 @@ class Noise(ImageData):
         return ArraySource(images, torch.arange(count) % 10, classes, f"noise {split}")
 
 
+# What would end a run, or its epochs, before a turn of steps does.
+UNENDING: dict[str, Any] = {
+    "max_epochs": 100_000, "max_steps": -1, "max_time": None, "fast_dev_run": False, "overfit_batches": 0.0,
+    "limit_train_batches": 1.0, "val_check_interval": 1.0, "check_val_every_n_epoch": 1,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Subject:
     """The run to be measured.
@@ -123,8 +130,8 @@ class Subject:
     def data(self, config: dict[str, Any]) -> ImageData:
         """Read the images, or make noise in their shape and note it."""
         data = config["data"]
-        published = PUBLISHED.get(data["_target_"])
-        if published and not any((Path(data["data_dir"]) / name).exists() for name in published.files):
+        if _is_missing(data):
+            published = PUBLISHED[data["_target_"]]
             name = data["_target_"].rpartition(".")[2]
             self._note(f"{name} is not in {data['data_dir']}: noise of the same shape instead.")
             taken = {k: v for k, v in data.items() if k not in ("data_dir", "download")}
@@ -134,6 +141,11 @@ class Subject:
             self._note("The image folder is synthetic: JPEG files of 500 x 375 pixels made for the occasion.")
             data["root"] = str(write_jpegs(self.scratch / "jpegs"))
         return heavy.prepare_data(config)
+
+    def has_images(self) -> bool:
+        """Tell whether the run has images of its own, rather than some that `data` makes for the occasion."""
+        data = self.config()["data"]
+        return not _is_missing(data) and data.get("root") != SYNTHETIC
 
     def fit(self, tracked: bool = False) -> Fit:
         """Put the run together as `train` would.
@@ -145,7 +157,8 @@ class Subject:
         data = self.data(config)
         heavy.fit_to_data(config, data, self.overrides)
         # Only now: what compile=auto chooses depends on the length of the run.
-        config["trainer"] |= {"max_epochs": 100_000, "max_steps": -1, "max_time": None}
+        config["trainer"] |= UNENDING
+        config["callbacks"]["early_stopping"]["enabled"] = False
         run = RunDirectory(tempfile.mkdtemp(dir=self.scratch))
         loggers = make_loggers(config, run) if tracked else []
         unseen = Console(file=_Nowhere(), force_terminal=True)  # the bar is drawn, as in a run
@@ -156,6 +169,14 @@ class Subject:
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+
+def _is_missing(data: dict[str, Any]) -> bool:
+    """Tell whether the files of a published data set are not there."""
+    published = PUBLISHED.get(data["_target_"])
+    return published is not None and not any(
+        (Path(data["data_dir"]) / name).exists() for name in published.files
+    )
 
 
 def endless_batches(fit: Fit) -> Generator[Batch, None, None]:

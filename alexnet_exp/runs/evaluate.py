@@ -178,7 +178,7 @@ def _evaluate(run: RunDirectory, settings: dict[str, Any], command: str, console
         console.print(what, highlight=False, markup=False)
         if any(has_equal_views(member.data, member.split) for member in members):
             log.warning(_EQUAL_VIEWS)  # no error: a training may have tested its network that way
-        ranks.go()
+        ranks.go(settings)
         outcome = heavy.evaluate_all(members, settings, console)
     facts = {"command": command, "seconds": round(time.time() - started, 2), "devices": settings["devices"]}
     return write_all(run, members, outcome, settings, facts, console)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
 from alexnet_exp.allocator import keep_freed_memory
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.log import logging_to
-from alexnet_exp.training.devices import die_with_parent
+from alexnet_exp.training.devices import die_with_parent, receive_settings
 
 
 def main() -> int:
-    run_dir, parent = Path(sys.argv[1]), int(sys.argv[2])
-    die_with_parent(parent)
+    die_with_parent(int(sys.argv[2]))
     keep_freed_memory()
     from alexnet_exp.runs import evaluate_members as heavy
-    from alexnet_exp.tracking.run_directory import RunDirectory
 
-    if sys.stdin.readline() != "go\n":
+    received = receive_settings()
+    if received is None:
         return 1  # the first rank ended before there was anything to do
-    settings = RunDirectory(run_dir).config()
+    (settings,) = received
     try:
         with logging_to(None):
             members = heavy.open_members(settings["ckpt"], settings)

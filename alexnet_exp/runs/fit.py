@@ -221,12 +221,13 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
 
 
 def _check_more_to_do(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any], path: Path) -> None:
-    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    wanted = trainer["max_epochs"]
-    if wanted not in (None, -1) and done >= wanted:
-        raise UserError(
-            f"{path} has already trained {done} epochs: say trainer.max_epochs=N, more than that."
-        )
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    for what, done in (("epochs", epochs), ("steps", checkpoint["global_step"])):
+        wanted = trainer[f"max_{what}"]
+        if wanted not in (None, -1) and done >= wanted:
+            raise UserError(
+                f"{path} has already trained {done} {what}: say trainer.max_{what}=N, more than that."
+            )
 
 
 def _truncate_metrics(fit: Fit, step: int) -> None:

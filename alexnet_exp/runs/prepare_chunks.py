@@ -11,7 +11,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 
@@ -82,13 +82,20 @@ def _alone(url: str) -> Iterator[None]:
         raise UserError(f"{url} cannot be written ({error.strerror}): choose another out.") from error
     with lock:
         # Who waits for nobody may have opened the file of one that has just ended, and removed it.
-        if not take(lock) or not os.path.exists(path) or not os.path.samefile(lock.fileno(), path):
+        if not _taken(lock) or not os.path.exists(path) or not os.path.samefile(lock.fileno(), path):
             raise UserError(f"{url} is being written by another prepare: wait for it, or choose another out.")
         try:
             yield
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+
+
+def _taken(lock: IO[Any]) -> bool:
+    try:
+        return take(lock)
+    except OSError:  # a file system that knows no locks, either
+        return True
 
 
 def _begin(url: str, config: Mapping[str, Any], images: Mapping[str, str]) -> int:
@@ -132,6 +139,11 @@ def _begun(url: str) -> dict[str, Any]:
         begun = json.loads(text)
     except ValueError:
         begun = None
+    if isinstance(begun, dict) and set(begun) == {*ASKED, "images"}:
+        raise UserError(
+            f"{url} was written by an older version of alexnet_exp, which did not note the sizes of the images: train "
+            "with it if it is whole, or choose another out."
+        )
     if not isinstance(begun, dict) or not set(begun) >= {*ASKED, "images", "sizes"}:
         raise UserError(f"{url}/{BEGUN} is damaged: remove the folder, and prepare again.")
     return begun

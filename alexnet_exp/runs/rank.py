@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alexnet_exp.allocator import keep_freed_memory
 from alexnet_exp.errors import UserError
-from alexnet_exp.training.devices import die_with_parent
+from alexnet_exp.training.devices import die_with_parent, receive_settings
 from alexnet_exp.training.stopping import Stopped, ignore_signals
 
 
@@ -18,13 +18,13 @@ def main() -> int:
     ignore_signals()
     from alexnet_exp.runs import fit  # noqa: F401 (the slow imports happen while the first rank prepares the data)
     from alexnet_exp.runs.train import follow
-    from alexnet_exp.tracking.run_directory import RunDirectory
 
-    if sys.stdin.readline() != "go\n":
+    received = receive_settings()
+    if received is None:
         return 1  # the first rank ended before there was anything to do
-    run = RunDirectory(run_dir)
+    config, overrides = received
     try:
-        follow(run.config(), run.overrides(), run_dir)
+        follow(config, overrides, run_dir)
     except Stopped:
         return 0
     except UserError as error:

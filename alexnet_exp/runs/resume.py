@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +93,15 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
     if not all(isinstance(saved.get(group), dict) for group in _GROUPS):
         raise UserError(f"{run.path / 'config.yaml'} does not hold the settings of a run.")
     check_trust(saved, config["trust"], f"{run.path}: config")
-    first = [o for o in _overrides(run) if _key(o) not in ("resume", "trust")]
-    new = [o for o in overrides if o not in first and _key(o) != "resume"]
+    first = _last_of_each(o for o in _overrides(run) if _key(o) not in ("resume", "trust"))
+    new = [o for o in _last_of_each(overrides) if o not in first and _key(o) != "resume"]
     changed = _changes(first, config, f"{run.path}: overrides") if new else set()
     hidden = {key for key, value in _flat(saved).items() if REDACTED in str(value)}
     _check_same_experiment(changed - hidden, new, run.path)
     for key in changed:
-        group, _, last = key.partition(".")
+        group = key.partition(".")[0]
         if group in _FIXED:
-            saved[group][last] = config[group][last]
+            _copy(key, config, saved)
         else:  # as a whole: a logger may have gone
             saved[group] = config[group]
     _check_nothing_hidden(saved, run.path)
@@ -111,6 +112,18 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
     saved["resume"] = str(run.path)
     again = {_key(o) for o in new}
     return saved, [*(o for o in first if _key(o) not in again), *new]
+
+
+def _last_of_each(overrides: Iterable[str]) -> list[str]:
+    """Leave out what a later override of the same key replaces."""
+    return list({_key(override): override for override in overrides}.values())
+
+
+def _copy(key: str, source: dict[str, Any], target: dict[str, Any]) -> None:
+    *path, last = key.split(".")
+    for name in path:
+        source, target = source[name], target[name]
+    target[last] = source[last]
 
 
 def _overrides(run: RunDirectory) -> list[str]:

@@ -109,7 +109,7 @@ class _Session:
                 self.run.path, devices, self.config["trainer"]["num_nodes"], self._lost_a_rank
             ) as ranks:
                 self._prepare()
-                ranks.go()
+                ranks.go(self.config, self.overrides)
                 self._train()
             status = "finished"
         except UserError as problem:

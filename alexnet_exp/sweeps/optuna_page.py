@@ -12,7 +12,6 @@ from optuna.trial import FrozenTrial, TrialState
 from alexnet_exp.sweeps.optuna_plots import draw_history, draw_importance
 from alexnet_exp.sweeps.optuna_trials import Trials
 from alexnet_exp.tracking.markup import Html, tag
-from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.report import section, write_document
 
 _STATES = {
@@ -29,13 +28,13 @@ def write_sweep_page(trials: Trials, command: str | None) -> Path:
 
     Args:
         trials: With the study that is shown.
-        command: Repeats the best trial; None if none has finished.
+        command: Repeats the best trial, without secrets; None if none has finished.
     """
     history = draw_history(trials.study, trials.metric, trials.directory / "figures" / "history.png")
     importance = draw_importance(trials.study, trials.directory / "figures" / "importance.png")
     sections = [
         _header(trials),
-        section("Best trial", _best(trials, redact(command)) if command else None),
+        section("Best trial", _best(trials, command) if command else None),
         section("History", _picture(history, "Value of each trial")),
         section("Importance", _picture(importance, "Importance of each setting")),
         section("Trials", _table(trials)),

@@ -112,8 +112,8 @@ def _conclude(trials: Trials, console: Console) -> None:
     if any(trials.folder(trial).exists() for trial in told):
         print_table(summarise(trials.directory, trials.metric))
     best = [trial for trial in told if trial.state == TrialState.COMPLETE] and trials.study.best_trial
-    command = best and repeat_command(trials.space, trials.flags, best.params)
-    write_sweep_page(trials, command or None)
+    command = repeat_command(trials.space, trials.flags, best.params) if best else None
+    write_sweep_page(trials, command)
     if best:
         drawn = " ".join(as_overrides(best.params))
         console.print(f"best trial:      {best.number}, {trials.metric} {best.value:.4f}", highlight=False)
@@ -123,8 +123,9 @@ def _conclude(trials: Trials, console: Console) -> None:
 
 
 def repeat_command(space: Space, flags: list[str], drawn: Mapping[str, Any]) -> str:
-    """Return the command line of a single run with the settings of a trial."""
-    return shlex.join(["alexnet-exp", "train", *flags, *space.overrides(drawn)])
+    """Return the command line of a single run with the settings of a trial, without secrets."""
+    command = shlex.join(["alexnet-exp", "train", *flags, *space.overrides(drawn)])
+    return redact({"command": command})["command"]
 
 
 def _nothing(study: optuna.Study) -> str:

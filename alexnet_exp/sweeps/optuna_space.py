@@ -16,6 +16,7 @@ from optuna.distributions import (
 from optuna.trial import Trial
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.redact import redact
 
 
 @dataclass
@@ -61,7 +62,7 @@ def read_space(overrides: Sequence[Override]) -> Space:
         overrides: Parsed; of several with one key the last holds.
 
     Raises:
-        UserError: If nothing is searched, or a range makes no sense.
+        UserError: If nothing is searched, a range makes no sense, or a secret would be drawn.
     """
     last = {override.get_key_element(): override for override in overrides}
     searched = {key: override for key, override in last.items() if override.is_sweep_override()}
@@ -71,7 +72,10 @@ def read_space(overrides: Sequence[Override]) -> Space:
             "'optimizer.lr=tag(log,interval(1e-4,1e-1))'."
         )
     fixed = [str(override.input_line) for key, override in last.items() if key not in searched]
-    return Space(fixed, {key: _distribution(override) for key, override in searched.items()})
+    space = Space(fixed, {key: _distribution(override) for key, override in searched.items()})
+    for key, distribution in space.distributions.items():
+        _check_no_secret(key, distribution)
+    return space
 
 
 def enumerated(distribution: BaseDistribution) -> list[Any] | None:
@@ -95,6 +99,14 @@ def suggest(trial: Trial, key: str, distribution: BaseDistribution) -> None:
     else:
         assert isinstance(d, FloatDistribution)
         trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)
+
+
+def _check_no_secret(key: str, distribution: BaseDistribution) -> None:
+    drawn = [f"{key}={value}" for value in _some(distribution)]
+    if redact(drawn) != drawn:
+        raise UserError(
+            f"{key} holds a secret, and a study writes down all that it draws: give it one value."
+        )
 
 
 def _some(distribution: BaseDistribution) -> list[Any]:

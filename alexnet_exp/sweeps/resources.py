@@ -17,6 +17,11 @@ log = logging.getLogger(__name__)
 _SECONDS = 30.0  # for nvidia-smi, which a broken driver may hold for ever
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _SHAPING = ("trainer", "experiment", "debug")  # settings that can change how many devices a job takes
+# What launchers tell the processes that they start: a job would take itself for one of these, and jobs share a port.
+_OF_A_LAUNCHER = (
+    "SLURM_", "TORCHELASTIC_", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
 
 
 def trainers(
@@ -76,8 +81,7 @@ class Resources:
         if self.free == 0:
             return None
         self.free -= 1
-        # Inside an allocation SLURM's variables would make each job one of the allocation's tasks.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_LAUNCHER)}
         environment = {**inherited, **dict.fromkeys(_THREADS, str(self.threads))}
         environment.pop(
             "HYDRA_FULL_ERROR", None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -105,8 +106,11 @@ def _submit(jobs: list[Job], settings: Mapping[str, Any], shape: Shape, director
         job.directory.mkdir(parents=True, exist_ok=True)  # SLURM makes no folder for what a job prints
         job.note_result()
     path = directory / f"array-{number}.sh"
-    write_atomically(path, script(jobs, settings, shape, directory))
-    path.chmod(0o600)  # a setting may be a secret, and the jobs must be told it
+    before = os.umask(0o077)  # a setting may be a secret, and the jobs must be told it
+    try:
+        write_atomically(path, script(jobs, settings, shape, directory))
+    finally:
+        os.umask(before)
     return slurm_queue.submit(path)
 
 

@@ -11,6 +11,7 @@ from rich.table import Table as RichTable
 
 from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, Job
 from alexnet_exp.tracking.records import read_rows
+from alexnet_exp.tracking.redact import redact
 
 _LAST_LINES = 5
 _READ_SECONDS = 1.0
@@ -32,7 +33,7 @@ class Table:
         self._before: dict[int, int] = {}  # epochs that a job had finished when it started
         shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
         self._names = {
-            job.number: " ".join(o for o in job.overrides if o not in shared) or "-" for job in jobs
+            job.number: " ".join(redact([o for o in job.overrides if o not in shared])) or "-" for job in jobs
         }
 
     def __enter__(self) -> Table:
@@ -52,7 +53,7 @@ class Table:
         """Say that a job has started, and with which command."""
         again = " again" if job.tries > 1 else ""
         self._before[job.number] = _epochs(_metrics(job))
-        self.say(f"job {job.number} starts{again}: {job.command}")
+        self.say(f"job {job.number} starts{again}: {redact({'command': job.command})['command']}")
 
     def ended(self, job: Job) -> None:
         """Say how a job has ended, and show the last lines of one that failed."""
@@ -79,8 +80,8 @@ class Table:
             self._live.update(self._drawn())
 
     def say(self, text: str) -> None:
-        """Print a line above the table."""
-        self.console.print(text, highlight=False, markup=False)
+        """Print a line above the table, without secrets: it may quote what a job has printed."""
+        self.console.print(redact(text), highlight=False, markup=False)
 
     def _drawn(self) -> RichTable:
         table = RichTable("job", "settings", "state", "epoch", "best", "time left", box=None, pad_edge=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -20,6 +22,8 @@ except ImportError:  # Windows has no advisory locks of this kind
     fcntl = None  # type: ignore[assignment]
 
 
+log = logging.getLogger(__name__)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # of a file system that has none
 MAX_YAML = 10_000_000  # characters; a run's settings have some thousand
 
 
@@ -45,8 +49,10 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Hold the directory for this process alone; the system lets go when the process dies.
 
+        Where the file system has no locks, a warning says so, and a second run is not noticed.
+
         Raises:
-            UserError: If it cannot be written, or a live run holds it.
+            UserError: If it cannot be written or locked, or a live run holds it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -56,18 +62,34 @@ class RunDirectory:
                 f"{self.path} cannot be written ({error.strerror}); say hydra.run.dir=DIR or paths.output_dir=DIR."
             ) from error
         with file:
-            try:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not os.path.samestat(os.fstat(file.fileno()), os.stat(self.path / ".lock")):
-                    raise OSError("another run took the lock away and its own in between")
-            except OSError as error:
-                raise UserError(f"{self.path} belongs to a run that is still going on.") from error
+            if not self._take(file):
+                raise UserError(f"{self.path} belongs to a run that is still going on.")
             try:
                 yield
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path / ".lock")
+
+    def _take(self, file: IO[str]) -> bool:
+        """Lock the open file; return whether the directory is this process's now."""
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise UserError(
+                    f"{self.path} cannot be locked ({error.strerror}); say hydra.run.dir=DIR or paths.output_dir=DIR."
+                ) from error
+            log.warning(
+                "%s: its file system has no locks (%s); a second run in this directory would not be refused.",
+                self.path, error.strerror,
+            )  # fmt: skip
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(self.path / ".lock"))
+        except FileNotFoundError:  # another run took the lock, and away with it, in between
+            return False
 
     @contextlib.contextmanager
     def fresh(self) -> Iterator[None]:
@@ -82,7 +104,7 @@ class RunDirectory:
             yield
 
     def write_settings(self, config: Mapping[str, Any], overrides: list[str]) -> None:
-        """Write overrides.yaml and config.yaml, without secrets: where the latter is, the other ranks find both."""
+        """Write overrides.yaml and config.yaml, without secrets."""
         write_atomically(self.path / "overrides.yaml", to_yaml(redact(overrides)))
         write_atomically(self.path / "config.yaml", to_yaml(redact(config)))
 

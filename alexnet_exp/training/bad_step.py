@@ -12,15 +12,14 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 
 from alexnet_exp.data.loaders import Batch
 from alexnet_exp.errors import UserError
@@ -79,12 +78,20 @@ def check_weights(trainer: Trainer) -> None:
         *(("averaged weights", module) for module in averages if module is not None),
     ]
     for what, module in modules:
-        if not _are_finite(chain(module.parameters(), module.buffers())):
+        if not _are_finite(_trained(module)):
             raise UserError(
                 f"The {what} are not finite after step {trainer.global_step} (epoch {trainer.current_epoch}); training "
                 "stopped and the last checkpoint is from before. resume=RUN_DIR trainer.detect_anomaly=true comes to "
                 f"the step again. {_ADVICE}"
             )
+
+
+def _trained(module: nn.Module) -> Iterator[Tensor]:
+    """Yield what training changes; another buffer, such as the mask of an attention, may be infinite by design."""
+    yield from module.parameters()
+    yield from (
+        value for name, value in module.named_buffers() if name.endswith(("running_mean", "running_var"))
+    )
 
 
 @torch.no_grad()

@@ -156,8 +156,14 @@ class Bar(ProgressBar):
             self._progress.stop()
             self._progress = None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open_epoch(trainer)  # one that is gone on with has no start of its own
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print_epoch(trainer, pl_module)
+        self._open_epoch(trainer)
+
+    def _open_epoch(self, trainer: Trainer) -> None:
         self._open(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", self.total_train_batches)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,

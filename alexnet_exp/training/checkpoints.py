@@ -58,11 +58,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 _keep_before(path, self.keep_last)
             os.replace(temporary, path)
         except OSError as error:
-            before = f"; {path.name} of before is whole" if path.exists() else ""
-            raise UserError(
-                f"{path} cannot be written ({error.strerror}){before}: make room, then go on with "
-                f"resume={path.parent.parent}."
-            ) from error
+            raise _unwritable(path, error) from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -248,9 +244,22 @@ def _keep_before(path: Path, keep_last: int) -> None:
 def link(source: Path, target: Path) -> None:
     """Make `target` the same file as `source` at once; copies where the file system has no hard links."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
+    for stale in target.parent.glob(f".{target.name}.*.tmp"):  # of a run killed in here
+        stale.unlink()
     try:
         os.link(source, temporary)
     except OSError:
-        shutil.copyfile(source, temporary)
+        try:
+            shutil.copyfile(source, temporary)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise _unwritable(target, error) from error
     os.replace(temporary, target)
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    before = f"; {path.name} of before is whole" if path.exists() else ""
+    return UserError(
+        f"{path} cannot be written ({error.strerror}){before}: make room, then go on with "
+        f"resume={path.parent.parent}."
+    )

@@ -1,8 +1,8 @@
 """Several devices on one machine: one process for each, started by us rather than by re-running the command line.
 
-Lightning starts its processes by repeating sys.argv, which under Hydra's -m is the whole sweep. Ours read the run's own
-config.yaml, so every rank has the same settings by construction. They start before torch is imported here, so that all
-import at the same time, and wait for our word that the data is there.
+Lightning starts its processes by repeating sys.argv, which under Hydra's -m is the whole sweep. Ours get the settings
+of the first rank through a pipe, so every rank has the same by construction. They start before torch is imported here,
+so that all import at the same time, and wait for the settings, which come once the data is there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+import yaml
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.stopping import Stopped
@@ -81,7 +83,7 @@ class Ranks:
     """The other processes of a run on this machine; a context manager that never leaves one behind.
 
     Args:
-        run_dir: Holds config.yaml, from which the processes read the settings.
+        run_dir: Of the run.
         count: Devices, this process's own included.
         num_nodes: Machines.
         on_failure: Told the last words of a rank that failed while the others wait for it.
@@ -124,12 +126,20 @@ class Ranks:
             )
         )
 
-    def go(self) -> None:
-        """Tell the processes that the data is ready."""
+    def go(self, *settings: Any) -> None:
+        """Hand the processes the settings: the data is ready.
+
+        They go through a pipe, since config.yaml has no secrets, and other users may read a command line.
+
+        Args:
+            settings: Plain values; `receive_settings` returns them.
+        """
+        # Of YAML, since JSON turns every key into text. Escaped, it also holds file names that are no text.
+        text = yaml.safe_dump(list(settings), sort_keys=False).encode("ascii")
         for child in self._children:
             assert child.stdin is not None
             try:
-                child.stdin.write(b"go\n")
+                child.stdin.write(b"%d\n" % len(text) + text)
                 child.stdin.flush()
             except BrokenPipeError:
                 continue  # it has died; the watch says why
@@ -191,6 +201,13 @@ class Ranks:
         while (failure := self.failure()) is None and time.monotonic() < deadline:
             time.sleep(0.05)
         return failure
+
+
+def receive_settings() -> list[Any] | None:
+    """Wait, in one of the processes, for what `Ranks.go` hands over; None if the first rank has ended instead."""
+    length = sys.stdin.buffer.readline()
+    text = sys.stdin.buffer.read(int(length or 0))
+    return yaml.safe_load(text) if text and len(text) == int(length) else None
 
 
 def _leave_group() -> None:

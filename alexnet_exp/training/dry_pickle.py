@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 MAX_DEPTH = 50
 MAX_VALUES = 1 << 24  # values and characters, an object counted as often as it is referred to
@@ -132,6 +132,11 @@ class DryRun(pickle._Unpickler):  # the one in C takes sizes at their word
         sizes: Bytes of each storage; None: not known, and `claimed` gathers them.
     """
 
+    # A bytearray is made as long as it says before its bytes are read, and no file of torch.save has one.
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
+    }
+
     def __init__(self, file: IO[bytes], sizes: Mapping[str, int] | None) -> None:
         super().__init__(file)
         self.sizes = sizes
@@ -166,25 +171,33 @@ class DryRun(pickle._Unpickler):  # the one in C takes sizes at their word
         return _Storage(count)
 
 
-def measure(value: Any, depth: int = 0, known: dict[int, int] | None = None) -> int:
+def measure(value: Any) -> int:
     """Return how many values and characters there are, each counted as often as it is referred to.
 
     Raises:
         RefusedError: Too many, or too deep; what contains itself has no end of depth.
     """
-    known = {} if known is None else known
+    return _measure(value, 0, {})[0]
+
+
+def _measure(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Return how many values there are, and how many containers lie in one another."""
     if isinstance(value, str | bytes):
-        return len(value) + 1
+        return len(value) + 1, 0
     inside = _inside(value)
     if inside is None:
-        return 1
-    if depth > MAX_DEPTH:
+        return 1, 0
+    count, height = known.get(id(value), (0, 0))
+    if depth + height > MAX_DEPTH + 1 or depth > MAX_DEPTH:  # what is known already may lie deeper now
         raise RefusedError(f"its values are nested more than {MAX_DEPTH} deep")
-    if id(value) not in known:
-        known[id(value)] = 1 + sum(measure(each, depth + 1, known) for each in inside)
-    if known[id(value)] > MAX_VALUES:
+    if not count:
+        for each in inside:
+            values, levels = _measure(each, depth + 1, known)
+            count, height = count + values, max(height, levels)
+        count, height = known[id(value)] = count + 1, height + 1
+    if count > MAX_VALUES:
         raise RefusedError(f"it repeats its values more than {MAX_VALUES} times")
-    return known[id(value)]
+    return count, height
 
 
 def _inside(value: Any) -> list[Any] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from alexnet_exp.errors import UserError
@@ -16,6 +17,9 @@ from alexnet_exp.training.devices import count_devices
 _TERMINALS = ("bash", "interactive")
 # Set by a launcher that has already started a process for every device: torchrun, or one of the user's own.
 _EXTERNAL = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID")
+# How many there are, of launchers (Kubernetes, mpirun, jsrun) that do not tell Lightning which of them this one is.
+_COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE")
+_WHICH = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "TORCHELASTIC_")
 
 
 def started_externally() -> bool:
@@ -27,6 +31,8 @@ def started_externally() -> bool:
 
 def is_first_rank() -> bool:
     """Return whether this process speaks for the run, before any process group exists."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # it numbers machines as it likes, by another order than SLURM's
+        return os.environ.get("RANK", "0") == "0"
     ranks = (os.environ.get(name, "0") for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
     return all(rank == "0" for rank in ranks)
 
@@ -40,10 +46,12 @@ def check_processes(arguments: Sequence[str]) -> None:
     Raises:
         UserError: If SLURM has more tasks than were started, or the processes would not share a directory.
     """
-    tasks = _check_tasks()
+    _check_known()
+    sweep = bool({"-m", "--multirun"} & set(arguments))
+    tasks = _check_tasks(sweep)
     if max(tasks, _number("WORLD_SIZE", 1)) == 1:
         return
-    if {"-m", "--multirun"} & set(arguments):
+    if sweep:
         raise UserError(
             "torchrun and srun start a run's processes, not a sweep's: leave -m out, or start the sweep without them."
         )
@@ -61,6 +69,23 @@ def check_processes(arguments: Sequence[str]) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Launched:
+    """Processes that something else has started.
+
+    Args:
+        who: Has started them.
+        mend: How to start others: text with {nodes} and {devices}.
+        count: All of them.
+        nodes: Machines that they are on; None if nothing says so.
+    """
+
+    who: str
+    mend: str
+    count: int
+    nodes: int | None
+
+
 def check_process_count(trainer: Mapping[str, Any]) -> None:
     """Refuse devices that no process was started for: beside a launcher's, a run starts none of its own.
 
@@ -68,47 +93,79 @@ def check_process_count(trainer: Mapping[str, Any]) -> None:
         trainer: Settings of the run.
 
     Raises:
-        UserError: If the launcher has started more processes or fewer than the settings take.
+        UserError: If the launcher has started more processes or fewer than the settings take, or elsewhere; or if
+            there are to be other machines, and nothing has started a process there.
     """
-    found = _launched()
-    if found is None:
+    launched, nodes = _launched(), trainer["num_nodes"]
+    if launched is None:
+        if nodes > 1 and "MASTER_ADDR" not in os.environ:
+            raise UserError(
+                f"trainer.num_nodes={nodes} would wait for the other machines for ever: start the run with torchrun or "
+                "srun, as docs/cluster.md has it, or leave it out."
+            )
         return
-    (who, mend), count = found
-    devices, nodes = trainer["devices"], trainer["num_nodes"]
+    devices = trainer["devices"]
     if not isinstance(devices, int) or devices < 1:
         devices = count_devices(trainer)
-    if devices * nodes == count:
+    count, placed = launched.count, launched.nodes or nodes
+    if devices * nodes == count and placed == nodes:
         return
-    fitting = f"devices={count // nodes}" if count % nodes == 0 else f"num_nodes=1 trainer.devices={count}"
+    machines = placed if count % placed == 0 else 1
+    fitting = f"devices={count // machines}"
+    fitting = fitting if machines == nodes else f"num_nodes={machines} trainer.{fitting}"
     raise UserError(
         f"trainer.devices={trainer['devices']} with trainer.num_nodes={nodes} takes {_processes(devices * nodes)}, and "
-        f"{who} has started {count}: {mend.format(nodes=nodes, devices=devices)}, or say trainer.{fitting}."
+        f"{launched.who} has started {count}{'' if placed == nodes else f' on {_machines(placed)}'}: "
+        f"{launched.mend.format(nodes=nodes, devices=devices)}, or say trainer.{fitting}."
     )
 
 
-_TORCHRUN = "torchrun", "start it with --nnodes={nodes} --nproc-per-node={devices}"
-_SLURM = "SLURM", "ask for --nodes={nodes} --ntasks-per-node={devices} and start the command with srun"
-_OTHER = "the launcher (WORLD_SIZE)", "let it start as many"
-
-
-def _launched() -> tuple[tuple[str, str], int] | None:
-    """Return what has started the processes of this run with how to mend that, and how many; None if nothing has."""
+def _launched() -> _Launched | None:
+    """Return what has started the processes of this run; None if nothing has."""
+    each = _number("LOCAL_WORLD_SIZE", 0)
+    count = _number("WORLD_SIZE", 1)
+    nodes = count // each if each else None
     if "TORCHELASTIC_RUN_ID" in os.environ:  # also inside of SLURM, where Lightning looks for it first
-        return _TORCHRUN, _number("WORLD_SIZE", 1)
+        mend = "start it with --nnodes={nodes} --nproc-per-node={devices}"
+        return _Launched("torchrun", mend, count, nodes)
     if {"SLURM_PROCID", "SLURM_NTASKS"} & os.environ.keys() and not _is_terminal():
-        return _SLURM, _tasks_of_step()
+        mend = "ask for --nodes={nodes} --ntasks-per-node={devices} and start the command with srun"
+        if "SLURM_STEP_ID" in os.environ:
+            return _Launched("SLURM", mend, _tasks_of_step(), _number("SLURM_STEP_NUM_NODES", 0) or None)
+        mend += " (in a notebook or a terminal: put SLURM_JOB_NAME=interactive ahead of it)"
+        return _Launched("SLURM", mend, 1, None)
     if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return _OTHER, _number("WORLD_SIZE", 1)
+        return _Launched("the launcher (WORLD_SIZE)", "let it start as many", count, nodes)
     return None
 
 
-def _check_tasks() -> int:
+def _check_known() -> None:
+    """Refuse processes that would each take themselves for the whole run.
+
+    Raises:
+        UserError: If something says that they are several, and nothing which of them this one is.
+    """
+    if any(name.startswith(_WHICH) for name in os.environ):
+        return
+    for name in _COUNTS:
+        if (count := _number(name, 1)) > 1:
+            raise UserError(
+                f"{name}={count} says that this is one of several processes, and nothing says which: start them with "
+                f"torchrun or srun, or unset {name}."
+            )
+
+
+def _check_tasks(sweep: bool) -> int:
     """Return how many processes of this run SLURM has; 1 where that is not for SLURM to say.
+
+    Args:
+        sweep: Whether this process starts runs of its own, which are no tasks of SLURM's.
 
     Raises:
         UserError: If they are several that Lightning would not take for ranks of one run.
     """
-    if "SLURM_PROCID" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+    in_slurm = bool({"SLURM_PROCID", "SLURM_NTASKS"} & os.environ.keys())
+    if not in_slurm or "TORCHELASTIC_RUN_ID" in os.environ:
         return 1
     tasks, started = _number("SLURM_NTASKS", 1), _tasks_of_step()
     if _is_terminal():
@@ -117,6 +174,8 @@ def _check_tasks() -> int:
                 f"srun has started {started} processes in a SLURM job named {os.environ['SLURM_JOB_NAME']}, which "
                 "Lightning takes for a terminal: start them with SLURM_JOB_NAME=train srun ..."
             )
+        return 1
+    if sweep and started == 1:
         return 1
     if tasks > 1 and started == 1:
         raise UserError(
@@ -144,6 +203,10 @@ def _is_terminal() -> bool:
 
 def _processes(count: int) -> str:
     return "1 process" if count == 1 else f"{count} processes"
+
+
+def _machines(count: int) -> str:
+    return "1 machine" if count == 1 else f"{count} machines"
 
 
 def _number(name: str, default: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
@@ -29,6 +30,7 @@ _PARTS = {
     "restore_optimizers": "optimizer_states",
     "restore_lr_schedulers": "lr_schedulers",
 }
+_MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 _MOVES = frozenset(
     ("optimizer", "best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_step_count", "_last_lr")
 )  # of the plateau schedule; the rest of it is constant
@@ -49,7 +51,7 @@ def restoring(path: Any, part: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (*_MALFORMED, MisconfigurationException) as error:  # the latter of more epochs than max_epochs
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"{path} cannot be gone on from: its {part} cannot be restored ({reason}); weights={path} takes its "
@@ -131,7 +133,9 @@ def changes(checkpoint: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
         return Changes()
     before = checkpoint.get("config", {})
     schedule, rates = (_chosen(before, keys) != _chosen(now, keys) for keys in (_SCHEDULE, _RATES))
-    return Changes(schedule, rates, checkpoint.get("run_length"))
+    length = checkpoint.get("run_length")
+    known = isinstance(length, list) and all(isinstance(number, int | float) for number in length)
+    return Changes(schedule, rates, length if known else None)
 
 
 _SCHEDULE = (("scheduler", "name"), ("scheduler", "monitor"), ("scheduler", "mode"))
@@ -179,7 +183,12 @@ class Kept:
         """
         configs = trainer.lr_scheduler_configs
         scheduler = configs[0].scheduler if configs else None
-        for group, own in zip(trainer.optimizers[0].param_groups, self.groups, strict=True):
+        groups = trainer.optimizers[0].param_groups
+        if any(not group.get("fused", True) for group in groups):
+            # The scaler of gradients would leave its part of the step to the fused form.
+            trainer.optimizers[0]._step_supports_amp_scaling = False
+        # In place, a callback of the user's may have added groups.
+        for group, own in zip(groups, self.groups, strict=changed.rates):
             if not changed.rates:
                 group.update({key: value for key, value in own.items() if key not in group})
                 continue

@@ -96,8 +96,16 @@ def check_same_network(classifier: ImageClassifier, checkpoint: Mapping[str, Any
         raise UserError(f"{path} is of another network: {problem}.")
 
 
-def check_same_optimizer(classifier: ImageClassifier, checkpoint: Mapping[str, Any], path: Path) -> None:
+def check_same_optimizer(
+    classifier: ImageClassifier, checkpoint: Mapping[str, Any], path: Path, groups_too: bool = True
+) -> None:
     """Refuse a checkpoint whose optimizer state is another optimizer's, or of other parameter groups.
+
+    Args:
+        classifier: About to go on.
+        checkpoint: As read.
+        path: Of it.
+        groups_too: Whether the groups are those of the settings, and no callback of the user's changes them.
 
     Raises:
         UserError: Says how to start from the weights alone.
@@ -107,7 +115,7 @@ def check_same_optimizer(classifier: ImageClassifier, checkpoint: Mapping[str, A
     problem = None
     if own["_target_"] != theirs.get("_target_"):
         problem = "{} there, {} here".format(*names)
-    else:
+    elif groups_too:
         groups = build_optimizer(classifier.model, {**own, "lr_scaling": "none"}, fused=False).param_groups
         ours = [len(group["params"]) for group in groups]
         states = checkpoint["optimizer_states"]

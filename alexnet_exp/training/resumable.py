@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, __version__
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -38,6 +38,7 @@ _STANDS_STILL = "alexnet_exp.training.paper_sgd.PaperSGD"  # gives parameters wi
 _HOW = ("foreach", "fused", "capturable", "differentiable")  # ways to compute the same
 # Never negative, as a metric of the user's own may be.
 _METRICS = frozenset(f"{split}/{name}" for split in ("train", "val") for name in ("loss", "top1", "top5"))
+_FLOAT_MAX = torch.finfo(torch.float32).max
 _CALLBACKS = {"BestAndLast": "checkpoint", "EarlyStopping": "early_stopping", "EMAWeightAveraging": "ema"}
 
 
@@ -57,7 +58,7 @@ def check_resumable(
             would write it.
     """
     check_same_network(classifier, checkpoint, path)
-    check_same_optimizer(classifier, checkpoint, path)
+    check_same_optimizer(classifier, checkpoint, path, groups_too=not _has_others_callbacks(trainer))
     if (wrong := next(_faults(trainer, classifier, checkpoint), None)) is not None:
         raise UserError(
             f"{path} cannot be gone on from: its {wrong} is not what a run writes there; weights={path} takes its "
@@ -68,7 +69,7 @@ def check_resumable(
 def _faults(trainer: Trainer, classifier: ImageClassifier, checkpoint: Mapping[str, Any]) -> Iterator[str]:
     yield from _loops(trainer, checkpoint)
     yield from _metrics(checkpoint)
-    yield from _rates_and_moments(classifier, checkpoint)
+    yield from _rates_and_moments(classifier, checkpoint, _has_others_callbacks(trainer))
     yield from _callbacks(trainer, checkpoint)
     yield from _averages(trainer, classifier, checkpoint)
     plugin = trainer.precision_plugin
@@ -78,13 +79,22 @@ def _faults(trainer: Trainer, classifier: ImageClassifier, checkpoint: Mapping[s
 
 
 def _loops(trainer: Trainer, checkpoint: Mapping[str, Any]) -> Iterator[str]:
-    loops = checkpoint["loops"]["fit_loop"]
-    yield from unlike(trainer.fit_loop.state_dict(), loops, "loops.fit_loop", whole=True)
+    loops, counters = checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict()
+    if checkpoint["pytorch-lightning_version"] != __version__:
+        counters = _of_both(counters, loops)
+    yield from unlike(counters, loops, "loops.fit_loop", whole=True)
     if str(_config(checkpoint, "data").get("_target_")).startswith("alexnet_exp."):
         place = loops["state_dict"].get("combined_loader")
         more = place[0] if isinstance(place, list) and place and isinstance(place[0], dict) else {}
         own = [dict.fromkeys(("epoch", "batches", *more), 0)]
         yield from unlike(own, place, "loops.fit_loop.state_dict.combined_loader", whole=True)
+
+
+def _of_both(own: Any, found: Any) -> Any:
+    """Leave out of our values what another version of Lightning has not written; it starts where it starts here."""
+    if not isinstance(own, dict) or not isinstance(found, dict):
+        return own
+    return {key: _of_both(value, found[key]) for key, value in own.items() if key in found}
 
 
 def _metrics(checkpoint: Mapping[str, Any]) -> Iterator[str]:
@@ -99,37 +109,63 @@ def _metrics(checkpoint: Mapping[str, Any]) -> Iterator[str]:
 # ---------------------------------------------------------------------------------------- optimizer and schedule
 
 
-def _rates_and_moments(classifier: ImageClassifier, checkpoint: Mapping[str, Any]) -> Iterator[str]:
+def _rates_and_moments(
+    classifier: ImageClassifier, checkpoint: Mapping[str, Any], may_freeze: bool
+) -> Iterator[str]:
+    """Find what is wrong with the optimizer's state; layers that a callback has frozen have none, or no group."""
     config = {**classifier.optimizer_config, "lr_scaling": "none"}
     optimizer = build_optimizer(classifier.model, config, fused=False)
+    [saved] = checkpoint["optimizer_states"]
+    ours, theirs = (
+        [len(g["params"]) for g in groups] for groups in (optimizer.param_groups, saved["param_groups"])
+    )
+    if may_freeze and ours != theirs:
+        return
     if not changes(checkpoint, classifier.embed.get("config", {})).schedule:
         schedule = build_schedule(optimizer, classifier.scheduler_config, RunLength(1000, 10))
-        own = [] if schedule is None else [schedule["scheduler"].state_dict()]
-        yield from unlike(own, checkpoint["lr_schedulers"], "lr_schedulers")
+        yield from unlike(_own_states(schedule, checkpoint), checkpoint["lr_schedulers"], "lr_schedulers")
         is_ours = classifier.scheduler_config.get("monitor") in _METRICS
         if is_ours and any(-math.inf < state["best"] < 0 for state in checkpoint["lr_schedulers"]):
             yield "lr_schedulers.0.best"
-    [saved] = checkpoint["optimizer_states"]
-    yield from _groups(optimizer, {*config, "initial_lr", "name"}, saved["param_groups"])
+    is_known = config["_target_"] in _MOMENTS
+    yield from _groups(
+        optimizer, {*config, "initial_lr", "name"} if is_known else None, saved["param_groups"]
+    )
     is_our_network = str(_config(checkpoint, "model").get("_target_")).startswith("alexnet_exp.")
     # The scaling of gradients skips its first steps.
     skips = str(_config(checkpoint, "trainer").get("precision")).startswith("16") and not saved["state"]
-    yield from _moments(optimizer, saved, config["_target_"], is_our_network and not skips)
+    is_needed = is_our_network and not skips and not may_freeze
+    yield from _moments(optimizer, saved, config["_target_"], is_needed)
 
 
-def _groups(optimizer: Optimizer, needed: set[str], saved: list[dict[str, Any]]) -> Iterator[str]:
-    """Find what is not as it should be in the parameter groups; what may be missing is taken from the settings."""
+def _own_states(schedule: Mapping[str, Any] | None, checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the state of a schedule of ours, without flags that another version of torch has not written."""
+    if schedule is None:
+        return []
+    there = {key for state in checkpoint["lr_schedulers"] if isinstance(state, dict) for key in state}
+    state = schedule["scheduler"].state_dict()
+    return [{key: value for key, value in state.items() if key in there or not isinstance(value, bool)}]
+
+
+def _groups(optimizer: Optimizer, needed: set[str] | None, saved: list[dict[str, Any]]) -> Iterator[str]:
+    """Find what is not as it should be in the parameter groups; what may be missing is taken from the settings.
+
+    Args:
+        optimizer: As the settings make it.
+        needed: Keys that must be there; None: an optimizer of the user's, which alone knows what its groups hold.
+        saved: Groups of the checkpoint, as many.
+    """
     for number, (own, group) in enumerate(zip(optimizer.state_dict()["param_groups"], saved, strict=True)):
         where = f"optimizer_states.param_groups.{number}"
         for key, value in own.items():
             found = group.get(key, _GONE)
             if key in _HOW:
-                if not (found is _GONE or found is None or isinstance(found, bool)):
+                if needed is not None and not (found is _GONE or found is None or isinstance(found, bool)):
                     yield f"{where}.{key}"
             elif key == "params":
                 if found != value:
                     yield f"{where}.params"
-            elif key in needed or found is not _GONE:
+            elif needed is not None and (key in needed or found is not _GONE):
                 yield from unlike(value, found, f"{where}.{key}")
 
 
@@ -156,6 +192,12 @@ def _moments(optimizer: Optimizer, saved: dict[str, Any], target: str, is_needed
 
 
 # ---------------------------------------------------------------------------------------- callbacks
+
+
+def _has_others_callbacks(trainer: Trainer) -> bool:
+    """Return whether the run has callbacks of the user's, which may freeze layers and add groups of parameters."""
+    ours = ("alexnet_exp.", "lightning.pytorch.callbacks.timer")  # the latter is trainer.max_time
+    return any(not type(callback).__module__.startswith(ours) for callback in trainer.callbacks)
 
 
 def _callbacks(trainer: Trainer, checkpoint: Mapping[str, Any]) -> Iterator[str]:
@@ -241,5 +283,6 @@ def _alike(own: Any, found: Any, whole: bool) -> bool:
             found, int if whole and isinstance(own, int) else int | float
         ):
             return False
-        return found == found if math.isinf(own) else 0 <= found < 1 << 48  # not NaN
+        most = 1 << 48 if isinstance(own, int) else _FLOAT_MAX
+        return found == found if math.isinf(own) else 0 <= found <= most  # not NaN
     return bool(own == found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,17 @@ def test_an_image_keeps_its_name_when_the_decoded_split_is_cut(root: Path, tmp_p
     assert decoded.first(3).image_name(2) == source.image_name(2)
 
 
+@pytest.mark.parametrize(
+    ("cache", "resident", "said"),
+    [("off", "device", True), ("off", "host", True), ("ram", "device", False), ("off", "auto", False)],
+)
+def test_a_place_for_images_that_are_not_kept_is_not_ignored_in_silence(
+    root: Path, caplog: pytest.LogCaptureFixture, cache: str, resident: str, said: bool
+):
+    ready(root, cache, resident=resident).train_dataloader()
+    assert (f"data.resident={resident}: nothing is kept without a cache" in caplog.text) is said
+
+
 def test_the_second_run_decodes_nothing(root: Path, request: pytest.FixtureRequest):
     expected = ready(root, "disk").sources["train"].images.clone()
     request.getfixturevalue("no_decoding")
@@ -183,6 +194,31 @@ def test_ram_says_how_much_memory_is_missing(root: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(cache_module, "_free_memory", lambda: 10)
     with pytest.raises(UserError, match=r"data\.cache=ram needs 0 MB, and 0 MB of memory are free"):
         keep(load(str(root), "train"), "ram", None)
+
+
+def test_the_files_are_looked_at_once_and_not_at_all_where_nothing_can_be_kept(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    looks: list[str] = []
+    taken = cache_module.fingerprint
+
+    def counted(paths: Sequence[str], *rest: Any) -> str:
+        looks.append(os.path.dirname(paths[0]))
+        return taken(paths, *rest)
+
+    monkeypatch.setattr(cache_module, "fingerprint", counted)
+    monkeypatch.setattr("alexnet_exp.data.cache_file.fingerprint", counted)
+    monkeypatch.setattr(cache_module, "AUTO_BYTES", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))  # the second place to look
+    source = load(str(root), "train")
+    assert keep(source, "auto", tmp_path / "kept") is source
+    assert looks == []
+    assert isinstance(keep(source, "disk", tmp_path / "kept"), DecodedSource)
+    assert len(looks) == 1
+    assert isinstance(
+        keep(source, "auto", tmp_path / "kept"), DecodedSource
+    )  # there, whatever auto may write
+    assert len(looks) == 2
 
 
 # ------------------------------------------------------------------------------------------- where

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from alexnet_exp.data import loaders
 from alexnet_exp.data.loaders import ArrayLoader, BatchPlan
 from alexnet_exp.data.resident import ahead, choose_place
 from alexnet_exp.data.sources import ArraySource
@@ -88,6 +89,28 @@ def test_indices_are_on_the_device_of_the_images():
     for batch in loader:
         assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.indices)
         assert torch.equal(batch.labels, batch.indices % 3)
+
+
+def test_batches_that_are_sent_are_the_same_and_every_epoch_uses_one_stream(monkeypatch: pytest.MonkeyPatch):
+    class Mover:
+        made = 0
+
+        def __init__(self, device: torch.device) -> None:
+            Mover.made += 1
+
+        def send(self, tensors: list[torch.Tensor]):
+            return lambda: tensors
+
+    monkeypatch.setattr(loaders, "Mover", Mover)
+    monkeypatch.setattr(loaders, "gather_pinned", torch.Tensor.__getitem__)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    sent, plain = (ArrayLoader(source(), BatchPlan(10, 4, seed=1), to) for to in (CUDA, None))
+    for epoch in range(3):
+        sent.sampler.set_epoch(epoch)
+        plain.sampler.set_epoch(epoch)
+        for ours, theirs in zip(sent, plain, strict=True):
+            assert all(map(torch.equal, ours[:3], theirs[:3])) and ours[3:] == theirs[3:]
+    assert Mover.made == 1
 
 
 @pytest.mark.gpu

@@ -130,6 +130,27 @@ def test_a_run_that_goes_on_takes_as_many_workers_as_before(url: str, monkeypatc
     assert (free.shuffled().sampler.num_workers, typed.shuffled().sampler.num_workers) == (3, 2)  # type: ignore
 
 
+def test_ranks_on_unlike_machines_take_as_many_workers_as_the_first(
+    url: str, monkeypatch: pytest.MonkeyPatch
+):
+    sent: list[int] = []
+
+    def broadcast(number: int) -> int:
+        sent.append(number)
+        return sent[0]
+
+    ranks = [Rank(url, rank, 2, workers=None) for rank in (0, 1)]
+    for rank, cores in zip(ranks, (3, 1), strict=True):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, n=cores: set(range(n)), raising=False)
+        rank.trainer.num_devices, rank.trainer.strategy.broadcast = 1, broadcast  # type: ignore
+        rank.setup("fit")
+    assert sent == [3, 1]
+    loaders = [rank.shuffled() for rank in ranks]
+    assert [loader.sampler.num_workers for loader in loaders] == [3, 3]  # type: ignore
+    assert len({len(loader) for loader in loaders}) == 1
+    assert [rank.state_dict() for rank in ranks] == [{"workers": 3}] * 2
+
+
 @pytest.mark.parametrize("state", [{"workers": 10**9}, {"workers": "many"}, {}, 7])
 def test_a_state_that_no_run_has_written_changes_no_workers(url: str, state: Any):
     data = Rank(url, workers=None)
@@ -165,7 +186,7 @@ def test_the_mean_image_is_taken_once_and_kept(
     wanted = torch.stack(images).double().mean(0).float()
     first = mean()
     torch.testing.assert_close(first, wanted, rtol=1e-6, atol=0)
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.npy")
     file.write_bytes(file.read_bytes()[:200])
     torch.testing.assert_close(mean(), first, rtol=0, atol=0)  # of what is damaged, taken again
     monkeypatch.setattr(Streaming, "_take_mean", None)

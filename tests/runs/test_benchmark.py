@@ -132,7 +132,7 @@ def test_data_is_compared_with_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_startup_is_timed_in_new_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     started: list[list[str]] = []
 
-    def run(command: list[str], subject: Any) -> None:
+    def run(command: list[str]) -> None:
         started.append(command)
         for argument in command:
             if found := re.search(r"path: '([^']+)'", argument):
@@ -148,11 +148,10 @@ def test_startup_is_timed_in_new_processes(monkeypatch: pytest.MonkeyPatch, tmp_
     assert {"model=alexnet_cifar", "data=digits"} <= set(first[0])
 
 
-def test_a_command_that_fails_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    subject: Any = type("Any", (), {"scratch": Path.cwd()})
+def test_a_command_that_fails_is_no_figure() -> None:
     code = "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"
     with pytest.raises(UserError, match="ended with 3: no such thing"):
-        benchmark_startup._run([sys.executable, "-c", code], subject)
+        benchmark_startup._run([sys.executable, "-c", code])
 
 
 def test_several_kinds_are_measured_in_one_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

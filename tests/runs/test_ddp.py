@@ -19,6 +19,7 @@ from torch import nn
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.fit import assemble, fit_to_data, prepare_data
 from alexnet_exp.tracking.run_directory import RunDirectory
+from tests.runs.test_secrets import TYPED, leaks
 from tests.tracking.read_wandb import read_wandb
 from tests.training.small_runs import SMALL, checkpoint, rows, run, settings
 
@@ -95,7 +96,8 @@ def test_two_ranks_learn_count_and_write_as_one(tmp_path: Path, capfd: pytest.Ca
     one = run(tmp_path / "one", *UNEVEN)
     capfd.readouterr()
     environment, before = dict(os.environ), children()
-    two = run(tmp_path / "two", *UNEVEN, "trainer=ddp_cpu")
+    client = {"_target_": "tests.runs.test_secrets.Client", "password": TYPED}  # fails on a rank with another
+    two = run(tmp_path / "two", *UNEVEN, "trainer=ddp_cpu", callbacks={"client": client})
     printed = capfd.readouterr()
 
     assert (one["devices"], two["devices"]) == (1, 2)
@@ -126,6 +128,7 @@ def test_two_ranks_learn_count_and_write_as_one(tmp_path: Path, capfd: pytest.Ca
         for run_dir in (tmp_path / "one", tmp_path / "two")
     ]
     assert files[0] == files[1]
+    assert leaks(tmp_path) == []
     shown = tmp_path / "two"
     assert printed.out.splitlines() == [
         f"run directory: {shown}", f"report:        {shown / 'report.html'}", f"run directory: {shown}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ import pytest
 from alexnet_exp.cli import main
 from alexnet_exp.data import Folder, Streaming
 from alexnet_exp.errors import UserError
+from alexnet_exp.runs import prepare_chunks
 from alexnet_exp.runs.prepare_chunks import _alone, _begin
 from alexnet_exp.sweeps.process import identity, is_gone
 from tests.data.makers import write_folder
@@ -215,6 +217,24 @@ def test_an_image_that_was_mended_in_between_is_taken(tmp_path: Path):
     _begin(str(tmp_path), {**SETTINGS, "num_workers": 3}, IMAGES)
     assert _begin(str(tmp_path), SETTINGS, IMAGES | {"sizes": "2"}) == 3
     assert json.loads((tmp_path / "prepare.json").read_text())["sizes"] == "2"
+
+
+def test_what_an_older_version_has_begun_is_not_called_damaged(tmp_path: Path):
+    (tmp_path / "prepare.json").write_text(json.dumps({**SETTINGS, "num_workers": 3, "images": "names"}))
+    with pytest.raises(UserError, match="written by an older version"):
+        _begin(str(tmp_path), SETTINGS, IMAGES)
+
+
+def test_where_files_cannot_be_locked_prepare_goes_on_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(lock: object) -> bool:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(prepare_chunks, "take", refuse)
+    with _alone(str(tmp_path)):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_prepare_into_the_same_folder_is_one_line(

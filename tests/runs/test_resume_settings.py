@@ -132,6 +132,13 @@ def test_run_resumed_before_can_be_resumed_again(tmp_path: Path):
     assert settings(run)["trainer"]["max_epochs"] == 7
 
 
+def test_of_a_setting_typed_twice_the_last_counts(tmp_path: Path):
+    run = begun(tmp_path / "run", ["trainer.max_epochs=1", "seed=3", "trainer.max_epochs=2"])
+    assert (resumed(run) or ({}, []))[1] == ["trainer.max_epochs=2", "seed=3"]
+    assert settings(run)["trainer"]["max_epochs"] == 2
+    assert settings(run, "trainer.max_epochs=1")["trainer"]["max_epochs"] == 1
+
+
 def finish(run: Path, epochs: int = 5, status: str = "finished") -> None:
     (run / "result.json").write_text(json.dumps({"status": status, "epochs": epochs}))
 
@@ -185,6 +192,14 @@ def test_command_line_refuses_another_rate_in_one_line(run: Path, capsys: pytest
     assert err.startswith("error: resume= continues the same experiment, and optimizer.lr=0.5 would change")
     assert err.count("\n") == 1
     assert (run / "config.yaml").read_text() == before
+
+
+def test_a_secret_of_a_map_within_a_group_is_typed_again(tmp_path: Path):
+    secret = "+data.storage.password=hunter22-typed"
+    run = begun(tmp_path / "run", [*TYPED, secret])
+    assert settings(run, secret)["data"]["storage"] == {"password": "hunter22-typed"}
+    with pytest.raises(UserError, match=r"data\.storage\.password of .* was a secret"):
+        resumed(run)
 
 
 def test_run_with_a_model_of_the_users_own_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -49,6 +49,17 @@ def test_ckpt_of_a_run_that_has_nothing_left_to_do_is_refused(tmp_path: Path) ->
         run(tmp_path / "second", f"ckpt={tmp_path / 'first'}")
 
 
+def test_a_run_that_is_to_be_shorter_than_it_is_says_so(tmp_path: Path) -> None:
+    run(tmp_path / "first", "test=false", "trainer.max_epochs=4", "trainer.limit_train_batches=1")
+    (tmp_path / "first" / "result.json").unlink()  # killed before its end
+    with pytest.raises(UserError, match=r"cannot be gone on from: its loops .*Trainer\(max_epochs=2\)"):
+        resume(tmp_path / "first", "trainer.max_epochs=2")
+    with pytest.raises(
+        UserError, match=r"already trained 4 steps: say trainer\.max_steps=N, more than that\.$"
+    ):
+        run(tmp_path / "second", f"ckpt={tmp_path / 'first'}", "trainer.max_epochs=-1", "trainer.max_steps=4")
+
+
 def test_a_resumed_run_does_not_need_the_weights_it_started_from(tmp_path: Path) -> None:
     run(tmp_path / "first", "test=false")
     run(tmp_path / "second", "test=false", f"weights={tmp_path / 'first'}")

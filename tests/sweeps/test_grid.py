@@ -145,5 +145,14 @@ def test_a_sweep_goes_on_with_the_flags_that_decide_its_jobs(
     swept: Swept, capsys: pytest.CaptureFixture[str], tmp_path: Path, more: list[str]
 ):
     more = [word.replace("OWN", str(tmp_path)) for word in more]
+    before = (swept.folder / "multirun.yaml").read_text()
     assert main(["train", *swept.typed, *more, f"sweep.resume={swept.folder}"]) == 1
     assert f"same flags: missing now is nothing, new is {' '.join(more)}." in capsys.readouterr().err
+    assert (swept.folder / "multirun.yaml").read_text() == before
+
+
+def test_a_batch_of_no_jobs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "-m", "hydra.sweeper.max_batch_size=0", f"hydra.sweep.dir={tmp_path}/s"]) == 1
+    assert capsys.readouterr().err == (
+        "error: hydra.sweeper.max_batch_size=0 is not possible: say a number of jobs, or null.\n"
+    )

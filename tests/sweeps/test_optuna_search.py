@@ -204,7 +204,11 @@ def test_a_search_goes_on_from_another_folder_with_the_study_that_it_had(
     for folder, count in (("one", 1), ("two", 2)):
         (tmp_path / folder).mkdir()
         monkeypatch.chdir(tmp_path / folder)
-        run(tmp_path / "sweep", *typed, n_trials=count, resume=count > 1, **shared)
+        printed = run(tmp_path / "sweep", *typed, n_trials=count, resume=count > 1, **shared)
+        assert (
+            printed.count("password=[redacted]") == 2
+        )  # where the trial starts, and in the command at the end
+        assert "hunter22" not in printed
     assert states(tmp_path / "one" / "shared.log", "ours") == ["COMPLETE"] * 2
     assert list((tmp_path / "two").iterdir()) == []
     texts = [(tmp_path / "sweep" / name).read_text() for name in ("sweep.html", "sweep.json")]

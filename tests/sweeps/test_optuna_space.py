@@ -35,7 +35,7 @@ def space(*overrides: str) -> Space:
     ],
 )
 def test_the_grammar_becomes_a_distribution(values: str, distribution: BaseDistribution):
-    assert space(f"key={values}").distributions == {"key": distribution}
+    assert space(f"setting={values}").distributions == {"setting": distribution}
 
 
 def test_what_has_one_value_is_fixed_and_the_last_word_counts():
@@ -72,6 +72,9 @@ def test_points_are_counted(overrides: list[str], points: float):
         ("a=tag(log,interval(0,1))", "cannot be searched"),
         ("a=interval(2,1)", "cannot be searched"),
         ("a=range(3,3)", "the range is empty"),
+        ("callbacks.client.password=one,two", "client.password holds a secret, and a study writes down"),
+        ("data.url='s3://u:pw@host/a','s3://u:pw@host/b'", "data.url holds a secret"),
+        ("+store.token=range(1,4)", "store.token holds a secret"),
     ],
 )
 def test_a_space_that_makes_no_sense_is_refused(override: str, message: str):

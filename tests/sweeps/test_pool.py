@@ -57,6 +57,18 @@ def test_all_jobs_run_and_their_commands_are_shown(tmp_path: Path):
     assert "job 0 finished" in printed
 
 
+def test_what_is_printed_of_jobs_has_no_secrets(tmp_path: Path):
+    secrets = [["api_key=one-of-two", "seed=1"], ["api_key=two-of-two", "seed=2"]]
+    jobs = made(tmp_path, *secrets)
+    printed = run(jobs)
+    assert "seed=2" in printed and "[redacted]" in printed
+    assert "of-two" not in printed
+    assert starts(jobs[0]) and "of-two" in jobs[0].command  # what runs is not redacted
+    table = Console(file=io.StringIO(), record=True, width=200)
+    table.print(Table(jobs, table)._drawn())
+    assert "seed=2" in (shown := table.export_text()) and "of-two" not in shown
+
+
 def test_no_more_jobs_run_at_a_time_than_there_is_room_for(tmp_path: Path):
     jobs = made(tmp_path, *[["seconds=0.6", f"seed={i}"] for i in range(4)])
     run(jobs, slots=2)

@@ -120,9 +120,10 @@ def test_a_driver_that_hangs_counts_as_none(monkeypatch, caplog: pytest.LogCaptu
     assert "nvidia-smi does not answer" in caplog.text
 
 
-def test_jobs_inside_an_allocation_are_not_its_tasks(cores, monkeypatch):
+@pytest.mark.parametrize("name", ["SLURM_PROCID", "RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID"])
+def test_jobs_are_no_processes_of_what_started_the_sweep(cores, monkeypatch, name: str):
     gpus(monkeypatch, "")
-    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv(name, "0")
     environment = found(2).take(Job(0, [], Path("0")))
     assert environment is not None
-    assert "SLURM_PROCID" not in environment
+    assert name not in environment

@@ -16,20 +16,27 @@ import torch
 from alexnet_exp.cli import main
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.run_directory import RunDirectory
-from alexnet_exp.training.launchers import check_process_count, check_processes, started_externally
+from alexnet_exp.training.launchers import (
+    check_process_count,
+    check_processes,
+    is_first_rank,
+    started_externally,
+)
 from tests.training.small_runs import run
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "mine", "WORLD_SIZE": "2", "RANK": "0"}
 STEP = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_NTASKS_PER_NODE": "2"}
 ALONE = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}  # a script without srun
+TWO_MACHINES = {**TORCHRUN, "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}
 # Of an allocation of two tasks.
 SHELL = {**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_NAME": "interactive"}
 _RESTARTS = {"TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_USE_AGENT_STORE"}
+_PLACES = {"LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "SLURM_STEP_NUM_NODES", "LOCAL_WORLD_SIZE"}
 
 
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in {*TORCHRUN, *SHELL, *_RESTARTS}:
+    for name in {*TORCHRUN, *SHELL, *_RESTARTS, *_PLACES}:
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -44,7 +51,8 @@ def trainer(devices: Any, nodes: int = 1) -> dict[str, Any]:
         (
             ALONE, trainer(2),
             "trainer.devices=2 with trainer.num_nodes=1 takes 2 processes, and SLURM has started 1: ask for --nodes=1 "
-            "--ntasks-per-node=2 and start the command with srun, or say trainer.devices=1.",
+            r"--ntasks-per-node=2 and start the command with srun \(in a notebook or a terminal: put "
+            r"SLURM_JOB_NAME=interactive ahead of it\), or say trainer.devices=1.",
         ),
         ({"SLURM_NTASKS": "2"}, trainer(2), "SLURM has started 1"),  # the shell of salloc --job-name=mine
         (STEP, trainer(1), "takes 1 process, and SLURM has started 2"),
@@ -52,6 +60,14 @@ def trainer(devices: Any, nodes: int = 1) -> dict[str, Any]:
         (STEP, trainer(1, 3), "--nodes=3 --ntasks-per-node=1 and .* trainer.num_nodes=1 trainer.devices=2"),
         (TORCHRUN, trainer(2, 2), "torchrun has started 2: start it with --nnodes=2 --nproc-per-node=2"),
         ({"LOCAL_RANK": "0", "WORLD_SIZE": "1"}, trainer(2), r"launcher \(WORLD_SIZE\) has started 1"),
+        (
+            TWO_MACHINES, trainer(8),
+            "takes 8 processes, and torchrun has started 16 on 2 machines: start it with --nnodes=1 "
+            "--nproc-per-node=8, or say trainer.num_nodes=2 trainer.devices=8.",
+        ),
+        (TWO_MACHINES, trainer(4, 4), "takes 16 processes, and torchrun has started 16 on 2 machines"),
+        ({**STEP, "SLURM_STEP_NUM_NODES": "2"}, trainer(2), "say trainer.num_nodes=2 trainer.devices=1"),
+        ({}, trainer(1, 2), "num_nodes=2 would wait for the other machines for ever"),
     ],
 )  # fmt: skip
 def test_a_launcher_must_have_started_a_process_for_each_device(
@@ -70,6 +86,8 @@ def test_a_launcher_must_have_started_a_process_for_each_device(
         (STEP, trainer(1, 2)),
         (ALONE, trainer("auto")),
         (TORCHRUN, trainer(2)),
+        (TWO_MACHINES, trainer(8, 2)),
+        ({**STEP, "SLURM_STEP_NUM_NODES": "2"}, trainer(1, 2)),
         ({}, trainer(2)),
     ],
 )
@@ -138,6 +156,30 @@ def test_tasks_that_lightning_would_refuse_are_refused_in_a_sentence(processes: 
         check_processes(["resume=here"])
 
 
+def test_the_first_rank_is_torchruns_also_where_slurm_numbers_the_machines_in_another_order(
+    processes: pytest.MonkeyPatch,
+):
+    for name, value in {**TORCHRUN, "LOCAL_RANK": "0", "SLURM_PROCID": "1"}.items():
+        processes.setenv(name, value)
+    assert is_first_rank()
+    processes.setenv("RANK", "1")
+    processes.setenv("SLURM_PROCID", "0")
+    assert not is_first_rank()
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_one_of_several_processes_that_does_not_know_which_is_refused(
+    processes: pytest.MonkeyPatch, name: str
+):
+    processes.setenv(name, "1")
+    check_processes([])
+    processes.setenv(name, "2")
+    with pytest.raises(UserError, match=f"{name}=2 says that this is one of several"):
+        check_processes(["resume=here"])
+    processes.setenv("NODE_RANK", "1")
+    check_processes(["resume=here"])
+
+
 def test_torchrun_needs_no_srun(processes: pytest.MonkeyPatch):
     for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", **TORCHRUN}.items():
         processes.setenv(name, value)
@@ -150,6 +192,10 @@ def test_a_job_of_several_tasks_must_be_started_with_srun(processes: pytest.Monk
     with pytest.raises(
         UserError, match="has 2 tasks, and this is a single process: start the command with srun"
     ):
+        check_processes(["resume=here"])
+    check_processes(["-m", "seed=1,2"])  # its jobs are no tasks of SLURM's
+    processes.delenv("SLURM_PROCID")  # the shell of salloc --job-name=mine
+    with pytest.raises(UserError, match="has 2 tasks"):
         check_processes(["resume=here"])
 
 

@@ -151,6 +151,14 @@ def laughing(times: int) -> list[Any]:
     return found
 
 
+def ladder(steps: int) -> list[Any]:
+    """Return lists that lie side by side, each of them in the next one, too."""
+    found: list[Any] = [[]]
+    for _ in range(steps):
+        found.append([found[-1]])
+    return found
+
+
 def endless() -> list[Any]:
     found: list[Any] = []
     found.append(found)
@@ -222,6 +230,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda p: with_pickle(p, b"\x80\x02" + b"]" * 200_001 + b"a" * 200_000 + b"."),
         "nested more than",
     ),
+    "deep lists, side by side": (lambda p: write(p, plain(a=ladder(500))), "nested more than"),
     "ten to the power of twelve": (lambda p: write(p, plain(a=laughing(12))), "repeats its values"),
     "a list in itself": (lambda p: write(p, plain(a=endless())), "nested more than"),
     "a string that says 10 TB": (

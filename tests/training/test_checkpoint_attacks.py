@@ -8,6 +8,8 @@ import pickle
 import random
 import re
 import shutil
+import struct
+import tracemalloc
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -20,7 +22,7 @@ from alexnet_exp.cli import main
 from alexnet_exp.errors import UserError
 from alexnet_exp.training import dry_pickle, safe_load
 from alexnet_exp.training.safe_load import load_safely
-from tests.training.hostile_files import FILES, SAFETENSORS, refused, write
+from tests.training.hostile_files import FILES, SAFETENSORS, refused, with_pickle, write
 from tests.training.small_runs import SMALL, checkpoint, same
 
 PACKAGE = Path(safe_load.__file__).parents[1]
@@ -58,6 +60,17 @@ def test_no_file_changes_what_belongs_to_this_process(name: str, tmp_path: Path)
     with pytest.raises(UserError):
         load_safely(FILES[name][0](tmp_path / "hostile.ckpt"))
     assert [(dict(vars(thing)), getattr(thing, "__defaults__", None)) for thing in ours] == before
+
+
+def test_a_bytearray_is_not_made_before_its_bytes_are_there(tmp_path: Path) -> None:
+    file = with_pickle(tmp_path / "hostile.ckpt", b"\x80\x05\x96" + struct.pack("<Q", 1 << 28) + b"short.")
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError):
+            load_safely(file)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
 
 
 def test_torch_and_zipfile_read_two_archives_in_one_file_differently(tmp_path: Path) -> None:

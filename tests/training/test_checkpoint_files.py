@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import resource
 import shutil
@@ -17,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.run_directory import RunDirectory
-from alexnet_exp.training.checkpoints import AtomicCheckpointIO
+from alexnet_exp.training.checkpoints import AtomicCheckpointIO, link
 from alexnet_exp.training.safe_load import load_safely
 from tests.training.small_runs import DROPOUT, checkpoint, resume, rows, run, same, train_until
 
@@ -88,6 +90,30 @@ def test_what_a_kill_left_of_a_file_goes_with_the_next_save(tmp_path: Path) -> N
     (tmp_path / ".last.ckpt.123.tmp").write_bytes(b"half of it")
     AtomicCheckpointIO().save_checkpoint({"global_step": 1}, tmp_path / "last.ckpt")
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    (tmp_path / ".best.ckpt.123.tmp").write_bytes(b"half of it")
+    link(tmp_path / "last.ckpt", tmp_path / "best.ckpt")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_a_full_disk_without_hard_links_is_said_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(number: int) -> Callable[..., None]:
+        def call(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return call
+
+    (tmp_path / "last.ckpt").write_bytes(b"new")
+    (tmp_path / "best.ckpt").write_bytes(b"old")
+    monkeypatch.setattr(os, "link", fail(errno.EPERM))
+    monkeypatch.setattr(shutil, "copyfile", fail(errno.ENOSPC))
+    with pytest.raises(
+        UserError, match=r"best\.ckpt cannot be written \(No space left on device\); best\.ckpt of before"
+    ):
+        link(tmp_path / "last.ckpt", tmp_path / "best.ckpt")
+    assert (tmp_path / "best.ckpt").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
 @pytest.mark.parametrize("keep_last", [1, 2, 4])

@@ -109,6 +109,8 @@ HARMLESS: dict[str, tuple[Any, ...]] = {  # values of keys
     "fused": (GONE, None),
     "differentiable": (GONE, None),
     "capturable": (GONE, None),
+    "_is_initial": (GONE,),  # flags of this version of torch
+    "_get_lr_called_within_step": (GONE,),
 }
 
 
@@ -204,7 +206,8 @@ OTHERS = [
     (float("inf"), float("nan"), False), ((1, 2), [1, 2], False), ("min", "max", False),
     ({"a": 1}, {"a": 1, "b": 2}, True), ({"a": 1}, {"b": 2}, False), ({"a": 1}, [1], False),
     (torch.zeros(2), torch.ones(2), True), (torch.zeros(2), torch.ones(3), False), (torch.zeros(2), [0.0, 0.0], False),
-    (torch.zeros(2), torch.zeros(2, dtype=torch.long), False), (1, 10**30, False),
+    (torch.zeros(2), torch.zeros(2, dtype=torch.long), False), (1, 10**30, False), (1.0, 1e30, True),
+    (1.0, float("inf"), False), (1.0, 10**400, False),
 ]  # fmt: skip
 
 

@@ -77,6 +77,7 @@ def test_spoiled_weights_end_the_run_and_leave_the_checkpoint_before(tmp_path: P
 def test_every_value_that_is_not_finite_is_seen_and_no_other(value: float) -> None:
     module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2).double())
     module.register_buffer("nothing", torch.zeros(0))
+    module.register_buffer("mask", torch.full((2,), -math.inf))  # infinite by design
     module[1].running_var[1] = value
     trainer: Any = SimpleNamespace(lightning_module=module, callbacks=[], global_step=3, current_epoch=0)
     if math.isfinite(value):

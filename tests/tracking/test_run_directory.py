@@ -1,0 +1,65 @@
+"""The lock of a run directory, on file systems that have locks and on others."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.tracking import run_directory
+from alexnet_exp.tracking.run_directory import RunDirectory
+
+
+def flock_says(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: Any, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(run_directory.fcntl, "flock", flock)
+
+
+def test_a_directory_whose_lock_is_held_belongs_to_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    flock_says(errno.EWOULDBLOCK, monkeypatch)
+    with (
+        pytest.raises(UserError, match="belongs to a run that is still going on"),
+        RunDirectory(tmp_path).lock(),
+    ):
+        pass
+
+
+def test_a_lock_that_another_run_takes_away_in_between_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(run_directory.fcntl, "flock", lambda file, operation: os.unlink(tmp_path / ".lock"))
+    with (
+        pytest.raises(UserError, match="belongs to a run that is still going on"),
+        RunDirectory(tmp_path).lock(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_and_the_run_goes_on(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    flock_says(number, monkeypatch)
+    with RunDirectory(tmp_path).lock():
+        (tmp_path / "config.yaml").write_text("seed: 0")
+    (record,) = caplog.records
+    assert f"{tmp_path}: its file system has no locks ({os.strerror(number)})" in record.getMessage()
+
+
+def test_a_lock_that_fails_in_another_way_is_refused_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    flock_says(errno.EIO, monkeypatch)
+    with (
+        pytest.raises(UserError, match=r"cannot be locked \(Input/output error\)"),
+        RunDirectory(tmp_path).lock(),
+    ):
+        pass

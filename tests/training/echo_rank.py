@@ -1,0 +1,14 @@
+"""A rank that writes down what it is given: `python -m tests.training.echo_rank RUN_DIR PARENT_PID`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from alexnet_exp.training.devices import receive_settings
+
+if __name__ == "__main__":
+    said = {"settings": repr(receive_settings()), "arguments": sys.argv, "environment": dict(os.environ)}
+    Path(sys.argv[1], f"rank-{os.environ['LOCAL_RANK']}").write_text(json.dumps(said))

@@ -1,0 +1,35 @@
+"""The line of each epoch."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from alexnet_exp.training import callbacks
+from alexnet_exp.training.callbacks import Bar
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_rate_of_an_epoch_counts_from_where_it_was_begun_or_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    now = [100_000.0]  # since the machine was started
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    out = io.StringIO()
+    bar = Bar(Console(file=out, width=200))
+    trainer: Any = SimpleNamespace(current_epoch=4, max_epochs=9, num_training_batches=2)
+    bar._trainer = trainer
+    module: Any = SimpleNamespace(reported={"train/loss": 0.5})
+    bar.on_train_start(trainer, module)
+    if not resumed:  # Lightning leaves it out in the middle of an epoch
+        bar.on_train_epoch_start(trainer, module)
+    for batch in range(2):
+        now[0] += 0.5
+        bar.on_train_batch_end(trainer, module, None, SimpleNamespace(global_size=64), batch)
+    bar.on_train_epoch_end(trainer, module)
+    bar.on_train_end(trainer, module)
+    assert out.getvalue().split() == ["epoch", "5/9", "train/loss", "0.5000", "128", "images/s"]

@@ -1,0 +1,117 @@
+"""What a checkpoint may lack: what a callback, an optimizer or another version of a library of the user's decides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import BaseFinetuning
+
+from alexnet_exp.runs.fit import Fit
+from alexnet_exp.runs.train import train
+from alexnet_exp.training.restart import Kept, changes
+from alexnet_exp.training.resumable import _groups
+from alexnet_exp.training.schedules import RunLength
+from tests.training.small_runs import checkpoint, run, same, settings
+from tests.training.test_resumable import GONE, changed, is_let_through, made
+
+SMALL = ["test=false", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "scheduler=cosine"]
+
+
+@pytest.fixture(scope="module")
+def fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    """A run that is to go on."""
+    return made(tmp_path_factory.mktemp("fit"), *SMALL)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Its checkpoint."""
+    directory = tmp_path_factory.mktemp("whole")
+    run(directory, *SMALL)
+    return checkpoint(directory)
+
+
+def test_a_layer_that_a_callback_freezes_needs_no_momentum(
+    fit: Fit, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = changed(whole, ("optimizer_states", 0, "state", 0), GONE)
+    assert not is_let_through(fit, frozen)
+    monkeypatch.setattr(fit.trainer, "callbacks", [*fit.trainer.callbacks, Callback()])
+    assert is_let_through(fit, frozen)
+    assert not is_let_through(fit, changed(whole, ("optimizer_states", 0, "state", 0), []))
+
+
+class Thaw(BaseFinetuning):
+    """Let the first layer learn from the second epoch on, in a group of its own."""
+
+    def freeze_before_training(self, pl_module: LightningModule) -> None:
+        self.freeze(pl_module.get_submodule("model.features.conv1"))
+
+    def finetune_function(
+        self, pl_module: LightningModule, epoch: int, optimizer: torch.optim.Optimizer
+    ) -> None:
+        layer = pl_module.get_submodule("model.features.conv1")
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(layer, optimizer, lr=0.01)
+        if epoch >= 1:
+            self.make_trainable(layer)
+
+
+def test_a_run_whose_callback_adds_groups_of_parameters_goes_on_exactly(tmp_path: Path) -> None:
+    thaw: dict[str, Any] = {"thaw": {"_target_": f"{__name__}.Thaw"}}
+    stop = {"stop": {"_target_": "tests.training.small_runs.StopAfter", "steps": 5}}
+    typed = ["test=false", "trainer.max_epochs=3", "trainer.limit_train_batches=2", "scheduler=none"]
+    run(tmp_path / "whole", *typed, callbacks=thaw)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", *typed, callbacks=thaw | stop)
+    assert checkpoint(tmp_path / "parts")["global_step"] == 4
+    config, typed = settings(*typed, f"resume={tmp_path / 'parts'}")
+    config["callbacks"] |= thaw
+    train(config, typed, tmp_path / "parts", "python train.py")
+    one, other = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
+    assert len(one["optimizer_states"][0]["param_groups"]) == 2
+    assert all(same(one[key], other[key]) for key in ("state_dict", "optimizer_states"))
+
+
+def test_a_count_that_another_lightning_does_not_write_may_be_missing(
+    fit: Fit, whole: dict[str, Any]
+) -> None:
+    way = ("loops", "fit_loop", "epoch_loop.batch_progress", "total", "started")
+    for version, through in ((whole["pytorch-lightning_version"], False), ("2.6.0", True)):
+        other = {**whole, "pytorch-lightning_version": version}
+        assert is_let_through(fit, changed(other, way, GONE)) is through
+        assert not is_let_through(fit, changed(other, way, -1))
+
+
+def test_the_groups_of_an_optimizer_of_the_user_s_are_its_own() -> None:
+    optimizer = torch.optim.Adafactor([torch.zeros(2, requires_grad=True)])  # beta2_decay is negative
+    saved = optimizer.state_dict()["param_groups"]
+    assert list(_groups(optimizer, None, saved)) == []
+    assert list(_groups(optimizer, None, [{**saved[0], "params": [1]}])) == [
+        "optimizer_states.param_groups.0.params"
+    ]
+
+
+def test_a_length_that_is_none_is_not_known() -> None:
+    for length in (torch.zeros(2), [torch.zeros(2)], "x", None):
+        assert changes({"run_length": length}, {"optimizer": {}}).run_length is None
+    assert changes({"run_length": [20, 10]}, {"optimizer": {}}).run_length == [20, 10]
+
+
+def test_the_scaler_takes_steps_of_an_optimizer_whose_state_was_not_of_the_fused_form() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    plain = torch.optim.SGD([weight], lr=0.5, momentum=0.5)
+    optimizer = torch.optim.SGD([weight], lr=0.5, momentum=0.5, fused=True)
+    kept = Kept(optimizer, None, RunLength(10, 5))
+    optimizer.load_state_dict(plain.state_dict())  # of a run that clipped gradients
+    trainer: Any = SimpleNamespace(lr_scheduler_configs=[], optimizers=[optimizer])
+    kept.apply(trainer, changes({}, {}))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(weight.sum()).backward()
+    scaler.step(optimizer)
+    assert weight.tolist() == [0.5, 0.5]
