@@ -14,6 +14,8 @@ from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.wandb_logger import WandbTracker, find_run_id
 
 if TYPE_CHECKING:
+    from wandb import Run
+
     from alexnet_exp.runs.evaluate_members import Member, Outcome
 
 MAX_ROWS = 1000
@@ -22,9 +24,8 @@ MAX_ROWS = 1000
 class Visit(WandbTracker):
     """Adds to a W&B run that another process recorded, and leaves its settings, environment and code alone."""
 
-    def _describe(self, config: dict[str, Any], save_code: bool) -> None:
-        assert self._run is not None
-        self._run.define_metric("evaluate/*", step_metric="step")
+    def _describe(self, run: Run, config: dict[str, Any], save_code: bool) -> None:
+        run.define_metric("evaluate/*", step_metric="step")
 
 
 def wandb_run_of(checkpoints: list[str], logger: dict[str, Any] | None) -> Path | None:

@@ -104,7 +104,11 @@ class WandbTracker(Logger):
             self._start(choice, mode, redact({**about, "name": name or self._run_dir.name}))
             assert self._run is not None
             with self._recording():
-                describe(self._run, config, save_code)
+                self._describe(self._run, config, save_code)
+
+    def _describe(self, run: Run, config: dict[str, Any], save_code: bool) -> None:
+        """Record what `run`, just begun, is to say of itself."""
+        describe(run, config, save_code)
 
     @property
     def name(self) -> str:
