@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
+import random
+import shlex
 import sys
 import tempfile
 import zlib
@@ -57,11 +59,12 @@ def write_chunks(sources: Mapping[str, FileSource], config: Mapping[str, Any], c
             if not _exists(url, f"{split}/index.json"):
                 encoder = Encoder(source.root, config["size"], config["quality"])
                 with _litdata_speaks_on_stderr():
-                    write(tasks[split], f"{url}/{split}", encoder, workers, config["chunk_mb"] << 20)
+                    write(_mixed(tasks[split]), f"{url}/{split}", encoder, workers, config["chunk_mb"] << 20)
             manifest["splits"][split] = _verified(f"{url}/{split}", source)
             console.print(f"{split}: {len(source)} images, checked", markup=False)
         _put(url, MANIFEST, json.dumps(manifest, indent=1))
-    console.print(f"prepared: python train.py data=streaming data.url={config['out']}", markup=False)
+    url_setting = shlex.quote(f"data.url={config['out']}")
+    console.print(f"prepared: python train.py data=streaming {url_setting}", markup=False)
 
 
 @contextlib.contextmanager
@@ -156,6 +159,15 @@ def _tasks(source: FileSource) -> list[list[Any]]:
         if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that are no text
             raise UserError(f"{name}: the name is not UTF-8, and a chunk holds text; rename the file.")
     return [list(task) for task in zip(names, source.labels.tolist(), strict=True)]
+
+
+def _mixed(tasks: list[list[Any]]) -> list[list[Any]]:
+    """Return images in an order of chance, always the same.
+
+    Folders list class by class, and what is read shuffles chunks and the images of each: chunks of one class would
+    make batches of one class.
+    """
+    return random.Random(0).sample(tasks, len(tasks))
 
 
 def _digests(tasks: Mapping[str, list[list[Any]]], sources: Mapping[str, FileSource]) -> dict[str, str]:

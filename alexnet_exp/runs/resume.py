@@ -42,7 +42,7 @@ def resumed_arguments(arguments: list[str]) -> list[str]:
         Arguments in which the run's own come first; as typed, if nothing is resumed or changed.
 
     Raises:
-        UserError: If `ckpt=` is typed beside `resume=`, or `resume=` is a file.
+        UserError: If `ckpt=` is typed beside `resume=`, or `resume=` is a file or a sweep.
     """
     directory = resumed_directory(arguments)
     typed = {_key(argument): argument.partition("=")[2] for argument in arguments if "=" in argument}
@@ -55,6 +55,11 @@ def resumed_arguments(arguments: list[str]) -> list[str]:
     if Path(directory).is_file():
         raise UserError(
             f"resume= takes a run directory, and {directory} is a file: ckpt={directory} starts from it."
+        )
+    if (Path(directory) / "sweep.json").exists():
+        raise UserError(
+            f"{directory} is a sweep, not a run: the sweep's command with sweep.resume={directory} goes on with it, "
+            f"resume={Path(directory) / '0'} with one of its jobs."
         )
     if not (Path(directory) / "overrides.yaml").exists() or set(typed) <= {"resume", "hydra.run.dir"}:
         return arguments

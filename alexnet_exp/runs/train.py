@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -183,7 +184,7 @@ def _relative(path: Path) -> Path:
 
 def _say_how_to_go_on(stop: Stopped, run_dir: Path) -> None:
     after = "" if stop.saved_step is None else f" after step {stop.saved_step}, which is saved"
-    log.info("%s%s. To go on: python train.py resume=%s", stop, after, run_dir)
+    log.info("%s%s. To go on: python train.py %s", stop, after, shlex.quote(f"resume={run_dir}"))
     if stop.number == getattr(signal, "SIGUSR1", None) and requeue():
         log.info("SLURM starts this job again.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,7 +109,7 @@ def saying_how_to_go_on(directory: Path, console: Console) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         console.print(
-            f"The sweep goes on with the same command and sweep.resume={directory}",
+            f"The sweep goes on with the same command and {shlex.quote(f'sweep.resume={directory}')}",
             highlight=False,
             markup=False,
         )

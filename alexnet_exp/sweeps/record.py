@@ -64,6 +64,11 @@ class SweepRecord:
 
     def _refuse_runs(self) -> None:
         """Take no run for a job by its number alone: hydra/launcher=basic numbers its folders, too."""
+        if (self.directory / "config.yaml").is_file():
+            raise UserError(
+                f"{self.directory} is a run, not a sweep: resume={self.directory} goes on with it; choose another "
+                "directory for the sweep."
+            )
         files = [f for name in ("config.yaml", "result.json") for f in self.directory.glob(f"*/{name}")]
         runs = sorted({f.parent.name for f in files if f.parent.name.isdecimal()}, key=int)
         if runs:

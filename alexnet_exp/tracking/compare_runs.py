@@ -150,7 +150,7 @@ def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
 
 
 def _configs(folder: Path, depth: int) -> Iterator[tuple[Path, dict[str, Any]]]:
-    if (folder / "config.yaml").is_file():
+    if os.path.lexists(folder / "config.yaml") or not os.access(folder, os.X_OK):
         config = _load(folder / "config.yaml", lambda text: yaml.load(text, _LOADER))
         if not isinstance(config, dict):
             unread = printable(str(folder / "config.yaml"))

@@ -266,6 +266,18 @@ def test_a_broken_run_does_not_cost_the_table(sweep: Path, capsys: pytest.Captur
     assert err == f"warning: {sweep / '1' / 'config.yaml'} cannot be read: its run is left out.\n"
 
 
+def test_a_folder_that_nobody_may_enter_costs_a_warning(
+    sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    locked = sweep / "locked"
+    locked.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != locked)  # nothing is closed to root
+    assert main(["compare", str(sweep), "format=json", "page=false"]) == 0
+    assert (
+        capsys.readouterr().err == f"warning: {locked / 'config.yaml'} cannot be read: its run is left out.\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

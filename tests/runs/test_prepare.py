@@ -22,7 +22,7 @@ from alexnet_exp.cli import main
 from alexnet_exp.data import Folder, Streaming
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs import prepare_chunks
-from alexnet_exp.runs.prepare_chunks import _alone, _begin
+from alexnet_exp.runs.prepare_chunks import _alone, _begin, _mixed
 from alexnet_exp.sweeps.process import identity, is_gone
 from tests.data.makers import write_folder
 
@@ -63,6 +63,14 @@ def test_names_come_back_whatever_they_hold(root: Path, out: Path):
     data = Streaming(url=str(out), batch_size=2, image_size=8, mean=[0.5], std=[0.5])
     names = [path for source in data.load().values() for path in source.paths]
     assert sorted(names) == sorted(str(out / path.relative_to(root)) for path in root.rglob("*.jpg"))
+
+
+def test_chunks_hold_all_classes_where_the_folder_lists_one_after_the_other():
+    tasks = [[f"{label}/{i}.jpg", label] for label in range(10) for i in range(100)]
+    mixed = _mixed(tasks)
+    assert sorted(mixed) == sorted(tasks)
+    assert all(len({label for _, label in mixed[start : start + 100]}) == 10 for start in range(0, 1000, 100))
+    assert _mixed(tasks) == mixed  # an interrupted call goes on with the same
 
 
 def test_a_name_that_is_no_text_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -132,6 +132,15 @@ def test_run_resumed_before_can_be_resumed_again(tmp_path: Path):
     assert settings(run)["trainer"]["max_epochs"] == 7
 
 
+def test_a_sweep_is_no_run(tmp_path: Path):
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"is a sweep, not a run: .*sweep\.resume=.*, resume=.*0 with one of its jobs"
+    ):
+        resumed(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+
+
 def test_of_a_setting_typed_twice_the_last_counts(tmp_path: Path):
     run = begun(tmp_path / "run", ["trainer.max_epochs=1", "seed=3", "trainer.max_epochs=2"])
     assert (resumed(run) or ({}, []))[1] == ["trainer.max_epochs=2", "seed=3"]

@@ -83,6 +83,13 @@ def test_the_setting_that_asks_for_resuming_is_no_part_of_a_job(tmp_path: Path):
     assert job.overrides == ["seed=1"]
 
 
+def test_a_run_is_no_sweep(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    with pytest.raises(UserError, match="is a run, not a sweep: resume="):
+        begun(tmp_path, go_on=True)
+    assert not (tmp_path / "sweep.json").exists()
+
+
 def test_a_directory_with_another_sweep_is_refused(tmp_path: Path):
     begun(tmp_path)
     with pytest.raises(UserError, match=r"holds a sweep already: sweep\.resume="):
