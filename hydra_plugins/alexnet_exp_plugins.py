@@ -7,7 +7,7 @@ Hydra imports this module at every start, so nothing heavy is imported here. The
 # dataclasses could not look the annotations up.
 import importlib.util
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,11 @@ class ProcessesConfig:
     threads: int = 2  # of each job
     on_failure: str = "continue"  # or stop: start no other job
     retries: int = 0  # starts again from its last checkpoint a job that something outside killed
+
+
+def _typed(params: Mapping[str, Any] | None) -> list[str]:
+    """Return hydra.sweeper.params as it would be typed: {KEY: VALUES}."""
+    return [f"{key}={'null' if values is None else values}" for key, values in (params or {}).items()]
 
 
 class _Launcher(Launcher):
@@ -112,6 +117,7 @@ class GridConfig(BasicSweeperConf):
     """Settings of hydra/sweeper=basic, which are Hydra's own."""
 
     _target_: str = "hydra_plugins.alexnet_exp_plugins.GridSweeper"
+    params: Any = None  # {KEY: VALUES}; Hydra's own type for it takes none on the command line
 
 
 class GridSweeper(BasicSweeper):
@@ -136,7 +142,7 @@ class GridSweeper(BasicSweeper):
                 f"hydra.sweeper.max_batch_size={self.max_batch_size} is not possible: say a number of jobs, or null."
             )
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides(self._parse_config() + arguments)
+        overrides = parser.parse_overrides(_typed(self.params) + arguments)
         batches = self.split_arguments(overrides, self.max_batch_size)
         return run_batches(self.config, batches, self.launcher, self.validate_batch_is_legal)
 
@@ -162,7 +168,7 @@ class OptunaSweeper(Sweeper):
     """Searches with Optuna; every trial is a job of hydra/launcher=processes."""
 
     def __init__(self, params: Any = None, **settings: Any) -> None:
-        self.params, self.settings = params or {}, settings
+        self.params, self.settings = params, settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Remember what the sweep was started with."""
@@ -178,9 +184,8 @@ class OptunaSweeper(Sweeper):
             raise UserError("hydra/sweeper=optuna needs Optuna: pip install 'alexnet-exp[sweeps]'")
         from alexnet_exp.sweeps.optuna_search import search
 
-        typed = [f"{key}={values}" for key, values in self.params.items()] + arguments
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides(typed)
+        overrides = parser.parse_overrides(_typed(self.params) + arguments)
         search(self.config, self.settings, overrides, self.validate_batch_is_legal, self.compose)
 
     def compose(self, overrides: list[str]) -> DictConfig:

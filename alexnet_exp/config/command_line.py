@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from typing import NoReturn
 
 from alexnet_exp.config.compose import options
@@ -58,6 +59,7 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = ()) -> list[str]
     sweep = "-m" in flags or "--multirun" in flags
     for setting in settings:
         _check_form(setting)
+        _check_for_sweeps(setting)
     prepared = [_quoted(setting, sweep) for setting in settings]
     typed = dict(setting.lstrip("+").split("=", 1) for setting in prepared if "=" in setting)
     if "sweep.resume" in typed and typed["sweep.resume"] not in _NULL:
@@ -71,7 +73,7 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = ()) -> list[str]
     return [*flags, *prepared]
 
 
-def resumed_directory(arguments: list[str]) -> str | None:
+def resumed_directory(arguments: Sequence[str]) -> str | None:
     """Return the value of the last `resume=`, if it names a directory."""
     values = [a.partition("=")[2] for a in arguments if a.lstrip("+").startswith("resume=")]
     value = values[-1] if values else ""
@@ -151,6 +153,18 @@ def _check_form(setting: str) -> None:
     if group in _SINGLE and value.startswith("["):
         names = value.strip("[]").replace(" ", "")
         raise UserError(f"{setting}: {group} takes one name; -m {group}={names} runs one after the other.")
+
+
+def _check_for_sweeps(setting: str) -> None:
+    """Refuse other words for -m, and for settings beside it, of which some are too late and some end in tracebacks."""
+    key, _, value = setting.lstrip("+").partition("=")
+    params = "hydra.sweeper.params"
+    if key == "hydra.mode" and value.strip("'\"").upper().removeprefix("RUNMODE.") in ("MULTIRUN", "2"):
+        raise UserError(f"{setting} is not enough: say -m.")
+    if key.startswith(f"{params}."):
+        raise UserError(f"{setting}: say -m, and {key.removeprefix(f'{params}.')}={value} itself.")
+    if key == params and value != "null" and not value.startswith(("{", "$")):
+        raise UserError(f"{setting} is not possible: say {params}={{KEY: VALUES}}, such as {{seed: '0,1'}}.")
 
 
 def _quoted(setting: str, sweep: bool) -> str:

@@ -10,7 +10,7 @@ import yaml
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from alexnet_exp.config.command_line import GROUPS
+from alexnet_exp.config.command_line import GROUPS, resumed_directory
 from alexnet_exp.config.compose import options
 from alexnet_exp.errors import UserError, nearest
 
@@ -43,10 +43,12 @@ def of_composing(error: Exception, arguments: Sequence[str]) -> Exception:
         error: Raised outside a run.
         arguments: As typed.
     """
+    sweep = bool({"-m", "--multirun"} & set(arguments))
     if isinstance(error, OSError) and error.filename is not None:
-        where = f"{error.filename} cannot be written ({error.strerror})"
-        return UserError(f"{where}; say hydra.run.dir=DIR or paths.output_dir=DIR.")
-    if explain(error) is not None or {"-m", "--multirun"} & set(arguments):
+        key = "hydra.sweep.dir" if sweep else "hydra.run.dir"
+        other = "another resume=DIR" if resumed_directory(arguments) else f"{key}=DIR or paths.output_dir=DIR"
+        return UserError(f"{error.filename} cannot be written ({error.strerror}); say {other}.")
+    if explain(error) is not None or sweep:
         return error  # a sweep does much else than reading
     reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
     return UserError(f"Hydra cannot read {shlex.join(arguments)}: {reason}")
@@ -176,6 +178,8 @@ def _unknown_option(group: str, option: str, known: Sequence[str]) -> str:
 def _unknown_key(key: str, verb: str) -> str:
     from alexnet_exp.config import checks
 
+    if key == "hydra.sweeper.params":  # there is, and what was typed adds to it
+        return "The chosen sweep has its own hydra.sweeper.params: type others as KEY=VALUES beside it."
     if key.startswith("hydra."):
         return f"There is no setting {key}. alexnet-exp {verb} --cfg hydra lists all."
     if verb == "train":

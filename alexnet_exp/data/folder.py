@@ -45,8 +45,8 @@ def scan(
     """Find the images of every split: "train", and "val" and "test" where there are any.
 
     A root with a train folder has its splits in folders; any other root is one set of class folders. Classes
-    are numbered by name. Hidden names are skipped. train, val and test may be links to anywhere; links below
-    them are followed only as long as they stay inside, unless `follow_links` says otherwise.
+    are numbered by name. Hidden names are skipped. The root may be a link to anywhere; links in it are followed only
+    as long as they stay inside, unless `follow_links` says otherwise.
 
     Args:
         root: The folder.
@@ -58,7 +58,8 @@ def scan(
         val_classes: The val folder has no class folders: the class of each image by its name without ending.
 
     Raises:
-        UserError: A folder is missing or empty, classes do not fit, or `val_fraction` does not.
+        UserError: A folder is missing, empty or a link that may not be followed, classes do not fit, or `val_fraction`
+            does not.
     """
     root = os.path.expanduser(root)
     found = _find_splits(root, val_fraction, follow_links, val_classes)
@@ -112,33 +113,42 @@ def _find_splits(
     if "train" in splits:
         if "val" in splits and val_fraction is not None:
             raise UserError(f"{root} has a val folder of its own: leave data.val_fraction out.")
-        folders = {split: os.path.join(root, split) for split in splits}
-        flat = {"val": _sort_out(folders["val"], val_classes)} if val_classes is not None else {}
-        return {s: flat.get(s) or _find_classes(folders[s], root, follow_links) for s in splits}
+        return {split: _find_split(root, split, follow_links, val_classes) for split in splits}
     if splits:
         raise UserError(f"{root} has a folder {splits[0]} but none named train: add {root}/train.")
     if val_fraction is None:
         raise UserError(
             f"{root}/train is missing: add it, or, if {root} holds the classes, set data.val_fraction=0.1."
         )
-    return {"train": _find_classes(root, root, follow_links)}
+    return {"train": _find_classes(root, _Walk(root, follow_links))}
 
 
-def _sort_out(folder: str, classes: Mapping[str, str]) -> Classes:
+def _find_split(root: str, split: str, follow_links: bool, val_classes: Mapping[str, str] | None) -> Classes:
+    folder, walk = os.path.join(root, split), _Walk(root, follow_links)
+    if not walk.stays_inside(folder):
+        raise UserError(
+            f"{folder} is a link that leads out of {root}: say data.follow_links=true to follow it."
+        )
+    if split == "val" and val_classes is not None and (found := _sort_out(folder, val_classes, walk)):
+        return found
+    return _find_classes(folder, walk)
+
+
+def _sort_out(folder: str, classes: Mapping[str, str], walk: _Walk) -> Classes:
     """Return the images of a folder without class folders, by class."""
     found: Classes = {}
     for entry in _entries(folder):
-        if entry.name.lower().endswith(ENDINGS):
+        if entry.name.lower().endswith(ENDINGS) and walk.may_enter(entry):
             name = classes.get(os.path.splitext(entry.name)[0])
             if name is None:
                 raise UserError(f"{entry.path} has no label: remove it, or get the labels that list it.")
             found.setdefault(name, []).append(entry.path)
+    walk.tell()
     return dict(sorted(found.items()))
 
 
-def _find_classes(folder: str, root: str, follow_links: bool) -> Classes:
+def _find_classes(folder: str, walk: _Walk) -> Classes:
     """Return the images of every class folder below `folder`, classes and paths sorted."""
-    walk = _Walk(root, folder, follow_links)
     found: Classes = {}
     for entry in _entries(folder):
         if _is(entry.is_dir) and walk.may_enter(entry):
@@ -147,14 +157,10 @@ def _find_classes(folder: str, root: str, follow_links: bool) -> Classes:
                 raise UserError(f"{entry.path} has no images ({', '.join(EXTENSIONS)}): fill or remove it.")
     if not found and walk.left_out:
         raise UserError(
-            f"{folder} has no class folders but links that lead out of {root}, such as {walk.left_out[0]}: say "
+            f"{folder} has no class folders but links that lead out of {walk.root}, such as {walk.left_out[0]}: say "
             "data.follow_links=true to follow them."
         )
-    if walk.left_out:
-        log.warning(
-            "%d links lead out of %s, such as %s: not followed (data.follow_links=true follows them)",
-            len(walk.left_out), root, printable(walk.left_out[0]),
-        )  # fmt: skip
+    walk.tell()
     if not found:
         raise UserError(
             f"{folder} has no class folders: put the images of each class into a folder named for it."
@@ -163,26 +169,34 @@ def _find_classes(folder: str, root: str, follow_links: bool) -> Classes:
 
 
 class _Walk:
-    """Walks class folders without leaving the real folders of the data set; notes the links that would.
+    """Walks class folders without leaving the real folder of the data set; notes the links that would.
 
     Args:
-        root: The data set's folder.
-        top: Folder of the split, which may be a link to elsewhere.
+        root: The data set's folder, which may be a link to elsewhere.
         follow_links: Go wherever links lead.
     """
 
-    def __init__(self, root: str, top: str, follow_links: bool) -> None:
-        self.inside = tuple(os.path.join(os.path.realpath(folder), "") for folder in (root, top))
-        self.follow_links = follow_links
+    def __init__(self, root: str, follow_links: bool) -> None:
+        self.root, self.follow_links = root, follow_links
+        self.inside = os.path.join(os.path.realpath(root), "")
         self.left_out: list[str] = []
 
+    def stays_inside(self, path: str) -> bool:
+        return self.follow_links or os.path.realpath(path).startswith(self.inside)
+
     def may_enter(self, entry: os.DirEntry[str]) -> bool:
-        if self.follow_links or not entry.is_symlink():
-            return True
-        if os.path.realpath(entry.path).startswith(self.inside):
+        if not entry.is_symlink() or self.stays_inside(entry.path):
             return True
         self.left_out.append(entry.path)
         return False
+
+    def tell(self) -> None:
+        """Say which links were not followed."""
+        if self.left_out:
+            log.warning(
+                "%d links lead out of %s, such as %s: not followed (data.follow_links=true follows them)",
+                len(self.left_out), self.root, printable(self.left_out[0]),
+            )  # fmt: skip
 
     def images(self, folder: str) -> Iterator[str]:
         """Yield the images below `folder`, however deep: folders that wait are kept in a list, not in calls."""

@@ -54,6 +54,7 @@ class BatchPlan(Sampler):
         seed: None keeps the order of the split.
         rank: This process.
         world_size: All processes.
+        repeated: Every epoch has the images and the order of the first.
     """
 
     num_images: int
@@ -61,6 +62,7 @@ class BatchPlan(Sampler):
     seed: int | None = None
     rank: int = 0
     world_size: int = 1
+    repeated: bool = False
     epoch: int = 0
     resume: tuple[int, int] | None = None  # (epoch, batches already taken)
     taken: int = 0
@@ -77,10 +79,14 @@ class BatchPlan(Sampler):
     def __iter__(self) -> Iterator[Slice]:
         order = torch.arange(self.num_images)
         if self.seed is not None:
-            order = permutation(self.num_images, "order", self.seed, self.epoch)
+            order = permutation(self.num_images, "order", self.seed, self.order())
         order = order.to(self.device)
         for batch in range(self.start(), len(self)):
             yield self._slice(order[batch * self.batch_size : (batch + 1) * self.batch_size])
+
+    def order(self) -> int:
+        """Return the epoch whose order this one has."""
+        return 0 if self.repeated else self.epoch
 
     def start(self) -> int:
         """Return the first batch of this epoch: 0 unless the run was stopped in the middle of it."""

@@ -162,11 +162,11 @@ def parse_network(config: Mapping[str, Any]) -> AlexNetConfig:
     """
     parsed: AlexNetConfig = parse(AlexNetConfig, config, "model")
     for group, kind in (("features", ConvLayer), ("classifier", LinearLayer)):
-        layers = {
-            name: parse(kind, layer or {}, f"model.{group}.{name}")
-            for name, layer in config.get(group, {}).items()
-        }
-        setattr(parsed, group, layers)
+        layers = config.get(group, {})
+        if not isinstance(layers, Mapping):
+            raise UserError(f"model.{group} must name layers and their settings, and is {layers!r}.")
+        read = {name: parse(kind, layer or {}, f"model.{group}.{name}") for name, layer in layers.items()}
+        setattr(parsed, group, read)
     default = AlexNetConfig()
     for name in SHARED:  # a partial `lrn: {size: 9}` keeps the other defaults
         shared = inherit(getattr(parsed, name), getattr(default, name))

@@ -44,16 +44,17 @@ def _table(group: list[Row]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", overflow="fold", min_width=24)
     shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in group)]
+    repeated = any(row.get("n", 1) > 1 for row in group)
     for i, (_, heading, _) in enumerate(shown):
         table.add_column(heading, justify="right", no_wrap=True)
-        if i == 0:
+        if i == 0 and repeated:
             table.add_column("+-", justify="right", no_wrap=True)
     for row in group:
         cells = [write(row[key]) if row.get(key) is not None else "" for key, _, write in shown]
-        spread = f"{row['sd_seconds'] / row['median_seconds']:.0%}" if "sd_seconds" in row else ""
+        spread = f"{row['sd_seconds'] / row['median_seconds']:.0%}" if row.get("n", 1) > 1 else ""
         if "error" in row:
             cells[0] = row["error"]
-        table.add_row(row["case"], cells[0], spread, *cells[1:])
+        table.add_row(row["case"], cells[0], *([spread] if repeated else []), *cells[1:])
     return table
 
 

@@ -19,6 +19,7 @@ from alexnet_exp.tracking.compare_page import write_page
 from alexnet_exp.tracking.compare_runs import Run, find_runs, lower_is_better
 from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.run_directory import RunDirectory, check_out, write_atomically
+from alexnet_exp.tracking.terminal import nearby
 
 RULES = {
     "runs": text | list_of(text),
@@ -64,7 +65,7 @@ def compare(config: dict[str, Any], run_dir: Path, command: str) -> Comparison:
         messages.print(f"table: {printable(config['out'])}", markup=False)
     if config["page"]:
         _keep(comparison, run_dir, command)
-        messages.print(f"page:  {printable(str(run_dir / 'compare.html'))}", markup=False)
+        messages.print(f"page:  {printable(nearby(run_dir / 'compare.html'))}", markup=False)
     return comparison
 
 

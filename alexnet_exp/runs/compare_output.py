@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,15 @@ from rich.text import Text
 from alexnet_exp.errors import printable
 from alexnet_exp.tracking.compare_groups import Comparison, Group
 from alexnet_exp.tracking.compare_runs import Run, Score
-from alexnet_exp.tracking.compare_text import interval_text, plain, score_text, settings_text, spread_text
+from alexnet_exp.tracking.compare_text import (
+    configuration_text,
+    interval_text,
+    plain,
+    score_text,
+    settings_text,
+    spread_text,
+)
+from alexnet_exp.tracking.terminal import wide_enough
 
 _FIXED = 4  # columns that keep their width
 _LEAST = 28  # characters for names and settings
@@ -118,9 +125,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 def print_table(comparison: Comparison) -> None:
     """Print groups and runs to the terminal, as wide as it is."""
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:  # a file or pipe has no width to fit
-        console = Console(highlight=False, width=200)
+    console = wide_enough(Console())
     if comparison.with_seeds:
         head, rows = _group_head(comparison), [_group_cells(comparison, g) for g in comparison.groups]
         console.print(_fit(head, rows, console.width, right=4))
@@ -154,7 +159,7 @@ def _group_cells(comparison: Comparison, group: Group) -> list[str]:
     mean = Score(group.mean, str(group.metric)) if group.mean is not None else None
     mark = " *" if comparison.is_best(group) else ""
     n = f"{group.n}" if group.n == group.seeds else f"{group.n} of {group.seeds}"
-    settings = settings_text(comparison.group_settings(group)) or group.runs[0].name
+    settings = configuration_text(comparison, group)
     spread = spread_text(group.sd, group.metric), interval_text(group.interval, group.metric)
     return [score_text(mean, comparison.metric) + mark, *spread, n, settings]
 

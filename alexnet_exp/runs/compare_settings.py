@@ -77,7 +77,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
     for key in dict.fromkeys(key for run in runs for key in run.config):
         if is_apart(key) and key != "seed":
             continue
-        values = [_hashable(run.config.get(key)) for run in runs]
+        values = [repr(run.config.get(key)) for run in runs]  # 1 batch is not 1.0 of all
         if len(set(values)) > 1 and (_is_typed(key, typed) or not _follows(values, chosen)):
             found.append(key)
     return sorted(found, key=lambda key: key == "seed")
@@ -90,7 +90,3 @@ def _is_typed(key: str, typed: set[str]) -> bool:
 def _follows(values: Sequence[Hashable], chosen: Sequence[Hashable]) -> bool:
     """Return whether runs of the same files have the same value."""
     return len(set(zip(chosen, values, strict=True))) == len(set(chosen))
-
-
-def _hashable(value: Any) -> Hashable:
-    return value if isinstance(value, str | int | float | None) else repr(value)

@@ -27,6 +27,12 @@ class Visit(WandbTracker):
     def _describe(self, run: Run, config: dict[str, Any], save_code: bool) -> None:
         run.define_metric("evaluate/*", step_metric="step")
 
+    def _say_offline(self, reason: str) -> None:
+        # A mode that was typed, or is that of the run's other parts, is no news.
+        why = "" if reason.startswith("logger.wandb.mode=") else f" ({reason})"
+        what = "The figures go to the run's offline W&B files"
+        log.info("%s%s. To upload them later: %s", what, why, self._sync_command())
+
 
 def wandb_run_of(checkpoints: list[str], logger: dict[str, Any] | None) -> Path | None:
     """Return the run directory whose W&B run an evaluation goes to.

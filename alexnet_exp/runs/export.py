@@ -17,6 +17,7 @@ from alexnet_exp.tracking.environment import git_state, versions
 from alexnet_exp.tracking.export_page import write_export
 from alexnet_exp.tracking.records import replacing
 from alexnet_exp.tracking.run_directory import RunDirectory, check_out
+from alexnet_exp.tracking.terminal import nearby
 
 if TYPE_CHECKING:
     from alexnet_exp.runs.export_check import Parity
@@ -71,11 +72,11 @@ def export(config: dict[str, Any], run_dir: Path, command: str) -> Path:
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
     console.print(f"parity with PyTorch: {parity} ({printable(source)})", markup=False)
     if out is None:
-        loading = how_to_load(kind, config["preprocess"], metadata, path.name, loaded.path)
+        loading = how_to_load(kind, config["preprocess"], metadata, path.name, nearby(loaded.path, run_dir))
         write_export(run_dir / "report.html", result, loading)
         RunDirectory(run_dir).write_result(result)
-        console.print(f"report: {printable(str(run_dir / 'report.html'))}", markup=False)
-    console.print(f"exported: {printable(str(path))} ({result['bytes'] / 2**20:.1f} MiB)", markup=False)
+        console.print(f"report: {printable(nearby(run_dir / 'report.html'))}", markup=False)
+    console.print(f"exported: {printable(nearby(path))} ({result['bytes'] / 2**20:.1f} MiB)", markup=False)
     return path
 
 

@@ -176,7 +176,9 @@ def _safetensors(loaded: LoadedClassifier, path: Path) -> Callable[[Tensor], Ten
     return model
 
 
-def how_to_load(kind: str, preprocess: bool, metadata: Mapping[str, Any], name: str, checkpoint: Path) -> str:
+def how_to_load(
+    kind: str, preprocess: bool, metadata: Mapping[str, Any], name: str, checkpoint: str | Path
+) -> str:
     """Return Python that loads an exported file and, unless it holds weights alone, runs it once.
 
     Args:
@@ -184,7 +186,7 @@ def how_to_load(kind: str, preprocess: bool, metadata: Mapping[str, Any], name: 
         preprocess: Likewise.
         metadata: Likewise.
         name: Of the file.
-        checkpoint: What was exported.
+        checkpoint: What was exported, as seen from where the code runs.
     """
     if kind == "safetensors":
         return "\n".join(_loading_weights(metadata, name, checkpoint))
@@ -201,8 +203,8 @@ def how_to_load(kind: str, preprocess: bool, metadata: Mapping[str, Any], name: 
     return "\n".join([*[f"import {module}" for module in modules], "", load, example, run])
 
 
-def _loading_weights(metadata: Mapping[str, Any], name: str, checkpoint: Path) -> list[str]:
-    network = f"alexnet_exp.load_classifier({str(checkpoint.absolute())!r}).model"  # none of conf/model
+def _loading_weights(metadata: Mapping[str, Any], name: str, checkpoint: str | Path) -> list[str]:
+    network = f"alexnet_exp.load_classifier({str(checkpoint)!r}).model"  # none of conf/model
     if metadata["model"] != "custom":
         sizes = f"num_classes={len(metadata['classes'])}, in_channels={metadata['channels']}"
         network = f"alexnet_exp.create_model({metadata['model']!r}, {sizes})"

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from alexnet_exp.config.checks import shown
 from alexnet_exp.config.compose import conf_dir, group
 from alexnet_exp.config.rules import at_least
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.targets import build
+from alexnet_exp.tracking.terminal import print_fitted
 from alexnet_exp.zoo import list_models
 
 
@@ -117,7 +117,15 @@ def _print_networks(rows: list[dict[str, Any]]) -> None:
         counts = f"{row['parameters']:,}", f"{row['multiply_adds'] / 1e6:,.0f}"
         cells.append([row["name"], str(row["input_size"]), *counts, *accuracy, row["source"]])
     headers = ["network", "input", "parameters", "M mult-adds", "top-1 %", "top-5 %", "source"]
-    _print_table(headers, cells, right=range(1, 6))
+    print_fitted(
+        headers,
+        cells,
+        Console(),
+        numbers=range(1, 6),
+        spare=(6, 1, 5, 4, 3),
+        prose=6,
+        elsewhere=" (format=json has all)",
+    )
 
 
 def _print_layers(rows: list[Any]) -> None:
@@ -129,18 +137,5 @@ def _print_layers(rows: list[Any]) -> None:
         cells.append([layer, row.type, " x ".join(map(str, row.output_shape)), *counts, sees])
     totals = [f"{sum(getattr(r, k) for r in rows):,}" for k in ("parameters", "multiply_adds")]
     headers = ["layer", "type", "output", "parameters", "multiply-adds", "sees"]
-    _print_table(headers, [*cells, ["total", "", "", *totals, ""]], right=range(3, 6))
-
-
-def _print_table(headers: list[str], rows: list[list[str]], right: range) -> None:
-    """Print a table whose last column gives way where the terminal is narrow."""
-    table = Table(box=None, pad_edge=False)
-    for i, header in enumerate(headers):
-        width = None if i == len(headers) - 1 else max(len(row[i]) for row in [headers, *rows])
-        table.add_column(header, justify="right" if i in right else "left", no_wrap=True, min_width=width)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    if not console.is_terminal:  # a file or pipe has no width to fit
-        console = Console(width=200)
-    console.print(table, highlight=False)
+    table = [*cells, ["total", "", "", *totals, ""]]
+    print_fitted(headers, table, Console(), numbers=range(3, 6), spare=(1, 5, 2))

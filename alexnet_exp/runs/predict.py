@@ -16,6 +16,7 @@ from alexnet_exp.config.rules import at_least, list_of, path, text
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.runs.predict_files import find_images
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.terminal import nearby
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,7 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
         print_rows(rows, console)
         write_all(run, rows, {"command": command, "settings": config, "checkpoint": str(classifier.path)})
     for what, place in (("report:       ", run_dir / "report.html"), ("run directory:", run_dir)):
-        line = f"{what} {printable(os.path.relpath(place))}"
+        line = f"{what} {printable(nearby(place))}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 2 if any(row.error for row in rows) else 0
 
@@ -108,4 +109,4 @@ def _stored(classifier: LoadedClassifier, file: str) -> Tensor | str:
     try:
         return classifier.preprocess.stored(file)
     except UserError as error:
-        return str(error)
+        return str(error).removeprefix(f"{printable(file)} ")  # a row names its file

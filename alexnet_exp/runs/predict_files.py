@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from alexnet_exp.data.folder import ENDINGS
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, printable
 
 
 def find_images(wanted: str | list[str]) -> list[str]:
@@ -20,12 +20,14 @@ def find_images(wanted: str | list[str]) -> list[str]:
             counts whatever its ending, and also if it does not exist, as long as another does.
 
     Raises:
-        UserError: If there is no such file.
+        UserError: If there is no such file, or a folder that is named may not be read.
     """
     named = [wanted] if isinstance(wanted, str) else list(wanted)
     asked = [path for one in named for path in (_lines() if one == "-" else [str(one)])]
     found = list(dict.fromkeys(path for one in asked for path in _expanded(os.path.expanduser(one))))
     if not any(os.path.exists(path) for path in found):
+        for one in asked:
+            _check_open(_folder_of(os.path.expanduser(one)))
         said = ", ".join("standard input" if one == "-" else str(one) for one in named[:3])
         raise UserError(
             f"There is no image in {said or '[]'}: give a file, a folder, a pattern or a list of them "
@@ -42,6 +44,7 @@ def _lines() -> list[str]:
 
 def _expanded(path: str) -> Iterator[str]:
     if os.path.isdir(path):
+        _check_open(path)
         yield from _below(path)
     elif os.path.lexists(path) or not glob.has_magic(path):
         yield path
@@ -54,7 +57,26 @@ def _expanded(path: str) -> Iterator[str]:
 def _below(folder: str) -> Iterator[str]:
     """Yield the images below a folder, hidden ones left out, in an order that is the same on every machine."""
     for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        seen = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in seen if _is_open(os.path.join(root, name))]
+        for closed in (os.path.join(root, name) for name in seen if name not in folders):
+            print(f"warning: {printable(closed)} may not be read: its images are left out.", file=sys.stderr)
         for name in sorted(files):
             if name.lower().endswith(ENDINGS) and not name.startswith("."):
                 yield os.path.join(root, name)
+
+
+def _folder_of(path: str) -> str:
+    """Return the innermost folder on the way to a file or pattern, of those that can be seen."""
+    while path and not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path or "."
+
+
+def _check_open(folder: str) -> None:
+    if not _is_open(folder):
+        raise UserError(f"{folder} may not be read: allow it (chmod u+rx), or name another folder.")
+
+
+def _is_open(folder: str) -> bool:
+    return os.access(folder, os.R_OK | os.X_OK)  # names, and what they stand for

@@ -58,7 +58,10 @@ def write_chunks(sources: Mapping[str, FileSource], config: Mapping[str, Any], c
         for split, source in sources.items():
             if not _exists(url, f"{split}/index.json"):
                 encoder = Encoder(source.root, config["size"], config["quality"])
-                with _litdata_speaks_on_stderr():
+                console.print(
+                    f"{split}: writing {len(source)} images in {url}", markup=False, highlight=False
+                )
+                with _only_the_bar():
                     write(_mixed(tasks[split]), f"{url}/{split}", encoder, workers, config["chunk_mb"] << 20)
             manifest["splits"][split] = _verified(f"{url}/{split}", source)
             console.print(f"{split}: {len(source)} images, checked", markup=False)
@@ -253,11 +256,15 @@ def _put(url: str, name: str, content: str) -> None:
 
 
 @contextlib.contextmanager
-def _litdata_speaks_on_stderr() -> Iterator[None]:
-    """Keep LitData's bar, and what it prints besides, out of standard output."""
-    with contextlib.redirect_stdout(sys.stderr):
+def _only_the_bar() -> Iterator[None]:
+    """Let LitData show its bar where there is a terminal, and nothing of its own steps; what fails is raised."""
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(nowhere),
+    ):
         try:
             yield
         except BaseException:
-            print()  # its bar is left in the middle of a line
+            print(file=sys.stderr)  # its bar is left in the middle of a line
             raise

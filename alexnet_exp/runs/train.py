@@ -60,11 +60,13 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
             raise UserError(
                 f"{run_dir} holds a run already; continue it with resume={run_dir} or choose another."
             )
+        begins = config["resume"] and not (run_dir / "config.yaml").exists()
         run.begin()
         run.write_settings(config, overrides)
         console = Console(soft_wrap=True)
         shown = _relative(run_dir)
-        console.print(f"run directory: {shown}", highlight=False)
+        new = " (resume= found no run there: a new one begins)" if begins else ""
+        console.print(f"run directory: {shown}{new}", highlight=False)
         with logging_to(run_dir / "train.log"), stopping_on_signals():
             try:
                 result = _Session(run, config, overrides, command, console).go()

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps.job import JobFailed
-from alexnet_exp.sweeps.record import FILE_NAME, check_told_apart
+from alexnet_exp.sweeps.record import FILE_NAME, SweepRecord, check_told_apart
 from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.run_directory import to_yaml, write_atomically
 
@@ -36,6 +36,7 @@ def run_batches(
     Raises:
         UserError: If the sweep cannot begin, or, at the end, for the first job that has not finished.
     """
+    SweepRecord(Path(str(config.hydra.sweep.dir))).check_resumable(config)
     check_told_apart([overrides for batch in batches for overrides in batch])
     _write_down(config)
     stop = OmegaConf.select(config, "hydra.launcher.on_failure") == "stop"

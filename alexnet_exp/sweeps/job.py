@@ -20,10 +20,12 @@ import yaml
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps.process import end_orphan, forget, remember
+from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.run_directory import RunDirectory
 
 PROGRAM = [sys.executable, "-m", "alexnet_exp.sweeps.job"]
 OUTPUT = "output.log"  # what a job printed
+_TAIL = 20_000  # characters of it that are looked at
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
 
@@ -109,11 +111,11 @@ class Job:
         self.old_result = self._result_written()
 
     def error(self) -> str | None:
-        """Return what its result.json says went wrong, if this start has written it."""
+        """Return what its result.json says went wrong, without secrets, if this start has written it."""
         if self._result_written() == self.old_result:
             return None
         error = (self.result() or {}).get("error")
-        return None if error is None else str(error)
+        return None if error is None else redact(str(error))
 
     def _result_written(self) -> int | None:
         try:
@@ -143,12 +145,13 @@ class Job:
         return lines[0] if lines else f"exit code {code}"
 
     def last_lines(self, count: int) -> list[str]:
-        """Return the end of what it printed."""
+        """Return the end of what it printed, without secrets."""
         try:
             text = (self.directory / OUTPUT).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return []
-        return [line for line in text.splitlines() if line.strip()][-count:]
+        # Ahead of the cut into lines: a private key has many.
+        return [line for line in redact(text[-_TAIL:]).splitlines() if line.strip()][-count:]
 
     def signal(self, number: int) -> None:
         """Send a signal to the process, if it is still there."""

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from alexnet_exp.sweeps.optuna_plots import draw_history, draw_importance
 from alexnet_exp.sweeps.optuna_trials import Trials
 from alexnet_exp.tracking.markup import Html, tag
+from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.report import section, write_document
 
 _STATES = {
@@ -95,7 +96,7 @@ def _row(trials: Trials, trial: FrozenTrial, keys: list[str]) -> Html:
     report = trials.folder(trial) / "report.html"
     number = str(trial.number)
     link = tag("a", number, href=f"{number}/report.html") if report.exists() else number
-    state, why = _STATES[trial.state], trial.user_attrs.get("failed")
+    state, why = _STATES[trial.state], redact(trial.user_attrs.get("failed"))
     return tag(
         "tr",
         tag("td", link),

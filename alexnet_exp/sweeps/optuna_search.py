@@ -61,6 +61,7 @@ def search(
     validate(space.examples())
     directory = Path(str(config.hydra.sweep.dir)).absolute()
     record, console = SweepRecord(directory), Console(soft_wrap=True)
+    record.check_resumable(config)
     with record.lock(), _quiet():
         begin(record, config, console)
         typed = settings["storage"]
@@ -132,4 +133,6 @@ def _nothing(study: optuna.Study) -> str:
     states = [trial.state.name.lower() for trial in study.get_trials(deepcopy=False)]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     reasons = [t.user_attrs["failed"] for t in study.trials if "failed" in t.user_attrs]
-    return f"No trial came to its end ({counts})." + (f" The first failed: {reasons[0]}" if reasons else "")
+    return f"No trial came to its end ({counts})." + (
+        f" The first failed: {redact(reasons[0])}" if reasons else ""
+    )

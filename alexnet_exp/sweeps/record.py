@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps.job import FINISHED, Job
 from alexnet_exp.tracking.redact import redact
@@ -35,8 +37,23 @@ class SweepRecord:
         Raises:
             UserError: If it cannot be written, or another process runs it.
         """
-        with RunDirectory(self.directory).lock():
+        with RunDirectory(self.directory).lock("hydra.sweep.dir"):
             yield
+
+    def check_resumable(self, config: DictConfig) -> None:
+        """Refuse to go on with a sweep that is not there, before anything is made.
+
+        Args:
+            config: Of the sweep.
+
+        Raises:
+            UserError: If `sweep.resume` is asked for, and the directory holds no sweep.
+        """
+        typed = OmegaConf.select(config, "sweep.resume")
+        if typed in (None, "", "none") or self.path.exists():
+            return
+        self._refuse_runs()
+        raise UserError(f"sweep.resume={typed}: there is no sweep there; hydra.sweep.dir={typed} begins one.")
 
     def begin(self, typed: list[str], flags: list[str], go_on: bool) -> None:
         """Start a record, or read the one that is there.

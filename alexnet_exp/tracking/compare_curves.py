@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from alexnet_exp.tracking.compare_groups import Comparison
 from alexnet_exp.tracking.compare_runs import Run
-from alexnet_exp.tracking.compare_text import is_share, settings_text
+from alexnet_exp.tracking.compare_text import configuration_text, is_share, settings_text
 from alexnet_exp.tracking.markup import Html, join, number, percent, tag
 from alexnet_exp.tracking.records import Point, finite, series
 from alexnet_exp.tracking.report_charts import WIDTH, Axis, Line, chart, thin, x_axis
@@ -86,8 +86,8 @@ def _curves(comparison: Comparison, drawn: list[list[Run]]) -> tuple[list[Curve]
         if id(group) not in styles:
             place = len(styles)
             styles[id(group)] = f"c{place % COLOURS}" + (" faint" if place >= COLOURS else "")
-            name = settings_text(comparison.group_settings(group)) or runs[0].name
-            legend.append(tag("li", tag("i", class_=f"key {styles[id(group)]}"), name))
+            key = tag("i", class_=f"key {styles[id(group)]}")
+            legend.append(tag("li", key, configuration_text(comparison, group)))
         settings = comparison.told(runs[0]) if len(runs) == 1 else comparison.group_settings(group)
         label = settings_text(_shortened(settings, comparison.keys)) or runs[0].name
         curves.append(Curve(label, styles[id(group)], runs))

@@ -10,6 +10,7 @@ from alexnet_exp.tracking.compare_curves import overlaid
 from alexnet_exp.tracking.compare_groups import Comparison, Group
 from alexnet_exp.tracking.compare_runs import Run, Score
 from alexnet_exp.tracking.compare_text import (
+    configuration_text,
     interval_text,
     plain,
     score_text,
@@ -71,7 +72,7 @@ def _group_row(comparison: Comparison, group: Group) -> Html:
     missing = group.seeds - group.n
     return tag(
         "tr",
-        tag("td", settings_text(comparison.group_settings(group)) or group.runs[0].name, class_="name"),
+        tag("td", configuration_text(comparison, group), class_="name"),
         _value(score_text(mean, comparison.metric), comparison.is_best(group)),
         tag("td", spread_text(group.sd, group.metric)),
         tag("td", interval_text(group.interval, group.metric)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from alexnet_exp.tracking.compare_groups import Comparison, Group
 from alexnet_exp.tracking.compare_runs import Score
 from alexnet_exp.tracking.markup import number
 
@@ -39,13 +40,22 @@ def interval_text(interval: tuple[float, float] | None, metric: str | None) -> s
 
 
 def plain(value: Any) -> str:
-    """Return a setting as it is typed."""
+    """Return a setting as it is typed: 1.0 and 1 are not the same to all of them."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, list):
         return f"[{','.join(map(plain, value))}]"
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    return str(value)
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={plain(value)}" for key, value in settings.items())
+
+
+def configuration_text(comparison: Comparison, group: Group) -> str:
+    """Return what tells a configuration from the others; in words where no setting does."""
+    if settings := comparison.group_settings(group):
+        return settings_text(settings)
+    if len(comparison.groups) == 1 < len(group.runs):
+        return "the same for all runs"
+    return "as most runs" if comparison.usual else ", ".join(run.name for run in group.runs)

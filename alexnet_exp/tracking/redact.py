@@ -21,7 +21,9 @@ _SECRET_WORDS = {
 }  # fmt: skip
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _SETTING = re.compile(r"([+~]{0,2}[\w./@-]+)=(.*)", re.DOTALL)
-_INNER_KEY = re.compile(r"([\w.-]+)[\"']?\s*:")
+_INNER_KEY = re.compile(r"([\w.-]+)[\"']?\s*:\s*([^,{}\[\]]*)")
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:e-?\d+)?")
+_LONG = 1e5  # a number from here on may be a key or a token
 _HASH_NAME = re.compile(r"(?i:commit|sha|revision|checksum|digest|hash)")
 # A git commit looks the same, and so do folders named for one.
 _WANDB_KEY = re.compile(r"(?<![0-9A-Za-z/])[0-9a-f]{40}(?![0-9A-Za-z/])")
@@ -39,10 +41,10 @@ _PATTERNS = (
         re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S),
         REDACTED,
     ),
-    # api_key="..." in code, logger.api_key=... on a command line
+    # api_key="..." in code
     (re.compile(rf"({_SECRET_NAME.pattern}[\"']?\s*[:=]\s*)([\"'])[^\"'\n]+\2"), rf"\1\2{REDACTED}\2"),
-    (re.compile(rf"({_SECRET_NAME.pattern}=)[^\s\"',;()\[\]{{}}]{{6,}}"), rf"\1{REDACTED}"),
 )
+_ASSIGNED = re.compile(rf"({_SECRET_NAME.pattern})=([^\s\"',;()\[\]{{}}]{{6,}})")
 
 
 def redact(value: T) -> T:
@@ -50,8 +52,9 @@ def redact(value: T) -> T:
 
     Secrets are: what stands under a key whose last word is such as `key`, `token` or `password`, in a dict, in a list
     of settings (`logger.api_key=...`) and in a `command`; keys of W&B, AWS and GitHub, passwords in URLs, private keys
-    and the values of environment variables with such names. Structure, numbers, class names and git commits (under a
-    key that says so) stay as they are.
+    and the values of environment variables with such names. A number is one under a `password`, and under a `key` or
+    a `token` from six digits on. All else stays as it is: structure, other numbers, class names and git commits (under
+    a key that says so).
 
     Args:
         value: text, a number, or dicts, lists and tuples of them.
@@ -83,9 +86,11 @@ def _hides(key: str, value: object) -> bool:
     """Return whether a value is a secret, by the key that it stands under."""
     name = key.rpartition(".")[2]
     last = (_WORD.findall(name) or [""])[-1].lower()
-    secret = last.removesuffix("s") in _SECRET_WORDS
-    if isinstance(value, int | float):  # the number of something, or a switch
-        return secret and not last.endswith("s") and not isinstance(value, bool)
+    secret = last.removesuffix("s") in _SECRET_WORDS or bool(_SECRET_NAME.fullmatch(name))
+    if isinstance(value, bool) or (isinstance(value, int | float) and last.endswith("s")):
+        return False  # a switch, or the number of something
+    if isinstance(value, int | float):
+        return secret and (not last.endswith(("key", "token")) or abs(value) >= _LONG)
     return (secret or (isinstance(value, str) and bool(_SECRET_NAME.search(name)))) and bool(value)
 
 
@@ -100,7 +105,7 @@ def _redact_setting(text: str) -> str:
         return text
     key, value = found.groups()
     inner = _INNER_KEY.findall(value) if "{" in value else []
-    if any(_hides(name, "text") for name in inner) or _hides(key, _plain(value)):
+    if any(_hides(name, _plain(own.strip() or "{")) for name, own in inner) or _hides(key, _plain(value)):
         return f"{key}={REDACTED}"
     return text
 
@@ -109,7 +114,7 @@ def _plain(text: str) -> object:
     """Return what a typed value is, as far as it matters here."""
     if text.lower() in ("null", "true", "false"):
         return None
-    return 1 if text.isdecimal() else text
+    return float(text) if _NUMBER.fullmatch(text) else text
 
 
 def _redact_command(command: str) -> str:
@@ -126,4 +131,11 @@ def _redact_text(text: str, known: list[str], in_hash: bool) -> str:
         text = text.replace(secret, REDACTED)
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
+    text = _ASSIGNED.sub(_hide_assigned, text)
     return text if in_hash else _WANDB_KEY.sub(REDACTED, text)
+
+
+def _hide_assigned(found: re.Match[str]) -> str:
+    """Hide the value of `logger.api_key=...` inside of a text."""
+    name, value = found.groups()
+    return f"{name}={REDACTED}" if _hides(name, _plain(value)) else found[0]

@@ -46,10 +46,13 @@ class RunDirectory:
         return self.path / "checkpoints" / "best.ckpt"
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, key: str = "hydra.run.dir") -> Iterator[None]:
         """Hold the directory for this process alone; the system lets go when the process dies.
 
         Where the file system has no locks, a warning says so, and a second run is not noticed.
+
+        Args:
+            key: Setting that names the directory, for messages.
 
         Raises:
             UserError: If it cannot be written or locked, or a live run holds it.
@@ -59,10 +62,10 @@ class RunDirectory:
             file = open(self.path / ".lock", "a")  # noqa: SIM115 (closed below, after the lock is given up)
         except OSError as error:
             raise UserError(
-                f"{self.path} cannot be written ({error.strerror}); say hydra.run.dir=DIR or paths.output_dir=DIR."
+                f"{self.path} cannot be written ({error.strerror}); {self._what_to_do(key)}."
             ) from error
         with file:
-            if not self._take(file):
+            if not self._take(file, key):
                 raise UserError(f"{self.path} belongs to a run that is still going on.")
             try:
                 yield
@@ -70,7 +73,12 @@ class RunDirectory:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path / ".lock")
 
-    def _take(self, file: IO[str]) -> bool:
+    def _what_to_do(self, key: str) -> str:
+        if any(os.path.exists(self.path / name) for name in ("config.yaml", "sweep.json")):
+            return "make it writable: what has begun there goes on nowhere else"
+        return f"say {key}=DIR or paths.output_dir=DIR"
+
+    def _take(self, file: IO[str], key: str) -> bool:
         """Lock the open file; return whether the directory is this process's now."""
         try:
             if fcntl is not None:
@@ -80,7 +88,7 @@ class RunDirectory:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise UserError(
-                    f"{self.path} cannot be locked ({error.strerror}); say hydra.run.dir=DIR or paths.output_dir=DIR."
+                    f"{self.path} cannot be locked ({error.strerror}); say {key}=DIR or paths.output_dir=DIR."
                 ) from error
             log.warning(
                 "%s: its file system has no locks (%s); a second run in this directory would not be refused.",

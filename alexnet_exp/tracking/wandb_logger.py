@@ -225,6 +225,9 @@ class WandbTracker(Logger):
                 raise
             said = in_one_line(error)
             raise UserError(f"W&B cannot begin a run ({said}): mend it, or train with logger=csv.") from error
+        self._say_offline(reason)
+
+    def _say_offline(self, reason: str) -> None:
         log.info("W&B offline (%s). To upload it later: %s", reason, self._sync_command())
 
     def _start_online(self, requested: str, about: dict[str, Any]) -> str:

@@ -17,8 +17,11 @@ class MovingAverage(WeightAveraging):
     Lightning's own makes its copy before the module is moved to its device, so that every step of a GPU ends in copies
     to the processor, and asks the device at every step whether it is the first.
 
+    After t steps the decay is min(decay, (1 + t) / (10 + t)), so that in a short run the average is not mostly of the
+    first weights. Source: `tf.train.ExponentialMovingAverage` of TensorFlow, `num_updates`.
+
     Args:
-        decay: What remains of the average at each step.
+        decay: What remains of the average at each step, in the long run.
     """
 
     _latest_update_step: int  # Lightning's
@@ -45,8 +48,8 @@ class MovingAverage(WeightAveraging):
         assert self._average_model is not None
         average, current = _tensors(self._average_model.module), _tensors(pl_module)
         # The first step's weights start the average. Counters (int64) have no average: the latest holds.
-        decay = self.decay if self._latest_update_step else 0.0
-        update(average, current, decay)
+        steps = self._latest_update_step
+        update(average, current, min(self.decay, (1 + steps) / (10 + steps)) if steps else 0.0)
         self._average_model.n_averaged += 1  # on the device; nothing here reads it
         self._latest_update_step = trainer.global_step
 

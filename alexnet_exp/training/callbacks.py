@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
+from alexnet_exp.tracking.terminal import print_fitted
 from alexnet_exp.training.stopping import Stopped, due
 from alexnet_exp.training.throughput import Throughput, waiting_for
 
@@ -96,8 +96,8 @@ class StopUnsaved(Callback):
 class SameBatches(Callback):
     """Repeat the first epoch's order in every epoch: what trainer.overfit_batches=N learns by heart."""
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.train_dataloader.sampler.set_epoch(0)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.train_dataloader.sampler.repeated = True
 
 
 class Bar(ProgressBar):
@@ -211,15 +211,13 @@ def _shown(metrics: dict[str, float], splits: tuple[str, ...]) -> str:
 
 def print_summary(rows: list[Any], console: Console) -> None:
     """Print a network's layer table: output shape, parameters and multiply-adds of every layer that has any."""
-    table = Table("layer", "type", "output", "parameters", "multiply-adds", box=None, pad_edge=False)
-    for column in table.columns[3:]:
-        column.justify = "right"
-    for row in rows:
-        if row.parameters:
-            shape = " x ".join(map(str, row.output_shape))
-            table.add_row(row.name, row.type, shape, f"{row.parameters:,}", f"{row.multiply_adds:,}")
+    cells = [
+        [r.name, r.type, " x ".join(map(str, r.output_shape)), f"{r.parameters:,}", f"{r.multiply_adds:,}"]
+        for r in rows
+        if r.parameters
+    ]
     total = f"{sum(r.parameters for r in rows):,}", f"{sum(r.multiply_adds for r in rows):,}"
-    table.add_row("total", "", "", *total)
-    console.print(table, highlight=False)
+    head = ["layer", "type", "output", "parameters", "multiply-adds"]
+    print_fitted(head, [*cells, ["total", "", "", *total]], console, numbers=range(3, 5), spare=(1, 2))
     flops = 2 * sum(r.multiply_adds for r in rows)
     console.print(f"{flops / 1e6:,.1f} MFLOPs for one image (two for each multiply-add)", highlight=False)

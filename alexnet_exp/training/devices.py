@@ -75,7 +75,7 @@ def _devices(trainer: Mapping[str, Any]) -> Sequence[Any]:
         reason = " ".join(str(error).split())
         raise UserError(
             f"trainer.accelerator={trainer['accelerator']} trainer.devices={trainer['devices']}: {reason} "
-            "Leave both out to take what is there, or say trainer=cpu."
+            "Leave trainer=, trainer.accelerator= and trainer.devices= out to take what is there, or say trainer=cpu."
         ) from error
 
 

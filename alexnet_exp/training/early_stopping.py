@@ -4,19 +4,48 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import callbacks
+from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+from alexnet_exp.errors import UserError
 
 
 class EarlyStopping(callbacks.EarlyStopping):
-    """Lightning's, but for what a run that goes on takes from its checkpoint: how long it has waited, and for what.
+    """Lightning's, but for when it looks, and for what a run that goes on takes from its checkpoint.
 
-    Patience is the settings' own. A run that had stopped trains on where it is given more of it, and so does a new run
-    (ckpt=), whose wait starts anew.
+    It looks once at each new value: after a validation, or at the end of an epoch for a metric of training. The last
+    epoch may end without a validation (trainer.max_steps).
+
+    How long it has waited and for what is the checkpoint's; patience is the settings' own. A run that had stopped
+    trains on where it is given more of it, and so does a new run (ckpt=), whose wait starts anew.
+
+    Args:
+        monitor: Metric that decides.
+        options: Of Lightning's.
     """
 
     starts_anew = False  # set where a new run goes on from the checkpoint of another
     patience: int  # Lightning's
+
+    def __init__(self, monitor: str, **options: Any) -> None:
+        at_end = None if monitor.startswith("val/") else True
+        super().__init__(monitor, check_on_train_epoch_end=at_end, **options)
+        self._validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = not trainer.sanity_checking
+        super().on_validation_end(trainer, pl_module)
+
+    def _run_early_stopping_check(self, trainer: Trainer) -> None:
+        if self.monitor.startswith("val/") and not self._validated:
+            return
+        self._validated = False
+        if self.monitor not in trainer.callback_metrics and not trainer.fast_dev_run:
+            known = ", ".join(sorted(trainer.callback_metrics))
+            raise UserError(
+                f"callbacks.early_stopping.monitor={self.monitor} is not measured in this run; it has {known}."
+            )
+        super()._run_early_stopping_check(trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         patience = self.patience

@@ -52,6 +52,32 @@ def test_resumed_sweep_keeps_its_directory():
         prepare(["sweep.resume=a"])
 
 
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("hydra.mode=MULTIRUN", r"^hydra\.mode=MULTIRUN is not enough: say -m\.$"),
+        ("++hydra.mode='RunMode.MULTIRUN'", r"is not enough: say -m\.$"),
+        ("hydra.mode=2", r"is not enough: say -m\.$"),
+        ("+hydra.sweeper.params.optimizer.lr=0.1,1", r"say -m, and optimizer\.lr=0\.1,1 itself\.$"),
+        ("hydra.sweeper.params=seed", r"say hydra\.sweeper\.params=\{KEY: VALUES\}, such as"),
+    ],
+)
+def test_other_words_for_a_sweep_are_one_line(typed: str, message: str):
+    for flags in ([], ["-m"]):
+        with pytest.raises(UserError, match=message):
+            prepare([*flags, typed])
+
+
+def test_what_leaves_a_sweep_as_it_is_may_be_typed():
+    typed = [
+        "hydra.mode=RUN",
+        "hydra.mode=null",
+        "hydra.sweeper.params=null",
+        "hydra.sweeper.params={a: '1,2'}",
+    ]
+    assert prepare(typed) == typed
+
+
 @pytest.mark.parametrize("flag", ["-m", "--multirun"])
 def test_sweep_over_paths_stays_a_sweep(flag: str):
     assert prepare(["ckpt=a,b", flag]) == [flag, "ckpt=a,b"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alexnet_exp.config.compose import compose, plain
-from alexnet_exp.config.messages import explain
+from alexnet_exp.config.messages import explain, of_composing
 from alexnet_exp.errors import UserError
 
 
@@ -144,3 +144,17 @@ def test_a_yaml_that_starts_from_a_network_adds_a_layer(tmp_path: Path):
     ]
     assert list(layers) == ["conv1", "conv2", "conv3", "conv4", "conv5", "conv6"]
     assert layers["conv6"]["kernel_size"] == 3
+
+
+@pytest.mark.parametrize(
+    ("typed", "say"),
+    [
+        (["seed=1"], "hydra.run.dir=DIR or paths.output_dir=DIR"),
+        (["resume=null"], "hydra.run.dir=DIR or paths.output_dir=DIR"),
+        (["-m", "seed=1,2"], "hydra.sweep.dir=DIR or paths.output_dir=DIR"),
+        (["resume=/mine/run"], "another resume=DIR"),
+    ],
+)
+def test_a_directory_that_cannot_be_made_names_the_setting_that_it_is_of(typed: list[str], say: str):
+    said = of_composing(PermissionError(13, "Permission denied", "/mine"), typed)
+    assert str(said) == f"/mine cannot be written (Permission denied); say {say}."

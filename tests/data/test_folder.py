@@ -143,10 +143,20 @@ def test_links_cannot_make_a_loop(tmp_path: Path):
     ]
 
 
-def test_a_split_folder_itself_may_be_a_link(tmp_path: Path):
-    touch(tmp_path, "elsewhere/a/1.jpg", "elsewhere/b/1.jpg")
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root/train").symlink_to(tmp_path / "elsewhere")
+def test_a_split_folder_that_is_a_link_leads_out_only_if_asked(tmp_path: Path):
+    touch(tmp_path, "elsewhere/a/1.jpg", "elsewhere/b/1.jpg", "root/pool/a/1.jpg", "root/pool/b/1.jpg")
+    (tmp_path / "root/train").symlink_to("../elsewhere")
+    with pytest.raises(UserError, match=r"root/train is a link that leads out .*data\.follow_links=true"):
+        folder.scan(str(tmp_path / "root"))
+    assert len(folder.scan(str(tmp_path / "root"), follow_links=True)["train"]) == 2
+    (tmp_path / "root/train").unlink()
+    (tmp_path / "root/train").symlink_to("pool")
+    assert len(folder.load(str(tmp_path / "root"), "train")) == 2
+
+
+def test_the_folder_of_the_data_may_be_a_link_to_anywhere(tmp_path: Path):
+    touch(tmp_path, "elsewhere/train/a/1.jpg", "elsewhere/train/b/1.jpg")
+    (tmp_path / "root").symlink_to(tmp_path / "elsewhere")
     assert len(folder.load(str(tmp_path / "root"), "train")) == 2
 
 

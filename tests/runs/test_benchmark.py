@@ -205,6 +205,18 @@ def test_what_does_not_fit_into_memory_is_said_and_not_drawn(
     assert draw_rows(rows, tmp_path / "figures" / "b.png").exists()
 
 
+@pytest.mark.parametrize(("seconds", "said"), [([0.5], ""), ([0.5, 1.5], "71%")])
+def test_a_single_repeat_has_no_spread(
+    capsys: pytest.CaptureFixture[str], seconds: list[float], said: str
+) -> None:
+    from rich.console import Console
+
+    print_rows(timing.rows("step", {"case": timing.summary(seconds)}), Console())  # sd 0.707 of 1.0
+    out = capsys.readouterr().out
+    assert ("+-" in out) == ("%" in out) == bool(said)
+    assert said in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -7,6 +7,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,31 @@ def test_a_typed_setting_is_told_beside_the_name_of_its_file(
     assert settings == [{"model": "a", "model.input_size": 32}, {"model": "b", "model.input_size": 48}]
 
 
+def test_one_batch_is_not_all_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name, limit in (("one", 1), ("all", 1.0)):
+        make_run(tmp_path / name, 0.5, trainer={"limit_train_batches": limit})
+    lines = compare(capsys, str(tmp_path), "page=false").splitlines()
+    assert {tuple(line.split()[-2:]) for line in lines if "limit" in line} == {
+        ("one", "trainer.limit_train_batches=1"),
+        ("all", "trainer.limit_train_batches=1.0"),
+    }
+
+
+def test_configurations_without_a_setting_of_their_own_are_told_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def configurations(folder: str) -> list[str]:
+        groups, _, _ = compare(capsys, str(tmp_path / folder), "page=false").partition("\n\n")
+        return [re.split(r"  +", line.strip())[-1] for line in groups.splitlines()[1:]]
+
+    for seed in (0, 1):
+        make_run(tmp_path / "sweep" / str(seed), 0.5, seed=seed)
+        make_run(tmp_path / "many" / f"b{seed}", 0.5, seed=seed, data={str(i): 0 for i in range(7)})
+    make_run(tmp_path / "many" / "a", 0.4, data={str(i): 1 for i in range(7)})
+    assert configurations("sweep") == ["the same for all runs"]
+    assert configurations("many")[0] == "as most runs"
+
+
 def test_secrets_are_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for name in ("a", "b"):
         make_run(tmp_path / name, 0.5, data={"api_key": f"hunter2{name}"})
@@ -245,10 +271,11 @@ def test_a_name_that_is_no_text_does_not_cost_the_table(tmp_path: Path, capsys: 
 
 
 def test_page_and_result_lie_in_a_directory_of_their_own(sweep: Path, capsys: pytest.CaptureFixture[str]):
-    said = compare(capsys, str(sweep))
+    said = compare(capsys, "sweep")
     (folder,) = Path("outputs/compare").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["compare.html", "result.json"]
-    assert str(folder / "compare.html") in said
+    assert f"page:  {folder / 'compare.html'}\n" in said
+    assert str(sweep.parent) not in said + (folder / "compare.html").read_text()
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "finished"
     assert len(result["runs"]) == 7

@@ -95,10 +95,15 @@ def test_two_devices_count_every_image_once(made: Made, tmp_path: Path, monkeypa
 # ----------------------------------------------------------------------------------------------------- W&B
 
 
-def test_scores_tables_and_figures_go_to_the_wandb_run_of_the_checkpoint(tmp_path: Path):
+def test_scores_tables_and_figures_go_to_the_wandb_run_of_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     run_dir = tmp_path / "run"
     run(run_dir, "logger=wandb", "logger.wandb.mode=offline")
+    capsys.readouterr()
     found = evaluated(tmp_path / "out", run_dir)
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "W&B" in line]
+    assert said.startswith("The figures go to the run's offline W&B files. To upload them later: wandb sync ")
     assert found["wandb"] == {"id": find_run_id(run_dir), "mode": "offline", "url": None}
     first, second = map(read_finished, sorted(run_dir.glob("wandb/offline-run-*")))
     assert (second.run_id, second.name, second.resumed) == (first.run_id, first.name, True)

@@ -198,6 +198,23 @@ def test_the_code_for_weights_alone_fills_the_network(model: str, trained: Path)
     assert not found.training
 
 
+def test_the_page_of_weights_alone_names_no_folder_of_the_machine(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(trained.parent)
+    # None of conf/model builds it; to find that out takes seconds.
+    monkeypatch.setattr("alexnet_exp.runs.export_formats.model_name", lambda *_: "custom")
+    said = export(capsys, "run", "format=safetensors", "paths.output_dir=weights")
+    (folder,) = Path("weights/export").iterdir()
+    assert f"report: {folder}/report.html\n" in said and f"exported: {folder}/model.safetensors" in said
+    page = Page(folder / "report.html")
+    assert str(trained) not in page.source
+    (code,) = re.findall(r"<code>(import .*?)</code>", page.source, re.DOTALL)
+    monkeypatch.chdir(folder)
+    found = run_code(html.unescape(code))["network"].state_dict()
+    assert all(torch.equal(found[name], t) for name, t in load_classifier(trained).model.state_dict().items())
+
+
 @pytest.mark.parametrize("kind", ["torch_export", "safetensors"])
 def test_a_file_that_computes_something_else_is_not_left(
     kind: str, trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

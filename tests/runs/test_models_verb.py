@@ -139,6 +139,25 @@ def test_a_bare_word_is_the_name_of_one_network(capsys: pytest.CaptureFixture[st
     assert by_layer["total"] == ["total", "2,472,266", "14,957,056"]
 
 
+@pytest.mark.usefixtures("described_once")
+@pytest.mark.parametrize("width", [120, 80, 50, 40])
+def test_a_narrow_terminal_costs_columns_and_no_digit(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    rows: dict[str, dict[str, Any]],
+    width: int,
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    networks, layers = printed(capsys), printed(capsys, "alexnet_lrn")
+    assert max(map(len, f"{networks}{layers}".splitlines())) <= width
+    assert {f"{row['parameters']:,}" for row in rows.values()} <= set(networks.split())
+    assert {"97.96", "77.22"} <= set(networks.split()) or width < 80
+    total = layers[layers.index("total") :].split()
+    assert total[:3] == ["total", "62,378,344", "1,135,256,096"]
+    assert ("too narrow for: source (format=json has all)" in networks) == (width == 80)
+    assert "…" not in networks + layers
+
+
 def test_json_of_one_network_lists_its_layers(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(printed(capsys, "alexnet_original", "format=json"))
     layers = found["layers"]

@@ -96,6 +96,7 @@ def test_folder_gives_a_row_for_every_image_and_the_error_of_the_others(
     assert "\x1b[31m" not in printed
     assert "[red]a" in printed
     assert "3 of 11 could not be read." in printed
+    assert printed.count("text.jpg") == 1  # and not once more in the error
     assert {path.name for path in out.iterdir()} == {
         "predictions.csv", "predictions.jsonl", "predictions.png", "report.html", "result.json",
     }  # fmt: skip
@@ -191,6 +192,39 @@ def test_file_that_is_named_counts_whatever_its_name(photos: Path):
 
 def test_file_that_is_named_twice_is_found_once(photos: Path):
     assert find_images(["photos/one.png", "photos/o*.png", "photos/one.png"]) == ["photos/one.png"]
+
+
+def closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a folder be one that may not be read: to root, modes close none."""
+    is_allowed, scandir, exists = os.access, os.scandir, os.path.exists
+
+    def refuse(path: Any) -> Any:
+        if Path(path) == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and is_allowed(path, mode))
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os.path, "exists", lambda path: folder not in Path(path).parents and exists(path))
+
+
+@pytest.mark.parametrize("wanted", ["photos", "photos/*.png", "photos/one.png", "photos/deeper/[ab].png"])
+def test_folder_that_may_not_be_read_is_not_said_to_be_empty(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
+):
+    folder = photos / "deeper" if "deeper" in wanted else photos
+    closed(folder, monkeypatch)
+    with pytest.raises(UserError, match=rf"^{folder} may not be read: "):
+        find_images(str(photos.parent / wanted))
+
+
+def test_folder_below_that_may_not_be_read_costs_a_warning(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    closed(photos / "deeper", monkeypatch)
+    assert len(find_images(str(photos))) == len(GOOD) + len(BAD)
+    said = capsys.readouterr().err
+    assert said == f"warning: {photos / 'deeper'} may not be read: its images are left out.\n"
 
 
 def test_list_without_a_single_file_is_refused(photos: Path):

@@ -151,6 +151,52 @@ def test_a_sweep_goes_on_with_the_flags_that_decide_its_jobs(
     assert (swept.folder / "multirun.yaml").read_text() == before
 
 
+def test_params_of_the_command_line_are_as_if_typed_and_what_is_typed_wins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    params = "hydra.sweeper.params={seed: '1,2', optimizer.lr: 0.2, ckpt: null}"
+    with stand_ins():
+        assert main(["train", "-m", params, "optimizer.lr=0.3", f"hydra.sweep.dir={tmp_path}/s"]) == 0
+    printed = capsys.readouterr().out
+    for job, seed in enumerate((1, 2)):
+        assert f"job {job} starts: alexnet-exp train seed={seed} optimizer.lr=0.3 ckpt=null hydra" in printed
+
+
+def test_params_beside_those_of_a_ready_sweep_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    typed = ["-m", "sweep=lr_wd", "hydra.sweeper.params={seed: '1,2'}", f"hydra.sweep.dir={tmp_path}/s"]
+    assert main(["train", *typed]) == 1
+    said = "error: The chosen sweep has its own hydra.sweeper.params: type others as KEY=VALUES beside it.\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("more", [[], ["hydra/sweeper=optuna"], ["hydra/launcher=basic"]])
+def test_a_sweep_that_is_not_there_cannot_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+):
+    folder = tmp_path / "swep"
+    assert main(["train", "-m", "seed=1,2", *more, f"sweep.resume={folder}"]) == 1
+    said = f"error: sweep.resume={folder}: there is no sweep there; hydra.sweep.dir={folder} begins one.\n"
+    assert capsys.readouterr().err == said
+    assert not folder.exists()
+
+
+def test_a_run_taken_for_a_sweep_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    assert main(["train", "-m", "seed=1,2", f"sweep.resume={tmp_path}"]) == 1
+    assert f"is a run, not a sweep: resume={tmp_path} goes on with it" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_a_sweep_that_cannot_be_written_names_its_own_setting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").write_text("mine")
+    assert main(["train", "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/file/s"]) == 1
+    assert "(Not a directory); say hydra.sweep.dir=DIR or paths.output_dir=DIR." in capsys.readouterr().err
+
+
 def test_a_batch_of_no_jobs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["train", "-m", "hydra.sweeper.max_batch_size=0", f"hydra.sweep.dir={tmp_path}/s"]) == 1
     assert capsys.readouterr().err == (

@@ -74,7 +74,7 @@ def test_points_are_counted(overrides: list[str], points: float):
         ("a=range(3,3)", "the range is empty"),
         ("callbacks.client.password=one,two", "client.password holds a secret, and a study writes down"),
         ("data.url='s3://u:pw@host/a','s3://u:pw@host/b'", "data.url holds a secret"),
-        ("+store.token=range(1,4)", "store.token holds a secret"),
+        ("+store.token=range(100000,100003)", "store.token holds a secret"),
     ],
 )
 def test_a_space_that_makes_no_sense_is_refused(override: str, message: str):

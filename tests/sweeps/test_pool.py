@@ -69,6 +69,20 @@ def test_what_is_printed_of_jobs_has_no_secrets(tmp_path: Path):
     assert "seed=2" in (shown := table.export_text()) and "of-two" not in shown
 
 
+def test_what_a_job_said_last_has_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "by nothing")
+    jobs = made(tmp_path, ["ends=raises"])
+    printed = run(jobs)
+    assert jobs[0].why == "ZeroDivisionError: [redacted]"  # what the sweep's own error quotes
+    assert "job 0 failed: ZeroDivisionError: [redacted]" in printed and "by nothing" not in printed
+
+
+def test_a_key_of_many_lines_is_no_part_of_what_a_job_said_last(tmp_path: Path):
+    key = "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\nIBAAKC\n-----END RSA PRIVATE KEY-----"
+    (tmp_path / "output.log").write_text(f"before\n{key}\n\nafter\n")
+    assert Job(0, [], tmp_path).last_lines(3) == ["before", "[redacted]", "after"]
+
+
 def test_no_more_jobs_run_at_a_time_than_there_is_room_for(tmp_path: Path):
     jobs = made(tmp_path, *[["seconds=0.6", f"seed={i}"] for i in range(4)])
     run(jobs, slots=2)

@@ -157,6 +157,19 @@ def test_only_one_process_runs_a_sweep(tmp_path: Path):
         pass
 
 
+def test_a_directory_that_cannot_be_written_is_one_line_about_the_sweep(tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    with (
+        pytest.raises(UserError, match=r"say hydra\.sweep\.dir=DIR or"),
+        SweepRecord(tmp_path / "file" / "s").lock(),
+    ):
+        pass
+    begun(tmp_path)
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match="make it writable"), SweepRecord(tmp_path).lock():
+        pass
+
+
 def test_the_record_is_plain_json(tmp_path: Path):
     begun(tmp_path).jobs(JOBS, 5, [])
     content = json.loads((tmp_path / "sweep.json").read_text())

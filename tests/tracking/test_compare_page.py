@@ -35,9 +35,14 @@ def made(folder: Path, configurations: int, seeds: int) -> Path:
 
 def test_every_run_and_configuration_is_told(tmp_path: Path):
     page = page_of(made(tmp_path, 2, 3), ["optimizer.lr", "seed"])
-    assert ["1-2", "51.20 % best", "2", "1,234", "finished", "1", "2"] in page.rows
-    assert ["optimizer.lr=1", "51.10 % best", "0.10", "50.85 to 51.35 %", "3"] in page.rows
+    assert ["1-2", "51.20 % best", "2", "1,234", "finished", "1.0", "2"] in page.rows
+    assert ["optimizer.lr=1.0", "51.10 % best", "0.10", "50.85 to 51.35 %", "3"] in page.rows
     assert "6 runs" in page.words
+
+
+def test_runs_that_differ_in_the_seed_alone_are_said_to_be_the_same(tmp_path: Path):
+    page = page_of(made(tmp_path, 1, 3), ["seed"])
+    assert ["the same for all runs", "50.10 % best", "0.10", "49.85 to 50.35 %", "3"] in page.rows
 
 
 def test_runs_of_one_configuration_have_one_colour(tmp_path: Path):
@@ -57,7 +62,7 @@ def test_many_runs_are_drawn_as_the_means_of_their_seeds(tmp_path: Path):
     page = page_of(made(tmp_path, 7, 2), ["optimizer.lr", "seed"])
     assert len(page.all("path", "line")) == 2 * 7
     assert "mean over the seeds" in page.words
-    assert "lr=6: 56.05\N{NO-BREAK SPACE}%" in page.source  # of 56.0 and 56.1
+    assert "lr=6.0: 56.05\N{NO-BREAK SPACE}%" in page.source  # of 56.0 and 56.1
 
 
 def test_a_mean_is_over_the_runs_that_count_and_over_finite_values(tmp_path: Path):
@@ -68,8 +73,8 @@ def test_a_mean_is_over_the_runs_that_count_and_over_finite_values(tmp_path: Pat
     page = page_of(tmp_path, ["optimizer.lr", "seed"])
     titles = re.findall(r"<title>(epoch[^<]*)</title>", page.source)
     (first,) = [title for title in titles if title.startswith("epoch 1\n") and "%" in title]
-    assert "lr=6: 30.00\N{NO-BREAK SPACE}%" in first  # of 20, 40 and nan; not the failed one
-    assert any(row[0] == "optimizer.lr=6" and row[-1] == "3 of 4" for row in page.rows)
+    assert "lr=6.0: 30.00\N{NO-BREAK SPACE}%" in first  # of 20, 40 and nan; not the failed one
+    assert any(row[0] == "optimizer.lr=6.0" and row[-1] == "3 of 4" for row in page.rows)
 
 
 def test_no_more_curves_are_drawn_than_can_be_told_apart(tmp_path: Path):

@@ -63,3 +63,16 @@ def test_a_lock_that_fails_in_another_way_is_refused_by_its_name(
         RunDirectory(tmp_path).lock(),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("holds", "say"), [("note.txt", "say hydra.run.dir=DIR or"), ("config.yaml", "make it writable")]
+)
+def test_a_run_that_cannot_be_written_is_not_sent_elsewhere(tmp_path: Path, holds: str, say: str) -> None:
+    (tmp_path / holds).write_text("")
+    (tmp_path / ".lock").mkdir()
+    with (
+        pytest.raises(UserError, match=rf"{tmp_path} cannot be written .*; {say}"),
+        RunDirectory(tmp_path).lock(),
+    ):
+        pass

@@ -85,6 +85,17 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def assert_same_end(one: Path, other: Path) -> None:
+    """Compare checkpoints and metrics of a run and of one that was stopped and resumed."""
+    for name in ("last", "best"):
+        a, b = checkpoint(one, name), checkpoint(other, name)
+        different = [key for key in a | b if not same(a.get(key), b.get(key))]
+        # These name the directory, and the length may have been another when the best was saved.
+        assert set(different) <= {"config", "callbacks", "run_length"}, different
+        assert same(a["callbacks"]["BestAndLast"]["best"], b["callbacks"]["BestAndLast"]["best"])
+    assert rows(one) == rows(other)
+
+
 def train_until(run_dir: Path, steps: int, *overrides: str) -> None:
     """Start a run that Ctrl-C ends after so many optimizer steps."""
     with pytest.raises(KeyboardInterrupt):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from alexnet_exp.training.averaging import MovingAverage, update
 
@@ -34,9 +34,12 @@ def step(average: MovingAverage, trainer: Any, net: Net) -> None:
         average.on_train_batch_end(trainer, net, None, None, batch)
 
 
-def test_the_average_is_torch_s_over_some_steps() -> None:
-    net, average, trainer = Net(), MovingAverage(0.9), training_on("cpu")
-    reference = AveragedModel(net, avg_fn=get_ema_avg_fn(0.9), use_buffers=True)
+def test_the_average_is_torch_s_with_a_decay_that_grows_to_the_one_asked_for() -> None:
+    net, average, trainer = Net(), MovingAverage(0.3), training_on("cpu")
+    decays = {1: 2 / 11, 2: 3 / 12, 3: 0.3, 4: 0.3}  # after so many steps; 4/13 is more than 0.3
+    reference = AveragedModel(
+        net, avg_fn=lambda old, new, n: decays[int(n)] * old + (1 - decays[int(n)]) * new, use_buffers=True
+    )
     average.setup(trainer, net, "fit")
     for _ in range(5):
         net.learn()

@@ -1,4 +1,4 @@
-"""The line of each epoch."""
+"""The line of each epoch, and the table of layers ahead of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from alexnet_exp.models.summary import LayerRow
 from alexnet_exp.training import callbacks
-from alexnet_exp.training.callbacks import Bar
+from alexnet_exp.training.callbacks import Bar, print_summary
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -33,3 +34,18 @@ def test_the_rate_of_an_epoch_counts_from_where_it_was_begun_or_gone_on_with(
     bar.on_train_epoch_end(trainer, module)
     bar.on_train_end(trainer, module)
     assert out.getvalue().split() == ["epoch", "5/9", "train/loss", "0.5000", "128", "images/s"]
+
+
+@pytest.mark.parametrize("width", [80, 50, 40])
+def test_the_totals_of_the_layer_table_are_whole_on_any_terminal(width: int) -> None:
+    screen = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, soft_wrap=True)
+    rows = [
+        LayerRow("features.conv2", "LocallyConnected2d", (256, 27, 27), 114_656, 447_897_600),
+        LayerRow("features.conv2_relu", "ReLU", (256, 27, 27), 0, 0),
+        LayerRow("classifier.fc6", "Linear", (4096,), 37_752_832, 37_748_736),
+    ]
+    print_summary(rows, screen)
+    lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert ["total", "37,867,488", "485,646,336"] in [line.split() for line in lines]
+    assert ("LocallyConnected2d" in "".join(lines)) == (width == 80)
+    assert max(map(len, lines[:-1])) <= width

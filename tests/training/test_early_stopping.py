@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
+from alexnet_exp.errors import UserError
+from alexnet_exp.training.early_stopping import EarlyStopping
 from tests.training.small_runs import checkpoint, resume, run
 
 # Nothing improves after the first validation.
@@ -53,3 +58,31 @@ def test_a_stop_in_the_first_epoch_is_remembered(tmp_path: Path) -> None:
     (tmp_path / "result.json").unlink()
     again = resume(tmp_path)
     assert again is not None and again["steps"] == 4
+
+
+def state_after(directory: Path, *overrides: str) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return what a run's early stopping remembers, and the run's metrics."""
+    result = run(directory, *STOPS, *overrides)
+    [state] = [v for k, v in checkpoint(directory)["callbacks"].items() if k.startswith("EarlyStopping")]
+    return state, result["metrics"]
+
+
+def test_an_epoch_without_a_validation_is_not_waited_for(tmp_path: Path) -> None:
+    state, _ = state_after(tmp_path, "trainer.max_steps=10")  # the second epoch has three of seven steps
+    assert state["wait_count"] == 0
+
+
+def test_a_metric_of_training_is_looked_at_when_an_epoch_ends(tmp_path: Path) -> None:
+    watched = ["callbacks.early_stopping.monitor=train/loss", "trainer.val_check_interval=2"]
+    state, metrics = state_after(tmp_path, *watched, "trainer.max_epochs=1")
+    assert state["best_score"].item() == pytest.approx(metrics["train/loss"], rel=1e-6)
+
+
+def test_a_metric_that_is_not_measured_is_one_sentence() -> None:
+    callback = EarlyStopping("val/top5", mode="max")
+    trainer: Any = SimpleNamespace(
+        sanity_checking=False, fast_dev_run=False, callback_metrics={"val/loss": torch.tensor(1.0)},
+        state=SimpleNamespace(fn="fit"),
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"monitor=val/top5 is not measured in this run; it has val/loss"):
+        callback.on_validation_end(trainer, None)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import DROPOUT, checkpoint, resume, rows, run, same, train_until
+from small_runs import DROPOUT, assert_same_end, checkpoint, resume, rows, run, train_until
 
 # Dropout, augmentation (data=digits shifts) and averaged weights are on in all of these.
 HARD = [
@@ -18,16 +18,6 @@ HARD = [
     "callbacks.ema.decay=0.9",
 ]
 PLATEAU = ["scheduler=plateau", "scheduler.patience=0", "scheduler.factor=0.5", "scheduler.mode=max"]
-
-
-def assert_same_end(one: Path, other: Path) -> None:
-    for name in ("last", "best"):
-        a, b = checkpoint(one, name), checkpoint(other, name)
-        different = [key for key in a | b if not same(a.get(key), b.get(key))]
-        # These name the directory, and the length may have been another when the best was saved.
-        assert set(different) <= {"config", "callbacks", "run_length"}
-        assert same(a["callbacks"]["BestAndLast"]["best"], b["callbacks"]["BestAndLast"]["best"])
-    assert rows(one) == rows(other)
 
 
 BY_STEPS = ["scheduler=step", "scheduler.every_epochs=1", "trainer.max_steps=18", "trainer.max_epochs=-1"]
@@ -47,6 +37,7 @@ CASES = {  # settings, callbacks.checkpoint.every_n_steps, where the run stops, 
     # The validation that the plateau and the best checkpoint go by is from before the stop.
     "plateau inside an epoch": ([*PLATEAU, "trainer.val_check_interval=3"], 13, 13, 13),
     "accumulated gradients": (["scheduler=onecycle", "trainer.accumulate_grad_batches=2"], 3, 7, 6),
+    "the same few batches in every epoch": (["trainer.overfit_batches=3"], 2, 5, 4),
     "counted in steps": (BY_STEPS, None, 9, 7),
     "counted in steps, inside an epoch": (BY_STEPS, 4, 13, 12),
 }

@@ -73,8 +73,9 @@ def own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_averaged_weights_validate_and_are_kept(tmp_path: Path) -> None:
     run(tmp_path, "callbacks.ema.enabled=true", "callbacks.ema.decay=0.75", "test=false", callbacks=WATCH)
     average = Watch.weights[1]  # the first step's weights start the average
-    for weight in Watch.weights[2:]:
-        average = 0.75 * average + 0.25 * weight
+    for steps, weight in enumerate(Watch.weights[2:], 1):
+        decay = (1 + steps) / (10 + steps)  # which grows, and is still below 0.75
+        average = decay * average + (1 - decay) * weight
     held = checkpoint(tmp_path)
     name = "model.features.conv1.weight"
     torch.testing.assert_close(held["state_dict"][name], average)
