@@ -59,7 +59,7 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = ()) -> list[str]
     sweep = "-m" in flags or "--multirun" in flags
     for setting in settings:
         _check_form(setting)
-        _check_for_sweeps(setting)
+        _check_for_sweeps(setting, sweep)
     prepared = [_quoted(setting, sweep) for setting in settings]
     typed = dict(setting.lstrip("+").split("=", 1) for setting in prepared if "=" in setting)
     if "sweep.resume" in typed and typed["sweep.resume"] not in _NULL:
@@ -155,11 +155,15 @@ def _check_form(setting: str) -> None:
         raise UserError(f"{setting}: {group} takes one name; -m {group}={names} runs one after the other.")
 
 
-def _check_for_sweeps(setting: str) -> None:
+def _check_for_sweeps(setting: str, sweep: bool) -> None:
     """Refuse other words for -m, and for settings beside it, of which some are too late and some end in tracebacks."""
     key, _, value = setting.lstrip("+").partition("=")
     params = "hydra.sweeper.params"
-    if key == "hydra.mode" and value.strip("'\"").upper().removeprefix("RUNMODE.") in ("MULTIRUN", "2"):
+    if (
+        not sweep
+        and key == "hydra.mode"
+        and value.strip("'\"").upper().removeprefix("RUNMODE.") in ("MULTIRUN", "2")
+    ):
         raise UserError(f"{setting} is not enough: say -m.")
     if key.startswith(f"{params}."):
         raise UserError(f"{setting}: say -m, and {key.removeprefix(f'{params}.')}={value} itself.")

@@ -152,19 +152,17 @@ def _find_classes(folder: str, walk: _Walk) -> Classes:
     found: Classes = {}
     for entry in _entries(folder):
         if _is(entry.is_dir) and walk.may_enter(entry):
+            before = len(walk.left_out)
             found[entry.name] = sorted(walk.images(entry.path))
             if not found[entry.name]:
+                walk.refuse_links(entry.path, before)
                 raise UserError(f"{entry.path} has no images ({', '.join(EXTENSIONS)}): fill or remove it.")
-    if not found and walk.left_out:
-        raise UserError(
-            f"{folder} has no class folders but links that lead out of {walk.root}, such as {walk.left_out[0]}: say "
-            "data.follow_links=true to follow them."
-        )
-    walk.tell()
     if not found:
+        walk.refuse_links(folder)
         raise UserError(
             f"{folder} has no class folders: put the images of each class into a folder named for it."
         )
+    walk.tell()
     return dict(sorted(found.items()))
 
 
@@ -189,6 +187,19 @@ class _Walk:
             return True
         self.left_out.append(entry.path)
         return False
+
+    def refuse_links(self, folder: str, before: int = 0) -> None:
+        """Refuse a folder in which there is nothing but links that were not followed.
+
+        Args:
+            folder: Where nothing was found.
+            before: How many links were left out ahead of it.
+        """
+        if links := self.left_out[before:]:
+            raise UserError(
+                f"{folder} has nothing but links that lead out of {self.root}, such as {links[0]}: say "
+                "data.follow_links=true to follow them."
+            )
 
     def tell(self) -> None:
         """Say which links were not followed."""

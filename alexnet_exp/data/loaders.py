@@ -79,12 +79,12 @@ class BatchPlan(Sampler):
     def __iter__(self) -> Iterator[Slice]:
         order = torch.arange(self.num_images)
         if self.seed is not None:
-            order = permutation(self.num_images, "order", self.seed, self.order())
+            order = permutation(self.num_images, "order", self.seed, self.order_epoch())
         order = order.to(self.device)
         for batch in range(self.start(), len(self)):
             yield self._slice(order[batch * self.batch_size : (batch + 1) * self.batch_size])
 
-    def order(self) -> int:
+    def order_epoch(self) -> int:
         """Return the epoch whose order this one has."""
         return 0 if self.repeated else self.epoch
 

@@ -40,7 +40,7 @@ class StreamPlan(BatchPlan):
 
     def shares(self) -> list[list[int]]:
         """Return the images of each worker of each rank in this epoch."""
-        return self.chunks.shares(self.num_workers, self.order())
+        return self.chunks.shares(self.num_workers, self.order_epoch())
 
     def turns(self, rank: int) -> list[tuple[int, int]]:
         """Return (worker, images) of every batch of a rank: workers take turns, each until it has no more."""
@@ -126,7 +126,7 @@ class StreamLoader(Loader):
         skip = [sum(size for worker, size in own[:start] if worker == w) for w in range(len(share))]
         first = own[start][0] if start < len(own) else 0
         reader = Reader(
-            plan.chunks, share, skip, first, plan.order(), plan.rank_batch, self.channels, self.stored_size,
+            plan.chunks, share, skip, first, plan.order_epoch(), plan.rank_batch, self.channels, self.stored_size,
             self.source.root,
         )  # fmt: skip
         return DataLoader(

@@ -207,7 +207,7 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
     if not goes_on and not config["ckpt"]:
         if config["weights"] != "none":
             log.info(load_weights(fit.classifier, config["weights"]))
-        _truncate_metrics(fit, -1)
+        _truncate_metrics(fit, {})
         return None
     path, checkpoint = read_latest(run_dir if goes_on else config["ckpt"])
     check_resumable(fit.trainer, fit.classifier, checkpoint, path)
@@ -216,7 +216,7 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
         _check_more_to_do(config["trainer"], checkpoint, path)
     elif path != own and fit.trainer.is_global_zero:
         put_in_place(path, own)
-    _truncate_metrics(fit, checkpoint["global_step"] if goes_on else -1)
+    _truncate_metrics(fit, checkpoint if goes_on else {})
     return path
 
 
@@ -230,10 +230,11 @@ def _check_more_to_do(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any],
             )
 
 
-def _truncate_metrics(fit: Fit, step: int) -> None:
+def _truncate_metrics(fit: Fit, checkpoint: Mapping[str, Any]) -> None:
+    rows = checkpoint.get("num_rows")  # None in those of an older version
     for logger in fit.trainer.loggers:  # metrics.csv first: W&B reads it
         if isinstance(logger, MetricsCSV | WandbTracker):
-            logger.truncate(step)
+            logger.truncate(checkpoint.get("global_step", -1), rows if isinstance(rows, int) else None)
 
 
 def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:

@@ -26,8 +26,9 @@ def find_images(wanted: str | list[str]) -> list[str]:
     asked = [path for one in named for path in (_lines() if one == "-" else [str(one)])]
     found = list(dict.fromkeys(path for one in asked for path in _expanded(os.path.expanduser(one))))
     if not any(os.path.exists(path) for path in found):
-        for one in asked:
-            _check_open(_folder_of(os.path.expanduser(one)))
+        for one in map(os.path.expanduser, asked):
+            # The names in a folder are asked for by a pattern alone.
+            _check_open(_folder_of(one), os.R_OK | os.X_OK if glob.has_magic(one) else os.X_OK)
         said = ", ".join("standard input" if one == "-" else str(one) for one in named[:3])
         raise UserError(
             f"There is no image in {said or '[]'}: give a file, a folder, a pattern or a list of them "
@@ -59,7 +60,7 @@ def _below(folder: str) -> Iterator[str]:
     for root, folders, files in os.walk(folder):
         seen = sorted(name for name in folders if not name.startswith("."))
         folders[:] = [name for name in seen if _is_open(os.path.join(root, name))]
-        for closed in (os.path.join(root, name) for name in seen if name not in folders):
+        for closed in sorted(os.path.join(root, name) for name in set(seen) - set(folders)):
             print(f"warning: {printable(closed)} may not be read: its images are left out.", file=sys.stderr)
         for name in sorted(files):
             if name.lower().endswith(ENDINGS) and not name.startswith("."):
@@ -73,10 +74,10 @@ def _folder_of(path: str) -> str:
     return path or "."
 
 
-def _check_open(folder: str) -> None:
-    if not _is_open(folder):
+def _check_open(folder: str, how: int = os.R_OK | os.X_OK) -> None:
+    if not _is_open(folder, how):
         raise UserError(f"{folder} may not be read: allow it (chmod u+rx), or name another folder.")
 
 
-def _is_open(folder: str) -> bool:
-    return os.access(folder, os.R_OK | os.X_OK)  # names, and what they stand for
+def _is_open(folder: str, how: int = os.R_OK | os.X_OK) -> bool:
+    return os.access(folder, how)  # names, and what they stand for

@@ -257,9 +257,12 @@ def _put(url: str, name: str, content: str) -> None:
 
 @contextlib.contextmanager
 def _only_the_bar() -> Iterator[None]:
-    """Let LitData show its bar where there is a terminal, and nothing of its own steps; what fails is raised."""
+    """Let LitData show its bar where there is a terminal, and nothing of its own steps.
+
+    The bar cannot be turned off alone; what fails is raised, and what was written is read back.
+    """
     with (
-        open(os.devnull, "w") as nowhere,
+        open(os.devnull, "w", encoding="utf-8", errors="replace") as nowhere,
         contextlib.redirect_stdout(nowhere),
         contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(nowhere),
     ):

@@ -22,7 +22,7 @@ _FIXED = (
 )  # fmt: skip
 _MAY_CHANGE = (
     "data.data_dir", "data.root", "data.url", "data.download", "data.num_workers", "data.cache", "data.cache_dir",
-    "data.verify",
+    "data.verify", "data.follow_links",
 )  # fmt: skip
 _GROUPS = ("model", "data", "augment", "optimizer", "scheduler", "trainer", "callbacks", "paths")
 # What a run writes down: settings, never a flag, nor what Hydra itself would act upon.

@@ -58,4 +58,7 @@ def configuration_text(comparison: Comparison, group: Group) -> str:
         return settings_text(settings)
     if len(comparison.groups) == 1 < len(group.runs):
         return "the same for all runs"
-    return "as most runs" if comparison.usual else ", ".join(run.name for run in group.runs)
+    if comparison.usual and comparison.usual.keys() <= group.runs[0].differs.keys():
+        return "as most runs"
+    first, more = group.runs[0].name, len(group.runs) - 1
+    return f"{first} and {more} more" if more else first

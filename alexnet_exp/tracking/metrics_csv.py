@@ -31,6 +31,7 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path = Path(run_dir) / FILE_NAME
         self._columns: list[str] = list(KEYS)
+        self.num_rows = 0
         self._open()
 
     @property
@@ -57,6 +58,7 @@ class MetricsCSV(Logger):
         except (OSError, ValueError, csv.Error) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.path} is damaged ({reason}): mend it, or move it away.") from error
+        self.num_rows = len(rows)
         if not text.endswith("\n"):
             self._rewrite(rows)
 
@@ -75,15 +77,20 @@ class MetricsCSV(Logger):
             return
         with self._explained(), self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(_format([row], self._columns))
+        self.num_rows += 1
 
     @rank_zero_only
-    def truncate(self, step: int) -> None:
+    def truncate(self, step: int, num_rows: int | None = None) -> None:
         """Drop the rows that a resumed run is going to log again: those after `step`, and the test's.
 
         Args:
-            step: last step to keep: the global_step of the checkpoint.
+            step: Last step to keep: the global_step of the checkpoint.
+            num_rows: How many there were when it was written: where gradients are accumulated, a validation after it
+                may have the same step. None keeps all of that step.
         """
-        rows = [row for row in self.rows() if row.get("step", step) <= step]
+        before = [(row.get("step", step), number, row) for number, row in enumerate(self.rows())]
+        last = len(before) if num_rows is None else num_rows
+        rows = [row for at, number, row in before if at < step or (at == step and number < last)]
         self._rewrite([row for row in rows if not any(name.startswith("test/") for name in row)])
 
     def rows(self) -> list[dict[str, float]]:
@@ -100,6 +107,7 @@ class MetricsCSV(Logger):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(text, encoding="utf-8", newline="")
             temporary.replace(self.path)
+        self.num_rows = len(rows)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

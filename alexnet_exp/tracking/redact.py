@@ -21,7 +21,7 @@ _SECRET_WORDS = {
 }  # fmt: skip
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _SETTING = re.compile(r"([+~]{0,2}[\w./@-]+)=(.*)", re.DOTALL)
-_INNER_KEY = re.compile(r"([\w.-]+)[\"']?\s*:\s*([^,{}\[\]]*)")
+_INNER_KEY = re.compile(r"([\w.-]+)[\"']?\s*:(?=\s*([^,{}\[\]]*))")  # a value may hold another
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:e-?\d+)?")
 _LONG = 1e5  # a number from here on may be a key or a token
 _HASH_NAME = re.compile(r"(?i:commit|sha|revision|checksum|digest|hash)")
@@ -87,7 +87,7 @@ def _hides(key: str, value: object) -> bool:
     name = key.rpartition(".")[2]
     last = (_WORD.findall(name) or [""])[-1].lower()
     secret = last.removesuffix("s") in _SECRET_WORDS or bool(_SECRET_NAME.fullmatch(name))
-    if isinstance(value, bool) or (isinstance(value, int | float) and last.endswith("s")):
+    if isinstance(value, bool) or (isinstance(value, int | float) and last.endswith(("keys", "tokens"))):
         return False  # a switch, or the number of something
     if isinstance(value, int | float):
         return secret and (not last.endswith(("key", "token")) or abs(value) >= _LONG)

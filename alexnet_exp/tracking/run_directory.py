@@ -88,7 +88,7 @@ class RunDirectory:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise UserError(
-                    f"{self.path} cannot be locked ({error.strerror}); say {key}=DIR or paths.output_dir=DIR."
+                    f"{self.path} cannot be locked ({error.strerror}); {self._what_to_do(key)}."
                 ) from error
             log.warning(
                 "%s: its file system has no locks (%s); a second run in this directory would not be refused.",

@@ -16,8 +16,9 @@ _LEAST = 24  # characters of a line of prose
 
 
 def nearby(path: Path, folder: Path | str = ".") -> str:
-    """Return a path as seen from a folder, or in full where that is shorter."""
-    return min(os.path.relpath(path, folder), str(path.absolute()), key=len)
+    """Return a path as seen from a folder, or in full where that is shorter; the way up is the folder's real one."""
+    seen = os.path.relpath(path) if folder == "." else os.path.relpath(path.resolve(), Path(folder).resolve())
+    return min(seen, str(path.absolute()), key=len)
 
 
 def wide_enough(console: Console) -> Console:

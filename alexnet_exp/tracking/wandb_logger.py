@@ -137,11 +137,11 @@ class WandbTracker(Logger):
         self._log(metrics_row(metrics, step))
 
     @rank_zero_only
-    def truncate(self, step: int) -> None:
+    def truncate(self, step: int, num_rows: int | None = None) -> None:
         """Record the rows of metrics.csv once more where a part of the run was killed; of two records the later counts.
 
         Args:
-            step: Unused: metrics.csv, which comes first, ends there.
+            step: Unused, as num_rows: metrics.csv, which comes first, ends there.
         """
         if self._behind:
             for row in read_metrics(self._run_dir / FILE_NAME):

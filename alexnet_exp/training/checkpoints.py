@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.metrics_csv import MetricsCSV
 from alexnet_exp.training.bad_step import check_weights
 from alexnet_exp.training.reading import checkpoints_before, read_checkpoint
 from alexnet_exp.training.stopping import Stopped, agreed, due
@@ -185,6 +186,13 @@ class BestAndLast(Checkpoint):
             return False
         self.best = {"value": value, "epoch": pl_module.epochs_done, "step": trainer.global_step}
         return True
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                checkpoint["num_rows"] = logger.num_rows
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": dict(self.best) if self.best else None}

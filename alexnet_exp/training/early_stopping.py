@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer, callbacks
+from lightning.pytorch import Trainer, callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from alexnet_exp.errors import UserError
@@ -28,18 +28,9 @@ class EarlyStopping(callbacks.EarlyStopping):
     patience: int  # Lightning's
 
     def __init__(self, monitor: str, **options: Any) -> None:
-        at_end = None if monitor.startswith("val/") else True
-        super().__init__(monitor, check_on_train_epoch_end=at_end, **options)
-        self._validated = False
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validated = not trainer.sanity_checking
-        super().on_validation_end(trainer, pl_module)
+        super().__init__(monitor, check_on_train_epoch_end=not monitor.startswith("val/"), **options)
 
     def _run_early_stopping_check(self, trainer: Trainer) -> None:
-        if self.monitor.startswith("val/") and not self._validated:
-            return
-        self._validated = False
         if self.monitor not in trainer.callback_metrics and not trainer.fast_dev_run:
             known = ", ".join(sorted(trainer.callback_metrics))
             raise UserError(

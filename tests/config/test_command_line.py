@@ -52,6 +52,10 @@ def test_resumed_sweep_keeps_its_directory():
         prepare(["sweep.resume=a"])
 
 
+def test_another_word_for_m_beside_it_is_no_harm() -> None:
+    assert prepare(["-m", "hydra.mode=MULTIRUN"]) == ["-m", "hydra.mode=MULTIRUN"]
+
+
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
@@ -63,7 +67,7 @@ def test_resumed_sweep_keeps_its_directory():
     ],
 )
 def test_other_words_for_a_sweep_are_one_line(typed: str, message: str):
-    for flags in ([], ["-m"]):
+    for flags in ([], ["-m"])[: 1 if "mode" in typed else 2]:
         with pytest.raises(UserError, match=message):
             prepare([*flags, typed])
 

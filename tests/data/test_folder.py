@@ -119,6 +119,17 @@ def test_links_that_lead_out_are_followed_if_asked(tmp_path: Path, caplog: pytes
     assert not caplog.text
 
 
+def test_a_class_of_links_that_lead_out_is_told_of_them(tmp_path: Path):
+    root = tmp_path / "root"
+    touch(root, "train/a/1.jpg", "train/b/readme.txt")
+    (root / "train/a/2.jpg").symlink_to(tmp_path / "2.jpg")
+    with pytest.raises(UserError, match=r"train/b has no images"):
+        folder.scan(str(root))
+    (root / "train/b/1.jpg").symlink_to(tmp_path / "1.jpg")
+    with pytest.raises(UserError, match=r"train/b has nothing but links .*data\.follow_links=true"):
+        folder.scan(str(root))
+
+
 def test_100_000_files_are_listed_in_two_seconds(tmp_path: Path):
     for number in range(100):
         place = tmp_path / "train" / f"{number:03}"

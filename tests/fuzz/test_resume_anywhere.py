@@ -24,7 +24,6 @@ CHOICES = (
     ("trainer.limit_train_batches=3", "trainer.limit_train_batches=0.5", "trainer.overfit_batches=2"),
     ("trainer.max_steps=7",),
     ("trainer.precision=bf16-mixed",),
-    ("trainer.num_sanity_val_steps=1",),
     ("trainer.limit_val_batches=1", "trainer.limit_val_batches=0", "data.val_size=0"),
     ("callbacks.ema.enabled=true",),
     ("callbacks.early_stopping.enabled=true",),

@@ -84,6 +84,12 @@ def test_a_name_that_is_no_text_is_one_line(tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "out").exists()
 
 
+def test_what_litdata_prints_is_not_shown_and_need_not_be_text(capsys: pytest.CaptureFixture[str]):
+    with prepare_chunks._only_the_bar():
+        print("Storing the files under \udce9")  # bytes of a folder's name
+    assert capsys.readouterr().out == ""
+
+
 def test_litdata_leaves_no_trace_in_the_process(out: Path):
     assert not [name for name in os.environ if name.startswith("DATA_OPTIMIZER")]
     assert signal.getsignal(signal.SIGINT) is ON_INTERRUPT

@@ -67,6 +67,7 @@ def test_directory_that_holds_no_run_yet_starts_as_typed(tmp_path: Path):
         ("trainer.accelerator=cpu", "trainer.accelerator", "cpu"),
         ("data.root=/moved here", "data.root", "/moved here"),
         ("data.num_workers=1", "data.num_workers", 1),
+        ("data.follow_links=true", "data.follow_links", True),
         ("test=false", "test", False),
         ("logger.wandb.mode=offline", "logger.wandb.mode", "offline"),
     ],

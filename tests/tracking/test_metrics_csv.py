@@ -122,6 +122,25 @@ def test_truncate_drops_what_a_resumed_run_replays(tmp_path: Path) -> None:
     assert resumed.rows() == before
 
 
+def test_truncate_keeps_of_the_last_step_what_was_there_when_the_checkpoint_was_written(
+    tmp_path: Path,
+) -> None:
+    logger = MetricsCSV(tmp_path)
+    for step, loss in (
+        (1, 0.5),
+        (2, 0.4),
+        (2, 0.3),
+    ):  # gradients are accumulated: the last is of the next epoch
+        logger.log_metrics({"val/loss": loss, "epoch": 1}, step=step)
+    resumed = MetricsCSV(tmp_path)
+    assert resumed.num_rows == 3
+    resumed.truncate(2, 2)
+    assert [row["val/loss"] for row in resumed.rows()] == [0.5, 0.4]
+    resumed.truncate(2, 0)  # earlier steps stay whatever a checkpoint says
+    assert [row["val/loss"] for row in resumed.rows()] == [0.5]
+    assert resumed.num_rows == 1
+
+
 def test_only_rank_zero_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     logger = MetricsCSV(tmp_path / "run")

@@ -73,6 +73,8 @@ WHOLE: list[tuple[Any, Any]] = [  # what a secret may look like, and what is lef
     (["callbacks.client.password=a,(b)[c] {d}; e"], [f"callbacks.client.password={R}"]),
     (["callbacks.client.password=[ab,cd]", "lr=0.1"], [f"callbacks.client.password={R}", "lr=0.1"]),
     (["+callbacks.client={key: ab, lr: 1}"], [f"+callbacks.client={R}"]),
+    (["+c={header: 'Authorization: Bearer ab'}", "+c={a: 1\ntoken: ab}"], [f"+c={R}", f"+c={R}"]),
+    (["credentials=12", "logger.secrets=3"], [f"credentials={R}", f"logger.secrets={R}"]),
     (["client.pwd='a b'"], [f"client.pwd={R}"]),
     (
         {"command": "python train.py '+client.password=a b,(c)' +client.token=ab 'data.root=my images'"},

@@ -60,3 +60,12 @@ def test_a_path_is_as_short_as_it_can_be(
 ):
     monkeypatch.chdir(tmp_path)
     assert nearby(tmp_path / path, tmp_path / folder) == expected
+
+
+def test_a_path_is_as_seen_from_where_a_linked_folder_really_lies(tmp_path: Path):
+    real = tmp_path / "far" / "away" / "outputs"
+    real.mkdir(parents=True)
+    (tmp_path / "outputs").symlink_to(real)
+    file = tmp_path / "best.ckpt"
+    file.touch()
+    assert (tmp_path / "outputs" / nearby(file, tmp_path / "outputs")).samefile(file)

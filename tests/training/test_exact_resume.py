@@ -38,6 +38,13 @@ CASES = {  # settings, callbacks.checkpoint.every_n_steps, where the run stops, 
     "plateau inside an epoch": ([*PLATEAU, "trainer.val_check_interval=3"], 13, 13, 13),
     "accumulated gradients": (["scheduler=onecycle", "trainer.accumulate_grad_batches=2"], 3, 7, 6),
     "the same few batches in every epoch": (["trainer.overfit_batches=3"], 2, 5, 4),
+    # Seven batches make three steps; the validation after the second has the step that the epoch began with.
+    "validations inside a step": (
+        ["scheduler=none", "trainer.accumulate_grad_batches=3", "trainer.val_check_interval=2"],
+        None,
+        4,
+        3,
+    ),
     "counted in steps": (BY_STEPS, None, 9, 7),
     "counted in steps, inside an epoch": (BY_STEPS, 4, 13, 12),
 }
