@@ -26,6 +26,9 @@ def _nobody_in_particular(monkeypatch: pytest.MonkeyPatch) -> None:
         "WANDB_API_KEY",
         "WANDB_BASE_URL",
         "HYDRA_FULL_ERROR",
+        "COLUMNS",
+        "FORCE_COLOR",
+        "TTY_COMPATIBLE",
         "LOCAL_RANK",
         "WORLD_SIZE",
     ):

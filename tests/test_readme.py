@@ -75,7 +75,10 @@ def test_a_command_of_the_readme_runs(
     if arguments[0] == "benchmark":
         arguments += brief(arguments)
     goes_on = ["trainer.max_epochs=2"] if "resume=" in command or "ckpt=" in command else []
-    code = exit_code([*arguments, *(shortened(arguments[1:]) if trains else []), *goes_on])
+    arguments += [*(shortened(arguments[1:]) if trains else []), *goes_on]
+    if "sweep.resume=" in command:  # goes on with the sweep of the command before it
+        assert exit_code([each.replace("sweep.resume=", "hydra.sweep.dir=") for each in arguments]) == 0
+    code = exit_code(arguments)
     printed = capsys.readouterr()
     assert code == 0, printed.err
     if trains:
