@@ -36,6 +36,12 @@ def _link_out(root: Path) -> None:
         os.symlink(root.parent / name, root / "train" / name)
 
 
+def _link_split(root: Path) -> None:
+    """Leave a link to another folder where the training images were."""
+    (root / "train").rename(root.parent / "elsewhere")
+    os.symlink(root.parent / "elsewhere", root / "train")
+
+
 def _link_in(root: Path) -> None:
     """Add a class that holds nothing but itself."""
     (root / "train" / "eel").mkdir()
@@ -82,6 +88,7 @@ FOLDERS = Kind(
                           for path in (root / "train").glob("*/*")],
             lambda root: [path.rmdir() for path in (root / "train").iterdir() if path.is_dir()])),
         Bad("", "links that lead out of pets", "classes that are links to other folders", pets(_link_out)),
+        Bad("", "pets/train is a link that leads out of pets", "a train folder that is a link", pets(_link_split)),
         Bad("data.verify=true", "cannot be decoded", "an image cut short, with data.verify=true",
             pets(_spoil("train/cat/1.jpg"))),
         Bad("data.cache=off", "cannot be decoded", "an image cut short that training comes to",
