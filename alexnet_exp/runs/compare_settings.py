@@ -16,6 +16,10 @@ from alexnet_exp.tracking.compare_runs import Run
 NAMED_GROUPS = ("experiment", "model", "data", "augment", "optimizer", "scheduler", "trainer")
 
 
+# `auto` until a run has begun; one that ended before that differs in none of them.
+_SETTLED = ("compile", "channels_last", "trainer.precision")
+
+
 def choices(run: Run) -> dict[str, str]:
     """Return the file of each group that a run was composed from, as far as its overrides and conf/ tell."""
     typed = {key: value for key, value in _typed(run) if key in (*NAMED_GROUPS, "sweep")}
@@ -78,7 +82,9 @@ def differing(runs: Sequence[Run]) -> list[str]:
         if is_apart(key) and key != "seed":
             continue
         values = [repr(run.config.get(key)) for run in runs]  # 1 batch is not 1.0 of all
-        if len(set(values)) > 1 and (_is_typed(key, typed) or not _follows(values, chosen)):
+        if len(set(values) - ({"'auto'"} if key in _SETTLED else set())) > 1 and (
+            _is_typed(key, typed) or not _follows(values, chosen)
+        ):
             found.append(key)
     return sorted(found, key=lambda key: key == "seed")
 

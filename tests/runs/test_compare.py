@@ -335,3 +335,13 @@ def test_comparing_imports_no_torch(sweep: Path):
         "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'wandb', 'matplotlib')))"
     )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_a_run_that_ended_before_it_chose_differs_in_nothing_that_is_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name, lr, chosen in (("a", 0.1, False), ("b", 0.2, False), ("killed", 0.3, "auto")):
+        make_run(tmp_path / name, 0.5, optimizer={"lr": lr}, compile=chosen, typed=[f"optimizer.lr={lr}"])
+    assert [set(run["settings"]) for run in as_json(capsys, str(tmp_path))["runs"]] == 3 * [{"optimizer.lr"}]
+    make_run(tmp_path / "compiled", 0.5, optimizer={"lr": 0.1}, compile=True, typed=["compile=true"])
+    assert all("compile" in run["settings"] for run in as_json(capsys, str(tmp_path))["runs"])
