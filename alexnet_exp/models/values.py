@@ -28,7 +28,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    # What 64 bits do not hold ends in errors of many kinds within torch.
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**53
 
 
 _COUNT = _Rule("a whole number, 1 or more", lambda v: _is_whole(v, 1))

@@ -51,8 +51,8 @@ def _check_sizes(config: dict[str, Any], checkpoint: dict[str, Any], weights: di
         size, channels = recorded["image_size"], recorded["channels"]
         try:
             found = model(torch.empty(1, channels, size, size)).shape[1:]
-        except (RuntimeError, UserError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
+        except Exception as error:  # torch's own, of many kinds
+            reason = f"{error} ".splitlines()[0].strip().rstrip(".")
             raise UserError(
                 f"The checkpoint's network cannot take its images of {size} pixels ({reason})."
             ) from error

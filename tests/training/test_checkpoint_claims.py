@@ -77,6 +77,10 @@ SETTINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda s: s["config"]["model"]["features"]["conv1"].update(kernel_size="big"),
         "must be a whole number",
     ),
+    "a stride that no number holds": (
+        lambda s: s["config"]["model"]["max_pool"].update(stride=2**63),
+        "must be a whole number",
+    ),
     "layers that are none": (in_model(features=7), "must name layers and their settings"),
     "a data set as the network": (
         lambda s: s["config"].update(model={"_target_": "alexnet_exp.data.Digits", **DIGITS}),
