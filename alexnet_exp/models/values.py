@@ -11,6 +11,7 @@ from alexnet_exp.errors import UserError, nearest
 
 OPERATIONS = ("relu", "lrn", "spatial_norm", "max_pool", "avg_pool", "batch_norm", "dropout")
 DROPOUT_SCALINGS = ("train", "test")
+_TOO_LARGE = 2**53  # what 64 bits do not hold ends in errors of many kinds within torch
 INITIALISATIONS = ("torch", "normal", "paper", "original", "caffe", "keras", "he")
 
 
@@ -28,8 +29,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_whole(value: Any, least: int) -> bool:
-    # What 64 bits do not hold ends in errors of many kinds within torch.
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**53
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < _TOO_LARGE
 
 
 _COUNT = _Rule("a whole number, 1 or more", lambda v: _is_whole(v, 1))
@@ -198,7 +198,11 @@ def check_words(where: str, ops: Sequence[str]) -> None:
 def _check(where: str, values: Mapping[str, Any], rules: Mapping[str, _Rule]) -> None:
     for key, rule in rules.items():
         if key in values and not rule.legal(values[key]):
-            raise UserError(f"{where}.{key} must be {rule.text}, not {values[key]!r}.")
+            large = isinstance(values[key], int) and abs(values[key]) >= _TOO_LARGE
+            found = (
+                f"and below {_TOO_LARGE}" if large else f"not {values[key]!r}"
+            )  # thousands of digits, it may be
+            raise UserError(f"{where}.{key} must be {rule.text}, {found}.")
 
 
 def _check_dropout(where: str, dropout: Any) -> None:
