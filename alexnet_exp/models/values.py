@@ -198,10 +198,9 @@ def check_words(where: str, ops: Sequence[str]) -> None:
 def _check(where: str, values: Mapping[str, Any], rules: Mapping[str, _Rule]) -> None:
     for key, rule in rules.items():
         if key in values and not rule.legal(values[key]):
+            # It may have thousands of digits.
             large = isinstance(values[key], int) and abs(values[key]) >= _TOO_LARGE
-            found = (
-                f"and below {_TOO_LARGE}" if large else f"not {values[key]!r}"
-            )  # thousands of digits, it may be
+            found = f"and below {_TOO_LARGE}" if large else f"not {values[key]!r}"
             raise UserError(f"{where}.{key} must be {rule.text}, {found}.")
 
 

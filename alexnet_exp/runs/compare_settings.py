@@ -82,9 +82,8 @@ def differing(runs: Sequence[Run]) -> list[str]:
         if is_apart(key) and key != "seed":
             continue
         values = [repr(run.config.get(key)) for run in runs]  # 1 batch is not 1.0 of all
-        if len(set(values) - ({"'auto'"} if key in _SETTLED else set())) > 1 and (
-            _is_typed(key, typed) or not _follows(values, chosen)
-        ):
+        unlike = set(values) - {"'auto'"} if key in _SETTLED else set(values)
+        if len(unlike) > 1 and (_is_typed(key, typed) or not _follows(values, chosen)):
             found.append(key)
     return sorted(found, key=lambda key: key == "seed")
 

@@ -42,7 +42,7 @@ MORE = {
 }
 
 
-@settings(max_examples=settings.default.max_examples // 10)  # each is two trainings
+@settings(max_examples=max(3, settings.default.max_examples // 10))  # two trainings each
 @given(
     chosen=st.tuples(*(st.none() | st.sampled_from(options) for options in CHOICES)),
     dropout=st.booleans(),

@@ -97,3 +97,13 @@ def test_a_lock_is_gone_after_the_run(tmp_path: Path) -> None:
     with RunDirectory(tmp_path).lock():
         pass
     assert not (tmp_path / ".lock").exists()
+
+
+def test_resuming_where_there_is_no_run_yet_says_that_one_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ["test=false", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1"]
+    run(tmp_path / "plain", *typed)
+    assert "a new one begins" not in capsys.readouterr().out
+    run(tmp_path / "new", *typed, f"resume={tmp_path / 'new'}")
+    assert "(resume= found no run there: a new one begins)" in capsys.readouterr().out
