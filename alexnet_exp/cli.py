@@ -15,6 +15,7 @@ from typing import Any
 
 from alexnet_exp.allocator import keep_freed_memory
 from alexnet_exp.application import run_hydra
+from alexnet_exp.cores import limit_threads
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.utf8 import use_utf8
 
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 1
     keep_freed_memory()
+    limit_threads()
     try:
         _check_folder()
         run = _train if arguments[0] == "train" else partial(_run, arguments[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 import lightning
 import torch
 
+from alexnet_exp import cores
 from alexnet_exp.data.augment import Preprocess
 from alexnet_exp.data.decode import read_stored
 from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader, Loader
@@ -189,9 +189,7 @@ class ImageData(lightning.LightningDataModule):
         if self.num_workers is not None:
             return self.num_workers
         local = self.trainer.num_devices if self.trainer else 1
-        # A batch system or a container may lend this process fewer cores than the machine has.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, min(8, cores // local))
+        return max(1, min(8, cores.available_cores() // local))
 
     def train_dataloader(self) -> Loader:
         # overfit_batches means the same batches in every epoch; Lightning cannot take our shuffling off.

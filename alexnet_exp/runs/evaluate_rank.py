@@ -7,6 +7,7 @@ import sys
 from rich.console import Console
 
 from alexnet_exp.allocator import keep_freed_memory
+from alexnet_exp.cores import limit_threads
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.log import logging_to
 from alexnet_exp.training.devices import die_with_parent, receive_settings
@@ -15,6 +16,7 @@ from alexnet_exp.training.devices import die_with_parent, receive_settings
 def main() -> int:
     die_with_parent(int(sys.argv[2]))
     keep_freed_memory()
+    limit_threads()
     from alexnet_exp.runs import evaluate_members as heavy
 
     received = receive_settings()

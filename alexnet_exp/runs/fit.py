@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
+from alexnet_exp import cores
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.errors import UserError
 from alexnet_exp.models.summary import LayerRow, layer_table
@@ -283,7 +283,7 @@ def _cpu_threads(trainer: lightning.Trainer) -> Any:
     if (
         trainer.strategy.root_device.type == "cpu"
         and trainer.num_devices > 1
-        and "OMP_NUM_THREADS" not in os.environ
+        and not cores.threads_are_typed()
     ):
         torch.set_num_threads(max(1, before // trainer.num_devices))
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from alexnet_exp import cores
 from alexnet_exp.config.checks import shown
 from alexnet_exp.config.rules import at_least, list_of, path, text
 from alexnet_exp.errors import UserError, printable
@@ -80,7 +80,7 @@ def _predicted(classifier: LoadedClassifier, files: list[str], top_k: int, batch
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    workers = max(1, min(8, os.cpu_count() or 1))
+    workers = max(1, min(8, cores.available_cores()))
     screen = Console(stderr=True)
     with (
         Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress,

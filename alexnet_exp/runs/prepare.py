@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from alexnet_exp import cores
 from alexnet_exp.config.checks import shown
 from alexnet_exp.config.rules import RULES as SETTINGS
 from alexnet_exp.config.rules import Rule, at_least, choice, flag, null, text
@@ -40,7 +40,7 @@ def prepare(config: Mapping[str, Any]) -> None:
     _check(config)
     console = Console(soft_wrap=True, highlight=False)
     if config["cache"]:
-        _cache(config, config["num_workers"] or os.cpu_count() or 1, console)
+        _cache(config, config["num_workers"] or cores.available_cores(), console)
         return
     from alexnet_exp.data.streaming import check_installed
 

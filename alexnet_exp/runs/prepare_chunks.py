@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
+from alexnet_exp import cores
 from alexnet_exp.config.checks import shown
 from alexnet_exp.data.cache import shown as with_bar
 from alexnet_exp.data.cache_file import take
@@ -120,7 +121,7 @@ def _begin(url: str, config: Mapping[str, Any], images: Mapping[str, str]) -> in
     """
     asked = {**{key: config[key] for key in ASKED}, **images}
     if not _exists(url, BEGUN):
-        asked["num_workers"] = asked["num_workers"] or os.cpu_count() or 1
+        asked["num_workers"] = asked["num_workers"] or cores.available_cores()
         _put(url, BEGUN, json.dumps(asked, indent=1))
         return asked["num_workers"]
     begun = _begun(url)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from alexnet_exp.allocator import keep_freed_memory
+from alexnet_exp.cores import limit_threads
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.devices import die_with_parent, receive_settings
 from alexnet_exp.training.stopping import Stopped, ignore_signals
@@ -15,6 +16,7 @@ def main() -> int:
     run_dir, parent = Path(sys.argv[1]), int(sys.argv[2])
     die_with_parent(parent)
     keep_freed_memory()
+    limit_threads()
     ignore_signals()
     from alexnet_exp.runs import fit  # noqa: F401 (the slow imports happen while the first rank prepares the data)
     from alexnet_exp.runs.train import follow

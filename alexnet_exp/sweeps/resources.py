@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
+from alexnet_exp import cores
 from alexnet_exp.sweeps.job import Job
 
 log = logging.getLogger(__name__)
@@ -67,8 +68,7 @@ class Resources:
         wanted, threads = settings["max_parallel"], settings["threads"]
         gpus = [] if all(trainer.accelerator == "cpu" for trainer in trainers) else visible_gpus()
         per_job = max(_devices_per_job(trainer.devices) for trainer in trainers)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        groups, most = _groups(gpus, per_job), max(1, cores // (threads * per_job))
+        groups, most = _groups(gpus, per_job), max(1, cores.available_cores() // (threads * per_job))
         if gpus:
             # Indices are those of all GPUs that the sweep sees, so no job may see fewer.
             groups = [] if any(isinstance(trainer.devices, ListConfig) for trainer in trainers) else groups

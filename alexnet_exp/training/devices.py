@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import yaml
 
+from alexnet_exp import cores
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.stopping import Stopped
 
@@ -119,7 +120,7 @@ class Ranks:
         self._children.append(
             subprocess.Popen(
                 [sys.executable, "-m", self.module, str(self.run_dir), str(os.getpid())],
-                env={**os.environ, "LOCAL_RANK": str(rank)},
+                env={**cores.environment(), "LOCAL_RANK": str(rank)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,

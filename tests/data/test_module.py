@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from alexnet_exp import cores
 from alexnet_exp.data import Folder, ImageData
 from alexnet_exp.data.module import Source
 from alexnet_exp.data.randomness import permutation
@@ -173,10 +173,8 @@ def test_a_stored_image_is_the_one_in_the_split(tmp_path: Path):
 
 
 def test_workers_are_one_per_core_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch):
-    for cores, expected in ((1, 1), (3, 3), (64, 8)):
-        monkeypatch.setattr(
-            os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)), raising=False
-        )
+    for count, expected in ((1, 1), (3, 3), (64, 8)):
+        monkeypatch.setattr(cores, "available_cores", lambda count=count: count)
         assert Made()._workers() == expected
     assert Made(num_workers=0)._workers() == 0
 

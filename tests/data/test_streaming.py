@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from alexnet_exp import cores
 from alexnet_exp.cli import main
 from alexnet_exp.data import Folder, Streaming
 from alexnet_exp.data.loaders import Batch, Loader
@@ -121,9 +121,9 @@ def test_a_resumed_epoch_gives_the_rest_in_the_same_order(workers: int, start: i
 
 
 def test_a_run_that_goes_on_takes_as_many_workers_as_before(url: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(3)), raising=False)
+    monkeypatch.setattr(cores, "available_cores", lambda: 3)
     before = Rank(url, workers=None).state_dict()
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    monkeypatch.setattr(cores, "available_cores", lambda: 1)
     free, typed = Rank(url, workers=None), Rank(url, workers=2)
     for data in (free, typed):
         data.load_state_dict(before)
@@ -140,8 +140,8 @@ def test_ranks_on_unlike_machines_take_as_many_workers_as_the_first(
         return sent[0]
 
     ranks = [Rank(url, rank, 2, workers=None) for rank in (0, 1)]
-    for rank, cores in zip(ranks, (3, 1), strict=True):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, n=cores: set(range(n)), raising=False)
+    for rank, count in zip(ranks, (3, 1), strict=True):
+        monkeypatch.setattr(cores, "available_cores", lambda count=count: count)
         rank.trainer.num_devices, rank.trainer.strategy.broadcast = 1, broadcast  # type: ignore
         rank.setup("fit")
     assert sent == [3, 1]

@@ -21,7 +21,7 @@ def found(*devices: Any, accelerator: str = "auto", **settings: Any) -> Resource
 
 @pytest.fixture
 def cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(resources.cores, "available_cores", lambda: 8)
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
