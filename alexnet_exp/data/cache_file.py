@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from alexnet_exp.data.decode import VERSION
+from alexnet_exp.data.heif import torchcodec_installed
 from alexnet_exp.data.sources import FileSource
 from alexnet_exp.errors import UserError
 
@@ -173,7 +174,8 @@ def fingerprint(paths: Sequence[str], root: str, channels: int, size: int) -> st
     Raises:
         UserError: If one of the files is gone.
     """
-    libraries = [f"{name} {version(name)}" for name in ("torch", "torchvision", "pillow")]
+    names = ("torch", "torchvision", "pillow", *(("torchcodec",) if torchcodec_installed() else ()))
+    libraries = [f"{name} {version(name)}" for name in names]
     digest = hashlib.sha256(repr((VERSION, libraries, channels, size)).encode())
     for path in paths:
         try:

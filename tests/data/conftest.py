@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from alexnet_exp.data import decode
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -37,3 +39,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(params=["torchcodec", "torchvision"])
+def jpeg_decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Decode JPEG with one library after the other; the test is skipped for one that is not there."""
+    pytest.importorskip(request.param)
+    monkeypatch.setattr(decode, "JPEG_DECODERS", (request.param,))
+    assert decode._jpeg_decoder(decode.JPEG_DECODERS) is not None
+    return request.param

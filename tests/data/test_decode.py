@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -8,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from alexnet_exp.data.decode import decode, luma, read_size, stored
+from alexnet_exp.data import heif
+from alexnet_exp.data.decode import _jpeg_decoder, decode, luma, read_size, stored
 from alexnet_exp.errors import UserError
 
 
@@ -49,24 +52,36 @@ def test_lossless_formats_give_back_every_pixel(tmp_path: Path, picture: Image.I
     assert torch.equal(image, pixels(picture))
 
 
+@pytest.mark.usefixtures("jpeg_decoder")
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30}, {"subsampling": 0}])
 def test_jpeg_pixels_are_those_of_pillow(tmp_path: Path, picture: Image.Image, options: dict[str, int]):
     path = save(tmp_path, "a.jpg", picture, **options)
     assert torch.equal(decode(path, channels=3), pillow(path))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 3), (16, 16), (17, 33), (250, 101)])
-@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK"])
-@pytest.mark.parametrize("extension", ["jpg", "png"])
-def test_any_size_and_mode_is_what_pillow_makes_of_it(
-    tmp_path: Path, size: tuple[int, int], mode: str, extension: str
+any_size = pytest.mark.parametrize("size", [(1, 1), (7, 3), (16, 16), (17, 33), (250, 101)])
+
+
+@any_size
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.usefixtures("jpeg_decoder")
+def test_a_jpeg_of_any_size_and_mode_is_what_pillow_makes_of_it(
+    tmp_path: Path, size: tuple[int, int], mode: str
 ):
-    drawn = noise(1).resize(size)
-    missing = {"png": ("CMYK",), "jpg": ("P", "1")}[extension]  # modes that the format does not have
-    path = save(tmp_path, f"a.{extension}", drawn.convert("L" if mode in missing else mode))
+    path = save(tmp_path, "a.jpg", noise(1).resize(size).convert(mode))
     assert torch.equal(decode(path, channels=3), pillow(path))
 
 
+@any_size
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P"])
+def test_a_png_of_any_size_and_mode_is_what_pillow_makes_of_it(
+    tmp_path: Path, size: tuple[int, int], mode: str
+):
+    path = save(tmp_path, "a.png", noise(1).resize(size).convert(mode))
+    assert torch.equal(decode(path, channels=3), pillow(path))
+
+
+@pytest.mark.usefixtures("jpeg_decoder")
 def test_the_first_picture_of_a_phone_s_several_counts(tmp_path: Path, picture: Image.Image):
     path = save(tmp_path, "a.jpg", picture, format="MPO", save_all=True, append_images=[noise(0)])
     alone = save(tmp_path, "b.jpg", picture)
@@ -177,6 +192,51 @@ def test_exif_orientation_is_applied(tmp_path: Path, picture: Image.Image, exten
     assert (image.int() - expected.int()).abs().max() <= (8 if extension == "jpg" else 0)
 
 
+@pytest.mark.usefixtures("jpeg_decoder")
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 mean nothing
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_jpeg_is_turned_as_pillow_turns_it(tmp_path: Path, orientation: int, options: dict[str, bool]):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path, "a.jpg", noise(2), exif=exif, **options)
+    with Image.open(path) as stored_so:
+        assert torch.equal(decode(path, channels=3), pixels(ImageOps.exif_transpose(stored_so)))
+
+
+def test_torchcodec_decodes_where_it_is_installed_and_is_imported_with_the_first_image(tmp_path: Path):
+    pytest.importorskip("torchcodec")
+    path = save(tmp_path, "a.jpg", noise(0))
+    code = (
+        "import sys; from alexnet_exp.data import decode\n"
+        "def there(): return [name for name in ('torchcodec', 'torchvision') if name in sys.modules]\n"
+        "assert 'avif' in decode.readable_extensions(); print(there())\n"
+        f"decode.decode({path!r}, 3); print(there())"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.splitlines() == ["[]", "['torchcodec']"], found.stderr
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["one that does not load", "none"])
+def test_without_torchcodec_the_pixels_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, installed: bool
+):
+    path = save(tmp_path, "a.jpg", noise(0))
+    expected = decode(path, channels=3)
+    monkeypatch.setattr(heif, "torchcodec_installed", lambda: installed)
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    caplog.set_level("DEBUG", "alexnet_exp.data.decode")
+    _jpeg_decoder.cache_clear()
+    try:
+        assert torch.equal(decode(path, channels=3), expected)
+        assert _jpeg_decoder(("torchcodec", "torchvision")).func.__module__.startswith("torchvision")
+        monkeypatch.setitem(sys.modules, "torchvision.io", None)
+        _jpeg_decoder.cache_clear()
+        assert torch.equal(decode(path, channels=3), expected)  # Pillow's alone
+    finally:
+        _jpeg_decoder.cache_clear()
+    assert ("torchcodec does not load" in caplog.text) == installed
+
+
 def test_content_decides_not_the_extension(tmp_path: Path, picture: Image.Image):
     path = save(tmp_path, "png.jpg", picture, format="PNG")
     assert torch.equal(decode(path, channels=3), pixels(picture))
@@ -205,6 +265,7 @@ def test_a_cut_file_is_an_error_not_a_grey_picture(tmp_path: Path, extension: st
         decode(str(path), channels=3)
 
 
+@pytest.mark.usefixtures("jpeg_decoder")
 @pytest.mark.parametrize("missing", [3, 4, 5, 50, 500])
 @pytest.mark.parametrize("seed", range(4, 7))
 def test_a_jpeg_short_of_a_few_bytes_is_an_error(tmp_path: Path, missing: int, seed: int):
@@ -214,6 +275,7 @@ def test_a_jpeg_short_of_a_few_bytes_is_an_error(tmp_path: Path, missing: int, s
         decode(str(path), channels=3)
 
 
+@pytest.mark.usefixtures("jpeg_decoder")
 def test_a_jpeg_that_lacks_its_end_marker_alone_is_whole(tmp_path: Path):
     path = Path(save(tmp_path, "a.jpg", noise(4)))  # one whose last bits fill a byte: others are errors
     whole = decode(str(path), channels=3)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from alexnet_exp.data import decode as decode_module
 from alexnet_exp.data.decode import FORMATS, MAX_BYTES, decode, read_stored
 from alexnet_exp.errors import UserError, printable
 
@@ -158,6 +159,24 @@ def test_a_file_that_is_far_too_large_is_not_read(tmp_path: Path):
         file.write(encoded("PNG"))
         file.truncate(MAX_BYTES + 1)  # takes no room on disk
     assert f"has {MAX_BYTES + 1} bytes" in refusal(path)
+
+
+@pytest.mark.usefixtures("jpeg_decoder")
+def test_a_damaged_jpeg_gives_what_it_gives_by_any_decoder(tmp_path: Path):
+    data, dice, path = encoded("JPEG"), random.Random(3), tmp_path / "a.jpg"
+    for _ in range(60):
+        damaged = bytearray(data)
+        damaged[dice.randrange(len(data))] = dice.randrange(256)
+        path.write_bytes(damaged)
+        outcomes = []
+        for names in (decode_module.JPEG_DECODERS, ()):  # () leaves Pillow
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(decode_module, "JPEG_DECODERS", names)
+                try:
+                    outcomes.append(decode(str(path), 3).tolist())
+                except UserError as error:
+                    outcomes.append(str(error))
+        assert outcomes[0] == outcomes[1]
 
 
 @pytest.mark.filterwarnings("ignore")  # of Pillow's, about the damage
