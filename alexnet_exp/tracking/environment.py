@@ -11,7 +11,17 @@ from typing import Any
 from alexnet_exp import cores
 from alexnet_exp.tracking.code_state import code_state
 
-PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "wandb", "numpy")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torchcodec",
+    "lightning",
+    "torchmetrics",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "numpy",
+)
 
 
 def versions() -> dict[str, str]:
