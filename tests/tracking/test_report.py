@@ -215,7 +215,8 @@ def test_a_value_without_neighbours_is_seen_as_a_dot(tmp_path):
     (chart,) = report_charts.run_charts(rows)
     assert chart.lines[0].dotted
     page = Page(write_report(make_run(tmp_path / "run", rows, None)))
-    assert {"class": "dot step behind", "d": "M0.0 200.0h.01"} in page.all("path", "dot")
+    seen, on_hover = page.all("path", "dot")
+    assert seen == on_hover == {"class": "dot step behind", "d": chart.dots(chart.lines[0].finite)}
 
 
 def test_a_long_curve_is_thinned_to_true_values_up_to_the_last():
