@@ -15,12 +15,14 @@ from rich.text import Text
 
 from alexnet_exp.errors import printable
 from alexnet_exp.tracking.compare_groups import Comparison, Group
-from alexnet_exp.tracking.compare_runs import Run, Score
+from alexnet_exp.tracking.compare_runs import Run
 from alexnet_exp.tracking.compare_text import (
     configuration_text,
     interval_text,
+    mean_text,
     plain,
     score_text,
+    seeds_text,
     settings_text,
     spread_text,
 )
@@ -156,12 +158,10 @@ def _group_head(comparison: Comparison) -> list[str]:
 
 
 def _group_cells(comparison: Comparison, group: Group) -> list[str]:
-    mean = Score(group.mean, str(group.metric)) if group.mean is not None else None
     mark = " *" if comparison.is_best(group) else ""
-    n = f"{group.n}" if group.n == group.seeds else f"{group.n} of {group.seeds}"
     settings = configuration_text(comparison, group)
     spread = spread_text(group.sd, group.metric), interval_text(group.interval, group.metric)
-    return [score_text(mean, comparison.metric) + mark, *spread, n, settings]
+    return [mean_text(group, comparison.metric) + mark, *spread, seeds_text(group), settings]
 
 
 def _fit(head: list[str], rows: list[list[str]], width: int, right: int) -> Table:

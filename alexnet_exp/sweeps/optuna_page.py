@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from alexnet_exp.report.html import write_html
 from alexnet_exp.sweeps.optuna_plots import draw_history, draw_importance
 from alexnet_exp.sweeps.optuna_trials import Trials
-from alexnet_exp.tracking.markup import Html, tag
 from alexnet_exp.tracking.redact import redact
-from alexnet_exp.tracking.report import section, write_document
 
 _STATES = {
     TrialState.COMPLETE: "finished",
@@ -33,52 +33,40 @@ def write_sweep_page(trials: Trials, command: str | None) -> Path:
     """
     history = draw_history(trials.study, trials.metric, trials.directory / "figures" / "history.png")
     importance = draw_importance(trials.study, trials.directory / "figures" / "importance.png")
-    sections = [
-        _header(trials),
-        section("Best trial", _best(trials, command) if command else None),
-        section("History", _picture(history, "Value of each trial")),
-        section("Importance", _picture(importance, "Importance of each setting")),
-        section("Trials", _table(trials)),
-    ]
-    title = f"Search of {trials.metric}"
-    return write_document(trials.directory / "sweep.html", title, sections, "sweep_page.css")
-
-
-def _header(trials: Trials) -> Html:
-    study = trials.study
-    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    states = [trial.state for trial in trials.study.get_trials(deepcopy=False)]
     counts = [f"{states.count(state)} {name}" for state, name in _STATES.items() if state in states]
-    others = trials.directory / "compare.html"
-    return tag(
-        "header",
-        tag("p", "alexnet_exp · search", class_="kicker"),
-        tag("h1", f"{len(states)} trials"),
-        tag("p", *[tag("code", text) for text in (trials.metric, *counts)], class_="chips"),
-        tag("p", tag("a", "All runs side by side", href=others.name)) if others.exists() else None,
+    return write_html(
+        trials.directory / "sweep.html",
+        "sweep.html",
+        title=f"Search of {trials.metric}",
+        chips=[trials.metric, *counts],
+        compared=(trials.directory / "compare.html").exists(),
+        metric=trials.metric,
+        command=command,
+        best=trials.study.best_trial if command else None,
+        history=_png(history),
+        importance=_png(importance),
+        keys=list(trials.space.distributions),
+        trials=[_row(trials, trial) for trial in sorted(trials.study.trials, key=_order(trials))],
     )
 
 
-def _best(trials: Trials, command: str) -> Html:
-    best = trials.study.best_trial
-    rows = [tag("div", tag("dt", key), tag("dd", str(value))) for key, value in best.params.items()]
-    figure = tag("p", f"Trial {best.number}: {trials.metric} {best.value:.4f}. This repeats it:")
-    body = tag("pre", tag("code", command), class_="command")
-    return tag("div", tag("dl", *rows, class_="facts"), figure, body)
-
-
-def _picture(path: Path | None, alt: str) -> Html | None:
+def _png(path: Path | None) -> str | None:
+    """Return a picture as a data URI."""
     if path is None:
         return None
-    source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-    return tag("img", src=source, alt=alt, class_="sheet")
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
-def _table(trials: Trials) -> Html:
-    keys = list(trials.space.distributions)
-    head = tag("tr", *[tag("th", name, scope="col") for name in ("trial", trials.metric, "state", *keys)])
-    rows = [_row(trials, trial, keys) for trial in sorted(trials.study.trials, key=_order(trials))]
-    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="numbers trials")
-    return tag("div", table, class_="scroll")
+def _row(trials: Trials, trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "reported": (trials.folder(trial) / "report.html").exists(),
+        "value": "" if trial.value is None else f"{trial.value:.4f}",
+        "state": _STATES[trial.state],
+        "why": redact(trial.user_attrs.get("failed")),
+        "settings": [_shown(trial.params.get(key, "")) for key in trials.space.distributions],
+    }
 
 
 def _order(trials: Trials) -> Callable[[FrozenTrial], tuple[int, float, int]]:
@@ -90,20 +78,6 @@ def _order(trials: Trials) -> Callable[[FrozenTrial], tuple[int, float, int]]:
         return places.index(trial.state), sign * (trial.value or 0.0), trial.number
 
     return place
-
-
-def _row(trials: Trials, trial: FrozenTrial, keys: list[str]) -> Html:
-    report = trials.folder(trial) / "report.html"
-    number = str(trial.number)
-    link = tag("a", number, href=f"{number}/report.html") if report.exists() else number
-    state, why = _STATES[trial.state], redact(trial.user_attrs.get("failed"))
-    return tag(
-        "tr",
-        tag("td", link),
-        tag("td", "" if trial.value is None else f"{trial.value:.4f}"),
-        tag("td", tag("span", state, class_=f"pill {state}", title=why)),
-        *[tag("td", _shown(trial.params.get(key, ""))) for key in keys],
-    )
 
 
 def _shown(value: object) -> str:

@@ -8,24 +8,19 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+from alexnet_exp.report.html import number
 from alexnet_exp.tracking.compare_groups import Comparison
 from alexnet_exp.tracking.compare_runs import Run
-from alexnet_exp.tracking.compare_text import configuration_text, is_share, settings_text
-from alexnet_exp.tracking.markup import Html, join, number, percent, tag
-from alexnet_exp.tracking.records import Point, finite, series
-from alexnet_exp.tracking.report_charts import WIDTH, Axis, Line, chart, thin, x_axis
+from alexnet_exp.tracking.compare_text import configuration_text, settings_text
+from alexnet_exp.tracking.records import Point, series
+from alexnet_exp.tracking.report_charts import CURVES, WIDTH, Axis, Chart, Line, thin, x_axis
 
 MAX_DRAWN = 12  # more curves on one chart cannot be told apart
 COLOURS = 8  # see compare.css
-CHARTS = {
-    "val/top1": "Validation accuracy",
-    "val/loss": "Validation loss",
-    "train/top1": "Training accuracy",
-    "train/loss": "Training loss",
-}
+COMPARED = ("val/top1", "val/loss", "train/top1", "train/loss")
 
 
-class Curve(NamedTuple):
+class Drawn(NamedTuple):
     """What one line stands for: a run, or several whose mean it is."""
 
     label: str
@@ -33,24 +28,27 @@ class Curve(NamedTuple):
     runs: Sequence[Run]
 
 
-def overlaid(comparison: Comparison) -> Html:
-    """Return the charts of all metrics that some run logged, below one legend.
+class Overlay(NamedTuple):
+    """The charts below one legend, each entry a CSS class and a configuration."""
+
+    notes: list[str]
+    legend: list[tuple[str, str]]
+    charts: list[Chart]
+
+
+def overlaid(comparison: Comparison) -> Overlay:
+    """Return the charts of all metrics that some run logged; none where there is no metric.
 
     Only the metrics of what is drawn are read: those of hundreds of runs would take longer than all the rest.
     """
     few = len(comparison.runs) <= MAX_DRAWN or not comparison.with_seeds
     left = iter([[run] for run in comparison.runs] if few else _by_group(comparison))
-    drawn = list(islice(filter(_has_epochs, left), MAX_DRAWN))
-    if not drawn:
-        return tag("p", "No metric was logged.")
-    count = len(drawn) + len(list(left))
-    curves, legend = _curves(comparison, drawn)
-    metrics = dict(CHARTS)
-    if comparison.metric.startswith(("val/", "train/")):
-        metrics.setdefault(comparison.metric, comparison.metric)
-    charts = [_chart(title, metric, curves) for metric, title in metrics.items()]
-    told = [tag("p", " ".join(_notes(comparison, few, count))), tag("ul", *legend, class_="legend")]
-    return join([*told, tag("div", *charts, class_="charts shared")])
+    shown = list(islice(filter(_has_epochs, left), MAX_DRAWN))
+    count = len(shown) + len(list(left))
+    drawn, legend = _drawn(comparison, shown)
+    asked = [comparison.metric] if comparison.metric.startswith(("val/", "train/")) else []
+    charts = [_chart(metric, drawn) for metric in dict.fromkeys([*COMPARED, *asked])]
+    return Overlay(_notes(comparison, few, count), legend, [chart for chart in charts if chart])
 
 
 def _by_group(comparison: Comparison) -> list[list[Run]]:
@@ -75,23 +73,22 @@ def _notes(comparison: Comparison, few: bool, count: int) -> list[str]:
     return notes
 
 
-def _curves(comparison: Comparison, drawn: list[list[Run]]) -> tuple[list[Curve], list[Html]]:
+def _drawn(comparison: Comparison, shown: list[list[Run]]) -> tuple[list[Drawn], list[tuple[str, str]]]:
     """Give each configuration a colour; those beyond the colours are dashed."""
     group_of = {run.path: group for group in comparison.groups for run in group.runs}
-    curves: list[Curve] = []
+    drawn: list[Drawn] = []
     styles: dict[int, str] = {}
     legend = []
-    for runs in drawn:
+    for runs in shown:
         group = group_of[runs[0].path]
         if id(group) not in styles:
             place = len(styles)
             styles[id(group)] = f"c{place % COLOURS}" + (" faint" if place >= COLOURS else "")
-            key = tag("i", class_=f"key {styles[id(group)]}")
-            legend.append(tag("li", key, configuration_text(comparison, group)))
+            legend.append((styles[id(group)], configuration_text(comparison, group)))
         settings = comparison.told(runs[0]) if len(runs) == 1 else comparison.group_settings(group)
         label = settings_text(_shortened(settings, comparison.keys)) or runs[0].name
-        curves.append(Curve(label, styles[id(group)], runs))
-    return curves, legend
+        drawn.append(Drawn(label, styles[id(group)], runs))
+    return drawn, legend
 
 
 def _shortened(settings: dict[str, Any], keys: list[str]) -> dict[str, Any]:
@@ -103,9 +100,9 @@ def _shortened(settings: dict[str, Any], keys: list[str]) -> dict[str, Any]:
     }
 
 
-def _chart(title: str, metric: str, curves: list[Curve]) -> Html | None:
-    lines = [Line(curve.label, curve.style, thin(_by_epoch(curve.runs, metric))) for curve in curves]
-    lines = [line for line in lines if finite(line.points)][::-1]  # the best is drawn last, on top
+def _chart(metric: str, drawn: list[Drawn]) -> Chart | None:
+    lines = [Line(each.label, each.style, thin(_by_epoch(each.runs, metric))) for each in drawn]
+    lines = [line for line in lines if line.finite][::-1]  # the best is drawn last, on top
     if not lines:
         return None
     epochs = {point.step: point.step for line in lines for point in line.points}
@@ -113,7 +110,7 @@ def _chart(title: str, metric: str, curves: list[Curve]) -> Html | None:
     x = x_axis(low, high, epochs)
     if len(epochs) == 1:
         x = Axis(low, high, WIDTH, [(low, number(low))], "epoch")
-    return chart(title, lines, percent if is_share(metric) else number, x, None)
+    return Chart(CURVES[metric].alone if metric in CURVES else metric, metric, lines, x)
 
 
 def _by_epoch(runs: Sequence[Run], metric: str) -> list[Point]:

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from alexnet_exp.report.html import is_share, number
 from alexnet_exp.tracking.compare_groups import Comparison, Group
 from alexnet_exp.tracking.compare_runs import Score
-from alexnet_exp.tracking.markup import number
-
-
-def is_share(metric: str | None) -> bool:
-    """Return whether a metric is a fraction, shown in percent."""
-    return str(metric).rpartition("/")[2].startswith("top")
 
 
 def value_text(value: float, metric: str | None) -> str:
@@ -24,6 +19,16 @@ def score_text(score: Score | None, asked: str) -> str:
     if score is None:
         return "–"
     return value_text(score.value, score.metric) + ("" if score.metric == asked else f" {score.metric}")
+
+
+def mean_text(group: Group, asked: str) -> str:
+    """Return a group's mean; with the metric's name if it is not the one asked for."""
+    return score_text(None if group.mean is None else Score(group.mean, str(group.metric)), asked)
+
+
+def seeds_text(group: Group) -> str:
+    """Return of how many seeds the mean is; of how many there are if some are missing."""
+    return f"{group.n}" if group.n == group.seeds else f"{group.n} of {group.seeds}"
 
 
 def spread_text(sd: float | None, metric: str | None) -> str:

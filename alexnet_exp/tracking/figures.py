@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
+from alexnet_exp.report.html import is_share
 from alexnet_exp.tracking.evaluation import Evaluation, Sample
 from alexnet_exp.tracking.pictures import (
     confusion_image,
@@ -24,6 +25,7 @@ from alexnet_exp.tracking.pictures import (
     needs_white_text,
 )
 from alexnet_exp.tracking.records import Row, finite, replacing, series
+from alexnet_exp.tracking.report_charts import PANELS, Line, Panel
 
 INK, MUTED, RULE, TRAIN, VAL = "#1d2126", "#626973", "#e3e3de", "#1f5ea8", "#cc5814"
 STYLE = {
@@ -47,7 +49,8 @@ def draw_all(
     """Draw every picture there is something to show for into run_dir/figures and return their paths."""
     folder = Path(run_dir) / "figures"
     made = []
-    if any(finite(series(rows, metric)) for metric, *_ in (*LOSS, *ACCURACY)):
+    drawn = [curve.metric for panel in PANELS if not panel.small for curve in panel.curves]
+    if any(finite(series(rows, metric)) for metric in drawn):
         made.append(curves(rows, folder / "curves.png"))
     if evaluation is not None:
         if evaluation.total:
@@ -74,49 +77,34 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-LOSS = [
-    ("train/loss_step", TRAIN, "train, by step"),
-    ("train/loss", TRAIN, "train"),
-    ("val/loss", VAL, "validation"),
-]
-ACCURACY = [
-    ("train/top1", TRAIN, "train top-1"),
-    ("val/top1", VAL, "validation top-1"),
-    ("train/top5", TRAIN, "train top-5"),
-    ("val/top5", VAL, "validation top-5"),
-]
-
-
 def curves(rows: list[Row], path: Path) -> Path:
     """Draw loss and accuracy over the steps of training."""
+    panels = [panel for panel in PANELS if not panel.small]
     with matplotlib.rc_context(STYLE):
         figure = _figure(10, 4)
-        left, right = figure.subplots(1, 2)
-        _draw_lines(left, rows, LOSS, "Loss")
-        _draw_lines(right, rows, ACCURACY, "Accuracy")
-        right.yaxis.set_major_formatter(PercentFormatter(1.0))
+        for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
+            _draw_panel(axes, rows, panel)
         return _save(figure, path)
 
 
-def _draw_lines(axes: Axes, rows: list[Row], wanted: list[tuple[str, str, str]], title: str) -> None:
-    for metric, colour, label in wanted:
-        points = series(rows, metric)
-        if not finite(points):
-            continue
-        by_step = metric.endswith("_step")
-        marker = "o" if len(points) <= 40 and not by_step else None
-        axes.plot(
-            [point.step for point in points],
-            [point.value if math.isfinite(point.value) else math.nan for point in points],
-            color=colour,
-            label=label,
-            marker=marker,
-            markersize=4,
-            linewidth=1 if by_step else 1.75,
-            alpha=0.3 if by_step else 1.0,
-            linestyle="--" if metric.endswith("top5") else "-",
-        )
-    _decorate(axes, title)
+def _draw_panel(axes: Axes, rows: list[Row], panel: Panel) -> None:
+    for metric, label, style, _ in panel.curves:
+        line = Line(label, style, series(rows, metric))
+        if line.finite:
+            axes.plot(
+                [point.step for point in line.points],
+                [point.value if math.isfinite(point.value) else math.nan for point in line.points],
+                color=VAL if "val" in style else TRAIN,
+                label=label,
+                marker="o" if line.dotted else None,
+                markersize=4,
+                linewidth=1 if "behind" in style else 1.75,
+                alpha=0.3 if "behind" in style else 1.0,
+                linestyle="--" if "faint" in style else "-",
+            )
+    if is_share(panel.curves[0].metric):
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _decorate(axes, panel.title)
 
 
 def _decorate(axes: Axes, title: str) -> None:
@@ -127,7 +115,7 @@ def _decorate(axes: Axes, title: str) -> None:
     axes.tick_params(length=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if axes.lines:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, reverse=True)  # the last drawn lies on top, and is the one to look for
     else:
         axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", color=MUTED)
 

@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_exp.tracking.markup import Html, join, tag
-from alexnet_exp.tracking.pictures import data_uri
+from alexnet_exp.report.html import write_html
 from alexnet_exp.tracking.redact import redact
-from alexnet_exp.tracking.report import heading, section, write_document
-from alexnet_exp.tracking.report_classes import bars
-from alexnet_exp.tracking.report_details import environment, reproduce
+from alexnet_exp.tracking.report_details import origin
 
 MAX_SHOWN = 100  # images, and as many errors
 GONE = "no longer there"  # a file that was read, and could not be read again for its picture
@@ -49,44 +46,16 @@ def write_predictions(
     """
     result = redact(result)  # a page is made to be handed on
     count = result["images"]
-    title = f"{count:,} image{'' if count == 1 else 's'}"
-    problem = tag("p", f"{len(errors):,} of {count:,} could not be read.", class_="problem")
-    sections = [
-        heading("predictions", title, [f"checkpoint: {result['checkpoint']}"], problem if errors else None),
-        section("Predictions", _predictions(answers[:MAX_SHOWN], count - len(errors))) if answers else None,
-        section("Could not be read", _errors(errors)) if errors else None,
-        section("Reproduce", reproduce(result)),
-        section("Environment", environment(result)),
-    ]
-    write_document(path, title, sections, "figure_page.css")
-
-
-def _predictions(answers: Sequence[Answer], count: int) -> Html:
-    rows = [tag("tr", tag("td", _picture(answer)), tag("td", _said(answer))) for answer in answers]
-    return join([_left_out(len(answers), count, "images"), tag("table", *rows, class_="answers")])
-
-
-def _picture(answer: Answer) -> Html:
-    if answer.image is None:
-        return tag("div", tag("small", GONE), class_="frame")
-    small = max(answer.image.shape[:2]) <= 96
-    image = tag("img", src=data_uri(answer.image, THUMBNAIL), alt="", class_="pixels" if small else None)
-    return tag("div", image, class_="frame")
-
-
-def _said(answer: Answer) -> Html:
-    return join([tag("small", answer.path), bars(answer.bars)])
-
-
-def _errors(errors: Sequence[tuple[str, str]]) -> Html:
-    rows = [
-        tag("tr", tag("td", path, class_="name"), tag("td", why, class_="name"))
-        for path, why in errors[:MAX_SHOWN]
-    ]
-    return join([_left_out(len(rows), len(errors), "files"), tag("table", *rows, class_="numbers")])
-
-
-def _left_out(shown: int, count: int, what: str) -> Html | None:
-    if shown == count:
-        return None
-    return tag("p", f"The first {shown} of {count:,} {what}; predictions.csv has all.")
+    write_html(
+        path,
+        "predict.html",
+        title=f"{count:,} image{'' if count == 1 else 's'}",
+        chips=[f"checkpoint: {result['checkpoint']}"],
+        answers=answers[:MAX_SHOWN],
+        num_images=count,
+        errors=errors[:MAX_SHOWN],
+        num_errors=len(errors),
+        gone=GONE,
+        thumbnail=THUMBNAIL,
+        origin=origin(result),
+    )

@@ -1,36 +1,65 @@
-"""Draw the curves of a run as inline SVG that reads without a script and tells values under the pointer.
+"""The curves of runs: the one table of what is drawn together, and the geometry of its charts on pages.
 
-The drawing is stretched to the page's width, so all text around it is HTML: it keeps its size on a phone.
+Pages draw SVG of our own (report/templates/charts.html): values under the pointer, light and dark, some 100 KB and no
+library of megabytes in a file that is mailed around. figures.py draws the same table with matplotlib for figures/.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import TypeAlias
+from typing import NamedTuple
 
-from alexnet_exp.tracking.markup import Html, join, number, percent, tag
+from alexnet_exp.report.html import is_share, metric_text, number
 from alexnet_exp.tracking.records import Point, Row, finite, series
 
 WIDTH, HEIGHT = 1000, 400  # of the SVG's own coordinates
 MAX_POINTS = 400
-Formatter: TypeAlias = Callable[[float], str]
 
 
-@dataclass
-class Line:
-    """Hold one curve: legend label, CSS class, points in order of steps."""
+class Curve(NamedTuple):
+    """One metric of a run.
 
+    Args:
+        metric: As in metrics.csv.
+        label: In the legend, among the curves of its run.
+        style: CSS classes: `train` and `val` for values by epoch, `step` for those within epochs; `faint` is dashed,
+            `behind` pale.
+        alone: Title of a chart of this metric alone, of several runs.
+    """
+
+    metric: str
     label: str
     style: str
-    points: list[Point]
+    alone: str = ""
 
-    @property
-    def per_step(self) -> bool:
-        """Return whether the values were logged within epochs."""
-        return self.style.startswith("step")
+
+class Panel(NamedTuple):
+    """The curves of one chart, the last drawn on top; a small one has no PNG and no best epoch."""
+
+    title: str
+    curves: tuple[Curve, ...]
+    small: bool = False
+
+
+PANELS = (
+    Panel("Loss", (
+        Curve("train/loss_step", "train, by step", "step behind", "Training loss by step"),
+        Curve("train/loss", "train", "train", "Training loss"),
+        Curve("val/loss", "validation", "val", "Validation loss"),
+    )),
+    Panel("Accuracy", (
+        Curve("train/top5", "train top-5", "train faint", "Training top-5 accuracy"),
+        Curve("val/top5", "validation top-5", "val faint", "Validation top-5 accuracy"),
+        Curve("train/top1", "train top-1", "train", "Training accuracy"),
+        Curve("val/top1", "validation top-1", "val", "Validation accuracy"),
+    )),
+    Panel("Learning rate", (Curve("lr", "lr", "step"),), small=True),
+    Panel("Images per second", (Curve("images_per_second", "training", "step"),), small=True),
+)  # fmt: skip
+CURVES = {curve.metric: curve for panel in PANELS for curve in panel.curves}
 
 
 @dataclass
@@ -49,60 +78,150 @@ class Axis:
         share = (value - self.low) / span if span else 0.5
         return round(self.length * (1 - share if self.upwards else share), 2)
 
-    def place(self, value: float) -> str:
-        """Return the position as a CSS percentage."""
+    def percentage(self, value: float) -> str:
+        """Return the position in CSS."""
         return f"{100 * self(value) / self.length:.2f}%"
 
 
-LOSS = [
-    ("train/loss_step", "train, by step", "step behind"),
-    ("train/loss", "train", "train"),
-    ("val/loss", "validation", "val"),
-]
-ACCURACY = [
-    ("train/top5", "train top-5", "train faint"),
-    ("val/top5", "validation top-5", "val faint"),
-    ("train/top1", "train top-1", "train"),
-    ("val/top1", "validation top-1", "val"),
-]
-CHARTS: list[tuple[str, list[tuple[str, str, str]], Formatter, bool]] = [
-    ("Loss", LOSS, number, False),
-    ("Accuracy", ACCURACY, percent, False),
-    ("Learning rate", [("lr", "lr", "step")], number, True),
-    ("Images per second", [("images_per_second", "training", "step")], number, True),
-]
+@dataclass
+class Line:
+    """A curve on a chart: legend label, CSS classes, points in order of steps."""
+
+    label: str
+    style: str
+    points: list[Point]
+
+    @property
+    def per_step(self) -> bool:
+        """Whether the values were logged within epochs."""
+        return self.style.startswith("step")
+
+    @cached_property
+    def finite(self) -> list[Point]:
+        return finite(self.points)
+
+    @property
+    def dotted(self) -> bool:
+        """Whether each value has a dot: those of epochs if they are few, and one that has no neighbour."""
+        return (len(self.points) <= 40 and not self.per_step) or len(self.finite) == 1
 
 
-def curves(rows: list[Row], best_epoch: float | None = None) -> Html:
-    """Return the charts of all metrics that have at least one finite value; empty markup without any."""
-    ends = epoch_ends(rows)
-    best_step = ends.get(best_epoch) if best_epoch is not None else None
-    found = [(title, _lines(rows, wanted), text, small) for title, wanted, text, small in CHARTS]
-    steps = [point.step for _, lines, _, _ in found for line in lines for point in line.points]
+class Stop(NamedTuple):
+    """A bar of the plot that shows the values in it on hover: a hairline, a dot on each line, and the text."""
+
+    left: float
+    width: float
+    centre: float
+    dots: list[tuple[str, str]]
+    text: str
+
+
+@dataclass
+class Chart:
+    """What templates/charts.html draws.
+
+    Args:
+        title: Its heading.
+        metric: That of its curves, or one of them: a share is shown in percent.
+        lines: Each with at least one finite value.
+        x: Axis of steps or epochs.
+        best_step: Where the best epoch ended.
+        small: Whether it is less high than the others.
+    """
+
+    title: str
+    metric: str
+    lines: list[Line]
+    x: Axis
+    best_step: float | None = None
+    small: bool = False
+
+    def text(self, value: float) -> str:
+        return metric_text(self.metric, value)
+
+    @cached_property
+    def y(self) -> Axis:
+        values = [point.value for line in self.lines for point in line.finite]
+        return y_axis(values, is_share(self.metric))
+
+    @property
+    def best(self) -> float | None:
+        """Where the best epoch ended, on the drawing."""
+        step = self.best_step
+        return self.x(step) if step is not None and self.x.low <= step <= self.x.high else None
+
+    def path(self, line: Line) -> str:
+        """Return the curve as an SVG path, broken where a value is not finite."""
+        commands, pen_down = [], False
+        for point in line.points:
+            if math.isfinite(point.value):
+                commands.append(f"{'L' if pen_down else 'M'}{self.x(point.step)} {self.y(point.value)}")
+            pen_down = math.isfinite(point.value)
+        return "".join(commands)
+
+    def dots(self, points: list[Point]) -> str:
+        # Circles would be stretched into ellipses; a line of no length with round caps is not.
+        return "".join(f"M{self.x(point.step)} {self.y(point.value)}h.01" for point in points)
+
+    def _hover(self, entry: list[tuple[Line, Point]]) -> str:
+        """Return epoch and step, and below them the value of each line."""
+        point = entry[-1][1]
+        where = [] if point.epoch is None else [f"epoch {number(point.epoch)}"]
+        if point.step != point.epoch:  # a chart of several runs counts epochs alone
+            where.append(f"step {point.step:,.0f}")
+        values = [f"{line.label}: {self.text(point.value)}" for line, point in entry]
+        return "\n".join([" · ".join(where), *values])
+
+    def stops(self) -> list[Stop]:
+        """Return a place to hover for each epoch; for each step where no line has values by epoch."""
+        lines = [line for line in self.lines if not line.per_step] or self.lines
+        by_place: dict[float, list[tuple[Line, Point]]] = {}
+        for line in lines:
+            for point in line.finite:
+                place = point.step if line.per_step or point.epoch is None else point.epoch
+                by_place.setdefault(place, []).append((line, point))
+        entries = sorted(by_place.values(), key=lambda entry: entry[-1][1].step)
+        centres = [self.x(entry[-1][1].step) for entry in entries]
+        borders = [0.0, *[(a + b) / 2 for a, b in pairwise(centres)], float(WIDTH)]
+        return [
+            Stop(
+                round(left, 2),
+                round(right - left, 2),
+                centre,
+                [(line.style, self.dots([point])) for line, point in entry],
+                self._hover(entry),
+            )
+            for entry, centre, (left, right) in zip(entries, centres, pairwise(borders), strict=True)
+        ]
+
+
+def run_charts(rows: list[Row], best_epoch: float | None = None) -> list[Chart]:
+    """Return the charts of all metrics that have at least one finite value."""
+    found = [(panel, lines) for panel in PANELS if (lines := _lines(rows, panel))]
+    steps = [point.step for _, lines in found for line in lines for point in line.points]
     if not steps:
-        return Html()
+        return []
+    ends = epoch_ends(rows)
     x = x_axis(min(steps), max(steps), ends)
-    large = [
-        chart(title, lines, text, x, best_step) for title, lines, text, small in found if lines and not small
+    best_step = ends.get(best_epoch) if best_epoch is not None else None
+    return [
+        Chart(panel.title, panel.curves[0].metric, lines, x, None if panel.small else best_step, panel.small)
+        for panel, lines in found
     ]
-    below = [chart(title, lines, text, x, None) for title, lines, text, small in found if lines and small]
-    grids = [(large, "charts"), (below, "charts small")]
-    return join(tag("div", *charts, class_=name) for charts, name in grids if charts)
 
 
-def _lines(rows: list[Row], wanted: list[tuple[str, str, str]]) -> list[Line]:
-    lines = [Line(label, style, thin(series(rows, metric))) for metric, label, style in wanted]
-    return [line for line in lines if finite(line.points)]
+def _lines(rows: list[Row], panel: Panel) -> list[Line]:
+    lines = [Line(curve.label, curve.style, thin(series(rows, curve.metric))) for curve in panel.curves]
+    return [line for line in lines if line.finite]
 
 
 def epoch_ends(rows: list[Row]) -> dict[float, float]:
     """Return the step at which each epoch ended, as far as an epoch's metrics were logged."""
     ends: dict[float, float] = {}
-    for metric, _, style in (*LOSS, *ACCURACY):
-        if not style.startswith("step"):
-            for point in series(rows, metric):
-                if point.epoch is not None:
-                    ends[point.epoch] = max(point.step, ends.get(point.epoch, point.step))
+    for metric, curve in CURVES.items():
+        for point in [] if curve.style.startswith("step") else series(rows, metric):
+            if point.epoch is not None:
+                ends[point.epoch] = max(point.step, ends.get(point.epoch, point.step))
     return ends
 
 
@@ -118,51 +237,29 @@ def not_finite(rows: list[Row]) -> list[str]:
     return sentences
 
 
-def chart(title: str, lines: list[Line], text: Formatter, x: Axis, best_step: float | None) -> Html:
-    """Return one figure: legend with the last values, plot with labelled axes, places to hover."""
-    y = y_axis([point.value for line in lines for point in finite(line.points)], text)
-    drawing = [
-        _grid(y),
-        _best(best_step, x),
-        *[_path(line, x, y) for line in lines],
-        *_stops(lines, x, y, text),
-    ]
-    summary = "; ".join(f"{line.label}: last value {text(finite(line.points)[-1].value)}" for line in lines)
-    svg = tag(
-        "svg",
-        *drawing,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        preserveAspectRatio="none",
-        role="img",
-        aria_label=f"{title}. {summary}",
-        tabindex="0",
-    )
-    plot = tag("div", _labels(y, "y", "top"), svg, _labels(x, "x", "left"), class_="plot")
-    heading = tag("h3", title, " ", tag("small", f"by {x.unit}"))
-    caption = tag("figcaption", heading, _legend(lines, text, best_step is not None))
-    return tag("figure", caption, plot, tag("div", class_="tip", hidden=True), class_="chart")
-
-
 def thin(points: list[Point], most: int = MAX_POINTS) -> list[Point]:
-    """Return every n-th point and always the last, at most `most`: what the page tells was logged as told."""
+    """Return every n-th point and always the last, at most `most`: each value on a page is one that was logged."""
     every = math.ceil(len(points) / most) or 1
     return points[::-every][::-1]
 
 
-def y_axis(values: list[float], text: Formatter) -> Axis:
-    """Return an axis from one round number to another that holds all values."""
+def y_axis(values: list[float], shares: bool = False) -> Axis:
+    """Return an axis from one round number to another that holds all values.
+
+    Args:
+        values: One or more, finite.
+        shares: Name the ticks in percent.
+    """
     low, high = min(values), max(values)
     step = round_step((high - low) or abs(high) or 1.0, 4)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     if first == last:
         first, last = first - 1, last + 1
-    short = (lambda value: f"{100 * value:g} %") if text is percent else text
-    values = [i * step for i in range(first, last + 1)]
-    names = [short(value) for value in values]
+    marks = [i * step for i in range(first, last + 1)]
+    names = [f"{100 * mark:g} %" if shares else number(mark) for mark in marks]
     if len(set(names)) < len(names):  # a loss that hardly moves: 2.303 five times
-        names = [f"{value:.{max(0, -math.floor(math.log10(step)))}f}" for value in values]
-    ticks = list(zip(values, names, strict=True))
-    return Axis(ticks[0][0], ticks[-1][0], HEIGHT, ticks, upwards=True)
+        names = [f"{mark:.{max(0, -math.floor(math.log10(step)))}f}" for mark in marks]
+    return Axis(marks[0], marks[-1], HEIGHT, list(zip(marks, names, strict=True)), upwards=True)
 
 
 def x_axis(low: float, high: float, ends: dict[float, float]) -> Axis:
@@ -181,95 +278,3 @@ def round_step(span: float, count: int) -> float:
     """Return the smallest of 1, 2, 5 times a power of ten that cuts the span into at most `count` parts."""
     power = 10.0 ** math.floor(math.log10(span / count))
     return next(power * factor for factor in (1, 2, 5, 10, 20) if power * factor * count >= span * (1 - 1e-9))
-
-
-def _labels(axis: Axis, name: str, side: str) -> Html:
-    spans = [tag("span", text, style=f"{side}:{axis.place(value)}") for value, text in axis.ticks]
-    return tag("div", *spans, class_=f"{name}-labels", aria_hidden="true")
-
-
-def _grid(y: Axis) -> Html:
-    return tag("path", d="".join(f"M0 {y(value)}H{WIDTH}" for value, _ in y.ticks), class_="grid")
-
-
-def _best(step: float | None, x: Axis) -> Html | None:
-    if step is None or not x.low <= step <= x.high:
-        return None
-    return tag("path", d=f"M{x(step)} 0V{HEIGHT}", class_="best")
-
-
-def _path(line: Line, x: Axis, y: Axis) -> Html:
-    commands, pen_down = [], False
-    for point in line.points:
-        if math.isfinite(point.value):
-            commands.append(f"{'L' if pen_down else 'M'}{x(point.step)} {y(point.value)}")
-        pen_down = math.isfinite(point.value)
-    parts = [tag("path", d="".join(commands), class_=f"line {line.style}")]
-    if len(line.points) <= 40 and (not line.per_step or len(line.points) == 1):
-        parts.append(_dots(line, finite(line.points), x, y))
-    return join(parts)
-
-
-def _dots(line: Line, points: list[Point], x: Axis, y: Axis) -> Html:
-    # Circles would be stretched into ellipses; a line of no length with round caps is not.
-    marks = "".join(f"M{x(point.step)} {y(point.value)}h.01" for point in points)
-    return tag("path", d=marks, class_=f"dot {line.style}")
-
-
-def _stops(lines: list[Line], x: Axis, y: Axis, text: Formatter) -> list[Html]:
-    """Return one invisible bar for each epoch (or step, without epochs) that shows its values on hover."""
-    told = [line for line in lines if not line.per_step] or lines
-    by_place: dict[float, list[tuple[Line, Point]]] = {}
-    for line in told:
-        for point in finite(line.points):
-            key = point.step if line.per_step or point.epoch is None else point.epoch
-            by_place.setdefault(key, []).append((line, point))
-    entries = sorted(by_place.values(), key=lambda entry: entry[-1][1].step)
-    centres = [x(entry[-1][1].step) for entry in entries]
-    borders = [0.0, *[(a + b) / 2 for a, b in pairwise(centres)], float(WIDTH)]
-    return [
-        _stop(entry, centre, left, right, x, y, text)
-        for entry, centre, (left, right) in zip(entries, centres, pairwise(borders), strict=True)
-    ]
-
-
-def _stop(
-    entry: list[tuple[Line, Point]],
-    centre: float,
-    left: float,
-    right: float,
-    x: Axis,
-    y: Axis,
-    text: Formatter,
-) -> Html:
-    point = entry[-1][1]
-    where = [] if point.epoch is None else [f"epoch {number(point.epoch)}"]
-    if point.step != point.epoch:  # a chart of several runs counts epochs alone
-        where.append(f"step {point.step:,.0f}")
-    head = " · ".join(where)
-    values = [f"{line.label}: {text(point.value)}" for line, point in entry]
-    return tag(
-        "g",
-        tag("rect", x=round(left, 2), y=0, width=round(right - left, 2), height=HEIGHT),
-        tag("path", d=f"M{centre} 0V{HEIGHT}", class_="hair"),
-        *[_dots(line, [point], x, y) for line, point in entry],
-        tag("title", "\n".join([head, *values])),
-        class_="stop",
-        data_x=f"{centre / WIDTH:.4f}",
-    )
-
-
-def _legend(lines: list[Line], text: Formatter, with_best: bool) -> Html:
-    items = [
-        tag(
-            "li",
-            tag("i", class_=f"key {line.style}"),
-            line.label,
-            " ",
-            None if line.per_step and len(lines) > 1 else tag("b", text(finite(line.points)[-1].value)),
-        )
-        for line in reversed(lines)  # the last drawn lies on top and is the one looked for
-    ]
-    if with_best:
-        items.append(tag("li", tag("i", class_="key best"), "best epoch"))
-    return tag("ul", *items, class_="legend")

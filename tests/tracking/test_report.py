@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import yaml
 
+from alexnet_exp.report.html import duration, number, percent, quantity
 from alexnet_exp.tracking import report_charts
 from alexnet_exp.tracking.evaluation import Evaluation, Sample
-from alexnet_exp.tracking.markup import duration, number, percent, quantity, tag
 from alexnet_exp.tracking.records import Point, read_rows, series
 from alexnet_exp.tracking.report import write_report
 
@@ -196,20 +196,27 @@ def test_curves_tell_every_epoch_without_a_script(finished):
 
 def test_curves_lie_where_their_values_say():
     rows = [{"epoch": e, "step": 10 * e, "train/loss": float(4 - e)} for e in range(5)]
-    path = re.search(r'<path d="([^"]*)" class="line train">', report_charts.curves(rows))
-    assert path is not None
-    points = [tuple(map(float, pair.split())) for pair in re.split("[ML]", path[1])[1:]]
+    (chart,) = report_charts.run_charts(rows)
+    points = [tuple(map(float, pair.split())) for pair in re.split("[ML]", chart.path(chart.lines[0]))[1:]]
     assert points == [(0, 0), (250, 100), (500, 200), (750, 300), (1000, 400)]
 
 
 def test_a_curve_breaks_where_a_value_is_not_finite():
     rows = [{"epoch": e, "step": e, "train/loss": math.nan if e == 2 else 1.0} for e in range(5)]
-    path = re.search(r'<path d="([^"]*)" class="line train">', report_charts.curves(rows))
-    assert path is not None
-    assert re.sub("[^ML]", "", path[1]) == "MLML"
+    (chart,) = report_charts.run_charts(rows)
+    assert re.sub("[^ML]", "", chart.path(chart.lines[0])) == "MLML"
     assert report_charts.not_finite(rows) == [
         "train/loss: 1 of 5 values are not finite, the first at step 2."
     ]
+
+
+def test_a_value_without_neighbours_is_seen_as_a_dot(tmp_path):
+    rows = [{"epoch": 0, "step": s, "train/loss_step": v} for s, v in ((0, 2.3), (1, math.nan))]
+    (chart,) = report_charts.run_charts(rows)
+    assert chart.lines[0].dotted
+    page = Page(write_report(make_run(tmp_path / "run", rows, None)))
+    seen, on_hover = page.all("path", "dot")
+    assert seen == on_hover == {"class": "dot step behind", "d": chart.dots(chart.lines[0].finite)}
 
 
 def test_a_long_curve_is_thinned_to_true_values_up_to_the_last():
@@ -226,7 +233,7 @@ def test_a_long_curve_is_thinned_to_true_values_up_to_the_last():
     "values", [[0.0, 0.0], [1e-12, 3e-12], [5.0], [1e30, 2e30], [-1.0, 0.3], [0.9712, 0.9713]]
 )
 def test_an_axis_holds_its_values_between_few_round_ticks(values):
-    axis = report_charts.y_axis(values, number)
+    axis = report_charts.y_axis(values)
     assert axis.low <= min(values) + 1e-9 * abs(min(values))
     assert max(values) <= axis.high + 1e-9 * abs(max(values))
     assert 2 <= len(axis.ticks) <= 7
@@ -235,10 +242,10 @@ def test_an_axis_holds_its_values_between_few_round_ticks(values):
 
 @pytest.mark.parametrize("values", [[2.3027, 2.3031], [1.0, 1.0000004], [2.30, 2.31], [1000.2, 1000.4]])
 def test_no_two_ticks_have_one_name(values):
-    names = [name for _, name in report_charts.y_axis(values, number).ticks]
+    names = [name for _, name in report_charts.y_axis(values).ticks]
     assert len(set(names)) == len(names)
     assert [float(name.replace(",", "")) for name in names] == pytest.approx(
-        [value for value, _ in report_charts.y_axis(values, number).ticks], abs=(values[1] - values[0]) / 100
+        [value for value, _ in report_charts.y_axis(values).ticks], abs=(values[1] - values[0]) / 100
     )
 
 
@@ -290,7 +297,7 @@ def test_a_result_given_by_the_caller_replaces_the_file(finished):
 def test_what_the_user_typed_is_marked(finished):
     page = Page(write_report(finished))
     assert ["optimizer.lr", "0.1 typed"] in page.rows
-    assert ["optimizer.momentum", "0.9 "] in page.rows
+    assert ["optimizer.momentum", "0.9"] in page.rows
     assert "data 1 key 1 typed" in page.words
 
 
@@ -387,13 +394,6 @@ def test_rows_keep_numbers_and_drop_half_written_cells(tmp_path):
 def test_a_replayed_step_counts_once():
     rows = [{"epoch": 0, "step": s, "val/loss": v} for s, v in ((4, 1.0), (9, 0.8), (9, 0.7), (2, 3.0))]
     assert [(point.step, point.value) for point in series(rows, "val/loss")] == [(2, 3.0), (4, 1.0), (9, 0.7)]
-
-
-def test_markup_escapes_text_and_attributes_once():
-    inner = tag("b", "a < b & c")
-    assert tag("p", inner, None, title='"x"', hidden=True, lang=None) == (
-        '<p title="&quot;x&quot;" hidden><b>a &lt; b &amp; c</b></p>'
-    )
 
 
 def test_numbers_read_well():
