@@ -40,7 +40,7 @@ class Window:
         # A run resumed with another number of batches may start inside a window, and has no gradient of its start.
         end = min(batch_idx - batch_idx % count + count, trainer.num_training_batches)
         self._epoch, self._batches = trainer.current_epoch, range(batch_idx, int(end))
-        plan = getattr(trainer.train_dataloader, "sampler", None)
+        self._images = batch.global_size * len(self._batches)
         # A loader of the user's own has no plan: its batches are taken to be of one size.
-        known = isinstance(plan, BatchPlan)
-        self._images = plan.images(self._batches) if known else batch.global_size * len(self._batches)
+        if isinstance(plan := getattr(trainer.train_dataloader, "sampler", None), BatchPlan):
+            self._images = plan.images(self._batches)

@@ -86,7 +86,7 @@ def _tensor(data: Any, *, device: Any = None, **options: Any) -> Tensor:
 
 @dataclass
 class Call:
-    """A collective operation: its name, where its tensors are, and the `file:function`s it comes from, innermost first."""
+    """A collective operation: its name, where its tensors are, and each `file:function` it comes from."""
 
     name: str
     devices: set[str]

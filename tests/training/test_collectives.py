@@ -18,9 +18,10 @@ from tests.training.far_device import DEVICE, Call, Far, TwoRanks, two_ranks
 from tests.training.small_runs import settings
 
 EVERYTHING = [
-    "data.train_subset=65", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "callbacks.ema.enabled=true",
-    "callbacks.early_stopping.enabled=true", "callbacks.checkpoint.every_n_steps=2",
-    "callbacks.checkpoint.every_n_minutes=1", "scheduler=plateau", "optimizer=sgd_paper", "test_weights=last", "model.features.conv1.then=[batch_norm,relu]",
+    "data.train_subset=65", "trainer.max_epochs=2", "trainer.log_every_n_steps=2", "scheduler=plateau",
+    "optimizer=sgd_paper", "model.features.conv1.then=[batch_norm,relu]", "test_weights=last",
+    "callbacks.ema.enabled=true", "callbacks.early_stopping.enabled=true", "callbacks.checkpoint.every_n_steps=2",
+    "callbacks.checkpoint.every_n_minutes=1",
 ]  # fmt: skip
 
 
