@@ -84,6 +84,18 @@ class BatchPlan(Sampler):
         for batch in range(self.start(), len(self)):
             yield self._slice(order[batch * self.batch_size : (batch + 1) * self.batch_size])
 
+    def images(self, batches: range) -> int:
+        """Return how many images some batches of this epoch have, over all ranks."""
+        return min(batches.stop * self.batch_size, self.num_images) - batches.start * self.batch_size
+
+    def smallest_slice(self, batches: int) -> int:
+        """Return the images in the smallest slice of the first `batches`; a rank without a share carries one."""
+        return max(1, self.smallest_batch(batches) // self.world_size)
+
+    def smallest_batch(self, batches: int) -> int:
+        """Return the images in the smallest of the first `batches`, over all ranks."""
+        return self.images(range(batches - 1, batches))
+
     def order_epoch(self) -> int:
         """Return the epoch whose order this one has."""
         return 0 if self.repeated else self.epoch

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,7 @@ class StreamPlan(BatchPlan):
 
     chunks: Chunks
     num_workers: int
+    _sizes: tuple[int, list[list[int]]] | None = field(default=None, init=False)  # of which epoch
 
     @property
     def rank_batch(self) -> int:
@@ -46,8 +48,24 @@ class StreamPlan(BatchPlan):
         """Return (worker, images) of every batch of a rank: workers take turns, each until it has no more."""
         return turns(self.shares()[rank], self.rank_batch)
 
+    def sizes(self) -> list[list[int]]:
+        """Return the images of each rank in every batch of this epoch; 0 where it has none left."""
+        if self._sizes is None or self._sizes[0] != self.order_epoch():
+            ranks = ([size for _, size in turns(share, self.rank_batch)] for share in self.shares())
+            self._sizes = self.order_epoch(), [list(step) for step in zip_longest(*ranks, fillvalue=0)]
+        return self._sizes[1]
+
+    def images(self, batches: range) -> int:
+        return sum(map(sum, self.sizes()[batches.start : batches.stop]))
+
+    def smallest_slice(self, batches: int) -> int:
+        return max(1, min(map(min, self.sizes()[:batches])))
+
+    def smallest_batch(self, batches: int) -> int:
+        return min(map(sum, self.sizes()[:batches]))
+
     def __len__(self) -> int:
-        return max(len(turns(share, self.rank_batch)) for share in self.shares())
+        return len(self.sizes())
 
 
 def turns(share: list[int], size: int) -> list[tuple[int, int]]:
@@ -102,12 +120,11 @@ class StreamLoader(Loader):
 
     def _batches(self) -> Iterator[Batch]:
         plan, start = self.sampler, self.sampler.start()
-        ranks = [turns(share, plan.rank_batch) for share in plan.shares()]
-        decoded = iter(self._reader(ranks[plan.rank], start))
+        decoded = iter(self._reader(plan.turns(plan.rank), start))
         spare = self._spare()
         for step in range(start, len(plan)):
-            total = sum(own[step][1] for own in ranks if step < len(own))
-            if step >= len(ranks[plan.rank]):  # the others still have images: step with them
+            total = plan.images(range(step, step + 1))
+            if not plan.sizes()[step][plan.rank]:  # the others still have images: step with them
                 yield Batch(*spare, 0, total)
                 continue
             found = next(decoded)

@@ -25,6 +25,7 @@ from alexnet_exp.tracking.log import quiet_lightning
 from alexnet_exp.training.automatic import compile_network, use_fast_matmul
 from alexnet_exp.training.callbacks import Bar
 from alexnet_exp.training.classifier import ImageClassifier
+from alexnet_exp.training.lightning_internals import leave_signals_to_us
 from alexnet_exp.training.reading import read_checkpoint
 from alexnet_exp.training.rebuild import network_of
 
@@ -215,5 +216,5 @@ def _trainer(trained: Mapping[str, Any], settings: Mapping[str, Any], console: C
         raise UserError(
             f"device={settings['device']} devices={settings['devices']}: {' '.join(str(error).split())}"
         ) from error
-    trainer._signal_connector.register_signal_handlers = lambda: None  # ranks hang on Lightning's own
+    leave_signals_to_us(trainer)
     return trainer

@@ -31,6 +31,7 @@ from alexnet_exp.training.checkpoints import AtomicCheckpointIO, BestAndLast
 from alexnet_exp.training.classifier import ImageClassifier
 from alexnet_exp.training.devices import device_type
 from alexnet_exp.training.early_stopping import EarlyStopping
+from alexnet_exp.training.lightning_internals import leave_signals_to_us
 from alexnet_exp.training.profiling import make_profiler
 from alexnet_exp.training.reading import checkpoints_before, read_checkpoint
 from alexnet_exp.training.restart import guard_restoring
@@ -186,8 +187,7 @@ def _trainer(
             # Runs of an older version have no keep_last.
             plugins=[AtomicCheckpointIO(chosen["checkpoint"].get("keep_last", 2))],
         )
-        # Lightning's handler of SIGTERM calls a collective operation from inside the signal, and ranks hang on it.
-        trainer._signal_connector.register_signal_handlers = lambda: None
+        leave_signals_to_us(trainer)
         return trainer
     except (lightning.pytorch.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error

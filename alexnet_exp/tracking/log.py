@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def quiet_lightning() -> None:
     for name in _LIGHTNING:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+    # Advice about metrics that differ between ranks; ours agree before they are logged.
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
 
 
 class _Clean(logging.Formatter):

@@ -17,7 +17,9 @@ from alexnet_exp.data.loaders import Batch
 from alexnet_exp.data.mixing import Mixing
 from alexnet_exp.data.randomness import mix
 from alexnet_exp.errors import UserError
+from alexnet_exp.training.accumulation import Window
 from alexnet_exp.training.bad_step import not_finite, noticed_late
+from alexnet_exp.training.batch_norm import check_batch_norm
 from alexnet_exp.training.losses import image_losses
 from alexnet_exp.training.meters import ClassificationMeter
 from alexnet_exp.training.optimizers import build_optimizer, images_of_a_step
@@ -74,6 +76,7 @@ class ImageClassifier(lightning.LightningModule):
         self.reported: dict[str, float] = {}  # the latest value of every metric
         self._validated = False  # in this epoch
         self._changes = Changes()  # against the checkpoint that training goes on from
+        self._window = Window()
         self.step_loss: Tensor | None = None  # of this rank's last batch; reading it syncs the device
         self._first_bad_step: Tensor | None = None
         self._unread: list[
@@ -89,11 +92,14 @@ class ImageClassifier(lightning.LightningModule):
             super().__setattr__(name, value)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images.contiguous(memory_format=self.layout))
+        weight = next(self.model.parameters(), images)
+        # trainer.precision=64-true and the like: Lightning converts a batch before it is augmented.
+        return self.model(images.to(weight.dtype).contiguous(memory_format=self.layout))
 
     # ---------------------------------------------------------------------------------------- steps
 
     def on_train_start(self) -> None:
+        self._window.close()
         complete_restart(self.trainer, self._kept, self._changes)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -116,7 +122,8 @@ class ImageClassifier(lightning.LightningModule):
         loss = losses.sum() * (self.trainer.world_size / batch.global_size)
         self.train_meter.update(losses, logits[: batch.size], labels)
         self._watch(loss.detach(), batch, losses.detach())
-        return loss
+        weight = self._window.weight(self.trainer, batch, batch_idx)
+        return loss if weight == 1.0 else loss * weight
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         try:
@@ -238,10 +245,8 @@ class ImageClassifier(lightning.LightningModule):
         values = {f"{split}/{name}": value for name, value in meter.compute().items()}
         meter.reset()
         # Lightning keeps these for callbacks; the loggers get them here, in one row with our own epoch count.
-        # The ranks agree already: their greatest is the value itself.
-        self.log_dict(
-            {k: torch.tensor(v) for k, v in values.items()}, logger=False, sync_dist=True, reduce_fx="max"
-        )
+        # The ranks agree already: nothing is left to synchronise, and NCCL would take no CPU tensor.
+        self.log_dict({k: torch.tensor(v) for k, v in values.items()}, logger=False)
         self.reported |= values
         self.log_row(values)
         if not math.isfinite(values.get(f"{split}/loss", 0.0)):
@@ -274,6 +279,7 @@ class ImageClassifier(lightning.LightningModule):
         batch = images_of_a_step(self.trainer)
         optimizer = build_optimizer(self.model, self.optimizer_config, not clipped_mixed, batch)
         self.trainer.fit_loop.setup_data()  # tells the length of an epoch
+        check_batch_norm(self.trainer, self.model)
         steps = self.trainer.estimated_stepping_batches
         batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         length = RunLength(steps, max(1, math.ceil(batches)))

@@ -102,6 +102,20 @@ def test_an_epoch_has_every_image_once_with_its_label(
                 assert torch.equal(image, pixels) and int(label) == wanted
 
 
+def test_a_plan_knows_the_images_of_each_batch_in_every_epoch(url: str):
+    ranks = [Rank(url, rank, 2) for rank in range(2)]
+    plan = ranks[0].shuffled().sampler
+    for epoch in (0, 1):
+        plan.set_epoch(epoch)
+        batches = [rank.epoch(epoch) for rank in ranks]
+        sizes = [batch.global_size for batch in batches[0]]
+        assert [plan.images(range(i, i + 1)) for i in range(len(plan))] == sizes
+        assert (plan.images(range(1, 3)), plan.smallest_batch(len(plan))) == (sum(sizes[1:3]), min(sizes))
+        slices = [len(batch.indices) for rank in batches for batch in rank]
+        assert plan.smallest_slice(len(plan)) == min(slices)
+        assert plan.images(range(len(plan))) == 51
+
+
 def test_the_order_depends_on_the_epoch_and_again_on_it_alone(url: str):
     data = Rank(url)
     first, second = data.epoch(0), data.epoch(1)

@@ -30,7 +30,12 @@ def classifier(
     made = ImageClassifier(model, CLASSES, {"_target_": "torch.optim.SGD", "lr": 0.1}, **options)
     loops = SimpleNamespace(total_batch_idx=step)
     made._trainer = SimpleNamespace(  # type: ignore[assignment]
-        world_size=world_size, global_rank=rank, fit_loop=loops, global_step=step, current_epoch=0
+        world_size=world_size,
+        global_rank=rank,
+        fit_loop=loops,
+        global_step=step,
+        current_epoch=0,
+        accumulate_grad_batches=1,
     )
     made._fabric = None
     return made

@@ -1,0 +1,84 @@
+"""What a run on several accelerators asks of its process group, without an accelerator (far_device.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from rich.console import Console
+from torch import distributed
+
+from alexnet_exp.runs.fit import assemble, fit_to_data, prepare_data, train_and_test
+from alexnet_exp.training.checkpoints import AtomicCheckpointIO
+from tests.training.far_device import DEVICE, Call, Far, TwoRanks, two_ranks
+from tests.training.small_runs import settings
+
+EVERYTHING = [
+    "data.train_subset=65", "trainer.max_epochs=2", "trainer.log_every_n_steps=2", "scheduler=plateau",
+    "optimizer=sgd_paper", "model.features.conv1.then=[batch_norm,relu]", "test_weights=last",
+    "callbacks.ema.enabled=true", "callbacks.early_stopping.enabled=true", "callbacks.checkpoint.every_n_steps=2",
+    "callbacks.checkpoint.every_n_minutes=1",
+]  # fmt: skip
+
+
+def write_nothing(self: Any, checkpoint: Any, path: Path, **options: Any) -> None:
+    """Leave a file where the checkpoint would be: none can hold such tensors."""
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
+    """The collective operations of a run from start to end: training, validation, checkpoints, test, pictures."""
+    run_dir = tmp_path_factory.mktemp("run")
+    plain: Callable[..., Any] = lightning.Trainer
+    with pytest.MonkeyPatch.context() as patch, two_ranks() as found:
+        # In inference mode a tensor of torch's own has no version, and one of these would need it.
+        far = {"accelerator": "auto", "strategy": TwoRanks(), "inference_mode": False}
+        patch.setattr(lightning, "Trainer", lambda **options: plain(**options | far))
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", write_nothing)
+        config, typed = settings(*EVERYTHING)
+        data = prepare_data(config)
+        fit_to_data(config, data, typed)
+        fit = assemble(config, data, run_dir, [], Console(quiet=True))
+        assert fit.trainer.world_size == 2
+        train_and_test(fit, None)
+        fit.classifier.outcomes.gather()
+    assert fit.trainer.global_step == 6
+    assert {"train/top1", "val/loss", "test/top1"} <= fit.classifier.reported.keys()
+    return found
+
+
+def test_the_process_group_of_these_tests_has_no_backend_for_main_memory() -> None:
+    with (
+        two_ranks() as found,
+        pytest.raises(RuntimeError, match="No backend type associated with device type cpu"),
+    ):
+        distributed.reduce(torch.ones(1), 0)
+    with two_ranks() as found:
+        distributed.all_reduce(torch.ones(1))
+        distributed.all_reduce(torch.ones(1, device=DEVICE))
+        with pytest.raises(RuntimeError, match="main memory"):
+            torch.ones(2) + Far(torch.ones(2))
+    assert [call.devices for call in found] == [{"cpu"}, {str(DEVICE)}]
+
+
+def test_no_collective_operation_gets_a_tensor_in_main_memory(calls: list[Call]) -> None:
+    assert len(calls) > 20
+    assert [call for call in calls if not call.devices <= {str(DEVICE)}] == []
+
+
+def test_logging_a_metric_asks_nothing_of_the_other_ranks(calls: list[Call]) -> None:
+    of_lightning_s_results = ("result.py:", "logger_connector.py:")
+    assert [call for call in calls if any(c.startswith(of_lightning_s_results) for c in call.callers)] == []
+
+
+def test_only_a_step_that_is_logged_or_saved_asks_something_of_the_other_ranks(calls: list[Call]) -> None:
+    steps = [call for call in calls if "training_epoch_loop.py:advance" in call.callers]
+    asked = {"callbacks.py:_log", "checkpoints.py:_save"}
+    assert [call for call in steps if not asked & set(call.callers)] == []
+    assert {caller for call in steps for caller in call.callers} >= asked
