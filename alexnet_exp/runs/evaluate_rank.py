@@ -10,11 +10,13 @@ from alexnet_exp.allocator import keep_freed_memory
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.log import logging_to
 from alexnet_exp.training.devices import die_with_parent, receive_settings
+from alexnet_exp.training.stopping import ignore_signals
 
 
 def main() -> int:
     die_with_parent(int(sys.argv[2]))
     keep_freed_memory()
+    ignore_signals()
     from alexnet_exp.runs import evaluate_members as heavy
 
     received = receive_settings()
