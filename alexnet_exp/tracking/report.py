@@ -122,7 +122,7 @@ def _curves(records: Records) -> Html | None:
     if not records.rows and "split" in records.result:
         return None  # an evaluation has no course
     best = records.result.get("best") or {}
-    drawn = report_charts.curves(records.rows, report_details.numeric(best.get("epoch")))
+    drawn = report_charts.curves(records.rows, report_details.numeric(best.get("step")))
     notes = [tag("p", sentence, class_="problem") for sentence in report_charts.not_finite(records.rows)]
     if not drawn and not notes:
         return tag("p", "No metric was logged.")

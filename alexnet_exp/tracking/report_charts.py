@@ -73,10 +73,9 @@ CHARTS: list[tuple[str, list[tuple[str, str, str]], Formatter, bool]] = [
 ]
 
 
-def curves(rows: list[Row], best_epoch: float | None = None) -> Html:
+def curves(rows: list[Row], best_step: float | None = None) -> Html:
     """Return the charts of all metrics that have at least one finite value; empty markup without any."""
     ends = epoch_ends(rows)
-    best_step = ends.get(best_epoch) if best_epoch is not None else None
     found = [(title, _lines(rows, wanted), text, small) for title, wanted, text, small in CHARTS]
     steps = [point.step for _, lines, _, _ in found for line in lines for point in line.points]
     if not steps:
@@ -271,5 +270,5 @@ def _legend(lines: list[Line], text: Formatter, with_best: bool) -> Html:
         for line in reversed(lines)  # the last drawn lies on top and is the one looked for
     ]
     if with_best:
-        items.append(tag("li", tag("i", class_="key best"), "best epoch"))
+        items.append(tag("li", tag("i", class_="key best"), "best"))
     return tag("ul", *items, class_="legend")

@@ -134,7 +134,8 @@ def _rates_and_moments(
     is_our_network = str(_config(checkpoint, "model").get("_target_")).startswith("alexnet_exp.")
     # The scaling of gradients skips its first steps.
     skips = str(_config(checkpoint, "trainer").get("precision")).startswith("16") and not saved["state"]
-    is_needed = is_our_network and not skips and not may_freeze
+    # A validation between the batches of the first step may be the best so far, and is saved ahead of the step.
+    is_needed = is_our_network and not skips and not may_freeze and checkpoint["global_step"] > 0
     yield from _moments(optimizer, saved, config["_target_"], is_needed)
 
 
