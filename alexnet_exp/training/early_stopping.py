@@ -87,8 +87,6 @@ class EarlyStopping(callbacks.EarlyStopping):
         self.patience = patience
         self.best_epoch = state_dict.get("best_epoch")
         self._measured = state_dict.get("measured", False)
-        if self.best_epoch is not None and (type(self.best_epoch), type(self._measured)) != (int, bool):
-            raise ValueError("early stopping counts whole epochs")
         if not has_stopped(self):
             return
         if self.starts_anew:

@@ -1,7 +1,6 @@
-"""How a run ends: its last weights are validated, and an end inside an epoch is a place like any other to resume from.
+"""How a run ends: no epoch that it ends in goes without a validation, and an end inside an epoch can be resumed from.
 
-Lightning ends an epoch wherever training ends, and validates at its own times alone. The loops' private parts that
-this depends on are named here and nowhere else.
+Lightning ends an epoch wherever training ends, and validates at its own times alone.
 """
 
 from __future__ import annotations
@@ -41,12 +40,15 @@ def epochs_done(trainer: Trainer) -> int:
 
 
 def validate_at_the_end(trainer: Trainer) -> None:
-    """Have the last weights of a run validated, unless it is their time anyway."""
+    """Have a run validate once more where it ends inside an epoch, or in one that validates nothing."""
     loop = trainer.fit_loop.epoch_loop
-    at_its_time = loop._should_check_val_fx
+    is_due = loop._should_check_val_fx
 
     def should_check(fetcher: Any) -> bool:
-        return at_its_time(fetcher) or (trainer.enable_validation and run_ends(trainer))
+        if is_due(fetcher):
+            return True
+        left_out = inside_epoch(trainer) or not loop._should_check_val_epoch()
+        return trainer.enable_validation and left_out and run_ends(trainer)
 
     loop._should_check_val_fx = should_check
 

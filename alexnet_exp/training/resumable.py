@@ -213,6 +213,8 @@ def _callbacks(trainer: Trainer, checkpoint: Mapping[str, Any]) -> Iterator[str]
         if kind == "BestAndLast" and isinstance(found, dict) and found.get("best", _GONE) is not None:
             value = 0.0 if callback.monitor in _METRICS else math.inf
             own = {"best": {"value": value, "epoch": 0, "step": 0}}
+        if kind == "EarlyStopping" and isinstance(found, dict) and {"best_epoch", "measured"} & found.keys():
+            own |= {"best_epoch": 0, "measured": False}  # not in those of an older version
         own.pop("stopping_reason_message", None)  # nothing, or a text
         yield from unlike(own, found, f"callbacks.{kind}", whole=True)
 

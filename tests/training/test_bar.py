@@ -25,7 +25,7 @@ def test_the_line_of_an_epoch_has_the_rate_that_the_run_has_measured(
     measured: Any = SimpleNamespace(images_per_second=128.0, latest=lambda: 64.0)
     bar = Bar(Console(file=out, width=200), step_log=measured)
     trainer: Any = SimpleNamespace(
-        current_epoch=4, max_epochs=limits[0], max_steps=limits[1], num_training_batches=2,
+        global_step=8, current_epoch=4, max_epochs=limits[0], max_steps=limits[1], num_training_batches=2,
         accumulate_grad_batches=1,
     )  # fmt: skip
     bar._trainer = trainer
