@@ -45,6 +45,8 @@ def run_hydra(
         print("interrupted", file=sys.stderr)
         return 130
     except Stopped as stop:
+        if config_name != "train":  # which has said how to resume
+            print("interrupted" if stop.exit_code == 130 else stop, file=sys.stderr)
         return stop.exit_code
     except Exception as error:
         if error not in failures:

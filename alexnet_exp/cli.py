@@ -116,12 +116,15 @@ def _program() -> list[str]:
 
 def _run(name: str, arguments: list[str]) -> int:
     """Run any verb but train."""
+    from alexnet_exp.training.stopping import stopping_on_signals
+
     codes: list[int] = []
 
     def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> None:
         given = {"config": config, "overrides": overrides, "run_dir": run_dir, "command": command}
         function = getattr(import_module(f"alexnet_exp.runs.{name}"), name)
-        returned = function(*(given[key] for key in verb.takes))
+        with stopping_on_signals():
+            returned = function(*(given[key] for key in verb.takes))
         codes.append(returned if isinstance(returned, int) else 0)
 
     verb = VERBS[name]

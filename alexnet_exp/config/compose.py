@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexnet_exp.models.spec import AlexNetConfig
 
+DEFAULT_EPOCHS = 30
+
 
 def conf_dir() -> Path:
     """Return the folder of the yaml files: inside an installed package, beside it in a checkout."""
@@ -24,10 +26,17 @@ def conf_dir() -> Path:
 
 
 def register() -> None:
-    """Tell Hydra the schema of network yamls and the resolver that makes directory names unique."""
+    """Tell Hydra the schema of network yamls, and the resolvers that conf/ uses."""
     ConfigStore.instance().store(group="schema", name="alexnet", node=AlexNetConfig)
     if not OmegaConf.has_resolver("unique"):
         OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
+    if not OmegaConf.has_resolver("epochs_unless"):
+        OmegaConf.register_new_resolver("epochs_unless", _default_epochs)
+
+
+def _default_epochs(max_steps: Any) -> int | None:
+    """Return trainer.max_epochs where nobody sets it: a run that is measured in steps has no other end."""
+    return DEFAULT_EPOCHS if max_steps == -1 else None
 
 
 @contextmanager

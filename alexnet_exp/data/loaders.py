@@ -6,6 +6,9 @@ batch is kept. Both loaders store their position, and go on from it in the middl
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from alexnet_exp.data import workers
 from alexnet_exp.data.decode import read_stored
 from alexnet_exp.data.randomness import mix, permutation
 from alexnet_exp.data.resident import Mover, ahead, gather_pinned
@@ -201,32 +205,29 @@ class FileLoader(Loader):
         pin_memory: bool = False,
     ) -> None:
         super().__init__(plan)
+        self._decoder = _Decoder(source, channels, stored_size, num_workers)
         self._loader: DataLoader = DataLoader(
-            _Decoder(source, channels, stored_size),
+            self._decoder,
             batch_size=None,
             sampler=_Lists(plan),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             collate_fn=_unchanged,
+            worker_init_fn=workers.ignore_signals,
             pin_memory=pin_memory,
             # Without a generator of its own, every pass would draw from the global one and shift what follows.
             generator=torch.Generator().manual_seed(mix("workers")),
         )
 
     def _batches(self) -> Iterator[Batch]:
-        for batch in self._loader:
+        for batch in workers.start(self._loader):
             if isinstance(batch, UserError):
                 raise batch
             yield batch
 
     def close(self) -> None:
-        """End the workers; another pass starts new ones.
-
-        Left to the garbage collector they end in the middle of anything else, up to five seconds each.
-        """
-        if self._loader._iterator is not None and self._loader.num_workers:
-            self._loader._iterator._shutdown_workers()
-        self._loader._iterator = None
+        with self._decoder.abandoned():
+            workers.end(self._loader)
 
 
 class _Lists(Sampler):
@@ -248,16 +249,33 @@ def _unchanged(batch: Any) -> Any:
 
 
 class _Decoder(Dataset):
-    def __init__(self, source: FileSource, channels: int, stored_size: int) -> None:
+    def __init__(self, source: FileSource, channels: int, stored_size: int, num_workers: int) -> None:
         self.source, self.channels, self.stored_size = source, channels, stored_size
+        # Set while nobody waits for what is being decoded.
+        self._unwanted = multiprocessing.Event() if num_workers else threading.Event()
+
+    @contextlib.contextmanager
+    def abandoned(self) -> Iterator[None]:
+        """Let the workers leave the batches that they are at: one of large images takes seconds."""
+        self._unwanted.set()
+        try:
+            yield
+        finally:
+            self._unwanted.clear()
 
     def __getitem__(self, wanted: tuple[list[int], int, int]) -> Batch | UserError:
         numbers, size, global_size = wanted
         try:
-            images = [read_stored(self.source.paths[i], self.channels, self.stored_size) for i in numbers]
+            images = [
+                read_stored(self.source.paths[i], self.channels, self.stored_size)
+                for i in numbers
+                if not self._unwanted.is_set()
+            ]
         except UserError as error:
             return (
                 error  # raised by the loader: from a worker, torch would wrap its sentence into a traceback
             )
+        if len(images) < len(numbers):
+            return UserError("The batch was abandoned.")  # never read
         indices = torch.tensor(numbers)
         return Batch(torch.stack(images), self.source.labels[indices], indices, size, global_size)

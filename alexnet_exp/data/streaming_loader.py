@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from alexnet_exp.data import workers
 from alexnet_exp.data.loaders import Batch, BatchPlan, Loader
 from alexnet_exp.data.randomness import mix
 from alexnet_exp.data.sources import FileSource
@@ -120,7 +121,7 @@ class StreamLoader(Loader):
 
     def _batches(self) -> Iterator[Batch]:
         plan, start = self.sampler, self.sampler.start()
-        decoded = iter(self._reader(plan.turns(plan.rank), start))
+        decoded = workers.start(self._reader(plan.turns(plan.rank), start))
         spare = self._spare()
         for step in range(start, len(plan)):
             total = plan.images(range(step, step + 1))
@@ -151,6 +152,7 @@ class StreamLoader(Loader):
             batch_size=None,
             num_workers=self.num_workers,
             collate_fn=_unchanged,
+            worker_init_fn=workers.ignore_signals,
             pin_memory=self.pin_memory,
             generator=torch.Generator().manual_seed(mix("workers")),
         )

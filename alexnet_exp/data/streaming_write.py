@@ -25,6 +25,7 @@ from PIL import Image
 
 from alexnet_exp.data.decode import decode_bytes
 from alexnet_exp.data.streaming import is_remote
+from alexnet_exp.data.workers import ignore_signals, signals_blocked
 from alexnet_exp.errors import UserError
 
 
@@ -63,7 +64,7 @@ class Encoder:
 
 @functools.cache
 def _end_with_parent() -> None:
-    """Let no worker go on writing when `prepare` is killed; what Ctrl-C means is the parent's to say."""
+    """Let no worker go on writing when `prepare` is killed; what a signal means is the parent's to say."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -72,7 +73,7 @@ def _end_with_parent() -> None:
         parent.join()
         os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_signals()
     threading.Thread(target=wait, daemon=True, name="parent").start()
 
 
@@ -103,6 +104,9 @@ def write(tasks: Sequence[list[Any]], url: str, encoder: Encoder, num_workers: i
             if said is None:
                 raise
             raise UserError(said[1]) from error
+        except BaseException:
+            _kill_workers()
+            raise
 
 
 class _Writer(DataProcessor):
@@ -115,11 +119,26 @@ class _Writer(DataProcessor):
             sum(chunk["chunk_size"] for chunk in chunks) for chunks in self.checkpoint_chunks_info
         ]
 
+    def _create_process_workers(self, *args: Any, **kwargs: Any) -> Any:
+        with signals_blocked():  # what they start with, until the first task
+            return super()._create_process_workers(*args, **kwargs)
+
+    def _start_chunk_writers(self, *args: Any, **kwargs: Any) -> None:
+        with signals_blocked():
+            super()._start_chunk_writers(*args, **kwargs)
+
+    def _exit_on_error(self, error: str) -> None:
+        _kill_workers()  # they ignore LitData's SIGTERM
+        super()._exit_on_error(error)
+
     def _signal_handler(self, number: Any, frame: Any) -> None:
         """End on Ctrl-C as other commands do; LitData ends the process with exit code 0."""
-        for worker in multiprocessing.active_children():
-            worker.terminate()
         raise KeyboardInterrupt
+
+
+def _kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 @contextlib.contextmanager

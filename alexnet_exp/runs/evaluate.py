@@ -65,6 +65,7 @@ class EvaluationRanks(Ranks):
     """The other processes of an evaluation on several devices."""
 
     module = "alexnet_exp.runs.evaluate_rank"
+    stop_together = False
 
 
 def evaluate(config: dict[str, Any], overrides: list[str], run_dir: Path, command: str) -> dict[str, Any]:

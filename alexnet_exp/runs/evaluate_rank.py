@@ -11,12 +11,14 @@ from alexnet_exp.cores import limit_threads
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.log import logging_to
 from alexnet_exp.training.devices import die_with_parent, receive_settings
+from alexnet_exp.training.stopping import ignore_signals
 
 
 def main() -> int:
     die_with_parent(int(sys.argv[2]))
     keep_freed_memory()
     limit_threads()
+    ignore_signals()
     from alexnet_exp.runs import evaluate_members as heavy
 
     received = receive_settings()

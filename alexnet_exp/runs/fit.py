@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from alexnet_exp import cores
@@ -31,6 +36,7 @@ from alexnet_exp.training.checkpoints import AtomicCheckpointIO, BestAndLast
 from alexnet_exp.training.classifier import ImageClassifier
 from alexnet_exp.training.devices import device_type
 from alexnet_exp.training.early_stopping import EarlyStopping
+from alexnet_exp.training.ending import validate_at_the_end
 from alexnet_exp.training.lightning_internals import leave_signals_to_us
 from alexnet_exp.training.profiling import make_profiler
 from alexnet_exp.training.reading import checkpoints_before, read_checkpoint
@@ -127,7 +133,7 @@ def assemble(
     chosen = config["callbacks"]
     step_log = StepLog(lr=chosen["lr_monitor"]["enabled"], throughput=chosen["throughput"]["enabled"])
     checkpoint = _checkpoint(chosen["checkpoint"], run_dir)
-    callbacks = [step_log, *_callbacks(chosen, data, console), checkpoint or StopUnsaved()]
+    callbacks = [step_log, *_callbacks(chosen, data, console, step_log), checkpoint or StopUnsaved()]
     if config["trainer"]["overfit_batches"]:
         callbacks.append(SameBatches())
     trainer = _trainer(config["trainer"], run_dir, loggers, callbacks, chosen)
@@ -143,7 +149,9 @@ def _checkpoint(settings: Mapping[str, Any], run_dir: Path) -> BestAndLast | Non
     return BestAndLast(run_dir / "checkpoints", **arguments)
 
 
-def _callbacks(chosen: Mapping[str, Any], data: ImageData, console: Console) -> list[Callback]:
+def _callbacks(
+    chosen: Mapping[str, Any], data: ImageData, console: Console, step_log: StepLog
+) -> list[Callback]:
     callbacks: list[Callback] = []
     stopping = dict(chosen["early_stopping"])
     if stopping.pop("enabled"):
@@ -153,7 +161,7 @@ def _callbacks(chosen: Mapping[str, Any], data: ImageData, console: Console) -> 
     if chosen["ema"]["enabled"]:
         callbacks.append(MovingAverage(chosen["ema"]["decay"]))
     if chosen["progress_bar"]["enabled"]:
-        callbacks.append(Bar(console, chosen["progress_bar"]["refresh_per_second"]))
+        callbacks.append(Bar(console, chosen["progress_bar"]["refresh_per_second"], step_log))
     callbacks += [build(settings) for name, settings in chosen.items() if name not in OUR_CALLBACKS]
     return callbacks
 
@@ -188,8 +196,9 @@ def _trainer(
             plugins=[AtomicCheckpointIO(chosen["checkpoint"].get("keep_last", 2))],
         )
         leave_signals_to_us(trainer)
+        validate_at_the_end(trainer)
         return trainer
-    except (lightning.pytorch.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
@@ -244,15 +253,12 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
         Whether a split was tested or, without a test split, looked at for the pictures.
     """
     trainer, data = fit.trainer, fit.data
-    with _cpu_threads(trainer):
+    with _cpu_threads(trainer), _settings_explained(fit.config["trainer"]):
+        _check_limits(fit)
         started = time.perf_counter()
         try:
             with training_loop():
                 trainer.fit(fit.classifier, datamodule=data, ckpt_path=str(ckpt_path) if ckpt_path else None)
-        except ValueError as error:  # known only once the batches are counted
-            if "`val_check_interval`" in str(error):
-                raise UserError("trainer.val_check_interval: " + " ".join(str(error).split())) from error
-            raise
         finally:
             fit.training_seconds = time.perf_counter() - started
         if not fit.config["test"]:
@@ -274,6 +280,44 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
             fit.classifier.load_state_dict(best["state_dict"])
         trainer.test(fit.classifier, datamodule=data, verbose=False)
     return True
+
+
+def _check_limits(fit: Fit) -> None:
+    """Refuse fractions of less than one batch ahead of the first step: Lightning looks when a split's turn comes."""
+    trainer, data = fit.trainer, fit.data
+    test = data.test_split if "test" in data.sources else "val"
+    splits = {
+        RunningStage.TRAINING: ("train", trainer.limit_train_batches),
+        RunningStage.VALIDATING: ("val", trainer.limit_val_batches),
+        RunningStage.TESTING: (test if fit.config["test"] else "", trainer.limit_test_batches),
+    }
+    for stage, (split, limit) in splits.items():
+        if split in data.sources:
+            _parse_num_batches(stage, -(-len(data.sources[split]) // data.batch_size), limit)
+
+
+@contextlib.contextmanager
+def _settings_explained(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what Lightning raises about a setting of the trainer into one sentence that names the setting.
+
+    Args:
+        settings: Of the trainer, as the user knows them.
+
+    Raises:
+        UserError: Anything else, a fault of ours, goes on as it is.
+    """
+    try:
+        yield
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        last = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals["__name__"]
+        said = " ".join(str(error).split())
+        if settings["overfit_batches"]:  # which Lightning is given as these two
+            said = re.sub("limit_(train|val)_batches", "overfit_batches", said)
+        words = re.findall(r"\w+", " ".join(re.findall(r"`[^`]+`|\w+_\w+", said)))  # names, not plain English
+        named = next((word for word in words if word in settings), None)
+        if named is None or not last.startswith("lightning."):
+            raise
+        raise UserError(f"trainer.{named}: {said}") from error
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from alexnet_exp.tracking.figures import draw_all
 from alexnet_exp.tracking.metrics_csv import read_metrics
 from alexnet_exp.tracking.report import write_report
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.training.ending import epochs_done
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +71,7 @@ def _from_fit(fit: Fit) -> dict[str, Any]:
         "parameters": fit.parameters,
         "multiply_adds": sum(row.multiply_adds for row in fit.layers),
         "flops": 2 * sum(row.multiply_adds for row in fit.layers),
-        "epochs": fit.trainer.fit_loop.epoch_progress.current.processed,
+        "epochs": epochs_done(fit.trainer),
         "steps": fit.trainer.global_step,
         "devices": fit.trainer.world_size,
         "precision": fit.trainer.precision,

@@ -19,11 +19,7 @@ import yaml
 
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.tracking.records import Row, read_rows, series
-
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks of this kind
-    fcntl = None  # type: ignore[assignment]
+from alexnet_exp.tracking.run_directory import is_held
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # seven times as fast where libyaml is there
 _DEPTH = 4  # folders below the one named: outputs/sweeps/SWEEP/JOB, and one to spare
@@ -76,7 +72,7 @@ class Run:
         """finished, failed, interrupted; running, or unfinished where it was killed."""
         if self.result:
             return str(self.result.get("status"))
-        return "running" if _is_locked(self.path) else "unfinished"
+        return "running" if is_held(self.path) else "unfinished"
 
     @property
     def epochs(self) -> int | None:
@@ -192,20 +188,6 @@ def _load(path: Path, parse: Any) -> Any:
         return parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
-
-
-def _is_locked(folder: Path) -> bool:
-    """Return whether a live run holds the directory."""
-    if fcntl is None:
-        return (folder / ".lock").exists()
-    try:
-        with open(folder / ".lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _number(value: Any) -> float | None:

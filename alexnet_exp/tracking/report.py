@@ -48,7 +48,7 @@ def write_report(
         problems=records.problems,
         numbers=list(report_details.headline(records.result)),
         trained=bool(records.rows) or "split" not in records.result,  # an evaluation has no curves
-        run_charts=report_charts.run_charts(records.rows, report_details.numeric(best.get("epoch"))),
+        run_charts=report_charts.run_charts(records.rows, report_details.numeric(best.get("step"))),
         not_finite=report_charts.not_finite(records.rows),
         evaluation=report_classes.shown(evaluation) if evaluation else None,
         filters=_filters(conv1),

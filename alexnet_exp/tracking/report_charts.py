@@ -195,7 +195,7 @@ class Chart:
         ]
 
 
-def run_charts(rows: list[Row], best_epoch: float | None = None) -> list[Chart]:
+def run_charts(rows: list[Row], best_step: float | None = None) -> list[Chart]:
     """Return the charts of all metrics that have at least one finite value."""
     found = [(panel, lines) for panel in PANELS if (lines := _lines(rows, panel))]
     steps = [point.step for _, lines in found for line in lines for point in line.points]
@@ -203,7 +203,6 @@ def run_charts(rows: list[Row], best_epoch: float | None = None) -> list[Chart]:
         return []
     ends = epoch_ends(rows)
     x = x_axis(min(steps), max(steps), ends)
-    best_step = ends.get(best_epoch) if best_epoch is not None else None
     return [
         Chart(panel.title, panel.curves[0].metric, lines, x, None if panel.small else best_step, panel.small)
         for panel, lines in found

@@ -7,6 +7,8 @@ import errno
 import json
 import logging
 import os
+import random
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -59,7 +61,7 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "a")  # noqa: SIM115 (closed below, after the lock is given up)
+            file = open(self.path / ".lock", "a+")  # noqa: SIM115 (closed below, after the lock is given up)
         except OSError as error:
             raise UserError(
                 f"{self.path} cannot be written ({error.strerror}); {self._what_to_do(key)}."
@@ -81,10 +83,8 @@ class RunDirectory:
     def _take(self, file: IO[str], key: str) -> bool:
         """Lock the open file; return whether the directory is this process's now."""
         try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            if fcntl is not None and not _lock(file):
+                return False
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise UserError(
@@ -153,6 +153,37 @@ class RunDirectory:
     def begin(self) -> None:
         """Take away the result of an earlier, unfinished attempt: a directory with a result has ended."""
         (self.path / "result.json").unlink(missing_ok=True)
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock an open file for this process alone; return False where another writer holds it.
+
+    Whoever looks whether a run is alive (`is_held`) shares the lock for a moment, which a writer waits out.
+    """
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(file, fcntl.LOCK_UN)
+        time.sleep(random.uniform(0.0, 0.01))  # two that try at once would meet again
+
+
+def is_held(directory: Path) -> bool:
+    """Return whether a live run holds a directory."""
+    if fcntl is None:
+        return (directory / ".lock").exists()
+    try:
+        with open(directory / ".lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def check_out(out: str, ckpt: Path | None = None) -> Path:

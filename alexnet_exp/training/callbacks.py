@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,6 +29,7 @@ class StepLog(Callback):
         self.lr, self.throughput = lr, throughput
         self._rate = Throughput()
         self._logged = 0  # optimizer step of the latest row
+        self._interval = 1  # trainer.log_every_n_steps
 
     @property
     def images_per_second(self) -> float | None:
@@ -36,8 +39,12 @@ class StepLog(Callback):
         """
         return self._rate.median
 
+    def latest(self) -> float | None:
+        """Return images per second over the last interval of logging."""
+        return self._rate.latest(self._interval)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._logged = trainer.global_step
+        self._logged, self._interval = trainer.global_step, trainer.log_every_n_steps
         self._rate.wait = waiting_for(trainer.strategy.root_device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -77,7 +84,7 @@ class StepLog(Callback):
         row = {"train/loss_step": float(loss)}
         if self.lr:
             row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        rate = self._rate.latest(trainer.log_every_n_steps)
+        rate = self.latest()
         if self.throughput and rate is not None:
             row["images_per_second"] = rate
         pl_module.log_row(row)
@@ -106,17 +113,20 @@ class Bar(ProgressBar):
     Args:
         console: Where to print.
         refresh_per_second: How often the bar is drawn at most.
+        step_log: Measures what an epoch's line shows; None where nothing is trained.
     """
 
-    def __init__(self, console: Console, refresh_per_second: float = 5.0) -> None:
+    def __init__(
+        self, console: Console, refresh_per_second: float = 5.0, step_log: StepLog | None = None
+    ) -> None:
         super().__init__()
-        self.console, self.period = console, 1.0 / refresh_per_second
+        self.console, self.period, self.step_log = console, 1.0 / refresh_per_second, step_log
         self._enabled = True
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._drawn = self._started = 0.0
         self._images = 0
-        self._ended: tuple[int, float] | None = None  # epoch and images per second, until its line is printed
+        self._ended: int | None = None  # epoch, until its line is printed
 
     def disable(self) -> None:  # Lightning calls it on every rank but the first
         self._enabled = False
@@ -141,14 +151,14 @@ class Bar(ProgressBar):
         self._progress.start()
         self._task = self._progress.add_task(what, total=None if total == float("inf") else total, rate="")
 
-    def _advance(self, batch: Any, done: int) -> None:
+    def _advance(self, batch: Any, done: int, rate: Callable[[], float | None] | None = None) -> None:
         self._images += batch.global_size
         now = time.perf_counter()
         if self._progress is None or self._task is None or now - self._drawn < self.period:
             return
         self._drawn = now
-        rate = f"{self._images / (now - self._started):,.0f} images/s"
-        self._progress.update(self._task, completed=done, rate=rate)
+        mean = self._images / (now - self._started)
+        self._progress.update(self._task, completed=done, rate=_per_second(mean if rate is None else rate()))
         self._progress.refresh()
 
     def _close(self) -> None:
@@ -164,25 +174,26 @@ class Bar(ProgressBar):
         self._open_epoch(trainer)
 
     def _open_epoch(self, trainer: Trainer) -> None:
-        self._open(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", self.total_train_batches)
+        self._open(f"epoch {trainer.current_epoch + 1}{_of_epochs(trainer)}", self.total_train_batches)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:  # fmt: skip
-        self._advance(batch, batch_idx + 1)
+        self._advance(batch, batch_idx + 1, self.step_log and self.step_log.latest)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
         # The epoch's own metrics are not read yet: callbacks come before the module. Its line is printed later.
-        self._ended = (trainer.current_epoch + 1, self._images / (time.perf_counter() - self._started))
+        self._ended = trainer.current_epoch + 1
 
     def _print_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._ended is None or not self._enabled:
             return
-        epoch, rate = self._ended
-        self._ended = None
+        epoch, self._ended = self._ended, None
         shown = _shown(pl_module.reported, ("train", "val"))
+        # Of the run so far, as result.json has it.
+        speed = _per_second(self.step_log and self.step_log.images_per_second)
         self.console.print(
-            f"epoch {epoch:>3}/{trainer.max_epochs}  {shown}  {rate:,.0f} images/s", highlight=False
+            f"epoch {epoch:>3}{_of_epochs(trainer)}  {shown}  {speed}".rstrip(), highlight=False
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,6 +213,19 @@ class Bar(ProgressBar):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
+
+
+def _per_second(rate: float | None) -> str:
+    return "" if rate is None else f"{rate:,.0f} images/s"
+
+
+def _of_epochs(trainer: Trainer) -> str:
+    """Return "/30" where it is known after how many epochs a run ends."""
+    ends = [trainer.max_epochs] if trainer.max_epochs not in (None, -1) else []
+    if trainer.max_steps != -1:
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        ends.append(math.ceil(trainer.max_steps / max(1, steps)))
+    return f"/{min(ends)}" if ends else ""
 
 
 def _shown(metrics: dict[str, float], splits: tuple[str, ...]) -> str:

@@ -22,6 +22,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.metrics_csv import MetricsCSV
 from alexnet_exp.training.bad_step import check_weights
+from alexnet_exp.training.ending import run_ends, stay_inside_epoch
 from alexnet_exp.training.reading import checkpoints_before, read_checkpoint
 from alexnet_exp.training.stopping import Stopped, agreed, due
 
@@ -76,9 +77,12 @@ class AtomicCheckpointIO(CheckpointIO):
 class BestAndLast(Checkpoint):
     """Write last.ckpt after every epoch, and keep the best by one metric as best.ckpt.
 
+    Every validation is judged, also one inside an epoch: the best is both files then.
+
     Args:
         directory: Where the two files go.
-        monitor: Metric that decides; where it is not measured (no validation), the best is the last.
+        monitor: Metric that decides, of validation or, at the end of each epoch, another; where it is not measured
+            (no validation), the best is the last.
         mode: 'max' or 'min'.
         every_n_steps: Write last.ckpt after so many optimizer steps, too.
         every_n_minutes: Write it when so much time has passed since the one before, too.
@@ -100,6 +104,7 @@ class BestAndLast(Checkpoint):
         self._seen_step = 0
         self._stop: int | None = None  # the signal that asked for the end
         self._wanted = False  # a save inside an epoch that waits for the validation after this batch
+        self._better = False  # than all before, and not saved yet
 
     @property
     def last_path(self) -> Path:
@@ -119,7 +124,7 @@ class BestAndLast(Checkpoint):
         self._stop = due(step, trainer)
         if self._stop is None and not self._is_time(step, trainer):
             return
-        if trainer.is_last_batch or step == trainer.max_steps or trainer.fast_dev_run:
+        if trainer.is_last_batch or run_ends(trainer) or trainer.fast_dev_run:
             return  # the epoch ends here and saves
         # A checkpoint from before a validation would resume after it.
         loop = trainer.fit_loop
@@ -135,7 +140,11 @@ class BestAndLast(Checkpoint):
         return bool(by_clock) or (self.every_n_steps is not None and step % self.every_n_steps == 0)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._wanted:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        if self._is_of_validation() and (value := pl_module.measured(self.monitor)) is not None:
+            self._judge(value, trainer, pl_module)
+        if (self._wanted or self._better) and not (trainer.is_last_batch or run_ends(trainer)):
             self._save_inside_epoch(trainer, pl_module)
 
     def _save_inside_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -150,28 +159,33 @@ class BestAndLast(Checkpoint):
         check_weights(trainer)
         trainer.save_checkpoint(self.last_path, weights_only=False)
         self._saved_seconds = time.monotonic()
+        if self._better and trainer.is_global_zero:
+            link(self.last_path, self.best_path)
+        self._better = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step, self._saved_seconds = trainer.global_step, time.monotonic()
-        if self.best is None or not trainer.is_global_zero:
-            return
-        if self.best["step"] == trainer.global_step and self.last_path.exists():
-            link(self.last_path, self.best_path)  # a kill may have come between the two
-        elif not self.best_path.exists():
-            self.best = None  # the file is lost: the next epoch is the best that there is
+        if self.best is not None and trainer.is_global_zero:
+            if self.best["step"] == trainer.global_step and self.last_path.exists():
+                link(self.last_path, self.best_path)  # a kill may have come between the two
+            elif not self.best_path.exists():
+                self.best = None  # the file is lost: the next validation is the best that there is
+        # All ranks must save at the same time, and only the first is sure to see the files.
+        self.best = trainer.strategy.broadcast(self.best)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:
             return
-        better = self._is_better(trainer, pl_module)
+        self._judge_epoch(trainer, pl_module)
         self._save(trainer)
-        if better and trainer.is_global_zero:
-            link(self.last_path, self.best_path)
         self._stop = self._stop or due(trainer.global_step, trainer)
         if self._stop is not None:
             raise Stopped(self._stop, trainer.global_step)
 
-    def _is_better(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+    def _is_of_validation(self) -> bool:
+        return self.monitor.startswith("val/")
+
+    def _judge_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         value = pl_module.measured(self.monitor)
         if value is None:
             if "val/loss" in pl_module.reported:
@@ -179,13 +193,16 @@ class BestAndLast(Checkpoint):
                 raise UserError(
                     f"callbacks.checkpoint.monitor={self.monitor} is not measured; there are {known}."
                 )
-            return True  # no validation: best is last
+            self._better = True  # no validation: best is last
+        elif not self._is_of_validation():  # which has judged the weights that it has seen
+            self._judge(value, trainer, pl_module)
+
+    def _judge(self, value: float, trainer: Trainer, pl_module: LightningModule) -> None:
         if not math.isfinite(value):
-            return False  # nothing compares with NaN: it would stay the best for ever
-        if self.best is not None and self.sign * value <= self.sign * self.best["value"]:
-            return False
-        self.best = {"value": value, "epoch": pl_module.epochs_done, "step": trainer.global_step}
-        return True
+            return  # nothing compares with NaN: it would stay the best for ever
+        if self.best is None or self.sign * value > self.sign * self.best["value"]:
+            self.best = {"value": value, "epoch": pl_module.epochs_done, "step": trainer.global_step}
+            self._better = True
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -193,6 +210,7 @@ class BestAndLast(Checkpoint):
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
                 checkpoint["num_rows"] = logger.num_rows
+        stay_inside_epoch(trainer, checkpoint["loops"]["fit_loop"])
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": dict(self.best) if self.best else None}

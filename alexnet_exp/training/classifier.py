@@ -20,6 +20,7 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.training.accumulation import Window
 from alexnet_exp.training.bad_step import not_finite, noticed_late
 from alexnet_exp.training.batch_norm import check_batch_norm
+from alexnet_exp.training.ending import at_its_time, epochs_done, inside_epoch
 from alexnet_exp.training.losses import image_losses
 from alexnet_exp.training.meters import ClassificationMeter
 from alexnet_exp.training.optimizers import build_optimizer, images_of_a_step
@@ -75,6 +76,7 @@ class ImageClassifier(lightning.LightningModule):
         self.test_split = "test"  # another split is looked at without being reported as a test
         self.reported: dict[str, float] = {}  # the latest value of every metric
         self._validated = False  # in this epoch
+        self._gradients: dict[str, Tensor] = {}  # of the batches of a step that a resumed run has begun
         self._changes = Changes()  # against the checkpoint that training goes on from
         self._window = Window()
         self.step_loss: Tensor | None = None  # of this rank's last batch; reading it syncs the device
@@ -101,6 +103,10 @@ class ImageClassifier(lightning.LightningModule):
     def on_train_start(self) -> None:
         self._window.close()
         complete_restart(self.trainer, self._kept, self._changes)
+        for name, gradient in self._gradients.items():
+            parameter = self.model.get_parameter(name)
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        self._gradients = {}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is a function of the step, so that a resumed run draws what the first would have drawn.
@@ -205,6 +211,8 @@ class ImageClassifier(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.check_finite()
+        if inside_epoch(self.trainer):  # the run ends here, and a resumed one finishes the epoch
+            return self._report("train", reset=False)
         self._report("train")
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -229,7 +237,7 @@ class ImageClassifier(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._report("val")
-        self._validated = True
+        self._validated |= self.trainer.sanity_checking or at_its_time(self.trainer)
 
     def on_test_epoch_end(self) -> None:
         meter = self.test_meter
@@ -239,11 +247,12 @@ class ImageClassifier(lightning.LightningModule):
             meter.compute()
         self.outcomes.confusion = meter.confusion_counts
 
-    def _report(self, split: str) -> None:
+    def _report(self, split: str, reset: bool = True) -> None:
         """Read a meter, give its values to callbacks and loggers, and reset it."""
         meter = self._meter(split)
         values = {f"{split}/{name}": value for name, value in meter.compute().items()}
-        meter.reset()
+        if reset:
+            meter.reset()
         # Lightning keeps these for callbacks; the loggers get them here, in one row with our own epoch count.
         # The ranks agree already: nothing is left to synchronise, and NCCL would take no CPU tensor.
         self.log_dict({k: torch.tensor(v) for k, v in values.items()}, logger=False)
@@ -265,11 +274,7 @@ class ImageClassifier(lightning.LightningModule):
     @property
     def epochs_done(self) -> int:
         """Return how many epochs have been trained, the one that ends just now included."""
-        loop = self.trainer.fit_loop
-        progress, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current.ready
-        # Validation after an epoch's last batch comes before Lightning counts the epoch as processed.
-        ends = progress.ready > progress.processed and batches >= self.trainer.num_training_batches
-        return progress.processed + int(ends)
+        return epochs_done(self.trainer)
 
     # ---------------------------------------------------------------------------------------- set-up
 
@@ -291,12 +296,22 @@ class ImageClassifier(lightning.LightningModule):
         checkpoint.update(self.embed, classes=list(self.classes), train_sums=self.train_meter.state())
         checkpoint.update(reported=dict(self.reported), validated=self._validated)
         checkpoint.update(run_length=self._kept.run_length)
+        if self.trainer.fit_loop._should_accumulate():  # between the batches of one step
+            reduce = self.trainer.strategy.reduce  # each rank has a part of them
+            gradients = ((name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None)
+            checkpoint["gradients"] = {
+                name: reduce(grad.clone(), reduce_op="mean") for name, grad in gradients
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.train_meter.restore(checkpoint["train_sums"], self.trainer.world_size, self.global_rank)
         kept = ("train/", "val/") if self.trainer.limit_val_batches else ("train/",)
         self.reported = {k: v for k, v in checkpoint["reported"].items() if k.startswith(kept)}
         self._validated = checkpoint["validated"] and bool(self.trainer.limit_val_batches)
+        self._gradients = checkpoint.get("gradients", {})
+        for name, gradient in self._gradients.items():
+            if gradient.shape != self.model.get_parameter(name).shape:
+                raise ValueError(f"the gradient of {name} is {tuple(gradient.shape)}")
         self._changes = changes(checkpoint, self.embed.get("config", {}))
         if self._changes.schedule:
             checkpoint["lr_schedulers"] = []  # nothing of it fits

@@ -91,6 +91,7 @@ class Ranks:
     """
 
     module = "alexnet_exp.runs.rank"  # what the other processes run
+    stop_together = True  # whether they end by themselves when a signal ends the first
 
     def __init__(
         self, run_dir: Path, count: int, num_nodes: int = 1, on_failure: Callable[[str], Any] = print
@@ -173,7 +174,7 @@ class Ranks:
     def __exit__(self, *exc_info: Any) -> None:
         self._closing.set()
         failure = self._failure_behind(exc_info[1])
-        together = exc_info[0] is None or isinstance(exc_info[1], Stopped)  # every rank ends by itself
+        together = exc_info[0] is None or (self.stop_together and isinstance(exc_info[1], Stopped))
         deadline = time.monotonic() + (20.0 if together else 3.0)
         for child in self._children:
             if not together and child.poll() is None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Trainer, callbacks
+from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from torch import Tensor
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.training.ending import at_its_time, inside_epoch
 
 
 class EarlyStopping(callbacks.EarlyStopping):
-    """Lightning's, but for when it looks, and for what a run that goes on takes from its checkpoint.
+    """End a run at the end of an epoch in which a metric was measured, `patience` epochs after the best value.
 
-    It looks once at each new value: after a validation, or at the end of an epoch for a metric of training. The last
-    epoch may end without a validation (trainer.max_steps).
+    Lightning's, but for what it counts, which are validations there: however many an epoch has (or how many epochs
+    have none), patience is in epochs. A metric of training has its value at the end of an epoch.
 
     How long it has waited and for what is the checkpoint's; patience is the settings' own. A run that had stopped
     trains on where it is given more of it, and so does a new run (ckpt=), whose wait starts anew.
@@ -26,28 +28,76 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     starts_anew = False  # set where a new run goes on from the checkpoint of another
     patience: int  # Lightning's
+    best_score: Tensor  # likewise
 
     def __init__(self, monitor: str, **options: Any) -> None:
         super().__init__(monitor, check_on_train_epoch_end=not monitor.startswith("val/"), **options)
+        self.best_epoch: int | None = None  # that the best value is from; the first is 1
+        self._measured = False  # in this epoch
 
-    def _run_early_stopping_check(self, trainer: Trainer) -> None:
-        if self.monitor not in trainer.callback_metrics and not trainer.fast_dev_run:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._check_on_train_epoch_end or self._should_skip_check(trainer) or trainer.fast_dev_run:
+            return
+        self._check_measured(trainer)
+        if at_its_time(trainer):
+            self._look(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._should_skip_check(trainer) or trainer.fast_dev_run or inside_epoch(trainer):
+            return
+        if self._check_on_train_epoch_end:
+            self._check_measured(trainer)
+            self._look(trainer)
+        if not self._measured:
+            return
+        assert self.best_epoch is not None
+        self._measured = False
+        self.wait_count = _epoch(trainer) - self.best_epoch
+        if self.wait_count >= max(1, self.patience):
+            trainer.should_stop = True  # on every rank: all have the same values
+            self.stopped_epoch = trainer.current_epoch
+            self.stopping_reason = EarlyStoppingReason.PATIENCE_EXHAUSTED
+
+    def _check_measured(self, trainer: Trainer) -> None:
+        if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics))
             raise UserError(
                 f"callbacks.early_stopping.monitor={self.monitor} is not measured in this run; it has {known}."
             )
-        super()._run_early_stopping_check(trainer)
+
+    def _look(self, trainer: Trainer) -> None:
+        current = trainer.callback_metrics[self.monitor].squeeze()
+        self._measured = True
+        if (
+            self.best_epoch is None
+        ):  # the first value, or of a checkpoint that knows how long it has waited alone
+            self.best_epoch = _epoch(trainer) - 1 - self.wait_count
+        if self.monitor_op(current - self.min_delta, self.best_score.to(current.device)):
+            self.best_score, self.best_epoch = current, _epoch(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        if self.best_epoch is None:
+            return state
+        return state | {"best_epoch": self.best_epoch, "measured": self._measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         patience = self.patience
         super().load_state_dict(state_dict)
         self.patience = patience
+        self.best_epoch = state_dict.get("best_epoch")
+        self._measured = state_dict.get("measured", False)
         if not has_stopped(self):
             return
         if self.starts_anew:
-            self.wait_count = 0
+            self.wait_count, self.best_epoch = 0, None
         if self.starts_anew or self.wait_count < patience:
             self.stopping_reason, self.stopped_epoch = EarlyStoppingReason.NOT_STOPPED, 0
+
+
+def _epoch(trainer: Trainer) -> int:
+    """Return the number of the epoch that is trained, or has just been; the first is 1."""
+    return int(trainer.fit_loop.epoch_progress.current.ready)
 
 
 def has_stopped(callback: callbacks.EarlyStopping) -> bool:

@@ -134,7 +134,8 @@ def _rates_and_moments(
     is_our_network = str(_config(checkpoint, "model").get("_target_")).startswith("alexnet_exp.")
     # The scaling of gradients skips its first steps.
     skips = str(_config(checkpoint, "trainer").get("precision")).startswith("16") and not saved["state"]
-    is_needed = is_our_network and not skips and not may_freeze
+    # A validation between the batches of the first step may be the best so far, and is saved ahead of the step.
+    is_needed = is_our_network and not skips and not may_freeze and checkpoint["global_step"] > 0
     yield from _moments(optimizer, saved, config["_target_"], is_needed)
 
 
@@ -212,6 +213,8 @@ def _callbacks(trainer: Trainer, checkpoint: Mapping[str, Any]) -> Iterator[str]
         if kind == "BestAndLast" and isinstance(found, dict) and found.get("best", _GONE) is not None:
             value = 0.0 if callback.monitor in _METRICS else math.inf
             own = {"best": {"value": value, "epoch": 0, "step": 0}}
+        if kind == "EarlyStopping" and isinstance(found, dict) and {"best_epoch", "measured"} & found.keys():
+            own |= {"best_epoch": 0, "measured": False}  # not in those of an older version
         own.pop("stopping_reason_message", None)  # nothing, or a text
         yield from unlike(own, found, f"callbacks.{kind}", whole=True)
 

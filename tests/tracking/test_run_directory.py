@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking import run_directory
-from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.run_directory import RunDirectory, is_held
 
 
 def flock_says(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,3 +78,34 @@ def test_a_run_that_cannot_be_written_is_not_sent_elsewhere(tmp_path: Path, hold
         RunDirectory(tmp_path).lock(),
     ):
         pass
+
+
+LOOK = """
+import sys
+from pathlib import Path
+from alexnet_exp.tracking.run_directory import is_held
+print("looking", flush=True)
+while True:
+    is_held(Path(sys.argv[1]))
+"""
+
+
+def test_whoever_looks_at_a_directory_never_refuses_the_run_that_begins_there(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()  # of a run that was killed
+    lookers = [
+        subprocess.Popen([sys.executable, "-c", LOOK, str(tmp_path)], stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    try:
+        for looker in lookers:
+            assert looker.stdout is not None and looker.stdout.readline() == b"looking\n"
+        for _ in range(300):
+            with RunDirectory(tmp_path).lock():
+                assert is_held(tmp_path)
+                with pytest.raises(UserError, match="still going on"), RunDirectory(tmp_path).lock():
+                    pass
+    finally:
+        for looker in lookers:
+            looker.kill()
+            looker.communicate()
+    assert not is_held(tmp_path)

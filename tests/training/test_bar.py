@@ -10,30 +10,34 @@ import pytest
 from rich.console import Console
 
 from alexnet_exp.models.summary import LayerRow
-from alexnet_exp.training import callbacks
 from alexnet_exp.training.callbacks import Bar, print_summary
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_the_rate_of_an_epoch_counts_from_where_it_was_begun_or_gone_on_with(
-    monkeypatch: pytest.MonkeyPatch, resumed: bool
+@pytest.mark.parametrize(
+    ("limits", "of"),
+    [((9, -1), "5/9"), ((-1, 15), "5/8"), ((9, 15), "5/8"), ((6, 15), "5/6"), ((-1, -1), "5")],
+)
+def test_the_line_of_an_epoch_has_the_rate_that_the_run_has_measured(
+    limits: tuple[int, int], of: str, resumed: bool
 ) -> None:
-    now = [100_000.0]  # since the machine was started
-    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     out = io.StringIO()
-    bar = Bar(Console(file=out, width=200))
-    trainer: Any = SimpleNamespace(current_epoch=4, max_epochs=9, num_training_batches=2)
+    measured: Any = SimpleNamespace(images_per_second=128.0, latest=lambda: 64.0)
+    bar = Bar(Console(file=out, width=200), step_log=measured)
+    trainer: Any = SimpleNamespace(
+        global_step=8, current_epoch=4, max_epochs=limits[0], max_steps=limits[1], num_training_batches=2,
+        accumulate_grad_batches=1,
+    )  # fmt: skip
     bar._trainer = trainer
     module: Any = SimpleNamespace(reported={"train/loss": 0.5})
     bar.on_train_start(trainer, module)
     if not resumed:  # Lightning leaves it out in the middle of an epoch
         bar.on_train_epoch_start(trainer, module)
     for batch in range(2):
-        now[0] += 0.5
         bar.on_train_batch_end(trainer, module, None, SimpleNamespace(global_size=64), batch)
     bar.on_train_epoch_end(trainer, module)
     bar.on_train_end(trainer, module)
-    assert out.getvalue().split() == ["epoch", "5/9", "train/loss", "0.5000", "128", "images/s"]
+    assert out.getvalue().split() == ["epoch", of, "train/loss", "0.5000", "128", "images/s"]
 
 
 @pytest.mark.parametrize("width", [80, 50, 40])

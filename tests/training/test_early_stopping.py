@@ -53,11 +53,11 @@ def test_a_new_run_from_one_that_stopped_early_waits_anew(
     assert (state["wait_count"], state["patience"]) == (patience, patience)
 
 
-def test_a_stop_in_the_first_epoch_is_remembered(tmp_path: Path) -> None:
-    assert run(tmp_path, *STOPS, "trainer.val_check_interval=2")["steps"] == 4
+def test_a_stop_is_remembered_where_an_epoch_has_several_validations(tmp_path: Path) -> None:
+    assert run(tmp_path, *STOPS, "trainer.val_check_interval=2")["steps"] == 14
     (tmp_path / "result.json").unlink()
     again = resume(tmp_path)
-    assert again is not None and again["steps"] == 4
+    assert again is not None and again["steps"] == 14
 
 
 def state_after(directory: Path, *overrides: str) -> tuple[dict[str, Any], dict[str, float]]:

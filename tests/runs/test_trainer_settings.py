@@ -1,0 +1,66 @@
+"""What Lightning finds wrong with a setting of the trainer is one sentence, ahead of the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.trainer.connectors import data_connector
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.runs.fit import _settings_explained
+from tests.training.small_runs import run
+
+TWO_BATCHES = ["data.batch_size=100", "data.test_subset=200", "data.val_size=150"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "more"),
+    [
+        ("trainer.limit_train_batches=0.1", []),
+        ("trainer.limit_val_batches=0.1", []),
+        ("trainer.limit_val_batches=0.1", ["trainer.check_val_every_n_epoch=2"]),
+        ("trainer.limit_test_batches=0.1", []),
+        ("trainer.overfit_batches=0.1", []),
+        ("trainer.val_check_interval=3", []),
+    ],
+)
+def test_a_fraction_of_less_than_one_batch_is_refused_ahead_of_the_first_step(
+    tmp_path: Path, typed: str, more: list[str]
+) -> None:
+    with pytest.raises(UserError, match=rf"^{typed.partition('=')[0]}: ") as caught:
+        run(tmp_path, *TWO_BATCHES, typed, *more)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_fraction_of_a_split_that_is_not_used_is_nobodys_concern(tmp_path: Path) -> None:
+    result = run(tmp_path, *TWO_BATCHES, "trainer.limit_test_batches=0.1", "test=false")
+    assert result["status"] == "finished"
+
+
+def lightnings(error: Exception) -> Callable[[], None]:
+    """Return a function of a Lightning module that raises an error."""
+    scope = {"__name__": data_connector.__name__, "error": error}
+    exec("def fail(): raise error", scope)
+    return scope["fail"]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kind", [MisconfigurationException, ValueError, TypeError])
+def test_any_error_of_lightnings_about_a_setting_is_one_sentence(kind: type[Exception]) -> None:
+    fail = lightnings(kind("`Trainer(max_time=1)` is\n not what it takes"))
+    sentence = r"^trainer\.max_time: `Trainer\(max_time=1\)` is not"
+    settings = {"overfit_batches": 0.0, "max_time": 1}
+    with pytest.raises(UserError, match=sentence), _settings_explained(settings):
+        fail()
+
+
+@pytest.mark.parametrize("words", ["`configure_optimizers` returned nothing", "of this strategy"])
+def test_a_fault_of_ours_keeps_its_traceback(words: str) -> None:
+    settings = {"overfit_batches": 0.0, "max_time": 1, "strategy": "auto"}
+    with pytest.raises(MisconfigurationException), _settings_explained(settings):
+        lightnings(MisconfigurationException(words))()
+    with pytest.raises(ValueError, match="max_time"), _settings_explained(settings):
+        raise ValueError("`max_time` of another library")
