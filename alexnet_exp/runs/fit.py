@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from alexnet_exp.training.checkpoints import AtomicCheckpointIO, BestAndLast
 from alexnet_exp.training.classifier import ImageClassifier
 from alexnet_exp.training.devices import device_type
 from alexnet_exp.training.early_stopping import EarlyStopping
+from alexnet_exp.training.identity import OtherDataError, check_same_data
 from alexnet_exp.training.profiling import make_profiler
 from alexnet_exp.training.reading import checkpoints_before, read_checkpoint
 from alexnet_exp.training.restart import guard_restoring
@@ -48,7 +50,13 @@ def prepare_data(config: dict[str, Any]) -> ImageData:
     quiet_lightning()
     data: ImageData = build(config["data"], augment=config["augment"], seed=config["seed"])
     data.setup()
+    _splits(data)  # looked through from now on, beside what comes next
     return data
+
+
+def _splits(data: Any) -> Callable[[], dict[str, Any]]:
+    """Return what says which images the splits hold; a module of the user's own need not know."""
+    return data.identity if isinstance(data, ImageData) else dict
 
 
 def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> None:
@@ -118,7 +126,7 @@ def assemble(
         config["scheduler"],
         config["label_smoothing"],
         config["seed"],
-        embed={"config": redact(config), "preprocessing": data.preprocessing()},
+        embed={"config": redact(config), "preprocessing": data.preprocessing(), "splits": _splits(data)},
         channels_last=config["channels_last"],
     )
     size = config["model"].get("input_size", config["data"]["image_size"])
@@ -210,6 +218,7 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
         _truncate_metrics(fit, {})
         return None
     path, checkpoint = read_latest(run_dir if goes_on else config["ckpt"])
+    _check_data(fit, checkpoint, path, in_place=bool(goes_on))
     check_resumable(fit.trainer, fit.classifier, checkpoint, path)
     guard_restoring(fit.trainer, path, anew=not goes_on)
     if not goes_on:
@@ -218,6 +227,18 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
         put_in_place(path, own)
     _truncate_metrics(fit, checkpoint if goes_on else {})
     return path
+
+
+def _check_data(fit: Fit, checkpoint: Mapping[str, Any], path: Path, in_place: bool) -> None:
+    """Refuse to go on with other classes, in place with other images, too; in a new run, these begin an epoch."""
+    try:
+        same = check_same_data(checkpoint, path, fit.data.classes, fit.classifier.splits(), in_place)
+    except OtherDataError as error:
+        if fit.trainer.is_global_zero:
+            raise
+        raise UserError(f"Rank {fit.trainer.global_rank} on {socket.gethostname()}: {error}") from error
+    sizes = [config["data"].get("batch_size") for config in (checkpoint["config"], fit.config)]
+    fit.classifier.begin_epoch_again = not same or sizes[0] != sizes[1]
 
 
 def _check_more_to_do(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any], path: Path) -> None:

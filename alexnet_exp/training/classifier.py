@@ -18,11 +18,12 @@ from alexnet_exp.data.mixing import Mixing
 from alexnet_exp.data.randomness import mix
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.bad_step import not_finite, noticed_late
+from alexnet_exp.training.identity import Splits, check_ranks, own_classes
 from alexnet_exp.training.losses import image_losses
 from alexnet_exp.training.meters import ClassificationMeter
 from alexnet_exp.training.optimizers import build_optimizer, images_of_a_step
 from alexnet_exp.training.outcomes import Outcomes
-from alexnet_exp.training.restart import Changes, Kept, changes, complete_restart
+from alexnet_exp.training.restart import Changes, Kept, begin_epoch_again, changes, complete_restart
 from alexnet_exp.training.schedules import RunLength, build_schedule
 
 _PLAIN = frozenset(
@@ -44,7 +45,8 @@ class ImageClassifier(lightning.LightningModule):
         scheduler: Keys of conf/scheduler.
         label_smoothing: Share of the target spread over all classes, in training only.
         seed: Of dropout; the random state of a step depends on (seed, step, rank) alone.
-        embed: Plain values that every checkpoint carries (config, preprocessing).
+        embed: Plain values that every checkpoint carries (config, preprocessing); `splits` is a function that returns
+            one, since it takes time (data/identity.py).
         channels_last: Whether weights and images lie in memory as NHWC.
     """
 
@@ -73,6 +75,7 @@ class ImageClassifier(lightning.LightningModule):
         self.test_split = "test"  # another split is looked at without being reported as a test
         self.reported: dict[str, float] = {}  # the latest value of every metric
         self._validated = False  # in this epoch
+        self.begin_epoch_again = False  # going on from a checkpoint, where its images were others
         self._changes = Changes()  # against the checkpoint that training goes on from
         self.step_loss: Tensor | None = None  # of this rank's last batch; reading it syncs the device
         self._first_bad_step: Tensor | None = None
@@ -268,6 +271,14 @@ class ImageClassifier(lightning.LightningModule):
 
     # ---------------------------------------------------------------------------------------- set-up
 
+    def splits(self) -> Splits:
+        """Return count, digest and origin of every split; empty where the data does not know."""
+        return self.embed["splits"]() if "splits" in self.embed else {}
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.trainer.world_size > 1:
+            check_ranks(self.trainer, own_classes(self.classes), self.splits())
+
     def configure_optimizers(self) -> Any:
         # Lightning clips no gradients of a fused optimizer in mixed precision, with or without a scaler.
         clipped_mixed = self.trainer.precision.endswith("-mixed") and bool(self.trainer.gradient_clip_val)
@@ -283,10 +294,13 @@ class ImageClassifier(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(self.embed, classes=list(self.classes), train_sums=self.train_meter.state())
+        checkpoint.update(splits=self.splits())
         checkpoint.update(reported=dict(self.reported), validated=self._validated)
         checkpoint.update(run_length=self._kept.run_length)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.begin_epoch_again:
+            begin_epoch_again(checkpoint)
         self.train_meter.restore(checkpoint["train_sums"], self.trainer.world_size, self.global_rank)
         kept = ("train/", "val/") if self.trainer.limit_val_batches else ("train/",)
         self.reported = {k: v for k, v in checkpoint["reported"].items() if k.startswith(kept)}
