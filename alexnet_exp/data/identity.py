@@ -42,7 +42,9 @@ def identify_ahead(sources: Mapping[str, Any], origins: Mapping[str, str]) -> Ca
     with_one = ThreadPoolExecutor(1, thread_name_prefix="identify")
     found = with_one.submit(all_of_them)
     with_one.shutdown(wait=False)
-    return found.result
+    return lambda: (
+        found.result()
+    )  # a plain function: copies of a network, as its moving average is, can share it
 
 
 def _digest(source: Any) -> str | None:
