@@ -126,8 +126,9 @@ def assemble(
         config["scheduler"],
         config["label_smoothing"],
         config["seed"],
-        embed={"config": redact(config), "preprocessing": data.preprocessing(), "splits": _splits(data)},
+        embed={"config": redact(config), "preprocessing": data.preprocessing()},
         channels_last=config["channels_last"],
+        splits=_splits(data),
     )
     size = config["model"].get("input_size", config["data"]["image_size"])
     layers = layer_table(model, (data.channels, size, size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -45,9 +45,10 @@ class ImageClassifier(lightning.LightningModule):
         scheduler: Keys of conf/scheduler.
         label_smoothing: Share of the target spread over all classes, in training only.
         seed: Of dropout; the random state of a step depends on (seed, step, rank) alone.
-        embed: Plain values that every checkpoint carries (config, preprocessing); `splits` is a function that returns
-            one, since it takes time (data/identity.py).
+        embed: Plain values that every checkpoint carries (config, preprocessing).
         channels_last: Whether weights and images lie in memory as NHWC.
+        splits: Returns count, digest and origin of every split, for the same; empty where the data does not know. A
+            function, since it takes time (data/identity.py).
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class ImageClassifier(lightning.LightningModule):
         seed: int = 0,
         embed: Mapping[str, Any] | None = None,
         channels_last: bool = False,
+        splits: Callable[[], Splits] = dict,
     ) -> None:
         super().__init__()
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -67,7 +69,7 @@ class ImageClassifier(lightning.LightningModule):
         self.classes = tuple(classes)
         self.optimizer_config, self.scheduler_config = dict(optimizer), dict(scheduler or {"name": "none"})
         self.label_smoothing, self.seed = label_smoothing, seed
-        self.embed = dict(embed or {})
+        self.embed, self.splits = dict(embed or {}), splits
         self.train_meter = ClassificationMeter(len(classes))
         self.val_meter = ClassificationMeter(len(classes))
         self.test_meter = ClassificationMeter(len(classes), confusion=True)
@@ -270,10 +272,6 @@ class ImageClassifier(lightning.LightningModule):
         return progress.processed + int(ends)
 
     # ---------------------------------------------------------------------------------------- set-up
-
-    def splits(self) -> Splits:
-        """Return count, digest and origin of every split; empty where the data does not know."""
-        return self.embed["splits"]() if "splits" in self.embed else {}
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.trainer.world_size > 1:
