@@ -78,6 +78,7 @@ class LoadedClassifier:
         config: All settings of the training run.
         path: The checkpoint.
         device: Where the network is.
+        splits: What the images of its run were (data/identity.py); None in checkpoints of an older version.
     """
 
     model: nn.Module
@@ -86,6 +87,7 @@ class LoadedClassifier:
     config: dict[str, Any]
     path: Path
     device: torch.device
+    splits: dict[str, Any] | None = None
 
     def predict(self, images: Any, top_k: int = 5, batch_size: int = 32) -> list[Prediction]:
         """Name what is in images.
@@ -142,9 +144,8 @@ def load_classifier(
     check_recorded(checkpoint["config"], ["augment"], str(file))
     model = network_of(checkpoint, trust).to(place).eval()
     preprocess = Preprocessing(checkpoint["preprocessing"], checkpoint["config"]["augment"])
-    return LoadedClassifier(
-        model, tuple(checkpoint["classes"]), preprocess, checkpoint["config"], file, place
-    )
+    classes, splits = tuple(checkpoint["classes"]), checkpoint.get("splits")
+    return LoadedClassifier(model, classes, preprocess, checkpoint["config"], file, place, splits)
 
 
 def choose_device(name: str) -> torch.device:

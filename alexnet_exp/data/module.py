@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import lightning
@@ -14,6 +15,7 @@ import torch
 from alexnet_exp import cores
 from alexnet_exp.data.augment import Preprocess
 from alexnet_exp.data.decode import read_stored
+from alexnet_exp.data.identity import Identity, identify_ahead
 from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader, Loader
 from alexnet_exp.data.pipeline import Pipeline
 from alexnet_exp.data.resident import choose_place
@@ -83,6 +85,7 @@ class ImageData(lightning.LightningDataModule):
         self.pipeline = Pipeline(self.preprocess, options)
         self.views = str(options.get("views") or "centre")
         self.sources: dict[str, Source] = {}
+        self.origins: dict[str, str] = {}  # of each split, where it came from and the rule that cut it
         self._open: list[Loader] = []
         self.test_split = "test"
 
@@ -114,6 +117,11 @@ class ImageData(lightning.LightningDataModule):
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their labels."""
         return self.sources["train"].classes
+
+    @cached_property
+    def identity(self) -> Callable[[], Identity]:
+        """What the splits hold (data/identity.py); they are looked through from when it is first asked for."""
+        return identify_ahead(self.sources, self.origins)
 
     def _cut(self, sources: dict[str, Source]) -> dict[str, Source]:
         """Take the first train_subset images, then validation from the rest, then the first test_subset."""

@@ -169,11 +169,15 @@ def _evaluate(run: RunDirectory, settings: dict[str, Any], command: str, console
         from alexnet_exp.runs import evaluate_members as heavy
         from alexnet_exp.runs.evaluate_data import has_equal_views
         from alexnet_exp.runs.evaluate_output import write_all
+        from alexnet_exp.training.identity import own_classes
 
         members = heavy.open_members(settings["ckpt"], settings)
         first = members[0]
         source = first.data.sources[first.split]
         what = f"{len(source):,} images of {source.name}, views: {first.data.views}"
+        known, found = len(own_classes(first.classes)), len(source.labels.unique())
+        if found < known:
+            what += f" ({found} of the checkpoint's {known} classes)"
         if settings["split"] == "auto" and first.split != "test":
             what += f" (there are no test images: split={first.split})"
         console.print(what, highlight=False, markup=False)

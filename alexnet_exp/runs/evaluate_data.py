@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from alexnet_exp.config.checks import check_recorded
 from alexnet_exp.data.cache import DecodedSource
+from alexnet_exp.data.identity import identify
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.data.pipeline import Pipeline
 from alexnet_exp.data.sources import ArraySource
-from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.errors import UserError, nearest, printable
 from alexnet_exp.targets import build, check_trust
+from alexnet_exp.training.identity import changed_split, match_classes, own_classes
+
+log = logging.getLogger(__name__)
 
 # What the network reads is the checkpoint's affair, whatever the images.
 _FIXED = ("image_size", "channels", "mean", "std")
@@ -55,7 +61,7 @@ def open_data(
     data.sources = opened.get(same, {})
     data.setup()
     opened[same] = data.sources
-    data.sources = _renumbered(data.sources, own_classes(checkpoint["classes"]))
+    data.sources = _renumbered(data.sources, checkpoint["classes"])
     data.pipeline = Pipeline(data.preprocess, config["augment"], recorded["mean_image"])
     data.views = settings["views"] or config["augment"].get("views") or "centre"
     return data
@@ -105,36 +111,16 @@ def _whole_folder(keys: dict[str, Any]) -> dict[str, Any]:
     return keys
 
 
-def own_classes(classes: Sequence[str]) -> list[str]:
-    """Return the names of a checkpoint's classes without the places that its data left unused."""
-    count = len(classes)
-    while count and classes[count - 1] == f"unused {count - 1}":
-        count -= 1
-    return list(classes[:count])
-
-
-def _renumbered(sources: dict[str, Any], classes: list[str]) -> dict[str, Any]:
+def _renumbered(sources: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
     """Give the labels of all images the numbers that the checkpoint's classes have, matched by name."""
-    found = list(next(iter(sources.values())).classes)
-    if found == classes:
+    found, wanted = list(next(iter(sources.values())).classes), own_classes(classes)
+    if found == wanted:
         return sources
-    if sorted(found) != sorted(classes):
-        raise UserError(
-            f"The classes of the data are not those of the checkpoint: the data has {_listed(found, classes)}; "
-            f"the checkpoint has {_listed(classes, found)}."
-        )
-    numbers = torch.tensor([classes.index(name) for name in found])
+    numbers = torch.tensor(match_classes(found, wanted))
     return {
-        split: replace(source, labels=numbers[source.labels], classes=tuple(classes))
+        split: replace(source, labels=numbers[source.labels], classes=tuple(wanted))
         for split, source in sources.items()
     }
-
-
-def _listed(names: Sequence[str], others: Sequence[str], most: int = 20) -> str:
-    """Name classes, those that the others lack first."""
-    ordered = sorted(names, key=lambda name: name in others)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)} ({', '.join(ordered[:most])}{more})"
 
 
 def choose_split(data: ImageData, wanted: str) -> str:
@@ -149,6 +135,14 @@ def choose_split(data: ImageData, wanted: str) -> str:
         has = ", ".join(data.sources)
         raise UserError(f"split={wanted}: the data has no {wanted} images, only {has}.")
     return wanted
+
+
+def warn_of_changes(checkpoint: Mapping[str, Any], path: Path, data: ImageData, split: str) -> None:
+    """Say that a split is not the one that the checkpoint's run had, where the checkpoint knows."""
+    if recorded := checkpoint.get("splits"):
+        now = identify(data.sources[split], data.origins.get(split, ""))
+        if changed := changed_split(recorded, path, split, now):
+            log.warning("%s.", printable(changed))
 
 
 def check_images(data: ImageData, split: str) -> None:

@@ -19,7 +19,13 @@ from alexnet_exp.data.loaders import Batch
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.models.layers.compiler import missing_compiler
-from alexnet_exp.runs.evaluate_data import check_images, choose_split, image_names, open_data
+from alexnet_exp.runs.evaluate_data import (
+    check_images,
+    choose_split,
+    image_names,
+    open_data,
+    warn_of_changes,
+)
 from alexnet_exp.runs.evaluate_scores import TOP, Table, calibration_error, ensemble
 from alexnet_exp.tracking.log import quiet_lightning
 from alexnet_exp.training.automatic import compile_network, use_fast_matmul
@@ -121,10 +127,12 @@ def open_members(paths: list[str], settings: Mapping[str, Any]) -> list[Member]:
         checkpoint = read_checkpoint(path)
         wanted = ("config", "preprocessing", "classes", "state_dict")
         # Not the optimizer's state; the step is for W&B alone.
-        checkpoint = {k: checkpoint[k] for k in wanted} | {"global_step": checkpoint.get("global_step", 0)}
+        more = {"global_step": checkpoint.get("global_step", 0), "splits": checkpoint.get("splits")}
+        checkpoint = {k: checkpoint[k] for k in wanted} | more
         data = open_data(checkpoint, settings, opened)
         split = choose_split(data, settings["split"])
         check_images(data, split)
+        warn_of_changes(checkpoint, Path(path), data, split)
         members.append(Member(Path(path), checkpoint, data, split))
     for member in members[1:]:
         _check_same_images(members[0], member)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from alexnet_exp.data.decode import decode
+from alexnet_exp.data.identity import identify
 from alexnet_exp.data.sources import FileSource
 from alexnet_exp.data.streaming import StreamSource
 from alexnet_exp.errors import UserError
 from alexnet_exp.inference import LoadedClassifier
 from alexnet_exp.targets import build, check_trust
+from alexnet_exp.training.identity import changed_split
 
 COUNT = 32
 _SIZES = ((0, 0), (7, 0), (0, 13), (40, 3))  # pixels that made-up images are larger than the stored ones
@@ -50,12 +52,12 @@ def images_to_check(
         data_dir: Where data sets lie here, if they are no longer where the checkpoint had them.
     """
     try:
-        return _own_images(_open(loaded, trust, data_dir))
+        return _own_images(_open(loaded, trust, data_dir), loaded)
     except (UserError, OSError) as error:
         return _noise(loaded), f"seeded noise, since the checkpoint's own data cannot be read: {error}"
 
 
-def _own_images(data: Any) -> tuple[list[Tensor], str]:
+def _own_images(data: Any, loaded: LoadedClassifier) -> tuple[list[Tensor], str]:
     split = next(name for name in ("test", "val", "train") if len(data.sources.get(name, ())))
     source = data.sources[split]
     places = torch.linspace(0, len(source) - 1, min(COUNT, len(source))).long().tolist()
@@ -65,7 +67,15 @@ def _own_images(data: Any) -> tuple[list[Tensor], str]:
         images = [decode(source.paths[place], 3) for place in places]
     else:
         images = [source.images[place] for place in places]
-    return [_as_rgb(image) for image in images], f"{len(images)} images of the {split} split"
+    where = f"{len(images)} images of the {split} split"
+    if loaded.splits:
+        now = identify(source, data.origins.get(split, ""))
+        where = (
+            f"{where}; {changed}"
+            if (changed := changed_split(loaded.splits, loaded.path, split, now))
+            else where
+        )
+    return [_as_rgb(image) for image in images], where
 
 
 def _open(loaded: LoadedClassifier, trust: Sequence[str], data_dir: str) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from alexnet_exp.data.loaders import Batch
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.inference import choose_device, resolve_checkpoint
-from alexnet_exp.runs.evaluate_data import check_images, choose_split, open_data
+from alexnet_exp.runs.evaluate_data import check_images, choose_split, open_data, warn_of_changes
 from alexnet_exp.tracking.figure_data import Guess, Picture
 from alexnet_exp.training.reading import read_checkpoint
 from alexnet_exp.training.rebuild import network_of
@@ -59,6 +59,7 @@ class Subject:
     def split(self) -> str:
         split = choose_split(self.data, self.settings["split"])
         check_images(self.data, split)
+        warn_of_changes(self.checkpoint, self.path, self.data, split)
         return split
 
     @cached_property
@@ -123,6 +124,7 @@ def open_subject(settings: Mapping[str, Any]) -> Subject:
     device = choose_device(settings["device"])
     path = resolve_checkpoint(settings["ckpt"])
     checkpoint = read_checkpoint(path)
-    checkpoint = {k: checkpoint[k] for k in ("config", "preprocessing", "classes", "state_dict")}
+    kept = ("config", "preprocessing", "classes", "state_dict", "splits")
+    checkpoint = {k: checkpoint.get(k) for k in kept}
     network = network_of(checkpoint, settings["trust"]).to(device).eval()
     return Subject(path, checkpoint, network, device, settings)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from alexnet_exp.training.classifier import ImageClassifier
 from alexnet_exp.training.devices import device_type
 from alexnet_exp.training.early_stopping import EarlyStopping
 from alexnet_exp.training.ending import validate_at_the_end
+from alexnet_exp.training.identity import OtherDataError, check_same_data
 from alexnet_exp.training.lightning_internals import leave_signals_to_us
 from alexnet_exp.training.profiling import make_profiler
 from alexnet_exp.training.reading import checkpoints_before, read_checkpoint
@@ -55,7 +57,13 @@ def prepare_data(config: dict[str, Any]) -> ImageData:
     quiet_lightning()
     data: ImageData = build(config["data"], augment=config["augment"], seed=config["seed"])
     data.setup()
+    _splits(data)  # looked through from now on, beside what comes next
     return data
+
+
+def _splits(data: Any) -> Callable[[], dict[str, Any]]:
+    """Return what says which images the splits hold; a module of the user's own need not know."""
+    return data.identity if isinstance(data, ImageData) else dict
 
 
 def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> None:
@@ -127,6 +135,7 @@ def assemble(
         config["seed"],
         embed={"config": redact(config), "preprocessing": data.preprocessing()},
         channels_last=config["channels_last"],
+        splits=_splits(data),
     )
     size = config["model"].get("input_size", config["data"]["image_size"])
     layers = layer_table(model, (data.channels, size, size))
@@ -219,6 +228,7 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
         _truncate_metrics(fit, {})
         return None
     path, checkpoint = read_latest(run_dir if goes_on else config["ckpt"])
+    _check_data(fit, checkpoint, path, in_place=bool(goes_on))
     check_resumable(fit.trainer, fit.classifier, checkpoint, path)
     guard_restoring(fit.trainer, path, anew=not goes_on)
     if not goes_on:
@@ -227,6 +237,18 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
         put_in_place(path, own)
     _truncate_metrics(fit, checkpoint if goes_on else {})
     return path
+
+
+def _check_data(fit: Fit, checkpoint: Mapping[str, Any], path: Path, in_place: bool) -> None:
+    """Refuse to go on with other classes, in place with other images, too; in a new run, these begin an epoch."""
+    try:
+        same = check_same_data(checkpoint, path, fit.data.classes, fit.classifier.splits(), in_place)
+    except OtherDataError as error:
+        if fit.trainer.is_global_zero:
+            raise
+        raise UserError(f"Rank {fit.trainer.global_rank} on {socket.gethostname()}: {error}") from error
+    sizes = [config["data"].get("batch_size") for config in (checkpoint["config"], fit.config)]
+    fit.classifier.begin_epoch_again = not same or sizes[0] != sizes[1]
 
 
 def _check_more_to_do(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any], path: Path) -> None:

@@ -17,6 +17,7 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.training.devices import Ranks, check_sync_batchnorm, count_devices
+from alexnet_exp.training.identity import OtherDataError
 from alexnet_exp.training.launchers import check_process_count, is_first_rank, started_externally
 from alexnet_exp.training.stopping import (
     Stopped,
@@ -61,6 +62,7 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
                 f"{run_dir} holds a run already; continue it with resume={run_dir} or choose another."
             )
         begins = config["resume"] and not (run_dir / "config.yaml").exists()
+        record = run.record()
         run.begin()
         run.write_settings(config, overrides)
         console = Console(soft_wrap=True)
@@ -72,6 +74,9 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
                 result = _Session(run, config, overrides, command, console).go()
             except Stopped as stop:
                 _say_how_to_go_on(stop, shown)
+                raise
+            except OtherDataError:
+                run.put_back(record)  # the run is as good as before, where its data is
                 raise
         console.print(f"report:        {shown / 'report.html'}", highlight=False)
         console.print(f"run directory: {shown}", highlight=False)
@@ -104,7 +109,7 @@ class _Session:
         self.fit: Fit | None = None
 
     def go(self) -> dict[str, Any]:
-        status, error = "failed", None
+        status, error, refused = "failed", None, False
         try:
             with signals_held():
                 devices = 1 if started_externally() else count_devices(self.config["trainer"])
@@ -115,6 +120,9 @@ class _Session:
                 ranks.go(self.config, self.overrides)
                 self._train()
             status = "finished"
+        except OtherDataError as problem:
+            error, refused = str(problem), bool(self.config["resume"])
+            raise
         except UserError as problem:
             error = str(problem)
             raise
@@ -131,7 +139,7 @@ class _Session:
             )  # in train.log; the command line shows it too
             raise
         finally:
-            result = self._end(status, error)
+            result = self._end(status, error, refused)
         return result
 
     def _prepare(self) -> None:
@@ -157,19 +165,23 @@ class _Session:
     def _lost_a_rank(self, error: str) -> None:
         self._end("failed", error)
 
-    def _end(self, status: str, error: str | None) -> dict[str, Any]:
-        """Write what there is of report and result, and close the loggers, however the run ended."""
+    def _end(self, status: str, error: str | None, refused: bool = False) -> dict[str, Any]:
+        """Write what there is of report and result, and close the loggers, however the run ended.
+
+        Of a resumed run that was refused, pictures and report stay as they were.
+        """
         from alexnet_exp.runs.results import close_loggers, log_pictures, make_report, make_result
 
         seconds = time.time() - self.started
         result = make_result(self.config, self.fit, status, error, seconds, self.command, self.loggers)
         with _reported("The pictures could not be drawn"):
-            if self.fit is not None:
+            if self.fit is not None and not refused:
                 log_pictures(self.fit, self.run, self.loggers)
         with _reported("The W&B run could not be finished"):
             close_loggers(self.loggers, self.fit, 0 if status == "finished" else 1)
         with _reported("The report could not be written"):
-            make_report(self.run, self.fit, result)
+            if not refused:
+                make_report(self.run, self.fit, result)
         try:
             self.run.write_result(result)
         except UserError as problem:

@@ -150,6 +150,16 @@ class RunDirectory:
         text = json.dumps(_json_safe(redact(result)), indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.path / "result.json", text)
 
+    def record(self) -> dict[str, str]:
+        """Return the text of the files that say what a run is and how it ended, of those that are there."""
+        names = ("overrides.yaml", "config.yaml", "result.json")
+        return {name: (self.path / name).read_text("utf-8") for name in names if (self.path / name).exists()}
+
+    def put_back(self, record: Mapping[str, str]) -> None:
+        """Write the files that `record` returned."""
+        for name, text in record.items():
+            write_atomically(self.path / name, text)
+
     def begin(self) -> None:
         """Take away the result of an earlier, unfinished attempt: a directory with a result has ended."""
         (self.path / "result.json").unlink(missing_ok=True)

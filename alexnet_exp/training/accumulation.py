@@ -15,11 +15,11 @@ class Window:
     """
 
     def __init__(self) -> None:
-        self.close()
+        self.begin()
 
-    def close(self) -> None:
-        """Forget the step that was not finished."""
-        self._epoch, self._batches, self._images = -1, range(0), 0
+    def begin(self, with_gradients: bool = False) -> None:
+        """Start or resume training; a resumed run may bring the gradients of the batches its next step has begun with."""
+        self._epoch, self._batches, self._images, self._whole = -1, range(0), 0, with_gradients
 
     def weight(self, trainer: Trainer, batch: Batch, batch_idx: int) -> float:
         """Return what to multiply the mean loss of a batch by, ahead of Lightning's division.
@@ -37,9 +37,11 @@ class Window:
         return count * batch.global_size / self._images
 
     def _open(self, trainer: Trainer, batch: Batch, batch_idx: int, count: int) -> None:
-        # A run resumed with another number of batches may start inside a window, and has no gradient of its start.
-        end = min(batch_idx - batch_idx % count + count, trainer.num_training_batches)
-        self._epoch, self._batches = trainer.current_epoch, range(batch_idx, int(end))
+        first = batch_idx - batch_idx % count
+        end = min(first + count, trainer.num_training_batches)
+        # A run resumed with another number of batches may start inside a window without the gradients of its start.
+        start = first if self._whole else batch_idx
+        self._epoch, self._batches = trainer.current_epoch, range(start, int(end))
         self._images = batch.global_size * len(self._batches)
         # A loader of the user's own has no plan: its batches are taken to be of one size.
         if isinstance(plan := getattr(trainer.train_dataloader, "sampler", None), BatchPlan):

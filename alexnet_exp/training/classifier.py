@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -21,11 +21,12 @@ from alexnet_exp.training.accumulation import Window
 from alexnet_exp.training.bad_step import not_finite, noticed_late
 from alexnet_exp.training.batch_norm import check_batch_norm
 from alexnet_exp.training.ending import at_its_time, epochs_done, inside_epoch
+from alexnet_exp.training.identity import Splits, check_ranks, own_classes
 from alexnet_exp.training.losses import image_losses
 from alexnet_exp.training.meters import ClassificationMeter
 from alexnet_exp.training.optimizers import build_optimizer, images_of_a_step
 from alexnet_exp.training.outcomes import Outcomes
-from alexnet_exp.training.restart import Changes, Kept, changes, complete_restart
+from alexnet_exp.training.restart import Changes, Kept, begin_epoch_again, changes, complete_restart
 from alexnet_exp.training.schedules import RunLength, build_schedule
 
 _PLAIN = frozenset(
@@ -49,6 +50,8 @@ class ImageClassifier(lightning.LightningModule):
         seed: Of dropout; the random state of a step depends on (seed, step, rank) alone.
         embed: Plain values that every checkpoint carries (config, preprocessing).
         channels_last: Whether weights and images lie in memory as NHWC.
+        splits: Returns count, digest and origin of every split, for the same; empty where the data does not know. A
+            function, since it takes time (data/identity.py).
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class ImageClassifier(lightning.LightningModule):
         seed: int = 0,
         embed: Mapping[str, Any] | None = None,
         channels_last: bool = False,
+        splits: Callable[[], Splits] = dict,
     ) -> None:
         super().__init__()
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -68,7 +72,7 @@ class ImageClassifier(lightning.LightningModule):
         self.classes = tuple(classes)
         self.optimizer_config, self.scheduler_config = dict(optimizer), dict(scheduler or {"name": "none"})
         self.label_smoothing, self.seed = label_smoothing, seed
-        self.embed = dict(embed or {})
+        self.embed, self.splits = dict(embed or {}), splits
         self.train_meter = ClassificationMeter(len(classes))
         self.val_meter = ClassificationMeter(len(classes))
         self.test_meter = ClassificationMeter(len(classes), confusion=True)
@@ -77,6 +81,7 @@ class ImageClassifier(lightning.LightningModule):
         self.reported: dict[str, float] = {}  # the latest value of every metric
         self._validated = False  # in this epoch
         self._gradients: dict[str, Tensor] = {}  # of the batches of a step that a resumed run has begun
+        self.begin_epoch_again = False  # going on from a checkpoint, where its images were others
         self._changes = Changes()  # against the checkpoint that training goes on from
         self._window = Window()
         self.step_loss: Tensor | None = None  # of this rank's last batch; reading it syncs the device
@@ -101,7 +106,7 @@ class ImageClassifier(lightning.LightningModule):
     # ---------------------------------------------------------------------------------------- steps
 
     def on_train_start(self) -> None:
-        self._window.close()
+        self._window.begin(with_gradients=bool(self._gradients))
         complete_restart(self.trainer, self._kept, self._changes)
         for name, gradient in self._gradients.items():
             parameter = self.model.get_parameter(name)
@@ -278,6 +283,10 @@ class ImageClassifier(lightning.LightningModule):
 
     # ---------------------------------------------------------------------------------------- set-up
 
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.trainer.world_size > 1:
+            check_ranks(self.trainer, own_classes(self.classes), self.splits())
+
     def configure_optimizers(self) -> Any:
         # Lightning clips no gradients of a fused optimizer in mixed precision, with or without a scaler.
         clipped_mixed = self.trainer.precision.endswith("-mixed") and bool(self.trainer.gradient_clip_val)
@@ -294,6 +303,7 @@ class ImageClassifier(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(self.embed, classes=list(self.classes), train_sums=self.train_meter.state())
+        checkpoint.update(splits=self.splits())
         checkpoint.update(reported=dict(self.reported), validated=self._validated)
         checkpoint.update(run_length=self._kept.run_length)
         if self.trainer.fit_loop._should_accumulate():  # between the batches of one step
@@ -304,6 +314,8 @@ class ImageClassifier(lightning.LightningModule):
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.begin_epoch_again:
+            begin_epoch_again(checkpoint)
         self.train_meter.restore(checkpoint["train_sums"], self.trainer.world_size, self.global_rank)
         kept = ("train/", "val/") if self.trainer.limit_val_batches else ("train/",)
         self.reported = {k: v for k, v in checkpoint["reported"].items() if k.startswith(kept)}

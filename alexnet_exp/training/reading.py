@@ -67,7 +67,8 @@ def _is_config(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(group), dict) for group in _GROUPS)
 
 
-def _is_classes(value: Any) -> bool:
+def is_classes(value: Any) -> bool:
+    """Return whether a value can be the names of classes."""
     return isinstance(value, list) and value != [] and all(isinstance(name, str) for name in value)
 
 
@@ -75,7 +76,8 @@ def _is_side(value: Any) -> bool:
     return type(value) is int and 1 <= value <= MAX_SIDE
 
 
-def _is_preprocessing(value: Any) -> bool:
+def is_preprocessing(value: Any) -> bool:
+    """Return whether a value can be what an image needs ahead of the network."""
     if (
         not isinstance(value, dict)
         or type(value.get("channels")) is not int
@@ -96,6 +98,21 @@ def _are_numbers(value: Any, count: int) -> bool:
     if not isinstance(value, list) or len(value) != count:
         return False
     return all(isinstance(x, float) and math.isfinite(x) for x in value)
+
+
+def _is_splits(value: Any) -> bool:
+    """Return whether a value can say what the splits held; a checkpoint of an older version says nothing."""
+    return value is None or (
+        isinstance(value, dict)
+        and all(isinstance(split, str) and _is_split(about) for split, about in value.items())
+    )
+
+
+def _is_split(value: Any) -> bool:
+    if not isinstance(value, dict) or not _is_count(value.get("count")):
+        return False
+    digest = value.get("digest")
+    return (digest is None or isinstance(digest, str)) and isinstance(value.get("origin"), str)
 
 
 def _is_count(value: Any) -> bool:
@@ -144,8 +161,9 @@ def _is_version(value: Any) -> bool:
 _FORM: dict[str, Callable[[Any], bool]] = {
     "state_dict": is_weights,
     "config": _is_config,
-    "classes": _is_classes,
-    "preprocessing": _is_preprocessing,
+    "classes": is_classes,
+    "preprocessing": is_preprocessing,
+    "splits": _is_splits,
 }
 _PROGRESS: dict[str, Callable[[Any], bool]] = {
     "epoch": _is_count,

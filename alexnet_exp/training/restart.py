@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -111,6 +112,26 @@ def _complete_loops(trainer: Trainer) -> None:
     loop.epoch_progress.current.completed = loop.epoch_progress.current.processed
     # The loader was made to count the steps, before the checkpoint was read, and stands at the start.
     loop._load_combined_loader_states()
+
+
+def begin_epoch_again(checkpoint: dict[str, Any]) -> None:
+    """Send a checkpoint from the middle of an epoch back to its start: its place in other images means nothing.
+
+    Args:
+        checkpoint: Changed in place, before Lightning restores it.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    batches = loops["epoch_loop.batch_progress"]
+    if batches["is_last_batch"]:
+        return
+    log.info("The unfinished epoch begins again: its batches have other images now.")
+    # Lightning counts up the batch at whose end it saved, if it did.
+    pending = batches["total"]["processed"] - batches["total"]["completed"]
+    batches["current"] = {"ready": 0, "started": 0, "processed": 0, "completed": -pending}
+    for place in loops["state_dict"].get("combined_loader", []):
+        if isinstance(place, dict) and "batches" in place:
+            place["batches"] = 0
+    checkpoint["train_sums"] = torch.zeros_like(checkpoint["train_sums"])
 
 
 class Changes(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,16 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.models.weights import torchvision_to_ours
 from alexnet_exp.training.checkpoints import LAST, link
 from alexnet_exp.training.classifier import ImageClassifier
+from alexnet_exp.training.identity import kept_rows, preprocessing_changes
 from alexnet_exp.training.optimizers import build_optimizer
-from alexnet_exp.training.reading import check_progress, checkpoints_before, is_weights, read_checkpoint
+from alexnet_exp.training.reading import (
+    check_progress,
+    checkpoints_before,
+    is_classes,
+    is_preprocessing,
+    is_weights,
+    read_checkpoint,
+)
 from alexnet_exp.training.safe_load import load_safely
 
 log = logging.getLogger(__name__)
@@ -142,41 +150,78 @@ def first_mismatch(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> 
 def load_weights(classifier: ImageClassifier, source: str) -> str:
     """Put the network weights of a checkpoint, a run directory or a state dict into a network.
 
-    A state dict may have torchvision's names, and lie under 'model' or 'state_dict', as training scripts save it.
+    A state dict may have torchvision's names, and lie under 'model' or 'state_dict', as training scripts save it. The
+    rows of the last layer go by the names of their classes; where those are not known, by their number. A warning
+    says which other mean, standard deviation and so on the weights were trained with.
 
     Args:
         classifier: Changed in place.
         source: What the user typed: a file, a run directory, or 'torchvision'.
 
     Returns:
-        A line that says what was loaded, and whether the last layer was replaced.
+        A line that says what was loaded, and what became of the last layer.
 
     Raises:
         UserError: If the file cannot be read or does not fit.
     """
     model = classifier.model
     if source == "torchvision":
-        path, weights = Path("torchvision"), _torchvision_weights(model)
+        path, (weights, about) = Path("torchvision"), _torchvision_weights(model)
     else:
         path = find_checkpoint(source, "best.ckpt")
-        weights = _network_weights(path)
+        weights, about = _network_weights(path)
     own = model.state_dict()
     weights = {name if name in own else _WRAPPED.sub(r"\1", name): value for name, value in weights.items()}
     if _numbered(weights) and not _numbered(own):
         weights = torchvision_to_ours(weights)
-    last = _last_layer(model)
-    replaced = ""
-    name = f"{last}.weight"
-    if name in weights and len(weights[name]) != len(model.get_parameter(name)):
-        replaced = (
-            f"; {last} is new: {len(weights[name])} classes there, {len(model.get_parameter(name))} here"
-        )
-        weights = {**weights, **{k: v for k, v in own.items() if k.startswith(f"{last}.")}}
+    weights, fate = _fit_last_layer(weights, own, _last_layer(model), about.classes, classifier.classes)
     problem = first_mismatch(own, weights)
     if problem:
         raise UserError(f"{path} is of another network: {problem}.")
     model.load_state_dict(weights)
-    return f"Weights from {path}{replaced}."
+    if other := preprocessing_changes(about.preprocessing or {}, classifier.embed.get("preprocessing", {})):
+        log.warning(
+            "The weights from %s were trained on images prepared otherwise: %s.", path, "; ".join(other)
+        )
+    return f"Weights from {path}{fate}."
+
+
+class _About(NamedTuple):
+    """What weights bring with them besides their numbers, where it is known."""
+
+    classes: list[str] | None = None
+    preprocessing: dict[str, Any] | None = None
+
+
+def _fit_last_layer(
+    weights: dict[str, Tensor],
+    own: Mapping[str, Tensor],
+    last: str | None,
+    there: list[str] | None,
+    here: Sequence[str],
+) -> tuple[dict[str, Tensor], str]:
+    """Give every class the row of its name, and new ones the row that the network starts with.
+
+    Returns:
+        The weights, and how the last layer has changed, to follow on what they are.
+    """
+    name = f"{last}.weight"
+    if name not in weights or name not in own or weights[name].shape[1:] != own[name].shape[1:]:
+        return weights, ""
+    num_there, num_here = len(weights[name]), len(own[name])
+    if there is None or (len(there), len(here)) != (num_there, num_here):
+        if num_there == num_here:
+            return weights, f"; they have no class names, so the rows of {last} are taken in their order"
+        pairs, fate = dict[int, int](), f"is new: {num_there} classes there, {num_here} here"
+    else:
+        pairs, fate = kept_rows(there, here)
+    if not fate:
+        return weights, ""
+    layer = {key: value.clone() for key, value in own.items() if key.startswith(f"{last}.")}
+    for key, value in layer.items():
+        if pairs and key in weights:
+            value[list(pairs)] = weights[key][list(pairs.values())].to(value)
+    return {**weights, **layer}, f"; {last} {fate}"
 
 
 def _numbered(state: Mapping[str, Tensor]) -> bool:
@@ -184,16 +229,19 @@ def _numbered(state: Mapping[str, Tensor]) -> bool:
     return any(name.startswith("features.0.") for name in state)
 
 
-def _torchvision_weights(model: nn.Module) -> dict[str, Tensor]:
+def _torchvision_weights(model: nn.Module) -> tuple[dict[str, Tensor], _About]:
     """Download (once; torch keeps them) torchvision's ImageNet weights for alexnet_owt or resnet18."""
     published = _published_for(model)
     try:
-        return dict(published.get_state_dict(progress=False))
+        weights = dict(published.get_state_dict(progress=False))
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"torchvision's weights could not be had ({' '.join(str(error).split())}): download "
             f"{published.url} and say weights=FILE."
         ) from error
+    prepared = published.transforms()
+    norm = {"mean": list(prepared.mean), "std": list(prepared.std), "channels": 3}
+    return weights, _About(list(published.meta["categories"]), norm)
 
 
 def _published_for(model: nn.Module) -> Any:
@@ -218,13 +266,15 @@ def _published_for(model: nn.Module) -> Any:
     )
 
 
-def _network_weights(path: Path) -> dict[str, Tensor]:
+def _network_weights(path: Path) -> tuple[dict[str, Tensor], _About]:
     if not path.is_file():
         raise UserError(
             f"There is no file {path}; weights= takes a checkpoint, a run directory, torchvision or none."
         )
     content = load_safely(path)
+    about = _About()
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        about = _about(content)
         named = {str(k): v for k, v in content["state_dict"].items()}
         ours = {k.removeprefix("model."): v for k, v in named.items() if k.startswith("model.")}
         content = ours or named
@@ -232,8 +282,16 @@ def _network_weights(path: Path) -> dict[str, Tensor]:
         content = content["model"]  # as torchvision's training script writes it
     if not is_weights(content):
         raise UserError(f"{path} holds no weights: a dictionary of tensors is needed.")
-    return content
+    return content, about
 
 
-def _last_layer(model: nn.Module) -> str:
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+def _about(checkpoint: Mapping[str, Any]) -> _About:
+    classes, preprocessing = checkpoint.get("classes"), checkpoint.get("preprocessing")
+    return _About(
+        classes if is_classes(classes) else None, preprocessing if is_preprocessing(preprocessing) else None
+    )
+
+
+def _last_layer(model: nn.Module) -> str | None:
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return linear[-1] if linear else None

@@ -248,16 +248,27 @@ def test_weights_can_be_a_plain_state_dict(first: Path, tmp_path: Path) -> None:
     file = plain_file(tmp_path / "weights.pt", network(first))
     run(tmp_path / "run", *STAY, f"weights={file}")
     assert same(network(tmp_path / "run"), network(first))
+    assert "they have no class names" in (tmp_path / "run" / "train.log").read_text()
 
 
-def test_weights_for_other_classes_get_a_new_last_layer_and_say_so(first: Path, tmp_path: Path) -> None:
+def test_a_plain_state_dict_of_another_number_of_classes_gets_a_new_last_layer(
+    first: Path, tmp_path: Path
+) -> None:
+    file = plain_file(tmp_path / "weights.pt", network(first))
+    run(tmp_path / "run", *STAY, f"weights={file}", "model.num_classes=12")
+    said = (tmp_path / "run" / "train.log").read_text()
+    assert "classifier.fc8 is new: 10 classes there, 12 here" in said
+
+
+def test_weights_for_more_classes_keep_the_rows_of_those_they_know_and_say_so(
+    first: Path, tmp_path: Path
+) -> None:
     run(tmp_path, *STAY, f"weights={first}", "model.num_classes=12")
     old, new = network(first), network(tmp_path)
-    kept = [name for name in old if not name.startswith("classifier.fc8.")]
-    assert kept and all(same(old[name], new[name]) for name in kept)
+    assert all(same(old[name], new[name][: len(old[name])]) for name in old)
     assert new["classifier.fc8.weight"].shape[0] == 12
     said = (tmp_path / "train.log").read_text()
-    assert "classifier.fc8 is new: 10 classes there, 12 here" in said
+    assert "9; new unused 10, unused 11)" in said
 
 
 def test_weights_of_another_network_name_the_parameter(first: Path, tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""What a split holds, as a count and a digest: a checkpoint keeps both, so that other images are noticed later."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from torch import Tensor
+
+from alexnet_exp.data.cache import DecodedSource
+from alexnet_exp.data.sources import ArraySource, FileSource
+
+Identity = dict[str, dict[str, Any]]  # split -> count, digest and origin
+
+
+def identify(source: Any, origin: str = "") -> dict[str, Any]:
+    """Return how many images a split has, a digest of them in their order, and where they came from.
+
+    The digest is over names relative to the data set's folder, sizes in bytes and names of classes; of images in
+    memory over pixels and classes. A folder that has moved is the same data, and a cache changes nothing. What it
+    does not see is a file that was edited without a change of its size: that would mean to read all of them.
+
+    Args:
+        source: A split; None for the digest where it is neither of files nor in memory.
+        origin: One short phrase, with the rule that cut the split.
+    """
+    if isinstance(source, DecodedSource):
+        source = source.files if source.numbers is None else source.files.subset(source.numbers)
+    return {"count": len(source), "digest": _digest(source), "origin": origin}
+
+
+def identify_ahead(sources: Mapping[str, Any], origins: Mapping[str, str]) -> Callable[[], Identity]:
+    """Identify splits in a thread, since the sizes of a million files take seconds; the function waits for it."""
+    splits = dict(sources)
+
+    def all_of_them() -> Identity:
+        return {split: identify(source, origins.get(split, "")) for split, source in splits.items()}
+
+    with_one = ThreadPoolExecutor(1, thread_name_prefix="identify")
+    found = with_one.submit(all_of_them)
+    with_one.shutdown(wait=False)
+    return lambda: (
+        found.result()
+    )  # a plain function: copies of a network, as its moving average is, can share it
+
+
+def _digest(source: Any) -> str | None:
+    if not isinstance(source, FileSource | ArraySource):
+        return None
+    digest = hashlib.sha256(_text(_named(source.labels, source.classes)))
+    if isinstance(source, ArraySource):
+        digest.update(source.images.contiguous().numpy().data)
+        return digest.hexdigest()
+    root = os.path.join(source.root, "")
+    digest.update(_text([path.removeprefix(root) for path in source.paths]))
+    checksum = getattr(source, "sha256", None)  # of data=streaming: what its index says
+    digest.update(_text([checksum] if checksum else [str(_size(path)) for path in source.paths]))
+    return digest.hexdigest()
+
+
+def _named(labels: Tensor, classes: tuple[str, ...]) -> list[str]:
+    """Return the class of every image by name: its number is another one among other classes."""
+    return [classes[label] for label in labels.tolist()]
+
+
+def _text(values: list[str]) -> bytes:
+    return "\0".join([*values, "\n"]).encode("utf-8", "surrogateescape")
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # gone since it was found: for the loader to say
+        return -1

@@ -1,0 +1,84 @@
+"""What differs between a checkpoint's data and that of now, and between the ranks of a run."""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.training import identity
+from alexnet_exp.training.identity import class_changes, kept_rows, match_classes, split_changes
+
+
+def split(count: int, digest: str | None = "a", origin: str = "") -> dict[str, Any]:
+    return {"count": count, "digest": digest, "origin": origin}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (split(3), split(3), None),
+        (split(3), split(4), "val has 4 images, 1 more"),
+        (split(3), split(1), "val has 1 images, 2 fewer"),
+        (split(3), split(3, "b"), "val has 3 images as before, but not the same ones"),
+        (split(3), split(3, None), None),  # not known
+        (split(3, origin="cut at 0.1"), split(4, origin="val folder"),
+         "val has 4 images, 1 more (here val folder; there cut at 0.1)"),
+        (split(3), None, "val has 3 images there and none here"),
+        (None, split(3), "val has no images there and 3 here"),
+    ],
+)  # fmt: skip
+def test_a_split_that_has_changed_says_how(
+    before: dict[str, Any] | None, now: dict[str, Any] | None, said: str | None
+) -> None:
+    given = [{} if about is None else {"val": about} for about in (before, now)]
+    assert split_changes(*given).get("val") == said
+
+
+def test_classes_that_have_changed_are_named() -> None:
+    assert class_changes(["a", "b"], ["a", "b"]) is None
+    assert class_changes(["a", "b"], ["b", "c", "d"]) == "c, d are new, a is gone"
+    assert class_changes(["a", "b"], ["b", "a"]) == "their order is now b, a, and was a, b"
+    many = [f"class {i}" for i in range(30)]
+    assert (class_changes(many, []) or "").endswith("class 9 and 20 more are gone")
+
+
+def test_two_classes_of_one_name_stay_two() -> None:
+    there = ["crane", "maillot", "crane", "dog"]
+    assert match_classes(["crane", "dog", "crane"], there) == [0, 3, 2]
+    assert kept_rows(there, ["crane", "crane", "cat"])[0] == {0: 0, 1: 2}
+    with pytest.raises(UserError, match=r"not trained on: crane\. It knows"):
+        match_classes(["crane"] * 3, there)
+
+
+def ranks(monkeypatch: pytest.MonkeyPatch, *splits: dict[str, Any]) -> list[str]:
+    """Let ranks with these splits compare them; return what each says."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(identity, "_store", lambda: store)
+
+    def check(rank: int) -> str:
+        try:
+            trainer = SimpleNamespace(global_rank=rank, world_size=len(splits))
+            identity.check_ranks(trainer, ["ant", "bee"], splits[rank])
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(len(splits)) as pool:
+        return list(pool.map(check, range(len(splits))))
+
+
+def test_a_rank_with_a_stale_copy_of_the_data_is_named_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {"train": split(9), "val": split(3)}
+    assert ranks(monkeypatch, whole, whole, whole) == [""] * 3
+    found = ranks(monkeypatch, whole, whole, {"train": split(8, "b"), "val": split(3)})
+    assert len(set(found)) == 1
+    here = socket.gethostname()
+    assert found[0].startswith(
+        f"Rank 2 on {here} reads other data than rank 0 on {here}: train has 8 images, 1 fewer."
+    )
