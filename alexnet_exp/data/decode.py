@@ -27,6 +27,7 @@ from torch.nn import functional
 from alexnet_exp.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # no others: Pillow starts programs for some
+_ENDINGS = ("jpg", "jpeg", "jfif", "jpe", "png", "gif", "bmp", "webp", "tif", "tiff")
 VERSION = 1  # of the pixels that come out: decoded images kept by another version are not used
 MAX_PIXELS = 178_956_970  # Pillow itself refuses larger ones as decompression bombs
 MAX_WHOLE_PIXELS = MAX_PIXELS // 2  # where no part of the size can be decoded: 1 GB of memory
@@ -37,6 +38,11 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Of a damaged file it says more, as warnings and in its log; our sentence names the file.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+def readable_extensions() -> tuple[str, ...]:
+    """Return the endings of the files that are images here, lower case, without the dot."""
+    return _ENDINGS
 
 
 def read_stored(path: str, channels: int, size: int) -> Tensor:
