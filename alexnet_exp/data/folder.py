@@ -14,7 +14,7 @@ from torch import Tensor
 from alexnet_exp.data.decode import readable_extensions
 from alexnet_exp.data.left_out import JUNK_FOLDERS, LeftOut, counted
 from alexnet_exp.data.sources import FileSource
-from alexnet_exp.data.splits import validates
+from alexnet_exp.data.splits import validation_by_name
 from alexnet_exp.errors import UserError, printable
 
 log = logging.getLogger(__name__)
@@ -89,9 +89,13 @@ def scan(
         found = _without(found, bad_images, root)
     classes = tuple(found["train"])
     if len(classes) == 1:
-        raise UserError(
-            f"{root} has one class only ({classes[0]}): {_more_classes(root, classes[0], folders)}"
+        inner = None if folders else _further_down(root)
+        do = (
+            f"set data.root={inner}, if the classes are there"
+            if inner
+            else "add a folder for at least one more"
         )
+        raise UserError(f"{root} has one class only ({classes[0]}): {do}.")
     for split in found:
         unknown = [name for name in found[split] if name not in found["train"]]
         if unknown:
@@ -136,7 +140,9 @@ def split_folders(root: str, rule: str = "by_name") -> dict[str, str]:
         if len(names) > 1:
             both = " and ".join(os.path.join(root, name) for name in names)
             raise UserError(f"{both} both mean {split}: rename or remove all but one.")
-    if unclear := next((f for f in folders if _UNCLEAR.fullmatch(f.casefold())), None):
+    if len(named) < len(_NAMES) and (
+        unclear := next((f for f in folders if _UNCLEAR.fullmatch(f.casefold())), None)
+    ):
         raise UserError(f"{os.path.join(root, unclear)} could be val or test: rename or remove it.")
     return {split: names[0] for split, names in named.items()}
 
@@ -164,18 +170,19 @@ def _checked_splits(root: str, val_fraction: float | None, rule: str) -> dict[st
     if "val" in folders and val_fraction is not None:
         raise UserError(f"{root} has a {folders['val']} folder of its own: leave data.val_fraction out.")
     if not folders and val_fraction is None:
+        inner = _further_down(root)
+        below = f", or set data.root={inner}, if they are there" if inner else ""
         raise UserError(
-            f"{root}/train is missing: add it, or, if {root} holds the classes, set data.val_fraction=0.1."
+            f"{root}/train is missing: add it, or, if {root} holds the classes, set data.val_fraction=0.1{below}."
         )
     return folders
 
 
-def _more_classes(root: str, name: str, folders: Mapping[str, str]) -> str:
-    """Return what to do about a single class: it may be the data set itself, one folder further down."""
-    inner = os.path.join(root, folders.get("train", ""), name)
-    if len(_folders_in(inner)) > 1 and not folders:
-        return f"set data.root={inner}, if the classes are there."
-    return "add a folder for at least one more."
+def _further_down(root: str) -> str | None:
+    """Return the only folder of a root, if it has several: an archive may unpack to one more level than meant."""
+    names = _folders_in(root)
+    inner = os.path.join(root, *names)
+    return inner if len(names) == 1 and len(_folders_in(inner)) > 1 else None
 
 
 def _origin(folders: Mapping[str, str], split: str) -> str:
@@ -366,19 +373,14 @@ def _cut(sources: dict[str, FileSource], fraction: float, seed: int) -> dict[str
         UserError: Nothing is left to validate with.
     """
     whole = sources["train"]
-    names, generator = whole.names(), torch.Generator().manual_seed(seed)
-    chosen = torch.zeros(len(whole), dtype=torch.bool)
-    for label in range(len(whole.classes)):
-        members = torch.nonzero(whole.labels == label).flatten()
-        if names is not None:
-            chosen[members] = torch.tensor(validates([names[i] for i in members.tolist()], fraction, seed))
-        else:
-            order = torch.randperm(len(members), generator=generator)
-            chosen[members[order[: min(round(len(members) * fraction), len(members) - 1)]]] = True
+    names = whole.names()
+    if names is None:
+        chosen = _chosen_by_order(whole.labels, fraction, seed)
+    else:
+        chosen = validation_by_name(whole.labels, names, fraction, seed)
     if not chosen.any():
-        other = "" if names is None else ", or choose another data.val_seed"
         raise UserError(
-            f"data.val_fraction={fraction} leaves no image of {whole.root} for validation: raise it{other}."
+            f"data.val_fraction={fraction} leaves no image of {whole.root} for validation: raise it."
         )
     train, val = whole.subset(torch.nonzero(~chosen).flatten()), whole.subset(torch.nonzero(chosen).flatten())
     how = "by order" if names is None else "by file name"
@@ -389,6 +391,17 @@ def _cut(sources: dict[str, FileSource], fraction: float, seed: int) -> dict[str
         "train": replace(train, origin=f"{whole.origin} without val"),
         "val": replace(val, name=name, origin=cut),
     }
+
+
+def _chosen_by_order(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Mark the same random share of every class, never its last image, as bool (N,)."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(int(labels.max()) + 1):
+        members = torch.nonzero(labels == label).flatten()
+        order = torch.randperm(len(members), generator=generator)
+        chosen[members[order[: min(round(len(members) * fraction), len(members) - 1)]]] = True
+    return chosen
 
 
 def _source(

@@ -186,7 +186,7 @@ class ImageData(lightning.LightningDataModule):
         return {s: facts(source, self.origins.get(s, source.name)) for s, source in self.sources.items()}
 
     def tell(self) -> None:
-        """Log a line for each split, and the classes that one has no image of."""
+        """Log a line for each split, and the classes that one has no images of."""
         for line in lines(self.facts()):
             log.info(line)
         for split, source in self.sources.items():

@@ -27,20 +27,31 @@ def draw(name: str, *key: int | str) -> float:
     return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest(), "big") / 2**48
 
 
-def validates(names: Sequence[str], fraction: float, seed: int) -> list[bool]:
-    """Say for each image of one class whether it validates: where its number is below `fraction`.
+def validation_by_name(labels: Tensor, names: Sequence[str], fraction: float, seed: int) -> Tensor:
+    """Mark the images that validate, as bool (N,): those whose number is below `fraction`.
 
-    The numbers vary, so shares do too. A class keeps the image with the largest number for training.
+    The numbers vary, so shares do too. A class keeps the image with the largest number for training. Where there are so
+    few images that none at all validates, each class that `fraction` gives half an image or more gives its first.
 
     Args:
-        names: Paths relative to the class folder: renaming a class moves nothing. Two classes with the same file
-            names (0001.jpg ...) are cut alike.
+        labels: (N,) int64.
+        names: Paths relative to the class folders: renaming a class moves nothing. Classes with the same file names
+            (0001.jpg ...) are cut alike.
         fraction: Share to validate with, 0 to below 1.
         seed: Chooses which.
     """
-    numbers = [draw(name, "validation", seed) for name in names]
-    last = max(range(len(names)), key=numbers.__getitem__)
-    return [number < fraction and i != last for i, number in enumerate(numbers)]
+    key = ("validation", seed)
+    numbers = _numbers(names, *key)
+    counts = torch.bincount(labels)
+    chosen = numbers < fraction
+    # The largest of each class: the last of its images in the order of the numbers.
+    order = numbers.argsort(stable=True)
+    order = order[labels[order].argsort(stable=True)]
+    chosen[order[counts.cumsum(0)[counts > 0] - 1]] = False
+    if not chosen.any():
+        few = (counts > 1) & (counts * fraction >= 0.5)
+        chosen[_lowest(labels, names, few.long().tolist(), *key)] = True
+    return chosen
 
 
 def even_subset(labels: Tensor, names: Sequence[str], count: int, seed: int) -> Tensor:
@@ -69,9 +80,13 @@ def even_subset(labels: Tensor, names: Sequence[str], count: int, seed: int) -> 
     return _lowest(labels, names, taken.tolist(), "subset", seed)
 
 
+def _numbers(names: Sequence[str], *key: int | str) -> Tensor:
+    return torch.tensor([draw(name, *key) for name in names], dtype=torch.float64)
+
+
 def _lowest(labels: Tensor, names: Sequence[str], counts: Sequence[int], *key: int | str) -> Tensor:
     """Return the `counts` images of each class whose names draw the lowest numbers, as ascending indices."""
-    numbers = torch.tensor([draw(name, *key) for name in names], dtype=torch.float64)
+    numbers = _numbers(names, *key)
     chosen = [
         members[numbers[members].argsort(stable=True)[:count]]
         for label, count in enumerate(counts)

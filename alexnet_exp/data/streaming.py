@@ -88,7 +88,8 @@ class Streaming(ImageData):
         paths = tuple(f"{self.url}/{name}" for _, name in pairs)
         name = f"{os.path.basename(self.url)} {split}"
         about = manifest["splits"][split]
-        classes, origin = tuple(manifest["classes"]), f"prepared {split}"
+        classes = tuple(manifest["classes"])
+        origin = f"prepared from {about['origin']}" if "origin" in about else f"prepared {split}"
         return StreamSource(paths, labels, classes, name, self.url, about["sha256"], origin=origin)
 
     @property

@@ -9,15 +9,8 @@ from alexnet_exp.tracking.metrics_csv import MetricsCSV
 from alexnet_exp.tracking.run_directory import RunDirectory
 
 
-def make_loggers(
-    config: dict[str, Any], run: RunDirectory, splits: dict[str, Any] | None = None
-) -> list[Any]:
+def make_loggers(config: dict[str, Any], run: RunDirectory) -> list[Any]:
     """Make metrics.csv, and each tracker that the settings name.
-
-    Args:
-        config: Resolved settings.
-        run: Where everything goes.
-        splits: What each split of the data holds (data/facts.py).
 
     Raises:
         UserError: If a tracker's package is missing.
@@ -29,7 +22,7 @@ def make_loggers(
     if chosen.get("tensorboard", {}).get("enabled"):
         loggers.append(_tensorboard(run))
     if "wandb" in chosen:
-        loggers.append(_wandb(dict(chosen["wandb"]), config, run, splits or {}))
+        loggers.append(_wandb(dict(chosen["wandb"]), config, run))
     return loggers
 
 
@@ -45,7 +38,7 @@ def _tensorboard(run: RunDirectory) -> Any:
     return TensorBoardLogger(str(run.path), name="tensorboard", version="")
 
 
-def _wandb(options: dict[str, Any], config: dict[str, Any], run: RunDirectory, splits: dict[str, Any]) -> Any:
+def _wandb(options: dict[str, Any], config: dict[str, Any], run: RunDirectory) -> Any:
     from alexnet_exp.runs.compare_settings import choices
     from alexnet_exp.tracking.compare_runs import Run
     from alexnet_exp.tracking.wandb_logger import WandbTracker, find_run_id
@@ -53,5 +46,5 @@ def _wandb(options: dict[str, Any], config: dict[str, Any], run: RunDirectory, s
     options["name"] = options["name"] or run.path.name
     run_id = find_run_id(run.path) if config["resume"] else None
     # The files of conf/ that were chosen: `names.model` is what dashboards group by.
-    named = {**config, "names": choices(Run(run.path, run.path.name)), "splits": splits}
+    named = {**config, "names": choices(Run(run.path, run.path.name))}
     return WandbTracker(run.path, named, run_id=run_id, **options)

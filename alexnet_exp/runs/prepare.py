@@ -64,13 +64,15 @@ def _check(config: Mapping[str, Any]) -> None:
 def _sources(settings: Mapping[str, Any]) -> dict[str, FileSource]:
     """Find the images of every split."""
     from alexnet_exp.data import folder
+    from alexnet_exp.tracking.log import logging_to
 
     root, links, rule = settings["root"], settings["follow_links"], settings["split_rule"]
-    if settings["kind"] == "imagenet":
-        from alexnet_exp.data.imagenet import scan
+    with logging_to(None, on_screen=True):
+        if settings["kind"] == "imagenet":
+            from alexnet_exp.data.imagenet import scan
 
-        return scan(root, links, rule=rule)
-    return folder.scan(root, settings["val_fraction"], settings["val_seed"], links, rule=rule)
+            return scan(root, links, rule=rule)
+        return folder.scan(root, settings["val_fraction"], settings["val_seed"], links, rule=rule)
 
 
 def _cache(config: Mapping[str, Any], workers: int, console: Console) -> None:

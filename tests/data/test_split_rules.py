@@ -13,7 +13,7 @@ import yaml
 
 from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.data import Digits, Folder, ImageData
-from alexnet_exp.data.splits import draw, spread_order, validates
+from alexnet_exp.data.splits import draw, spread_order, validation_by_name
 from alexnet_exp.errors import UserError
 from alexnet_exp.targets import build
 from tests.data.makers import write_folder
@@ -106,13 +106,23 @@ def test_val_seed_chooses_the_images_that_validate(tmp_path: Path):
 def test_shares_are_those_asked_for_within_chance():
     paths = [f"{i}.jpg" for i in range(10_000)]
     for fraction in (0.1, 0.3, 0.9):
-        assert abs(sum(validates(paths, fraction, 0)) / 10_000 - fraction) < 0.015  # three deviations
+        chosen = validation_by_name(torch.zeros(10_000, dtype=torch.long), paths, fraction, 0)
+        assert abs(chosen.float().mean() - fraction) < 0.015  # three deviations
 
 
 def test_every_class_keeps_a_training_image_whatever_the_fraction():
+    labels, paths = torch.tensor([0, 1, 1, 2, 2, 2]), ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg"]
     for seed in range(50):
-        assert not all(validates(["a.jpg", "b.jpg"], 0.99, seed))
-        assert validates(["a.jpg"], 0.99, seed) == [False]
+        assert labels[~validation_by_name(labels, paths, 0.99, seed)].unique().tolist() == [0, 1, 2]
+
+
+def test_a_handful_of_images_has_one_of_each_class_to_validate_with():
+    labels, paths = torch.tensor([0, 0, 0, 1, 1, 1, 2]), [f"{i}.jpg" for i in (0, 1, 2, 0, 1, 2, 0)]
+    for seed in range(50):
+        counts = labels[validation_by_name(labels, paths, 0.2, seed)].bincount(minlength=3).tolist()
+        assert counts[0] == counts[1] >= 1
+        assert counts[2] == 0
+    assert not validation_by_name(labels, paths, 0.01, 0).any()
 
 
 def test_a_name_in_another_unicode_form_is_the_same_name():
