@@ -170,6 +170,8 @@ RULES: dict[str, Rule] = {
     "data.val_fraction": Rule("a number above 0 and below 1", lambda v: _is_number(v) and 0 < v < 1) | null,
     "data.train_subset": at_least(1) | null,
     "data.test_subset": at_least(1) | null,
+    "data.subset_seed": at_least(0) | null,
+    "data.split_rule": choice("by_name", "by_order"),
     "data.channels": Rule("1 or 3", lambda v: v in (1, 3) and _is_integer(v)),
     "data.image_size": at_least(1),
     "data.stored_size": at_least(1) | null,

@@ -184,7 +184,9 @@ class Cache:
 
 
 def _with_pixels(source: FileSource, images: Tensor) -> DecodedSource:
-    return DecodedSource(images, source.labels, source.classes, source.name, files=source)
+    return DecodedSource(
+        images, source.labels, source.classes, source.name, files=source, origin=source.origin
+    )
 
 
 def places(folder: str | None, root: str) -> list[Path]:

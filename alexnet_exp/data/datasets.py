@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from typing import Any
 
 from alexnet_exp.data import cifar10, digits, folder, mnist
@@ -15,7 +17,10 @@ class Digits(ImageData):
     """The embedded handwritten digits."""
 
     def load(self) -> dict[str, Source]:
-        return {split: digits.load(split, self.channels) for split in ("train", "test")}
+        sources = {split: digits.load(split, self.channels) for split in ("train", "test")}
+        return {
+            split: replace(source, origin=f"the digits' {split} part") for split, source in sources.items()
+        }
 
 
 class CIFAR10(ImageData):
@@ -32,7 +37,9 @@ class CIFAR10(ImageData):
         self.data_dir, self.download = data_dir, download
 
     def load(self) -> dict[str, Source]:
-        return {split: cifar10.load(self.data_dir, split, self.download) for split in ("train", "test")}
+        sources = {s: cifar10.load(self.data_dir, s, self.download) for s in ("train", "test")}
+        origins = {"train": "CIFAR-10's training batches", "test": "CIFAR-10's test batch"}
+        return {split: replace(source, origin=origins[split]) for split, source in sources.items()}
 
 
 class MNIST(ImageData):
@@ -49,10 +56,9 @@ class MNIST(ImageData):
         self.data_dir, self.download = data_dir, download
 
     def load(self) -> dict[str, Source]:
-        return {
-            split: mnist.load(self.data_dir, split, self.channels, self.download)
-            for split in ("train", "test")
-        }
+        sources = {s: mnist.load(self.data_dir, s, self.channels, self.download) for s in ("train", "test")}
+        origins = {"train": "MNIST's training images", "test": "MNIST's test images"}
+        return {split: replace(source, origin=origins[split]) for split, source in sources.items()}
 
 
 class Folder(ImageData):
@@ -89,7 +95,15 @@ class Folder(ImageData):
     def load(self) -> dict[str, Source]:
         # Skipping needs to know before the first epoch: an image that went in the middle of one would move the others.
         look = self._bad_images if self.verify or self.on_bad_image == "skip" else None
-        return dict(folder.scan(self.root, self.val_fraction, self.val_seed, self.follow_links, look))
+        return dict(
+            folder.scan(
+                self.root, self.val_fraction, self.val_seed, self.follow_links, look, rule=self.split_rule
+            )
+        )
+
+    @property
+    def needs_for_validation(self) -> str:
+        return f"set data.val_fraction=0.1, or add the folder {os.path.join(self.root, 'val')}"
 
     def _bad_images(self, paths: list[str], root: str) -> set[str]:
         skip, workers = self.on_bad_image == "skip", self._workers()

@@ -12,6 +12,7 @@ from typing import Any
 
 from alexnet_exp.data import folder
 from alexnet_exp.data.datasets import Folder
+from alexnet_exp.data.decode import readable_extensions
 from alexnet_exp.data.module import Source
 from alexnet_exp.data.sources import FileSource
 from alexnet_exp.errors import UserError
@@ -39,11 +40,14 @@ class ImageNet(Folder):
 
     def load(self) -> dict[str, Source]:
         look = self._bad_images if self.verify or self.on_bad_image == "skip" else None
-        return dict(scan(self.root, self.follow_links, look))
+        return dict(scan(self.root, self.follow_links, look, self.split_rule))
 
 
 def scan(
-    root: str, follow_links: bool = False, bad_images: folder.BadImages | None = None
+    root: str,
+    follow_links: bool = False,
+    bad_images: folder.BadImages | None = None,
+    rule: str = "by_name",
 ) -> dict[str, FileSource]:
     """Find the images of both splits; the arguments are those of `folder.scan`.
 
@@ -51,32 +55,38 @@ def scan(
         UserError: The folder is not ImageNet's, or its labels cannot be read.
     """
     root = os.path.expanduser(root)
-    check_layout(root)
-    flat = validation_classes(root) if _is_flat(os.path.join(root, "val")) else None
-    found = folder.scan(root, None, 0, follow_links, bad_images, flat)
+    val = check_layout(root, rule)
+    flat = validation_classes(root) if _is_flat(val) else None
+    found = folder.scan(root, None, 0, follow_links, bad_images, flat, rule)
     names = class_names(found["train"].classes)
     return {split: replace(source, classes=names) for split, source in found.items()}
 
 
-def check_layout(root: str) -> None:
+def check_layout(root: str, rule: str) -> str:
     """Refuse a folder that is not ImageNet's.
+
+    Returns:
+        The folder of the validation images.
 
     Raises:
         UserError: Says what is missing and where it is published.
     """
+    splits = folder.split_folders(root, rule) if os.path.isdir(root) else {}
     for split, archive in (("train", "ILSVRC2012_img_train.tar"), ("val", "ILSVRC2012_img_val.tar")):
-        if not os.path.isdir(os.path.join(root, split)):
+        if split not in splits:
             raise UserError(
                 f"{os.path.join(root, split)} is missing: get {archive} from {SITE} and unpack it there "
                 "(train: a folder for each class), or set data.root to where it is."
             )
-    with os.scandir(os.path.join(root, "train")) as entries:
+    train = os.path.join(root, splits["train"])
+    with os.scandir(train) as entries:
         other = next((e.name for e in entries if os.path.isdir(e.path) and not _is_class(e.name)), None)
     if other is not None:
         raise UserError(
-            f"{os.path.join(root, 'train', other)} is not named for a class of ImageNet (such as {_ENDS[0]}): "
+            f"{os.path.join(train, other)} is not named for a class of ImageNet (such as {_ENDS[0]}): "
             "data=folder reads folders of any name."
         )
+    return os.path.join(root, splits["val"])
 
 
 def _is_class(name: str) -> bool:
@@ -86,7 +96,7 @@ def _is_class(name: str) -> bool:
 def _is_flat(val: str) -> bool:
     """Return whether a folder holds images rather than classes."""
     with os.scandir(val) as entries:
-        return any(e.name.lower().endswith(folder.ENDINGS) for e in entries)
+        return any(os.path.splitext(e.name.lower())[1][1:] in readable_extensions() for e in entries)
 
 
 def class_names(wnids: tuple[str, ...]) -> tuple[str, ...]:

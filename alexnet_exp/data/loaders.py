@@ -56,6 +56,7 @@ class BatchPlan(Sampler):
         num_images: Images of the split.
         batch_size: Global batch, over all ranks.
         seed: None keeps the order of the split.
+        order: Another fixed order, where there is no seed.
         rank: This process.
         world_size: All processes.
         repeated: Every epoch has the images and the order of the first.
@@ -71,6 +72,7 @@ class BatchPlan(Sampler):
     resume: tuple[int, int] | None = None  # (epoch, batches already taken)
     taken: int = 0
     device: torch.device | None = None  # where the indices are wanted: one copy an epoch
+    order: Tensor | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass, and stand at its first batch."""
@@ -81,7 +83,7 @@ class BatchPlan(Sampler):
         return -(-self.num_images // self.batch_size)
 
     def __iter__(self) -> Iterator[Slice]:
-        order = torch.arange(self.num_images)
+        order = torch.arange(self.num_images) if self.order is None else self.order
         if self.seed is not None:
             order = permutation(self.num_images, "order", self.seed, self.order_epoch())
         order = order.to(self.device)

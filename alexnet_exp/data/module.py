@@ -16,11 +16,12 @@ from alexnet_exp import cores
 from alexnet_exp.data.augment import Preprocess
 from alexnet_exp.data.decode import read_stored
 from alexnet_exp.data.identity import Identity, identify_ahead
+from alexnet_exp.data.facts import facts, lines, missing
 from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader, Loader
 from alexnet_exp.data.pipeline import Pipeline
 from alexnet_exp.data.resident import choose_place
-from alexnet_exp.data.sources import ArraySource, FileSource
-from alexnet_exp.data.splits import split_validation
+from alexnet_exp.data.sources import ArraySource, FileSource, check_count
+from alexnet_exp.data.splits import RULES, even_subset, split_validation, spread_order
 from alexnet_exp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,12 @@ class ImageData(lightning.LightningDataModule):
         val_size: Images cut from the training set for validation.
         val_split: 'random' (stratified) or 'last'.
         val_seed: Which images validate.
-        train_subset: The first N training images; validation comes from the rest.
-        test_subset: The first N test images.
+        train_subset: N of the training images; validation comes from the rest. Of files that are cut by name an even
+            share of every class, else the first N.
+        test_subset: N of the test images, likewise.
+        subset_seed: Which ones, of files that are cut by name; None: val_seed.
+        split_rule: How files are cut: 'by_name', or 'by_order', which runs without a record of the rule keep
+            (data/splits.py).
         stored_size: Side of decoded image files, in pixels; None: 8/7 of the input.
         num_workers: Decoding processes; None: one per core, 8 at most.
         resident: Where images in memory are kept: 'auto', 'device', 'host' or 'off' (data/resident.py).
@@ -65,6 +70,8 @@ class ImageData(lightning.LightningDataModule):
         val_seed: int = 0,
         train_subset: int | None = None,
         test_subset: int | None = None,
+        subset_seed: int | None = None,
+        split_rule: str = "by_order",
         stored_size: int | None = None,
         num_workers: int | None = None,
         resident: str = "auto",
@@ -73,6 +80,10 @@ class ImageData(lightning.LightningDataModule):
         self.batch_size, self.channels, self.seed = batch_size, channels, seed
         self.val_size, self.val_split, self.val_seed = val_size, val_split, val_seed
         self.train_subset, self.test_subset = train_subset, test_subset
+        self.subset_seed = val_seed if subset_seed is None else subset_seed
+        if split_rule not in RULES:
+            raise UserError(f"data.split_rule={split_rule}: expected one of {', '.join(RULES)}.")
+        self.split_rule = split_rule
         self.num_workers, self.resident = num_workers, resident
         self._place = ""  # chosen once: memory that is free changes
         self._on_device: dict[str, ArraySource] = {}
@@ -85,7 +96,7 @@ class ImageData(lightning.LightningDataModule):
         self.pipeline = Pipeline(self.preprocess, options)
         self.views = str(options.get("views") or "centre")
         self.sources: dict[str, Source] = {}
-        self.origins: dict[str, str] = {}  # of each split, where it came from and the rule that cut it
+        self.origins: dict[str, str] = {}  # of each split: where it came from, and which rule cut it
         self._open: list[Loader] = []
         self.test_split = "test"
 
@@ -110,6 +121,7 @@ class ImageData(lightning.LightningDataModule):
             self.sources = self.decoded(self._cut(self.load()))
             if self.pipeline.options.get("mean_image", "none") != "none":
                 self.pipeline.mean_image = self._mean_image()
+        self.origins = {split: source.origin or source.name for split, source in self.sources.items()}
         if self.trainer is not None and "val" not in self.sources:
             self.trainer.limit_val_batches = 0  # Lightning warns of a loader that is empty
 
@@ -122,13 +134,16 @@ class ImageData(lightning.LightningDataModule):
     def identity(self) -> Callable[[], Identity]:
         """What the splits hold (data/identity.py); they are looked through from when it is first asked for."""
         return identify_ahead(self.sources, self.origins)
+    @property
+    def needs_for_validation(self) -> str:
+        """What to do about a data set without validation images."""
+        return "set data.val_size=N"
 
     def _cut(self, sources: dict[str, Source]) -> dict[str, Source]:
-        """Take the first train_subset images, then validation from the rest, then the first test_subset."""
+        """Take train_subset images, then validation from the rest, then test_subset."""
         train = rest = sources["train"]
         if self.train_subset is not None:
-            train = train.first(self.train_subset)
-            rest = rest.subset(torch.arange(self.train_subset, len(rest)))
+            train, rest = self._subset(train, "train", self.train_subset)
             if "val" not in sources and self.val_size > len(rest):
                 raise UserError(
                     f"data.val_size={self.val_size}: only {len(rest)} images are left beside the first "
@@ -137,13 +152,56 @@ class ImageData(lightning.LightningDataModule):
         cut = dict(sources)
         if "val" not in sources and self.val_size:
             keep = 1 if self.train_subset is None else 0
-            kept, chosen = split_validation(rest.labels, self.val_size, self.val_split, self.val_seed, keep)
-            cut["val"] = rest.subset(chosen)
-            train = rest.subset(kept) if self.train_subset is None else train
+            names = rest.names() if isinstance(rest, FileSource) else None
+            kept, chosen = split_validation(
+                rest.labels, self.val_size, self.val_split, self.val_seed, keep, names
+            )
+            how = "the last" if self.val_split == "last" else "at random" if names is None else "by file name"
+            seed = "" if self.val_split == "last" else f", val_seed={self.val_seed}"
+            origin = f"cut from train: val_size={self.val_size} {how}{seed}"
+            cut["val"] = replace(rest.subset(chosen), origin=origin)
+            if self.train_subset is None:
+                train = replace(rest.subset(kept), origin=f"{_origin(rest)} without val")
         cut["train"] = train
         if self.test_subset is not None and "test" in cut:
-            cut["test"] = cut["test"].first(self.test_subset)
+            cut["test"], _ = self._subset(cut["test"], "test", self.test_subset)
         return cut
+
+    def _subset(self, source: Source, split: str, count: int) -> tuple[Source, Source]:
+        """Return `count` images of a split, and the others.
+
+        Raises:
+            UserError: There are not so many.
+        """
+        names = source.names() if isinstance(source, FileSource) else None
+        if names is None:
+            part, how = source.first(count), "the first"
+            others = torch.arange(count, len(source))
+        else:
+            check_count(count, len(source), source.name)
+            chosen = even_subset(source.labels, names, count, self.subset_seed)
+            part, how = source.subset(chosen), f"an even share of every class, subset_seed={self.subset_seed}"
+            is_other = torch.ones(len(source), dtype=torch.bool)
+            is_other[chosen] = False
+            others = torch.nonzero(is_other).flatten()
+        origin = f"{_origin(source)}, {split}_subset={count}: {how}"
+        return replace(part, origin=origin), source.subset(others)
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Return of each split what a run records: images, classes, smallest and largest class, origin."""
+        return {s: facts(source, self.origins.get(s, source.name)) for s, source in self.sources.items()}
+
+    def tell(self) -> None:
+        """Log a line for each split, and the classes that one has no images of."""
+        for line in lines(self.facts()):
+            log.info(line)
+        for split, source in self.sources.items():
+            if text := missing(split, source):
+                log.warning(text)
+
+    def spread(self, split: str) -> torch.Tensor:
+        """Return an order of a split (int64) in which the first few images show the whole of it."""
+        return spread_order(self.sources[split].labels)
 
     def _mean_image(self) -> torch.Tensor:
         """Return the mean training image as stored, (C, S, S) float32; of MEAN_IMAGES evenly chosen ones at most."""
@@ -159,11 +217,18 @@ class ImageData(lightning.LightningDataModule):
 
     # ---------------------------------------------------------------------------------------- loaders
 
-    def loader(self, split: str, shuffle: bool = False) -> Loader:
-        """Make the loader of a split for this process."""
+    def loader(self, split: str, shuffle: bool = False, spread: bool = False) -> Loader:
+        """Make the loader of a split for this process.
+
+        Args:
+            split: 'train', 'val' or 'test'.
+            shuffle: In another order in every epoch.
+            spread: In the order of `spread`: not all of it will be read.
+        """
         source = self.sources[split]
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         plan = BatchPlan(len(source), self.batch_size, self.seed if shuffle else None, rank, world_size)
+        plan.order = self.spread(split) if spread else None
         if isinstance(source, ArraySource):
             return self._array_loader(split, source, plan)
         on_cuda = self._device().type == "cuda"
@@ -209,10 +274,16 @@ class ImageData(lightning.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> Any:
-        return self.loader("val") if "val" in self.sources else []
+        spread = self._is_limited("limit_val_batches")
+        return self.loader("val", spread=spread) if "val" in self.sources else []
 
     def test_dataloader(self) -> Any:
-        return self.loader(self.test_split) if self.test_split in self.sources else []
+        spread = self._is_limited("limit_test_batches")
+        return self.loader(self.test_split, spread=spread) if self.test_split in self.sources else []
+
+    def _is_limited(self, key: str) -> bool:
+        limit = getattr(self.trainer, key, 1.0)
+        return isinstance(limit, int) or limit < 1.0  # 1 is one batch, 1.0 all of them
 
     def predict_dataloader(self) -> Any:
         return self.test_dataloader()
@@ -269,6 +340,10 @@ class ImageData(lightning.LightningDataModule):
             "whiten": bool(self.pipeline.options.get("whiten")),
             "mean_image": self.pipeline.mean_image,
         }
+
+
+def _origin(source: Source) -> str:
+    return source.origin or source.name
 
 
 def _per_channel(values: Sequence[float], channels: int) -> list[float]:

@@ -7,7 +7,7 @@ import os
 import socket
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ class ArraySource:
         classes: Class names.
         name: Data set and split, for messages: "cifar10 train".
         numbers: Each image's position in its split as published, int64 (N,); made when left out.
+        origin: Where the images came from and which rule cut them, in a few words.
     """
 
     images: Tensor
@@ -31,6 +32,7 @@ class ArraySource:
     classes: tuple[str, ...]
     name: str
     numbers: Tensor | None = None
+    origin: str = field(default="", kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,7 +53,7 @@ class ArraySource:
         Raises:
             UserError: `count` is not between 1 and the number of images.
         """
-        _check_count(count, len(self), self.name)
+        check_count(count, len(self), self.name)
         numbers = None if self.numbers is None else self.numbers[:count]
         return replace(self, images=self.images[:count], labels=self.labels[:count], numbers=numbers)
 
@@ -66,6 +68,9 @@ class FileSource:
         classes: Class names.
         name: Data set and split, for messages: "clothing val".
         root: The folder that image names are relative to.
+        origin: Where the images came from and which rule cut them, in a few words.
+        depth: How many folders of an image's name stand for its split and class: data.split_rule=by_name goes by the
+            rest. None: the source is cut by order.
     """
 
     paths: tuple[str, ...]
@@ -73,6 +78,8 @@ class FileSource:
     classes: tuple[str, ...]
     name: str
     root: str
+    origin: str = field(default="", kw_only=True)
+    depth: int | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -80,6 +87,12 @@ class FileSource:
     def image_name(self, index: int) -> str:
         """Return the path relative to `root`: "val/hat/17.jpg"."""
         return os.path.relpath(self.paths[index], self.root)
+
+    def names(self) -> list[str] | None:
+        """Return the images' paths inside their class folders, or None where the source is cut by order."""
+        if self.depth is None:
+            return None
+        return ["/".join(self.image_name(i).split(os.sep)[self.depth :]) for i in range(len(self))]
 
     def subset(self, indices: Tensor) -> FileSource:
         """Return the images at `indices`, int64 (M,), in that order."""
@@ -92,11 +105,11 @@ class FileSource:
         Raises:
             UserError: `count` is not between 1 and the number of images.
         """
-        _check_count(count, len(self), self.name)
+        check_count(count, len(self), self.name)
         return replace(self, paths=self.paths[:count], labels=self.labels[:count])
 
 
-def _check_count(count: int, available: int, name: str) -> None:
+def check_count(count: int, available: int, name: str) -> None:
     if not 1 <= count <= available:
         raise UserError(
             f"{name} has {available} images: the first {count} cannot be taken, ask for 1 to {available}."

@@ -88,9 +88,16 @@ class Streaming(ImageData):
         paths = tuple(f"{self.url}/{name}" for _, name in pairs)
         name = f"{os.path.basename(self.url)} {split}"
         about = manifest["splits"][split]
-        return StreamSource(paths, labels, tuple(manifest["classes"]), name, self.url, about["sha256"])
+        classes = tuple(manifest["classes"])
+        origin = f"prepared from {about['origin']}" if "origin" in about else f"prepared {split}"
+        return StreamSource(paths, labels, classes, name, self.url, about["sha256"], origin=origin)
 
-    def loader(self, split: str, shuffle: bool = False) -> Loader:
+    @property
+    def needs_for_validation(self) -> str:
+        return "prepare a folder that has val images, or give prepare data.val_fraction=0.1"
+
+    def loader(self, split: str, shuffle: bool = False, spread: bool = False) -> Loader:
+        # Chunks hold all classes in an order of chance: their first images are a spread already.
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if self.batch_size % world_size:
             raise UserError(

@@ -166,6 +166,7 @@ def _fresh(run: RunDirectory) -> Iterator[None]:
 def _evaluate(run: RunDirectory, settings: dict[str, Any], command: str, console: Console) -> dict[str, Any]:
     started = time.time()
     with EvaluationRanks(run.path, settings["devices"]) as ranks:
+        from alexnet_exp.data.facts import lines
         from alexnet_exp.runs import evaluate_members as heavy
         from alexnet_exp.runs.evaluate_data import has_equal_views
         from alexnet_exp.runs.evaluate_output import write_all
@@ -181,6 +182,8 @@ def _evaluate(run: RunDirectory, settings: dict[str, Any], command: str, console
         if settings["split"] == "auto" and first.split != "test":
             what += f" (there are no test images: split={first.split})"
         console.print(what, highlight=False, markup=False)
+        for line in lines({first.split: first.data.facts()[first.split]}):
+            console.print(line, highlight=False, markup=False)
         if any(has_equal_views(member.data, member.split) for member in members):
             log.warning(_EQUAL_VIEWS)  # no error: a training may have tested its network that way
         ranks.go(settings)

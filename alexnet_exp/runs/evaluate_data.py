@@ -15,6 +15,7 @@ import torch
 from alexnet_exp.config.checks import check_recorded
 from alexnet_exp.data.cache import DecodedSource
 from alexnet_exp.data.identity import identify
+from alexnet_exp.data.folder import split_folders
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.data.pipeline import Pipeline
 from alexnet_exp.data.sources import ArraySource
@@ -105,9 +106,9 @@ def is_own_data(own: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
 def _whole_folder(keys: dict[str, Any]) -> dict[str, Any]:
     """Take all images of a folder that holds nothing but classes: there is nothing to train on here."""
     root = os.path.expanduser(str(keys.get("root", "")))
-    is_flat = os.path.isdir(root) and not os.path.isdir(os.path.join(root, "train"))
-    if keys["_target_"] == "alexnet_exp.data.Folder" and is_flat and keys["val_fraction"] is None:
-        keys["val_fraction"] = 0.0
+    if keys["_target_"] == "alexnet_exp.data.Folder" and os.path.isdir(root) and keys["val_fraction"] is None:
+        rule = keys.get("split_rule", "by_order")
+        return keys if split_folders(root, rule) else {**keys, "val_fraction": 0.0}
     return keys
 
 

@@ -103,7 +103,7 @@ def _evaluation(member: Member, outcome: Outcome) -> Evaluation:
         classes=member.classes,
         confusion=table.confusion(len(member.classes)),
         mistakes=[sample(int(i)) for i in table.worst(NUM_MISTAKES)],
-        samples=[sample(i) for i in range(min(NUM_SAMPLES, len(table)))],
+        samples=[sample(i) for i in sorted(member.data.spread(member.split)[:NUM_SAMPLES].tolist())],
     )
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from alexnet_exp.config.checks import shown
 from alexnet_exp.config.rules import Rule, at_least, choice, list_of, null, path, text
 from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.log import logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def figures(config: dict[str, Any], overrides: list[str], run_dir: Path, command
 
     started = time.perf_counter()
     console, run = Console(soft_wrap=True, highlight=False), RunDirectory(run_dir)
-    with run.fresh():
+    with run.fresh(), logging_to(None, on_screen=True):
         subject = open_subject(settings)
         made, left_out = _make(subject, settings["which"], console)
         _draw(run, subject, made, left_out)

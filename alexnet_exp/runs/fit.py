@@ -140,6 +140,7 @@ def assemble(
     size = config["model"].get("input_size", config["data"]["image_size"])
     layers = layer_table(model, (data.channels, size, size))
     chosen = config["callbacks"]
+    _check_validated(config, data)
     step_log = StepLog(lr=chosen["lr_monitor"]["enabled"], throughput=chosen["throughput"]["enabled"])
     checkpoint = _checkpoint(chosen["checkpoint"], run_dir)
     callbacks = [step_log, *_callbacks(chosen, data, console, step_log), checkpoint or StopUnsaved()]
@@ -149,6 +150,21 @@ def assemble(
     compile_network(model, config["compile"])
     use_fast_matmul(trainer.strategy.root_device)
     return Fit(config, data, classifier, trainer, layers, step_log, checkpoint)
+
+
+def _check_validated(config: Mapping[str, Any], data: ImageData) -> None:
+    """Refuse to watch a metric of validation images where there are none; without, the best checkpoint is the last.
+
+    Raises:
+        UserError: Says how this data set gets some.
+    """
+    watchers = {"scheduler": config["scheduler"]}
+    if config["callbacks"]["early_stopping"]["enabled"]:
+        watchers["callbacks.early_stopping"] = config["callbacks"]["early_stopping"]
+    for key, watcher in watchers.items():
+        if "val" not in data.sources and str(watcher.get("monitor")).startswith("val/"):
+            monitor, need = watcher["monitor"], data.needs_for_validation
+            raise UserError(f"{key} needs validation images (monitor={monitor}): {need}.")
 
 
 def _checkpoint(settings: Mapping[str, Any], run_dir: Path) -> BestAndLast | None:
@@ -164,8 +180,6 @@ def _callbacks(
     callbacks: list[Callback] = []
     stopping = dict(chosen["early_stopping"])
     if stopping.pop("enabled"):
-        if "val" not in data.sources and stopping["monitor"].startswith("val/"):
-            raise UserError("callbacks.early_stopping needs validation images: say data.val_size=N.")
         callbacks.append(EarlyStopping(**stopping, check_finite=False))
     if chosen["ema"]["enabled"]:
         callbacks.append(MovingAverage(chosen["ema"]["decay"]))

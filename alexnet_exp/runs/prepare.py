@@ -24,7 +24,7 @@ RULES = {
     "num_workers": at_least(1) | null,
     "cache": flag,
 }
-DATA_KEYS = ("root", "val_fraction", "val_seed", "follow_links", "channels")
+DATA_KEYS = ("root", "val_fraction", "val_seed", "split_rule", "follow_links", "channels")
 CACHE_SIZE = 256  # what data=folder stores for networks of 224 and 227 pixels
 
 
@@ -64,13 +64,15 @@ def _check(config: Mapping[str, Any]) -> None:
 def _sources(settings: Mapping[str, Any]) -> dict[str, FileSource]:
     """Find the images of every split."""
     from alexnet_exp.data import folder
+    from alexnet_exp.tracking.log import logging_to
 
-    root, links = settings["root"], settings["follow_links"]
-    if settings["kind"] == "imagenet":
-        from alexnet_exp.data.imagenet import scan
+    root, links, rule = settings["root"], settings["follow_links"], settings["split_rule"]
+    with logging_to(None, on_screen=True):
+        if settings["kind"] == "imagenet":
+            from alexnet_exp.data.imagenet import scan
 
-        return scan(root, links)
-    return folder.scan(root, settings["val_fraction"], settings["val_seed"], links)
+            return scan(root, links, rule=rule)
+        return folder.scan(root, settings["val_fraction"], settings["val_seed"], links, rule=rule)
 
 
 def _cache(config: Mapping[str, Any], workers: int, console: Console) -> None:

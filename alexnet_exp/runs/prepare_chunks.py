@@ -64,7 +64,7 @@ def write_chunks(sources: Mapping[str, FileSource], config: Mapping[str, Any], c
                 )
                 with _only_the_bar():
                     write(_mixed(tasks[split]), f"{url}/{split}", encoder, workers, config["chunk_mb"] << 20)
-            manifest["splits"][split] = _verified(f"{url}/{split}", source)
+            manifest["splits"][split] = _verified(f"{url}/{split}", source) | {"origin": source.origin}
             console.print(f"{split}: {len(source)} images, checked", markup=False)
         _put(url, MANIFEST, json.dumps(manifest, indent=1))
     url_setting = shlex.quote(f"data.url={config['out']}")

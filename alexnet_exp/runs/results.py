@@ -77,6 +77,7 @@ def _from_fit(fit: Fit) -> dict[str, Any]:
         "precision": fit.trainer.precision,
         "classes": list(fit.classifier.classes),
         "images": {split: len(source) for split, source in fit.data.sources.items()},
+        "splits": fit.data.facts(),
     }
     if getattr(fit.data, "bad_images", None) is not None:  # of a folder whose files were looked at
         found["bad_images"] = fit.data.bad_images

@@ -148,9 +148,13 @@ class _Session:
             from alexnet_exp.runs.loggers import make_loggers
 
         data = heavy.prepare_data(self.config)
+        data.tell()
         heavy.fit_to_data(self.config, data, self.overrides)
         self.run.write_settings(self.config, self.overrides)
         self.loggers = make_loggers(self.config, self.run)
+        for logger in self.loggers:
+            if hasattr(logger, "log_splits"):
+                logger.log_splits(data.facts())
         self.fit = heavy.assemble(self.config, data, self.run.path, self.loggers, self.console)
 
     def _train(self) -> None:

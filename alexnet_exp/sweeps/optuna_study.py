@@ -53,12 +53,13 @@ def check_sweeper(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Non
         if not rule.legal(settings[key]):
             value = shown(settings[key])
             raise UserError(f"hydra.sweeper.{key}={value} is not possible: it must be {rule.text}.")
-    unvalidated = config["data"].get("val_size") == 0 or config["trainer"]["limit_val_batches"] == 0
-    if unvalidated and settings["metric"].startswith("val/"):
-        raise UserError(
-            f"hydra.sweeper.metric={settings['metric']} needs validation images: "
-            "say data.val_size=5000, and leave trainer.limit_val_batches as it is."
-        )
+    unvalidated = {
+        "data.val_size=0: set data.val_size=5000": config["data"].get("val_size") == 0,
+        "trainer.limit_val_batches=0: leave it out": config["trainer"]["limit_val_batches"] == 0,
+    }
+    for why, holds in unvalidated.items():
+        if holds and settings["metric"].startswith("val/"):
+            raise UserError(f"hydra.sweeper.metric={settings['metric']} needs validation images, and {why}.")
 
 
 def open_study(

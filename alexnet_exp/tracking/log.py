@@ -45,17 +45,19 @@ class _File(logging.FileHandler):
 
 
 @contextlib.contextmanager
-def logging_to(path: Path | None) -> Iterator[None]:
+def logging_to(path: Path | None, on_screen: bool | None = None) -> Iterator[None]:
     """Send this package's messages to the terminal and to a file, everyone else's to the file alone.
 
     Args:
         path: The log file; None on the other ranks of a run, which say nothing.
+        on_screen: Whether this package's messages are shown; None: if there is a file.
     """
     handlers: list[logging.Handler] = []
     screen: logging.Handler = logging.NullHandler()
-    if path is not None:
+    if path is not None if on_screen is None else on_screen:
         screen = logging.StreamHandler()
         screen.setFormatter(_Clean("%(message)s"))
+    if path is not None:
         file = _File(path, encoding="utf-8")
         file.setFormatter(_Clean("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(file)

@@ -163,6 +163,12 @@ class WandbTracker(Logger):
         if self._run is not None:
             self._log(confusion_panels(matrix, classes))
 
+    def log_splits(self, splits: Mapping[str, Any]) -> None:
+        """Record what each split holds (data/facts.py) in the summary."""
+        if self._run is not None:
+            with self._recording():
+                self._run.summary["splits"] = redact(dict(splits))
+
     def log_checkpoint(self, path: Path, metadata: Mapping[str, Any]) -> None:
         """Record a checkpoint in the summary and, with log_model, its file as the artifact model-ID.
 

@@ -18,7 +18,7 @@ class Window:
         self.begin()
 
     def begin(self, with_gradients: bool = False) -> None:
-        """Start or resume training; a resumed run may bring the gradients of the batches its next step has begun with."""
+        """Start or resume training, perhaps with the gradients of the first batches of the next step."""
         self._epoch, self._batches, self._images, self._whole = -1, range(0), 0, with_gradients
 
     def weight(self, trainer: Trainer, batch: Batch, batch_idx: int) -> float:

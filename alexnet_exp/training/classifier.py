@@ -25,7 +25,7 @@ from alexnet_exp.training.identity import Splits, check_ranks, own_classes
 from alexnet_exp.training.losses import image_losses
 from alexnet_exp.training.meters import ClassificationMeter
 from alexnet_exp.training.optimizers import build_optimizer, images_of_a_step
-from alexnet_exp.training.outcomes import Outcomes
+from alexnet_exp.training.outcomes import NUM_SAMPLES, Outcomes
 from alexnet_exp.training.restart import Changes, Kept, begin_epoch_again, changes, complete_restart
 from alexnet_exp.training.schedules import RunLength, build_schedule
 
@@ -161,6 +161,11 @@ class ImageClassifier(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch)
+
+    def on_test_start(self) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ImageData) and self.test_split in data.sources:
+            self.outcomes.wanted = data.spread(self.test_split)[:NUM_SAMPLES].to(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.outcomes.add(batch, self._evaluate("test", batch))

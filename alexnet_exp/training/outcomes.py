@@ -30,7 +30,8 @@ class Outcomes:
 
     confusion: Tensor | None = None  # (K, K) int64, rows are true labels
     mistakes: list[Outcome] = field(default_factory=list)  # worst first; filled by `gather`
-    samples: list[Outcome] = field(default_factory=list)  # the first images of the split
+    samples: list[Outcome] = field(default_factory=list)  # `wanted`, or the first images of the split
+    wanted: Tensor | None = None  # positions of the samples in the split, int64 (S,), on the device
     _mistakes: list[Tensor] = field(
         default_factory=list
     )  # each (M, 4): probability, index, label, prediction
@@ -44,14 +45,20 @@ class Outcomes:
                              indices, labels, predictions], dim=1)  # fmt: skip
         wrong = torch.where(predictions == labels, -1.0, probabilities)
         self._mistakes.append(table[wrong.topk(min(NUM_MISTAKES, len(wrong))).indices])
-        if len(self._samples) * len(table) < NUM_SAMPLES:
+        if self.wanted is not None:
+            # topk instead of a mask, whose length the device would have to be asked for.
+            is_wanted = torch.isin(indices, self.wanted).to(wrong.dtype)
+            self._samples.append(table[is_wanted.topk(min(len(self.wanted), len(wrong))).indices])
+        elif len(self._samples) * len(table) < NUM_SAMPLES:
             self._samples.append(table[:NUM_SAMPLES])
 
     def gather(self) -> None:
         """Bring the finds of all ranks together; every rank must call it."""
         worst = [o for o in _everywhere(self._mistakes) if o.label != o.prediction]
         self.mistakes = sorted(worst, key=lambda o: (-o.probability, o.index))[:NUM_MISTAKES]
-        self.samples = sorted(_everywhere(self._samples), key=lambda o: o.index)[:NUM_SAMPLES]
+        samples = sorted(_everywhere(self._samples), key=lambda o: o.index)
+        wanted = None if self.wanted is None else set(self.wanted.tolist())
+        self.samples = [o for o in samples if wanted is None or o.index in wanted][:NUM_SAMPLES]
 
 
 def _everywhere(tables: list[Tensor]) -> list[Outcome]:

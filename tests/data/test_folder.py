@@ -171,9 +171,9 @@ def test_the_folder_of_the_data_may_be_a_link_to_anywhere(tmp_path: Path):
     assert len(folder.load(str(tmp_path / "root"), "train")) == 2
 
 
-def test_one_folder_is_cut_by_class_at_random(tmp_path: Path):
+def test_one_folder_is_cut_by_order_in_a_run_without_a_record_of_the_rule(tmp_path: Path):
     touch(tmp_path, *(f"a/{i:02}.jpg" for i in range(20)), *(f"b/{i:02}.jpg" for i in range(10)), "c/0.jpg")
-    splits = folder.scan(str(tmp_path), val_fraction=0.3, seed=1)
+    splits = folder.scan(str(tmp_path), val_fraction=0.3, seed=1, rule="by_order")
     assert list(splits) == ["train", "val"]
     assert splits["val"].labels.bincount(minlength=3).tolist() == [6, 3, 0]
     assert splits["train"].labels.bincount().tolist() == [14, 7, 1]
@@ -198,7 +198,7 @@ def test_a_train_folder_without_val_can_be_cut_too(tmp_path: Path):
     touch(tmp_path, *(f"train/{name}/{i}.jpg" for name in "ab" for i in range(4)), "test/a/1.jpg")
     assert list(folder.scan(str(tmp_path))) == ["train", "test"]
     splits = folder.scan(str(tmp_path), val_fraction=0.5)
-    assert {split: len(source) for split, source in splits.items()} == {"train": 4, "test": 1, "val": 4}
+    assert {split: len(source) for split, source in splits.items()} == {"train": 6, "test": 1, "val": 2}
 
 
 def test_a_fraction_of_zero_leaves_no_val_split(tmp_path: Path):

@@ -204,7 +204,7 @@ def test_batches_without_a_plan_are_taken_to_be_of_one_size() -> None:
     for length in (4, float("inf")):
         trainer = trainer_of([], accumulate=4, length=length)
         assert [window.weight(trainer, batch, i) for i in range(4)] == [1.0] * 4
-        window.close()
+        window.begin()
     trainer = trainer_of([], accumulate=4, length=6)
     assert [window.weight(trainer, batch, i) for i in range(6)] == [1.0] * 4 + [2.0] * 2
 

@@ -37,6 +37,7 @@ def test_wandb_has_the_metrics_and_settings_of_the_run(tmp_path: Path) -> None:
     told = {k: v for k, v in kept.config.items() if not k.startswith("_")}
     assert told.pop("names")["model"] == "alexnet_cifar"
     assert told == config
+    assert kept.summary["splits"]["train"]["images"] == result["splits"]["train"]["images"] == 200
     assert (kept.run_id, kept.exit_code) == (result["wandb"]["id"], 0)
 
 

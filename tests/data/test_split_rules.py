@@ -1,0 +1,229 @@
+"""Who is cut how: by file name, by order, an even share of every class, and a spread of a split."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from alexnet_exp.config.compose import compose, plain
+from alexnet_exp.data import Digits, Folder, ImageData
+from alexnet_exp.data.splits import draw, spread_order, validation_by_name
+from alexnet_exp.errors import UserError
+from alexnet_exp.targets import build
+from tests.data.makers import write_folder
+from tests.data.test_folder import touch
+
+COMMON: dict[str, Any] = {"batch_size": 8, "image_size": 32, "mean": [0.5], "std": [0.25], "num_workers": 0}
+
+
+@functools.cache
+def _composed(kind: str) -> dict[str, Any]:
+    return plain(
+        compose("train", ["model=alexnet_cifar", f"data={kind}", "data.root=root", "data.num_workers=0"])
+    )
+
+
+def opened(root: Path, *overrides: str, kind: str = "folder") -> ImageData:
+    """Return the data that the command line gives with data=KIND and `data.KEY=VALUE`."""
+    config = _composed(kind)
+    typed = dict(override.removeprefix("data.").split("=") for override in overrides)
+    assert set(typed) <= set(config["data"])
+    keys = {**config["data"], **{key: yaml.safe_load(value) for key, value in typed.items()}}
+    data: ImageData = build({**keys, "root": str(root), "cache": "off"}, augment=config["augment"], seed=0)
+    data.setup()
+    return data
+
+
+def names(data: ImageData, split: str) -> set[str]:
+    source = data.sources[split]
+    return {source.image_name(i) for i in range(len(source))}
+
+
+def classes_of(data: ImageData, split: str) -> dict[str, int]:
+    source = data.sources[split]
+    return dict(Counter(source.classes[label] for label in source.labels.tolist()))
+
+
+def three_classes(root: Path, count: int = 20) -> None:
+    touch(root, *(f"{name}/{name} {i}.jpg" for name in ("ant", "bee", "cat") for i in range(count)))
+
+
+# -------------------------------------------------------------------------------- validation
+
+
+@pytest.mark.parametrize("added", ["ant/aaa.jpg", "bee/bee 7b.jpg", "cat/zzz.jpg", "cat/sub/deep.jpg"])
+def test_an_added_file_moves_no_other(tmp_path: Path, added: str):
+    three_classes(tmp_path)
+    before = opened(tmp_path, "data.val_fraction=0.3")
+    touch(tmp_path, added)
+    after = opened(tmp_path, "data.val_fraction=0.3")
+    for split in ("train", "val"):
+        assert names(after, split) - {added} == names(before, split)
+
+
+def test_a_removed_file_moves_no_other(tmp_path: Path):
+    three_classes(tmp_path)
+    before = opened(tmp_path, "data.val_fraction=0.3")
+    (tmp_path / "ant/ant 3.jpg").unlink()
+    after = opened(tmp_path, "data.val_fraction=0.3")
+    assert names(after, "val") == names(before, "val") - {"ant/ant 3.jpg"}
+
+
+def test_a_renamed_class_moves_no_image(tmp_path: Path):
+    three_classes(tmp_path)
+    before = names(opened(tmp_path, "data.val_fraction=0.3"), "val")
+    (tmp_path / "ant").rename(tmp_path / "zebra")
+    after = names(opened(tmp_path, "data.val_fraction=0.3"), "val")
+    assert after == {name.replace("ant/", "zebra/") for name in before}
+
+
+def test_the_folder_of_the_data_has_no_say(tmp_path: Path):
+    three_classes(tmp_path / "here")
+    three_classes(tmp_path / "there" / "train")
+    flat = names(opened(tmp_path / "here", "data.val_fraction=0.3"), "val")
+    inside = names(opened(tmp_path / "there", "data.val_fraction=0.3"), "val")
+    assert {f"train/{name}" for name in flat} == inside
+
+
+def test_a_larger_fraction_takes_more_of_the_same(tmp_path: Path):
+    three_classes(tmp_path)
+    few, more = (names(opened(tmp_path, f"data.val_fraction={f}"), "val") for f in (0.2, 0.5))
+    assert few < more
+
+
+def test_val_seed_chooses_the_images_that_validate(tmp_path: Path):
+    three_classes(tmp_path)
+    one, two = (names(opened(tmp_path, "data.val_fraction=0.3", f"data.val_seed={s}"), "val") for s in (1, 2))
+    assert one != two
+
+
+def test_shares_are_those_asked_for_within_chance():
+    paths = [f"{i}.jpg" for i in range(10_000)]
+    for fraction in (0.1, 0.3, 0.9):
+        chosen = validation_by_name(torch.zeros(10_000, dtype=torch.long), paths, fraction, 0)
+        assert abs(chosen.float().mean() - fraction) < 0.015  # three deviations
+
+
+def test_every_class_keeps_a_training_image_whatever_the_fraction():
+    labels, paths = torch.tensor([0, 1, 1, 2, 2, 2]), ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg"]
+    for seed in range(50):
+        assert labels[~validation_by_name(labels, paths, 0.99, seed)].unique().tolist() == [0, 1, 2]
+
+
+def test_a_handful_of_images_has_one_of_each_class_to_validate_with():
+    labels, paths = torch.tensor([0, 0, 0, 1, 1, 1, 2]), [f"{i}.jpg" for i in (0, 1, 2, 0, 1, 2, 0)]
+    for seed in range(50):
+        counts = labels[validation_by_name(labels, paths, 0.2, seed)].bincount(minlength=3).tolist()
+        assert counts[0] == counts[1] >= 1
+        assert counts[2] == 0
+    assert not validation_by_name(labels, paths, 0.01, 0).any()
+
+
+def test_a_name_in_another_unicode_form_is_the_same_name():
+    assert draw("Kätzchen.jpg", 0) == draw("Kätzchen.jpg", 0)
+    assert draw("\udcff.jpg", 0) != draw("\udcfe.jpg", 0)  # bytes that are no text
+
+
+def test_a_number_of_validation_images_is_drawn_by_name_too(tmp_path: Path):
+    three_classes(tmp_path / "train")
+
+    def validating() -> set[str]:
+        data = Folder(str(tmp_path), split_rule="by_name", val_size=9, **COMMON)
+        data.setup()
+        assert data.sources["val"].labels.bincount().tolist() == [3, 3, 3]
+        return names(data, "val")
+
+    before = validating()
+    touch(tmp_path, "train/ant/aaa.jpg")
+    assert len(before - validating()) <= 1
+
+
+def test_a_run_without_a_record_of_the_rule_keeps_the_old_cut(tmp_path: Path):
+    write_folder(tmp_path, {"cat": 10, "dog": 20}, size=(9, 8))
+    old = Folder(str(tmp_path), val_fraction=0.2, **COMMON)
+    old.setup()
+    # As commit 3640d1b cut them.
+    dogs = {f"dog/{i}.jpg" for i in (4, 6, 11, 12)}
+    assert names(old, "val") == {"cat/1.jpg", "cat/4.jpg"} | dogs
+
+
+def test_origins_say_which_rule_cut_a_split(tmp_path: Path):
+    three_classes(tmp_path)
+    data = opened(tmp_path, "data.val_fraction=0.3")
+    assert data.origins == {
+        "train": "data.root without val",
+        "val": "cut from train: val_fraction=0.3 by file name, val_seed=0",
+    }
+    digits = Digits(**{**COMMON, "channels": 1}, val_size=180, test_subset=5)
+    digits.setup()
+    assert digits.origins == {
+        "train": "the digits' train part without val",
+        "val": "cut from train: val_size=180 at random, val_seed=0",
+        "test": "the digits' test part, test_subset=5: the first",
+    }
+
+
+# -------------------------------------------------------------------------------- subsets
+
+
+@pytest.mark.parametrize("kind", ["folder", "imagenet"])
+def test_a_subset_has_an_even_share_of_every_class(tmp_path: Path, kind: str):
+    classes = {"n01440764": 20, "n02119789": 3, "n02100735": 20}
+    touch(tmp_path, *(f"train/{c}/{c}_{i}.jpg" for c, count in classes.items() for i in range(count)))
+    touch(tmp_path, *(f"{split}/{c}/{i}.jpg" for split in ("val", "test") for c in classes for i in range(5)))
+    data = opened(tmp_path, "data.train_subset=15", "data.test_subset=4", kind=kind)
+    assert classes_of(data, "train") == {"n01440764": 6, "n02119789": 3, "n02100735": 6}
+    assert sorted(classes_of(data, "test").values()) == [1, 1, 2]
+    assert len(data.sources["val"]) == 15
+
+
+def test_the_subset_is_drawn_by_a_seed_of_its_own(tmp_path: Path):
+    touch(tmp_path, *(f"train/{c}/{c}_{i}.jpg" for c in "abc" for i in range(20)))
+    first, again, other, by_val_seed = (
+        names(opened(tmp_path, "data.train_subset=9", *more), "train")
+        for more in ((), ("data.subset_seed=0",), ("data.subset_seed=1",), ("data.val_seed=1",))
+    )
+    assert first == again
+    assert other == by_val_seed != first
+
+
+def test_a_subset_smaller_than_the_classes_says_which_it_lacks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    touch(tmp_path, *(f"train/{c}/{c}_{i}.jpg" for c in "abcd" for i in range(3)))
+    data = opened(tmp_path, "data.train_subset=1")
+    data.tell()
+    assert "train has no images of 3 of 4 classes" in caplog.text
+
+
+def test_a_subset_of_too_many_images_is_refused(tmp_path: Path):
+    touch(tmp_path, *(f"train/{c}/{i}.jpg" for c in "ab" for i in range(3)))
+    with pytest.raises(UserError, match="train has 6 images"):
+        opened(tmp_path, "data.train_subset=7")
+
+
+def test_validation_comes_from_outside_the_subset(tmp_path: Path):
+    three_classes(tmp_path)
+    data = opened(tmp_path, "data.val_fraction=0.3", "data.train_subset=9")
+    assert set(classes_of(data, "train").values()) == {3}
+    assert not names(data, "train") & names(data, "val")
+
+
+# -------------------------------------------------------------------------------- the order that shows a whole split
+
+
+def test_the_first_images_of_a_spread_show_every_class_and_the_same_each_time():
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 18 + [3] * 2)
+    order = spread_order(labels)
+    assert sorted(order.tolist()) == list(range(100))
+    assert set(labels[order[:4]].tolist()) == {0, 1, 2, 3}
+    half = labels[order[:50]].bincount(minlength=4).tolist()
+    assert all(abs(got - wanted) <= 1 for got, wanted in zip(half, (25, 15, 9, 1), strict=True))
+    assert torch.equal(order, spread_order(labels))
+    assert not torch.equal(order[:4].sort().values, torch.tensor([0, 50, 80, 98]))  # nor the first of each

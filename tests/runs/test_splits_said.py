@@ -1,0 +1,128 @@
+"""What a run says and records of its images, and what a limited evaluation and the sample of pictures show of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.runs import fit as heavy
+from alexnet_exp.runs.results import evaluation_of
+from tests.data.makers import write_folder
+from tests.training.small_runs import NARROW, settings
+from tests.training.small_runs import SMALL as DIGITS
+
+BASE = [
+    "model=alexnet_cifar", *NARROW, "model.input_size=32", "data=folder", "data.batch_size=8", "data.num_workers=0",
+    "data.cache=off", "augment=none", "trainer=cpu", "trainer.max_epochs=1", "logger=csv",
+    "callbacks.progress_bar.enabled=false", "callbacks.model_summary.enabled=false",
+]  # fmt: skip
+COUNTS = {"train/ant": 9, "train/bee": 20, "train/cat": 20, "val/ant": 20, "val/bee": 20,
+          "test/ant": 20, "test/bee": 20, "test/cat": 20}  # fmt: skip
+
+
+def trained(root: Path, run_dir: Path, *overrides: str) -> tuple[dict[str, Any], heavy.Fit]:
+    """Train on a folder; return what result.json holds, and the run's objects."""
+    config, typed = settings(f"data.root={root}", *overrides, base=BASE)
+    kept: list[heavy.Fit] = []
+    with pytest.MonkeyPatch.context() as patch:
+        from alexnet_exp.runs.train import train
+
+        assemble = heavy.assemble
+        patch.setattr(heavy, "assemble", lambda *a: (kept.append(assemble(*a)), kept[0])[1])
+        train(config, typed, run_dir, "python train.py")
+    return json.loads((run_dir / "result.json").read_text()), kept[0]
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], heavy.Fit]:
+    """A run of two batches of eight images for each split of a folder of three classes."""
+    folder = tmp_path_factory.mktemp("limited")
+    write_folder(folder / "pets", COUNTS, size=(12, 10), extension="png")
+    limits = [f"trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
+    result, fit = trained(folder / "pets", folder / "run", *limits)
+    return folder / "run", result, fit
+
+
+def test_a_limited_evaluation_sees_every_class(limited: tuple[Path, dict[str, Any], heavy.Fit]) -> None:
+    _, _, fit = limited
+    assert fit.classifier.outcomes.confusion is not None
+    seen = fit.classifier.outcomes.confusion.sum(1).tolist()
+    assert sum(seen) == 16
+    assert min(seen) >= 5
+    fit.trainer.limit_val_batches = 1
+    (first, *_) = fit.data.val_dataloader()
+    assert set(first.labels.tolist()) == {0, 1}
+
+
+def test_an_evaluation_of_everything_keeps_the_order_of_the_files(
+    limited: tuple[Path, dict[str, Any], heavy.Fit],
+) -> None:
+    _, _, fit = limited
+    fit.trainer.limit_val_batches = 1.0
+    indices = [i for batch in fit.data.val_dataloader() for i in batch.indices.tolist()]
+    assert indices == list(range(40))
+
+
+def test_the_sample_of_pictures_shows_every_class(limited: tuple[Path, dict[str, Any], heavy.Fit]) -> None:
+    run_dir, _, fit = limited
+    evaluation = evaluation_of(fit)
+    assert evaluation is not None
+    shown = Counter(sample.label for sample in evaluation.samples)
+    assert sum(shown.values()) == 16
+    assert min(shown[label] for label in range(3)) >= 5
+    assert (run_dir / "figures/samples.png").exists()
+
+
+def test_a_run_says_what_each_split_holds_before_the_first_step(
+    limited: tuple[Path, dict[str, Any], heavy.Fit],
+) -> None:
+    run_dir, _, _ = limited
+    log = (run_dir / "train.log").read_text()
+    assert "train  49 images, 3 classes (ant 9 ... bee 20), folder train" in log
+    assert "val    40 images, 2 classes (20 of each), folder val" in log
+    assert "val has no images of 1 of 3 classes: cat" in log
+
+
+def test_the_result_holds_what_each_split_holds(limited: tuple[Path, dict[str, Any], heavy.Fit]) -> None:
+    _, result, _ = limited
+    assert result["images"] == {"train": 49, "val": 40, "test": 60}
+    assert result["splits"]["train"] == {
+        "images": 49, "classes": 3, "smallest": {"class": "ant", "images": 9},
+        "largest": {"class": "bee", "images": 20}, "origin": "folder train",
+    }  # fmt: skip
+
+
+def test_images_in_memory_are_said_too(caplog: pytest.LogCaptureFixture) -> None:
+    config, _ = settings(base=DIGITS)
+    data = heavy.prepare_data(config)
+    with caplog.at_level(logging.INFO):
+        data.tell()
+    assert "train  200 images, 10 classes (" in caplog.text
+    assert "train_subset=200: the first" in caplog.text
+    assert data.facts()["val"]["origin"] == "cut from train: val_size=50 at random, val_seed=0"
+
+
+@pytest.mark.parametrize("watcher", ["callbacks.early_stopping.enabled=true", "scheduler=plateau"])
+def test_what_needs_validation_says_how_a_folder_gets_it(tmp_path: Path, watcher: str) -> None:
+    write_folder(tmp_path / "pets", {"train/cat": 3, "train/dog": 3}, size=(12, 10))
+    config, typed = settings(f"data.root={tmp_path / 'pets'}", watcher, base=BASE)
+    data = heavy.prepare_data(config)
+    heavy.fit_to_data(config, data, typed)
+    with pytest.raises(
+        UserError, match=r"needs validation images .*: set data\.val_fraction=0\.1, or add"
+    ) as caught:
+        heavy.assemble(config, data, tmp_path, [], None)  # type: ignore[arg-type]
+    assert "val_size" not in str(caught.value)
+
+
+def test_a_class_without_a_validation_image_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path, {f"{name}": 1 for name in "abcdefg"} | {"many": 30}, size=(12, 10))
+    config, _ = settings(f"data.root={tmp_path}", "data.val_fraction=0.2", base=BASE)
+    heavy.prepare_data(config).tell()
+    assert "val has no images of 7 of 8 classes: a, b, c, d, e, ..." in caplog.text
