@@ -9,7 +9,7 @@ from typing import Any
 from alexnet_exp.config.command_line import GROUPS
 from alexnet_exp.config.compose import conf_dir, options
 from alexnet_exp.config.networks import check_network, unknown_in_network
-from alexnet_exp.config.rules import RULES, SCHEDULES
+from alexnet_exp.config.rules import RETIRED, RULES, SCHEDULES
 from alexnet_exp.errors import UserError
 
 # Groups whose keys belong to a class of the user's own when its _target_ is not one of ours.
@@ -34,7 +34,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_groups(config)
     check_network(config["model"])
     own = [group for group in _WITH_CLASS if not _is_ours(config[group])]
-    leaves = _leaves({k: v for k, v in config.items() if k not in ("model", *own)})
+    leaves = _leaves({k: v for k, v in config.items() if k not in ("model", "choices", *own)})
     for key, value in leaves.items():
         rule = RULES.get(key)
         if rule is None:
@@ -70,6 +70,8 @@ def unknown(key: str) -> str:
     group, _, last = key.rpartition(".")
     if key.startswith("model."):
         return unknown_in_network(key)
+    if key in RETIRED:
+        return f"{key} has been removed: {RETIRED[key]}."
     if key in RULES:
         files = [o for o in options(group) if f"\n{last}:" in (conf_dir() / group / f"{o}.yaml").read_text()]
         belongs = f" It belongs to {' and '.join(f'{group}={o}' for o in files)}." if files else ""

@@ -13,7 +13,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from alexnet_exp.config.paths import expand_home
 from alexnet_exp.models.spec import AlexNetConfig
+from alexnet_exp.tracking.redact import with_passwords
 
 
 def conf_dir() -> Path:
@@ -43,17 +45,32 @@ def _hydra() -> Iterator[list[str]]:
         state.hydra = outer
 
 
-def compose(name: str, overrides: list[str]) -> DictConfig:
+def compose(name: str, overrides: list[str], with_hydra: bool = False) -> DictConfig:
     """Compose a primary configuration as the command line would.
 
     Args:
         name: File in conf/ without its ending: 'train'.
         overrides: As typed: 'model=alexnet', 'data.batch_size=64'.
+        with_hydra: Whether Hydra's own settings are wanted, too.
     """
     register()
     with _hydra() as folders:
         path = [f"hydra.searchpath=[{','.join(map(repr, folders))}]"] if folders else []
-        return hydra.compose(name, overrides=[*overrides, *path])
+        return hydra.compose(name, overrides=[*overrides, *path], return_hydra_config=with_hydra)
+
+
+def chosen_files(hydra_config: Any) -> dict[str, str]:
+    """Return which file of each of our groups a configuration was composed from.
+
+    Args:
+        hydra_config: Hydra's own settings, which know.
+    """
+    found = hydra_config.runtime.choices
+    return {
+        str(group): name if isinstance(name, str) else f"[{','.join(map(str, name))}]"
+        for group, name in found.items()
+        if name is not None and "/" not in str(group) and "@" not in str(group)
+    }
 
 
 def group(name: str, option: str) -> dict[str, Any]:
@@ -70,5 +87,5 @@ def options(name: str) -> list[str]:
 
 
 def plain(config: Any) -> Any:
-    """Resolve a configuration to plain dictionaries, lists, strings and numbers."""
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    """Resolve a configuration to plain dictionaries, lists, strings and numbers, its paths and URLs ready for use."""
+    return with_passwords(expand_home(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)))

@@ -16,7 +16,7 @@ from optuna.distributions import (
 from optuna.trial import Trial
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.tracking.redact import redact
+from alexnet_exp.tracking.redact import without_passwords
 
 
 @dataclass
@@ -62,7 +62,7 @@ def read_space(overrides: Sequence[Override]) -> Space:
         overrides: Parsed; of several with one key the last holds.
 
     Raises:
-        UserError: If nothing is searched, a range makes no sense, or a secret would be drawn.
+        UserError: If nothing is searched, a range makes no sense, or the password of a URL would be drawn.
     """
     last = {override.get_key_element(): override for override in overrides}
     searched = {key: override for key, override in last.items() if override.is_sweep_override()}
@@ -74,7 +74,7 @@ def read_space(overrides: Sequence[Override]) -> Space:
     fixed = [str(override.input_line) for key, override in last.items() if key not in searched]
     space = Space(fixed, {key: _distribution(override) for key, override in searched.items()})
     for key, distribution in space.distributions.items():
-        _check_no_secret(key, distribution)
+        _check_no_password(key, distribution)
     return space
 
 
@@ -101,11 +101,11 @@ def suggest(trial: Trial, key: str, distribution: BaseDistribution) -> None:
         trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)
 
 
-def _check_no_secret(key: str, distribution: BaseDistribution) -> None:
+def _check_no_password(key: str, distribution: BaseDistribution) -> None:
     drawn = [f"{key}={value}" for value in _some(distribution)]
-    if redact(drawn) != drawn:
+    if without_passwords(drawn) != drawn:
         raise UserError(
-            f"{key} holds a secret, and a study writes down all that it draws: give it one value."
+            f"{key} holds a password, and a study writes down all that it draws: give it one value."
         )
 
 
