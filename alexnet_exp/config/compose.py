@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +27,12 @@ def conf_dir() -> Path:
 
 
 def register() -> None:
-    """Tell Hydra the schema of network yamls and the resolver that makes directory names unique."""
+    """Tell Hydra the schema of network yamls and our resolvers: a name that is unique, a variable of the environment."""
     ConfigStore.instance().store(group="schema", name="alexnet", node=AlexNetConfig)
     if not OmegaConf.has_resolver("unique"):
         OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
+        # As oc.env, but an empty variable is none, as to W&B.
+        OmegaConf.register_new_resolver("or_else", lambda name, value: os.environ.get(name) or value)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from alexnet_exp.sweeps.job import FAILED
 from alexnet_exp.sweeps.launch import begin, check_settings, job_flags, saying_how_to_go_on
 from alexnet_exp.sweeps.optuna_page import write_sweep_page
 from alexnet_exp.sweeps.optuna_pool import TrialPool
-from alexnet_exp.sweeps.optuna_space import Space, as_overrides, read_space
+from alexnet_exp.sweeps.optuna_space import Space, as_overrides, check_values, read_space
 from alexnet_exp.sweeps.optuna_study import STORAGE, absolute, check_sweeper, num_trials, open_study
 from alexnet_exp.sweeps.optuna_trials import Trials
 from alexnet_exp.sweeps.record import SweepRecord
@@ -57,7 +57,9 @@ def search(
     launcher, settings = _plain(config.hydra.launcher), _plain(settings)
     check_settings(launcher)
     check_sweeper(settings, config)
-    space = read_space([o for o in overrides if o.key_or_group != "sweep.resume"])
+    overrides = [o for o in overrides if o.key_or_group != "sweep.resume"]
+    space = read_space(overrides)
+    check_values(space, overrides, compose)
     validate(space.examples())
     directory = Path(str(config.hydra.sweep.dir)).absolute()
     record, console = SweepRecord(directory), Console(soft_wrap=True)

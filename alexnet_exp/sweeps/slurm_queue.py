@@ -29,8 +29,9 @@ def submit(script: Path, variables: Mapping[str, str] | None = None) -> str:
     Raises:
         UserError: If SLURM is not here, does not answer, or refuses it.
     """
-    # HYDRA_FULL_ERROR is ours; jobs inherit the rest.
-    environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"} | dict(variables or {})
+    # HYDRA_FULL_ERROR is ours, and each job has a W&B run of its own; jobs inherit the rest.
+    not_theirs = ("HYDRA_FULL_ERROR", "WANDB_RUN_ID")
+    environment = {k: v for k, v in os.environ.items() if k not in not_theirs} | dict(variables or {})
     try:
         done = _asked("sbatch", "--parsable", str(script), environment=environment)
     except FileNotFoundError:
