@@ -72,7 +72,7 @@ def chosen_files(hydra_config: Any) -> dict[str, str]:
     return {
         str(group): name if isinstance(name, str) else f"[{','.join(map(str, name))}]"
         for group, name in found.items()
-        if name is not None and "/" not in str(group) and "@" not in str(group)
+        if name is not None and group != "hydra" and "/" not in str(group) and "@" not in str(group)
     }
 
 

@@ -189,7 +189,7 @@ def test_configurations_without_a_setting_of_their_own_are_told_in_words(
 
 def test_secrets_are_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for name in ("a", "b"):
-        make_run(tmp_path / name, 0.5, data={"api_key": f"hunter2{name}"})
+        make_run(tmp_path / name, 0.5, data={"url": f"s3://me:hunter2{name}@host/{name}"})
     assert "hunter2" not in json.dumps(as_json(capsys, str(tmp_path))["runs"][0]["settings"])
 
 
