@@ -33,10 +33,11 @@ _SHAPES = re.compile(  # keys that nothing else looks like
     r"|\bgithub_pat_\w{22,}|\bhf_[A-Za-z]{30,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
-# SCHEME://USER:PASSWORD@HOST, where the password may hold an @ or a /; what follows HOST: is a port.
+# SCHEME://USER:PASSWORD@HOST, where the password may hold an @ or a /; what follows HOST: is a port. Hydra's sweeper
+# writes a colon as \: in the settings of its jobs.
 _IN_URL = re.compile(
-    r"([a-zA-Z][\w+.-]*://[^/\s:@'\"]*):(?!\d{1,5}(?:[/?#,;'\")\]}\s]|$))((?:[^\s/'\"]|['\"](?![,;)\]}\s]|$))+(?=@)|[^\s@'\"]+(?=@))"
-    r"|(?<=[?&])((?:password|passwd|pwd|sslpassword)=)([^&\s#'\"]+)"
+    r"([a-zA-Z][\w+.-]*\\?://[^/\s:@'\"]*):(?!\d{1,5}(?:[/?#,;'\")\]}\s]|$))((?:[^\s/'\"]|['\"](?![,;)\]}\s]|$))+(?=@)|[^\s@'\"]+(?=@))"
+    r"|(?<=[?&])((?:password|passwd|pwd|sslpassword)\\?=)([^&\s#'\"]+)"
 )
 _VARIABLES = {"postgres": "PGPASSWORD", "mysql": "MYSQL_PWD", "mariadb": "MYSQL_PWD", "redis": "REDISCLI_AUTH"}
 OF_ANY_URL = "ALEXNET_URL_PASSWORD"

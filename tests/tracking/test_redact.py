@@ -80,6 +80,7 @@ URLS = {
     "s3://me:hunter2@host/images": "s3://me:***@host/images",
     "postgresql+psycopg2://me:pass/word@host:5432/db": "postgresql+psycopg2://me:***@host:5432/db",
     "mysql://me:p@ss@host/db": "mysql://me:***@host/db",
+    r"+url=s3\://me\:hunter2@host/x\=1": r"+url=s3\://me\:***@host/x\=1",  # as Hydra's sweeper writes it
     "redis://:hunter2@host": "redis://:***@host",
     "postgresql://host/db?user=me&password=hunter2&sslmode=off": (
         "postgresql://host/db?user=me&password=***&sslmode=off"
