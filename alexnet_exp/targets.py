@@ -49,7 +49,11 @@ def torch_optimizer(path: str) -> Any:
 
     name = path.rpartition(".")[2]
     if not is_torch_optimizer(path):
-        known = [k for k, v in vars(torch.optim).items() if inspect.isclass(v) and issubclass(v, torch.optim.Optimizer)]
+        known = [
+            k
+            for k, v in vars(torch.optim).items()
+            if inspect.isclass(v) and issubclass(v, torch.optim.Optimizer)
+        ]
         close = nearest(name, known, 1)
         raise UserError(f"optimizer._target_={path} is no optimizer of torch.{close}")
     if name in _UNFIT:
@@ -68,7 +72,7 @@ def is_torch_optimizer(path: str) -> bool:
     import torch
 
     base = torch.optim.Optimizer
-    inside = str(getattr(found, "__module__", "")).startswith("torch.optim.")
+    inside = f"{getattr(found, '__module__', '')}.".startswith("torch.optim.")
     return inside and inspect.isclass(found) and issubclass(found, base) and found is not base
 
 

@@ -32,7 +32,9 @@ def all_choices(run: Run) -> dict[str, str]:
     file is not in conf/.
     """
     recorded = {
-        key.removeprefix("choices."): str(name) for key, name in run.config.items() if key.startswith("choices.")
+        key.removeprefix("choices."): str(name)
+        for key, name in run.config.items()
+        if key.startswith("choices.")
     }
     return recorded or dict(_composed(tuple((k, v) for k, v in _typed(run) if k in GROUPS)))
 
@@ -40,7 +42,9 @@ def all_choices(run: Run) -> dict[str, str]:
 @lru_cache(maxsize=1024)
 def _composed(typed: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     try:
-        return tuple(chosen_files(compose("train", [f"{k}={v}" for k, v in typed], with_hydra=True).hydra).items())
+        return tuple(
+            chosen_files(compose("train", [f"{k}={v}" for k, v in typed], with_hydra=True).hydra).items()
+        )
     except Exception:  # a file of the user's own, or a name of another version
         return typed
 
@@ -71,7 +75,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
     found = [group for group in NAMED_GROUPS if group in typed and len({n.get(group) for n in named}) > 1]
     chosen = [tuple(names.items()) for names in named]
     for key in dict.fromkeys(key for run in runs for key in run.config):
-        if (is_apart(key) and key != "seed") or key.startswith("choices."):
+        if is_apart(key) and key != "seed":
             continue
         values = [repr(run.config.get(key)) for run in runs]  # 1 batch is not 1.0 of all
         unlike = set(values) - {"'auto'"} if key in _SETTLED else set(values)

@@ -120,7 +120,10 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
     new = [o for o in _last_of_each(overrides) if o not in {*first, *ours} and _key(o) != "resume"]
     settings, changed = _with_passwords(saved, config), set[str]()
     if new:
-        settings = {**config, **{g: _merged(g, saved, config, new, run) for g in _FREE if g in map(_key, new)}}
+        settings = {
+            **config,
+            **{g: _merged(g, saved, config, new, run) for g in _FREE if g in map(_key, new)},
+        }
         changed = _changes(saved, without_passwords(settings), new)
         _check_same_experiment(changed - set(hidden_keys(saved)), new, run.path)
     if hidden := hidden_keys(settings):
@@ -132,7 +135,9 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
         print(f"{run.path} has already finished; nothing to do.")
         return None
     settings["resume"] = str(run.path)
-    choices = {g: name for g, name in config.get("choices", {}).items() if name != _RECORDED and g in map(_key, new)}
+    choices = {
+        g: name for g, name in config.get("choices", {}).items() if name != _RECORDED and g in map(_key, new)
+    }
     if "choices" in saved:
         settings["choices"] = saved["choices"] | choices
     else:

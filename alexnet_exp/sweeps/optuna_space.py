@@ -130,9 +130,13 @@ def check_values(
             if problem is None:
                 continue
             step = getattr(distribution, "step", None) or 1
-            whole = isinstance(value, float) and step == int(step) and all(
-                _problem(key, int(v), lambda drawn: compose(space.overrides({**first, **drawn}))) is None
-                for v in _some(distribution)
+            whole = (
+                isinstance(value, float)
+                and step == int(step)
+                and all(
+                    _problem(key, int(v), lambda drawn: compose(space.overrides({**first, **drawn}))) is None
+                    for v in _some(distribution)
+                )
             )
             source = typed[key].partition("=")[2]
             hint = f": write '{key}=int({source})'" if whole else ""

@@ -80,7 +80,10 @@ def script(jobs: Sequence[Job], settings: Mapping[str, Any], shape: Shape, direc
         *(f"#SBATCH {option}" for option in _options(jobs, settings, shape, directory)),
         "",
         "case $SLURM_ARRAY_TASK_ID in",
-        *(f"  {task_of(job)}) settings=({shlex.join(without_passwords(_arguments(job)))}) ;;" for job in jobs),
+        *(
+            f"  {task_of(job)}) settings=({shlex.join(without_passwords(_arguments(job)))}) ;;"
+            for job in jobs
+        ),
         "esac",
         f"export OMP_NUM_THREADS={cpus} MKL_NUM_THREADS={cpus}",
         f'export WANDB_RUN_GROUP="${{WANDB_RUN_GROUP:-{directory.name}}}"',

@@ -43,7 +43,9 @@ def code_state(directory: Path | None = None) -> CodeState | None:
     diff = _git(directory, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv")
     if commit is None or status is None or diff is None:
         return None
-    return CodeState(commit.strip(), bool(status.strip()), _bounded(_LITERAL.sub(r"\1\2[redacted]\2", redact(diff))))
+    return CodeState(
+        commit.strip(), bool(status.strip()), _bounded(_LITERAL.sub(r"\1\2[redacted]\2", redact(diff)))
+    )
 
 
 def _bounded(diff: str) -> str:

@@ -39,7 +39,12 @@ _IN_URL = re.compile(
     r"([a-zA-Z][\w+.-]*\\?://[^/\s:@'\"]*):(?!\d{1,5}(?:[/?#,;'\")\]}\s]|$))((?:[^\s/'\"]|['\"](?![,;)\]}\s]|$))+(?=@)|[^\s@'\"]+(?=@))"
     r"|(?<=[?&])((?:password|passwd|pwd|sslpassword)\\?=)([^&\s#'\"]+)"
 )
-_VARIABLES = {"postgres": "PGPASSWORD", "mysql": "MYSQL_PWD", "mariadb": "MYSQL_PWD", "redis": "REDISCLI_AUTH"}
+_VARIABLES = {
+    "postgres": "PGPASSWORD",
+    "mysql": "MYSQL_PWD",
+    "mariadb": "MYSQL_PWD",
+    "redis": "REDISCLI_AUTH",
+}
 OF_ANY_URL = "ALEXNET_URL_PASSWORD"
 _met: set[str] = set()  # passwords of URLs in use, and a key that W&B's settings hold
 

@@ -219,9 +219,13 @@ STREAMED = ["data=streaming", "model=alexnet_lrn", "trainer.max_epochs=5"]
 def test_the_password_of_a_url_is_read_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = begun(tmp_path / "run", [*STREAMED, f"data.url='{URL.format('hunter22')}'"])
     for again in ([], ["trainer.max_epochs=9"]):
-        with pytest.raises(UserError, match=r"data\.url=s3://me:\*\*\*@host.*set ALEXNET_URL_PASSWORD in the env"):
+        with pytest.raises(
+            UserError, match=r"data\.url=s3://me:\*\*\*@host.*set ALEXNET_URL_PASSWORD in the env"
+        ):
             settings(run, *again)
-        assert settings(run, *again, f"data.url='{URL.format('hunter22')}'")["data"]["url"] == URL.format("hunter22")
+        assert settings(run, *again, f"data.url='{URL.format('hunter22')}'")["data"]["url"] == URL.format(
+            "hunter22"
+        )
     monkeypatch.setenv("ALEXNET_URL_PASSWORD", "another")
     for again in ([], ["trainer.max_epochs=9"]):
         assert settings(run, *again)["data"]["url"] == URL.format("another")
@@ -272,7 +276,9 @@ def test_a_recorded_run_names_nothing_that_hydra_acts_upon(tmp_path: Path):
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(f"{text}hydra: {{job: {{name: evil}}}}\n")
     assert "hydra" not in plain(compose("train", resumed_arguments([f"resume={run}", "seed=0"])))
-    (run / "config.yaml").write_text(text.replace("trainer:\n", "trainer:\n  defaults: [/hydra/launcher: basic]\n"))
+    (run / "config.yaml").write_text(
+        text.replace("trainer:\n", "trainer:\n  defaults: [/hydra/launcher: basic]\n")
+    )
     with pytest.raises(UserError, match="does not hold the settings of a run"):
         resumed_arguments([f"resume={run}"])
 

@@ -77,7 +77,10 @@ def test_no_file_of_a_failed_run_shows_a_secret(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="said no"):
         start(tmp_path / "run", fail=True)
     for name in ("train.log", "result.json", "report.html"):
-        assert "said no to s3://me:***@host/bucket and [redacted] [redacted]" in (tmp_path / "run" / name).read_text()
+        assert (
+            "said no to s3://me:***@host/bucket and [redacted] [redacted]"
+            in (tmp_path / "run" / name).read_text()
+        )
     assert leaks(tmp_path) == []
 
 
@@ -114,7 +117,9 @@ def test_a_checkpoint_of_an_older_version_says_what_it_hid(tmp_path: Path) -> No
     from alexnet_exp.training.rebuild import network_of
 
     hidden = {"_target_": f"{__name__}.Tokens", "class_token": "[redacted]"}
-    with pytest.raises(UserError, match=r"has model\.class_token as \[redacted\].*resume=RUN model\.class_token=VALUE"):
+    with pytest.raises(
+        UserError, match=r"has model\.class_token as \[redacted\].*resume=RUN model\.class_token=VALUE"
+    ):
         network_of({"config": {"model": hidden}}, trust=[__name__])
 
 

@@ -113,7 +113,13 @@ class Swept:
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     folder, out, err = tmp_path_factory.mktemp("grid") / "sweep", io.StringIO(), io.StringIO()
-    typed = ["-m", "+ends=nan,well", f"+storage=s3://me:{PASSWORD}@host", "trainer=cpu", "hydra.sweeper.max_batch_size=1"]
+    typed = [
+        "-m",
+        "+ends=nan,well",
+        f"+storage=s3://me:{PASSWORD}@host",
+        "trainer=cpu",
+        "hydra.sweeper.max_batch_size=1",
+    ]
     with stand_ins(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(["train", *typed, f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=mine"])
     return Swept(folder, typed, code, out.getvalue(), err.getvalue())

@@ -28,11 +28,18 @@ def _nothing_else_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", VARIABLES)
-def test_the_value_of_a_secret_variable_is_hidden_wherever_it_stands(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_value_of_a_secret_variable_is_hidden_wherever_it_stands(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
     value = VARIABLES[name]
     monkeypatch.setenv(name, value)
     shown = {"notes": f"before {value} after", "list": [f"notes={value}"], "n": 3, "pair": ("a", value)}
-    hidden = {"notes": "before [redacted] after", "list": ["notes=[redacted]"], "n": 3, "pair": ("a", "[redacted]")}
+    hidden = {
+        "notes": "before [redacted] after",
+        "list": ["notes=[redacted]"],
+        "n": 3,
+        "pair": ("a", "[redacted]"),
+    }
     assert redact(shown) == hidden
     assert shown["notes"] == f"before {value} after"  # a copy is changed
     assert without_passwords(shown) == shown  # and no file
@@ -111,10 +118,14 @@ def test_of_a_url_the_password_alone_is_left_out(url: str):
     ],
 )
 def test_the_password_is_read_from_the_environment(url: str, variable: str, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(UserError, match=rf"^data\.url=.*password is in no file; set .*{variable}.* in the environment"):
+    with pytest.raises(
+        UserError, match=rf"^data\.url=.*password is in no file; set .*{variable}.* in the environment"
+    ):
         with_passwords({"data": {"url": url}})
     monkeypatch.setenv(variable, "hunter2")
-    assert with_passwords({"data": {"url": url, "n": 1}}) == {"data": {"url": url.replace("***", "hunter2"), "n": 1}}
+    assert with_passwords({"data": {"url": url, "n": 1}}) == {
+        "data": {"url": url.replace("***", "hunter2"), "n": 1}
+    }
     monkeypatch.setenv("ALEXNET_URL_PASSWORD", "first")
     assert "first" in with_passwords({"a": [url]})["a"][0]
 

@@ -97,7 +97,11 @@ def test_config_is_recorded_whole_and_without_secrets(
     config = {
         "model": {"then": ["relu", "lrn"], "lrn": {"alpha": 1e-4}},
         "seed": 42,
-        "server": {"api_key": "hunter2-of-the-environment", "url": "s3://me:hunter2@host", "class_token": "c" * 40},
+        "server": {
+            "api_key": "hunter2-of-the-environment",
+            "url": "s3://me:hunter2@host",
+            "class_token": "c" * 40,
+        },
     }
     run = finished(tracker(tmp_path, config=config))
     assert run.config["model"] == config["model"]
