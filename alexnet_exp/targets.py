@@ -9,8 +9,8 @@ from typing import Any
 
 from alexnet_exp.errors import UserError, nearest
 
-# What a checkpoint may name, beside the optimizers of torch.optim, without the user's word: what conf/ ships, name by name. Other classes of ours lock
-# files or start processes when they are made.
+# What a checkpoint may name without the user's word, beside the optimizers of torch.optim: what conf/ ships, name by
+# name. Other classes of ours lock files or start processes when they are made.
 TRUSTED = (
     "alexnet_exp.data.CIFAR10",
     "alexnet_exp.data.Digits",

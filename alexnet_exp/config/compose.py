@@ -27,7 +27,7 @@ def conf_dir() -> Path:
 
 
 def register() -> None:
-    """Tell Hydra the schema of network yamls and our resolvers: a name that is unique, a variable of the environment."""
+    """Tell Hydra the schema of network yamls and our resolvers (a unique name, a variable or else a default)."""
     ConfigStore.instance().store(group="schema", name="alexnet", node=AlexNetConfig)
     if not OmegaConf.has_resolver("unique"):
         OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)

@@ -109,12 +109,12 @@ def _submit(jobs: list[Job], settings: Mapping[str, Any], shape: Shape, director
     passwords = url_passwords([job.overrides for job in jobs])
     if len(passwords) > 1:
         raise UserError(
-            f"The settings hold several passwords, and the jobs of an array read one from {OF_ANY_URL}: start one sweep "
-            "for each."
+            f"The settings hold several passwords, and the jobs of an array read one from {OF_ANY_URL}: start one "
+            "sweep for each."
         )
     path = directory / f"array-{number}.sh"
     write_atomically(path, script(jobs, settings, shape, directory))
-    return slurm_queue.submit(path, {OF_ANY_URL: password for password in passwords})
+    return slurm_queue.submit(path, dict(zip([OF_ANY_URL], passwords, strict=False)))
 
 
 def _say_how_to_follow(array: str, count: int, directory: Path, console: Console) -> None:
