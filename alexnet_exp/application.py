@@ -12,6 +12,7 @@ from typing import Any
 from alexnet_exp.config.command_line import prepare
 from alexnet_exp.config.messages import explain, of_composing
 from alexnet_exp.errors import UserError, printable
+from alexnet_exp.tracking.redact import redact
 
 
 def run_hydra(
@@ -68,14 +69,17 @@ def _reporting(
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
-        from alexnet_exp.config.compose import plain
+        from alexnet_exp.config.compose import chosen_files, plain
 
         app = HydraConfig.get()
         run_dir = Path(app.runtime.output_dir)
         try:
             if app.mode == RunMode.RUN:
                 _check_no_sweep(app)
-            return task(plain(cfg), _typed(app), run_dir)
+            config = plain(cfg)
+            if verb == "train":  # the files of conf/ that were chosen, which compare and dashboards go by
+                config["choices"] = chosen_files(app)
+            return task(config, _typed(app), run_dir)
         except Exception as error:
             failures.append(error)
             _show(error, verb, show_all)
@@ -120,6 +124,6 @@ def _show(error: Exception, verb: str, show_all: bool) -> None:
     if message is None or show_all:
         import traceback
 
-        traceback.print_exception(error)
+        print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     if message is not None:
-        print(f"error: {printable(message)}", file=sys.stderr)
+        print(f"error: {printable(redact(message))}", file=sys.stderr)

@@ -68,7 +68,9 @@ def main(argv: list[str] | None = None) -> int:
         run = _train if arguments[0] == "train" else partial(_run, arguments[0])
         return run(arguments[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from alexnet_exp.tracking.redact import redact
+
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 1
 
 

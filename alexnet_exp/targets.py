@@ -7,10 +7,10 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, nearest
 
-# What a checkpoint may name without the user's word: what conf/ ships, name by name. Other classes of ours lock
-# files or start processes when they are made.
+# What a checkpoint may name without the user's word, beside the optimizers of torch.optim: what conf/ ships, name by
+# name. Other classes of ours lock files or start processes when they are made.
 TRUSTED = (
     "alexnet_exp.data.CIFAR10",
     "alexnet_exp.data.Digits",
@@ -26,6 +26,54 @@ TRUSTED = (
     "torch.optim.AdamW",
     "torch.optim.SGD",
 )
+
+
+# They need what training here does not give them.
+_UNFIT = {
+    "LBFGS": "computes each batch several times",
+    "SparseAdam": "takes sparse gradients alone",
+    "Muon": "takes matrices alone, and a convolution's weights are none",
+}
+
+
+def torch_optimizer(path: str) -> Any:
+    """Import an optimizer of torch's own.
+
+    Args:
+        path: 'torch.optim.RMSprop'.
+
+    Raises:
+        UserError: If there is no such class, or it cannot train these networks.
+    """
+    import torch
+
+    name = path.rpartition(".")[2]
+    if not is_torch_optimizer(path):
+        known = [
+            k
+            for k, v in vars(torch.optim).items()
+            if inspect.isclass(v) and issubclass(v, torch.optim.Optimizer)
+        ]
+        close = nearest(name, known, 1)
+        raise UserError(f"optimizer._target_={path} is no optimizer of torch.{close}")
+    if name in _UNFIT:
+        raise UserError(f"optimizer._target_={path} cannot train here: it {_UNFIT[name]}.")
+    return locate(path)
+
+
+def is_torch_optimizer(path: str) -> bool:
+    """Return whether a dotted path names a subclass of torch.optim.Optimizer inside torch.optim."""
+    if not path.startswith("torch.optim."):
+        return False
+    try:
+        found = locate(path)
+    except UserError:
+        return False
+    import torch
+
+    base = torch.optim.Optimizer
+    inside = f"{getattr(found, '__module__', '')}.".startswith("torch.optim.")
+    return inside and inspect.isclass(found) and issubclass(found, base) and found is not base
 
 
 def locate(path: str) -> Any:
@@ -90,7 +138,7 @@ def check_trust(config: Any, trust: Iterable[str] = (), where: str = "the checkp
 def _allowed(target: Any, trust: Iterable[str]) -> bool:
     if not isinstance(target, str):
         return False
-    if target in TRUSTED:
+    if target in TRUSTED or is_torch_optimizer(target):
         return True
     package = next((name for name in trust if name and target.startswith(f"{name}.")), None)
     return package is not None and _defined_in(locate(target), package)

@@ -144,7 +144,7 @@ def test_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("path", ["/a folder/it's, x=1", "größe/~", "~/images", '/say "x"', "back\\slash"])
+@pytest.mark.parametrize("path", ["/a folder/it's, x=1", "größe/~", "a/~/images", '/say "x"', "back\\slash"])
 def test_path_typed_unquoted_reaches_training_unchanged(path: str, trained: list[dict[str, Any]]):
     typed = [f"data.root={path}", f"paths.output_dir=o {path.strip('/~')}", f"weights={path}"]
     assert main(["train", "data=folder", *typed]) == 0

@@ -167,3 +167,18 @@ def test_mistake_inside_a_class_is_not_blamed_on_its_keys(tmp_path: Path, monkey
 
 def test_locate_follows_a_dotted_path():
     assert locate("pathlib.Path") is Path
+
+
+def test_optimizers_inside_torch_are_trusted():
+    for name in ("RMSprop", "Adagrad", "rmsprop.RMSprop"):
+        check_trust({"_target_": f"torch.optim.{name}", "alpha": 0.9})
+    for name in (
+        "Optimizer",
+        "lr_scheduler.StepLR",
+        "sgd.Optimizer",
+        "swa_utils.AveragedModel",
+        "Nothing",
+        "sgd.torch",
+    ):
+        with pytest.raises(UserError, match="which is not of this package"):
+            check_trust({"_target_": f"torch.optim.{name}"})

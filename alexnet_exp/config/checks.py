@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 from alexnet_exp.config.command_line import GROUPS
 from alexnet_exp.config.compose import conf_dir, options
 from alexnet_exp.config.networks import check_network, unknown_in_network
-from alexnet_exp.config.rules import RULES, SCHEDULES
-from alexnet_exp.errors import UserError
+from alexnet_exp.config.rules import RETIRED, RULES, SCHEDULES
+from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.targets import TRUSTED, torch_optimizer
 
 # Groups whose keys belong to a class of the user's own when its _target_ is not one of ours.
 _WITH_CLASS = ("data", "optimizer")
+# Settings of an optimizer that are ours, whatever its class.
+_TREATMENT = ("bias_lr_factor", "bias_weight_decay", "layers", "lr_scaling", "base_batch")
 # Whichever file is chosen, these are there: all keys of some groups, a few of others.
 _WHOLE_GROUPS = ("augment", "trainer", "callbacks", "paths")
 _ALWAYS = (
@@ -34,8 +38,11 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_groups(config)
     check_network(config["model"])
     own = [group for group in _WITH_CLASS if not _is_ours(config[group])]
-    leaves = _leaves({k: v for k, v in config.items() if k not in ("model", *own)})
+    torchs = _torch_arguments(config["optimizer"])
+    leaves = _leaves({k: v for k, v in config.items() if k not in ("model", "choices", *own)})
     for key, value in leaves.items():
+        if key.startswith("optimizer.") and key.removeprefix("optimizer.") in torchs:
+            continue
         rule = RULES.get(key)
         if rule is None:
             raise UserError(unknown(key))
@@ -44,7 +51,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     for key in RULES:
         group = key.split(".")[0]
         always = group == key or group in _WHOLE_GROUPS or key in _ALWAYS
-        if always and group not in own and key not in leaves:
+        if always and group not in own and key not in leaves and not (torchs and key == "optimizer.lr"):
             raise UserError(f"The setting {key} is missing: give it a value and do not take it away with ~.")
     _check_combinations(config)
 
@@ -70,6 +77,8 @@ def unknown(key: str) -> str:
     group, _, last = key.rpartition(".")
     if key.startswith("model."):
         return unknown_in_network(key)
+    if key in RETIRED:
+        return f"{key} has been removed: {RETIRED[key]}."
     if key in RULES:
         files = [o for o in options(group) if f"\n{last}:" in (conf_dir() / group / f"{o}.yaml").read_text()]
         belongs = f" It belongs to {' and '.join(f'{group}={o}' for o in files)}." if files else ""
@@ -126,6 +135,40 @@ def _check_combinations(config: Mapping[str, Any]) -> None:
     if config["ckpt"] and config["weights"] != "none":
         raise UserError("ckpt= restores the network's weights too: leave weights= out, or ckpt=.")
     _check_monitors(config)
+
+
+def _torch_arguments(optimizer: Mapping[str, Any]) -> set[str]:
+    """Return the settings that go to an optimizer of torch's other than as conf/optimizer has them, checked.
+
+    The classes of conf/optimizer with the settings there have rules; for all else torch's own constructor is asked,
+    whose import takes a second.
+
+    Raises:
+        UserError: For a class that is no optimizer or does not train networks like ours, an argument that it does not
+            have, or a value that it refuses.
+    """
+    target = str(optimizer.get("_target_"))
+    given = {str(k): v for k, v in optimizer.items() if k != "_target_" and k not in _TREATMENT}
+    if not target.startswith("torch.optim."):
+        return set()
+    if target in TRUSTED and all(f"optimizer.{key}" in RULES for key in given):
+        return set()
+    kind = torch_optimizer(target)
+    takes = [name for name in inspect.signature(kind).parameters if name != "params"]
+    for key in given:
+        if key not in takes:
+            raise UserError(
+                f"optimizer.{key}: {target} has no such argument.{nearest(key, takes)} It takes {', '.join(takes)}; "
+                f"~optimizer.{key} takes it away."
+            )
+    import torch
+
+    try:
+        kind([torch.nn.Parameter(torch.zeros(1, 1))], **given)
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"optimizer: {target} refuses its settings: {reason}.") from error
+    return set(given)
 
 
 def _check_optimizer(optimizer: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from alexnet_exp.config.compose import options
+from alexnet_exp.config.paths import PATH_KEYS, PATH_LISTS
 from alexnet_exp.errors import UserError, nearest
 
 GROUPS = (
@@ -24,14 +25,10 @@ _SINGLE = (
     "paths",
 )  # of others, several add up
 
-# Their values are paths or prose: spaces, commas, '=' and a leading '/' are meant as they stand.
-LITERAL_KEYS = (
-    "resume", "sweep.resume", "weights", "data.root", "data.url", "data.data_dir", "paths.data_dir", "paths.output_dir",
-    "paths.cache_dir", "data.cache_dir",
-    "hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.storage", "logger.wandb.notes", "out", "where", "sort", "metric",
-)  # fmt: skip
-_PATH_LISTS = ("ckpt", "images", "runs")  # one path as it stands, or a list in brackets
+# Paths or prose: spaces, commas, '=' and a leading '/' are meant as they stand.
+LITERAL_KEYS = (*PATH_KEYS, "logger.wandb.notes", "where", "sort", "metric")
 
+_FOLDER_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")
 _FLAGS_WITH_VALUE = (
     "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p",
     "--info", "-i", "--experimental-rerun",
@@ -54,13 +51,14 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = ()) -> list[str]
         UserError: For what Hydra would answer with a traceback.
     """
     flags, settings = _separate(arguments)
+    flags = _with_home(flags)
     _check_flags(flags)
     settings = _with_keys(settings, bare_words)
     sweep = "-m" in flags or "--multirun" in flags
     for setting in settings:
         _check_form(setting)
         _check_for_sweeps(setting, sweep)
-    prepared = [_quoted(setting, sweep) for setting in settings]
+    prepared = [quoted(setting, sweep) for setting in settings]
     typed = dict(setting.lstrip("+").split("=", 1) for setting in prepared if "=" in setting)
     if "sweep.resume" in typed and typed["sweep.resume"] not in _NULL:
         if not sweep:
@@ -77,9 +75,19 @@ def resumed_directory(arguments: Sequence[str]) -> str | None:
     """Return the value of the last `resume=`, if it names a directory."""
     values = [a.partition("=")[2] for a in arguments if a.lstrip("+").startswith("resume=")]
     value = values[-1] if values else ""
-    if _is_quoted(value):
-        value = value[1:-1].replace("\\'", "'")
-    return None if value in _NULL else value
+    return None if _unquoted(value) in _NULL else os.path.expanduser(_unquoted(value))
+
+
+def _with_home(flags: list[str]) -> list[str]:
+    """Expand ~ in the folders that flags name; a shell does it only for a word that begins with it."""
+    expanded = list(flags)
+    for i, flag in enumerate(flags):
+        name, equals, value = flag.partition("=")
+        if name in _FOLDER_FLAGS and equals:
+            expanded[i] = f"{name}={os.path.expanduser(value)}"
+        elif i and flags[i - 1] in _FOLDER_FLAGS:
+            expanded[i] = os.path.expanduser(flag)
+    return expanded
 
 
 def _separate(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -134,8 +142,8 @@ def _with_keys(settings: list[str], keys: tuple[str, ...]) -> list[str]:
 
 def _is_bare(setting: str, key: str) -> bool:
     """Return whether a word is a value of the key: it has no '=', or is a path that exists where one is asked for."""
-    if "=" in setting or setting.startswith("~"):
-        return key in _PATH_LISTS and os.path.exists(setting)
+    if setting.startswith("~/") or "=" in setting or setting.startswith("~"):
+        return key in PATH_LISTS and (setting.startswith("~/") or os.path.exists(os.path.expanduser(setting)))
     return True
 
 
@@ -171,14 +179,44 @@ def _check_for_sweeps(setting: str, sweep: bool) -> None:
         raise UserError(f"{setting} is not possible: say {params}={{KEY: VALUES}}, such as {{seed: '0,1'}}.")
 
 
-def _quoted(setting: str, sweep: bool) -> str:
+def quoted(setting: str, sweep: bool = False) -> str:
+    """Quote the value of a path key for Hydra's grammar, its ~ expanded.
+
+    Args:
+        setting: As typed: 'data.root=~/my images'.
+        sweep: Whether commas part several values.
+    """
     key, equals, value = setting.partition("=")
-    is_path = key.lstrip("+") in _PATH_LISTS and not (value.startswith("[") and value.endswith("]"))
-    if not (key.lstrip("+") in LITERAL_KEYS or is_path) or not equals or value in (*_NULL, "???"):
+    name = key.lstrip("+")
+    if name not in (*LITERAL_KEYS, *PATH_LISTS) or not equals or value in (*_NULL, "???"):
         return setting
-    if _is_quoted(value) or "${" in value or (sweep and "," in value):
-        return setting  # already quoted, an interpolation, or several values of a sweep
-    return f"{key}={_literal(value)}"
+    is_path = name not in LITERAL_KEYS[len(PATH_KEYS) :]
+    brackets = name in PATH_LISTS and value.startswith("[") and value.endswith("]")
+    if brackets or (sweep and "," in value):  # several values, which Hydra reads itself
+        inner = value[1:-1] if brackets else value
+        parts = [_at_home(part) for part in _split(inner)] if is_path else [inner]
+        return f"{key}=[{','.join(parts)}]" if brackets else f"{key}={','.join(parts)}"
+    if "${" in value:
+        return setting
+    if is_path and _unquoted(value).startswith("~"):
+        return f"{key}={_at_home(value)}"
+    return setting if _is_quoted(value) else f"{key}={_literal(value)}"
+
+
+def _at_home(value: str) -> str:
+    """Expand ~ in one value, quoted or not; any other stays as it is."""
+    bare = value.strip()
+    path = _unquoted(bare)
+    return _literal(os.path.expanduser(path)) if path.startswith("~") and "${" not in path else value
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that are inside no quotation marks."""
+    return re.findall(r"""(?:'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|[^,])+""", text)
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1].replace("\\'", "'") if _is_quoted(value) else value
 
 
 def _literal(value: str) -> str:

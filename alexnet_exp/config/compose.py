@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from alexnet_exp.config.paths import expand_home
 from alexnet_exp.models.spec import AlexNetConfig
+from alexnet_exp.tracking.redact import with_passwords
 
 DEFAULT_EPOCHS = 30
 
@@ -30,8 +33,9 @@ def register() -> None:
     ConfigStore.instance().store(group="schema", name="alexnet", node=AlexNetConfig)
     if not OmegaConf.has_resolver("unique"):
         OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
-    if not OmegaConf.has_resolver("epochs_unless"):
         OmegaConf.register_new_resolver("epochs_unless", _default_epochs)
+        # As oc.env, but an empty variable is none, as to W&B.
+        OmegaConf.register_new_resolver("or_else", lambda name, value: os.environ.get(name) or value)
 
 
 def _default_epochs(max_steps: Any) -> int | None:
@@ -52,17 +56,32 @@ def _hydra() -> Iterator[list[str]]:
         state.hydra = outer
 
 
-def compose(name: str, overrides: list[str]) -> DictConfig:
+def compose(name: str, overrides: list[str], with_hydra: bool = False) -> DictConfig:
     """Compose a primary configuration as the command line would.
 
     Args:
         name: File in conf/ without its ending: 'train'.
         overrides: As typed: 'model=alexnet', 'data.batch_size=64'.
+        with_hydra: Whether Hydra's own settings are wanted, too.
     """
     register()
     with _hydra() as folders:
         path = [f"hydra.searchpath=[{','.join(map(repr, folders))}]"] if folders else []
-        return hydra.compose(name, overrides=[*overrides, *path])
+        return hydra.compose(name, overrides=[*overrides, *path], return_hydra_config=with_hydra)
+
+
+def chosen_files(hydra_config: Any) -> dict[str, str]:
+    """Return which file of each of our groups a configuration was composed from.
+
+    Args:
+        hydra_config: Hydra's own settings, which know.
+    """
+    found = hydra_config.runtime.choices
+    return {
+        str(group): name if isinstance(name, str) else f"[{','.join(map(str, name))}]"
+        for group, name in found.items()
+        if name is not None and group != "hydra" and "/" not in str(group) and "@" not in str(group)
+    }
 
 
 def group(name: str, option: str) -> dict[str, Any]:
@@ -79,5 +98,5 @@ def options(name: str) -> list[str]:
 
 
 def plain(config: Any) -> Any:
-    """Resolve a configuration to plain dictionaries, lists, strings and numbers."""
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    """Resolve a configuration to plain dictionaries, lists, strings and numbers, its paths and URLs ready for use."""
+    return with_passwords(expand_home(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)))

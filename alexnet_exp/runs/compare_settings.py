@@ -6,9 +6,8 @@ from collections.abc import Hashable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-import yaml
-
-from alexnet_exp.config.compose import conf_dir
+from alexnet_exp.config.command_line import GROUPS
+from alexnet_exp.config.compose import chosen_files, compose
 from alexnet_exp.tracking.compare_groups import is_apart
 from alexnet_exp.tracking.compare_runs import Run
 
@@ -21,42 +20,39 @@ _SETTLED = ("compile", "channels_last", "trainer.precision")
 
 
 def choices(run: Run) -> dict[str, str]:
-    """Return the file of each group that a run was composed from, as far as its overrides and conf/ tell."""
-    typed = {key: value for key, value in _typed(run) if key in (*NAMED_GROUPS, "sweep")}
-    names = dict(_primary()) | dict(_chosen("sweep", typed.pop("sweep", "none")))
-    names |= dict(_chosen("experiment", typed.get("experiment", "none"))) | typed
-    if "augment" not in typed:
-        names |= dict(_chosen("data", names.get("data", "none")))
-    return {group: names[group] for group in NAMED_GROUPS if group in names}
+    """Return the file of each group that tells runs apart."""
+    found = all_choices(run)
+    return {group: found[group] for group in NAMED_GROUPS if group in found}
+
+
+def all_choices(run: Run) -> dict[str, str]:
+    """Return the file of each group that a run was composed from.
+
+    A run of an older version has not recorded them: its overrides are composed again, and count by themselves where a
+    file is not in conf/.
+    """
+    recorded = {
+        key.removeprefix("choices."): str(name)
+        for key, name in run.config.items()
+        if key.startswith("choices.")
+    }
+    return recorded or dict(_composed(tuple((k, v) for k, v in _typed(run) if k in GROUPS)))
+
+
+@lru_cache(maxsize=1024)
+def _composed(typed: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    try:
+        return tuple(
+            chosen_files(compose("train", [f"{k}={v}" for k, v in typed], with_hydra=True).hydra).items()
+        )
+    except Exception:  # a file of the user's own, or a name of another version
+        return typed
 
 
 def _typed(run: Run) -> Iterator[tuple[str, str]]:
     for override in run.overrides:
         key, _, value = override.lstrip("+~").partition("=")
         yield key, value.strip("'\"")
-
-
-@lru_cache
-def _primary() -> tuple[tuple[str, str], ...]:
-    return tuple(_defaults("train"))
-
-
-@lru_cache
-def _chosen(group: str, option: str) -> tuple[tuple[str, str], ...]:
-    return tuple(_defaults(f"{group}/{option}"))
-
-
-def _defaults(file: str) -> Iterator[tuple[str, str]]:
-    """Yield (group, name) of a defaults list, those of the files it stands on first."""
-    path = conf_dir() / f"{file}.yaml"
-    if not path.is_file():  # a file of the user's own
-        return
-    for entry in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", []):
-        if isinstance(entry, str) and entry != "_self_":
-            yield from _defaults(f"{file.rpartition('/')[0]}/{entry}")
-        elif isinstance(entry, dict):
-            for key, name in entry.items():
-                yield str(key).removeprefix("override ").lstrip("/").partition("@")[0], str(name)
 
 
 def lookup(run: Run, key: str) -> Any:

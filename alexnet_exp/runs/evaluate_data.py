@@ -21,6 +21,7 @@ from alexnet_exp.data.pipeline import Pipeline
 from alexnet_exp.data.sources import ArraySource
 from alexnet_exp.errors import UserError, nearest, printable
 from alexnet_exp.targets import build, check_trust
+from alexnet_exp.tracking.redact import REDACTED, hidden_keys, with_passwords
 from alexnet_exp.training.identity import changed_split, match_classes, own_classes
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,11 @@ def _data_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
     if "cache" in own:
         own["cache"] = "off"  # only one split is needed, and once
     check_recorded({"data": own | typed}, ["data"], "The checkpoint")
-    return own | typed
+    if hidden := hidden_keys({"data": own | typed}):
+        raise UserError(
+            f"The checkpoint has {hidden[0]} as {REDACTED}, as an older version kept it; set it: {hidden[0]}=VALUE."
+        )
+    return with_passwords(own | typed, "data")
 
 
 def is_own_data(own: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.inference import LoadedClassifier
 from alexnet_exp.targets import build, check_trust
 from alexnet_exp.training.identity import changed_split
+from alexnet_exp.tracking.redact import with_passwords
 
 COUNT = 32
 _SIZES = ((0, 0), (7, 0), (0, 13), (40, 3))  # pixels that made-up images are larger than the stored ones
@@ -79,7 +80,7 @@ def _own_images(data: Any, loaded: LoadedClassifier) -> tuple[list[Tensor], str]
 
 
 def _open(loaded: LoadedClassifier, trust: Sequence[str], data_dir: str) -> Any:
-    settings = {**loaded.config["data"]}
+    settings = with_passwords({**loaded.config["data"]}, "data")
     check_trust(settings, trust, "data")
     if "data_dir" in settings and not os.path.isdir(settings["data_dir"]):
         settings["data_dir"] = data_dir

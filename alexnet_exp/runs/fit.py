@@ -27,7 +27,7 @@ from alexnet_exp.models.summary import LayerRow, layer_table
 from alexnet_exp.targets import build
 from alexnet_exp.tracking.log import log, quiet_lightning
 from alexnet_exp.tracking.metrics_csv import MetricsCSV
-from alexnet_exp.tracking.redact import redact
+from alexnet_exp.tracking.redact import without_passwords
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.wandb_logger import WandbTracker
 from alexnet_exp.training.automatic import compile_network, settle, use_fast_matmul
@@ -133,7 +133,7 @@ def assemble(
         config["scheduler"],
         config["label_smoothing"],
         config["seed"],
-        embed={"config": redact(config), "preprocessing": data.preprocessing()},
+        embed={"config": without_passwords(config), "preprocessing": data.preprocessing()},
         channels_last=config["channels_last"],
         splits=_splits(data),
     )

@@ -40,11 +40,12 @@ def _tensorboard(run: RunDirectory) -> Any:
 
 def _wandb(options: dict[str, Any], config: dict[str, Any], run: RunDirectory) -> Any:
     from alexnet_exp.runs.compare_settings import choices
-    from alexnet_exp.tracking.compare_runs import Run
+    from alexnet_exp.tracking.compare_runs import Run, leaves
     from alexnet_exp.tracking.wandb_logger import WandbTracker, find_run_id
 
     options["name"] = options["name"] or run.path.name
     run_id = find_run_id(run.path) if config["resume"] else None
     # The files of conf/ that were chosen: `names.model` is what dashboards group by.
-    named = {**config, "names": choices(Run(run.path, run.path.name))}
+    own = Run(run.path, run.path.name, dict(leaves({"choices": config.get("choices", {})})))
+    named = {**{k: v for k, v in config.items() if k != "choices"}, "names": choices(own)}
     return WandbTracker(run.path, named, run_id=run_id, **options)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps.job import JobFailed
 from alexnet_exp.sweeps.record import FILE_NAME, SweepRecord, check_told_apart
-from alexnet_exp.tracking.redact import redact
+from alexnet_exp.tracking.redact import without_passwords
 from alexnet_exp.tracking.run_directory import to_yaml, write_atomically
 
 
@@ -54,13 +54,13 @@ def run_batches(
 
 
 def _write_down(config: DictConfig) -> None:
-    """Write multirun.yaml as Hydra's own sweeper does, but without secrets, and not over that of a sweep."""
+    """Write multirun.yaml as Hydra's own sweeper does, but without passwords of URLs, and not over that of a sweep."""
     directory = Path(str(config.hydra.sweep.dir))
     if (directory / FILE_NAME).exists():
         return  # it may be another sweep's, and is about to be refused then
     directory.mkdir(parents=True, exist_ok=True)
     settings = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
-    write_atomically(directory / "multirun.yaml", to_yaml(redact(settings)))
+    write_atomically(directory / "multirun.yaml", to_yaml(without_passwords(settings)))
 
 
 def _failed(returned: list[JobReturn]) -> list[JobReturn]:

@@ -23,12 +23,12 @@ from alexnet_exp.sweeps.job import FAILED
 from alexnet_exp.sweeps.launch import begin, check_settings, job_flags, saying_how_to_go_on
 from alexnet_exp.sweeps.optuna_page import write_sweep_page
 from alexnet_exp.sweeps.optuna_pool import TrialPool
-from alexnet_exp.sweeps.optuna_space import Space, as_overrides, read_space
+from alexnet_exp.sweeps.optuna_space import Space, as_overrides, check_values, read_space
 from alexnet_exp.sweeps.optuna_study import STORAGE, absolute, check_sweeper, num_trials, open_study
 from alexnet_exp.sweeps.optuna_trials import Trials
 from alexnet_exp.sweeps.record import SweepRecord
 from alexnet_exp.sweeps.resources import Resources, trainers
-from alexnet_exp.tracking.redact import redact
+from alexnet_exp.tracking.redact import redact, without_passwords
 
 _LAUNCHER = "alexnet_exp_plugins.ProcessesLauncher"
 
@@ -57,7 +57,9 @@ def search(
     launcher, settings = _plain(config.hydra.launcher), _plain(settings)
     check_settings(launcher)
     check_sweeper(settings, config)
-    space = read_space([o for o in overrides if o.key_or_group != "sweep.resume"])
+    overrides = [o for o in overrides if o.key_or_group != "sweep.resume"]
+    space = read_space(overrides)
+    check_values(space, overrides, compose)
     validate(space.examples())
     directory = Path(str(config.hydra.sweep.dir)).absolute()
     record, console = SweepRecord(directory), Console(soft_wrap=True)
@@ -67,7 +69,7 @@ def search(
         typed = settings["storage"]
         settings["storage"] = record.place(typed, absolute(typed)) if typed else None
         study = open_study(settings, space, directory, _max_epochs(config))
-        record.keep("study", redact(f"{typed or STORAGE} {study.study_name}"))
+        record.keep("study", without_passwords(f"{typed or STORAGE} {study.study_name}"))
         count = num_trials(settings, space)
         trials = Trials(study, space, settings["metric"], count, directory, job_flags(config), typed is None)
         resources = Resources.of_this_machine(config, launcher, trainers(space.examples(), compose))
@@ -116,7 +118,7 @@ def _conclude(trials: Trials, console: Console) -> None:
     command = repeat_command(trials.space, trials.flags, best.params) if best else None
     write_sweep_page(trials, command)
     if best:
-        drawn = " ".join(as_overrides(best.params))
+        drawn = redact(" ".join(as_overrides(best.params)))
         console.print(f"best trial:      {best.number}, {trials.metric} {best.value:.4f}", highlight=False)
         console.print(f"best settings:   {drawn}", highlight=False, markup=False)
         console.print(f"command:         {command}", highlight=False, markup=False)
@@ -125,8 +127,7 @@ def _conclude(trials: Trials, console: Console) -> None:
 
 def repeat_command(space: Space, flags: list[str], drawn: Mapping[str, Any]) -> str:
     """Return the command line of a single run with the settings of a trial, without secrets."""
-    command = shlex.join(["alexnet-exp", "train", *flags, *space.overrides(drawn)])
-    return redact({"command": command})["command"]
+    return redact(shlex.join(["alexnet-exp", "train", *flags, *space.overrides(drawn)]))
 
 
 def _nothing(study: optuna.Study) -> str:

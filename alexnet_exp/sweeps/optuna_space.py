@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -15,8 +19,12 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
+from alexnet_exp.config.compose import plain
+from alexnet_exp.config.messages import explain
+from alexnet_exp.config.rules import RULES
 from alexnet_exp.errors import UserError
-from alexnet_exp.tracking.redact import redact
+from alexnet_exp.models.spec import parse_network
+from alexnet_exp.tracking.redact import without_passwords
 
 
 @dataclass
@@ -62,7 +70,7 @@ def read_space(overrides: Sequence[Override]) -> Space:
         overrides: Parsed; of several with one key the last holds.
 
     Raises:
-        UserError: If nothing is searched, a range makes no sense, or a secret would be drawn.
+        UserError: If nothing is searched, a range makes no sense, or the password of a URL would be drawn.
     """
     last = {override.get_key_element(): override for override in overrides}
     searched = {key: override for key, override in last.items() if override.is_sweep_override()}
@@ -74,7 +82,7 @@ def read_space(overrides: Sequence[Override]) -> Space:
     fixed = [str(override.input_line) for key, override in last.items() if key not in searched]
     space = Space(fixed, {key: _distribution(override) for key, override in searched.items()})
     for key, distribution in space.distributions.items():
-        _check_no_secret(key, distribution)
+        _check_no_password(key, distribution)
     return space
 
 
@@ -101,11 +109,77 @@ def suggest(trial: Trial, key: str, distribution: BaseDistribution) -> None:
         trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)
 
 
-def _check_no_secret(key: str, distribution: BaseDistribution) -> None:
+def check_values(
+    space: Space, overrides: Sequence[Override], compose: Callable[[list[str]], DictConfig]
+) -> None:
+    """Refuse a search that would draw values which the setting does not take: each of those trials would fail.
+
+    Args:
+        space: What is searched.
+        overrides: That it was read from.
+        compose: Makes a trial's configuration.
+
+    Raises:
+        UserError: Names the value, and int(...) where it is a fraction of what has to be a whole number.
+    """
+    typed = {override.get_key_element(): str(override.input_line) for override in overrides}
+    first = {key: _some(distribution)[0] for key, distribution in space.distributions.items()}
+    for key, distribution in space.distributions.items():
+        for value in _tried(distribution):
+            problem = _problem(key, value, lambda drawn: compose(space.overrides({**first, **drawn})))
+            if problem is None:
+                continue
+            step = getattr(distribution, "step", None) or 1
+            whole = (
+                isinstance(value, float)
+                and step == int(step)
+                and all(
+                    _problem(key, int(v), lambda drawn: compose(space.overrides({**first, **drawn}))) is None
+                    for v in _some(distribution)
+                )
+            )
+            source = typed[key].partition("=")[2]
+            hint = f": write '{key}=int({source})'" if whole else ""
+            raise UserError(f"{key}={source} would try {value}, and {problem}{hint}.")
+
+
+def _problem(key: str, value: Any, compose: Callable[[dict[str, Any]], DictConfig]) -> str | None:
+    """Return why a setting cannot have a value, as far as that does not depend on other settings."""
+    name = key.lstrip("+")
+    if name in RULES:
+        (parsed,) = OverridesParser.create().parse_overrides([f"{key}={value}"])
+        found = parsed.value()
+        legal = RULES[name].legal(found) or "${" in str(found)
+        return None if legal else f"{name} must be {RULES[name].text}"
+    if not name.startswith("model."):
+        return None
+    try:
+        model = plain(compose({key: value}).model)
+        if model.get("_target_") == "alexnet_exp.models.AlexNet":
+            parse_network({k: v for k, v in model.items() if k != "_target_"})
+    except (UserError, HydraException) as error:
+        return (explain(error) or str(error)).rstrip(".")
+    return None
+
+
+def _tried(distribution: BaseDistribution) -> list[Any]:
+    """Return every value of a short list, else the ends of a long one and what lies beside and between them."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    low, high = distribution.low, distribution.high
+    if isinstance(distribution, IntDistribution):
+        some = [low, low + distribution.step, (low + high) // 2, high]
+    else:
+        some = [low, (low + high) / 2, low + (high - low) / math.pi, high]
+    return sorted({value for value in some if low <= value <= high})
+
+
+def _check_no_password(key: str, distribution: BaseDistribution) -> None:
     drawn = [f"{key}={value}" for value in _some(distribution)]
-    if redact(drawn) != drawn:
+    if without_passwords(drawn) != drawn:
         raise UserError(
-            f"{key} holds a secret, and a study writes down all that it draws: give it one value."
+            f"{key} holds a password, and a study writes down all that it draws: give it one value."
         )
 
 

@@ -21,6 +21,7 @@ from alexnet_exp.config.rules import Rule, at_least, metric, null, text
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.sweeps.optuna_space import Space, enumerated
 from alexnet_exp.tracking.compare_runs import lower_is_better
+from alexnet_exp.tracking.redact import redact, with_passwords
 
 STORAGE = "study.log"  # in the sweep's directory
 _SQLITE = "sqlite:///"
@@ -111,13 +112,15 @@ def num_trials(settings: Mapping[str, Any], space: Space) -> int:
 def _open_storage(where: str) -> BaseStorage:
     try:
         if "://" in where:
-            return get_storage(where)
+            return get_storage(with_passwords(where, "hydra.sweeper.storage"))
         path = Path(where).expanduser().absolute()  # the lock beside it is a link to this very text
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
+    except UserError:
+        raise
     except (SQLAlchemyError, ImportError, OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"hydra.sweeper.storage cannot be opened: {first}") from error
+        raise UserError(f"hydra.sweeper.storage cannot be opened: {redact(first)}") from error
 
 
 def _heal(journal: Path) -> None:

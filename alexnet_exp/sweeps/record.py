@@ -13,14 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps.job import FINISHED, Job
-from alexnet_exp.tracking.redact import redact
+from alexnet_exp.tracking.redact import without_passwords
 from alexnet_exp.tracking.run_directory import RunDirectory, write_atomically
 
 FILE_NAME = "sweep.json"
 
 
 class SweepRecord:
-    """sweep.json: the overrides of the sweep and of each job, without secrets.
+    """sweep.json: the overrides of the sweep and of each job, without passwords of URLs.
 
     Args:
         directory: Of the sweep.
@@ -169,24 +169,24 @@ class SweepRecord:
         return next(name for name in map(str, itertools.count(number)) if name not in used)
 
     def _write(self) -> None:
-        write_atomically(self.path, json.dumps(redact(self.content), indent=1) + "\n")
+        write_atomically(self.path, json.dumps(without_passwords(self.content), indent=1) + "\n")
 
 
 def check_told_apart(job_overrides: Sequence[Sequence[str]]) -> None:
     """Refuse jobs that differ in nothing that is written down.
 
     Raises:
-        UserError: If two differ in a secret alone.
+        UserError: If two differ in the password of a URL alone.
     """
     if len(set(map(_identity, job_overrides))) < len({tuple(sorted(_of_the_job(o))) for o in job_overrides}):
         raise UserError(
-            "Some jobs differ in a secret alone, which is not written down, and could not be told apart later: let "
-            "them differ in another setting, too."
+            "Some jobs differ in the password of a URL alone, which is in no file: they could not be told apart later. "
+            "Let them differ in another setting, too."
         )
 
 
 def _check_same(what: str, before: list[str], now: list[str]) -> None:
-    before, now = redact(before), redact(now)
+    before, now = without_passwords(before), without_passwords(now)
     if sorted(before) != sorted(now):
         gone, new = (
             " ".join(word for word in a if word not in b) or "nothing"
@@ -201,4 +201,4 @@ def _of_the_job(overrides: Sequence[str]) -> list[str]:
 
 def _identity(overrides: Sequence[str]) -> tuple[str, ...]:
     """Return what a job is known by: its settings as they are written down."""
-    return tuple(sorted(redact(_of_the_job(overrides))))
+    return tuple(sorted(without_passwords(_of_the_job(overrides))))

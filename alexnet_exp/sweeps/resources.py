@@ -18,10 +18,11 @@ log = logging.getLogger(__name__)
 _SECONDS = 30.0  # for nvidia-smi, which a broken driver may hold for ever
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _SHAPING = ("trainer", "experiment", "debug")  # settings that can change how many devices a job takes
-# What launchers tell the processes that they start: a job would take itself for one of these, and jobs share a port.
+# What launchers tell the processes that they start: a job would take itself for one of these, and jobs share a port
+# or a W&B run.
 _OF_A_LAUNCHER = (
     "SLURM_", "TORCHELASTIC_", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR", "MASTER_PORT",
+    "MASTER_ADDR", "MASTER_PORT", "WANDB_RUN_ID",
 )  # fmt: skip
 
 

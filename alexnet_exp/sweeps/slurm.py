@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from alexnet_exp.sweeps.launch import begin, concluded, job_flags, say_what_is_e
 from alexnet_exp.sweeps.record import SweepRecord
 from alexnet_exp.sweeps.slurm_script import Shape, common_shape, script, task_of
 from alexnet_exp.sweeps.table import Table
+from alexnet_exp.tracking.redact import OF_ANY_URL, url_passwords
 from alexnet_exp.tracking.run_directory import write_atomically
 
 _POLL_SECONDS = 5.0
@@ -105,13 +105,16 @@ def _submit(jobs: list[Job], settings: Mapping[str, Any], shape: Shape, director
     for job in jobs:
         job.directory.mkdir(parents=True, exist_ok=True)  # SLURM makes no folder for what a job prints
         job.note_result()
+    # The script lacks the password of a URL; sbatch hands the environment on to the jobs.
+    passwords = url_passwords([job.overrides for job in jobs])
+    if len(passwords) > 1:
+        raise UserError(
+            f"The settings hold several passwords, and the jobs of an array read one from {OF_ANY_URL}: start one "
+            "sweep for each."
+        )
     path = directory / f"array-{number}.sh"
-    before = os.umask(0o077)  # a setting may be a secret, and the jobs must be told it
-    try:
-        write_atomically(path, script(jobs, settings, shape, directory))
-    finally:
-        os.umask(before)
-    return slurm_queue.submit(path)
+    write_atomically(path, script(jobs, settings, shape, directory))
+    return slurm_queue.submit(path, dict(zip([OF_ANY_URL], passwords, strict=False)))
 
 
 def _say_how_to_follow(array: str, count: int, directory: Path, console: Console) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alexnet_exp.errors import UserError
@@ -16,8 +16,12 @@ OVER = frozenset(
 )  # fmt: skip
 
 
-def submit(script: Path) -> str:
+def submit(script: Path, variables: Mapping[str, str] | None = None) -> str:
     """Hand a script to SLURM.
+
+    Args:
+        script: A file.
+        variables: Of the environment of its jobs, beside this process's.
 
     Returns:
         The number of the job array.
@@ -25,9 +29,9 @@ def submit(script: Path) -> str:
     Raises:
         UserError: If SLURM is not here, does not answer, or refuses it.
     """
-    environment = {
-        k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"
-    }  # ours; jobs inherit the rest
+    # HYDRA_FULL_ERROR is ours, and each job has a W&B run of its own; jobs inherit the rest.
+    not_theirs = ("HYDRA_FULL_ERROR", "WANDB_RUN_ID")
+    environment = {k: v for k, v in os.environ.items() if k not in not_theirs} | dict(variables or {})
     try:
         done = _asked("sbatch", "--parsable", str(script), environment=environment)
     except FileNotFoundError:

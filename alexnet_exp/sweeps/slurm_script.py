@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps.job import OUTPUT, Job
 from alexnet_exp.sweeps.resources import trainers
+from alexnet_exp.tracking.redact import without_passwords
 
 # `resume=` starts a run that is not there yet, and goes on with one that is: the same line serves a requeued job.
 _COMMAND = '-m alexnet_exp.cli train "${settings[@]}"'
@@ -79,7 +80,10 @@ def script(jobs: Sequence[Job], settings: Mapping[str, Any], shape: Shape, direc
         *(f"#SBATCH {option}" for option in _options(jobs, settings, shape, directory)),
         "",
         "case $SLURM_ARRAY_TASK_ID in",
-        *(f"  {task_of(job)}) settings=({shlex.join(_arguments(job))}) ;;" for job in jobs),
+        *(
+            f"  {task_of(job)}) settings=({shlex.join(without_passwords(_arguments(job)))}) ;;"
+            for job in jobs
+        ),
         "esac",
         f"export OMP_NUM_THREADS={cpus} MKL_NUM_THREADS={cpus}",
         f'export WANDB_RUN_GROUP="${{WANDB_RUN_GROUP:-{directory.name}}}"',

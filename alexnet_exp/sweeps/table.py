@@ -53,7 +53,7 @@ class Table:
         """Say that a job has started, and with which command."""
         again = " again" if job.tries > 1 else ""
         self._before[job.number] = _epochs(_metrics(job))
-        self.say(f"job {job.number} starts{again}: {redact({'command': job.command})['command']}")
+        self.say(f"job {job.number} starts{again}: {redact(job.command)}")
 
     def ended(self, job: Job) -> None:
         """Say how a job has ended, and show the last lines of one that failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,10 @@ from alexnet_exp.tracking.redact import redact
 
 GIT_SECONDS = 5.0
 MAX_DIFF_BYTES = 1_000_000
+# api_key = "..." in code: nobody's setting, so the name may decide.
+_LITERAL = re.compile(
+    r"((?i:api_?key|access_?key|secret|password|passwd|auth_?token|access_?token)\b[\"']?\s*[:=]\s*)([\"'])[^\"'\n]+\2"
+)
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -38,7 +43,9 @@ def code_state(directory: Path | None = None) -> CodeState | None:
     diff = _git(directory, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv")
     if commit is None or status is None or diff is None:
         return None
-    return CodeState(commit.strip(), bool(status.strip()), _bounded(redact(diff)))
+    return CodeState(
+        commit.strip(), bool(status.strip()), _bounded(_LITERAL.sub(r"\1\2[redacted]\2", redact(diff)))
+    )
 
 
 def _bounded(diff: str) -> str:

@@ -1,141 +1,197 @@
-"""Take secrets out of what is about to be written to a run directory or sent to a server."""
+"""Secrets, known by their value: hidden where text is shown or sent, and the passwords of URLs kept out of files.
+
+Settings are kept as they are, whatever their keys are called: a checkpoint must build the same network again. The one
+secret that is typed among settings is the password in a URL. Files hold *** in its place, and a run that reads them
+takes the password from the environment.
+"""
 
 from __future__ import annotations
 
+import netrc
 import os
 import re
-import shlex
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from alexnet_exp.errors import UserError
 
 REDACTED = "[redacted]"
+PASSWORD = "***"  # of a URL, in a file
+SHORTEST = 8  # a shorter value is a word that occurs by itself
 
 T = TypeVar("T")
 
-# `tokens` and `accessToken` name secrets, `tokenizer` does not: no small letter may follow.
-_SECRET_NAME = re.compile(
-    r"(?i:api[_-]?key|access[_-]?key|private[_-]?key|token|secret|password|passwd|authorization|credential)s?(?![a-z])"
+# Words of a variable's name, such as WANDB_API_KEY; TOKENIZERS_PARALLELISM has none of them.
+_SECRET_WORDS = re.compile(
+    r"(?i)(?:^|_)(?:(?:api|access|private|secret|ssh)?keys?|[a-z]*(?:token|secret|password|passwd|passphrase|credential)s?)(?=_|$)"
+    r"|(?i:_(?:auth|pat|pwd|pass)$)"
 )
-# These are secrets as the last word of a key, whatever stands under it.
-_SECRET_WORDS = {
-    "key", "token", "secret", "password", "passwd", "pwd", "passphrase", "credential", "authorization", "auth",
-}  # fmt: skip
-_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-_SETTING = re.compile(r"([+~]{0,2}[\w./@-]+)=(.*)", re.DOTALL)
-_INNER_KEY = re.compile(r"([\w.-]+)[\"']?\s*:(?=\s*([^,{}\[\]]*))")  # a value may hold another
-_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:e-?\d+)?")
-_LONG = 1e5  # a number from here on may be a key or a token
-_HASH_NAME = re.compile(r"(?i:commit|sha|revision|checksum|digest|hash)")
-# A git commit looks the same, and so do folders named for one.
-_WANDB_KEY = re.compile(r"(?<![0-9A-Za-z/])[0-9a-f]{40}(?![0-9A-Za-z/])")
-_PATTERNS = (
-    (
-        re.compile(r"([a-zA-Z][\w+.-]*://)[^/\s:@]*:[^/\s@]+@"),
-        rf"\1{REDACTED}@",
-    ),  # https://user:password@host
-    (re.compile(r"\blocal-\w{40,}|\bwandb_v\d+_[\w-]{20,}"), REDACTED),
-    (
-        re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[a-z]_\w{36,}|\bgithub_pat_\w{22,}|\bhf_\w{30,}"),
-        REDACTED,
-    ),
-    (
-        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S),
-        REDACTED,
-    ),
-    # api_key="..." in code
-    (re.compile(rf"({_SECRET_NAME.pattern}[\"']?\s*[:=]\s*)([\"'])[^\"'\n]+\2"), rf"\1\2{REDACTED}\2"),
+_NOT_ITSELF = re.compile(r"(?i)_(?:dir|path|file|home|url|host|name|user)$")  # it says where a secret is
+_SHAPES = re.compile(  # keys that nothing else looks like
+    r"\blocal-[0-9a-f]{40,}|\bwandb_v\d+_[\w-]{20,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[a-z]_\w{36,}"
+    r"|\bgithub_pat_\w{22,}|\bhf_[A-Za-z]{30,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
-_ASSIGNED = re.compile(rf"({_SECRET_NAME.pattern})=([^\s\"',;()\[\]{{}}]{{6,}})")
+# SCHEME://USER:PASSWORD@HOST, where the password may hold an @ or a /; what follows HOST: is a port. Hydra's sweeper
+# writes a colon as \: in the settings of its jobs.
+_IN_URL = re.compile(
+    r"([a-zA-Z][\w+.-]*\\?://[^/\s:@'\"]*):(?!\d{1,5}(?:[/?#,;'\")\]}\s]|$))((?:[^\s/'\"]|['\"](?![,;)\]}\s]|$))+(?=@)|[^\s@'\"]+(?=@))"
+    r"|(?<=[?&])((?:password|passwd|pwd|sslpassword)\\?=)([^&\s#'\"]+)"
+)
+_VARIABLES = {
+    "postgres": "PGPASSWORD",
+    "mysql": "MYSQL_PWD",
+    "mariadb": "MYSQL_PWD",
+    "redis": "REDISCLI_AUTH",
+}
+OF_ANY_URL = "ALEXNET_URL_PASSWORD"
+_met: set[str] = set()  # passwords of URLs in use, and a key that W&B's settings hold
 
 
 def redact(value: T) -> T:
-    """Return a copy of `value` in which everything that looks like a secret reads "[redacted]".
+    """Return a copy of `value` for showing or sending, in which every secret reads "[redacted]".
 
-    Secrets are: what stands under a key whose last word is such as `key`, `token` or `password`, in a dict, in a list
-    of settings (`logger.api_key=...`) and in a `command`; keys of W&B, AWS and GitHub, passwords in URLs, private keys
-    and the values of environment variables with such names. A number is one under a `password`, and under a `key` or
-    a `token` from six digits on. All else stays as it is: structure, other numbers, class names and git commits (under
-    a key that says so).
+    Secrets are the W&B key, values of environment variables whose names say so (`*_TOKEN`, `*_PASSWORD`, ...), keys
+    of services by their unmistakable form, and passwords in URLs, which read "***". A value under 8 characters or an
+    existing path is none. Nothing is hidden because of the key that it stands under.
 
     Args:
-        value: text, a number, or dicts, lists and tuples of them.
+        value: Text, or dicts, lists and tuples with text in them; keys and all else stay as they are.
     """
-    known = {text for name, text in os.environ.items() if len(text) >= 8 and _SECRET_NAME.search(name)}
     # Longest first: one secret may be the beginning of another.
-    return _redact(value, sorted(known, key=len, reverse=True), in_hash=False)
+    known = sorted(_known(), key=len, reverse=True)
+
+    def hide(text: str) -> str:
+        text = without_passwords(text)
+        for secret in known:
+            text = text.replace(secret, REDACTED)
+        return _SHAPES.sub(REDACTED, text)
+
+    return _map_text(value, hide)
 
 
-def _redact(value: T, known: list[str], in_hash: bool) -> T:
+def remember(secret: str | None) -> None:
+    """Hide this value too from now on: a key that is neither in the environment nor in .netrc."""
+    if secret and len(secret) >= SHORTEST:
+        _met.add(secret)
+
+
+def without_passwords(value: T) -> T:
+    """Return a copy of `value` for a file: passwords in URLs read "***", all else stays exactly as it is."""
+    return _map_text(value, lambda text: _IN_URL.sub(_starred, text) if "://" in text else text)
+
+
+def with_passwords(value: T, where: str = "") -> T:
+    """Return a copy of settings that a file held, with the passwords of URLs taken from the environment.
+
+    A password comes from ALEXNET_URL_PASSWORD, or else from the variable that clients of the URL's kind read:
+    PGPASSWORD, MYSQL_PWD, REDISCLI_AUTH.
+
+    Args:
+        value: Plain values.
+        where: Dotted key of `value`, for the message.
+
+    Raises:
+        UserError: If a password is wanted, and no variable holds it.
+    """
     if isinstance(value, dict):
-        return {k: _redact_item(k, v, known, in_hash) for k, v in value.items()}  # type: ignore[return-value]
-    if isinstance(value, list | tuple):
-        return type(value)(_redact_entry(v, known, in_hash) for v in value)
-    if isinstance(value, str):
-        return _redact_text(value, known, in_hash)  # type: ignore[return-value]
-    return value
+        return {k: with_passwords(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}  # type: ignore[return-value]
+    if isinstance(value, list):
+        return [with_passwords(v, where) for v in value]  # type: ignore[return-value]
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    for password in url_passwords(value):
+        remember(password)
+    if PASSWORD not in value:
+        return value
+
+    def fill(found: re.Match[str]) -> str:
+        if PASSWORD not in (found[2], found[4]):
+            return found[0]
+        names = [OF_ANY_URL, *(name for kind, name in _VARIABLES.items() if value.startswith(kind))]
+        password = next((os.environ[name] for name in names if os.environ.get(name)), None)
+        if password is None:
+            raise UserError(
+                f"{where or 'The URL'}={value}: its password is in no file; set {' or '.join(names)} in the "
+                "environment, or type the URL again."
+            )
+        return f"{found[1]}:{password}" if found[1] else f"{found[3]}{password}"
+
+    return _IN_URL.sub(fill, value)  # type: ignore[return-value]
 
 
-def _redact_item(key: object, value: object, known: list[str], in_hash: bool) -> object:
-    if _hides(str(key), value):
-        return REDACTED
-    if key == "command" and isinstance(value, str):
-        value = _redact_command(value)
-    return _redact(value, known, in_hash or bool(_HASH_NAME.search(str(key))))
+def url_passwords(value: Any) -> set[str]:
+    """Return the passwords of all URLs in some text or nest of settings."""
+    found: set[str] = set()
 
-
-def _hides(key: str, value: object) -> bool:
-    """Return whether a value is a secret, by the key that it stands under."""
-    name = key.rpartition(".")[2]
-    last = (_WORD.findall(name) or [""])[-1].lower()
-    secret = last.removesuffix("s") in _SECRET_WORDS or bool(_SECRET_NAME.fullmatch(name))
-    if isinstance(value, bool) or (isinstance(value, int | float) and last.endswith(("keys", "tokens"))):
-        return False  # a switch, or the number of something
-    if isinstance(value, int | float):
-        return secret and (not last.endswith(("key", "token")) or abs(value) >= _LONG)
-    return (secret or (isinstance(value, str) and bool(_SECRET_NAME.search(name)))) and bool(value)
-
-
-def _redact_entry(value: object, known: list[str], in_hash: bool) -> object:
-    return _redact(_redact_setting(value) if isinstance(value, str) else value, known, in_hash)
-
-
-def _redact_setting(text: str) -> str:
-    """Hide the whole value of a setting such as `logger.api_key=...`, or a map in which a key hides something."""
-    found = _SETTING.fullmatch(text)
-    if found is None:
+    def collect(text: str) -> str:
+        found.update(m[2] or m[4] for m in _IN_URL.finditer(text) if _starred(m) != m[0])
         return text
-    key, value = found.groups()
-    inner = _INNER_KEY.findall(value) if "{" in value else []
-    if any(_hides(name, _plain(own.strip() or "{")) for name, own in inner) or _hides(key, _plain(value)):
-        return f"{key}={REDACTED}"
-    return text
+
+    _map_text(value, collect)
+    return found
 
 
-def _plain(text: str) -> object:
-    """Return what a typed value is, as far as it matters here."""
-    if text.lower() in ("null", "true", "false"):
-        return None
-    return float(text) if _NUMBER.fullmatch(text) else text
+def hidden_keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the keys whose values an earlier version hid from its own files ("[redacted]")."""
+    keys: list[str] = []
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            keys += hidden_keys(value, f"{name}.")
+        elif REDACTED in str(value):
+            keys.append(name)
+    return keys
 
 
-def _redact_command(command: str) -> str:
+def _starred(found: re.Match[str]) -> str:
+    if re.match(r"\$\\?\{", found[2] or found[4]):  # it names a variable
+        return found[0]
+    return f"{found[1]}:{PASSWORD}" if found[1] else f"{found[3]}{PASSWORD}"
+
+
+def _map_text(value: T, change: Callable[[str], str]) -> T:
+    if isinstance(value, dict):
+        return {k: _map_text(v, change) for k, v in value.items()}  # type: ignore[return-value]
+    if isinstance(value, list | tuple):
+        return type(value)(_map_text(v, change) for v in value)
+    return change(value) if isinstance(value, str) else value  # type: ignore[return-value]
+
+
+def _known() -> set[str]:
+    named = {value for name, value in os.environ.items() if _names_a_secret(name)}
+    return {secret for secret in named | _of_netrc() | _met if _is_secret(secret)}
+
+
+def _names_a_secret(name: str) -> bool:
+    return bool(_SECRET_WORDS.search(name)) and not _NOT_ITSELF.search(name) and name not in ("PWD", "OLDPWD")
+
+
+def _is_secret(value: str) -> bool:
     try:
-        words = shlex.split(command)
-    except ValueError:  # no command line
-        return command
-    hidden = [_redact_setting(word) for word in words]
-    return command if hidden == words else shlex.join(hidden)
+        return len(value) >= SHORTEST and not os.path.exists(os.path.expanduser(value))
+    except ValueError:  # a null byte
+        return True
 
 
-def _redact_text(text: str, known: list[str], in_hash: bool) -> str:
-    for secret in known:
-        text = text.replace(secret, REDACTED)
-    for pattern, replacement in _PATTERNS:
-        text = pattern.sub(replacement, text)
-    text = _ASSIGNED.sub(_hide_assigned, text)
-    return text if in_hash else _WANDB_KEY.sub(REDACTED, text)
+def _of_netrc() -> set[str]:
+    """Return the passwords of .netrc, where `wandb login` puts its key."""
+    named = os.environ.get("NETRC")
+    files = [named] if named else [os.path.expanduser(f"~/{name}") for name in (".netrc", "_netrc")]
+    return {password for file in files for password in _read_netrc(file, _modified(file))}
 
 
-def _hide_assigned(found: re.Match[str]) -> str:
-    """Hide the value of `logger.api_key=...` inside of a text."""
-    name, value = found.groups()
-    return f"{name}={REDACTED}" if _hides(name, _plain(value)) else found[0]
+def _modified(file: str) -> int:
+    try:
+        return os.stat(file).st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=8)
+def _read_netrc(file: str, modified: int) -> tuple[str, ...]:
+    try:
+        return tuple(password for _, _, password in netrc.netrc(file).hosts.values() if password)
+    except (OSError, ValueError, netrc.NetrcParseError):  # none, or not one that we can read
+        return ()

@@ -16,7 +16,7 @@ from typing import IO, Any
 import yaml
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.tracking.redact import redact
+from alexnet_exp.tracking.redact import redact, without_passwords
 
 try:
     import fcntl
@@ -112,9 +112,9 @@ class RunDirectory:
             yield
 
     def write_settings(self, config: Mapping[str, Any], overrides: list[str]) -> None:
-        """Write overrides.yaml and config.yaml, without secrets."""
-        write_atomically(self.path / "overrides.yaml", to_yaml(redact(overrides)))
-        write_atomically(self.path / "config.yaml", to_yaml(redact(config)))
+        """Write overrides.yaml and config.yaml: all as it is but for passwords in URLs."""
+        write_atomically(self.path / "overrides.yaml", to_yaml(without_passwords(overrides)))
+        write_atomically(self.path / "config.yaml", to_yaml(without_passwords(config)))
 
     def config(self) -> dict[str, Any]:
         """Read config.yaml.

@@ -29,7 +29,7 @@ from alexnet_exp.tracking.wandb_mode import (
 )
 from alexnet_exp.tracking.wandb_parts import (
     find_run_id,
-    id_of_agent,
+    id_of_environment,
     mark_ended,
     new_run_id,
     run_folders,
@@ -82,7 +82,7 @@ class WandbTracker(Logger):
             tags: labels.
             notes: a longer text.
             name: name of the run; None takes the name of the run directory.
-            run_id: 8 letters and digits; None takes the id found in `run_dir`, or else the sweep agent's or a new one.
+            run_id: 8 letters and digits; None takes the id found in `run_dir`, or else WANDB_RUN_ID or a new one.
             log_model: whether `log_checkpoint` keeps the file as an artifact.
             save_code: whether the uncommitted changes of the checkout are kept.
 
@@ -96,7 +96,7 @@ class WandbTracker(Logger):
         self._run: Run | None = None
         self._behind = False  # a part before this one was killed
         self.url: str | None = None
-        self.run_id = run_id or find_run_id(self._run_dir) or id_of_agent() or new_run_id()
+        self.run_id = run_id or find_run_id(self._run_dir) or id_of_environment() or new_run_id()
         choice = ModeChoice("disabled", "not rank 0") if rank_zero_only.rank else choose_mode(mode)
         self.mode = choice.mode
         if self.mode != "disabled":

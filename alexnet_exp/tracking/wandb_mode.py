@@ -12,6 +12,7 @@ import urllib.request
 from dataclasses import dataclass
 
 from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.tracking.redact import remember
 
 MODES = ("auto", "online", "offline", "disabled")
 PROBE_SECONDS = 2.0
@@ -98,7 +99,9 @@ def has_api_key(url: str) -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
-        return bool(wandb.setup().settings.api_key or wbauth.read_netrc_auth(host=url))
+        key = wandb.setup().settings.api_key or wbauth.read_netrc_auth(host=url)
+        remember(key)
+        return bool(key)
     except AuthenticationError:
         return True  # there is one that cannot be right: wandb.init says so
 

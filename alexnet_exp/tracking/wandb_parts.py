@@ -16,9 +16,9 @@ def new_run_id() -> str:
     return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
 
 
-def id_of_agent() -> str | None:
-    """Return the id that the agent of a W&B sweep gives its job: wandb insists on it, whatever we say."""
-    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+def id_of_environment() -> str | None:
+    """Return the id that WANDB_RUN_ID names: the agent of a W&B sweep gives its job one."""
+    return os.environ.get("WANDB_RUN_ID") or None
 
 
 def find_run_id(run_dir: Path) -> str | None:

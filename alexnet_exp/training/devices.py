@@ -25,6 +25,7 @@ import yaml
 
 from alexnet_exp import cores
 from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.redact import redact
 from alexnet_exp.training.stopping import Stopped
 
 _SET_HERE = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
@@ -131,7 +132,7 @@ class Ranks:
     def go(self, *settings: Any) -> None:
         """Hand the processes the settings: the data is ready.
 
-        They go through a pipe, since config.yaml has no secrets, and other users may read a command line.
+        They go through a pipe, since config.yaml lacks the passwords of URLs, and other users may read a command line.
 
         Args:
             settings: Plain values; `receive_settings` returns them.
@@ -164,7 +165,7 @@ class Ranks:
             if error is None:
                 continue
             if not self._closing.wait(5.0):
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                print(f"error: {redact(error)}", file=sys.stderr, flush=True)
                 self.on_failure(error)
                 for child in self._children:
                     child.kill()

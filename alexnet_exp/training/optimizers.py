@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from alexnet_exp.errors import UserError, nearest
-from alexnet_exp.targets import build
+from alexnet_exp.targets import build, locate
 
 log = logging.getLogger(__name__)
 # Their fused form does the whole update in one pass over memory: ten times faster on a CPU, the same numbers.
@@ -41,7 +42,7 @@ def build_optimizer(
         UserError: For an argument that the optimizer does not take, a layer that the network does not have, or a
             rate to scale by a batch that is not known.
     """
-    options = _with_scaled_rate(config, global_batch)
+    options = _with_scaled_rate(_with_defaults(config), global_batch)
     bias_factor = float(options.pop("bias_lr_factor", 1.0))
     bias_decay = options.pop("bias_weight_decay", None)
     decay = options.get("weight_decay", 0.0)
@@ -69,6 +70,15 @@ def images_of_a_step(trainer: Any) -> int | None:
     """Return the images of an optimizer step, over all devices and accumulated batches, where the data says so."""
     batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
     return batch_size * trainer.accumulate_grad_batches if isinstance(batch_size, int) else None
+
+
+def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with the rate and decay that the class has of itself, where they are left out."""
+    if "_target_" not in config:
+        return dict(config)
+    parameters = inspect.signature(locate(config["_target_"])).parameters
+    own = {name: parameters[name].default for name in ("lr", "weight_decay") if name in parameters}
+    return {**{name: value for name, value in own.items() if isinstance(value, int | float)}, **config}
 
 
 def _with_scaled_rate(config: Mapping[str, Any], global_batch: int | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.targets import build, check_trust
+from alexnet_exp.tracking.redact import REDACTED, hidden_keys
 from alexnet_exp.training.restore import first_mismatch
 
 
@@ -21,6 +22,11 @@ def network_of(checkpoint: dict[str, Any], trust: Iterable[str] = ()) -> nn.Modu
     """
     config = checkpoint["config"]["model"]
     check_trust(config, trust, "model")
+    if hidden := hidden_keys({"model": config}):
+        raise UserError(
+            f"The checkpoint has {hidden[0]} as {REDACTED}, as an older version kept it: train it on with "
+            f"resume=RUN {hidden[0]}=VALUE, which writes it down."
+        )
     weights = {
         k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")
     }

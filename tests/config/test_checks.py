@@ -238,3 +238,58 @@ def test_resnet_that_cannot_be_is_refused_from_the_text(
 def test_every_rule_says_what_is_legal_in_words():
     assert all(rule.text and "lambda" not in rule.text for rule in RULES.values())
     assert (rules.at_least(1) | rules.null).text == "a whole number, 1 or more, or null"
+
+
+RMSPROP = {"_target_": "torch.optim.RMSprop", "alpha": 0.9}
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        RMSPROP,
+        {"_target_": "torch.optim.Adagrad", "lr": 0.01, "lr_decay": 0.1, "eps": 1e-10, "bias_lr_factor": 2.0},
+        {"_target_": "torch.optim.Adafactor", "eps": [None, 1e-3], "d": 2.0},
+        {"_target_": "torch.optim.Adam", "lr": 0.1, "betas": [0.9, 0.99], "amsgrad": True},
+        {"_target_": "torch.optim.rmsprop.RMSprop", "centered": True},
+    ],
+)
+def test_optimizers_of_torch_take_their_own_settings(shipped: dict[str, Any], optimizer: dict[str, Any]):
+    check_config({**shipped, "optimizer": optimizer})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (
+            {**RMSPROP, "alhpa": 1},
+            r"optimizer\.alhpa: torch\.optim\.RMSprop has no such argument\. Did you mean alpha",
+        ),
+        (
+            {**RMSPROP, "nesterov": True},
+            r"optimizer\.nesterov: .* has no such argument.* ~optimizer\.nesterov takes",
+        ),
+        (
+            {**RMSPROP, "alpha": -1},
+            r"optimizer: torch\.optim\.RMSprop refuses its settings: Invalid alpha value: -1\.$",
+        ),
+        ({**RMSPROP, "bias_lr_factor": -1}, r"optimizer\.bias_lr_factor=-1 is not possible"),
+        ({"_target_": "torch.optim.RMSProp"}, r"is no optimizer of torch\. Did you mean RMSprop"),
+        ({"_target_": "torch.optim.Optimizer"}, "is no optimizer of torch"),
+        ({"_target_": "torch.optim.lr_scheduler.StepLR"}, "is no optimizer of torch"),
+        ({"_target_": "torch.optim.LBFGS"}, "cannot train here: it computes each batch several times"),
+        ({"_target_": "torch.optim.SGD", "momentum": 0.9}, r"setting optimizer\.lr is missing"),
+    ],
+)
+def test_what_an_optimizer_of_torch_does_not_take_is_refused(
+    shipped: dict[str, Any], optimizer: dict[str, Any], message: str
+):
+    with pytest.raises(UserError, match=message):
+        check_config({**shipped, "optimizer": optimizer})
+
+
+def test_a_retired_setting_is_refused_when_typed(shipped: dict[str, Any]):
+    message = r"trainer\.limit_predict_batches has been removed: it had no effect"
+    with pytest.raises(UserError, match=message):
+        check_config(changed(shipped, "trainer.limit_predict_batches", 2))
+    assert "has been removed" in unknown("trainer.limit_predict_batches")
+    assert "trainer.limit_predict_batches" not in RULES

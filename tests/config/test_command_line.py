@@ -11,7 +11,7 @@ from alexnet_exp.config.command_line import LITERAL_KEYS, prepare, resumed_direc
 from alexnet_exp.errors import UserError
 
 AWKWARD = [
-    "/absolute/path", "a folder/with spaces", "a,b", "lr=0.1,seed=2", "it's", 'say "x"', "~/images",
+    "/absolute/path", "a folder/with spaces", "a,b", "lr=0.1,seed=2", "it's", 'say "x"', "a/~/b",
     "größe/图像", "[1]", "{a}", "50%", "a:b", "#1", "back\\slash", "ends\\", "both\\'", "(x)", "-1", "true",
     "1e5", " led", "$HOME", "'open", "???x", "a;b|c&d", "@home", "*.ckpt",
 ]  # fmt: skip

@@ -120,3 +120,30 @@ def test_composing_again_forgets_the_last_time():
 def test_settings_of_the_environment_are_taken(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ALEXNET_DATA_DIR", "/somewhere else")
     assert composed("data=mnist")["data"]["data_dir"] == "/somewhere else"
+
+
+@pytest.mark.parametrize(
+    ("environment", "typed", "project", "name"),
+    [
+        ({}, [], "alexnet_exp", None),
+        ({"WANDB_PROJECT": "mine", "WANDB_NAME": "first"}, [], "mine", "first"),
+        ({"WANDB_PROJECT": "", "WANDB_NAME": ""}, [], "alexnet_exp", None),
+        (
+            {"WANDB_PROJECT": "mine", "WANDB_NAME": "first"},
+            ["logger.wandb.project=typed", "logger.wandb.name=null"],
+            "typed",
+            None,
+        ),
+    ],
+)
+def test_wandbs_variables_are_followed_unless_typed(
+    environment: dict[str, str],
+    typed: list[str],
+    project: str,
+    name: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    found = plain(compose("train", typed))["logger"]["wandb"]
+    assert (found["project"], found["name"]) == (project, name)

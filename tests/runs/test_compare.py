@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from alexnet_exp.cli import main
+from alexnet_exp.runs.compare_settings import choices, differing
+from alexnet_exp.tracking.compare_runs import find_runs
 from tests.runs.made_runs import make_run
 
 
@@ -187,9 +189,22 @@ def test_configurations_without_a_setting_of_their_own_are_told_in_words(
     assert configurations("many")[0] == "as most runs"
 
 
+def test_the_files_that_a_run_recorded_name_it(tmp_path: Path):
+    typed = ["experiment=baseline", "seed=1"]
+    recorded = {"experiment": "baseline", "model": "mine", "data": "stripes", "debug": "none"}
+    make_run(tmp_path / "new", 0.5, typed=typed, choices=recorded)
+    make_run(tmp_path / "old", 0.5, typed=typed)
+    make_run(tmp_path / "shipped", 0.5, typed=["experiment=readme001"])
+    new, old, shipped = find_runs([tmp_path])
+    assert choices(new) == {"experiment": "baseline", "model": "mine", "data": "stripes"}
+    assert choices(old) == {"experiment": "baseline"}  # of the files that are not here nothing is claimed
+    assert (choices(shipped)["model"], choices(shipped)["data"]) == ("alexnet_lrn", "folder")
+    assert not [key for key in differing([new, old]) if key.startswith("choices")]
+
+
 def test_secrets_are_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for name in ("a", "b"):
-        make_run(tmp_path / name, 0.5, data={"api_key": f"hunter2{name}"})
+        make_run(tmp_path / name, 0.5, data={"url": f"s3://me:hunter2{name}@host/{name}"})
     assert "hunter2" not in json.dumps(as_json(capsys, str(tmp_path))["runs"][0]["settings"])
 
 

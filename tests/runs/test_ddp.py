@@ -19,7 +19,7 @@ from torch import nn
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.fit import assemble, fit_to_data, prepare_data
 from alexnet_exp.tracking.run_directory import RunDirectory
-from tests.runs.test_secrets import TYPED, leaks
+from tests.runs.test_secrets import URL, leaks
 from tests.tracking.read_wandb import read_wandb
 from tests.training.small_runs import SMALL, checkpoint, rows, run, settings
 
@@ -96,7 +96,7 @@ def test_two_ranks_learn_count_and_write_as_one(tmp_path: Path, capfd: pytest.Ca
     one = run(tmp_path / "one", *UNEVEN)
     capfd.readouterr()
     environment, before = dict(os.environ), children()
-    client = {"_target_": "tests.runs.test_secrets.Client", "password": TYPED}  # fails on a rank with another
+    client = {"_target_": "tests.runs.test_secrets.Client", "url": URL}  # fails on a rank with another
     two = run(tmp_path / "two", *UNEVEN, "trainer=ddp_cpu", callbacks={"client": client})
     printed = capfd.readouterr()
 

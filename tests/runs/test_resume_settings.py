@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from alexnet_exp.cli import main
+from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.resume import resumed_arguments, resumed_settings
@@ -204,12 +205,87 @@ def test_command_line_refuses_another_rate_in_one_line(run: Path, capsys: pytest
     assert (run / "config.yaml").read_text() == before
 
 
-def test_a_secret_of_a_map_within_a_group_is_typed_again(tmp_path: Path):
-    secret = "+data.storage.password=hunter22-typed"
-    run = begun(tmp_path / "run", [*TYPED, secret])
-    assert settings(run, secret)["data"]["storage"] == {"password": "hunter22-typed"}
-    with pytest.raises(UserError, match=r"data\.storage\.password of .* was a secret"):
-        resumed(run)
+def test_a_setting_that_looks_like_a_secret_is_kept_and_resumed(tmp_path: Path):
+    typed = "+data.storage.password=hunter22-typed"
+    run = begun(tmp_path / "run", [*TYPED, typed])
+    for again in ([], [typed], ["trainer.max_epochs=9"]):
+        assert settings(run, *again)["data"]["storage"] == {"password": "hunter22-typed"}
+
+
+URL = "s3://me:{}@host/images"
+STREAMED = ["data=streaming", "model=alexnet_lrn", "trainer.max_epochs=5"]
+
+
+def test_the_password_of_a_url_is_read_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = begun(tmp_path / "run", [*STREAMED, f"data.url='{URL.format('hunter22')}'"])
+    for again in ([], ["trainer.max_epochs=9"]):
+        with pytest.raises(
+            UserError, match=r"data\.url=s3://me:\*\*\*@host.*set ALEXNET_URL_PASSWORD in the env"
+        ):
+            settings(run, *again)
+        assert settings(run, *again, f"data.url='{URL.format('hunter22')}'")["data"]["url"] == URL.format(
+            "hunter22"
+        )
+    monkeypatch.setenv("ALEXNET_URL_PASSWORD", "another")
+    for again in ([], ["trainer.max_epochs=9"]):
+        assert settings(run, *again)["data"]["url"] == URL.format("another")
+
+
+def test_a_variable_that_was_typed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MINE", "first1")
+    run = begun(tmp_path / "run", [*STREAMED, "data.url=s3://me:${oc.env:MINE}@host/images"])
+    assert "first1" not in (run / "config.yaml").read_text() + (run / "overrides.yaml").read_text()
+    monkeypatch.setenv("MINE", "second")
+    for again in ([], ["trainer.max_epochs=9"]):
+        assert settings(run, *again)["data"]["url"] == URL.format("second")
+    monkeypatch.delenv("MINE")
+    assert main(["train", f"resume={run}"]) == 1
+
+
+@pytest.mark.parametrize("again", [[], ["trainer.max_epochs=9"]])
+def test_what_an_older_version_hid_is_asked_for_in_one_line(tmp_path: Path, again: list[str]):
+    run = begun(tmp_path / "run", [*TYPED, "+data.token='[redacted]'"])
+    with pytest.raises(UserError, match=r"has kept data\.token as \[redacted\]; set it: data\.token=VALUE"):
+        resumed(run, *again)
+    assert settings(run, "data.token=abc", *again)["data"]["token"] == "abc"
+
+
+def test_a_retired_setting_is_ignored_where_an_old_run_recorded_it(tmp_path: Path):
+    run = begun(tmp_path / "run", TYPED)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("trainer:\n", "trainer:\n  limit_predict_batches: 1.0\n"))
+    RunDirectory(run).config()["trainer"]["limit_predict_batches"]
+    (run / "overrides.yaml").write_text("- trainer.limit_predict_batches=2\n- trainer.max_epochs=5\n")
+    for again in ([], ["trainer.max_epochs=9"]):
+        found = resumed(run, *again)
+        assert found is not None
+        assert "limit_predict_batches" not in found[0]["trainer"]
+        assert found[1] == (again or ["trainer.max_epochs=5"])
+        check_config(found[0])
+
+
+def test_another_file_of_a_group_changes_what_the_two_files_differ_in(tmp_path: Path):
+    run = begun(tmp_path / "run", [*TYPED, "trainer=cpu"])
+    found = settings(run, "trainer=ddp_cpu")["trainer"]
+    assert (found["devices"], found["strategy"], found["max_epochs"]) == (2, "ddp", 5)
+    assert settings(run, "trainer=ddp_cpu", "trainer.max_epochs=30")["trainer"]["max_epochs"] == 30
+
+
+def test_a_recorded_run_names_nothing_that_hydra_acts_upon(tmp_path: Path):
+    run = begun(tmp_path / "run", TYPED)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(f"{text}hydra: {{job: {{name: evil}}}}\n")
+    assert "hydra" not in plain(compose("train", resumed_arguments([f"resume={run}", "seed=0"])))
+    (run / "config.yaml").write_text(
+        text.replace("trainer:\n", "trainer:\n  defaults: [/hydra/launcher: basic]\n")
+    )
+    with pytest.raises(UserError, match="does not hold the settings of a run"):
+        resumed_arguments([f"resume={run}"])
+
+
+def test_another_experiment_is_refused(run: Path):
+    with pytest.raises(UserError, match=r"same experiment, and experiment=readme001 would change"):
+        resumed(run, "experiment=readme001")
 
 
 def test_run_with_a_model_of_the_users_own_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -225,8 +301,12 @@ def test_run_with_a_model_of_the_users_own_is_resumed(tmp_path: Path, monkeypatc
     RunDirectory(tmp_path / "run").write_settings(calls[0], ["model=mine"])
     assert main(["train", "resume=run"]) == 0
     assert main(["train", "resume=run", "trainer.max_epochs=3", "--config-dir", "own"]) == 0
-    assert [config["model"]["dropout"] for config in calls] == [0.3, 0.3, 0.3]
-    assert calls[2]["trainer"]["max_epochs"] == 3
+    (tmp_path / "own").rename(tmp_path / "elsewhere")  # what the run has recorded is enough
+    assert main(["train", "resume=run", "trainer.max_epochs=4"]) == 0
+    assert main(["train", "resume=run", "model=mine", "trainer.max_epochs=4"]) == 0
+    assert [config["model"]["dropout"] for config in calls] == [0.3, 0.3, 0.3, 0.3, 0.3]
+    assert [config["trainer"]["max_epochs"] for config in calls] == [30, 30, 3, 4, 4]
+    assert {config["choices"]["model"] for config in calls} == {"mine"}
 
 
 def test_resumed_directory_cannot_name_a_foreign_class(tmp_path: Path):

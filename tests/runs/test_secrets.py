@@ -1,4 +1,4 @@
-"""Secrets that a run meets are in none of its files: planted where a user might have them, looked for everywhere."""
+"""Settings are kept exactly; secrets are hidden where they are shown, and passwords of URLs are in no file at all."""
 
 from __future__ import annotations
 
@@ -6,89 +6,125 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 
-from alexnet_exp.cli import main
 from alexnet_exp.runs.train import train
-from alexnet_exp.tracking.redact import REDACTED
-from tests.training.small_runs import settings
+from alexnet_exp.tracking.run_directory import RunDirectory
+from tests.training.small_runs import checkpoint, settings
 
 FROM_ENVIRONMENT = "planted-value-of-the-variable"
 WANDB_KEY = "0123456789abcdef" * 2 + "01234567"
 TYPED = "hunter22-typed-password"
-SECRETS = (FROM_ENVIRONMENT, WANDB_KEY, TYPED)
+URL = f"s3://me:{TYPED}@host/bucket"
+EXACT = ("config.yaml", "overrides.yaml", "last.ckpt", "last-1.ckpt", "best.ckpt")  # settings, as they are
+COMMIT = "89abcdef01234567" * 2 + "89abcdef"
 
 
 class Client(Callback):
-    """A callback of the user's with a password, which it loses in an error."""
+    """A callback of the user's with a storage, whose password it loses in an error."""
 
-    def __init__(self, password: str, fail: bool = False) -> None:
-        self.password, self.fail = password, fail
+    def __init__(self, url: str, key: str = "", token: str = "", fail: bool = False) -> None:
+        self.url, self.fail = url, fail
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        assert self.password == TYPED  # what runs is not redacted
+        assert self.url == URL  # what runs has the password
         if self.fail:
-            raise RuntimeError(
-                f"server said no to password={self.password} and {FROM_ENVIRONMENT} {WANDB_KEY}"
-            )
+            raise RuntimeError(f"server said no to {self.url} and {FROM_ENVIRONMENT} {WANDB_KEY}")
 
 
 @pytest.fixture(autouse=True)
 def _planted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SERVICE_TOKEN", FROM_ENVIRONMENT)
+    monkeypatch.setenv("WANDB_API_KEY", WANDB_KEY)
 
 
 def start(run_dir: Path, fail: bool) -> None:
     config, typed = settings("test=false", f"paths.data_dir=/tmp/{FROM_ENVIRONMENT}")
-    config["callbacks"]["client"] = {"_target_": f"{__name__}.Client", "password": TYPED, "fail": fail}
-    config["logger"] |= {"notes": f"key {WANDB_KEY}", "api_key": TYPED} if "wandb" in config["logger"] else {}
-    typed += [f"+callbacks.client.password={TYPED}", f"+notes={WANDB_KEY}"]
-    command = (
-        f"python train.py +callbacks.client.password={TYPED} +notes={WANDB_KEY} token={FROM_ENVIRONMENT}"
-    )
-    train(config, typed, run_dir, command)
+    client = {"url": URL, "key": WANDB_KEY, "token": f"flowers-{COMMIT}", "fail": fail}
+    config["callbacks"]["client"] = {"_target_": f"{__name__}.Client", **client}
+    typed += [f"+callbacks.client.url={URL}", f"+callbacks.client.key={WANDB_KEY}"]
+    train(config, typed, run_dir, f"python train.py {' '.join(typed)}")
 
 
 def leaks(folder: Path) -> list[str]:
-    """Return the files that hold one of the secrets."""
+    """Return the files that hold the password of a URL, or show another secret."""
     return [
         f"{path.relative_to(folder)}: {secret}"
         for path in folder.rglob("*")
         if path.is_file()
-        for secret in SECRETS
+        for secret in (TYPED, *(() if path.name in EXACT else (FROM_ENVIRONMENT, WANDB_KEY)))
         if secret.encode() in path.read_bytes()
     ]
 
 
-def test_no_file_of_a_run_holds_a_secret(tmp_path: Path) -> None:
+def test_files_of_a_run_keep_settings_and_show_no_secret(tmp_path: Path) -> None:
     start(tmp_path / "run", fail=False)
     names = {path.name for path in (tmp_path / "run").rglob("*")}
     assert {"config.yaml", "overrides.yaml", "result.json", "train.log", "report.html", "last.ckpt"} <= names
     assert leaks(tmp_path) == []
-    assert REDACTED in (tmp_path / "run" / "config.yaml").read_text()
+    run = RunDirectory(tmp_path / "run")
+    for config in (run.config(), checkpoint(run.path)["config"]):
+        assert config["callbacks"]["client"] == {
+            "_target_": f"{__name__}.Client", "url": "s3://me:***@host/bucket", "key": WANDB_KEY,
+            "token": f"flowers-{COMMIT}", "fail": False,
+        }  # fmt: skip
+        assert config["paths"]["data_dir"] == f"/tmp/{FROM_ENVIRONMENT}"
+    assert f"+callbacks.client.key={WANDB_KEY}" in run.overrides()
 
 
-def test_no_file_of_a_failed_run_holds_a_secret(tmp_path: Path) -> None:
+def test_no_file_of_a_failed_run_shows_a_secret(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="said no"):
         start(tmp_path / "run", fail=True)
-    assert "said no" in (tmp_path / "run" / "train.log").read_text()
-    assert "said no" in (tmp_path / "run" / "result.json").read_text()
-    assert "said no" in (tmp_path / "run" / "report.html").read_text()
+    for name in ("train.log", "result.json", "report.html"):
+        assert (
+            "said no to s3://me:***@host/bucket and [redacted] [redacted]"
+            in (tmp_path / "run" / name).read_text()
+        )
     assert leaks(tmp_path) == []
 
 
-def test_a_folder_named_for_a_commit_is_no_secret(tmp_path: Path) -> None:
-    from alexnet_exp.tracking.run_directory import RunDirectory
+class Tokens(torch.nn.Module):
+    """A network of the user's own whose settings sound like secrets."""
 
-    config = {"data": {"root": f"/data/{WANDB_KEY}/images"}, "weights": f"/data/{WANDB_KEY}"}
-    RunDirectory(tmp_path).write_settings(config, [f"data.root=/data/{WANDB_KEY}/images"])
+    def __init__(
+        self, class_token: str, pos_key: int, tokens: list[str], num_classes: int, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        assert class_token == "mean-of-all" and pos_key == 123456 and tokens == ["a" * 40]
+        self.head = torch.nn.Linear(in_channels, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(images.mean((2, 3)))  # (N, K)
+
+
+def test_a_network_with_tokens_and_keys_is_built_again_from_its_checkpoint(tmp_path: Path) -> None:
+    from alexnet_exp.training.rebuild import network_of
+
+    config, typed = settings("test=false")
+    config["model"] = {
+        "_target_": f"{__name__}.Tokens", "class_token": "mean-of-all", "pos_key": 123456, "tokens": ["a" * 40],
+        "num_classes": 10, "in_channels": 3,
+    }  # fmt: skip
+    train({**config, "model": dict(config["model"])}, typed, tmp_path / "run", "")
+    saved = checkpoint(tmp_path / "run")
+    assert saved["config"]["model"]["tokens"] == ["a" * 40]
+    assert isinstance(network_of(saved, trust=[__name__]), Tokens)
+
+
+def test_a_checkpoint_of_an_older_version_says_what_it_hid(tmp_path: Path) -> None:
+    from alexnet_exp.errors import UserError
+    from alexnet_exp.training.rebuild import network_of
+
+    hidden = {"_target_": f"{__name__}.Tokens", "class_token": "[redacted]"}
+    with pytest.raises(
+        UserError, match=r"has model\.class_token as \[redacted\].*resume=RUN model\.class_token=VALUE"
+    ):
+        network_of({"config": {"model": hidden}}, trust=[__name__])
+
+
+def test_a_folder_named_for_a_commit_is_kept(tmp_path: Path) -> None:
+    config = {"data": {"root": f"/data/flowers-{WANDB_KEY}"}, "weights": f"/data/{WANDB_KEY}"}
+    RunDirectory(tmp_path).write_settings(config, [f"data.root=/data/flowers-{WANDB_KEY}"])
     assert RunDirectory(tmp_path).config() == config
-
-
-def test_a_run_whose_secret_was_not_written_down_asks_for_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    start(tmp_path / "run", fail=False)
-    code = main(["train", f"resume={tmp_path / 'run'}", "trainer.max_epochs=2", f"trust=[{__name__}]"])
-    assert code == 1
-    assert "callbacks.client.password" in capsys.readouterr().err
+    assert RunDirectory(tmp_path).overrides() == [f"data.root=/data/flowers-{WANDB_KEY}"]

@@ -45,12 +45,12 @@ def config(folder: Path, **launcher: Any) -> DictConfig:
     return OmegaConf.create(
         {
             "optimizer": {"lr": 0.1},
-            "logger": {"api_key": PASSWORD},
+            "logger": {"api_key": "kept", "url": f"s3://me:{PASSWORD}@host"},
             "hydra": {
                 "launcher": launcher,
                 "mode": RunMode.MULTIRUN,
                 "sweep": {"dir": str(folder / "sweep"), "subdir": "${hydra.job.num}"},
-                "overrides": {"task": [f"logger.api_key={PASSWORD}"]},
+                "overrides": {"task": [f"logger.url=s3://me:{PASSWORD}@host"]},
                 "job": {"num": "???"},
             },
         }
@@ -91,7 +91,7 @@ def test_what_the_sweep_was_started_with_is_written_down_without_secrets(tmp_pat
     written = (tmp_path / "sweep" / "multirun.yaml").read_text()
     assert PASSWORD not in written
     settings = OmegaConf.create(written)
-    assert settings.logger.api_key == "[redacted]"
+    assert settings.logger == {"api_key": "kept", "url": "s3://me:***@host"}
     assert settings.optimizer.lr == 0.1
     assert OmegaConf.to_container(settings.hydra.sweep)["subdir"] == "${hydra.job.num}"
 
@@ -113,7 +113,13 @@ class Swept:
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     folder, out, err = tmp_path_factory.mktemp("grid") / "sweep", io.StringIO(), io.StringIO()
-    typed = ["-m", "+ends=nan,well", f"+password={PASSWORD}", "trainer=cpu", "hydra.sweeper.max_batch_size=1"]
+    typed = [
+        "-m",
+        "+ends=nan,well",
+        f"+storage=s3://me:{PASSWORD}@host",
+        "trainer=cpu",
+        "hydra.sweeper.max_batch_size=1",
+    ]
     with stand_ins(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(["train", *typed, f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=mine"])
     return Swept(folder, typed, code, out.getvalue(), err.getvalue())

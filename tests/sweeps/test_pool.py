@@ -58,10 +58,13 @@ def test_all_jobs_run_and_their_commands_are_shown(tmp_path: Path):
 
 
 def test_what_is_printed_of_jobs_has_no_secrets(tmp_path: Path):
-    secrets = [["api_key=one-of-two", "seed=1"], ["api_key=two-of-two", "seed=2"]]
+    secrets = [
+        ["storage=s3://me:one-of-two@host", "seed=1"],
+        ["storage=s3://me:two-of-two@host", "seed=2"],
+    ]
     jobs = made(tmp_path, *secrets)
     printed = run(jobs)
-    assert "seed=2" in printed and "[redacted]" in printed
+    assert "seed=2" in printed and "s3://me:***@host" in printed
     assert "of-two" not in printed
     assert starts(jobs[0]) and "of-two" in jobs[0].command  # what runs is not redacted
     table = Console(file=io.StringIO(), record=True, width=200)

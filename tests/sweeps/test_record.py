@@ -11,7 +11,7 @@ from alexnet_exp.sweeps.record import SweepRecord, check_told_apart
 
 TYPED = ["model=a,b", "seed=1"]
 JOBS = [["model=a", "seed=1"], ["model=b", "seed=1"]]
-SECRET = "logger.api_key=hunter22-typed"
+SECRET = "data.url=s3://me:hunter22-typed@host"
 
 
 def begun(
@@ -125,9 +125,9 @@ def test_secrets_are_not_written_down_and_jobs_are_found_and_started_all_the_sam
     typed, jobs = [*TYPED, SECRET], [[*job, SECRET] for job in JOBS]
     begun(tmp_path, typed, flags=(f"hydra.{SECRET}",)).jobs(jobs, 0, [])
     written = (tmp_path / "sweep.json").read_text()
-    assert "hunter22" not in written and "logger.api_key=[redacted]" in written
+    assert "hunter22" not in written and "data.url=s3://me:***@host" in written
     if with_secrets:
-        (tmp_path / "sweep.json").write_text(written.replace("[redacted]", "hunter22-typed"))
+        (tmp_path / "sweep.json").write_text(written.replace("***", "hunter22-typed"))
     finish(tmp_path, "1")
     again = begun(tmp_path, typed, go_on=True, flags=(f"hydra.{SECRET}",)).jobs(jobs, 0, [])
     assert [(job.directory.name, job.state) for job in again] == [("0", WAITING), ("1", FINISHED)]
@@ -137,8 +137,8 @@ def test_secrets_are_not_written_down_and_jobs_are_found_and_started_all_the_sam
 
 def test_jobs_that_differ_in_a_secret_alone_are_refused():
     check_told_apart([[SECRET], [SECRET]])  # equal ones run once
-    with pytest.raises(UserError, match="differ in a secret alone"):
-        check_told_apart([[SECRET], ["logger.api_key=hunter23-typed"]])
+    with pytest.raises(UserError, match="differ in the password of a URL alone"):
+        check_told_apart([[SECRET], ["data.url=s3://me:hunter23-typed@host"]])
 
 
 @pytest.mark.parametrize(

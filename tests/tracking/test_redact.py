@@ -1,115 +1,158 @@
+"""Secrets are known by what they are, never by the key that they stand under; files keep settings as they are."""
+
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
 
-from alexnet_exp.config.compose import conf_dir
-from alexnet_exp.tracking.redact import REDACTED as R
-from alexnet_exp.tracking.redact import redact
+from alexnet_exp.errors import UserError
+from alexnet_exp.tracking import redact as module
+from alexnet_exp.tracking.redact import redact, url_passwords, with_passwords, without_passwords
 
-SECRETS = [
-    {"api_key": "x"},
-    {"WANDB_API_KEY": "x"},
-    {"accessToken": "x"},
-    {"nested": [{"db": {"password": "x"}}]},
-    "a" * 40,
-    [f"local-{'b' * 40}"],
-    "key wandb_v1_abcDEF123456_abcDEF1234567890",
-    "https://user:pass@example.org/repo.git",
-    "AKIAABCDEFGHIJKLMNOP",
-    "logger.api_key=hunter22",
-    "before value-of-the-variable after",
-]
-HARMLESS = [
-    {"lr": 0.1, "epochs": 90, "none": None, "flag": True},
-    {"classes": ["token", "secret", "password"], "api_key": "", "num_tokens": 3, "token": None},
-    {"commit": "a" * 40, "git": {"sha": "0" * 40}},
-    {"tokenizer": "words", "url": "https://example.org:8080/a@b"},
-    {"command": "python train.py 'data.root=my images' --multirun lr=0.1,0.2"},
-    ["client.token=null", "client.use_token=true", "client.num_tokens=3", "client.key="],
-    {"token": 5, "key": -0.25, "apikey": 99999, "max_tokens": 10**7},
+VARIABLES = {
+    "WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567",
+    "MY_SERVICE_TOKEN": "value-of-the-variable",
+    "DB_PASSWORD": "correct horse",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG",
+    "GOOGLE_CREDENTIALS": '{"private_key": "x"}',
+    "REDISCLI_AUTH": "redis-password",
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_else_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(module, "_met", set())
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_the_value_of_a_secret_variable_is_hidden_wherever_it_stands(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    value = VARIABLES[name]
+    monkeypatch.setenv(name, value)
+    shown = {"notes": f"before {value} after", "list": [f"notes={value}"], "n": 3, "pair": ("a", value)}
+    hidden = {
+        "notes": "before [redacted] after",
+        "list": ["notes=[redacted]"],
+        "n": 3,
+        "pair": ("a", "[redacted]"),
+    }
+    assert redact(shown) == hidden
+    assert shown["notes"] == f"before {value} after"  # a copy is changed
+    assert without_passwords(shown) == shown  # and no file
+
+
+HARMLESS: dict[str, str] = {
+    "TOKENIZERS_PARALLELISM": "disabled-as-a-word",
+    "API_TOKEN": "short",
+    "SSH_KEY_PATH": "/nowhere/that/is",
+    "MONKEYPATCH": "a-long-value",
+    "KEYBOARD": "a-long-value",
+    "PWD": "a-long-value",
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_other_variables_hold_no_secret(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(name, HARMLESS[name])
+    assert redact(f"x {HARMLESS[name]} y") == f"x {HARMLESS[name]} y"
+
+
+def test_a_path_that_exists_is_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("CREDENTIALS_DIR", "/mnt/not-there-at-all")
+    monkeypatch.setenv("SERVICE_CREDENTIALS", str(tmp_path))
+    monkeypatch.setenv("OTHER_CREDENTIALS", "~")
+    for path in ("/mnt/not-there-at-all/flowers", f"{tmp_path}/flowers"):
+        assert redact({"root": path}) == {"root": path}
+
+
+@pytest.mark.parametrize(
+    "settings",
     [
-        "model.num_tokens=100000",
-        "model.key_tokens=0.123456",
-        "client.token=1.25e-05",
-        "+client={token: 5, n: 1}",
+        {"class_token": "cls", "pos_key": "sine", "tokens": ["a", "b"], "num_tokens": 3},
+        {"api_key": "x" * 20, "password": "hunter22-typed", "credentials": {"user": "me"}},
+        {"root": "/data/flowers-0123456789abcdef0123456789abcdef01234567", "notes": "a" * 40},
+        ["logger.api_key=hunter22-typed", "+client={token: 123456}", "model.class_token=mean-of-all"],
+        {"url": "https://example.org:8080/a@b", "mail": "http://host:5000 or me@host"},
     ],
-    "num_tokens=1000000 token=0.0001",
-    {"token": None, "use_password": True, "max_tokens": 7, "keys": [], "monkey": "x", "keyboard": ["x"]},
-    ["model=alexnet_lrn", "optimizer.lr=0.1", "f" * 64, ("a", 1)],
-    "",
-    3.5,
-]
+)
+def test_nothing_is_hidden_for_its_name_or_its_length(settings: Any):
+    assert redact(settings) == settings == without_passwords(settings)
 
 
-@pytest.mark.parametrize("value", SECRETS)
-def test_secrets_are_redacted(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_SERVICE_TOKEN", "value-of-the-variable")
-    hidden = redact(value)
-    assert "[redacted]" in str(hidden)
-    assert type(hidden) is type(value)
-    for secret in ("'x'", "a" * 40, "b" * 40, "abcDEF", "pass@", "AKIA", "hunter", "value-of"):
-        assert secret not in str(hidden)
-
-
-@pytest.mark.parametrize("value", HARMLESS)
-def test_everything_else_stays_as_it_is(value: Any) -> None:
-    assert redact(value) == value
-
-
-WHOLE: list[tuple[Any, Any]] = [  # what a secret may look like, and what is left
-    ({"password": ["ab", 1]}, {"password": R}),
-    ({"session_token": 123456}, {"session_token": R}),
-    (["token=123456", "key=5e5", "pwd=0123"], [f"token={R}", f"key={R}", f"pwd={R}"]),
-    ({"password": 1234, "apikey": 100000}, {"password": R, "apikey": R}),
-    (["+client={token: 123456}", "+a={credentials: {user: me}}"], [f"+client={R}", f"+a={R}"]),
-    ("it has token=1234567, so", f"it has token={R}, so"),
-    ({"credentials": {"user": "me", "word": "x"}}, {"credentials": R}),
-    ({"client": {"key": "ab"}, "sshKey": "ab"}, {"client": {"key": R}, "sshKey": R}),
-    (["+callbacks.client.password=ab"], [f"+callbacks.client.password={R}"]),
-    (["callbacks.client.password=a,(b)[c] {d}; e"], [f"callbacks.client.password={R}"]),
-    (["callbacks.client.password=[ab,cd]", "lr=0.1"], [f"callbacks.client.password={R}", "lr=0.1"]),
-    (["+callbacks.client={key: ab, lr: 1}"], [f"+callbacks.client={R}"]),
-    (["+c={header: 'Authorization: Bearer ab'}", "+c={a: 1\ntoken: ab}"], [f"+c={R}", f"+c={R}"]),
-    (["credentials=12", "logger.secrets=3"], [f"credentials={R}", f"logger.secrets={R}"]),
-    (["client.pwd='a b'"], [f"client.pwd={R}"]),
-    (
-        {"command": "python train.py '+client.password=a b,(c)' +client.token=ab 'data.root=my images'"},
-        {"command": f"python train.py '+client.password={R}' '+client.token={R}' 'data.root=my images'"},
+URLS = {
+    "s3://me:hunter2@host/images": "s3://me:***@host/images",
+    "postgresql+psycopg2://me:pass/word@host:5432/db": "postgresql+psycopg2://me:***@host:5432/db",
+    "mysql://me:p@ss@host/db": "mysql://me:***@host/db",
+    r"+url=s3\://me\:hunter2@host/x\=1": r"+url=s3\://me\:***@host/x\=1",  # as Hydra's sweeper writes it
+    "redis://:hunter2@host": "redis://:***@host",
+    "postgresql://host/db?user=me&password=hunter2&sslmode=off": (
+        "postgresql://host/db?user=me&password=***&sslmode=off"
     ),
-]
+    "data.url='s3://me:hunter2@host/a','s3://me:hunter3@host/b'": (
+        "data.url='s3://me:***@host/a','s3://me:***@host/b'"
+    ),
+    "cannot open mysql://me:12345@host/db: no route": "cannot open mysql://me:***@host/db: no route",
+    "s3://me:${oc.env:MINE}@host": "s3://me:${oc.env:MINE}@host",  # names a variable
+}
 
 
-@pytest.mark.parametrize(("value", "left"), WHOLE)
-def test_what_stands_under_the_key_of_a_secret_is_hidden_whole(value: Any, left: Any) -> None:
-    assert redact(value) == left
+@pytest.mark.parametrize("url", URLS)
+def test_of_a_url_the_password_alone_is_left_out(url: str):
+    assert redact([url]) == without_passwords([url]) == [URLS[url]]
+    assert without_passwords(URLS[url]) == URLS[url]
+    assert bool(url_passwords({"a": [url]})) == (url != URLS[url])
 
 
-def test_no_setting_that_this_package_has_is_taken_for_a_secret() -> None:
-    names = {name for file in conf_dir().rglob("*.yaml") for name in keys(OmegaConf.load(file))}
-    assert {"lr", "num_workers", "cache_dir", "monitor"} <= names
-    for value in ("text", 3, [1], {"a": "b"}):
-        settings: dict[str, Any] = dict.fromkeys(names, value)
-        assert redact(settings) == settings
-        assert redact([f"a.{name}={value}" for name in names]) == [f"a.{name}={value}" for name in names]
+@pytest.mark.parametrize(
+    ("url", "variable"),
+    [
+        ("s3://me:***@host/x", "ALEXNET_URL_PASSWORD"),
+        ("postgresql+asyncpg://me:***@host/x", "PGPASSWORD"),
+        ("mysql://me:***@host/x", "MYSQL_PWD"),
+        ("redis://:***@host/0", "REDISCLI_AUTH"),
+        ("postgresql://host/db?password=***", "PGPASSWORD"),
+    ],
+)
+def test_the_password_is_read_from_the_environment(url: str, variable: str, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(
+        UserError, match=rf"^data\.url=.*password is in no file; set .*{variable}.* in the environment"
+    ):
+        with_passwords({"data": {"url": url}})
+    monkeypatch.setenv(variable, "hunter2")
+    assert with_passwords({"data": {"url": url, "n": 1}}) == {
+        "data": {"url": url.replace("***", "hunter2"), "n": 1}
+    }
+    monkeypatch.setenv("ALEXNET_URL_PASSWORD", "first")
+    assert "first" in with_passwords({"a": [url]})["a"][0]
 
 
-def keys(value: Any) -> Iterator[str]:
-    """Yield the names of all settings of a file."""
-    if isinstance(value, DictConfig):
-        for name in value:
-            yield str(name)
-            yield from (
-                ()
-                if OmegaConf.is_missing(value, name) or OmegaConf.is_interpolation(value, name)
-                else keys(value[name])
-            )
+def test_a_password_in_use_is_hidden_outside_of_its_url_too():
+    with_passwords({"url": "s3://me:hunter22-typed@host"})
+    assert redact("the server refuses hunter22-typed") == "the server refuses [redacted]"
 
 
-def test_redacting_leaves_the_original_alone() -> None:
-    config = {"a": [{"token": "x", "lr": 0.1}], "b": "c"}
-    assert redact(config) == {"a": [{"token": "[redacted]", "lr": 0.1}], "b": "c"}
-    assert config == {"a": [{"token": "x", "lr": 0.1}], "b": "c"}
+def test_the_key_of_netrc_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    key = "fedcba9876543210" * 2 + "fedcba98"
+    (tmp_path / "mine").write_text(f"machine api.wandb.ai\n  login user\n  password {key}\n")
+    assert redact(f"key {key}") == f"key {key}"
+    monkeypatch.setenv("NETRC", str(tmp_path / "mine"))
+    assert redact(f"key {key}") == "key [redacted]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"local-{'b' * 40}",
+        "wandb_v1_abcDEF123456_abcDEF1234567890",
+        "AKIAABCDEFGHIJKLMNOP",
+        f"ghp_{'a' * 36}",
+        "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\n-----END RSA PRIVATE KEY-----",
+    ],
+)
+def test_keys_of_a_form_that_nothing_else_has_are_hidden_where_text_is_shown(text: str):
+    assert redact(f"it is {text}, yes") == "it is [redacted], yes"
+    assert without_passwords(text) == text

@@ -90,16 +90,27 @@ def test_fitting_and_testing_go_into_one_run(tmp_path: Path, tracker: Make) -> N
     assert run.exit_code == 0
 
 
-def test_config_is_recorded_whole_and_without_secrets(tmp_path: Path, tracker: Make) -> None:
+def test_config_is_recorded_whole_and_without_secrets(
+    tmp_path: Path, tracker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "hunter2-of-the-environment")
     config = {
         "model": {"then": ["relu", "lrn"], "lrn": {"alpha": 1e-4}},
         "seed": 42,
-        "server": {"api_key": "hunter2"},
+        "server": {
+            "api_key": "hunter2-of-the-environment",
+            "url": "s3://me:hunter2@host",
+            "class_token": "c" * 40,
+        },
     }
     run = finished(tracker(tmp_path, config=config))
     assert run.config["model"] == config["model"]
     assert run.config["seed"] == 42
-    assert run.config["server"] == {"api_key": "[redacted]"}
+    assert run.config["server"] == {
+        "api_key": "[redacted]",
+        "url": "s3://me:***@host",
+        "class_token": "c" * 40,
+    }
     assert run.config["_environment"]["python"] == sys.version.split()[0]
     assert run.config["_environment"]["torch"] == importlib.metadata.version("torch")
     assert b"hunter2" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
@@ -180,7 +191,7 @@ def test_the_checkpoint_file_is_an_artifact_only_on_request(
     checkpoint = tmp_path / "best.ckpt"
     checkpoint.write_bytes(b"weights")
     logger = tracker(tmp_path, log_model=log_model)
-    logger.log_checkpoint(checkpoint, {"epoch": 3, "val/top1": 0.5, "token": "hunter2"})
+    logger.log_checkpoint(checkpoint, {"epoch": 3, "val/top1": 0.5, "url": "s3://me:pw@host"})
     run = finished(logger)
     told = {
         name.removeprefix("checkpoint/"): v
@@ -188,7 +199,7 @@ def test_the_checkpoint_file_is_an_artifact_only_on_request(
         if name.startswith("checkpoint")
     }
     told = told.get("checkpoint", told)
-    assert told == {"file": "best.ckpt", "epoch": 3, "val/top1": 0.5, "token": "[redacted]"}
+    assert told == {"file": "best.ckpt", "epoch": 3, "val/top1": 0.5, "url": "s3://me:***@host"}
     assert set(run.artifacts) == ({"best.ckpt"} if log_model else set())
 
 
