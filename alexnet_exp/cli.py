@@ -49,16 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 1
-    if arguments[0] == "--version":
+    if "--version" in arguments:
         from alexnet_exp.version import __version__
 
         print(__version__)
         return 0
     if arguments[0] not in VERBS:
-        close = nearest(arguments[0], VERBS)
-        print(
-            f"error: There is no verb {arguments[0]!r}.{close} alexnet-exp --help lists all.", file=sys.stderr
-        )
+        print(f"error: {_unknown_verb(arguments[0])} alexnet-exp --help lists all.", file=sys.stderr)
         return 1
     keep_freed_memory()
     try:
@@ -68,6 +65,15 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _unknown_verb(word: str) -> str:
+    from alexnet_exp.config.words import VERBS as MEANT
+
+    if word.startswith("-") or "=" in word:
+        return f"There is no verb {word!r}: it comes first, as in alexnet-exp train {word}."
+    close = f" Did you mean {MEANT[word.lower()]}?" if word.lower() in MEANT else nearest(word.lower(), VERBS)
+    return f"There is no verb {word!r}.{close}"
 
 
 def _check_folder() -> None:

@@ -12,11 +12,12 @@ import logging
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,13 +25,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, unreadable
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # no others: Pillow starts programs for some
 VERSION = 1  # of the pixels that come out: decoded images kept by another version are not used
 MAX_PIXELS = 178_956_970  # Pillow itself refuses larger ones as decompression bombs
 MAX_WHOLE_PIXELS = MAX_PIXELS // 2  # where no part of the size can be decoded: 1 GB of memory
 MAX_BYTES = 1 << 30
+_PNG = b"\x89PNG\r\n\x1a\n"
+T = TypeVar("T")
 
 # Pillow warns from the half of its limit on; the limits above say so in one sentence instead.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -75,7 +78,13 @@ def decode_bytes(
     data: bytes, path: str, channels: int, max_pixels: int = MAX_PIXELS, enough: int = MAX_PIXELS
 ) -> Tensor:
     """Decode a file that has been read; `path` is its name in messages. See `decode`."""
-    with _explained(path), Image.open(BytesIO(data), formats=FORMATS) as picture:
+    with _explained(path):
+        rgb = _without_text_if_needed(lambda data: _decode_rgb(data, path, max_pixels, enough), data)
+    return rgb if channels == 3 else luma(rgb)
+
+
+def _decode_rgb(data: bytes, path: str, max_pixels: int, enough: int) -> Tensor:
+    with Image.open(BytesIO(data), formats=FORMATS) as picture:
         if picture.format == "TIFF":
             _quiet_libtiff()
         is_jpeg = picture.format in ("JPEG", "MPO")  # MPO: with more pictures after it, as phones write
@@ -83,8 +92,37 @@ def decode_bytes(
         most = max_pixels if is_jpeg else min(max_pixels, MAX_WHOLE_PIXELS)
         if width * height > most:
             raise UserError(f"{path} has {width} x {height} pixels, more than {most}: shrink or remove it.")
-        rgb = _decode_jpeg(data, picture, enough) if is_jpeg else _decode_any(picture)
-    return rgb if channels == 3 else luma(rgb)
+        return _decode_jpeg(data, picture, enough) if is_jpeg else _decode_any(picture)
+
+
+def _without_text_if_needed(read: Callable[[bytes], T], data: bytes) -> T:
+    """Read a picture; if Pillow refuses the text or the colour profile in a PNG for their size, without them.
+
+    Neither is wanted, except for the orientation that a text of ordinary size may hold.
+    """
+    try:
+        return read(data)
+    except ValueError:
+        bare = _without_text(data)
+        if len(bare) == len(data):
+            raise
+        return read(bare)
+
+
+def _without_text(data: bytes) -> bytes:
+    """Return a PNG without its text and colour profile; any other file as it is.
+
+    Source: PNG specification, 5.2 and 5.3: a signature, then chunks of length, name, content and checksum.
+    """
+    if not data.startswith(_PNG):
+        return data
+    kept, start = [_PNG], len(_PNG)
+    while start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if data[start + 4 : start + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(data[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def _read(path: str) -> bytes:
@@ -108,8 +146,16 @@ def read_size(path: str) -> tuple[int, int]:
     Raises:
         UserError: The file cannot be read or is not an image.
     """
-    with _explained(path), Image.open(path, formats=FORMATS) as picture:
-        return picture.size
+
+    def read(file: str | BytesIO) -> tuple[int, int]:
+        with Image.open(file, formats=FORMATS) as picture:
+            return picture.size
+
+    with _explained(path):
+        try:
+            return read(path)  # no more than its header
+        except ValueError:
+            return _without_text_if_needed(lambda data: read(BytesIO(data)), _read(path))
 
 
 @lru_cache
@@ -139,7 +185,7 @@ def _explained(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:  # Pillow's own complaint about the content
             raise _damaged(path, error) from error
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+        raise unreadable(path, error) from error
     except Exception as error:
         raise _damaged(path, error) from error
 

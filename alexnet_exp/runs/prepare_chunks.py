@@ -24,7 +24,7 @@ from alexnet_exp.data.sources import FileSource
 from alexnet_exp.data.streaming import IMAGES, MANIFEST, VERSION, fetch_text, is_remote, read_manifest
 from alexnet_exp.data.streaming_chunks import Chunks
 from alexnet_exp.data.streaming_write import Encoder, write
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, unreadable
 
 BEGUN = "prepare.json"  # beside the manifest: what was asked for, so that it goes on in the same way
 LOCK = ".lock"  # beside it: held while a folder is written
@@ -185,7 +185,7 @@ def _digests(tasks: Mapping[str, list[list[Any]]], sources: Mapping[str, FileSou
             try:
                 size = os.stat(path).st_size
             except OSError as error:
-                raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+                raise unreadable(path, error) from error
             names.update(f"{json.dumps([split, *task])}\n".encode())
             sizes.update(f"{size}\n".encode())
     return {"images": names.hexdigest(), "sizes": sizes.hexdigest()}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from alexnet_exp.config.messages import explain
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
@@ -125,7 +126,7 @@ class _Session:
             status, error = "interrupted", "interrupted"
             raise KeyboardInterrupt from None
         except Exception as problem:
-            error = f"{type(problem).__name__}: {problem}"
+            error = explain(problem) or f"{type(problem).__name__}: {problem}"
             logging.getLogger("run").exception(
                 "The run failed."
             )  # in train.log; the command line shows it too
@@ -197,5 +198,5 @@ def _reported(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        log.warning("%s: %s", what, error)
+        log.warning("%s: %s", what, explain(error) or error)
         log.debug("", exc_info=True)
