@@ -122,10 +122,8 @@ def _check_known(flags: list[str], arguments: list[str], verb: str) -> None:
         meant = words.meant(name, given) or words.near(name)
     else:
         meant = words.meant_by_a_verb(name, given, list(compose(verb, [])))
-    if meant:
-        hint = f" Did you mean {' or '.join(meant)}? Settings are KEY=VALUE, without dashes."
-    else:
-        hint = nearest(name, known, 1) or " Settings are KEY=VALUE, without dashes."
+    dashes = " Settings are KEY=VALUE, without dashes."
+    hint = f"{dashes} Did you mean {' or '.join(meant)}?" if meant else nearest(name, known, 1) or dashes
     raise UserError(f"There is no flag {wrong}.{hint} --help says what can be set.")
 
 
@@ -133,7 +131,7 @@ def _check_flags(flags: list[str]) -> None:
     """Let Hydra's own parser judge the flags, without the page of usage and the exit code 2 that it has for a mistake.
 
     Raises:
-        UserError: If a value is missing or not possible, or they do not go together.
+        UserError: If a value is missing or not possible.
     """
     from hydra._internal.utils import get_args_parser
 
@@ -143,15 +141,8 @@ def _check_flags(flags: list[str]) -> None:
         raise UserError(f"{message}: --help says what can be set.")
 
     parser.error = refuse  # type: ignore[method-assign]
-    read = parser.parse_args(
-        [flag for flag in flags if flag != "--version"]
-    )  # which parsing prints, and ends there
-    starts = "-m" if read.multirun else "--run" if read.run else ""
-    shows = "--cfg" if read.cfg else "--info" if read.info else ""
-    if starts and shows and not (read.help or read.hydra_help):
-        raise UserError(
-            f"{shows} shows the settings of one run: leave {starts} out, and give each key one value."
-        )
+    if "--version" not in flags:  # which parsing prints, and ends the process
+        parser.parse_args(flags)
 
 
 def _with_keys(settings: list[str], keys: tuple[str, ...]) -> list[str]:

@@ -74,14 +74,10 @@ def _of_a_library(error: BaseException) -> str | None:
         library = _raised_in(error)
         if library not in _READERS:
             return None
-    names = {
-        "pydantic_core": "pydantic",
-        "PIL": "Pillow",
-        "wandb": "W&B",
-        "hydra": "Hydra",
-        "builtins": "Python",
-    }
-    return f"{names.get(library, library)} refuses this: {_sentence(in_one_line(error))}"
+    name = {"pydantic_core": "pydantic", "PIL": "Pillow", "wandb": "W&B", "hydra": "Hydra"}.get(
+        library, library
+    )
+    return _known(str(error)) or f"{name} refuses this: {_sentence(in_one_line(error))}"
 
 
 def _raised_in(error: BaseException) -> str:
@@ -188,6 +184,10 @@ def of_composing(error: Exception, arguments: Sequence[str]) -> Exception:
 _PATTERNS: list[tuple[str, Callable[..., str]]] = [
     (r"Cannot find primary config '([^']+)'", lambda name: f"There is no file {name}.yaml in conf/."),
     (
+        r"Only one of --run, --multirun, --cfg, --info",
+        lambda: "--cfg and --info show the settings of one run: leave -m out, and give each key one value.",
+    ),
+    (
         r"Additional config directory '(.+)' not found",
         lambda path: f"There is no folder {path} for --config-dir.",
     ),
@@ -268,9 +268,8 @@ def _readable(error: BaseException, verb: str) -> str:
     text = f"{error}\n{error.__cause__}" if error.__cause__ is not None else str(error)
     if found := re.search(r"Could not (?:find|load) '(.+)/([^'/]*)'", text):
         return _unknown_option(found[1], found[2], getattr(error, "options", None) or options(found[1]))
-    for pattern, message in _PATTERNS:
-        if found := re.search(pattern, text, re.DOTALL):
-            return message(*found.groups())
+    if said := _known(text):
+        return said
     if found := re.search(r"Could not override '([^']+)'", text):
         typed = re.search(rf"use \+{re.escape(found[1])}=(.*)", text)
         return _unknown_key(found[1], verb, typed[1] if typed else None)
@@ -280,6 +279,14 @@ def _readable(error: BaseException, verb: str) -> str:
         file = re.match(r"In '([^']+)'", text)
         return (f"{file[1]}.yaml: " if file else "") + _unknown_key(found[1], verb)
     return " ".join([line.strip() for line in text.splitlines() if line.strip()][:3])
+
+
+def _known(text: str) -> str | None:
+    """Return our sentence for what Hydra or OmegaConf says, if there is one."""
+    for pattern, message in _PATTERNS:
+        if found := re.search(pattern, text, re.DOTALL):
+            return message(*found.groups())
+    return None
 
 
 def _kind(name: str) -> str:

@@ -61,7 +61,7 @@ def require_wandb() -> None:
 
 
 def is_of_network(error: Exception) -> bool:
-    """Say whether wandb raises this where its server or service is away, or a setting wrong: it has many classes for it.
+    """Say whether wandb raises this where its server or service is away, or a setting wrong: it has many classes.
 
     Timeouts, lost connections and those of requests are of OSError; the service, its mailbox and the server's answers
     have classes of their own, and settings are checked by pydantic.
