@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 from alexnet_exp.allocator import keep_freed_memory
 from alexnet_exp.application import run_hydra
-from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.errors import UserError, nearest, shell_command
 from alexnet_exp.utf8 import use_utf8
 
 USAGE = """\
@@ -108,7 +107,7 @@ def _train(arguments: list[str]) -> int:
     if not {"-m", "--multirun"} & set(arguments):
         hold_early()
     check_processes(arguments)
-    command = shlex.join([*_program(), *arguments])
+    command = shell_command([*_program(), *arguments])
     return run_hydra("train", task, resumed_arguments(arguments))
 
 
@@ -129,7 +128,7 @@ def _run(name: str, arguments: list[str]) -> int:
         codes.append(returned if isinstance(returned, int) else 0)
 
     verb = VERBS[name]
-    command = shlex.join(["alexnet-exp", name, *arguments])
+    command = shell_command(["alexnet-exp", name, *arguments])
     return run_hydra(name, task, verb.rewrite(arguments), verb.bare_words) or max(codes, default=0)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
+import shlex
 import unicodedata
 from collections.abc import Iterable
 
@@ -33,6 +35,15 @@ def printable(text: str, keep: str = "") -> str:
 
 def _is_shown(character: str) -> bool:
     return character.isprintable() or unicodedata.category(character) == "Zs"  # no-break space
+
+
+# Letters and digits of any script, and what no shell reads anything into; `=` alone at the start is zsh's.
+_PLAIN_WORD = re.compile(r"(?!=)[\w@%+=:,./-]+")
+
+
+def shell_command(words: Iterable[str]) -> str:
+    """Return a command line to print, in which only the words that a shell would change are quoted."""
+    return " ".join(word if _PLAIN_WORD.fullmatch(word) else shlex.quote(word) for word in words)
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:

@@ -217,3 +217,13 @@ def _literal(value: str) -> str:
 
 def _is_quoted(value: str) -> bool:
     return bool(re.fullmatch(r"""'(?:\\'|[^'])*'|"(?:\\"|[^"])*\"""", value))
+
+
+def typed(setting: str) -> str:
+    """Return a setting as a person would type it: `_quoted` gives the value of a path key its quotes.
+
+    A value with quotation marks or backslashes of its own stays as it is.
+    """
+    key, _, value = setting.partition("=")
+    plain = f"{key}={value[1:-1]}"
+    return plain if _quoted(plain, sweep=False) == setting else setting

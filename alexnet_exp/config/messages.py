@@ -6,7 +6,6 @@ Hydra's and OmegaConf's frequent ones have a sentence of our own; whatever else 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Sequence
 
 import yaml
@@ -24,6 +23,7 @@ from alexnet_exp.errors import (
     library_of,
     nearest,
     of_the_machine,
+    shell_command,
     unreadable,
 )
 
@@ -177,7 +177,7 @@ def of_composing(error: Exception, arguments: Sequence[str]) -> Exception:
         return UserError(f"{error.filename} cannot be written ({error.strerror}); say {other}.")
     if explain(error) is not None or sweep:
         return error  # a sweep does much else than reading
-    return UserError(f"Hydra cannot read {shlex.join(arguments)}: {in_one_line(error)[:200]}")
+    return UserError(f"Hydra cannot read {shell_command(arguments)}: {in_one_line(error)[:200]}")
 
 
 # What Hydra and OmegaConf say -> what the user is told; the groups of the pattern are the arguments.

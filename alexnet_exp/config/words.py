@@ -6,7 +6,6 @@ They stay errors; the message names our setting, with the value that was typed. 
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -16,6 +15,7 @@ import yaml
 
 from alexnet_exp.config.compose import options
 from alexnet_exp.config.rules import RULES
+from alexnet_exp.errors import shell_command
 from alexnet_exp.models.spec import AlexNetConfig
 
 # Our settings -> words for the key; the value is meant as it was typed.
@@ -155,12 +155,12 @@ def near(typed: str) -> list[str]:
 def with_value(settings: str, value: str | None) -> str:
     """Give the last of some settings its value, unless it would be illegal, and quote all for a shell."""
     *others, key = settings.split(" ")
-    if value is not None and _is_legal(key, value):
+    if value is not None and is_legal(key, value):
         key = f"{key}={value}"
-    return shlex.join([*others, key])
+    return shell_command([*others, key])
 
 
-def _is_legal(key: str, value: str) -> bool:
+def is_legal(key: str, value: str) -> bool:
     """Return whether a value, or every one of `1,2,3`, is one for this key."""
     if key not in RULES:
         return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shlex
 import shutil
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from alexnet_exp.errors import UserError, in_one_line
+from alexnet_exp.errors import UserError, in_one_line, shell_command
 from alexnet_exp.tracking.metrics_csv import FILE_NAME, metrics_row, read_metrics
 from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.wandb_describe import describe
@@ -291,4 +290,4 @@ class WandbTracker(Logger):
 
     def _sync_command(self) -> str:
         """Return the command that uploads every part of the run (a resumed one has several)."""
-        return shlex.join(["wandb", "sync", *map(str, run_folders(self._run_dir, self.run_id))])
+        return shell_command(["wandb", "sync", *map(str, run_folders(self._run_dir, self.run_id))])
