@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from alexnet_exp.data.sources import ArraySource, fetch
+from alexnet_exp.data.sources import ArraySource, fetch, is_file
 from alexnet_exp.errors import UserError, unreadable
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
@@ -49,9 +49,9 @@ def load(data_dir: str, split: str, download: bool) -> ArraySource:
 def _read(names: list[str], data_dir: str, download: bool) -> dict[str, bytes]:
     """Return the files' bytes, or those of the archive, which is unpacked where that can be."""
     folder, archive = os.path.join(data_dir, FOLDER), os.path.join(data_dir, ARCHIVE)
-    missing = [path for name in names if not os.path.isfile(path := os.path.join(folder, name))]
+    missing = [path for name in names if not is_file(path := os.path.join(folder, name))]
     if missing:
-        if not os.path.isfile(archive):
+        if not is_file(archive):
             fetch(URL, archive, MD5, missing[0], download)
         return _read_archive(names, archive, folder)
     files = {}

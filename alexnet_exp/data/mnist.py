@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from alexnet_exp.data.sources import ArraySource, fetch, repeat_grey
+from alexnet_exp.data.sources import ArraySource, fetch, is_file, repeat_grey
 from alexnet_exp.errors import UserError, unreadable
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -57,10 +57,10 @@ def load(data_dir: str, split: str, channels: int, download: bool) -> ArraySourc
 
 def _find(folder: str, name: str, download: bool) -> str:
     path = os.path.join(folder, name)
-    if os.path.isfile(path):
+    if is_file(path):
         return path
     packed = path + ".gz"
-    if not os.path.isfile(packed):
+    if not is_file(packed):
         fetch(f"{URL}{name}.gz", packed, MD5[name], f"{packed}, one of four files,", download)
     return packed
 
