@@ -3,11 +3,16 @@
 The same as `alexnet-exp train ...`; `python train.py --help` says what can be set.
 """
 
+import os
 import sys
+from pathlib import Path
 
 from alexnet_exp.cli import main
 from alexnet_exp.utf8 import use_utf8
 
 if __name__ == "__main__":
     use_utf8()
+    # Jobs of a sweep and ranks are processes of their own: they find this checkout from any folder, installed or not.
+    paths = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     sys.exit(main(["train", *sys.argv[1:]]))

@@ -36,7 +36,7 @@ def run_hydra(
 
     failures: list[Exception] = []
     register()
-    typed, sys.argv = sys.argv, [sys.argv[0], *prepare(arguments, bare_words)]
+    typed, sys.argv = sys.argv, [sys.argv[0], *prepare(arguments, bare_words, config_name)]
     show_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole, and we say them in one line
     app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)

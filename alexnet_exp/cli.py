@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 from alexnet_exp.allocator import keep_freed_memory
 from alexnet_exp.application import run_hydra
 from alexnet_exp.cores import limit_threads
-from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.errors import UserError, nearest, shell_command
 from alexnet_exp.utf8 import use_utf8
 
 USAGE = """\
@@ -50,16 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 1
-    if arguments[0] == "--version":
+    if "--version" in arguments:
         from alexnet_exp.version import __version__
 
         print(__version__)
         return 0
     if arguments[0] not in VERBS:
-        close = nearest(arguments[0], VERBS)
-        print(
-            f"error: There is no verb {arguments[0]!r}.{close} alexnet-exp --help lists all.", file=sys.stderr
-        )
+        print(f"error: {_unknown_verb(arguments[0])} alexnet-exp --help lists all.", file=sys.stderr)
         return 1
     keep_freed_memory()
     limit_threads()
@@ -72,6 +68,15 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"error: {redact(str(error))}", file=sys.stderr)
         return 1
+
+
+def _unknown_verb(word: str) -> str:
+    from alexnet_exp.config.words import VERBS as MEANT
+
+    if word.startswith("-") or "=" in word:
+        return f"There is no verb {word!r}: it comes first, as in alexnet-exp train {word}."
+    close = f" Did you mean {MEANT[word.lower()]}?" if word.lower() in MEANT else nearest(word.lower(), VERBS)
+    return f"There is no verb {word!r}.{close}"
 
 
 def _check_folder() -> None:
@@ -106,7 +111,7 @@ def _train(arguments: list[str]) -> int:
     if not {"-m", "--multirun"} & set(arguments):
         hold_early()
     check_processes(arguments)
-    command = shlex.join([*_program(), *arguments])
+    command = shell_command([*_program(), *arguments])
     return run_hydra("train", task, resumed_arguments(arguments))
 
 
@@ -130,7 +135,7 @@ def _run(name: str, arguments: list[str]) -> int:
         codes.append(returned if isinstance(returned, int) else 0)
 
     verb = VERBS[name]
-    command = shlex.join(["alexnet-exp", name, *arguments])
+    command = shell_command(["alexnet-exp", name, *arguments])
     return run_hydra(name, task, verb.rewrite(arguments), verb.bare_words) or max(codes, default=0)
 
 

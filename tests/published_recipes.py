@@ -108,7 +108,7 @@ _OF_THE_HALF = (
     {"epoch": 20, "lr": 1e-3},
     {"epoch": 48, "lr": 1e-4},
     {"epoch": 66, "layer": "conv1", "lr": 1e-5},
-    {"epoch": 72, "layer": "conv1", "lr": 0.0, "bias_lr": 0.0},
+    {"epoch": 72, "layer": "conv1", "lr": 0.0},
 )
 _OF_145 = (
     {"epoch": 25, "lr": 1e-3},
@@ -134,7 +134,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "convnet_19pct": _at(0.1, 120, 130),
     "convnet_80sec": _at(0.1, 8),
     "cvgj_imagenet": {"name": "poly", "power": 1.0, "warmup_epochs": 0.0},
-    "icpm": _at(0.5, 75, 150),
+    "icpm": _at(0.5, 74, 149),
     "original_half_imagenet": _by_hand(*_OF_THE_HALF),
     "original_imagenet": _by_hand(*_OF_145),
     "owt_imagenet": {"name": "dexp", "factor": 250.0, "steps": 4, "bias_factor": 10.0, "bias_steps": 2},

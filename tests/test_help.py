@@ -75,7 +75,8 @@ def test_a_flag_that_is_none_is_one_line(verb: str, capsys: pytest.CaptureFixtur
 FLAGS = {
     "-z": "There is no flag -z.",
     "--hepl": "There is no flag --hepl. Did you mean --help?",
-    "--epochs=3": "There is no flag --epochs=3. Settings are KEY=VALUE, without dashes.",
+    "--epochs=3": "There is no flag --epochs=3. Settings are KEY=VALUE, without dashes. Did you mean "
+    "trainer.max_epochs=3?",
     "--cfg": "expected one argument",
     "--cfg jobs": "invalid choice: 'jobs'",
     "--multirunn seed=1": "Did you mean --multirun?",

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from alexnet_exp.config import words
 from alexnet_exp.config.command_line import GROUPS
 from alexnet_exp.config.compose import conf_dir, options
 from alexnet_exp.config.networks import check_network, unknown_in_network
 from alexnet_exp.config.rules import RETIRED, RULES, SCHEDULES
 from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.models.spec import known_keys
 from alexnet_exp.targets import TRUSTED, torch_optimizer
 
 # Groups whose keys belong to a class of the user's own when its _target_ is not one of ours.
@@ -45,7 +47,7 @@ def check_config(config: Mapping[str, Any]) -> None:
             continue
         rule = RULES.get(key)
         if rule is None:
-            raise UserError(unknown(key))
+            raise UserError(unknown(key, None if value is None else str(value)))
         if not rule.legal(value):
             raise UserError(f"{key}={shown(value)} is not possible: it must be {rule.text}.")
     for key in RULES:
@@ -72,10 +74,15 @@ def check_recorded(config: Mapping[str, Any], groups: Sequence[str], where: str)
             raise UserError(f"{where} has {key}={shown(value)[:200]}, and it must be {RULES[key].text}.")
 
 
-def unknown(key: str) -> str:
-    """Return the sentence about a setting that does not exist, with the nearest that do."""
+def unknown(key: str, value: str | None = None) -> str:
+    """Return the sentence about a setting that does not exist, with the nearest that do.
+
+    Args:
+        key: As typed.
+        value: As typed, for the settings that another word means.
+    """
     group, _, last = key.rpartition(".")
-    if key.startswith("model."):
+    if key.startswith("model.") and (last in known_keys() or group != "model" or not words.meant(last)):
         return unknown_in_network(key)
     if key in RETIRED:
         return f"{key} has been removed: {RETIRED[key]}."
@@ -88,7 +95,8 @@ def unknown(key: str) -> str:
         return f"{key} is not one setting but several: {', '.join(inside)}."
     siblings = [known.rpartition(".")[2] for known in RULES if known.rpartition(".")[0] == group]
     near = get_close_matches(last, siblings, n=2) if group else []
-    close = [f"{group}.{name}" for name in near] or get_close_matches(key, [*RULES, *GROUPS], n=1)
+    close = words.meant(key, value) or [f"{group}.{name}" for name in near] or words.near(key)
+    close = close or get_close_matches(key, [*RULES, *GROUPS], n=1)
     meant = f" Did you mean {' or '.join(close)}?" if close else ""
     return f"There is no setting {key}.{meant} python train.py --cfg job lists all."
 

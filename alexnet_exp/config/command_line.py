@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import NoReturn
 
-from alexnet_exp.config.compose import options
+from alexnet_exp.config import words
+from alexnet_exp.config.compose import compose, options
 from alexnet_exp.config.paths import PATH_KEYS, PATH_LISTS
 from alexnet_exp.errors import UserError, nearest
 
@@ -36,13 +37,14 @@ _FLAGS_WITH_VALUE = (
 _NULL = ("null", "none", "")
 
 
-def prepare(arguments: list[str], bare_words: tuple[str, ...] = ()) -> list[str]:
+def prepare(arguments: list[str], bare_words: tuple[str, ...] = (), verb: str = "train") -> list[str]:
     """Give bare words their keys, quote the values of path keys, and let a resumed run keep its directory.
 
     Args:
         arguments: As typed, without the program and the verb.
         bare_words: Keys for words without '=', in this order; 'runs...' takes all that are left. Where a key takes a
             path, a word with '=' is one too if a file or folder of that name exists.
+        verb: Whose settings they are.
 
     Returns:
         Arguments for Hydra: flags first, since its parser takes none between settings.
@@ -51,6 +53,7 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = ()) -> list[str]
         UserError: For what Hydra would answer with a traceback.
     """
     flags, settings = _separate(arguments)
+    _check_known(flags, arguments, verb)
     flags = _with_home(flags)
     _check_flags(flags)
     settings = _with_keys(settings, bare_words)
@@ -95,27 +98,52 @@ def _separate(arguments: list[str]) -> tuple[list[str], list[str]]:
     flags: list[str] = []
     settings: list[str] = []
     after_flag = False
-    for argument in arguments:
+    for number, argument in enumerate(arguments):
         is_flag = argument.startswith("-") and argument != "-"  # alone, it is standard input
         (flags if is_flag or after_flag else settings).append(argument)
         after_flag = is_flag and (argument in _FLAGS_WITH_VALUE or argument in ("-sc", "--shell-completion"))
+        if argument in ("--info", "-i"):  # its value may be left out, and is never a setting
+            following = arguments[number + 1 : number + 2]
+            after_flag = bool(following) and not following[0].startswith("-") and "=" not in following[0]
+            flags += [] if after_flag else ["all"]
     return flags, settings
+
+
+def _check_known(flags: list[str], arguments: list[str], verb: str) -> None:
+    """Refuse what is no flag of Hydra's: most often a setting, typed as argparse takes it (`--lr 0.1`).
+
+    Raises:
+        UserError: Names the setting that is meant.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    known = [flag for action in get_args_parser()._actions for flag in action.option_strings]
+    wrong = next(
+        (word for word in flags if word.startswith("-") and word.partition("=")[0] not in known), None
+    )
+    if wrong is None:
+        return
+    name, equals, value = wrong.partition("=")
+    after = arguments[arguments.index(wrong) + 1 :][:1]
+    given = value if equals else after[0] if after and not re.match(r"-[-a-z]|.*=", after[0]) else None
+    if verb in ("train", "benchmark"):
+        meant = words.meant(name, given) or words.near(name)
+    else:
+        meant = words.meant_by_a_verb(name, given, list(compose(verb, [])))
+    dashes = " Settings are KEY=VALUE, without dashes."
+    hint = f"{dashes} Did you mean {' or '.join(meant)}?" if meant else nearest(name, known, 1) or dashes
+    raise UserError(f"There is no flag {wrong}.{hint} --help says what can be set.")
 
 
 def _check_flags(flags: list[str]) -> None:
     """Let Hydra's own parser judge the flags, without the page of usage and the exit code 2 that it has for a mistake.
 
     Raises:
-        UserError: If one is not known, or its value is missing or not possible.
+        UserError: If a value is missing or not possible.
     """
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
-    known = [flag for action in parser._actions for flag in action.option_strings]
-    wrong = [word for word in flags if word.startswith("-") and word.partition("=")[0] not in known]
-    if wrong:
-        hint = nearest(wrong[0].partition("=")[0], known, 1) or " Settings are KEY=VALUE, without dashes."
-        raise UserError(f"There is no flag {wrong[0]}.{hint} --help says what can be set.")
 
     def refuse(message: str) -> NoReturn:
         raise UserError(f"{message}: --help says what can be set.")
@@ -227,3 +255,13 @@ def _literal(value: str) -> str:
 
 def _is_quoted(value: str) -> bool:
     return bool(re.fullmatch(r"""'(?:\\'|[^'])*'|"(?:\\"|[^"])*\"""", value))
+
+
+def typed(setting: str) -> str:
+    """Return a setting as a person would type it: `quoted` gives the value of a path key its quotes.
+
+    A value with quotation marks or backslashes of its own stays as it is.
+    """
+    key, _, value = setting.partition("=")
+    plain = f"{key}={value[1:-1]}"
+    return plain if quoted(plain) == setting else setting

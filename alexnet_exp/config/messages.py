@@ -1,18 +1,31 @@
-"""Errors of Hydra, OmegaConf and YAML, said in one line with the nearest right names."""
+"""Errors about what a user typed, gave or has a machine for, each in one line that names the fix.
+
+Hydra's and OmegaConf's frequent ones have a sentence of our own; whatever else such libraries raise keeps their words.
+"""
 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Sequence
 
 import yaml
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from alexnet_exp.config import words
 from alexnet_exp.config.command_line import GROUPS, resumed_directory
-from alexnet_exp.config.compose import options
-from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.config.compose import conf_dir, options
+from alexnet_exp.config.rules import RULES
+from alexnet_exp.errors import (
+    UserError,
+    in_one_line,
+    is_out_of_memory,
+    library_of,
+    nearest,
+    of_the_machine,
+    shell_command,
+    unreadable,
+)
 
 
 def explain(error: BaseException, verb: str = "train") -> str | None:
@@ -33,6 +46,118 @@ def explain(error: BaseException, verb: str = "train") -> str | None:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}, is not YAML: {error.problem}."
+    if is_out_of_memory(error):
+        return _out_of_memory(error, verb)
+    return of_the_machine(error) or _of_torch(error) or _of_a_library(error)
+
+
+# Libraries whose own classes of errors are about their input, which is the user's: settings, files, accounts.
+_JUDGES = (
+    "hydra",
+    "omegaconf",
+    "antlr4",
+    "yaml",
+    "pydantic",
+    "pydantic_core",
+    "wandb",
+    "PIL",
+    "optuna",
+    "sqlalchemy",
+    "safetensors",
+)
+_READERS = ("hydra", "omegaconf", "antlr4")  # whatever is raised in their code is about what was typed
+
+
+def _of_a_library(error: BaseException) -> str | None:
+    library = library_of(error)
+    if library not in _JUDGES and type(error).__name__ != "MisconfigurationException":
+        library = _raised_in(error)
+        if library not in _READERS:
+            return None
+    name = {"pydantic_core": "pydantic", "PIL": "Pillow", "wandb": "W&B", "hydra": "Hydra"}.get(
+        library, library
+    )
+    return _known(str(error)) or f"{name} refuses this: {_sentence(in_one_line(error))}"
+
+
+def _raised_in(error: BaseException) -> str:
+    """Return the package whose code raised an error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+_TRAINING = (
+    "set a smaller data.batch_size (trainer.accumulate_grad_batches=N keeps the images of a step), "
+    "trainer.precision=bf16-mixed, a smaller model.input_size, or data.resident=off"
+)
+_ROOM = {  # what helps each verb
+    "train": _TRAINING,
+    "benchmark": f"{_TRAINING}; or step.batch_size=auto",
+    "evaluate": "set a smaller batch_size, or precision=bf16-mixed",
+    "predict": "set a smaller batch_size",
+    "figures": "set a smaller batch_size or sample",
+}
+
+
+def _out_of_memory(error: BaseException, verb: str) -> str:
+    said = in_one_line(error)
+    amount = re.search(r"allocate ([\d.]+ ?(?:[KMGT]?i?B|bytes))", str(error))
+    why = f"no room for {amount[1]} more" if amount else said[:120]
+    main = isinstance(error, MemoryError | OSError) or "cpu" in said.lower() or "bad_alloc" in said
+    where, others = (
+        ("Main memory", "") if main else ("The GPU's memory", "; nvidia-smi shows what else is in it")
+    )
+    return f"{where} is full ({why}): {_ROOM.get(verb, 'close other programs, or use a larger machine')}{others}."
+
+
+# What torch says of the machine, or of a setting, rather than of the code -> what helps.
+_LITTLE_SHARED = "set data.num_workers=0, or give the container more shared memory (--shm-size=8g)."
+_TORCH = {
+    r"no kernel image is available": (
+        "This build of torch has no code for this GPU: install another (pytorch.org), or set trainer=cpu."
+    ),
+    r"driver (?:version is insufficient|on your system is too old)": (
+        "The GPU's driver is too old for this torch: update it, install an older torch, or set trainer=cpu."
+    ),
+    r"busy or unavailable": (
+        "Another program holds the GPU: end it (nvidia-smi shows it), or choose another with trainer.devices=[N]."
+    ),
+    r"uncorrectable ECC|hardware error|fallen off the bus|device is lost": (
+        "The GPU has failed: resume=RUN_DIR continues from the last checkpoint, on another GPU or after a restart."
+    ),
+    r"(\S+) does not have a deterministic implementation": (
+        "trainer.deterministic=true: {0} has no deterministic version here; set trainer.deterministic=warn."
+    ),
+    r"CUBLAS_WORKSPACE_CONFIG": (
+        "trainer.deterministic=true needs the environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8."
+    ),
+    r"DataLoader worker .*(?:killed by signal|exited unexpectedly)": (
+        f"A process that decodes images was killed, mostly for want of memory: {_LITTLE_SHARED}"
+    ),
+    r"unable to .*shared memory|</?torch_\d+": f"Shared memory is full: {_LITTLE_SHARED}",
+    r"EADDRINUSE|address already in use": (
+        "The port of the processes is taken: set the environment variable MASTER_PORT to another."
+    ),
+}
+
+
+def _of_torch(error: BaseException) -> str | None:
+    text = str(error)
+    if isinstance(error, RuntimeError):
+        for pattern, message in _TORCH.items():
+            if found := re.search(pattern, text, re.DOTALL):
+                return message.format(*found.groups())
+    module = type(error).__module__
+    if module.startswith(("torch._dynamo", "torch._inductor")):
+        return f"torch.compile has failed ({in_one_line(error)[:200]}): set compile=false."
+    if type(error).__name__ in ("DistNetworkError", "DistStoreError", "DistBackendError"):
+        return f"The processes of this run lost each other ({in_one_line(error)[:200]}): resume=RUN_DIR continues it."
     return None
 
 
@@ -44,19 +169,24 @@ def of_composing(error: Exception, arguments: Sequence[str]) -> Exception:
         arguments: As typed.
     """
     sweep = bool({"-m", "--multirun"} & set(arguments))
+    if isinstance(error, OSError) and str(error.filename).endswith((".yaml", ".yml")):
+        return unreadable(error.filename, error)  # a file of settings: no run is there yet
     if isinstance(error, OSError) and error.filename is not None:
         key = "hydra.sweep.dir" if sweep else "hydra.run.dir"
         other = "another resume=DIR" if resumed_directory(arguments) else f"{key}=DIR or paths.output_dir=DIR"
         return UserError(f"{error.filename} cannot be written ({error.strerror}); say {other}.")
     if explain(error) is not None or sweep:
         return error  # a sweep does much else than reading
-    reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-    return UserError(f"Hydra cannot read {shlex.join(arguments)}: {reason}")
+    return UserError(f"Hydra cannot read {shell_command(arguments)}: {in_one_line(error)[:200]}")
 
 
 # What Hydra and OmegaConf say -> what the user is told; the groups of the pattern are the arguments.
 _PATTERNS: list[tuple[str, Callable[..., str]]] = [
     (r"Cannot find primary config '([^']+)'", lambda name: f"There is no file {name}.yaml in conf/."),
+    (
+        r"Only one of --run, --multirun, --cfg, --info",
+        lambda: "--cfg and --info show the settings of one run: leave -m out, and give each key one value.",
+    ),
     (
         r"Additional config directory '(.+)' not found",
         lambda path: f"There is no folder {path} for --config-dir.",
@@ -138,18 +268,25 @@ def _readable(error: BaseException, verb: str) -> str:
     text = f"{error}\n{error.__cause__}" if error.__cause__ is not None else str(error)
     if found := re.search(r"Could not (?:find|load) '(.+)/([^'/]*)'", text):
         return _unknown_option(found[1], found[2], getattr(error, "options", None) or options(found[1]))
-    for pattern, message in _PATTERNS:
-        if found := re.search(pattern, text, re.DOTALL):
-            return message(*found.groups())
+    if said := _known(text):
+        return said
     if found := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(found[1], verb)
+        typed = re.search(rf"use \+{re.escape(found[1])}=(.*)", text)
+        return _unknown_key(found[1], verb, typed[1] if typed else None)
     if found := re.search(
         r"Key '[^']+' (?:not in '\w+'|is not in struct).*?full_key: (\S+)", text, re.DOTALL
     ):
         file = re.match(r"In '([^']+)'", text)
         return (f"{file[1]}.yaml: " if file else "") + _unknown_key(found[1], verb)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(lines[:3])
+    return " ".join([line.strip() for line in text.splitlines() if line.strip()][:3])
+
+
+def _known(text: str) -> str | None:
+    """Return our sentence for what Hydra or OmegaConf says, if there is one."""
+    for pattern, message in _PATTERNS:
+        if found := re.search(pattern, text, re.DOTALL):
+            return message(*found.groups())
+    return None
 
 
 def _kind(name: str) -> str:
@@ -160,22 +297,36 @@ def _kind(name: str) -> str:
 def _unreadable(error: OverrideParseException) -> str:
     key, equals, _ = error.override.partition("=")
     if not equals:
-        homes = [f"{group}={key}" for group in GROUPS if key in options(group)]
-        meant = f" Did you mean {', '.join(homes)}?" if homes else f" Write {key}=VALUE."
-        return f"{key!r} is no setting with a value.{meant}"
+        return _without_value(key)
     return (
         f"{error.override} cannot be read: close every bracket and quotation mark, and put a text with "
         f"special characters into two kinds of quotation marks: '{key}=\"...\"'."
     )
 
 
+def _without_value(word: str) -> str:
+    """Return the sentence about a word alone: the name of an option, a setting without its value, or `lr:0.1`."""
+    key, colon, value = word.partition(":")
+    close = [f"{group}={word}" for group in GROUPS if word in options(group)]
+    if not close and (conf_dir() / f"{word}.yaml").exists() and word != "train":
+        return f"{word!r} is no setting: the command is alexnet-exp {word}."
+    close = close or words.meant(key, value.strip() or "VALUE" if colon or key not in RULES else None)
+    close = [each if "=" in each else f"{each}=VALUE" for each in close]
+    if close and key not in RULES:
+        return f"{word!r} is no setting with a value. Did you mean {' or '.join(close)}?"
+    return f"{word!r} is no setting with a value. Write {key}={value.strip() or 'VALUE'}."
+
+
 def _unknown_option(group: str, option: str, known: Sequence[str]) -> str:
-    close = nearest(option, known)
+    close = nearest(option, known) or nearest(option.lower(), known)
+    if not close and group in GROUPS:
+        meant = [each for each in words.meant(group, option) if not each.endswith("=NAME")]
+        close = f" Did you mean {' or '.join(meant)}?" if meant else ""
     listed = f" It has {', '.join(known)}." if known and (not close or len(known) <= 8) else ""
     return f"{group}={option}: conf/{group} has no file {option}.yaml.{close}{listed}"
 
 
-def _unknown_key(key: str, verb: str) -> str:
+def _unknown_key(key: str, verb: str, value: str | None = None) -> str:
     from alexnet_exp.config import checks
 
     if key == "hydra.sweeper.params":  # there is, and what was typed adds to it
@@ -183,8 +334,10 @@ def _unknown_key(key: str, verb: str) -> str:
     if key.startswith("hydra."):
         return f"There is no setting {key}. alexnet-exp {verb} --cfg hydra lists all."
     if verb == "train":
-        return checks.unknown(key)
+        return checks.unknown(key, value)
     from alexnet_exp.config.compose import compose
 
     known = [str(known) for known in compose(verb, [])]
-    return f"There is no setting {key}.{nearest(key, known)} alexnet-exp {verb} has {', '.join(known)}."
+    meant = words.meant(key, value) if verb == "benchmark" else words.meant_by_a_verb(key, value, known)
+    close = f" Did you mean {' or '.join(meant)}?" if meant else nearest(key, known)
+    return f"There is no setting {key}.{close} alexnet-exp {verb} has {', '.join(known)}."

@@ -56,6 +56,16 @@ path = Rule("a path", text.legal)
 name = Rule("text", lambda v: isinstance(v, str | int | float) and not isinstance(v, bool) and v != "")
 positive = number(above=True)
 fraction = number(0.0, 1.0)
+# What W&B takes.
+_short_name = Rule("1 to 128 characters of text", lambda v: name.legal(v) and len(str(v)) <= 128)
+_project = Rule(
+    "1 to 128 characters of text without / \\ # ? % :",
+    lambda v: _short_name.legal(v) and not set(str(v)) & set("/\\#?%:") and str(v).isprintable(),
+)
+_tags = Rule(
+    "a list, each 1 to 64 characters of text",
+    lambda v: isinstance(v, list) and all(name.legal(x) and len(str(x)) <= 64 for x in v),
+)
 # What Lightning seeds numpy with.
 number_of_32_bits = Rule(
     "a whole number, 0 or more and at most 4294967295", lambda v: _is_integer(v) and 0 <= v < 1 << 32
@@ -274,12 +284,12 @@ RULES: dict[str, Rule] = {
     "callbacks.model_summary.enabled": flag,
     "callbacks.throughput.enabled": flag,
     "logger.wandb.mode": choice("auto", "online", "offline", "disabled"),
-    "logger.wandb.project": name,
-    "logger.wandb.entity": name | null,
-    "logger.wandb.group": name | null,
-    "logger.wandb.tags": list_of(name),
+    "logger.wandb.project": _project,
+    "logger.wandb.entity": _project | null,
+    "logger.wandb.group": _short_name | null,
+    "logger.wandb.tags": _tags,
     "logger.wandb.notes": name | null,
-    "logger.wandb.name": name | null,
+    "logger.wandb.name": _short_name | null,
     "logger.wandb.log_model": flag,
     "logger.tensorboard.enabled": flag,
 }

@@ -32,7 +32,7 @@ from torch import Tensor
 from alexnet_exp.data.decode import VERSION
 from alexnet_exp.data.heif import torchcodec_installed
 from alexnet_exp.data.sources import FileSource
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import unreadable
 
 try:
     import fcntl
@@ -181,7 +181,7 @@ def fingerprint(paths: Sequence[str], root: str, channels: int, size: int) -> st
         try:
             found = os.stat(path)
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+            raise unreadable(path, error) from error
         name = os.path.relpath(path, root)
         digest.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:_KEY_LENGTH]

@@ -10,13 +10,14 @@ import io
 import os
 import pickle
 import tarfile
+import zlib
 from typing import Any
 
 import numpy as np
 import torch
 
-from alexnet_exp.data.sources import ArraySource, fetch
-from alexnet_exp.errors import UserError
+from alexnet_exp.data.sources import ArraySource, fetch, is_file
+from alexnet_exp.errors import UserError, unreadable
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -48,15 +49,19 @@ def load(data_dir: str, split: str, download: bool) -> ArraySource:
 def _read(names: list[str], data_dir: str, download: bool) -> dict[str, bytes]:
     """Return the files' bytes, or those of the archive, which is unpacked where that can be."""
     folder, archive = os.path.join(data_dir, FOLDER), os.path.join(data_dir, ARCHIVE)
-    missing = [path for name in names if not os.path.isfile(path := os.path.join(folder, name))]
+    missing = [path for name in names if not is_file(path := os.path.join(folder, name))]
     if missing:
-        if not os.path.isfile(archive):
+        if not is_file(archive):
             fetch(URL, archive, MD5, missing[0], download)
         return _read_archive(names, archive, folder)
     files = {}
     for name in names:
-        with open(os.path.join(folder, name), "rb") as file:
-            files[name] = file.read()
+        path = os.path.join(folder, name)
+        try:
+            with open(path, "rb") as file:
+                files[name] = file.read()
+        except OSError as error:
+            raise unreadable(path, error) from error
     return files
 
 
@@ -67,7 +72,9 @@ def _read_archive(names: list[str], archive: str, folder: str) -> dict[str, byte
         with tarfile.open(archive) as tar:
             members = {name: tar.extractfile(f"{FOLDER}/{name}") for name in every}
             files = {name: member.read() for name, member in members.items() if member}
-    except (tarfile.TarError, OSError, EOFError, KeyError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error, KeyError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the machine, not of the content
+            raise unreadable(archive, error) from error
         raise UserError(f"{archive} is damaged ({error}): delete it and get {URL} again.") from error
     with contextlib.suppress(OSError):  # read-only or full: what was read serves this run
         _unpack(files, folder)

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from alexnet_exp.data import heif
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, unreadable
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # no others: Pillow starts programs for some
 _ENDINGS = ("jpg", "jpeg", "jfif", "jpe", "png", "gif", "bmp", "webp", "tif", "tiff")
@@ -37,6 +38,8 @@ VERSION = 1  # of the pixels that come out: decoded images kept by another versi
 MAX_PIXELS = 178_956_970  # Pillow itself refuses larger ones as decompression bombs
 MAX_WHOLE_PIXELS = MAX_PIXELS // 2  # where no part of the size can be decoded: 1 GB of memory
 MAX_BYTES = 1 << 30
+_PNG = b"\x89PNG\r\n\x1a\n"
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -92,14 +95,13 @@ def decode_bytes(
 ) -> Tensor:
     """Decode a file that has been read; `path` is its name in messages. See `decode`."""
     with _explained(path):
-        if kind := heif.kind_of(data):
-            rgb = _decode_heif(data, path, kind, min(max_pixels, MAX_WHOLE_PIXELS))
-        else:
-            rgb = _decode_common(data, path, max_pixels, enough)
+        rgb = _without_text_if_needed(lambda data: _decode_rgb(data, path, max_pixels, enough), data)
     return rgb if channels == 3 else luma(rgb)
 
 
-def _decode_common(data: bytes, path: str, max_pixels: int, enough: int) -> Tensor:
+def _decode_rgb(data: bytes, path: str, max_pixels: int, enough: int) -> Tensor:
+    if kind := heif.kind_of(data):
+        return _decode_heif(data, path, kind, min(max_pixels, MAX_WHOLE_PIXELS))
     with Image.open(BytesIO(data), formats=FORMATS) as picture:
         if picture.format == "TIFF":
             _quiet_libtiff()
@@ -112,6 +114,36 @@ def _check_pixels(path: str, size: tuple[int, int], most: int) -> None:
     width, height = size
     if width * height > most:
         raise UserError(f"{path} has {width} x {height} pixels, more than {most}: shrink or remove it.")
+
+
+def _without_text_if_needed(read: Callable[[bytes], T], data: bytes) -> T:
+    """Read a picture; if Pillow refuses the text or the colour profile in a PNG for their size, without them.
+
+    Neither is wanted, except for the orientation that a text of ordinary size may hold.
+    """
+    try:
+        return read(data)
+    except ValueError:
+        bare = _without_text(data)
+        if len(bare) == len(data):
+            raise
+        return read(bare)
+
+
+def _without_text(data: bytes) -> bytes:
+    """Return a PNG without its text and colour profile; any other file as it is.
+
+    Source: PNG specification, 5.2 and 5.3: a signature, then chunks of length, name, content and checksum.
+    """
+    if not data.startswith(_PNG):
+        return data
+    kept, start = [_PNG], len(_PNG)
+    while start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if data[start + 4 : start + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(data[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def _read(path: str) -> bytes:
@@ -135,13 +167,20 @@ def read_size(path: str) -> tuple[int, int]:
     Raises:
         UserError: The file cannot be read or is not an image.
     """
+
+    def read(file: str | BytesIO) -> tuple[int, int]:
+        with Image.open(file, formats=FORMATS) as picture:
+            return picture.size
+
     with _explained(path):
         with open(path, "rb") as file:
             kind = heif.kind_of(file.read(256))
         if kind:
             return heif.measure(_read(path), kind)[0]
-        with Image.open(path, formats=FORMATS) as picture:
-            return picture.size
+        try:
+            return read(path)  # no more than its header
+        except ValueError:
+            return _without_text_if_needed(lambda data: read(BytesIO(data)), _read(path))
 
 
 @lru_cache
@@ -171,7 +210,7 @@ def _explained(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:  # Pillow's own complaint about the content
             raise _damaged(path, error) from error
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+        raise unreadable(path, error) from error
     except Exception as error:
         raise _damaged(path, error) from error
 

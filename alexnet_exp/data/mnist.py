@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from alexnet_exp.data.sources import ArraySource, fetch, repeat_grey
-from alexnet_exp.errors import UserError
+from alexnet_exp.data.sources import ArraySource, fetch, is_file, repeat_grey
+from alexnet_exp.errors import UserError, unreadable
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 MD5 = {
@@ -57,10 +57,10 @@ def load(data_dir: str, split: str, channels: int, download: bool) -> ArraySourc
 
 def _find(folder: str, name: str, download: bool) -> str:
     path = os.path.join(folder, name)
-    if os.path.isfile(path):
+    if is_file(path):
         return path
     packed = path + ".gz"
-    if not os.path.isfile(packed):
+    if not is_file(packed):
         fetch(f"{URL}{name}.gz", packed, MD5[name], f"{packed}, one of four files,", download)
     return packed
 
@@ -75,8 +75,8 @@ def _read_idx(path: str, num_dimensions: int) -> Tensor:
     """
     packed = path.endswith(".gz")
     header_bytes = 4 + 4 * num_dimensions
-    largest = os.path.getsize(path) * (DEFLATE_LIMIT if packed else 1)
     try:
+        largest = os.path.getsize(path) * (DEFLATE_LIMIT if packed else 1)
         with gzip.open(path) if packed else open(path, "rb") as file:
             magic, *shape = struct.unpack(f">{1 + num_dimensions}I", file.read(header_bytes))
             if magic != 0x0800 + num_dimensions:
@@ -88,6 +88,8 @@ def _read_idx(path: str, num_dimensions: int) -> Tensor:
                 raise _damaged(path, f"its header promises {expected} bytes")
             data = file.read(expected + 1)  # one more, to notice what does not belong
     except (OSError, EOFError, zlib.error, struct.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the machine, not of the content
+            raise unreadable(path, error) from error
         raise _damaged(path, str(error)) from error
     if len(data) != expected:
         raise _damaged(path, f"its header promises {expected} bytes, which is not what follows")

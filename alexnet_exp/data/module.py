@@ -15,8 +15,8 @@ import torch
 from alexnet_exp import cores
 from alexnet_exp.data.augment import Preprocess
 from alexnet_exp.data.decode import read_stored
-from alexnet_exp.data.identity import Identity, identify_ahead
 from alexnet_exp.data.facts import facts, lines, missing
+from alexnet_exp.data.identity import Identity, identify_ahead
 from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader, Loader
 from alexnet_exp.data.pipeline import Pipeline
 from alexnet_exp.data.resident import choose_place
@@ -134,6 +134,7 @@ class ImageData(lightning.LightningDataModule):
     def identity(self) -> Callable[[], Identity]:
         """What the splits hold (data/identity.py); they are looked through from when it is first asked for."""
         return identify_ahead(self.sources, self.origins)
+
     @property
     def needs_for_validation(self) -> str:
         """What to do about a data set without validation images."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import http.client
 import os
 import socket
+import stat
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, unreadable
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +126,20 @@ def repeat_grey(images: Tensor, channels: int) -> Tensor:
     if channels not in (1, 3):
         raise UserError(f"data.channels={channels}: images have 1 (grey) or 3 (RGB) channels.")
     return images.unsqueeze(1).repeat(1, channels, 1, 1)
+
+
+def is_file(path: str) -> bool:
+    """Return whether a file is there; unlike os.path.isfile, not False for one in a folder that may not be entered.
+
+    Raises:
+        UserError: The machine does not say.
+    """
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def fetch(url: str, path: str, md5: str, missing: str, allowed: bool) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from alexnet_exp.allocator import give_back
+from alexnet_exp.errors import is_out_of_memory
 from alexnet_exp.runs.benchmark_loop import PRECISIONS
 from alexnet_exp.runs.timing import waiting
 
@@ -77,14 +78,6 @@ def _fits(try_batch: Callable[[int], int | None], size: int) -> bool:
         out = False
     release()  # outside of the handler: the error's traceback holds the tensors
     return not out
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell memory that has run out, on a GPU or in torch's allocator for the processor, from other errors."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "out of memory" in text or "can't allocate memory" in text or "alloc_failed" in text
-    )
 
 
 def release() -> None:

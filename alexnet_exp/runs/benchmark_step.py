@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from alexnet_exp.errors import is_out_of_memory
 from alexnet_exp.runs.benchmark_loop import as_the_run, variant
 from alexnet_exp.runs.benchmark_memory import (
     LARGEST,
     RoomOnProcessor,
-    is_out_of_memory,
     largest_batch,
     matmul_peak,
     peak_memory,

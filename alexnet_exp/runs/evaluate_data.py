@@ -14,8 +14,8 @@ import torch
 
 from alexnet_exp.config.checks import check_recorded
 from alexnet_exp.data.cache import DecodedSource
-from alexnet_exp.data.identity import identify
 from alexnet_exp.data.folder import split_folders
+from alexnet_exp.data.identity import identify
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.data.pipeline import Pipeline
 from alexnet_exp.data.sources import ArraySource

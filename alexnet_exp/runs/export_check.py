@@ -16,8 +16,8 @@ from alexnet_exp.data.streaming import StreamSource
 from alexnet_exp.errors import UserError
 from alexnet_exp.inference import LoadedClassifier
 from alexnet_exp.targets import build, check_trust
-from alexnet_exp.training.identity import changed_split
 from alexnet_exp.tracking.redact import with_passwords
+from alexnet_exp.training.identity import changed_split
 
 COUNT = 32
 _SIZES = ((0, 0), (7, 0), (0, 13), (40, 3))  # pixels that made-up images are larger than the stored ones

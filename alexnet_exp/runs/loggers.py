@@ -43,6 +43,15 @@ def _wandb(options: dict[str, Any], config: dict[str, Any], run: RunDirectory) -
     from alexnet_exp.tracking.compare_runs import Run, leaves
     from alexnet_exp.tracking.wandb_logger import WandbTracker, find_run_id
 
+    for key in (
+        "project",
+        "entity",
+        "group",
+        "notes",
+        "name",
+    ):  # `name=2026` is a number to YAML, and W&B takes text
+        options[key] = None if options[key] is None else str(options[key])
+    options["tags"] = [str(tag) for tag in options["tags"]]
     options["name"] = options["name"] or run.path.name
     run_id = find_run_id(run.path) if config["resume"] else None
     # The files of conf/ that were chosen: `names.model` is what dashboards group by.

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import random
-import shlex
 import sys
 import tempfile
 import zlib
@@ -25,7 +24,7 @@ from alexnet_exp.data.sources import FileSource
 from alexnet_exp.data.streaming import IMAGES, MANIFEST, VERSION, fetch_text, is_remote, read_manifest
 from alexnet_exp.data.streaming_chunks import Chunks
 from alexnet_exp.data.streaming_write import Encoder, write
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, shell_command, unreadable
 
 BEGUN = "prepare.json"  # beside the manifest: what was asked for, so that it goes on in the same way
 LOCK = ".lock"  # beside it: held while a folder is written
@@ -67,7 +66,7 @@ def write_chunks(sources: Mapping[str, FileSource], config: Mapping[str, Any], c
             manifest["splits"][split] = _verified(f"{url}/{split}", source) | {"origin": source.origin}
             console.print(f"{split}: {len(source)} images, checked", markup=False)
         _put(url, MANIFEST, json.dumps(manifest, indent=1))
-    url_setting = shlex.quote(f"data.url={config['out']}")
+    url_setting = shell_command([f"data.url={config['out']}"])
     console.print(f"prepared: python train.py data=streaming {url_setting}", markup=False)
 
 
@@ -186,7 +185,7 @@ def _digests(tasks: Mapping[str, list[list[Any]]], sources: Mapping[str, FileSou
             try:
                 size = os.stat(path).st_size
             except OSError as error:
-                raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+                raise unreadable(path, error) from error
             names.update(f"{json.dumps([split, *task])}\n".encode())
             sizes.update(f"{size}\n".encode())
     return {"images": names.hexdigest(), "sizes": sizes.hexdigest()}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 
 from alexnet_exp.allocator import keep_freed_memory
+from alexnet_exp.config.messages import explain
 from alexnet_exp.cores import limit_threads
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.devices import die_with_parent, receive_settings
@@ -29,8 +31,13 @@ def main() -> int:
         follow(config, overrides, run_dir)
     except Stopped:
         return 0
-    except UserError as error:
-        print(error, file=sys.stderr)
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        if not isinstance(error, UserError):
+            traceback.print_exception(error)  # for train.log
+        print(message, file=sys.stderr)  # the first rank shows the last line
         return 1
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from alexnet_exp.errors import UserError
+from alexnet_exp.config.messages import explain
+from alexnet_exp.errors import UserError, shell_command
 from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.training.devices import Ranks, check_sync_batchnorm, count_devices
@@ -133,7 +133,7 @@ class _Session:
             status, error = "interrupted", "interrupted"
             raise KeyboardInterrupt from None
         except Exception as problem:
-            error = f"{type(problem).__name__}: {problem}"
+            error = explain(problem) or f"{type(problem).__name__}: {problem}"
             logging.getLogger("run").exception(
                 "The run failed."
             )  # in train.log; the command line shows it too
@@ -202,7 +202,7 @@ def _relative(path: Path) -> Path:
 
 def _say_how_to_go_on(stop: Stopped, run_dir: Path) -> None:
     after = "" if stop.saved_step is None else f" after step {stop.saved_step}, which is saved"
-    log.info("%s%s. To go on: python train.py %s", stop, after, shlex.quote(f"resume={run_dir}"))
+    log.info("%s%s. To go on: python train.py %s", stop, after, shell_command([f"resume={run_dir}"]))
     if stop.number == getattr(signal, "SIGUSR1", None) and requeue():
         log.info("SLURM starts this job again.")
 
@@ -213,5 +213,5 @@ def _reported(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        log.warning("%s: %s", what, error)
+        log.warning("%s: %s", what, explain(error) or error)
         log.debug("", exc_info=True)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +17,8 @@ from typing import Any
 
 import yaml
 
-from alexnet_exp.errors import UserError
+from alexnet_exp.config.command_line import typed
+from alexnet_exp.errors import UserError, shell_command
 from alexnet_exp.sweeps.process import end_orphan, forget, remember
 from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.run_directory import RunDirectory
@@ -66,7 +66,7 @@ class Job:
     @property
     def command(self) -> str:
         """What a person would type."""
-        return shlex.join(["alexnet-exp", "train", *self.arguments])
+        return shell_command(["alexnet-exp", "train", *map(typed, self.arguments)])
 
     def start(self, environment: Mapping[str, str]) -> None:
         """Start the process; what it prints goes to output.log. One that an earlier sweep left here is ended first."""

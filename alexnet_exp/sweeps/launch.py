@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, shell_command
 from alexnet_exp.runs.compare import summarise
 from alexnet_exp.runs.compare_output import print_table
 from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, WAITING, Job, JobFailed
@@ -109,7 +108,7 @@ def saying_how_to_go_on(directory: Path, console: Console) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         console.print(
-            f"The sweep goes on with the same command and {shlex.quote(f'sweep.resume={directory}')}",
+            f"The sweep goes on with the same command and {shell_command([f'sweep.resume={directory}'])}",
             highlight=False,
             markup=False,
         )

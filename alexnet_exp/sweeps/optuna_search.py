@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 from rich.console import Console
 
-from alexnet_exp.errors import UserError
+from alexnet_exp.config.command_line import typed
+from alexnet_exp.errors import UserError, shell_command
 from alexnet_exp.runs.compare import summarise
 from alexnet_exp.runs.compare_output import print_table
 from alexnet_exp.sweeps.job import FAILED
@@ -127,7 +127,7 @@ def _conclude(trials: Trials, console: Console) -> None:
 
 def repeat_command(space: Space, flags: list[str], drawn: Mapping[str, Any]) -> str:
     """Return the command line of a single run with the settings of a trial, without secrets."""
-    return redact(shlex.join(["alexnet-exp", "train", *flags, *space.overrides(drawn)]))
+    return redact(shell_command(["alexnet-exp", "train", *flags, *map(typed, space.overrides(drawn))]))
 
 
 def _nothing(study: optuna.Study) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shlex
 import shutil
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, in_one_line, shell_command
 from alexnet_exp.tracking.metrics_csv import FILE_NAME, metrics_row, read_metrics
 from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.wandb_describe import describe
@@ -24,7 +23,6 @@ from alexnet_exp.tracking.wandb_mode import (
     base_url,
     choose_mode,
     forget_service,
-    in_one_line,
     is_of_network,
 )
 from alexnet_exp.tracking.wandb_parts import (
@@ -230,7 +228,7 @@ class WandbTracker(Logger):
             if not is_of_network(error):
                 raise
             said = in_one_line(error)
-            raise UserError(f"W&B cannot begin a run ({said}): mend it, or train with logger=csv.") from error
+            raise UserError(f"W&B cannot begin a run ({said}): fix it, or train with logger=csv.") from error
         self._say_offline(reason)
 
     def _say_offline(self, reason: str) -> None:
@@ -298,4 +296,4 @@ class WandbTracker(Logger):
 
     def _sync_command(self) -> str:
         """Return the command that uploads every part of the run (a resumed one has several)."""
-        return shlex.join(["wandb", "sync", *map(str, run_folders(self._run_dir, self.run_id))])
+        return shell_command(["wandb", "sync", *map(str, run_folders(self._run_dir, self.run_id))])

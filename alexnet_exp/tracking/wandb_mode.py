@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
-from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.errors import UserError, library_of, nearest
 from alexnet_exp.tracking.redact import remember
 
 MODES = ("auto", "online", "offline", "disabled")
@@ -62,17 +62,16 @@ def require_wandb() -> None:
 
 
 def is_of_network(error: Exception) -> bool:
-    """Say whether wandb raises this where its server or its own service is away: it has no one class for it.
+    """Say whether wandb raises this where its server or service is away, or a setting wrong: it has many classes.
 
     Timeouts, lost connections and those of requests are of OSError; the service, its mailbox and the server's answers
-    have classes of their own.
+    have classes of their own, and settings are checked by pydantic.
     """
-    return isinstance(error, OSError | EOFError) or type(error).__module__.partition(".")[0] == "wandb"
-
-
-def in_one_line(error: Exception) -> str:
-    """Return what an error says in its first line; some say nothing but what they are."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return isinstance(error, OSError | EOFError) or library_of(error) in (
+        "wandb",
+        "pydantic",
+        "pydantic_core",
+    )
 
 
 def forget_service() -> None:

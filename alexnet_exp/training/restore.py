@@ -30,6 +30,12 @@ from alexnet_exp.training.safe_load import load_safely
 
 log = logging.getLogger(__name__)
 
+# Where training scripts put a network's tensors, and what Lightning, DataParallel and FSDP put ahead of their names.
+_HOLDERS = (
+    "state_dict", "model_state_dict", "model", "net", "network", "module", "model_state", "net_state_dict", "weights",
+    "params",
+)  # fmt: skip
+_PREFIXES = ("model.", "module.", "net.", "network.", "_forward_module.")
 # What DataParallel puts into names; PyTorch's ImageNet example wraps the features of an AlexNet alone.
 _WRAPPED = re.compile(r"^(?:module\.|(features\.)module\.)")
 
@@ -150,8 +156,8 @@ def first_mismatch(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> 
 def load_weights(classifier: ImageClassifier, source: str) -> str:
     """Put the network weights of a checkpoint, a run directory or a state dict into a network.
 
-    A state dict may have torchvision's names, and lie under 'model' or 'state_dict', as training scripts save it. The
-    rows of the last layer go by the names of their classes; where those are not known, by their number. A warning
+    A state dict may have torchvision's names, and lie under a key or with the prefixes that training scripts give it.
+    The rows of the last layer go by the names of their classes; where those are not known, by their number. A warning
     says which other mean, standard deviation and so on the weights were trained with.
 
     Args:
@@ -169,7 +175,7 @@ def load_weights(classifier: ImageClassifier, source: str) -> str:
         path, (weights, about) = Path("torchvision"), _torchvision_weights(model)
     else:
         path = find_checkpoint(source, "best.ckpt")
-        weights, about = _network_weights(path)
+        weights, about = _network_weights(path, model)
     own = model.state_dict()
     weights = {name if name in own else _WRAPPED.sub(r"\1", name): value for name, value in weights.items()}
     if _numbered(weights) and not _numbered(own):
@@ -266,23 +272,35 @@ def _published_for(model: nn.Module) -> Any:
     )
 
 
-def _network_weights(path: Path) -> tuple[dict[str, Tensor], _About]:
+def _network_weights(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], _About]:
+    """Read the tensors of a network, whatever a training script has put around them."""
     if not path.is_file():
         raise UserError(
             f"There is no file {path}; weights= takes a checkpoint, a run directory, torchvision or none."
         )
-    content = load_safely(path)
-    about = _About()
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        about = _about(content)
-        named = {str(k): v for k, v in content["state_dict"].items()}
-        ours = {k.removeprefix("model."): v for k, v in named.items() if k.startswith("model.")}
-        content = ours or named
-    elif isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]  # as torchvision's training script writes it
+    loaded = load_safely(path)
+    content = _unwrapped(loaded)
     if not is_weights(content):
         raise UserError(f"{path} holds no weights: a dictionary of tensors is needed.")
-    return content, about
+    named = {name.replace("_orig_mod.", ""): value for name, value in content.items()}
+    own = model.state_dict()
+    while not own.keys() & named.keys():
+        prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in named)), None)
+        if prefix is None:
+            break
+        named = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+    return named, _about(loaded) if isinstance(loaded, dict) else _About()
+
+
+def _unwrapped(content: Any) -> Any:
+    """Return the dictionary of tensors in what a training script saves beside its optimizer and its counters."""
+    for _ in range(3):  # {'model': {'state_dict': ...}} has been seen, more has not
+        inside = [content.get(key) for key in _HOLDERS] if isinstance(content, dict) else []
+        found = [value for value in inside if isinstance(value, dict) and value]
+        if not found:
+            break
+        content = next((value for value in found if is_weights(value)), found[0])
+    return content
 
 
 def _about(checkpoint: Mapping[str, Any]) -> _About:

@@ -21,7 +21,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, unreadable
 from alexnet_exp.training.dry_pickle import DryRun, RefusedError, measure
 
 MAX_PICKLE = 1 << 26  # bytes; ours have some 100 KB, which grow by 200 for each parameter
@@ -56,7 +56,7 @@ def load_safely(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
     except OSError as error:
         if error.errno is None:
             raise _damaged(path, error) from error
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+        raise unreadable(path, error) from error
     except Exception as error:  # a damaged pickle raises nearly anything
         raise _damaged(path, error) from error
 

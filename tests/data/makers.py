@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 import gzip
+import io
+import os
 import pickle
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -110,3 +115,16 @@ def write_folder(
             noise = rng.integers(-25, 26, (size[1], size[0], 3))
             pixels = (colours[names.index(Path(name).name)] + noise).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{number}.{extension}")
+
+
+def fail_to_read(monkeypatch: pytest.MonkeyPatch, path: str, number: int) -> None:
+    """Let one file fail as the machine does it: tests run as root, to whom every file is open."""
+    real = open
+
+    def fail(file: Any, *arguments: Any, **options: Any) -> Any:
+        if str(file) == path:
+            raise OSError(number, os.strerror(number), path)
+        return real(file, *arguments, **options)
+
+    for owner, name in ((builtins, "open"), (io, "open"), (tarfile, "bltn_open")):
+        monkeypatch.setattr(owner, name, fail)

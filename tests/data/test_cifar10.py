@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -11,7 +12,7 @@ import torch
 
 from alexnet_exp.data import cifar10
 from alexnet_exp.errors import UserError
-from tests.data.makers import CIFAR10_CLASSES, pack_cifar10, write_cifar10
+from tests.data.makers import CIFAR10_CLASSES, fail_to_read, pack_cifar10, write_cifar10
 
 
 def contents(folder: Path) -> dict[str, int]:
@@ -191,3 +192,38 @@ def test_the_published_set_has_ten_classes_of_6000(real_data_dir: Path):
     assert [split.labels.bincount().tolist() for split in splits] == [[5000] * 10, [1000] * 10]
     means = splits[0].images.float().mean((0, 2, 3)) / 255
     assert torch.allclose(means, torch.tensor([0.4914, 0.4822, 0.4465]), atol=1e-4)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("name", ["test_batch", "batches.meta"])
+def test_a_batch_that_the_machine_does_not_give_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+):
+    write_cifar10(tmp_path)
+    path = str(tmp_path / cifar10.FOLDER / name)
+    fail_to_read(monkeypatch, path, number)
+    with pytest.raises(UserError) as caught:
+        cifar10.load(str(tmp_path), "test", download=False)
+    assert str(caught.value).startswith(f"{path} cannot be read: {os.strerror(number)}; ")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_archive_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    archive = tmp_path / cifar10.ARCHIVE
+    archive.touch()
+    fail_to_read(monkeypatch, str(archive), errno.EACCES)
+    with pytest.raises(UserError, match=r"cannot be read: Permission denied; fix its permissions"):
+        cifar10.load(str(tmp_path), "test", download=False)
+
+
+def test_a_folder_that_may_not_be_entered_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr("alexnet_exp.data.sources.os.stat", refuse)
+    with pytest.raises(UserError, match=r"cannot be read: Permission denied; fix its permissions"):
+        cifar10.load(str(tmp_path), "test", download=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from alexnet_exp.data import heif
 from alexnet_exp.data.decode import _jpeg_decoder, decode, luma, read_size, stored
@@ -358,3 +358,40 @@ def test_a_long_strip_is_cut_before_it_grows():
     image = stored(strip, 64)
     assert image.shape == (1, 64, 64)
     assert set(image.flatten().tolist()) <= set(range(int(strip[0, 0, 29_998]), int(strip[0, 0, 30_001]) + 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (b"zTXt", b"key\0\0" + zlib.compress(bytes(2 << 20))),
+        (b"iTXt", b"key\0\1\0\0\0" + zlib.compress(bytes(2 << 20))),
+        (b"iCCP", b"name\0\0" + zlib.compress(bytes(2 << 20))),
+        (b"tEXt", b"key\0" + bytes(65 << 20)),
+    ],
+    ids=["zTXt", "iTXt", "iCCP", "tEXt"],
+)
+@pytest.mark.parametrize("after_the_pixels", [False, True])
+def test_text_of_any_size_in_a_png_does_not_matter(
+    tmp_path: Path, picture: Image.Image, kind: bytes, content: bytes, after_the_pixels: bool
+):
+    path = Path(save(tmp_path, "a.png", picture))
+    data = path.read_bytes()
+    chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    place = len(data) - 12 if after_the_pixels else 33  # ahead of IEND; after IHDR
+    path.write_bytes(data[:place] + chunk + data[place:])
+    assert torch.equal(decode(str(path), 3), pixels(picture))
+    assert read_size(str(path)) == picture.size
+
+
+def test_text_that_pillow_takes_still_says_which_side_is_up(tmp_path: Path, picture: Image.Image):
+    about = PngImagePlugin.PngInfo()
+    about.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    path = save(tmp_path, "a.png", picture, pnginfo=about)
+    assert torch.equal(decode(path, 3), pixels(picture.rotate(-90, expand=True)))
+
+
+def test_a_png_with_text_and_too_many_pixels_is_refused(tmp_path: Path, picture: Image.Image):
+    about = PngImagePlugin.PngInfo()
+    about.add_text("key", "x" * (2 << 20), zip=True)
+    with pytest.raises(UserError, match="pixels, more than 5"):
+        decode(save(tmp_path, "a.png", picture, pnginfo=about), 3, max_pixels=5)

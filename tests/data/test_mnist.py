@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 
 from alexnet_exp.data import mnist
 from alexnet_exp.errors import UserError
-from tests.data.makers import write_idx, write_mnist
+from tests.data.makers import fail_to_read, write_idx, write_mnist
 
 IMAGES, LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 
@@ -129,3 +131,27 @@ def test_the_published_set_has_the_known_counts_and_mean(real_data_dir: Path):
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert source.labels.bincount().tolist() == counts
     assert source.images[:, 0, 2:-2, 2:-2].float().mean().item() / 255 == pytest.approx(0.1307, abs=1e-4)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_file_that_the_machine_does_not_give_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, packed: bool
+):
+    write_mnist(tmp_path, packed=packed)
+    path = str(next((tmp_path / "MNIST" / "raw").glob("t10k-images*")))
+    fail_to_read(monkeypatch, path, number)
+    with pytest.raises(UserError) as caught:
+        mnist.load(str(tmp_path), "test", 1, download=False)
+    assert str(caught.value).startswith(f"{path} cannot be read: {os.strerror(number)}; ")
+
+
+def test_a_folder_that_may_not_be_entered_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr("alexnet_exp.data.sources.os.stat", refuse)
+    with pytest.raises(UserError, match=r"cannot be read: Permission denied; fix its permissions"):
+        mnist.load(str(tmp_path), "test", 1, download=False)

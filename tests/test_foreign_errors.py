@@ -1,0 +1,301 @@
+"""What libraries and the machine raise about a user's input is one line; a fault of ours keeps its traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import wandb
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from PIL import Image
+
+import alexnet_exp.version
+from alexnet_exp.cli import VERBS, main
+from alexnet_exp.config.command_line import prepare, typed
+from alexnet_exp.config.messages import explain, of_composing
+from alexnet_exp.errors import is_out_of_memory, of_the_machine, shell_command
+from alexnet_exp.runs import rank
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 139.72 GiB of which 5.00 GiB "
+        "is free. Process 1 has 134.00 GiB memory in use."
+    ),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 5.00 GB, max allowed: 9.00 GB). Tried to allocate 8 MB."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    RuntimeError("[enforce fail] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+    MemoryError(),
+    MemoryError("Unable to allocate 3.20 GiB for an array with shape (1, 2)"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    RuntimeError("std::bad_alloc"),
+]  # fmt: skip
+OURS = [
+    ValueError("ours"), KeyError("ours"), RuntimeError("ours"), TypeError("ours"), AssertionError(),
+    FileNotFoundError(2, "No such file", "ours"), RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+
+def raised(function: Callable[[], Any]) -> Exception:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (which class is the library's affair)
+        function()
+    return caught.value
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
+    """Let training, once it has begun, end with an error."""
+
+    def fail_with(error: Exception) -> None:
+        import alexnet_exp.runs.fit as fit
+
+        def fail(*_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(fit, "prepare_data", fail)
+
+    return fail_with
+
+
+# ------------------------------------------------------------------------------------------------ libraries
+
+
+def test_an_error_of_a_library_s_own_class_is_one_line_in_its_words(tmp_path: Path):
+    broken = tmp_path / "a.png"
+    broken.write_text("no picture")
+    for error, said in [
+        (
+            raised(lambda: wandb.Settings(run_tags=["x" * 70])),
+            "pydantic refuses this: run_tags: Value error, Tag ",
+        ),
+        (raised(lambda: wandb.Settings(project="a/b")), "W&B refuses this: Invalid project name 'a/b'"),
+        (raised(lambda: Image.open(broken)), "Pillow refuses this: cannot identify image file"),
+        (MisconfigurationException("too many devices"), "too many devices."),
+    ]:
+        message = explain(error)
+        assert message is not None
+        assert said in message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize("error", OURS, ids=repr)
+def test_a_fault_of_ours_keeps_its_traceback(error: Exception):
+    assert explain(error) is None
+
+
+def test_in_a_run_one_line_is_printed_and_recorded_and_the_traceback_is_in_its_log(
+    failing: Callable[[Exception], None], capsys: pytest.CaptureFixture[str]
+):
+    from alexnet_exp.tracking.run_directory import RunDirectory
+
+    failing(raised(lambda: wandb.Settings(run_tags=["x" * 70])))
+    assert main(["train", "logger=csv", "hydra.run.dir=run"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "error: pydantic refuses this: run_tags: Value error" in err
+    result = RunDirectory(Path("run")).result() or {}
+    assert result["status"] == "failed"
+    assert result["error"].startswith("pydantic refuses this: run_tags")
+    assert "Traceback" in Path("run/train.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (f"logger.wandb.tags=[{'x' * 70}]", "it must be a list, each 1 to 64 characters"),
+        ("logger.wandb.tags=['']", "it must be a list, each 1 to 64 characters"),
+        ("logger.wandb.project=a/b", "text without / "),
+        (f"logger.wandb.project={'x' * 129}", "1 to 128 characters"),
+        (f"logger.wandb.group={'x' * 129}", "1 to 128 characters"),
+        (f"logger.wandb.name={'x' * 129}", "1 to 128 characters"),
+    ],
+)
+def test_what_wandb_would_refuse_is_refused_ahead_of_the_run(
+    setting: str, said: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["train", setting, "hydra.run.dir=run"]) == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("-m seed=1,2 --cfg job", "leave -m out, and give each key one value"),
+        ("-m seed=1,2 --cfg all --resolve", "leave -m out"),
+        ("-m --cfg hydra --package optimizer", "leave -m out"),
+        ("-m seed=1,2 --info", "leave -m out"),
+        ("-m --info plugins seed=1", "leave -m out"),
+        ("-m seed=1 --resolve", "--resolve flag can only be used"),
+        ("--run -m seed=1", "leave -m out"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_one_line(
+    flags: str, said: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["train", *flags.split()]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: ") and said in err
+
+
+def test_info_takes_no_setting_for_its_value():
+    assert prepare(["--info", "seed=1"]) == ["--info", "all", "seed=1"]
+    assert prepare(["--info", "plugins", "seed=1"]) == ["--info", "plugins", "seed=1"]
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["train", "--version"], ["evaluate", "x", "--version"]])
+def test_every_command_says_our_version(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == f"{alexnet_exp.version.__version__}\n"
+
+
+# -------------------------------------------------------------------------------------------------- machine
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EACCES, "(Permission denied): fix its permissions"),
+        (errno.EIO, "(Input/output error): the disk or network file system has a fault"),
+        (errno.ENOSPC, "(No space left on device): free some space"),
+        (errno.EISDIR, "(Is a directory): it is a folder, and a file is expected"),
+        (errno.EMFILE, "ulimit -n"),
+    ],
+)
+def test_what_the_machine_refuses_names_the_path_and_what_helps(number: int, said: str):
+    assert said in (of_the_machine(OSError(number, os.strerror(number), "/data/x")) or "")
+    message = explain(OSError(number, os.strerror(number), "/data/x")) or ""
+    assert message.startswith("/data/x cannot be read or written ")
+
+
+def test_a_file_of_settings_that_may_not_be_read_is_said_to_be_read():
+    said = str(of_composing(PermissionError(13, "Permission denied", "/my_conf/model/mine.yaml"), ["seed=1"]))
+    assert said.startswith("/my_conf/model/mine.yaml cannot be read: Permission denied; fix its permissions")
+
+
+# --------------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda e: str(e)[:30])
+def test_memory_that_has_run_out_is_told_from_other_errors(error: Exception):
+    assert is_out_of_memory(error)
+    assert not any(map(is_out_of_memory, OURS))
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda e: str(e)[:30])
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_batch_that_does_not_fit_is_one_line_with_what_helps(error: Exception, verb: str):
+    said = explain(error, verb) or ""
+    assert "\n" not in said
+    assert ("GPU's memory is full" in said) == any(word in str(error) for word in ("CUDA", "MPS"))
+    if verb in ("train", "benchmark"):
+        assert "a smaller data.batch_size" in said
+        assert "trainer.accumulate_grad_batches=N" in said
+        assert "trainer.precision=bf16-mixed" in said
+    elif verb in ("evaluate", "predict", "figures"):
+        assert "a smaller batch_size" in said
+
+
+def test_a_run_out_of_memory_ends_in_one_line(
+    failing: Callable[[Exception], None], capsys: pytest.CaptureFixture[str]
+):
+    from alexnet_exp.tracking.run_directory import RunDirectory
+
+    failing(OUT_OF_MEMORY[0])
+    assert main(["train", "logger=csv", "hydra.run.dir=run"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert (
+        "error: The GPU's memory is full (no room for 20.00 GiB more): set a smaller data.batch_size" in err
+    )
+    assert "data.batch_size" in (RunDirectory(Path("run")).result() or {})["error"]
+
+
+def test_another_rank_says_it_in_its_last_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    import alexnet_exp.runs.train as train
+
+    def fail(*_: Any) -> None:
+        raise OUT_OF_MEMORY[0]
+
+    monkeypatch.setattr(train, "follow", fail)
+    for name in ("die_with_parent", "keep_freed_memory", "ignore_signals"):
+        monkeypatch.setattr(rank, name, lambda *_: None)
+    monkeypatch.setattr(rank, "receive_settings", lambda: [{}, []])
+    monkeypatch.setattr(sys, "argv", ["rank", "run", "1"])
+    assert rank.main() == 1
+    assert "a smaller data.batch_size" in capsys.readouterr().err.splitlines()[-1]
+
+
+# ------------------------------------------------------------------------------------------ printed commands
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["model=a,b", "seed=1", "data.root=/a/b-c_d.e", "lr=1e-4", "+a.b@c=d:e", "größe=x", "100%"],
+)
+def test_a_word_that_no_shell_changes_is_printed_as_it_is(word: str):
+    assert shell_command([word]) == word
+
+
+def test_a_printed_command_is_what_a_shell_hands_over():
+    words = [
+        "model=a,b", "trainer.devices=[0,1]", "x={a: 1}", "data.root=/a b/it's", "~/x", "a=~/x", "$HOME", "*",
+        "#a", "a?b", "`a`", 'say "x"', "a;b", "a|b&c", "(x)", "back\\slash", "", "größe/图像", "!x", "=x", "a\nb",
+    ]  # fmt: skip
+    done = subprocess.run(
+        ["sh", "-c", f"printf '%s\\0' {shell_command(words)}"], capture_output=True, check=True
+    )
+    assert done.stdout.decode().split("\0")[:-1] == words
+
+
+@pytest.mark.parametrize("path", ["/a/b", "/a b", "a,b", "it's", "null", "back\\slash", "'a'", "[a]"])
+def test_a_path_is_printed_as_it_was_typed_and_means_the_same(path: str):
+    (prepared,) = prepare([f"data.root={path}"])
+    assert prepare([typed(prepared)]) == [prepared]
+    if path in ("/a/b", "/a b", "a,b"):
+        assert typed(prepared) == f"data.root={path}"
+
+
+def test_what_a_checkout_starts_finds_it_from_another_folder(tmp_path: Path):
+    checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
+    for folder in (checkout / "alexnet_exp", elsewhere):
+        folder.mkdir(parents=True)
+    shutil.copy(ROOT / "train.py", checkout)
+    shutil.copy(ROOT / "alexnet_exp" / "utf8.py", checkout / "alexnet_exp")
+    (checkout / "alexnet_exp" / "__init__.py").touch()
+    (checkout / "alexnet_exp" / "job.py").write_text("print(__file__)")
+    (checkout / "alexnet_exp" / "cli.py").write_text(
+        "import subprocess, sys\n"
+        "def main(_): return subprocess.call([sys.executable, '-m', 'alexnet_exp.job'])\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, checkout / "train.py"], cwd=elsewhere, env=environment, stdout=subprocess.PIPE, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(checkout / "alexnet_exp" / "job.py")
