@@ -36,7 +36,8 @@ def lines(splits: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         )
         if small["images"] == large["images"]:
             sizes = f"{small['images']:,} of each"
-        yield f"{split:<5}  {found['images']:,} images, {found['classes']:,} classes ({sizes}), {found['origin']}"
+        origin = printable(found["origin"])
+        yield f"{split:<5}  {found['images']:,} images, {found['classes']:,} classes ({sizes}), {origin}"
 
 
 def missing(split: str, source: ArraySource | FileSource) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -192,10 +193,10 @@ class ImageData(lightning.LightningDataModule):
         """Return of each split what a run records: images, classes, smallest and largest class, origin."""
         return {s: facts(source, self.origins.get(s, source.name)) for s, source in self.sources.items()}
 
-    def tell(self) -> None:
-        """Log a line for each split, and the classes that one has no images of."""
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Hand a line for each split to `say`, and warn of the classes that one has no images of."""
         for line in lines(self.facts()):
-            log.info(line)
+            say(line)
         for split, source in self.sources.items():
             if text := missing(split, source):
                 log.warning(text)

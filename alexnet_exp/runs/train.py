@@ -148,7 +148,7 @@ class _Session:
             from alexnet_exp.runs.loggers import make_loggers
 
         data = heavy.prepare_data(self.config)
-        data.tell()
+        data.tell(self._say)
         heavy.fit_to_data(self.config, data, self.overrides)
         self.run.write_settings(self.config, self.overrides)
         self.loggers = make_loggers(self.config, self.run)
@@ -156,6 +156,10 @@ class _Session:
             if hasattr(logger, "log_splits"):
                 logger.log_splits(data.facts())
         self.fit = heavy.assemble(self.config, data, self.run.path, self.loggers, self.console)
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False)
+        logging.getLogger("run").info(line)  # in train.log
 
     def _train(self) -> None:
         from alexnet_exp.runs import fit as heavy

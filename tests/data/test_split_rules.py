@@ -198,7 +198,7 @@ def test_a_subset_smaller_than_the_classes_says_which_it_lacks(
 ):
     touch(tmp_path, *(f"train/{c}/{c}_{i}.jpg" for c in "abcd" for i in range(3)))
     data = opened(tmp_path, "data.train_subset=1")
-    data.tell()
+    data.tell(str)
     assert "train has no images of 3 of 4 classes" in caplog.text
 
 

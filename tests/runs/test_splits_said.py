@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -98,13 +97,14 @@ def test_the_result_holds_what_each_split_holds(limited: tuple[Path, dict[str, A
     }  # fmt: skip
 
 
-def test_images_in_memory_are_said_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_images_in_memory_are_said_too() -> None:
     config, _ = settings(base=DIGITS)
     data = heavy.prepare_data(config)
-    with caplog.at_level(logging.INFO):
-        data.tell()
-    assert "train  200 images, 10 classes (" in caplog.text
-    assert "train_subset=200: the first" in caplog.text
+    said: list[str] = []
+    data.tell(said.append)
+    assert [line[:5] for line in said] == ["train", "test ", "val  "]
+    assert said[0].startswith("train  200 images, 10 classes (")
+    assert said[0].endswith("train_subset=200: the first")
     assert data.facts()["val"]["origin"] == "cut from train: val_size=50 at random, val_seed=0"
 
 
@@ -124,5 +124,5 @@ def test_what_needs_validation_says_how_a_folder_gets_it(tmp_path: Path, watcher
 def test_a_class_without_a_validation_image_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_folder(tmp_path, {f"{name}": 1 for name in "abcdefg"} | {"many": 30}, size=(12, 10))
     config, _ = settings(f"data.root={tmp_path}", "data.val_fraction=0.2", base=BASE)
-    heavy.prepare_data(config).tell()
+    heavy.prepare_data(config).tell(str)
     assert "val has no images of 7 of 8 classes: a, b, c, d, e, ..." in caplog.text
