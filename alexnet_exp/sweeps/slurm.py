@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -113,7 +114,11 @@ def _submit(jobs: list[Job], settings: Mapping[str, Any], shape: Shape, director
             "sweep for each."
         )
     path = directory / f"array-{number}.sh"
-    write_atomically(path, script(jobs, settings, shape, directory))
+    before = os.umask(0o077)  # it holds the settings as typed
+    try:
+        write_atomically(path, script(jobs, settings, shape, directory))
+    finally:
+        os.umask(before)
     return slurm_queue.submit(path, dict(zip([OF_ANY_URL], passwords, strict=False)))
 
 

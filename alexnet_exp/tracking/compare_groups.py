@@ -15,7 +15,7 @@ from alexnet_exp.tracking.compare_runs import Run, Score, lower_is_better
 # What changes nothing in what is trained: the seed, where files lie, what watches the run.
 _APART = (
     "seed", "resume", "trust", "choices.", "paths.", "logger", "logger.", "callbacks.progress_bar.",
-    "callbacks.model_summary.",    "data.data_dir", "data.download", "data.cache", "data.cache_dir", "data.resident",
+    "callbacks.model_summary.", "data.data_dir", "data.download", "data.cache", "data.cache_dir", "data.resident",
 )  # fmt: skip
 
 

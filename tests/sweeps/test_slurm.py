@@ -21,7 +21,7 @@ from alexnet_exp.config.compose import compose
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps import job, slurm, slurm_queue
 from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, WAITING, Job
-from alexnet_exp.sweeps.slurm import Watch, check_settings, launch
+from alexnet_exp.sweeps.slurm import Watch, _submit, check_settings, launch
 from alexnet_exp.sweeps.slurm_script import Shape, common_shape, script
 from alexnet_exp.sweeps.table import Table
 from hydra_plugins.alexnet_exp_plugins import SlurmConfig
@@ -202,6 +202,32 @@ def test_without_waiting_the_sweep_says_how_to_follow_it(
     assert "SLURM job array 101: 3 jobs" in printed and f"sweep.resume={tmp_path}" in printed
     assert (tmp_path / "array-1.sh").read_text() == answers.scripts[0]
     assert (tmp_path / "array-1.sh").stat().st_mode & 0o077 == 0  # it holds the settings as typed
+
+
+def test_the_password_of_a_url_reaches_the_jobs_by_the_environment_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    environments: list[dict[str, str]] = []
+
+    def asked(*command: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        environments.append(environment)
+        return subprocess.CompletedProcess(command, 0, "101", "")
+
+    monkeypatch.setattr(slurm_queue, "_asked", asked)
+    urls = [f"data.url=s3://me:{password}@host/x" for password in ("hunter22", "hunter23")]
+    jobs = [[f"seed={i}", url] for i, url in enumerate(urls)]
+    with pytest.raises(UserError, match="several passwords"):
+        _submit(
+            [Job(i, job, tmp_path / str(i)) for i, job in enumerate(jobs)],
+            SETTINGS,
+            Shape(1, 1, False),
+            tmp_path,
+            1,
+        )
+    _submit([Job(0, jobs[0], tmp_path / "0")], SETTINGS, Shape(1, 1, False), tmp_path, 1)
+    text = (tmp_path / "array-1.sh").read_text()
+    assert "data.url=s3://me:***@host/x" in text and "hunter" not in text
+    assert environments[0]["ALEXNET_URL_PASSWORD"] == "hunter22"
 
 
 def test_a_resumed_sweep_submits_what_is_neither_finished_nor_with_slurm(tmp_path: Path, answers: Slurm):
