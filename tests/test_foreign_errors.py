@@ -98,6 +98,31 @@ def test_an_error_of_a_library_s_own_class_is_one_line_in_its_words(tmp_path: Pa
         assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "CUDA error: no kernel image is available for execution on the device",
+            "install another (pytorch.org)",
+        ),
+        ("The NVIDIA driver on your system is too old (found version 11040).", "driver is too old"),
+        ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", "Another program holds the GPU"),
+        ("CUDA error: uncorrectable ECC error encountered", "resume=RUN_DIR"),
+        (
+            "lrn_backward does not have a deterministic implementation, but you set",
+            "set trainer.deterministic=warn",
+        ),
+        ("DataLoader worker (pid(s) 1, 2) exited unexpectedly", "data.num_workers=0"),
+        ("DataLoader worker (pid 1) is killed by signal: Bus error.", "--shm-size=8g"),
+        ("unable to write to file </torch_1_2>: No space left on device (28)", "Shared memory is full"),
+    ],
+)
+def test_what_torch_says_of_the_machine_is_one_line_with_what_helps(text: str, said: str):
+    message = explain(RuntimeError(text)) or ""
+    assert said in message
+    assert "\n" not in message
+
+
 @pytest.mark.parametrize("error", OURS, ids=repr)
 def test_a_fault_of_ours_keeps_its_traceback(error: Exception):
     assert explain(error) is None
@@ -159,6 +184,25 @@ def test_flags_that_do_not_go_together_are_one_line(
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("error: ") and said in err
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m", "seed=1,2"]])
+def test_a_file_of_settings_in_another_encoding_is_named(
+    sweep: list[str], capsys: pytest.CaptureFixture[str]
+):
+    Path("own/model").mkdir(parents=True)
+    Path("own/model/mine.yaml").write_bytes(b"input_size: 32 # gr\xf6\xdfe\n")
+    assert main(["train", "--config-dir", "own", "model=mine", *sweep]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "own/model/mine.yaml is not UTF-8" in err
+
+
+def test_a_sweep_over_nothing_is_one_line(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "-m", "model=glob(x*)"]) == 1
+    assert capsys.readouterr().err == (
+        "error: There is no job to run: a glob() or range() of this sweep has no values.\n"
+    )
 
 
 def test_info_takes_no_setting_for_its_value():

@@ -6,7 +6,10 @@ Hydra's and OmegaConf's frequent ones have a sentence of our own; whatever else 
 from __future__ import annotations
 
 import re
+import sys
+import traceback
 from collections.abc import Callable, Sequence
+from types import FrameType
 
 import yaml
 from hydra.errors import HydraException, OverrideParseException
@@ -46,6 +49,14 @@ def explain(error: BaseException, verb: str = "train") -> str | None:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}, is not YAML: {error.problem}."
+    if isinstance(error, UnicodeDecodeError) and _raised_in(error) in _READERS:
+        # Hydra's reader of files knows which; the error does not say.
+        files = [
+            str(frame.f_locals["full_path"]) for frame in _frames(error) if "full_path" in frame.f_locals
+        ]
+        return (
+            f"{files[-1] if files else 'A file of settings'} is not UTF-8 ({error.reason}): save it as UTF-8."
+        )
     if is_out_of_memory(error):
         return _out_of_memory(error, verb)
     return of_the_machine(error) or _of_torch(error) or _of_a_library(error)
@@ -65,7 +76,12 @@ _JUDGES = (
     "sqlalchemy",
     "safetensors",
 )
-_READERS = ("hydra", "omegaconf", "antlr4")  # whatever is raised in their code is about what was typed
+_READERS = (
+    "hydra",
+    "omegaconf",
+    "antlr4",
+    "yaml",
+)  # whatever is raised in their code is about what was typed
 
 
 def _of_a_library(error: BaseException) -> str | None:
@@ -81,11 +97,14 @@ def _of_a_library(error: BaseException) -> str | None:
 
 
 def _raised_in(error: BaseException) -> str:
-    """Return the package whose code raised an error."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+    """Return the package whose code raised an error, or called what raised it in the standard library."""
+    names = [str(frame.f_globals.get("__name__", "")) for frame in _frames(error)]
+    packages = [name.partition(".")[0] for name in names]
+    return next((name for name in reversed(packages) if name not in sys.stdlib_module_names), "")
+
+
+def _frames(error: BaseException) -> list[FrameType]:
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
 def _sentence(text: str) -> str:
@@ -306,12 +325,14 @@ def _unreadable(error: OverrideParseException) -> str:
 
 def _without_value(word: str) -> str:
     """Return the sentence about a word alone: the name of an option, a setting without its value, or `lr:0.1`."""
-    key, colon, value = word.partition(":")
+    key, _, value = word.partition(":")
     close = [f"{group}={word}" for group in GROUPS if word in options(group)]
     if not close and (conf_dir() / f"{word}.yaml").exists() and word != "train":
         return f"{word!r} is no setting: the command is alexnet-exp {word}."
-    close = close or words.meant(key, value.strip() or "VALUE" if colon or key not in RULES else None)
-    close = [each if "=" in each else f"{each}=VALUE" for each in close]
+    if not close and len(key) > 1:
+        close = [
+            each if "=" in each else f"{each}=VALUE" for each in words.meant(key, value.strip() or "VALUE")
+        ]
     if close and key not in RULES:
         return f"{word!r} is no setting with a value. Did you mean {' or '.join(close)}?"
     return f"{word!r} is no setting with a value. Write {key}={value.strip() or 'VALUE'}."

@@ -36,6 +36,8 @@ def run_batches(
     Raises:
         UserError: If the sweep cannot begin, or, at the end, for the first job that has not finished.
     """
+    if not any(batches):
+        raise UserError("There is no job to run: a glob() or range() of this sweep has no values.")
     SweepRecord(Path(str(config.hydra.sweep.dir))).check_resumable(config)
     check_told_apart([overrides for batch in batches for overrides in batch])
     _write_down(config)
