@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ alexnet-exp VERB [key=value ...]     settings and flags of a verb: alexnet-exp V
   predict    name what is in images: alexnet-exp predict outputs/runs/RUN photos/
   figures    see what a network has learned: alexnet-exp figures outputs/runs/RUN
   prepare    make images ready for streaming, or decode them once: alexnet-exp prepare data.root=FOLDER out=chunks
-  benchmark  measure speed on this machine: alexnet-exp benchmark lrn
+  benchmark  measure speed on this machine: alexnet-exp benchmark step
   export     hand a network to another runtime: alexnet-exp export outputs/runs/RUN format=onnx
   compare    lay runs side by side: alexnet-exp compare outputs/runs
   dashboard  lay a W&B project out: alexnet-exp dashboard ENTITY/PROJECT
@@ -146,8 +147,24 @@ def _appending(arguments: list[str]) -> list[str]:
     return [f"+{argument}" if argument.startswith("data.") else argument for argument in arguments]
 
 
-def _listing(arguments: list[str]) -> list[str]:
-    """Make data,step a list: to Hydra it is a sweep."""
+def _measuring(arguments: list[str]) -> list[str]:
+    """Make step,startup a list: to Hydra it is a sweep.
+
+    Raises:
+        UserError: For what the scripts of benchmarks/ measure.
+    """
+    settings = [a for a in arguments if "=" in a and not a.startswith(("what=", "baseline="))]
+    keys = {re.split(r"[.=]", setting.lstrip("+~"))[0] for setting in settings}
+    words = [a for before, a in pairwise(["", *arguments]) if a not in settings and before[:1] != "-"]
+    named = re.findall(r"\w+", " ".join(words))
+    scripts = [script for script in ("baseline", "data", "lrn", "overhead") if script in named]
+    if not scripts and keys & {"lrn", "workers"}:  # settings that only they have
+        scripts = ["lrn" if "lrn" in keys else "data"]
+    if scripts:
+        commands = [shlex.join(["python", f"benchmarks/{script}.py", *settings]) for script in scripts]
+        raise UserError(
+            f"benchmark {', '.join(scripts)} moved to scripts of the repository: run {' and '.join(commands)}"
+        )
     return [re.sub(r"^(what=)?(\w+(,\w+)+)$", r"what=[\2]", argument) for argument in arguments]
 
 
@@ -177,7 +194,7 @@ _FILES = ("config", "run_dir", "command")  # of verbs that make files
 _ALL = ("config", "overrides", "run_dir", "command")  # they compose settings once more
 VERBS = {
     "train": Verb(_ALL),
-    "benchmark": Verb(_ALL, ("what",), _listing),
+    "benchmark": Verb(_ALL, ("what",), _measuring),
     "compare": Verb(_FILES, ("runs...",)),
     "dashboard": Verb(_FILES, ("project",)),
     "evaluate": Verb(_ALL, ("ckpt...",), _appending),

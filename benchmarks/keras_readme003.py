@@ -1,8 +1,8 @@
 """Time a training step of README 003's program: its network in Keras, Adam, batch 64, float32.
 
-What `alexnet-exp benchmark baseline=readme experiment=readme003` is compared with. TensorFlow is no part of this
+What `python benchmarks/baseline.py experiment=readme003` is compared with. TensorFlow is no part of this
 project: `pip install tensorflow-cpu` into an environment of its own, then `python benchmarks/keras_readme003.py`.
-The digits are noise, padded to 32 and in three channels as there; how long a step takes does not hang on them.
+The digits are noise, padded to 32 and in three channels as there; how long a step takes does not depend on them.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def main() -> None:
     model.fit(images, labels, batch_size=BATCH, epochs=1, verbose=0, callbacks=[clock])
     times = np.diff(clock.ends)[WARMUP:]
     median = statistics.median(times)
+    spread = f"n = {len(times)}, sd {1e3 * statistics.pstdev(times):.0f} ms"
     print(
-        f"tensorflow {tf.__version__}: {1e3 * median:.0f} ms a step (n = {len(times)}, sd {1e3 * times.std():.0f} ms), "
-        f"{BATCH / median:.0f} images/s"
+        f"tensorflow {tf.__version__}: {1e3 * median:.0f} ms a step ({spread}), {BATCH / median:.0f} images/s"
     )
 
 

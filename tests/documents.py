@@ -89,7 +89,7 @@ def narrow(model: dict[str, Any]) -> list[str]:
 
 def brief(arguments: list[str]) -> list[str]:
     """Return overrides that make a benchmark take seconds, whatever it measures."""
-    own = ("repeats", "steps", "step.", "lrn.", "what", "baseline")
+    own = ("repeats", "steps", "step.", "what")
     of_a_run = [a for a in arguments if "=" in a and not a.startswith(own)]
     return [*BRIEF, *narrow(plain(compose("train", of_a_run))["model"])]
 

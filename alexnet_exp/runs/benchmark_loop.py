@@ -57,7 +57,7 @@ def known_precision(precision: str) -> str:
     """
     if precision not in PRECISIONS:
         known = ", ".join(PRECISIONS)
-        raise UserError(f"trainer.precision={precision} is not compared: say one of {known}.")
+        raise UserError(f"trainer.precision={precision} is not compared: set one of {known}.")
     return precision
 
 

@@ -56,7 +56,7 @@ def measure_startup(subject: Subject) -> list[Row]:
         first = [_first_step(subject) for _ in range(subject.repeats + 1)]
         times["first step of train"] = summary(first[1:])
     else:
-        subject.notes.append("The first step of train is not timed: the images of the run are not here.")
+        subject.notes.append("The first step of train is not timed: the images of the run were not found.")
     return rows("start-up", times)
 
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import io
-import itertools
 import tempfile
-from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 
 from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, plain
-from alexnet_exp.data.loaders import Batch
 from alexnet_exp.data.module import ImageData, Source
 from alexnet_exp.data.sources import ArraySource
 from alexnet_exp.runs import fit as heavy
-from alexnet_exp.runs.benchmark_images import write_jpegs
 from alexnet_exp.runs.fit import Fit
 from alexnet_exp.runs.loggers import make_loggers
 from alexnet_exp.tracking.run_directory import RunDirectory
@@ -75,6 +73,34 @@ class Noise(ImageData):
         return ArraySource(images, torch.arange(count) % 10, classes, f"noise {split}")
 
 
+WIDTH, HEIGHT = 500, 375  # ImageNet's usual size
+CLASSES, FILES_PER_CLASS, VALIDATION_PER_CLASS = 4, 128, 2
+_DISTINCT = 8  # pictures; files differ by a shift
+
+
+def write_jpegs(root: Path) -> Path:
+    """Write root/train/CLASS/*.jpg and root/val/CLASS/*.jpg, unless they exist; return the root."""
+    if root.exists():
+        return root
+    pictures = [_picture(seed) for seed in range(_DISTINCT)]
+    for number in range(CLASSES):
+        for split, count in (("train", FILES_PER_CLASS), ("val", VALIDATION_PER_CLASS)):
+            folder = root / split / f"class{number}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                shifted = np.roll(pictures[i % _DISTINCT], (7 * i + number, 11 * i), axis=(0, 1))
+                Image.fromarray(shifted).save(folder / f"{i:04}.jpg", quality=90)
+    return root
+
+
+def _picture(seed: int) -> np.ndarray:
+    """Return smooth colours under fine grain, uint8 (H, W, 3): about 70 kB as JPEG, as photographs are."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), dtype=np.float32)
+    return (smooth + random.normal(0, 9, (HEIGHT, WIDTH, 1))).clip(0, 255).astype(np.uint8)
+
+
 # What would end a run, or its epochs, before a turn of steps does.
 UNENDING: dict[str, Any] = {
     "max_epochs": 100_000, "max_steps": -1, "max_time": None, "fast_dev_run": False, "overfit_batches": 0.0,
@@ -87,7 +113,7 @@ class Subject:
     """The run to be measured.
 
     Args:
-        options: Keys of conf/benchmark.yaml that are not a run's.
+        options: Settings of the benchmark itself: keys of conf/benchmark.yaml that are not a run's.
         overrides: Those of the run, as typed.
         device: 'cpu' or 'cuda'.
         scratch: A folder that is gone after the benchmark.
@@ -106,8 +132,8 @@ class Subject:
 
     def with_overrides(self, *more: str) -> Subject:
         """Return the same with other settings, which replace typed ones of the same key."""
-        keys = {_key(override) for override in more}
-        kept = [override for override in self.overrides if _key(override) not in keys]
+        keys = {key_of(override) for override in more}
+        kept = [override for override in self.overrides if key_of(override) not in keys]
         return Subject(self.options, [*kept, *more], self.device, self.scratch, self.notes)
 
     def config(self) -> dict[str, Any]:
@@ -179,22 +205,6 @@ def _is_missing(data: dict[str, Any]) -> bool:
     )
 
 
-def endless_batches(fit: Fit) -> Generator[Batch, None, None]:
-    """Yield training batches as the network gets them: loaded, on the device, augmented.
-
-    A smaller last batch is left out, so that every step is the same work.
-    """
-    fit.trainer.training = True  # what tells the data module to augment
-    data, device = fit.data, fit.trainer.strategy.root_device
-    loader = data.loader("train", shuffle=True)
-    for epoch in itertools.count():
-        loader.sampler.set_epoch(epoch)
-        for batch in loader:
-            if batch.size < min(data.batch_size, len(data.sources["train"])):
-                continue
-            yield data.on_after_batch_transfer(data.transfer_batch_to_device(batch, device, 0), 0)
-
-
 def title(fit: Fit, overrides: list[str]) -> str:
     """Return what runs, in a few words: 'alexnet_lrn, cifar10 at 227, batch 64'."""
     chosen = dict(override.split("=", 1) for override in overrides if "=" in override)
@@ -203,5 +213,6 @@ def title(fit: Fit, overrides: list[str]) -> str:
     return f"{network}, {source} at {fit.config['data']['image_size']}, batch {fit.data.batch_size}"
 
 
-def _key(override: str) -> str:
+def key_of(override: str) -> str:
+    """Return the setting that an override changes."""
     return override.split("=")[0].lstrip("+~")

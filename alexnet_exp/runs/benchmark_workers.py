@@ -1,4 +1,4 @@
-"""Worker processes that stand still while it is not their side's turn."""
+"""The run's training batches without end, by worker processes that pause while it is not their side's turn."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Generator, Iterator
 
 from alexnet_exp.data.loaders import Batch
-from alexnet_exp.runs.benchmark_subject import endless_batches
 from alexnet_exp.runs.fit import Fit
 
 
 class Workers:
     """The processes that one side of a comparison has started; as a context, its turn.
 
-    Out of their turn they would fill their queues in the time of the others: their work done for nothing, and the
-    others' processors taken.
+    Out of turn they would fill their queues in the time of the other side: batches that cost nothing in their own
+    turn, and cores taken from the other.
     """
 
     def __init__(self) -> None:
@@ -32,12 +30,12 @@ class Workers:
         self._send(signal.SIGCONT)
 
     def stop(self) -> None:
-        """Let them stand still."""
+        """Pause them."""
         self._pids = _running() - self._others
         self._send(signal.SIGSTOP)
 
     def free(self) -> None:
-        """Let them go for good: one that stands still would not hear that it is to end."""
+        """Let them go for good: a paused process cannot be asked to end."""
         self._send(signal.SIGCONT)
         self._pids = set()
 
@@ -56,18 +54,6 @@ class Workers:
 
 def _running() -> set[int]:
     return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
-
-
-class Steps(Protocol):
-    """A loader without end."""
-
-    def steps(self, count: int) -> Iterator[Any]: ...
-
-
-def take(loader: Steps, count: int) -> None:
-    """Take so many batches and do nothing with them."""
-    for _ in loader.steps(count):
-        pass
 
 
 class RunLoader:
@@ -94,3 +80,19 @@ class RunLoader:
         self._workers.free()
         self._batches.close()
         self.fit.data.teardown()
+
+
+def endless_batches(fit: Fit) -> Generator[Batch, None, None]:
+    """Yield training batches as the network gets them: loaded, on the device, augmented.
+
+    A smaller last batch is left out, so that every step is the same work.
+    """
+    fit.trainer.training = True  # what makes the data module augment
+    data, device = fit.data, fit.trainer.strategy.root_device
+    loader = data.loader("train", shuffle=True)
+    for epoch in itertools.count():
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            if batch.size < min(data.batch_size, len(data.sources["train"])):
+                continue
+            yield data.on_after_batch_transfer(data.transfer_batch_to_device(batch, device, 0), 0)

@@ -13,16 +13,9 @@ import pytest
 import torch
 
 from alexnet_exp.cli import main
+from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs import (
-    benchmark,
-    benchmark_data,
-    benchmark_images,
-    benchmark_memory,
-    benchmark_startup,
-    timing,
-)
-from alexnet_exp.runs.benchmark_report import draw_rows, print_rows
+from alexnet_exp.runs import benchmark, benchmark_startup, benchmark_step, timing
 
 NET = [
     "model=alexnet_cifar",
@@ -39,7 +32,7 @@ NET = [
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(benchmark_memory._MATRIX, "cpu", 64)
+    monkeypatch.setitem(benchmark_step._MATRIX, "cpu", 64)
     monkeypatch.setenv("ALEXNET_DATA_DIR", str(tmp_path / "no data"))
 
 
@@ -90,45 +83,6 @@ def test_operations_are_those_of_the_layer_table(tmp_path: Path) -> None:
     assert row["flops_per_second"] == pytest.approx(6 * multiply_adds * row["images_per_second"])
 
 
-def test_trainer_takes_turns_with_the_hand_written_loop(tmp_path: Path) -> None:
-    result = measured(tmp_path, "overhead", *NET)
-    ours, theirs = rows_of(result, "overhead: alexnet_cifar, digits")
-    assert (ours["case"], theirs["case"]) == ("Trainer", "by hand")
-    check_ratios([ours, theirs], theirs)
-    difference = ours["median_seconds"] - theirs["median_seconds"]
-    assert ours["overhead_microseconds"] == pytest.approx(1e6 * difference)
-    assert ours["overhead"] == pytest.approx(difference / theirs["median_seconds"])
-    assert len(rows_of(result, "overhead: alexnet_cifar, noise at 32, batch 8")) == 2
-    assert any("CIFAR10 is not in" in note and "noise" in note for note in result["notes"])
-
-
-def test_the_readme_baseline_is_measured_alone(tmp_path: Path) -> None:
-    result = measured(tmp_path, "baseline=readme", *NET, "workers=1", "augment=flip_crop")
-    ours, theirs = result["rows"]
-    assert ours["what"] == "baseline=readme: alexnet_cifar, digits at 32, batch 8"
-    assert ours["case"].startswith("ours") and "PIL" in theirs["case"]
-    check_ratios([ours, theirs], theirs)
-
-
-def test_data_is_compared_with_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(benchmark_images, "FILES_PER_CLASS", 16)
-    monkeypatch.setattr(benchmark_data, "_BATCH", 8)
-    result = measured(tmp_path, "data", *NET, "workers=1", "repeats=1")
-    whats = list(dict.fromkeys(row["what"] for row in result["rows"]))
-    assert whats == [
-        "load and augment: alexnet_cifar, digits at 32, batch 8",
-        "crop, flip, normalise at 32 pixels, batch 8, one thread",
-        "folder: alexnet_lrn, jpegs at 227, batch 64",
-    ]
-    for what in whats:
-        rows = rows_of(result, what)
-        assert rows[-1]["case"].startswith("torchvision") and rows[-1]["ratio"] == 1.0
-        check_ratios(rows, rows[-1])
-    assert {row["case"] for row in rows} >= {"ours, decoding", "ours, from the cache"}
-    assert any("synthetic" in note for note in result["notes"])
-    assert not list((tmp_path / "no data").rglob("*")), "a benchmark writes nowhere but into its directory"
-
-
 def test_startup_is_timed_in_new_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     started: list[list[str]] = []
 
@@ -155,23 +109,55 @@ def test_a_command_that_fails_is_no_figure() -> None:
 
 
 def test_several_kinds_are_measured_in_one_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def measure(kind: str, subject: Any) -> list[timing.Row]:
-        return timing.rows(kind, {"a": timing.summary([2.0, 4.0]), "b": timing.summary([1.0])}, 6, "a")
+    def measuring(kind: str) -> Any:
+        times = {"a": timing.summary([2.0, 4.0]), "b": timing.summary([1.0])}
+        return lambda subject: timing.rows(kind, times, 6, "a")
 
-    monkeypatch.setattr(benchmark, "_measure", measure)
-    every = ["data", "lrn", "step", "overhead", "startup"]
+    for kind in benchmark.MEASUREMENTS:
+        monkeypatch.setitem(benchmark.MEASUREMENTS, kind, measuring(kind))
     for arguments, kinds in (
-        (["step,data"], ["data", "step"]),
-        (["what=[lrn]"], ["lrn"]),
-        ([], every),
-        (["baseline=readme"], ["baseline"]),
-        (["lrn", "baseline=readme"], ["lrn", "baseline"]),
+        (["startup,step"], ["step", "startup"]),
+        (["what=[startup]"], ["startup"]),
+        ([], ["step", "startup"]),
     ):
         result = measured(tmp_path, *arguments)
         assert list(dict.fromkeys(row["what"] for row in result["rows"])) == kinds
     assert {"git", "versions", "hardware", "command"} <= result.keys()
     (a, b) = result["rows"][:2]
     assert (a["median_seconds"], a["images_per_second"], a["ratio"], b["ratio"]) == (3.0, 2.0, 1.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "commands"),
+    [
+        ("lrn lrn.batch_size=8 repeats=3", "python benchmarks/lrn.py lrn.batch_size=8 repeats=3"),
+        ("what=overhead data=cifar10", "python benchmarks/overhead.py data=cifar10"),
+        ("step,data model=alexnet", "python benchmarks/data.py model=alexnet"),
+        ("[lrn,data]", "python benchmarks/data.py and python benchmarks/lrn.py"),
+        ("baseline=readme workers=4", "python benchmarks/baseline.py workers=4"),
+        ("lrn.compile=false", "python benchmarks/lrn.py lrn.compile=false"),
+        ("step workers=4", "python benchmarks/data.py workers=4"),
+    ],
+)
+def test_what_a_script_measures_now_is_answered_with_its_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: str, commands: str
+) -> None:
+    assert main(["benchmark", *arguments.split()]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and line.endswith(f": run {commands}")
+    for script in re.findall(r"benchmarks/\w+\.py", commands):
+        assert (Path(__file__).parents[2] / script).is_file()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_with_settings_that_scripts_have_now_still_loads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = timing.rows("step", {"a": timing.summary([1.0])})
+    monkeypatch.setitem(benchmark.MEASUREMENTS, "step", lambda subject: rows)
+    config = plain(compose("benchmark", ["what=step"]))
+    former = {"baseline": "none", "workers": 2, "lrn": {"batch_size": 32, "compile": True}}
+    assert benchmark.benchmark({**config, **former}, [], tmp_path / "run", "benchmark step")["rows"] == rows
 
 
 def test_cases_take_turns_and_the_median_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,9 +186,10 @@ def test_what_does_not_fit_into_memory_is_said_and_not_drawn(
 
     fits = timing.rows("step", {"small": timing.summary([0.5])}, 4)
     rows = [*fits, {"what": "step", "case": "large", "error": "out of memory"}]
-    print_rows(rows, Console())
+    benchmark.print_rows(rows, Console())
     assert re.search(r"large +out of memory", capsys.readouterr().out)
-    assert draw_rows(rows, tmp_path / "figures" / "b.png").exists()
+    benchmark.draw_rows(rows, tmp_path / "figures" / "b.png")
+    assert (tmp_path / "figures" / "b.png").exists()
 
 
 @pytest.mark.parametrize(("seconds", "said"), [([0.5], ""), ([0.5, 1.5], "71%")])
@@ -211,7 +198,7 @@ def test_a_single_repeat_has_no_spread(
 ) -> None:
     from rich.console import Console
 
-    print_rows(timing.rows("step", {"case": timing.summary(seconds)}), Console())  # sd 0.707 of 1.0
+    benchmark.print_rows(timing.rows("step", {"case": timing.summary(seconds)}), Console())  # sd 0.707 of 1.0
     out = capsys.readouterr().out
     assert ("+-" in out) == ("%" in out) == bool(said)
     assert said in out
@@ -220,22 +207,20 @@ def test_a_single_repeat_has_no_spread(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["lrrn"], r"what='lrrn' is not possible: it must be one of all, data, lrn, step, overhead, startup"),
+        (["lrrn"], r"what='lrrn' is not possible: it must be one of all, step, startup"),
         (["step,lrrn"], r"what=\['step', 'lrrn'\] is not possible"),
         (["device=gpu"], r"device='gpu' is not possible: it must be one of auto, cpu, cuda"),
         (["repeats=0"], r"repeats=0 is not possible: it must be a whole number, 1 or more"),
         (["repeats=x"], r"repeats='x' is not possible"),
         (["repeats=true"], r"repeats=True is not possible"),
         (["threads=abc"], r"threads='abc' is not possible: it must be a whole number, 1 or more, or null"),
-        (["lrn.batch_size=0"], r"lrn.batch_size=0 is not possible"),
-        (["lrn.compile=7"], r"lrn.compile=7 is not possible: it must be true or false"),
+        (["step.compile=7"], r"step.compile=7 is not possible: it must be true or false"),
         (["step.precision=[32-true,int4]"], r"step.precision=\['32-true', 'int4'\] is not possible"),
         (["step.batch_size=most"], r"step.batch_size='most' is not possible.*or auto"),
-        (["baseline=readme000"], r"baseline='readme000' is not possible: it must be one of none, readme"),
         (["repeat=3"], r"repeat"),
         (["optimizer.lr=-1"], r"optimizer.lr=-1 is not possible"),
         (["resume=somewhere"], r"leave resume= and ckpt= out"),
-        (["lrn", "again"], r"'again' is no setting with a value"),
+        (["step", "again"], r"'again' is no setting with a value"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(
@@ -253,4 +238,4 @@ def test_a_device_that_is_not_there_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["benchmark", "device=cuda"]) == 1
-    assert "device=cuda is not here: say device=cpu." in capsys.readouterr().err
+    assert "device=cuda: no GPU was found; set device=cpu." in capsys.readouterr().err

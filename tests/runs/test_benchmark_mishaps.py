@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,42 +12,26 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.runs import benchmark, benchmark_loop, benchmark_startup, timing
 from alexnet_exp.runs.benchmark_loop import variant
 from alexnet_exp.runs.benchmark_subject import Subject
-from alexnet_exp.runs.benchmark_turns import take_turns
 
 
 def subject(tmp_path: Path, *overrides: str) -> Subject:
     settings = ["model=alexnet_cifar", "logger=none", *overrides]
-    return Subject({"repeats": 2, "steps": 3, "workers": 1}, settings, "cpu", tmp_path)
+    return Subject({"repeats": 2, "steps": 3}, settings, "cpu", tmp_path)
 
 
-def test_what_would_end_a_run_does_not_end_its_turns(tmp_path: Path) -> None:
-    limits = ("trainer.limit_train_batches=2", "trainer.fast_dev_run=true", "trainer.max_epochs=1")
-    stopping = ("callbacks.early_stopping.enabled=true", "callbacks.early_stopping.patience=1")
-    one = subject(tmp_path, "data=digits", "data.batch_size=200", *limits, *stopping)
-    turns: list[int] = []
+def test_a_kind_that_cannot_be_measured_leaves_the_others_their_figures(tmp_path: Path) -> None:
+    def refused(subject: Subject) -> list[timing.Row]:
+        raise UserError("Not here.")
 
-    def other(steps: int) -> None:
-        turns.append(steps)
-        assert len(turns) < 20, "an epoch is shorter than a turn: this would never end"
+    def measured(subject: Subject) -> list[timing.Row]:
+        return timing.rows("startup", {"a": timing.summary([1.0])})
 
-    assert take_turns(one.fit(), other, one)["ours"]["n"] == 2
-
-
-def test_a_kind_that_cannot_be_measured_leaves_the_others_their_figures(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def measure(kind: str, subject: Any) -> list[timing.Row]:
-        if kind != "lrn":
-            raise UserError(f"No {kind} here.")
-        return timing.rows(kind, {"a": timing.summary([1.0])})
-
-    monkeypatch.setattr(benchmark, "_measure", measure)
     one = subject(tmp_path)
-    rows = benchmark._measure_all(["lrn", "startup"], one, Console(quiet=True))
-    assert [row["what"] for row in rows] == ["lrn"]
-    assert one.notes == ["startup is not measured: No startup here."]
-    with pytest.raises(UserError, match=r"No data here\."):
-        benchmark._measure_all(["data", "step"], one, Console(quiet=True))
+    rows = benchmark._measure({"step": refused, "startup": measured}, one, Console(quiet=True))
+    assert [row["what"] for row in rows] == ["startup"]
+    assert one.notes == ["step is not measured: Not here."]
+    with pytest.raises(UserError, match=r"Not here\."):
+        benchmark._measure({"step": refused}, one, Console(quiet=True))
 
 
 @pytest.mark.parametrize(

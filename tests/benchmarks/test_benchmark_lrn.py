@@ -1,4 +1,4 @@
-"""`alexnet-exp benchmark lrn`, on maps so small that it takes a moment."""
+"""benchmarks/lrn.py, on maps so small that it takes a moment."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lrn
 import pytest
 import torch
+from baseline import with_torch_lrn
+from script import run
 from torch import nn
 
 from alexnet_exp import zoo
-from alexnet_exp.cli import main
 from alexnet_exp.models.layers import LocalResponseNorm
-from alexnet_exp.runs import benchmark_lrn
-from alexnet_exp.runs.benchmark_baseline import with_torch_lrn
 
 NARROW = {f"conv{i}": {"out_channels": 4} for i in range(1, 6)}
 CPU = ["device=cpu", "lrn.compile=false", "repeats=1"]
@@ -28,17 +28,17 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         heads = {"fc6": {"out_features": 8}, "fc7": {"out_features": 8}}
         return zoo.create_model(name, features=NARROW, classifier=heads, **overrides)
 
-    monkeypatch.setattr(benchmark_lrn, "MAPS", ((6, 5), (8, 3)))
-    monkeypatch.setattr(benchmark_lrn, "create_model", narrow)
+    monkeypatch.setattr(lrn, "MAPS", ((6, 5), (8, 3)))
+    monkeypatch.setattr(lrn, "create_model", narrow)
     monkeypatch.chdir(tmp_path)
 
 
 def test_lrn_writes_a_row_for_every_case(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = ["lrn", *CPU, "lrn.batch_size=2", f"hydra.run.dir={tmp_path / 'run'}"]
-    assert main(["benchmark", *arguments]) == 0
+    arguments = [*CPU, "lrn.batch_size=2", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert run(lrn.measure_lrn, lrn.SETTINGS, arguments) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["status"] == "finished"
-    assert result["command"].startswith("alexnet-exp benchmark lrn device=cpu")
+    assert result["command"].startswith("python benchmarks/lrn.py device=cpu")
     assert (result["settings"]["repeats"], result["settings"]["lrn"]["batch_size"]) == (1, 2)
     rows = {(row["what"], row["case"]): row for row in result["rows"]}
     step = "training step, alexnet_lrn, batch 2, 32-true contiguous"
@@ -73,10 +73,10 @@ def test_lrn_is_timed_in_the_run_s_precision_and_layout(
 
     asked: list[torch.device] = []
     monkeypatch.setattr(LocalResponseNorm, "forward", noting)
-    monkeypatch.setattr(benchmark_lrn, "use_fast_matmul", asked.append)
-    monkeypatch.setattr(benchmark_lrn, "missing_compiler", lambda device: "a C++ compiler (g++)")
+    monkeypatch.setattr(lrn, "use_fast_matmul", asked.append)
+    monkeypatch.setattr(lrn, "missing_compiler", lambda device: "a C++ compiler (g++)")
     settings = ["trainer.precision=bf16-mixed", "channels_last=true", "lrn.batch_size=2", "lrn.compile=true"]
-    assert main(["benchmark", "lrn", *CPU, *settings, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    assert run(lrn.measure_lrn, lrn.SETTINGS, [*CPU, *settings, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     assert seen == {(torch.bfloat16, True)}
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert all(row["what"].endswith("bf16-mixed channels_last") for row in result["rows"])
@@ -87,9 +87,9 @@ def test_lrn_is_timed_in_the_run_s_precision_and_layout(
 
 def test_what_a_layer_keeps_is_counted_in_inputs() -> None:
     x = torch.randn(2, 3, 4, 4)
-    assert benchmark_lrn._kept(nn.Identity(), x) == 0.0
-    assert benchmark_lrn._kept(nn.ReLU(), x) == 1.0  # its output
-    assert benchmark_lrn._kept(LocalResponseNorm(), x) == 1.0  # its input
+    assert lrn._kept(nn.Identity(), x) == 0.0
+    assert lrn._kept(nn.ReLU(), x) == 1.0  # its output
+    assert lrn._kept(LocalResponseNorm(), x) == 1.0  # its input
 
 
 def test_torch_s_layer_normalises_each_tower_by_itself() -> None:
@@ -106,19 +106,13 @@ def test_convolutions_are_chosen_as_in_a_run(
     monkeypatch: pytest.MonkeyPatch, benchmark: bool | None, deterministic: bool, chosen: bool
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", not chosen)
-    benchmark_lrn._as_a_run({"benchmark": benchmark, "deterministic": deterministic}, "cpu")
+    lrn._as_a_run({"benchmark": benchmark, "deterministic": deterministic}, "cpu")
     assert torch.backends.cudnn.benchmark is chosen
 
 
-def test_several_runs_of_the_command_have_directories_of_their_own(tmp_path: Path) -> None:
-    for _ in range(2):
-        assert main(["benchmark", "lrn", *CPU, "lrn.batch_size=1"]) == 0
-    assert len(list(tmp_path.rglob("result.json"))) == 2
-
-
 def test_the_networks_compared_differ_in_their_lrn_alone() -> None:
-    ours = benchmark_lrn.create_model("alexnet_lrn", num_classes=10)
-    theirs = with_torch_lrn(benchmark_lrn.create_model("alexnet_lrn", num_classes=10))
+    ours = lrn.create_model("alexnet_lrn", num_classes=10)
+    theirs = with_torch_lrn(lrn.create_model("alexnet_lrn", num_classes=10))
     theirs.load_state_dict(ours.state_dict())
     norms = [module for module in theirs.modules() if isinstance(module, nn.LocalResponseNorm)]
     assert len(norms) == 2
@@ -130,5 +124,5 @@ def test_the_networks_compared_differ_in_their_lrn_alone() -> None:
 def test_threads_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    assert main(["benchmark", "lrn", *CPU, "lrn.batch_size=1", "threads=3"]) == 0
+    assert run(lrn.measure_lrn, lrn.SETTINGS, [*CPU, "lrn.batch_size=1", "threads=3"]) == 0
     assert asked == [3]

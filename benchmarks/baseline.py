@@ -1,25 +1,107 @@
-"""What people write by hand today: torchvision's transforms, image by image, in a DataLoader with a few workers."""
+"""The run against the hand-written PIL loop that tutorials and READMEs show, both from files to weights.
+
+    python benchmarks/baseline.py [settings of train] [workers=2 repeats=7 steps=20 ...]
+
+Images go one by one through Pillow and torchvision's transforms, in a DataLoader with a few workers.
+"""
 
 from __future__ import annotations
 
+from script import Settings, run
+
+# isort: split
+
 import itertools
+import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import torch
+from overhead import take_turns
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
+from alexnet_exp.allocator import usual_limits
 from alexnet_exp.config.compose import group
+from alexnet_exp.config.rules import at_least
 from alexnet_exp.data.cache import DecodedSource
 from alexnet_exp.data.module import ImageData, Source
 from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.data.streaming import StreamSource
 from alexnet_exp.errors import UserError
+from alexnet_exp.models.layers import LocalResponseNorm
+from alexnet_exp.runs.benchmark_loop import fresh
+from alexnet_exp.runs.benchmark_subject import Subject, title
 from alexnet_exp.runs.benchmark_workers import Workers
+from alexnet_exp.runs.fit import Fit
+from alexnet_exp.runs.timing import Row, rows
+from alexnet_exp.training.optimizers import build_optimizer
 
+SETTINGS: Settings = {"workers": (2, at_least(1))}  # processes of the DataLoader
 _KNOWN = ("flip", "pad", "crop", "resized_crop", "views")  # views are the test's
+
+
+def measure_baseline(subject: Subject) -> list[Row]:
+    """Time a training step of `Trainer` on our data, and one of the loop in tutorials and READMEs.
+
+    Theirs is the same network in float32 with nn.LocalResponseNorm, torch's optimizer as it comes, each image by
+    itself through Pillow, ToTensor and Normalize in a DataLoader, and loss.item() at each step; memory that a step
+    frees goes back to the system, as in any other program.
+
+    Returns:
+        Two rows; `ratio` of the first is how many times faster ours is.
+    """
+    fit = subject.fit(tracked=True)
+    images = PilImages(fit.data.sources["train"], transform_of(fit.data, fit.config["augment"]))
+    device = fit.trainer.strategy.root_device
+    with PlainLoader(images, fit.data.batch_size, subject.options["workers"], device) as loader:
+        loop = _Loop(fit, loader)
+        with usual_limits():
+            loop.steps(1)
+        times = take_turns(fit, loop.steps, subject, around=usual_limits)
+    ours = f"ours: Trainer, {fit.trainer.precision}"
+    named = {ours: times["ours"], "the hand-written PIL loop, 32-true": times["theirs"]}
+    what = f"baseline: {title(fit, subject.overrides)}"
+    return rows(what, named, fit.data.batch_size, list(named)[1])
+
+
+class _Loop:
+    def __init__(self, fit: Fit, loader: PlainLoader) -> None:
+        self.model = with_torch_lrn(fresh(fit)).to(fit.trainer.strategy.root_device).train()
+        self.optimizer = build_optimizer(self.model, fit.config["optimizer"], fused=False)
+        self.loader = loader
+        self.running_loss = 0.0
+
+    def steps(self, count: int) -> None:
+        for images, labels in self.loader.steps(count):
+            self.optimizer.zero_grad()
+            loss = functional.cross_entropy(self.model(images), labels)
+            loss.backward()
+            self.optimizer.step()
+            self.running_loss += loss.item()
+
+
+def with_torch_lrn(net: nn.Module) -> nn.Module:
+    """Replace our local response normalisation by torch's, in place."""
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LocalResponseNorm):
+                torch_lrn = nn.LocalResponseNorm(child.size, child.alpha, child.beta, child.k)
+                setattr(parent, name, torch_lrn if child.groups == 1 else _Towers(torch_lrn, child.groups))
+    return net
+
+
+class _Towers(nn.Module):
+    """Each group of channels by itself: nn.LocalResponseNorm has no groups."""
+
+    def __init__(self, layer: nn.Module, groups: int) -> None:
+        super().__init__()
+        self.layer, self.groups = layer, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.layer(tower) for tower in x.chunk(self.groups, 1)], 1)
 
 
 class PilImages(Dataset):
@@ -64,7 +146,7 @@ def _as_published(source: Source) -> Source:
         UserError: For images in chunks.
     """
     if isinstance(source, StreamSource):
-        raise UserError("data=streaming is not compared with torchvision's loader: say data=folder.")
+        raise UserError("data=streaming is not compared with torchvision's loader: set data=folder.")
     if not isinstance(source, DecodedSource):
         return source
     numbers = torch.arange(len(source)) if source.numbers is None else source.numbers
@@ -86,7 +168,7 @@ def transform_of(data: ImageData, augment: Mapping[str, Any]) -> Callable[[Image
     usual = group("augment", "none")
     if other := [key for key, value in augment.items() if value != usual.get(key) and key not in _KNOWN]:
         raise UserError(
-            f"augment.{other[0]} is not compared with torchvision's: say augment=none, flip or flip_crop."
+            f"augment.{other[0]} is not compared with torchvision's: set augment=none, flip or flip_crop."
         )
     size, source = data.preprocess.image_size, _as_published(data.sources["train"])
     stored = source.images.shape[-1] if isinstance(source, ArraySource) else data.stored_size
@@ -108,7 +190,7 @@ def transform_of(data: ImageData, augment: Mapping[str, Any]) -> Callable[[Image
 
 
 class PlainLoader:
-    """A shuffled DataLoader without end, whose workers stand still while it is not its turn.
+    """A shuffled DataLoader without end, whose workers pause while it is not its turn.
 
     Args:
         dataset: Of images.
@@ -148,3 +230,7 @@ class PlainLoader:
         self._workers.free()
         self._batches.close()
         self.loader._iterator = None
+
+
+if __name__ == "__main__":
+    sys.exit(run(measure_baseline, SETTINGS))

@@ -1,8 +1,18 @@
-"""A run of `Trainer` that takes turns with somebody else's steps, so that both meet the same machine."""
+"""`Trainer`, with all that a run switches on, against a hand-written loop of the same step on the same batches.
+
+    python benchmarks/overhead.py [settings of train] [repeats=7 steps=20 ...]
+
+Both take turns, so that they meet the same machine.
+"""
 
 from __future__ import annotations
 
+from script import run
+
+# isort: split
+
 import contextlib
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,11 +21,50 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.benchmark_subject import Subject
-from alexnet_exp.runs.benchmark_workers import Workers
+from alexnet_exp.runs.benchmark_loop import as_the_run
+from alexnet_exp.runs.benchmark_subject import Subject, title
+from alexnet_exp.runs.benchmark_workers import RunLoader, Workers
 from alexnet_exp.runs.fit import Fit
 from alexnet_exp.runs.results import close_loggers
-from alexnet_exp.runs.timing import summary, waiting
+from alexnet_exp.runs.timing import Row, rows, summary, waiting
+
+_SMALL = ("model=alexnet_cifar", "data=cifar10", "data.batch_size=8")
+
+
+def measure_overhead(subject: Subject) -> list[Row]:
+    """Time the run's own step both ways, and that of a small batch, which shows microseconds best.
+
+    Returns:
+        Two rows for each; the first holds `overhead_microseconds` a step and `overhead`, the part of a step.
+    """
+    return [*_measure(subject), *_measure(_small(subject))]
+
+
+def _small(subject: Subject) -> Subject:
+    """Return the same logging and callbacks around the smallest network."""
+    kept = [o for o in subject.overrides if o.startswith(("logger", "callbacks", "trainer", "paths"))]
+    small = Subject(subject.options, kept, subject.device, subject.scratch, subject.notes)
+    return small.with_overrides(*_SMALL)
+
+
+def _measure(subject: Subject) -> list[Row]:
+    fit = subject.fit(tracked=True)
+    step = as_the_run(fit)
+    with RunLoader(fit) as loader:
+
+        def by_hand(steps: int) -> None:
+            for batch in loader.steps(steps):
+                step(batch.images, batch.labels)
+
+        by_hand(1)
+        times = take_turns(fit, by_hand, subject)
+    named = {"Trainer": times["ours"], "by hand": times["theirs"]}
+    what = f"overhead: {title(fit, subject.overrides)}"
+    made = rows(what, named, fit.data.batch_size, "by hand")
+    ours, theirs = (named[k]["median_seconds"] for k in ("Trainer", "by hand"))
+    made[0] |= {"overhead_microseconds": 1e6 * (ours - theirs), "overhead": ours / theirs - 1.0}
+    return made
+
 
 Around = Callable[[], AbstractContextManager[object]]
 
@@ -119,3 +168,7 @@ def take_turns(
     finally:
         close_loggers(fit.trainer.loggers, None, 0)
     return {"ours": summary(turns.ours, steps), "theirs": summary(turns.others, steps)}
+
+
+if __name__ == "__main__":
+    sys.exit(run(measure_overhead))

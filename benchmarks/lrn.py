@@ -1,23 +1,35 @@
-"""Local response normalisation against torch's, alone and inside a training step."""
+"""Local response normalisation against torch's, alone and inside a training step of alexnet_lrn.
+
+    python benchmarks/lrn.py [lrn.batch_size=32 lrn.compile=true repeats=7 ...] [trainer.precision=bf16-mixed ...]
+
+With `lrn.compile`, both are measured with torch.compile too, where a compiler is found (first call: 10 to 30 s).
+"""
 
 from __future__ import annotations
 
+from script import Settings, run
+
+# isort: split
+
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from baseline import with_torch_lrn
 from torch import Tensor, nn
 
+from alexnet_exp.config.rules import at_least, flag
 from alexnet_exp.errors import UserError
 from alexnet_exp.models.layers import LocalResponseNorm, missing_compiler
-from alexnet_exp.runs.benchmark_baseline import with_torch_lrn
 from alexnet_exp.runs.benchmark_loop import LAYOUTS, PRECISIONS, known_precision, layout_of, step_of
 from alexnet_exp.runs.benchmark_subject import Subject
 from alexnet_exp.runs.timing import Row, alternate, rows
 from alexnet_exp.training.automatic import settle_arithmetic, use_fast_matmul
 from alexnet_exp.zoo import create_model
 
+SETTINGS: Settings = {"lrn.batch_size": (32, at_least(1)), "lrn.compile": (True, flag)}
 # What alexnet_lrn normalises, for one image: (channels, side).
 MAPS = ((96, 55), (256, 27))
 
@@ -58,7 +70,7 @@ def measure_lrn(subject: Subject) -> list[Row]:
     precision = known_precision(config["trainer"]["precision"])
     if precision == "bf16-true":
         raise UserError(
-            "torch's layer does not compute in bfloat16 throughout: say trainer.precision=bf16-mixed."
+            "torch's layer does not compute in bfloat16 throughout: set trainer.precision=bf16-mixed."
         )
     case = _Case(precision, layout_of(config), subject.device)
     options = subject.options["lrn"]
@@ -153,3 +165,7 @@ def _step(net: nn.Module, case: _Case, images: Tensor, labels: Tensor) -> Callab
     net = net.to(case.device, memory_format=LAYOUTS[case.layout])
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     return partial(step_of(net, optimizer, case.precision), images, labels)
+
+
+if __name__ == "__main__":
+    sys.exit(run(measure_lrn, SETTINGS))

@@ -1,0 +1,66 @@
+"""What makes a measurement of this folder a command: `alexnet-exp benchmark` that measures it and nothing else.
+
+A script imports this module first: torch decides on large pages and threads when it and Lightning are imported.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whatever is installed
+
+from alexnet_exp.allocator import keep_freed_memory
+from alexnet_exp.application import run_hydra
+from alexnet_exp.config.rules import Rule
+from alexnet_exp.cores import limit_threads
+from alexnet_exp.errors import UserError
+from alexnet_exp.runs.benchmark import RULES, benchmark
+
+if TYPE_CHECKING:
+    from alexnet_exp.runs.benchmark_subject import Subject
+    from alexnet_exp.runs.timing import Row
+
+keep_freed_memory()
+limit_threads()
+
+Settings = Mapping[str, tuple[Any, Rule]]  # key -> what it is unless typed, and what it may be
+
+
+def run(
+    measure: Callable[[Subject], list[Row]],
+    settings: Settings | None = None,
+    arguments: list[str] | None = None,
+) -> int:
+    """Run `alexnet-exp benchmark` with one measurement, named as its function: measure_NAME of NAME.py.
+
+    Args:
+        measure: The measurement.
+        settings: Those that only this script has.
+        arguments: As typed; those of the process if None.
+
+    Returns:
+        Exit code.
+    """
+    name, settings = measure.__name__.removeprefix("measure_"), settings or {}
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(arguments):
+        print(sys.modules[measure.__module__].__doc__)
+        print("All other settings are those of alexnet-exp benchmark.")
+        return 0
+
+    def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> None:
+        command = shlex.join(["python", f"benchmarks/{name}.py", *arguments])
+        rules = {**RULES, **{key: rule for key, (_, rule) in settings.items()}}
+        benchmark(config, overrides, run_dir, command, {name: measure}, rules)
+
+    try:
+        return run_hydra(
+            "benchmark", task, [*(f"+{key}={value}" for key, (value, _) in settings.items()), *arguments]
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,33 @@
+"""A run with a worker process, and whether such processes may work."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.data.makers import write_folder
+
+on_linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux tells what a process does.")
+
+
+def photographs(folder: Path) -> list[str]:
+    """Return the settings of a run that decodes 40 files with a process of its own."""
+    write_folder(folder / "images", {f"{split}/{c}": 20 for split in ("train", "val") for c in "ab"})
+    root = f"data.root={folder / 'images'}"
+    return ["data=folder", root, "data.cache=off", "data.num_workers=1", "data.batch_size=8"]
+
+
+def working() -> list[bool]:
+    """Tell of each worker whether it may work; those that were just stopped are given a moment."""
+    for _ in range(100):
+        states = [
+            Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            for child in multiprocessing.active_children()
+        ]
+        if set(states) <= {"T"}:
+            break
+        time.sleep(0.01)
+    return [state != "T" for state in states]
