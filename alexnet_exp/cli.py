@@ -161,7 +161,7 @@ def _measuring(arguments: list[str]) -> list[str]:
     if not scripts and keys & {"lrn", "workers"}:  # settings that only they have
         scripts = ["lrn" if "lrn" in keys else "data"]
     if scripts:
-        commands = [shlex.join(["python", f"benchmarks/{script}.py", *settings]) for script in scripts]
+        commands = [shell_command(["python", f"benchmarks/{script}.py", *settings]) for script in scripts]
         raise UserError(
             f"benchmark {', '.join(scripts)} moved to scripts of the repository: run {' and '.join(commands)}"
         )
