@@ -63,7 +63,8 @@ def train(photos: Path, folder: Path) -> list[str]:
     return [
         "train", "data=folder", f"data.root={photos}", "model=alexnet_cifar", "model.input_size=32", "trainer=cpu",
         "data.num_workers=2", "data.batch_size=12", "logger=csv", "augment=none",
-        "callbacks.model_summary.enabled=false", f"hydra.run.dir={folder / 'run'}", f"paths.cache_dir={folder / 'cache'}",
+        "callbacks.model_summary.enabled=false",
+        f"hydra.run.dir={folder / 'run'}", f"paths.cache_dir={folder / 'cache'}",
     ]  # fmt: skip
 
 
