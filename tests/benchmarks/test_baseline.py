@@ -20,12 +20,7 @@ from alexnet_exp.data.cache import DecodedSource
 from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.data.streaming import StreamSource
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.benchmark_subject import Subject
-
-
-def subject(tmp_path: Path, *overrides: str) -> Subject:
-    settings = ["model=alexnet_cifar", "data=digits", "logger=none", *overrides]
-    return Subject({"repeats": 2, "steps": 3, "workers": 1}, settings, "cpu", tmp_path)
+from tests.runs.measured_runs import subject
 
 
 @pytest.mark.parametrize("augment", ["none", "flip_crop", "paper"])

@@ -13,13 +13,7 @@ import pytest
 from overhead import Turns, take_turns
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.benchmark_subject import Subject
-from tests.runs.worker_states import on_linux, photographs, working
-
-
-def subject(tmp_path: Path, *overrides: str) -> Subject:
-    settings = ["model=alexnet_cifar", "data=digits", "logger=none", *overrides]
-    return Subject({"repeats": 2, "steps": 3, "workers": 1}, settings, "cpu", tmp_path)
+from tests.runs.measured_runs import on_linux, photographs, subject, working
 
 
 @on_linux

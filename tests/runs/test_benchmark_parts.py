@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import nn
 from torch.nn import functional
 
+from alexnet_exp.errors import UserError
 from alexnet_exp.models.layers import LocalResponseNorm
-from alexnet_exp.runs import benchmark_loop, benchmark_step, benchmark_subject
+from alexnet_exp.runs import (
+    benchmark,
+    benchmark_loop,
+    benchmark_startup,
+    benchmark_step,
+    benchmark_subject,
+    timing,
+)
 from alexnet_exp.runs.benchmark_loop import step_of, variant
 from alexnet_exp.runs.benchmark_step import RoomInMemory, largest_batch
 from alexnet_exp.runs.benchmark_subject import HEIGHT, WIDTH, Subject, write_jpegs
 from alexnet_exp.runs.benchmark_workers import RunLoader, endless_batches
-from tests.runs.worker_states import on_linux, photographs, working
-
-OPTIONS = {"repeats": 2, "steps": 3}
+from tests.runs.measured_runs import on_linux, photographs, subject, working
 
 
-def subject(tmp_path: Path, *overrides: str) -> Subject:
-    settings = ["model=alexnet_cifar", "data=digits", "logger=none", *overrides]
-    return Subject(OPTIONS, settings, "cpu", tmp_path)
+@pytest.fixture
+def no_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collect no garbage after each try: of a process that has run many tests it takes a second."""
+    monkeypatch.setattr(benchmark_step, "release", lambda: None)
 
 
+@pytest.mark.usefixtures("no_release")
 @pytest.mark.parametrize("capacity", [1, 7, 100, 1000])
 def test_the_largest_batch_is_found_by_running_out_of_memory(capacity: int) -> None:
     tried: list[int] = []
@@ -42,6 +52,7 @@ def test_the_largest_batch_is_found_by_running_out_of_memory(capacity: int) -> N
     assert len(tried) < 20
 
 
+@pytest.mark.usefixtures("no_release")
 def test_the_search_ends_at_the_most_and_where_nothing_fits() -> None:
     def never(size: int) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
@@ -128,7 +139,7 @@ def test_batches_are_whole_and_augmented_anew_in_each_epoch(tmp_path: Path) -> N
 
 
 def test_nothing_of_a_benchmark_leaves_the_machine(tmp_path: Path) -> None:
-    config = Subject(OPTIONS, ["logger=wandb", "logger.wandb.mode=online"], "cpu", tmp_path).config()
+    config = Subject({"repeats": 2}, ["logger=wandb", "logger.wandb.mode=online"], "cpu", tmp_path).config()
     assert config["logger"]["wandb"]["mode"] == "offline"
     assert config["trainer"]["accelerator"] == "cpu" and config["trainer"]["devices"] == 1
 
@@ -143,3 +154,65 @@ def test_synthetic_photographs_are_as_large_as_real_ones(
         assert 40_000 < path.stat().st_size < 100_000
         with Image.open(path) as picture:
             assert picture.size == (WIDTH, HEIGHT)
+
+
+def test_a_kind_that_cannot_be_measured_leaves_the_others_their_figures(tmp_path: Path) -> None:
+    def refused(subject: Subject) -> list[timing.Row]:
+        raise UserError("Not here.")
+
+    def measured(subject: Subject) -> list[timing.Row]:
+        return timing.rows("startup", {"a": timing.summary([1.0])})
+
+    one = subject(tmp_path)
+    rows = benchmark._measure({"step": refused, "startup": measured}, one, Console(quiet=True))
+    assert [row["what"] for row in rows] == ["startup"]
+    assert one.notes == ["step is not measured: Not here."]
+    with pytest.raises(UserError, match=r"Not here\."):
+        benchmark._measure({"step": refused}, one, Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "here"),
+    [
+        (["data=digits"], True),
+        (["data=cifar10", "paths.data_dir=nowhere"], False),
+        (["data=folder", "data.root=synthetic"], False),
+        (["data=folder", "data.root=photographs"], True),
+    ],
+)
+def test_a_first_step_is_timed_only_on_images_that_are_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: list[str], here: bool
+) -> None:
+    started: list[list[str]] = []
+
+    def run(command: list[str]) -> None:
+        started.append(command)
+        (tmp_path / "first_step").write_text(str(benchmark_startup.time.time()))
+
+    monkeypatch.setattr(benchmark_startup, "_run", run)
+    one = subject(tmp_path).with_overrides(*settings)
+    cases = [row["case"] for row in benchmark_startup.measure_startup(one)]
+    assert ("first step of train" in cases, one.notes == []) == (here, here)
+    trained = [command for command in started if "test=false" in command]
+    assert len(trained) == (3 if here else 0)
+    assert all({"trainer.accelerator=cpu", *settings} <= set(command) for command in trained)
+
+
+def test_relative_paths_of_a_first_step_start_where_the_user_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "import pathlib; pathlib.Path('here').touch()"
+    benchmark_startup._run([sys.executable, "-c", code])
+    assert (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize(("compiled", "resets"), [(True, 1), (False, 0)])
+def test_kernels_are_made_for_the_size_that_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: bool, resets: int
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: calls.append("reset"))
+    monkeypatch.setattr(benchmark_loop, "compile_network", lambda model, how: calls.append("compile"))
+    variant(subject(tmp_path, "compile=false").fit(), "32-true", "contiguous", compiled)
+    assert calls[-1 - resets :] == ["reset"] * resets + ["compile"]

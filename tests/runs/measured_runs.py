@@ -1,4 +1,4 @@
-"""A run with a worker process, and whether such processes may work."""
+"""Small runs for the benchmark to measure, one of them with a worker process, and whether that may work."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from alexnet_exp.runs.benchmark_subject import Subject
 from tests.data.makers import write_folder
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux tells what a process does.")
+
+
+def subject(folder: Path, *overrides: str) -> Subject:
+    settings = ["model=alexnet_cifar", "data=digits", "logger=none", *overrides]
+    return Subject({"repeats": 2, "steps": 3, "workers": 1}, settings, "cpu", folder)
 
 
 def photographs(folder: Path) -> list[str]:
