@@ -103,7 +103,7 @@ class StreamLoader(Loader):
     def _batches(self) -> Iterator[Batch]:
         plan, start = self.sampler, self.sampler.start()
         ranks = [turns(share, plan.rank_batch) for share in plan.shares()]
-        decoded = iter(self._reader(ranks[plan.rank], start))
+        decoded = (found for found in self._reader(ranks[plan.rank], start) if found is not None)
         spare = self._spare()
         for step in range(start, len(plan)):
             total = sum(own[step][1] for own in ranks if step < len(own))
