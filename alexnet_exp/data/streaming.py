@@ -203,11 +203,11 @@ def fetch_text(url: str, name: str) -> str:
     try:
         if not is_remote(url):
             return Path(url, name).read_text(encoding="utf-8")
-        from litdata.streaming.fs_provider import _get_fs_provider
+        from alexnet_exp.data.streaming_internals import storage
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "file")
-            _get_fs_provider(url).download_file(f"{url}/{name}", str(path))
+            storage(url).download_file(f"{url}/{name}", str(path))
             return path.read_text(encoding="utf-8")
     except Exception as error:  # every storage has errors of its own
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"

@@ -1,4 +1,9 @@
-"""Chunks as training reads them, in LitData's own order. Imported where LitData is needed."""
+"""Chunks as training reads them, in LitData's own order. Imported where LitData is needed.
+
+Resuming uses the public state of LitData's StreamingDataset, one for each worker. The state of its StreamingDataLoader
+is not exact (0.2.76: two ranks of two workers resume with batches in another order, a short one too early); it starts
+fewer workers where memory is short, which changes the order; and it knows nothing of other ranks' batches.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,6 @@ from typing import Any
 
 import torch
 from litdata import StreamingDataset
-from litdata.utilities.env import _WorkerEnv
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -77,9 +81,11 @@ class Reader(IterableDataset):
     def __post_init__(self) -> None:
         self.state = self.chunks.state_dict(0, len(self.shares), 1)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | UserError]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | UserError | None]:
         info = get_worker_info()
-        worker = ((info.id if info else 0) + self.first) % len(self.shares)
+        worker = info.id if info else 0
+        if worker < self.first:
+            yield None  # a DataLoader begins with the first worker, whose turn is over
         items = self._items(worker)
         for start in range(self.skip[worker], self.shares[worker], self.batch_size):
             count = min(self.batch_size, self.shares[worker] - start)
@@ -95,7 +101,6 @@ class Reader(IterableDataset):
         if self.skip[worker] >= self.shares[worker]:
             return iter(())
         num_workers = len(self.shares)
-        self.chunks._forced_worker_env = _WorkerEnv(num_workers, worker)
         self.chunks.set_num_workers(num_workers)
         self.chunks.set_epoch(self.epoch + 1)
         # LitData's own resume takes one number for all workers, and none above an equal share.

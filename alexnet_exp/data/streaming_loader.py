@@ -121,7 +121,8 @@ class StreamLoader(Loader):
 
     def _batches(self) -> Iterator[Batch]:
         plan, start = self.sampler, self.sampler.start()
-        decoded = workers.start(self._reader(plan.turns(plan.rank), start))
+        reader = workers.start(self._reader(plan.turns(plan.rank), start))
+        decoded = (found for found in reader if found is not None)
         spare = self._spare()
         for step in range(start, len(plan)):
             total = plan.images(range(step, step + 1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import multiprocessing
 import os
 import re
@@ -19,13 +18,12 @@ from typing import Any
 from zlib import crc32
 
 import torch
-from litdata.processing.data_processor import DataProcessor
 from litdata.processing.functions import LambdaDataChunkRecipe
 from PIL import Image
 
 from alexnet_exp.data.decode import decode_bytes
 from alexnet_exp.data.streaming import is_remote
-from alexnet_exp.data.workers import ignore_signals, signals_blocked
+from alexnet_exp.data.streaming_internals import Writer, kill_workers
 from alexnet_exp.errors import UserError
 
 
@@ -93,7 +91,7 @@ def write(tasks: Sequence[list[Any]], url: str, encoder: Encoder, num_workers: i
     recipe = LambdaDataChunkRecipe(encoder, tasks, chunk_size=None, chunk_bytes=chunk_bytes, compression=None)
     with _contained():
         # No input_dir: LitData would copy every file before it is read.
-        writer = _Writer(
+        writer = Writer(
             input_dir=None, output_dir=url, num_workers=num_workers, fast_dev_run=False, reorder_files=False,
             use_checkpoint=True, delete_cached_files=is_remote(url), verbose=True,
         )  # fmt: skip
@@ -105,40 +103,8 @@ def write(tasks: Sequence[list[Any]], url: str, encoder: Encoder, num_workers: i
                 raise
             raise UserError(said[1]) from error
         except BaseException:
-            _kill_workers()
+            kill_workers()
             raise
-
-
-class _Writer(DataProcessor):
-    def _load_checkpoint_config(self, workers_user_items: list[list[Any]]) -> None:
-        """Go on after what the chunks hold: LitData's own count begins anew each time, and fails at the third."""
-        # Killed while it wrote the first file, there is nothing yet.
-        with contextlib.suppress(json.JSONDecodeError):
-            super()._load_checkpoint_config(workers_user_items)
-        self.checkpoint_next_index = [
-            sum(chunk["chunk_size"] for chunk in chunks) for chunks in self.checkpoint_chunks_info
-        ]
-
-    def _create_process_workers(self, *args: Any, **kwargs: Any) -> Any:
-        with signals_blocked():  # what they start with, until the first task
-            return super()._create_process_workers(*args, **kwargs)
-
-    def _start_chunk_writers(self, *args: Any, **kwargs: Any) -> None:
-        with signals_blocked():
-            super()._start_chunk_writers(*args, **kwargs)
-
-    def _exit_on_error(self, error: str) -> None:
-        _kill_workers()  # they ignore LitData's SIGTERM
-        super()._exit_on_error(error)
-
-    def _signal_handler(self, number: Any, frame: Any) -> None:
-        """End on Ctrl-C as other commands do; LitData ends the process with exit code 0."""
-        raise KeyboardInterrupt
-
-
-def _kill_workers() -> None:
-    for worker in multiprocessing.active_children():
-        worker.kill()
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from alexnet_exp.data.cache_file import take
 from alexnet_exp.data.sources import FileSource
 from alexnet_exp.data.streaming import IMAGES, MANIFEST, VERSION, fetch_text, is_remote, read_manifest
 from alexnet_exp.data.streaming_chunks import Chunks
+from alexnet_exp.data.streaming_internals import storage
 from alexnet_exp.data.streaming_write import Encoder, write
 from alexnet_exp.errors import UserError, shell_command, unreadable
 
@@ -247,12 +248,10 @@ def _put(url: str, name: str, content: str) -> None:
         part.write_text(content, encoding="utf-8")
         os.replace(part, Path(url, name))
         return
-    from litdata.streaming.fs_provider import _get_fs_provider
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "file")
         path.write_text(content, encoding="utf-8")
-        _get_fs_provider(url).upload_file(str(path), f"{url}/{name}")
+        storage(url).upload_file(str(path), f"{url}/{name}")
 
 
 @contextlib.contextmanager

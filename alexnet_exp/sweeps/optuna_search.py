@@ -22,10 +22,9 @@ from alexnet_exp.runs.compare_output import print_table
 from alexnet_exp.sweeps.job import FAILED
 from alexnet_exp.sweeps.launch import begin, check_settings, job_flags, saying_how_to_go_on
 from alexnet_exp.sweeps.optuna_page import write_sweep_page
-from alexnet_exp.sweeps.optuna_pool import TrialPool
+from alexnet_exp.sweeps.optuna_pool import TrialPool, Trials
 from alexnet_exp.sweeps.optuna_space import Space, as_overrides, check_values, read_space
 from alexnet_exp.sweeps.optuna_study import STORAGE, absolute, check_sweeper, num_trials, open_study
-from alexnet_exp.sweeps.optuna_trials import Trials
 from alexnet_exp.sweeps.record import SweepRecord
 from alexnet_exp.sweeps.resources import Resources, trainers
 from alexnet_exp.tracking.redact import redact, without_passwords
@@ -68,10 +67,11 @@ def search(
         begin(record, config, console)
         typed = settings["storage"]
         settings["storage"] = record.place(typed, absolute(typed)) if typed else None
-        study = open_study(settings, space, directory, _max_epochs(config))
+        study, stored = open_study(settings, space, directory, _max_epochs(config))
         record.keep("study", without_passwords(f"{typed or STORAGE} {study.study_name}"))
         count = num_trials(settings, space)
-        trials = Trials(study, space, settings["metric"], count, directory, job_flags(config), typed is None)
+        flags, own = job_flags(config), typed is None
+        trials = Trials(study, stored, space, settings["metric"], count, directory, flags, own)
         resources = Resources.of_this_machine(config, launcher, trainers(space.examples(), compose))
         pool = TrialPool(trials, launcher, resources, console)
         with saying_how_to_go_on(directory, console):

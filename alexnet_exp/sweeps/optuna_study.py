@@ -1,4 +1,10 @@
-"""The study of an Optuna sweep: storage, sampler and pruner, as hydra.sweeper says."""
+"""The study of an Optuna sweep: storage, sampler and pruner from hydra.sweeper, and whose trial is whose.
+
+Several sweeps may share a study. Each signs the trials that it runs and renews the signature once a minute. Whether a
+sweep of this machine still runs is looked up among its processes; one of another machine counts as gone after a
+quarter of an hour of silence. Optuna's heartbeat would do for a database only, not for a journal file on a shared disk,
+and would notice a sweep killed on this machine only after its grace period.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +13,34 @@ import inspect
 import os
 import random
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import BruteForceSampler, GridSampler
 from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from alexnet_exp.config.checks import shown
 from alexnet_exp.config.rules import Rule, at_least, metric, null, text
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.sweeps.optuna_space import Space, enumerated
+from alexnet_exp.sweeps.process import identity, is_gone
 from alexnet_exp.tracking.compare_runs import lower_is_better
 from alexnet_exp.tracking.redact import redact, with_passwords
 
 STORAGE = "study.log"  # in the sweep's directory
+EXHAUSTIVE = (GridSampler, BruteForceSampler)  # they try every point once
+OWNER, SEEN = "owner", "seen"  # attributes of a trial
+LOST, REASON = "lost", "failed"
+BEAT_SECONDS = 60.0  # between two signatures
+SILENT_SECONDS = 900.0  # clocks of two machines may differ by minutes
 _SQLITE = "sqlite:///"
-_EXHAUSTIVE = ("GridSampler", "BruteForceSampler")  # they try every point once
 _MAP = Rule("settings by name: {KEY: VALUE}", lambda v: isinstance(v, Mapping))
 _RULES = {
     "n_trials": at_least(1),
@@ -65,14 +80,17 @@ def check_sweeper(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Non
 
 def open_study(
     settings: Mapping[str, Any], space: Space, directory: Path, max_epochs: int | None
-) -> optuna.Study:
-    """Open a study, or make it.
+) -> tuple[optuna.Study, BaseStorage]:
+    """Open a study, or create it.
 
     Args:
         settings: hydra.sweeper, checked.
         space: What is searched.
         directory: Of the sweep.
         max_epochs: Of every trial, where that is known: what hyperband shares out.
+
+    Returns:
+        The study and its storage.
 
     Raises:
         UserError: If the storage cannot be opened, or holds a study that does not fit.
@@ -91,7 +109,59 @@ def open_study(
     seed = settings["seed"]
     drawn = None if seed is None else random.Random(f"{seed} {len(study.trials)} {place}").getrandbits(31)
     sampler, pruner = _sampler(settings, space, drawn), _pruner(settings, max_epochs)
-    return optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+    return optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner), storage
+
+
+def running_trial(study: optuna.Study, storage: BaseStorage, number: int) -> Trial:
+    """Return a trial that an earlier process has asked for, to continue it."""
+    return Trial(study, _trial_id(study, storage, number))
+
+
+def sign(trial: Trial) -> None:
+    """Record that a trial is this process's, and that the process is alive."""
+    with contextlib.suppress(UpdateFinishedTrialError):  # given up for lost by another sweep meanwhile
+        trial.set_user_attr(OWNER, identity(os.getpid()))
+        trial.set_user_attr(SEEN, time.time())
+
+
+def give_up_lost(study: optuna.Study, storage: BaseStorage, own: set[int]) -> list[int]:
+    """Record as failed the trials that run in the study, but nowhere else.
+
+    Args:
+        study: Shared or not.
+        storage: The study's.
+        own: Numbers of the trials of this process.
+
+    Returns:
+        Their numbers.
+    """
+    lost = []
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        if trial.number in own or not _is_lost(trial):
+            continue
+        with contextlib.suppress(UpdateFinishedTrialError):  # two sweeps may see it at the same time
+            trial_id = _trial_id(study, storage, trial.number)
+            storage.set_trial_user_attr(trial_id, LOST, True)
+            storage.set_trial_user_attr(trial_id, REASON, "the sweep that ran it is gone")
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            lost.append(trial.number)
+    return lost
+
+
+def _trial_id(study: optuna.Study, storage: BaseStorage, number: int) -> int:
+    study_id = storage.get_study_id_from_name(study.study_name)
+    return storage.get_trial_id_from_study_id_trial_number(study_id, number)
+
+
+def _is_lost(trial: FrozenTrial) -> bool:
+    owner, seen = (trial.user_attrs.get(key) for key in (OWNER, SEEN))
+    gone = None if owner is None else is_gone(owner)
+    if gone is not None:
+        return gone
+    if seen is None and trial.params:
+        return False  # of some other program that uses the study
+    began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+    return time.time() - (seen or began) > SILENT_SECONDS
 
 
 def absolute(storage: str) -> str:
@@ -105,7 +175,7 @@ def absolute(storage: str) -> str:
 
 def num_trials(settings: Mapping[str, Any], space: Space) -> int:
     """Return how many trials there are to be: an exhaustive sampler ends with the last point."""
-    exhaustive = _named(settings["sampler"], "sampler").__name__ in _EXHAUSTIVE
+    exhaustive = issubclass(_named(settings["sampler"], "sampler"), EXHAUSTIVE)
     return int(min(settings["n_trials"], space.points())) if exhaustive else settings["n_trials"]
 
 

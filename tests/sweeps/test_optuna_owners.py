@@ -7,16 +7,25 @@ from typing import Any
 import optuna
 import pytest
 
-from alexnet_exp.sweeps.optuna_owners import SILENT_SECONDS, give_up_lost, sign
+from alexnet_exp.sweeps.optuna_study import SILENT_SECONDS, give_up_lost, running_trial, sign
 from alexnet_exp.sweeps.process import identity
 
 ELSEWHERE = ["another machine", "1", "1"]
 
 
 @pytest.fixture
-def study() -> Any:
+def storage() -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study()
+    storage = optuna.storages.InMemoryStorage()
+    optuna.create_study(
+        storage=storage
+    ).ask()  # numbers of trials are each study's own, and unlike the storage's
+    return storage
+
+
+@pytest.fixture
+def study(storage: Any) -> Any:
+    return optuna.create_study(storage=storage)
 
 
 def ago(seconds: float) -> float:
@@ -33,35 +42,47 @@ def ago(seconds: float) -> float:
         ({}, False),  # asked for a moment ago
     ],
 )
-def test_a_trial_is_lost_when_its_sweep_is_gone(study: Any, attributes: dict[str, Any], lost: bool):
+def test_a_trial_is_lost_when_its_sweep_is_gone(
+    study: Any, storage: Any, attributes: dict[str, Any], lost: bool
+):
     trial = study.ask()
     for key, value in attributes.items():
         trial.set_user_attr(key, value)
-    assert give_up_lost(study, set()) == ([0] if lost else [])
+    assert give_up_lost(study, storage, set()) == ([0] if lost else [])
     assert study.trials[0].state.name == ("FAIL" if lost else "RUNNING")
 
 
-def test_own_trials_are_never_given_up(study: Any):
+def test_own_trials_are_never_given_up(study: Any, storage: Any):
     study.ask().set_user_attr("owner", [*(identity(os.getpid()) or [])[:2], "another time"])
-    assert give_up_lost(study, {0}) == []
+    assert give_up_lost(study, storage, {0}) == []
 
 
-def test_a_trial_of_another_program_is_left_alone(study: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_trial_of_another_program_is_left_alone(study: Any, storage: Any, monkeypatch: pytest.MonkeyPatch):
     study.ask().suggest_float("x", 0, 1)
-    monkeypatch.setattr("alexnet_exp.sweeps.optuna_owners.SILENT_SECONDS", -1.0)
-    assert give_up_lost(study, set()) == []
+    monkeypatch.setattr("alexnet_exp.sweeps.optuna_study.SILENT_SECONDS", -1.0)
+    assert give_up_lost(study, storage, set()) == []
 
 
 def test_a_trial_that_was_asked_for_and_never_begun_is_lost_after_a_while(
-    study: Any, monkeypatch: pytest.MonkeyPatch
+    study: Any, storage: Any, monkeypatch: pytest.MonkeyPatch
 ):
     study.ask()
-    monkeypatch.setattr("alexnet_exp.sweeps.optuna_owners.SILENT_SECONDS", -1.0)
-    assert give_up_lost(study, set()) == [0]
+    monkeypatch.setattr("alexnet_exp.sweeps.optuna_study.SILENT_SECONDS", -1.0)
+    assert give_up_lost(study, storage, set()) == [0]
 
 
 def test_signing_a_trial_that_was_given_up_meanwhile_is_no_error(study: Any):
     trial = study.ask()
     study.tell(trial, 1.0)
-    sign(study, trial._trial_id)
+    sign(trial)
     assert "owner" not in study.trials[0].user_attrs
+
+
+def test_a_trial_of_an_earlier_process_is_continued_as_it_was_drawn(study: Any, storage: Any):
+    drawn = [study.ask() for _ in range(2)]
+    values = [trial.suggest_float("x", 0, 1) for trial in drawn]
+    again = running_trial(study, storage, 1)
+    assert (again.number, again.suggest_float("x", 0, 1)) == (1, values[1])
+    again.report(0.5, 1)
+    study.tell(again, 0.5)
+    assert [trial.state.name for trial in study.trials] == ["RUNNING", "COMPLETE"]

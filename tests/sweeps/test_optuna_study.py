@@ -20,7 +20,7 @@ def space(*overrides: str) -> Space:
 
 def opened(folder: Path, *overrides: str, **settings: Any) -> Any:
     with _quiet():
-        return open_study(defaults(**settings), space(*overrides), folder, 30)
+        return open_study(defaults(**settings), space(*overrides), folder, 30)[0]
 
 
 @pytest.mark.parametrize(
