@@ -24,6 +24,7 @@ from PIL import Image
 from alexnet_exp.data.decode import decode_bytes
 from alexnet_exp.data.streaming import is_remote
 from alexnet_exp.data.streaming_internals import Writer, kill_workers
+from alexnet_exp.data.workers import ignore_signals
 from alexnet_exp.errors import UserError
 
 
