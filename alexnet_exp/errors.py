@@ -9,6 +9,7 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -50,6 +51,22 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
     """Return ' Did you mean a, b?' for the choices that look like `name`, or an empty string."""
     matches = difflib.get_close_matches(str(name), [str(c) for c in choices], n=count, cutoff=0.5)
     return f" Did you mean {', '.join(matches)}?" if matches else ""
+
+
+def missing_extra(package: str, extra: str) -> str:
+    """Name a package that is not installed, and the command that installs the extra it belongs to.
+
+    A checkout installs itself: a package index may not have this project, or may have another one of its name.
+
+    Args:
+        package: What is missing, as the index spells it.
+        extra: Name in [project.optional-dependencies] of pyproject.toml.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if not ((root / "pyproject.toml").is_file() and (root / "conf").is_dir()):
+        return f"{package}: pip install 'alexnet-exp[{extra}]'"
+    place = "." if os.path.samefile(root, ".") else root
+    return f"{package}: pip install -e {shlex.quote(f'{place}[{extra}]')}"
 
 
 # What the machine refuses, by number -> what helps. Other numbers, such as that of a file which is not there, may well

@@ -20,7 +20,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, missing_extra
 
 
 @dataclass
@@ -181,7 +181,7 @@ class OptunaSweeper(Sweeper):
             arguments: As typed.
         """
         if importlib.util.find_spec("optuna") is None:
-            raise UserError("hydra/sweeper=optuna needs Optuna: pip install 'alexnet-exp[sweeps]'")
+            raise UserError(f"hydra/sweeper=optuna needs {missing_extra('optuna', 'sweeps')}")
         from alexnet_exp.sweeps.optuna_search import search
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)

@@ -17,6 +17,8 @@ from importlib import metadata, util
 import torch
 from torch import Tensor
 
+from alexnet_exp.errors import missing_extra
+
 _BRANDS = {"AVIF": (b"avif", b"avis"), "HEIC": tuple(b"heic heix heim heis hevc hevx mif1 msf1".split())}
 _LIBHEIF = {"darwin": "libheif.1.dylib", "win32": "heif.dll"}
 _MOST_BOXES, _MOST_BYTES = 1 << 14, 1 << 20  # of a header that is read
@@ -58,7 +60,7 @@ def kind_of(head: bytes) -> str | None:
 def needed(kind: str) -> str | None:
     """Return what has to be installed to decode a kind of file, None if all is there."""
     if not torchcodec_installed():
-        return "torchcodec 0.16 or newer: pip install 'alexnet-exp[decode]'"
+        return missing_extra("torchcodec 0.16 or newer", "decode")
     try:
         from torchcodec import decoders  # noqa: F401
     except (ImportError, OSError, RuntimeError):

@@ -15,7 +15,7 @@ from alexnet_exp.data.datasets import Folder
 from alexnet_exp.data.decode import readable_extensions
 from alexnet_exp.data.module import Source
 from alexnet_exp.data.sources import FileSource
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, missing_extra
 
 log = logging.getLogger(__name__)
 WNID = re.compile(r"n\d{8}")
@@ -152,8 +152,8 @@ def _wnids(path: Path) -> dict[int, str]:
         from scipy.io import loadmat
     except ImportError:
         raise UserError(
-            f"{path} is a MATLAB file, which scipy reads: pip install scipy, or put Kaggle's {SOLUTION} into "
-            f"{path.parents[2]}."
+            f"Put Kaggle's {SOLUTION} into {path.parents[2]}, or install what reads the MATLAB file {path}: it needs "
+            f"{missing_extra('scipy', 'imagenet')}"
         ) from None
     synsets = loadmat(path, squeeze_me=True)["synsets"]
     leaves = synsets[synsets["num_children"] == 0]

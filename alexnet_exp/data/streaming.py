@@ -27,7 +27,7 @@ from alexnet_exp.data.mean_image import kept_mean
 from alexnet_exp.data.module import MEAN_IMAGES, ImageData, Source
 from alexnet_exp.data.sources import FileSource
 from alexnet_exp.data.streaming_loader import StreamLoader, StreamPlan
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, missing_extra
 
 if TYPE_CHECKING:
     from alexnet_exp.data.streaming_chunks import Chunks
@@ -170,7 +170,7 @@ def check_installed() -> None:
         UserError: It is not installed.
     """
     if importlib.util.find_spec("litdata") is None:
-        raise UserError("data=streaming and prepare need LitData: pip install 'alexnet-exp[streaming]'")
+        raise UserError(f"data=streaming and prepare need {missing_extra('litdata', 'streaming')}")
 
 
 def read_manifest(url: str) -> dict[str, Any]:

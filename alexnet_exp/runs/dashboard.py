@@ -14,7 +14,7 @@ from rich.console import Console
 
 from alexnet_exp.config.checks import shown
 from alexnet_exp.config.rules import choice, flag, list_of, text
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, missing_extra
 from alexnet_exp.tracking.run_directory import RunDirectory, write_atomically
 from alexnet_exp.tracking.wandb_mode import base_url, has_api_key, require_wandb
 
@@ -44,7 +44,7 @@ def dashboard(config: dict[str, Any], run_dir: Path, command: str) -> dict[str, 
     entity, project = _check(config)
     require_wandb()
     if importlib.util.find_spec("wandb_workspaces") is None:
-        raise UserError("dashboard needs a package: pip install 'alexnet-exp[dashboard]'.")
+        raise UserError(f"dashboard needs {missing_extra('wandb-workspaces', 'dashboard')}")
     if not config["dry_run"] and not has_api_key(base_url()):
         raise UserError(
             "W&B has no API key: `wandb login` sets one, or say dry_run=true to write the dashboard to a file."

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from alexnet_exp.config.checks import shown
 from alexnet_exp.config.rules import choice, flag, list_of, null, text
-from alexnet_exp.errors import UserError, printable
+from alexnet_exp.errors import UserError, missing_extra, printable
 from alexnet_exp.tracking.environment import git_state, versions
 from alexnet_exp.tracking.export_page import write_export
 from alexnet_exp.tracking.records import replacing
@@ -91,7 +91,7 @@ def _check(config: Mapping[str, Any]) -> None:
         )
     missing = [name for name in _NEEDS[kind] if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"format={kind} needs {', '.join(missing)}: pip install 'alexnet_exp[export]'")
+        raise UserError(f"format={kind} needs {missing_extra(', '.join(missing), 'export')}")
 
 
 def _judge(parity: Parity, kind: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, missing_extra
 from alexnet_exp.errors import nearest as nearest_name
 from alexnet_exp.runs.figures_mistakes import mistakes
 from alexnet_exp.runs.figures_nearest import nearest
@@ -114,7 +114,7 @@ def grad_cam(subject: Subject) -> Figure:
     try:
         from captum.attr import LayerGradCam
     except ImportError:
-        raise LeftOutError("it needs a package: pip install 'alexnet-exp[figures]'.") from None
+        raise LeftOutError(f"it needs {missing_extra('captum', 'figures')}") from None
     name, layer = _layer(subject)
     labels = subject.probabilities.argmax(1)
     heat = LayerGradCam(subject.network, layer).attribute(

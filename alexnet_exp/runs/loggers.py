@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, missing_extra
 from alexnet_exp.tracking.metrics_csv import MetricsCSV
 from alexnet_exp.tracking.run_directory import RunDirectory
 
@@ -30,9 +30,7 @@ def _tensorboard(run: RunDirectory) -> Any:
     try:
         import tensorboard  # noqa: F401
     except ImportError:
-        raise UserError(
-            "logger=tensorboard needs a package: pip install 'alexnet-exp[tensorboard]'."
-        ) from None
+        raise UserError(f"logger=tensorboard needs {missing_extra('tensorboard', 'tensorboard')}") from None
     from lightning.pytorch.loggers import TensorBoardLogger
 
     return TensorBoardLogger(str(run.path), name="tensorboard", version="")

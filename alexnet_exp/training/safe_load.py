@@ -21,7 +21,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from alexnet_exp.errors import UserError, unreadable
+from alexnet_exp.errors import UserError, missing_extra, unreadable
 from alexnet_exp.training.dry_pickle import DryRun, RefusedError, measure
 
 MAX_PICKLE = 1 << 26  # bytes; ours have some 100 KB, which grow by 200 for each parameter
@@ -74,7 +74,7 @@ def _load_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise UserError(f"{path} needs safetensors: pip install 'alexnet_exp[export]'.") from error
+        raise UserError(f"{path} needs {missing_extra('safetensors', 'export')}") from error
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -145,7 +145,7 @@ def test_the_first_frame_counts_and_transparency_is_drawn_on_white(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("missing", "said"),
-    [("torchcodec", "is HEIC, which needs torchcodec 0.16 or newer: pip install 'alexnet-exp[decode]'"),
+    [("torchcodec", "is HEIC, which needs torchcodec 0.16 or newer: pip install -e '"),
      ("libheif", "is HEIC, which needs libheif: apt install libheif1")],
 )  # fmt: skip
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, said: str):

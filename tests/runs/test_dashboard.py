@@ -153,7 +153,7 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path: Path, monke
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "wandb_workspaces" else find(name, *a)
     )
-    with pytest.raises(UserError, match=r"pip install 'alexnet-exp\[dashboard\]'"):
+    with pytest.raises(UserError, match=r"wandb-workspaces: pip install -e '.*\[dashboard\]'"):
         dashboard(settings(dry_run=True), tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
 

@@ -13,8 +13,8 @@ from alexnet_exp.runs.export_check import check
 from alexnet_exp.runs.export_formats import reader, write
 from alexnet_exp.zoo import create_model, list_models
 
-pytest.importorskip("onnxruntime", reason="pip install 'alexnet_exp[export]'")
-pytest.importorskip("onnxscript", reason="pip install 'alexnet_exp[export]'")
+pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
+pytest.importorskip("onnxscript", reason="pip install -e '.[export]'")
 
 CLASSES = 7
 LARGE = [name for name in list_models() if group("model", name)["input_size"] > 64]
