@@ -62,5 +62,5 @@ def test_compare_leaves_the_figures_of_a_run_alone(run: Path, capsys: pytest.Cap
 
 def test_compare_finds_the_home_directory(run: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["compare", 'runs=["~/runs"]', "out=~/table.csv", "page=false"]) == 0
-    assert capsys.readouterr() == ("table: ~/table.csv\n", "")
+    assert capsys.readouterr() == (f"table: {Path.home() / 'table.csv'}\n", "")
     assert Path("table.csv").read_text().count("\n") == 2

@@ -146,7 +146,7 @@ def test_nothing_found_is_one_line(
     [
         ("top_k=0", "top_k=0 is not possible: it must be a whole number, 1 or more."),
         ("device=tpu", "device=tpu is not here"),
-        ("topk=3", "There is no setting topk. Did you mean top_k?"),
+        ("topk=3", "There is no setting topk. Did you mean top_k=3?"),
     ],
 )
 def test_mistake_is_one_line(

@@ -105,7 +105,7 @@ def test_a_command_line_beside_the_weights_is_read(tmp_path: Path) -> None:
 def _weights(file: Path) -> Any:
     from alexnet_exp.training.restore import _network_weights
 
-    return _network_weights(file)[0]
+    return _network_weights(file, torch.nn.Linear(2, 2))[0]
 
 
 VERBS: dict[str, list[str]] = {
