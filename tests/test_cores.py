@@ -166,6 +166,7 @@ def test_prepare_works_in_as_many_processes_as_the_quota_has_room_for(
         "root": "x",
         "val_fraction": None,
         "val_seed": 0,
+        "split_rule": "by_name",
         "follow_links": False,
         "channels": 3,
     }

@@ -85,7 +85,7 @@ YAMLS = Kind(
         _network("one that is empty", "", "there is no setting model.input_size"),
         _network("one that is a list", "- alexnet\n- alexnet_lrn\n", "needs input_size of a file that is a list"),
         _network("one in UTF-16", _CIFAR.encode("utf-16"),
-                 "codec can't decode byte 0xff in position 0"),
+                 "is not UTF-8"),
         _network("one that starts from an unknown network", "defaults: [alexnett, _self_]\n",
                  "has no file alexnett.yaml"),
         _network(

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from alexnet_exp.cli import main
 from alexnet_exp.errors import UserError
 from tests.training.hostile_files import refused, write
 from tests.training.small_runs import checkpoint
@@ -169,15 +170,24 @@ def test_a_run_directory_gives_hydra_settings_alone(
     assert not (place / "canary").exists()
 
 
-def test_a_run_directory_cannot_bring_a_class_in_with_what_is_typed(
+def test_a_run_directory_cannot_bring_a_class_in_beside_what_is_typed(
     honest: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    shutil.copytree(honest, place / "run")
+    config = yaml.safe_load((honest / "config.yaml").read_text())
+    config["callbacks"]["evil"] = {"_target_": "os.system", "command": "touch canary"}
+    (place / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    line = refused(capsys, "train", f"resume={place / 'run'}", "callbacks.early_stopping.patience=3")
+    assert "is not of this package" in line
+    assert not (place / "canary").exists()
+
+
+def test_what_overrides_yaml_names_is_not_composed_again(honest: Path, place: Path) -> None:
     shutil.copytree(honest, place / "run")
     typed = yaml.safe_load((honest / "overrides.yaml").read_text())
     evil = ["+callbacks.evil._target_=os.system", "+callbacks.evil.command='touch canary'"]
     (place / "run" / "overrides.yaml").write_text(yaml.safe_dump([*typed, *evil]))
-    line = refused(capsys, "train", f"resume={place / 'run'}", "callbacks.early_stopping.patience=3")
-    assert "is not of this package" in line
+    assert main(["train", f"resume={place / 'run'}", "trainer.max_epochs=2"]) == 0
     assert not (place / "canary").exists()
 
 
