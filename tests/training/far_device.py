@@ -110,6 +110,9 @@ class TwoRanks(DDPStrategy):
     def num_processes(self) -> int:
         return 2
 
+    def _configure_launcher(self) -> None:
+        """Start no other rank: Lightning would run this command again, and kill this process when that one fails."""
+
     def setup_distributed(self) -> None:
         self.set_world_ranks()
 
