@@ -26,7 +26,6 @@ from alexnet_exp.training.ending import run_ends, stay_inside_epoch
 from alexnet_exp.training.reading import checkpoints_before, read_checkpoint
 from alexnet_exp.training.stopping import Stopped, agreed, due
 
-FORMAT = 1
 LAST = "last.ckpt"
 
 
@@ -68,7 +67,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         # Not to the device it came from: another machine has none, and every rank would read onto the first one's.
-        return read_checkpoint(path, map_location or "cpu")
+        return read_checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
