@@ -122,14 +122,18 @@ class Naming(pickle._Pickler):  # type: ignore[name-defined,misc]
 
     def persistent_id(self, value: Any) -> Any:
         return (
-            ("storage", torch.FloatStorage, value.key, "cpu", value.values) if isinstance(value, Stored) else None
+            ("storage", torch.FloatStorage, value.key, "cpu", value.values)
+            if isinstance(value, Stored)
+            else None
         )
 
 
 def often(path: Path, key: Callable[[int], Any]) -> Path:
     """Write a pickle that asks for one record of 4 KB a hundred times, by another key each time."""
     buffer = io.BytesIO()
-    Naming(buffer, protocol=2).dump({"state_dict": {str(i): Stored(1000, key(i)) for i in range(100)}, "config": {}})
+    Naming(buffer, protocol=2).dump(
+        {"state_dict": {str(i): Stored(1000, key(i)) for i in range(100)}, "config": {}}
+    )
     whole = write(path.with_suffix(".whole"), {"a": torch.zeros(1000)})
     return rewrite(whole, path, lambda name, old: buffer.getvalue() if name.endswith("data.pkl") else old)
 
