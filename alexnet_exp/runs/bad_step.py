@@ -6,6 +6,6 @@ import sys
 
 if __name__ == "__main__":
     sys.exit(
-        "error: alexnet_exp.runs.bad_step is gone: train with resume=RUN_DIR trainer.detect_anomaly=true to come to the "
-        "step again."
+        "error: alexnet_exp.runs.bad_step is gone: train with resume=RUN_DIR trainer.detect_anomaly=true to come to "
+        "the step again."
     )

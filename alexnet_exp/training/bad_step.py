@@ -1,8 +1,8 @@
 """The step at which the loss or a gradient is not finite, and the images that it had.
 
 On CPU, and with trainer.detect_anomaly=true everywhere, such a step is noticed before it changes the weights. On an
-accelerator it is noticed later, when the weights are bad already; the run resumed with trainer.detect_anomaly=true comes
-to the same step again.
+accelerator it is noticed later, when the weights are bad already; the run resumed with trainer.detect_anomaly=true
+comes to the same step again.
 """
 
 from __future__ import annotations

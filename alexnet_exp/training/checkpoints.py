@@ -27,6 +27,7 @@ from alexnet_exp.training.reading import checkpoints_before, read_checkpoint
 from alexnet_exp.training.stopping import Stopped, agreed, due
 
 LAST = "last.ckpt"
+_BEST = {"value": float, "epoch": int, "step": int}
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -217,7 +218,8 @@ class BestAndLast(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # A new run has no checkpoints yet: its best counts from its own first epoch.
         in_place = self.best_path.exists() or self.last_path.exists()
-        self.best = state_dict["best"] if in_place else None
+        best = state_dict["best"] if in_place else None
+        self.best = {key: kind(best[key]) for key, kind in _BEST.items()} if best else None
 
 
 class _Told:

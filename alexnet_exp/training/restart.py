@@ -38,8 +38,8 @@ _MOVES = frozenset(
 def resuming(path: Any, has_settled: Callable[[], bool]) -> Iterator[None]:
     """Turn what a malformed checkpoint raises while it is restored and first used into one sentence.
 
-    Lightning and the optimizers take what they find, so a value of another kind may fail as late as the end of the first
-    epoch. An error whose last line of code is the user's, or of a layer, is not the checkpoint's.
+    Lightning and the optimizers take what they find, so a value of another kind may fail as late as the end of the
+    first epoch. An error whose last line of code is the user's, or of a layer, is not the checkpoint's.
 
     Args:
         path: The checkpoint; None of a run that starts from none.
@@ -54,7 +54,10 @@ def resuming(path: Any, has_settled: Callable[[], bool]) -> Iterator[None]:
         raise
     except _MALFORMED as error:
         frames = traceback.extract_tb(error.__traceback__)
-        restores = any(frame.filename.endswith("checkpoint_connector.py") for frame in frames)
+        restores = any(
+            frame.filename.endswith("checkpoint_connector.py") or frame.name == complete_restart.__name__
+            for frame in frames
+        )
         if (
             path is None
             or isinstance(error, torch.OutOfMemoryError)

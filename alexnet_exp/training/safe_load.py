@@ -1,7 +1,7 @@
 """Read files of tensors that others have made: no code runs, and nothing takes more memory than the file has bytes.
 
-`torch.load(weights_only=True)` refuses foreign names, and tensors and storages that are longer than their record. Left to
-do, as of torch 2.11 to 2.15 (tests/training/hostile_files.py has a file for each):
+`torch.load(weights_only=True)` refuses foreign names, and tensors and storages that are longer than their record. Left
+to do, as of torch 2.11 to 2.15 (tests/training/hostile_files.py has a file for each):
 
 - It compares no checksum. zipfile does; so an archive must have one reading, and not two directories in one file.
 - It calls `bytearray`, `FloatTensor` and others that make memory from a number: a file of 1 KB takes as many GB as it
@@ -164,7 +164,7 @@ def _check_names(content: bytes) -> None:
             raise RefusedError(f"its pickle has protocol {argument}, and torch.save writes 2")
         if code.name == "GLOBAL" and argument not in _NAMES:  # torch reads no other code that names something
             raise RefusedError(
-                f"it names {argument.replace(' ', '.')}, and only tensors and plain values are let in"
+                f"it names {str(argument).replace(' ', '.')}, and only tensors and plain values are let in"
             )
 
 

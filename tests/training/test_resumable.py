@@ -82,8 +82,10 @@ def test_what_an_optimizer_does_with_the_state_it_was_given_is_the_checkpoints()
     weight.grad = torch.ones(2)
     optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
     optimizer.state[weight]["momentum_buffer"] = torch.zeros(3)
-    with pytest.raises(
-        UserError, match=r"^a\.ckpt cannot be resumed from: RuntimeError: .*; weights=a\.ckpt takes"
+    with (
+        pytest.raises(
+            UserError, match=r"^a\.ckpt cannot be resumed from: RuntimeError: .*; weights=a\.ckpt takes"
+        ),
+        resuming("a.ckpt", lambda: False),
     ):
-        with resuming("a.ckpt", lambda: False):
-            optimizer.step()
+        optimizer.step()
