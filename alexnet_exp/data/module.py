@@ -266,11 +266,9 @@ class ImageData(lightning.LightningDataModule):
         return max(1, min(8, cores.available_cores() // local))
 
     def train_dataloader(self) -> Loader:
-        # overfit_batches means the same batches in every epoch; Lightning cannot take our shuffling off.
-        overfit = self.trainer is not None and self.trainer.overfit_batches > 0
         if self.resident in ("device", "host") and isinstance(self.sources["train"], FileSource):
             log.warning("data.resident=%s: nothing is kept without a cache (data.cache=disk).", self.resident)
-        loader = self.loader("train", shuffle=not overfit)
+        loader = self.loader("train", shuffle=True)
         loader.sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
         return loader
 
@@ -285,9 +283,6 @@ class ImageData(lightning.LightningDataModule):
     def _is_limited(self, key: str) -> bool:
         limit = getattr(self.trainer, key, 1.0)
         return isinstance(limit, int) or limit < 1.0  # 1 is one batch, 1.0 all of them
-
-    def predict_dataloader(self) -> Any:
-        return self.test_dataloader()
 
     # ---------------------------------------------------------------------------------------- on the device
 

@@ -42,9 +42,14 @@ from alexnet_exp.training.identity import OtherDataError, check_same_data
 from alexnet_exp.training.lightning_internals import leave_signals_to_us
 from alexnet_exp.training.profiling import make_profiler
 from alexnet_exp.training.reading import checkpoints_before, read_checkpoint
-from alexnet_exp.training.restart import guard_restoring
-from alexnet_exp.training.restore import load_weights, put_in_place, read_latest
-from alexnet_exp.training.resumable import check_resumable
+from alexnet_exp.training.restart import resuming
+from alexnet_exp.training.restore import (
+    check_same_network,
+    check_same_optimizer,
+    load_weights,
+    put_in_place,
+    read_latest,
+)
 from alexnet_exp.training.stopping import training_loop
 
 OUR_CALLBACKS = (
@@ -243,8 +248,11 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
         return None
     path, checkpoint = read_latest(run_dir if goes_on else config["ckpt"])
     _check_data(fit, checkpoint, path, in_place=bool(goes_on))
-    check_resumable(fit.trainer, fit.classifier, checkpoint, path)
-    guard_restoring(fit.trainer, path, anew=not goes_on)
+    check_same_network(fit.classifier, checkpoint, path)
+    check_same_optimizer(fit.classifier, checkpoint, path, groups_too=not _has_foreign_callbacks(fit.trainer))
+    for callback in fit.trainer.early_stopping_callbacks:
+        if isinstance(callback, EarlyStopping):
+            callback.starts_anew = not goes_on
     if not goes_on:
         _check_more_to_do(config["trainer"], checkpoint, path)
     elif path != own and fit.trainer.is_global_zero:
@@ -263,6 +271,12 @@ def _check_data(fit: Fit, checkpoint: Mapping[str, Any], path: Path, in_place: b
         raise UserError(f"Rank {fit.trainer.global_rank} on {socket.gethostname()}: {error}") from error
     sizes = [config["data"].get("batch_size") for config in (checkpoint["config"], fit.config)]
     fit.classifier.begin_epoch_again = not same or sizes[0] != sizes[1]
+
+
+def _has_foreign_callbacks(trainer: lightning.Trainer) -> bool:
+    """Return whether the run has callbacks of the user's, which may freeze layers and add groups of parameters."""
+    ours = ("alexnet_exp.", "lightning.pytorch.callbacks.timer")  # the latter is trainer.max_time
+    return any(not type(callback).__module__.startswith(ours) for callback in trainer.callbacks)
 
 
 def _check_more_to_do(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any], path: Path) -> None:
@@ -293,7 +307,7 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
         _check_limits(fit)
         started = time.perf_counter()
         try:
-            with training_loop():
+            with training_loop(), resuming(ckpt_path, lambda: fit.classifier.num_epochs_begun > 1):
                 trainer.fit(fit.classifier, datamodule=data, ckpt_path=str(ckpt_path) if ckpt_path else None)
         finally:
             fit.training_seconds = time.perf_counter() - started

@@ -26,8 +26,8 @@ from alexnet_exp.training.ending import run_ends, stay_inside_epoch
 from alexnet_exp.training.reading import checkpoints_before, read_checkpoint
 from alexnet_exp.training.stopping import Stopped, agreed, due
 
-FORMAT = 1
 LAST = "last.ckpt"
+_BEST = {"value": float, "epoch": int, "step": int}
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -68,7 +68,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         # Not to the device it came from: another machine has none, and every rank would read onto the first one's.
-        return read_checkpoint(path, map_location or "cpu")
+        return read_checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
@@ -218,7 +218,8 @@ class BestAndLast(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # A new run has no checkpoints yet: its best counts from its own first epoch.
         in_place = self.best_path.exists() or self.last_path.exists()
-        self.best = state_dict["best"] if in_place else None
+        best = state_dict["best"] if in_place else None
+        self.best = {key: kind(best[key]) for key, kind in _BEST.items()} if best else None
 
 
 class _Told:

@@ -18,7 +18,7 @@ from alexnet_exp.data.mixing import Mixing
 from alexnet_exp.data.randomness import mix
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.accumulation import Window
-from alexnet_exp.training.bad_step import not_finite, noticed_late
+from alexnet_exp.training.bad_step import not_finite
 from alexnet_exp.training.batch_norm import check_batch_norm
 from alexnet_exp.training.ending import at_its_time, epochs_done, inside_epoch
 from alexnet_exp.training.identity import Splits, check_ranks, own_classes
@@ -82,6 +82,7 @@ class ImageClassifier(lightning.LightningModule):
         self._validated = False  # in this epoch
         self._gradients: dict[str, Tensor] = {}  # of the batches of a step that a resumed run has begun
         self.begin_epoch_again = False  # going on from a checkpoint, where its images were others
+        self.num_epochs_begun = 0  # by this process
         self._changes = Changes()  # against the checkpoint that training goes on from
         self._window = Window()
         self.step_loss: Tensor | None = None  # of this rank's last batch; reading it syncs the device
@@ -89,7 +90,7 @@ class ImageClassifier(lightning.LightningModule):
         self._unread: list[
             tuple[int, Tensor]
         ] = []  # steps since the loss was last looked at, and their images
-        self._taken: tuple[Batch, Tensor] | None = None  # batch and losses of this step, for detect_anomaly
+        self._taken: Tensor | None = None  # positions of this step's images, for detect_anomaly
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the name of every hook here, dozens of times a step, and a module's way is slow.
@@ -112,6 +113,9 @@ class ImageClassifier(lightning.LightningModule):
             parameter = self.model.get_parameter(name)
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
         self._gradients = {}
+
+    def on_train_epoch_start(self) -> None:
+        self.num_epochs_begun += 1
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is a function of the step, so that a resumed run draws what the first would have drawn.
@@ -143,7 +147,9 @@ class ImageClassifier(lightning.LightningModule):
             found = _NO_GRADIENT.search(str(error))
             if found is None or self._taken is None:
                 raise
-            raise not_finite(self, *self._taken, what=f"The gradient of {found[1]}") from error
+            raise self._not_finite(
+                f"The gradient of {found[1]}", self.global_step + 1, self._taken
+            ) from error
 
     def _losses(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each image's loss and the label it is counted by: of a mixed one, the label with the larger share."""
@@ -170,9 +176,6 @@ class ImageClassifier(lightning.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.outcomes.add(batch, self._evaluate("test", batch))
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._logits(batch.images)[: batch.size].float().softmax(1)
-
     def _evaluate(self, split: str, batch: Batch) -> Tensor:
         logits = self._logits(batch.images)[: batch.size].float()
         labels = batch.labels[: batch.size]
@@ -196,9 +199,11 @@ class ImageClassifier(lightning.LightningModule):
         self.step_loss = loss
         careful = torch.is_anomaly_enabled()
         if careful or _waits_for_nothing(loss):
-            self._taken = (batch, losses) if careful else None
+            indices = batch.indices[: batch.size]
+            self._taken = indices if careful else None
             if not math.isfinite(loss.item()):
-                raise not_finite(self, batch, losses)
+                bad = indices[~losses.isfinite()]
+                raise self._not_finite("The loss", self.global_step + 1, bad)
             return
         step = self.global_step + 1
         self._unread.append((step, batch.indices[: batch.size]))
@@ -214,8 +219,14 @@ class ImageClassifier(lightning.LightningModule):
             UserError: Names the step.
         """
         if self._first_bad_step is not None and (step := int(self._first_bad_step)) >= 0:
-            raise noticed_late(self, step, [part for taken, part in self._unread if taken == step])
+            bad = torch.cat([part for taken, part in self._unread if taken == step])
+            raise self._not_finite("The loss", step, bad)
         self._unread.clear()
+
+    def _not_finite(self, what: str, step: int, indices: Tensor) -> UserError:
+        data = getattr(self.trainer, "datamodule", None)
+        name = data.sources["train"].image_name if data is not None else "image {}".format
+        return not_finite(what, step, self.current_epoch, [name(index) for index in indices.tolist()])
 
     # ---------------------------------------------------------------------------------------- once an epoch
 

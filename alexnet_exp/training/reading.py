@@ -18,15 +18,15 @@ MAX_SIDE = 8192  # pixels of an image that a checkpoint may ask for
 _GROUPS = ("model", "data", "augment", "optimizer", "scheduler", "trainer")
 
 
-def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of this package; never runs code from the file.
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint of this package onto the CPU; never runs code from the file.
 
     Raises:
         UserError: If the file is not there, is damaged, holds more than tensors and plain values, or is foreign.
     """
     if not os.path.isfile(path):
         raise UserError(f"There is no checkpoint {path}.")
-    checkpoint = load_safely(path, map_location)
+    checkpoint = load_safely(path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "config" not in checkpoint:
         raise UserError(
             f"{path} is not a checkpoint of alexnet_exp: it has no config; weights= takes plain weights."

@@ -1,10 +1,11 @@
-"""What Lightning 2.6 leaves undone when it goes on from a checkpoint."""
+"""What Lightning 2.6 leaves undone when it resumes from a checkpoint."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
+import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,73 +17,57 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.training.early_stopping import EarlyStopping, has_stopped
+from alexnet_exp.training.early_stopping import has_stopped
 from alexnet_exp.training.schedules import RunLength
 
 log = logging.getLogger(__name__)
 
-_PARTS = {
-    "resume_start": "pytorch-lightning_version",
-    "restore_model": "weights, sums or metrics",
-    "restore_datamodule": "state of the data",
-    "restore_callbacks": "callbacks",
-    "restore_precision_plugin_state": "scaling of gradients",
-    "restore_loops": "loops",
-    "restore_optimizers": "optimizer_states",
-    "restore_lr_schedulers": "lr_schedulers",
-}
-_MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
+# What a value of another type or shape raises where it is restored or first used.
+_MALFORMED = (
+    KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RuntimeError, MisconfigurationException
+)  # fmt: skip
+_USES = re.compile(
+    r"[\\/](torch[\\/](optim|amp|utils[\\/]_foreach_utils)|lightning[\\/]pytorch|alexnet_exp[\\/]training)\b"
+)
 _MOVES = frozenset(
     ("optimizer", "best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_step_count", "_last_lr")
 )  # of the plateau schedule; the rest of it is constant
 
 
 @contextlib.contextmanager
-def restoring(path: Any, part: str) -> Iterator[None]:
-    """Turn what a malformed checkpoint raises while it is restored into one sentence.
+def resuming(path: Any, has_settled: Callable[[], bool]) -> Iterator[None]:
+    """Turn what a malformed checkpoint raises while it is restored and first used into one sentence.
+
+    Lightning and the optimizers take what they find, so a value of another kind may fail as late as the end of the
+    first epoch. An error whose last line of code is the user's, or of a layer, is not the checkpoint's.
 
     Args:
-        path: The checkpoint.
-        part: What of it is restored inside.
+        path: The checkpoint; None of a run that starts from none.
+        has_settled: Returns whether the first epoch is over.
 
     Raises:
-        UserError: Names both.
+        UserError: Names the file and the error.
     """
     try:
         yield
     except UserError:
         raise
-    except (*_MALFORMED, MisconfigurationException) as error:  # the latter of more epochs than max_epochs
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+    except _MALFORMED as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        restores = any(
+            frame.filename.endswith("checkpoint_connector.py") or frame.name == complete_restart.__name__
+            for frame in frames
+        )
+        if (
+            path is None
+            or isinstance(error, torch.OutOfMemoryError)
+            or not (restores or (_USES.search(frames[-1].filename) and not has_settled()))
+        ):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(
-            f"{path} cannot be gone on from: its {part} cannot be restored ({reason}); weights={path} takes its "
-            "weights alone."
+            f"{path} cannot be resumed from: {reason}; weights={path} takes its weights alone."
         ) from error
-
-
-def guard_restoring(trainer: Trainer, path: Any, anew: bool) -> None:
-    """Have the trainer restore a checkpoint part by part, each named where it cannot be.
-
-    Args:
-        trainer: About to fit.
-        path: The checkpoint.
-        anew: Whether the run is another than the checkpoint's.
-    """
-    connector = trainer._checkpoint_connector
-    for name, part in _PARTS.items():
-        setattr(connector, name, _guarded(getattr(connector, name), path, part))
-    for callback in trainer.early_stopping_callbacks:
-        if isinstance(callback, EarlyStopping):
-            callback.starts_anew = anew
-
-
-def _guarded(restore: Callable[..., None], path: Any, part: str) -> Callable[..., None]:
-    @functools.wraps(restore)
-    def guarded(*given: Any, **named: Any) -> None:
-        with restoring(path, part):
-            restore(*given, **named)
-
-    return guarded
 
 
 def complete_restart(trainer: Trainer, kept: Kept, changed: Changes) -> None:
@@ -93,10 +78,8 @@ def complete_restart(trainer: Trainer, kept: Kept, changed: Changes) -> None:
         kept: What the settings say of optimizer and schedule.
         changed: How they differ from those of the checkpoint.
     """
-    guard = restoring(trainer.ckpt_path, "loops or rates") if trainer.ckpt_path else contextlib.nullcontext()
-    with guard:
-        _complete_loops(trainer)
-        kept.apply(trainer, changed)
+    _complete_loops(trainer)
+    kept.apply(trainer, changed)
     if any(has_stopped(callback) for callback in trainer.early_stopping_callbacks):
         log.info("This run has stopped early; more of callbacks.early_stopping.patience lets it train on.")
         trainer.should_stop = True  # before the test, which is all that is left to do

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,11 @@ from alexnet_exp.training.reading import (
 from alexnet_exp.training.safe_load import load_safely
 
 log = logging.getLogger(__name__)
+# Optimizers that keep tensors of a parameter's shape; another one is the user's, and may keep what it likes.
+_SHAPED = frozenset(
+    ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW", "alexnet_exp.training.lars.LARS",
+     "alexnet_exp.training.paper_sgd.PaperSGD")
+)  # fmt: skip
 
 # Where training scripts put a network's tensors, and what Lightning, DataParallel and FSDP put ahead of their names.
 _HOLDERS = (
@@ -135,11 +140,27 @@ def check_same_optimizer(
         states = checkpoint["optimizer_states"]
         if ours != [len(group["params"]) for state in states for group in state["param_groups"]]:
             problem = "other parameter groups than optimizer.layers and the settings of biases ask for here"
+        elif own["_target_"] in _SHAPED:
+            parameters = [parameter for group in groups for parameter in group["params"]]
+            problem = next(_misshapen(states[0]["state"], parameters), None)
     if problem:
         raise UserError(
             f"{path} holds the state of another optimizer ({problem}): say weights={path} to start from its weights "
             "alone."
         )
+
+
+def _misshapen(state: Mapping[Any, Any], parameters: Sequence[Tensor]) -> Iterator[str]:
+    """Find what is not of its parameter's shape: torch's fused optimizers read past the end of it, unchecked."""
+    for number, values in state.items():
+        if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(values, dict):
+            yield f"no parameter has the state {number}"
+            continue
+        for name, value in values.items():
+            shape = torch.Size() if name == "step" else parameters[number].shape
+            is_one = isinstance(value, Tensor) and value.is_floating_point() and value.shape == shape
+            if value is not None and not is_one:
+                yield f"the {name} of parameter {number} has another form"
 
 
 def first_mismatch(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str | None:

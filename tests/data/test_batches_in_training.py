@@ -149,15 +149,6 @@ def test_worker_processes_end_with_a_fit_that_fails(tmp_path: Path):
     assert worker_processes() == []
 
 
-@pytest.mark.filterwarnings("ignore:You requested to overfit")
-def test_overfitting_sees_the_same_batches_in_every_epoch():
-    module = Recorder()
-    make_trainer(overfit_batches=2).fit(module, datamodule=Made())
-    assert module.order() == [
-        (epoch, part) for epoch in range(3) for part in ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
-    ]
-
-
 @pytest.mark.parametrize(("workers", "expected"), [(2, 1), (0, 2)])
 def test_one_thread_augments_beside_processes_that_decode(tmp_path: Path, workers: int, expected: int):
     class Counting(Folder):

@@ -1,7 +1,8 @@
-"""A step whose loss or gradient is not finite is named, kept, and can be made again."""
+"""A step whose loss or gradient is not finite is named."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 
 from alexnet_exp.data.loaders import Batch
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.bad_step import main, make_again
 from alexnet_exp.runs.train import train
 from tests.training.small_runs import DROPOUT, checkpoint, run, settings
 from tests.training.test_classifier import classifier, images
@@ -35,38 +35,13 @@ def diverged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "run", str(caught.value)
 
 
-def test_the_error_names_step_images_and_file(diverged: tuple[Path, str]) -> None:
+def test_the_error_names_step_and_images(diverged: tuple[Path, str]) -> None:
     run_dir, said = diverged
-    kept = torch.load(run_dir / "bad_step.pt", weights_only=True)
-    bad = [n for n, loss in zip(kept["names"], kept["losses"], strict=False) if not loss.isfinite()]
-    assert bad and all(name.startswith("train image ") for name in bad)
-    assert f"The loss is not finite at step {kept['step']} (epoch {kept['epoch']}), with {bad[0]}" in said
-    assert f"python -m alexnet_exp.runs.bad_step {run_dir / 'bad_step.pt'} makes the step again" in said
+    found = re.search(r"The loss is not finite at step (\d+) \(epoch \d\), with (train image \d+)", said)
+    assert found and "resume=RUN_DIR trainer.detect_anomaly=true comes to the step again" in said
     assert "\n" not in said
-    assert all(name in (run_dir / "train.log").read_text() for name in bad)
-
-
-def test_the_file_makes_the_step_again(diverged: tuple[Path, str]) -> None:
-    again = make_again(diverged[0] / "bad_step.pt")
-    assert not again.recorded.isfinite().all()
-    torch.testing.assert_close(again.losses.detach(), again.recorded, rtol=0, atol=0, equal_nan=True)
-    assert again.first is not None and again.first.split()[0] in ("weights", "output")
-
-
-def test_the_command_says_what_the_step_was(
-    diverged: tuple[Path, str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([str(diverged[0] / "bad_step.pt")]) == 0
-    out = capsys.readouterr().out
-    assert "not finite first: " in out and "train image " in out
-
-
-def test_another_file_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path, "test=false")
-    assert main([str(tmp_path / "checkpoints" / "last.ckpt")]) == 1
-    assert capsys.readouterr().err.endswith("holds no step: bad_step.pt of a run is wanted.\n")
-    assert main([str(tmp_path / "nothing.pt")]) == 1
-    assert capsys.readouterr().err.startswith("error: There is no checkpoint")
+    logged = (run_dir / "train.log").read_text()
+    assert f"The images of step {found[1]}: " in logged and found[2] in logged
 
 
 class Brittle(nn.Module):
@@ -94,11 +69,6 @@ def test_detect_anomaly_finds_a_gradient_that_is_not_finite(tmp_path: Path) -> N
         UserError, match=r"The gradient of \w+Backward0 is not finite at step 1 \(epoch 0\), with"
     ):
         train(config, typed, tmp_path, "python train.py")
-    with pytest.raises(UserError, match=r"if you trust it, add trust=\["):
-        make_again(tmp_path / "bad_step.pt")
-    again = make_again(tmp_path / "bad_step.pt", (__name__,))
-    assert again.first == "gradient of last.bias" or again.first == "gradient of last.weight"
-    assert torch.equal(again.losses.detach(), again.recorded)
 
 
 def test_detect_anomaly_leaves_a_healthy_run_as_it_is(tmp_path: Path) -> None:
@@ -125,18 +95,12 @@ def test_on_an_accelerator_the_images_of_the_first_bad_step_are_named(
         made.check_finite()
 
 
-def test_a_full_disk_does_not_hide_what_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("alexnet_exp.training.bad_step.torch.save", full)
-    with pytest.raises(UserError, match="The loss is not finite at step") as caught:
-        run(tmp_path, *DIVERGES)
-    assert "bad_step.pt" not in str(caught.value) and not (tmp_path / "bad_step.pt").exists()
-
-
-def test_the_module_can_be_run_as_the_message_says(diverged: tuple[Path, str]) -> None:
+def test_the_command_that_made_a_step_again_says_what_to_do_instead() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "alexnet_exp.runs.bad_step"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "alexnet_exp.runs.bad_step", "bad_step.pt"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 1 and "RUN_DIR/bad_step.pt" in done.stdout and done.stderr == ""
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and done.stdout == "" and "resume=RUN_DIR trainer.detect_anomaly=true" in line

@@ -8,42 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import BaseFinetuning
 
-from alexnet_exp.runs.fit import Fit
 from alexnet_exp.runs.train import train
 from alexnet_exp.training.restart import Kept, changes
-from alexnet_exp.training.resumable import _groups
 from alexnet_exp.training.schedules import RunLength
 from tests.training.small_runs import checkpoint, run, same, settings
-from tests.training.test_resumable import GONE, changed, is_let_through, made
-
-SMALL = ["test=false", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "scheduler=cosine"]
-
-
-@pytest.fixture(scope="module")
-def fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
-    """A run that is to go on."""
-    return made(tmp_path_factory.mktemp("fit"), *SMALL)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Its checkpoint."""
-    directory = tmp_path_factory.mktemp("whole")
-    run(directory, *SMALL)
-    return checkpoint(directory)
-
-
-def test_a_layer_that_a_callback_freezes_needs_no_momentum(
-    fit: Fit, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    frozen = changed(whole, ("optimizer_states", 0, "state", 0), GONE)
-    assert not is_let_through(fit, frozen)
-    monkeypatch.setattr(fit.trainer, "callbacks", [*fit.trainer.callbacks, Callback()])
-    assert is_let_through(fit, frozen)
-    assert not is_let_through(fit, changed(whole, ("optimizer_states", 0, "state", 0), []))
 
 
 class Thaw(BaseFinetuning):
@@ -76,25 +47,6 @@ def test_a_run_whose_callback_adds_groups_of_parameters_goes_on_exactly(tmp_path
     one, other = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
     assert len(one["optimizer_states"][0]["param_groups"]) == 2
     assert all(same(one[key], other[key]) for key in ("state_dict", "optimizer_states"))
-
-
-def test_a_count_that_another_lightning_does_not_write_may_be_missing(
-    fit: Fit, whole: dict[str, Any]
-) -> None:
-    way = ("loops", "fit_loop", "epoch_loop.batch_progress", "total", "started")
-    for version, through in ((whole["pytorch-lightning_version"], False), ("2.6.0", True)):
-        other = {**whole, "pytorch-lightning_version": version}
-        assert is_let_through(fit, changed(other, way, GONE)) is through
-        assert not is_let_through(fit, changed(other, way, -1))
-
-
-def test_the_groups_of_an_optimizer_of_the_user_s_are_its_own() -> None:
-    optimizer = torch.optim.Adafactor([torch.zeros(2, requires_grad=True)])  # beta2_decay is negative
-    saved = optimizer.state_dict()["param_groups"]
-    assert list(_groups(optimizer, None, saved)) == []
-    assert list(_groups(optimizer, None, [{**saved[0], "params": [1]}])) == [
-        "optimizer_states.param_groups.0.params"
-    ]
 
 
 def test_a_length_that_is_none_is_not_known() -> None:
