@@ -22,7 +22,10 @@ PAGES = [
 ] + sorted((ROOT / "docs").glob("*.md"))
 RUN = "outputs/runs/first"  # README's example of a run directory
 # Pages whose commands need data sets, and files that the page itself shows.
-READ = [README, *((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("data", "extending"))]
+READ = [
+    README,
+    *((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("data", "extending")),
+]
 
 BLOCKS = [block for text in READ for block in blocks_of(text)]
 COMMANDS = list(dict.fromkeys(

@@ -11,11 +11,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 HEAD = """\
 # Reliability
 
-How this package handles broken or hostile input. The tests try every input that is counted here. A refusal is one line on
-stderr that begins with `error:`, with exit code 1 and no traceback.
+How this package handles broken or hostile input. The tests try every input that is counted here. A refusal is one line
+on stderr that begins with `error:`, with exit code 1 and no traceback.
 
-`python -m tests.reliability` writes this page from the lists that the tests are parametrised with, and a test compares the
-two. `python -m tests.reliability --table FILE` writes every input with the answer that its test expects.
+`python -m tests.reliability` writes this page from the lists that the tests are parametrised with, and a test compares
+the two. `python -m tests.reliability --table FILE` writes every input with the answer that its test expects.
 
 """
 TABLE_HEAD = """\
