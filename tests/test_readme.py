@@ -1,4 +1,4 @@
-"""README.md tells the truth: its commands run, its files exist, its names are names."""
+"""README.md and the pages it moved to tell the truth: commands run, files exist, names are names."""
 
 from __future__ import annotations
 
@@ -21,18 +21,22 @@ PAGES = [
     ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
 ] + sorted((ROOT / "docs").glob("*.md"))
 RUN = "outputs/runs/first"  # README's example of a run directory
+# Pages whose commands need data sets, and files that the page itself shows.
+READ = [
+    README,
+    *((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("data", "extending")),
+]
 
-
-BLOCKS = blocks_of(README)
-COMMANDS = [
-    line for block in BLOCKS if block.language == "bash" and not block.reason
+BLOCKS = [block for text in READ for block in blocks_of(text)]
+COMMANDS = list(dict.fromkeys(
+    line for block in BLOCKS if block.language in ("bash", "sh") and not block.reason
     for line in block.text.splitlines() if VERB.match(line)
-]  # fmt: skip
+))  # fmt: skip
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as README's reader would have it: tiny data sets, their own files, and nothing else."""
+    """A folder as a reader would have it: tiny data sets, their own files, and nothing else."""
     write_cifar10(tmp_path / "data")
     write_mnist(tmp_path / "data")
     write_folder(
@@ -52,7 +56,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that README's later commands go on from."""
+    """The run that README's later commands start from."""
     folder = tmp_path_factory.mktemp("first")
     settings = [f"hydra.run.dir={folder / RUN}"]
     assert main(["train", *settings, *shortened(settings)]) == 0
@@ -74,9 +78,9 @@ def test_a_command_of_the_readme_runs(
     trains = arguments[0] == "train" and not {"--help", "--cfg"} & set(arguments)
     if arguments[0] == "benchmark":
         arguments += brief(arguments)
-    goes_on = ["trainer.max_epochs=2"] if "resume=" in command or "ckpt=" in command else []
-    arguments += [*(shortened(arguments[1:]) if trains else []), *goes_on]
-    if "sweep.resume=" in command:  # goes on with the sweep of the command before it
+    longer = ["trainer.max_epochs=2"] if "resume=" in command or "ckpt=" in command else []
+    arguments += [*(shortened(arguments[1:]) if trains else []), *longer]
+    if "sweep.resume=" in command:  # resumes the sweep of the previous command
         assert exit_code([each.replace("sweep.resume=", "hydra.sweep.dir=") for each in arguments]) == 0
     code = exit_code(arguments)
     printed = capsys.readouterr()
@@ -87,7 +91,7 @@ def test_a_command_of_the_readme_runs(
 
 
 def test_the_readme_has_commands_to_test() -> None:
-    assert len(COMMANDS) > 15
+    assert len(COMMANDS) > 30
     assert "python train.py model=alexnet_lrn data=cifar10 trainer.devices=2" in COMMANDS
 
 
@@ -110,14 +114,14 @@ def test_a_python_example_of_the_readme_runs(
 # ------------------------------------------------------------------------------------------------ names
 
 
-def test_every_option_that_the_readme_names_exists() -> None:
+def test_every_option_that_the_pages_name_exists() -> None:
     groups = "model|data|augment|optimizer|scheduler|trainer|callbacks|logger|experiment|sweep|debug|paths"
     own = {
         (Path(block.file).parts[1], Path(block.file).stem)
         for block in BLOCKS
         if (block.file or "").endswith("yaml")
     }
-    for group, names in re.findall(rf"(?<![\w.])({groups})=\[?([a-z][a-z0-9_,]*)", README):
+    for group, names in re.findall(rf"(?<![\w.])({groups})=\[?([a-z][a-z0-9_,]*)", "".join(READ)):
         for name in names.rstrip(",").split(","):
             assert name in options(group) or (group, name) in own, f"{group}={name}"
 
@@ -141,7 +145,8 @@ def test_the_table_of_groups_lists_every_option() -> None:
 def test_the_table_of_models_lists_every_model_with_its_size() -> None:
     from alexnet_exp.runs.models import describe
 
-    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| ([\d,]+) \|", README, re.MULTILINE)
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| ([\d,]+) \|", page, re.MULTILINE)
     assert sorted(name for name, _, _ in rows) == list_models()
     for name, size, parameters in rows:
         known = describe(name)
@@ -153,28 +158,33 @@ def test_the_table_of_models_lists_every_model_with_its_size() -> None:
 # ------------------------------------------------------------------------------------------------ files
 
 
-def _tree() -> list[str]:
-    """Return the paths in README's file tree."""
-    block = next(b.text for b in BLOCKS if b.language == "text" and b.text.startswith("train.py"))
+def _tree() -> dict[str, str]:
+    """Return the paths in ARCHITECTURE's file tree, and what it says of each."""
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    block = next(b.text for b in blocks_of(page) if b.language == "text" and b.text.startswith("train.py"))
     folders: list[str] = []
-    paths = []
+    paths = {}
     for line in block.splitlines():
-        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
-        paths.append("".join([*folders[:depth], name]))
+        depth, (name, *words) = (len(line) - len(line.lstrip())) // 2, line.split()
+        paths["".join([*folders[:depth], name])] = " ".join(words)
         if name.endswith("/"):
             folders[depth:] = [name]
     return paths
 
 
-def test_every_file_of_the_tree_exists_and_has_a_line() -> None:
-    for path in _tree():
+def test_every_path_of_the_tree_exists_and_has_a_line() -> None:
+    for path, words in _tree().items():
         assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
+        assert words, path
 
 
-def test_every_module_of_the_package_is_in_the_tree() -> None:
-    modules = [path.relative_to(ROOT).as_posix() for path in (ROOT / "alexnet_exp").rglob("*.py")]
-    missing = {module for module in modules if not module.endswith("__init__.py")} - set(_tree())
-    assert not missing
+def test_every_folder_of_the_package_is_in_the_tree() -> None:
+    modules = [path.relative_to(ROOT) for path in (ROOT / "alexnet_exp").rglob("*.py")]
+    assert not {f"{module.parent.as_posix()}/" for module in modules} - set(_tree())
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 250
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

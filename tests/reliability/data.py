@@ -101,8 +101,8 @@ FOLDERS = Kind(
     notes=("10 images are decoded once",),
 )  # fmt: skip
 SKIPPED = Kind(
-    "A class without one good image",
-    "a warning names the images that are left out; then it is refused",
+    "A class without a readable image",
+    "a warning names the skipped images; then the class is refused",
     (
         Bad("data.on_bad_image=skip", "pets/val/dog: not one image can be decoded; mend or remove the folder",
             "a class of broken images, with data.on_bad_image=skip", pets(_spoil("val/dog/0.jpg", "val/dog/1.jpg"))),
@@ -171,7 +171,7 @@ def _then(*steps: Callable[[Path], object]) -> Callable[[Path], None]:
 _BATCH = "data_batch_2"
 CIFAR10 = Kind(
     "Files of CIFAR-10",
-    "named with where to get them; no code of them runs, and the run's result.json says so",
+    "named with where to get them; no code in them runs, and the run's result.json says so",
     (
         Bad("", "batches.meta is missing (downloads are switched off)", "no files, and data.download=false"),
         Bad("", "test_batch is missing", "one file of six",
@@ -255,7 +255,7 @@ STREAMS = Kind(
 
 PREPARED = Kind(
     "Chunks into a folder",
-    "refused; what lies there stays as it is",
+    "refused; existing files stay unchanged",
     (
         Bad("", "chunks is being written by another prepare", "a folder that another prepare is writing",
             _then(pets(), _writing)),

@@ -1,4 +1,4 @@
-"""docs/reliability.md, made from the lists that the tests run through."""
+"""docs/reliability.md and the table behind it, generated from the lists that the tests are parametrised with."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 HEAD = """\
 # Reliability
 
-What this package does with input that is broken, or made to do harm. Every row is a test: the page is made from the
-lists that the tests run through (`python -m tests.reliability`), and a test compares the two.
+How this package handles broken or hostile input. The tests try every input that is counted here. A refusal is one line
+on stderr that begins with `error:`, with exit code 1 and no traceback.
 
-A refusal is one line on stderr that begins with `error:`, with exit code 1 and no traceback. The third column is a part
-of that line, or of the warning where there is no refusal. `RUN` is the directory of a finished run.
+`python -m tests.reliability` writes this page from the lists that the tests are parametrised with, and a test compares
+the two. `python -m tests.reliability --table FILE` writes every input with the answer that its test expects.
+
+"""
+TABLE_HEAD = """\
+# Bad inputs and their answers
+
+Every row is a test. The second column is part of the line that refuses the input, or of the warning if there is no
+refusal. `RUN` is the directory of a finished run.
 
 """
 
@@ -26,7 +33,7 @@ class Section(NamedTuple):
     Args:
         title: Heading.
         promised: What holds for all of them.
-        rows: What was tried, and what is said.
+        rows: The inputs, and part of each answer.
     """
 
     title: str
@@ -49,7 +56,7 @@ def command_lines() -> Iterator[Section]:
     # Of several values of one setting, the first.
     first = {typed[-1].partition("=")[0]: (typed, said) for typed, said in reversed(MISTAKES)}
     yield Section(
-        "Mistakes in typing",
+        "Typing mistakes",
         "refused from the text alone, before torch is imported; no directory is left",
         [(f"`train {' '.join(typed)}`", said) for typed, said in reversed(first.values())],
     )
@@ -64,25 +71,25 @@ def checkpoints() -> Iterator[Section]:
 
     yield Section(
         "Files that claim to be checkpoints",
-        "refused; no code of the file runs, no memory is taken for what it claims",
+        "refused; no code in the file runs, no memory is allocated for the sizes it claims",
         [(name, said(message)) for name, (_, message) in attacks.FILES.items()]
         + [(f"safetensors: {name}", "cannot be read") for name in attacks.SAFETENSORS],
     )
     yield Section(
         "Classes that a checkpoint names",
-        "refused before anything is imported; `trust=[PACKAGE]`, typed, lets a package of yours in",
+        "refused before anything is imported; `trust=[PACKAGE]` on the command line allows your own package",
         [(f"model: `_target_: {name!r}`", "is not of this package") for name in claims.TARGETS]
         + [(f"model: `{keys}`", "is not of this package") for keys in claims.NESTED],
     )
     yield Section(
-        "What a checkpoint says of itself",
-        "refused before a network is built or an image read",
+        "Metadata of a checkpoint",
+        "refused before a network is built or an image is read",
         [(name, said(message)) for name, (_, message) in claims.SETTINGS.items()]
         + [(f"data: `{keys}`", said(message)) for keys, message in claims.DATA],
     )
     yield Section(
         "A damaged last.ckpt",
-        "no refusal but a warning: the checkpoint before it is used, and the run ends as if nothing had been",
+        "a warning: the previous checkpoint is used, and the run ends like an undisturbed one",
         [(name, said(message)) for name, (_, message) in files.HARMS.items()],
     )
 
@@ -91,8 +98,8 @@ def directories() -> Iterator[Section]:
     from tests.training import test_checkpoint_claims as claims
 
     yield Section(
-        "Run directories of others",
-        "refused; Hydra is given settings alone",
+        "Run directories from elsewhere",
+        "refused; Hydra receives settings only",
         [(f"overrides.yaml with `{override}`", "which no run writes there") for override in claims.OVERRIDES]
         + [(f"{file} with `{text!r}`", said(message)) for file, text, message in claims.DIRECTORIES],
     )
@@ -102,8 +109,8 @@ def folders() -> Iterator[Section]:
     from tests.data.test_deep_folders import FOLDERS
 
     yield Section(
-        "Folders that are deep or lead round",
-        "no refusal, and no hang: each image is found once",
+        "Folders that are deep or contain link cycles",
+        "accepted without hanging: each image is found once",
         [(name, found) for name, (_, found) in FOLDERS.items()],
     )
 
@@ -114,7 +121,7 @@ def images() -> Iterator[Section]:
 
     yield Section(
         "Images",
-        "refused by name; with `data.verify=true` before training, with `data.on_bad_image=skip` left out and counted",
+        "refused by name; before training with `data.verify=true`, skipped and counted with `data.on_bad_image=skip`",
         [
             (name, said(message))
             for name, (*_, message) in (*hostile.BOMBS.items(), *hostile.NO_PICTURES.items())
@@ -122,7 +129,7 @@ def images() -> Iterator[Section]:
     )
     yield Section(
         "Images for `predict`, among good ones",
-        "no refusal: named in the table and in predictions.csv, the others are answered; exit code 2",
+        "named in the table and in predictions.csv, the others are predicted; exit code 2",
         [(name, message) for name, (*_, message) in IMAGES.items()],
     )
 
@@ -135,15 +142,22 @@ def said(pattern: str) -> str:
 
 
 def page() -> str:
-    """Return the page as Markdown."""
-    parts, count = [], 0
+    """Return the page as Markdown: how many inputs of each kind, and what holds for them."""
+    kinds = list(sections())
+    lines = [f"{HEAD}| inputs | count | promise |", "|---|---:|---|"]
+    lines += [f"| {_cell(kind.title)} | {len(kind.rows)} | {_cell(kind.promised)} |" for kind in kinds]
+    lines.append(f"| **all** | **{sum(len(kind.rows) for kind in kinds)}** | |")
+    return "\n".join(lines) + "\n"
+
+
+def table() -> str:
+    """Return every input with its answer as Markdown."""
+    parts = []
     for section in sections():
-        count += len(section.rows)
-        lines = [f"## {section.title}", "", "| tried | promised | what happens |", "|---|---|---|"]
-        lines += [f"| {_cell(tried)} | {_cell(section.promised)} | {_cell(f'… {message.strip()} …')} |"
-                  for tried, message in section.rows]  # fmt: skip
+        lines = [f"## {section.title}", "", f"{section.promised}.", "", "| input | answer |", "|---|---|"]
+        lines += [f"| {_cell(tried)} | {_cell(f'… {answer.strip()} …')} |" for tried, answer in section.rows]
         parts.append("\n".join(lines))
-    return f"{HEAD}{count} inputs.\n\n" + "\n\n".join(parts) + "\n"
+    return TABLE_HEAD + "\n\n".join(parts) + "\n"
 
 
 def _cell(text: str) -> str:

@@ -171,7 +171,7 @@ def _of_other_progress(**parts: Any) -> Callable[[Path], None]:
 
 
 RESUMED = Kind(
-    "Runs that cannot be gone on with",
+    "Runs that cannot be resumed",
     "refused; the directory stays as it was",
     (
         Bad("resume=notes", "resume= takes a run directory, and notes is a file", "a file", text("notes", "")),
@@ -191,7 +191,7 @@ RESUMED = Kind(
 )  # fmt: skip
 BROKEN = Kind(
     "Unfinished runs with a broken part",
-    "refused; what is whole stays, and result.json says so",
+    "refused; intact parts stay, and result.json says so",
     (
         Bad("", "line 2 has 2 cells, and the first has 3", "a row of metrics.csv without its end", _unfinished(
             "metrics.csv", "epoch,step,lr\n0,1\n")),

@@ -1,4 +1,4 @@
-"""Every row of docs/reliability.md that is a command line: one clear line, exit code 1, nothing half-written."""
+"""Every command line that docs/reliability.md counts: one clear line, exit code 1, nothing half-written."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def _picture(here: Path) -> None:
 
 WORDS = Kind(
     "Words and flags",
-    "refused with the nearest that is right; no directory is left",
+    "refused with the closest valid word; no directory is left",
     (
         Bad("trian", "There is no verb 'trian'. Did you mean train"),
         Bad("--verbose", "There is no verb '--verbose'"),
