@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from alexnet_exp.cli import main
-from alexnet_exp.utf8 import use_utf8
+from alexnet_exp.startup import use_utf8
 
 if __name__ == "__main__":
     use_utf8()

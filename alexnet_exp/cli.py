@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -13,11 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from alexnet_exp.allocator import keep_freed_memory
-from alexnet_exp.application import run_hydra
+from alexnet_exp.config.messages import explain, of_composing
+from alexnet_exp.config.overrides import prepare
 from alexnet_exp.cores import limit_threads
-from alexnet_exp.errors import UserError, nearest, shell_command
-from alexnet_exp.utf8 import use_utf8
+from alexnet_exp.errors import UserError, nearest, printable, shell_command
+from alexnet_exp.startup import keep_freed_memory, use_utf8
+from alexnet_exp.tracking.redact import redact
 
 USAGE = """\
 alexnet-exp VERB [key=value ...]     settings and flags of a verb: alexnet-exp VERB --help
@@ -89,9 +91,8 @@ def _check_folder() -> None:
 
 def _train(arguments: list[str]) -> int:
     def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> Any:
-        from alexnet_exp.config.checks import check_config
-        from alexnet_exp.config.networks import check_typed
-        from alexnet_exp.runs.resume import resumed_settings
+        from alexnet_exp.config.schema import check_config, check_typed
+        from alexnet_exp.runs.train.resume import resumed_settings
 
         settings = resumed_settings(config, overrides)
         if settings is None:
@@ -101,13 +102,13 @@ def _train(arguments: list[str]) -> int:
         check_config(config)
         if is_new:
             check_typed(config["model"], overrides)
-        from alexnet_exp.runs.train import train  # the check needs no torch, and answers first
+        from alexnet_exp.runs.train.command import train  # the check needs no torch, and answers first
 
         return train(config, overrides, run_dir, command)
 
-    from alexnet_exp.runs.resume import resumed_arguments
-    from alexnet_exp.training.launchers import check_processes
-    from alexnet_exp.training.stopping import hold_early
+    from alexnet_exp.runs.train.resume import resumed_arguments
+    from alexnet_exp.training.launch.external import check_processes
+    from alexnet_exp.training.launch.signals import hold_early
 
     if not {"-m", "--multirun"} & set(arguments):
         hold_early()
@@ -124,20 +125,28 @@ def _program() -> list[str]:
 
 def _run(name: str, arguments: list[str]) -> int:
     """Run any verb but train."""
-    from alexnet_exp.training.stopping import stopping_on_signals
+    from alexnet_exp.training.launch.signals import stopping_on_signals
 
     codes: list[int] = []
 
     def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> None:
         given = {"config": config, "overrides": overrides, "run_dir": run_dir, "command": command}
-        function = getattr(import_module(f"alexnet_exp.runs.{name}"), name)
         with stopping_on_signals():
-            returned = function(*(given[key] for key in verb.takes))
+            returned = _function(name)(*(given[key] for key in verb.takes))
         codes.append(returned if isinstance(returned, int) else 0)
 
     verb = VERBS[name]
     command = shell_command(["alexnet-exp", name, *arguments])
     return run_hydra(name, task, verb.rewrite(arguments), verb.bare_words) or max(codes, default=0)
+
+
+def _function(verb: str) -> Callable[..., Any]:
+    """Import what runs a verb: the function of its name in runs/VERB.py or runs/VERB/command.py."""
+    module = import_module(f"alexnet_exp.runs.{verb}")
+    if hasattr(module, "__path__"):
+        module = import_module(f"{module.__name__}.command")
+    function: Callable[..., Any] = getattr(module, verb)
+    return function
 
 
 def _appending(arguments: list[str]) -> list[str]:
@@ -175,7 +184,7 @@ def _naming_the_kind(arguments: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Verb:
-    """How words become the arguments of a function: for verb NAME, `alexnet_exp.runs.NAME.NAME`.
+    """How words become the arguments of the function that runs a verb; see `_function`.
 
     The number that it returns, if it is one, is the exit code.
 
@@ -207,3 +216,117 @@ VERBS = {
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def run_hydra(
+    config_name: str, task: Callable[..., Any], arguments: list[str], bare_words: tuple[str, ...] = ()
+) -> int:
+    """Compose conf/`config_name`.yaml with the arguments, and run a task with it.
+
+    Args:
+        config_name: Primary configuration.
+        task: Called with the settings as plain values, the overrides, and the run directory.
+        arguments: As typed.
+        bare_words: Keys that words without '=' are values of, in this order.
+
+    Returns:
+        Exit code.
+    """
+    import hydra
+
+    from alexnet_exp.config.compose import conf_dir, register
+    from alexnet_exp.training.launch.signals import Stopped
+
+    failures: list[Exception] = []
+    register()
+    typed, sys.argv = sys.argv, [sys.argv[0], *prepare(arguments, bare_words, config_name)]
+    show_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole, and we say them in one line
+    app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
+    try:
+        app(_reporting(config_name, task, failures, show_all))()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Stopped as stop:
+        if config_name != "train":  # which has said how to resume
+            print("interrupted" if stop.exit_code == 130 else stop, file=sys.stderr)
+        return stop.exit_code
+    except Exception as error:
+        if error not in failures:
+            _show(of_composing(error, arguments), config_name, show_all)
+        return 1
+    finally:
+        sys.argv = typed
+        if not show_all:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+    return 1 if failures else 0
+
+
+def _reporting(
+    verb: str, task: Callable[..., Any], failures: list[Exception], show_all: bool
+) -> Callable[[Any], Any]:
+    """Wrap a task for Hydra: plain settings in, errors shown where they happen and kept."""
+
+    def wrapped(cfg: Any) -> Any:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        from alexnet_exp.config.compose import chosen_files, plain
+
+        app = HydraConfig.get()
+        run_dir = Path(app.runtime.output_dir)
+        try:
+            if app.mode == RunMode.RUN:
+                _check_no_sweep(app)
+            config = plain(cfg)
+            if verb == "train":  # the files of conf/ that were chosen, which compare and dashboards go by
+                config["choices"] = chosen_files(app)
+            return task(config, _typed(app), run_dir)
+        except Exception as error:
+            failures.append(error)
+            _show(error, verb, show_all)
+            if app.mode == RunMode.MULTIRUN:
+                raise  # the launcher marks the job as failed and goes on with the next
+            return None
+        finally:
+            _discard_empty(run_dir)
+            if app.mode == RunMode.RUN and "hydra.run.dir" not in str(app.overrides.hydra):
+                _discard_empty(run_dir.parent)  # our own folder, runs/
+
+    return wrapped
+
+
+def _typed(app: Any) -> list[str]:
+    """Return the settings as typed: reading one by one would resolve `KEY=${OTHER}` among the settings of Hydra."""
+    from omegaconf import OmegaConf
+
+    typed = OmegaConf.to_container(app.overrides.task, resolve=False)
+    assert isinstance(typed, list)
+    return [str(override) for override in typed]
+
+
+def _check_no_sweep(app: Any) -> None:
+    """Refuse a file of conf/sweep without -m: the values that it tries would silently be left out."""
+    typed = {override.partition("=")[0].lstrip("+~") for override in _typed(app)}
+    left_out = [key for key in app.sweeper.get("params") or {} if key not in typed]
+    if left_out:
+        raise UserError(f"This tries several values of {', '.join(left_out)}: say -m to run them all.")
+
+
+def _discard_empty(directory: Path) -> None:
+    """Remove a run's directory in which nothing was written: a run refused before it began."""
+    if directory != Path.cwd():
+        with contextlib.suppress(OSError):  # it holds something, or is not there
+            directory.rmdir()
+
+
+def _show(error: Exception, verb: str, show_all: bool) -> None:
+    """Print one line for a mistake of the user's, a traceback for one of ours."""
+    message = explain(error, verb)
+    if message is None or show_all:
+        import traceback
+
+        print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    if message is not None:
+        print(f"error: {printable(redact(message))}", file=sys.stderr)

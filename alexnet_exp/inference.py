@@ -14,14 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from alexnet_exp.config.checks import check_recorded
-from alexnet_exp.data.augment import Preprocess
+from alexnet_exp.config.schema import check_recorded
+from alexnet_exp.data.augment.geometry import Preprocess
+from alexnet_exp.data.augment.pipeline import Pipeline
 from alexnet_exp.data.decode import from_pil, luma, read_stored, stored
-from alexnet_exp.data.pipeline import Pipeline
 from alexnet_exp.errors import UserError
-from alexnet_exp.training.reading import read_checkpoint
-from alexnet_exp.training.rebuild import network_of
-from alexnet_exp.training.restore import find_checkpoint
+from alexnet_exp.training.checkpoint.read import read_checkpoint
+from alexnet_exp.training.checkpoint.start import find_checkpoint, network_of
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 

@@ -27,6 +27,11 @@ TRUSTED = (
     "torch.optim.SGD",
 )
 
+# Public names, which stand in people's settings and checkpoints, of classes that have moved since.
+_MOVED = {
+    "alexnet_exp.training.lars": "alexnet_exp.training.optim.lars",
+    "alexnet_exp.training.paper_sgd": "alexnet_exp.training.optim.paper_sgd",
+}
 
 # They need what training here does not give them.
 _UNFIT = {
@@ -84,7 +89,7 @@ def locate(path: str) -> Any:
     """
     module, _, name = str(path).rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(_MOVED.get(module, module)), name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"_target_: {path} cannot be imported ({error}).") from error
 

@@ -23,21 +23,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from alexnet_exp.allocator import usual_limits
 from alexnet_exp.config.compose import group
-from alexnet_exp.config.rules import at_least
+from alexnet_exp.config.schema import at_least
 from alexnet_exp.data.cache import DecodedSource
 from alexnet_exp.data.module import ImageData, Source
 from alexnet_exp.data.sources import ArraySource, FileSource
-from alexnet_exp.data.streaming import StreamSource
+from alexnet_exp.data.streaming.dataset import StreamSource
 from alexnet_exp.errors import UserError
 from alexnet_exp.models.layers import LocalResponseNorm
-from alexnet_exp.runs.benchmark_loop import fresh
-from alexnet_exp.runs.benchmark_subject import Subject, title
-from alexnet_exp.runs.benchmark_workers import Workers
-from alexnet_exp.runs.fit import Fit
-from alexnet_exp.runs.timing import Row, rows
-from alexnet_exp.training.optimizers import build_optimizer
+from alexnet_exp.runs.benchmark.loop import fresh
+from alexnet_exp.runs.benchmark.subject import Subject, title
+from alexnet_exp.runs.benchmark.timing import Row, rows
+from alexnet_exp.runs.benchmark.workers import Workers
+from alexnet_exp.runs.train.fit import Fit
+from alexnet_exp.startup import usual_limits
+from alexnet_exp.training.optim.build import build_optimizer
 
 SETTINGS: Settings = {"workers": (2, at_least(1))}  # processes of the DataLoader
 _KNOWN = ("flip", "pad", "crop", "resized_crop", "views")  # views are the test's

@@ -20,12 +20,12 @@ import torch
 from baseline import with_torch_lrn
 from torch import Tensor, nn
 
-from alexnet_exp.config.rules import at_least, flag
+from alexnet_exp.config.schema import at_least, flag
 from alexnet_exp.errors import UserError
 from alexnet_exp.models.layers import LocalResponseNorm, missing_compiler
-from alexnet_exp.runs.benchmark_loop import LAYOUTS, PRECISIONS, known_precision, layout_of, step_of
-from alexnet_exp.runs.benchmark_subject import Subject
-from alexnet_exp.runs.timing import Row, alternate, rows
+from alexnet_exp.runs.benchmark.loop import LAYOUTS, PRECISIONS, known_precision, layout_of, step_of
+from alexnet_exp.runs.benchmark.subject import Subject
+from alexnet_exp.runs.benchmark.timing import Row, alternate, rows
 from alexnet_exp.training.automatic import settle_arithmetic, use_fast_matmul
 from alexnet_exp.zoo import create_model
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whatever is installed
 
-from alexnet_exp.allocator import keep_freed_memory
-from alexnet_exp.application import run_hydra
-from alexnet_exp.config.rules import Rule
+from alexnet_exp.cli import run_hydra
+from alexnet_exp.config.schema import Rule
 from alexnet_exp.cores import limit_threads
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.benchmark import RULES, benchmark
+from alexnet_exp.runs.benchmark.command import RULES, benchmark
+from alexnet_exp.startup import keep_freed_memory
 
 if TYPE_CHECKING:
-    from alexnet_exp.runs.benchmark_subject import Subject
-    from alexnet_exp.runs.timing import Row
+    from alexnet_exp.runs.benchmark.subject import Subject
+    from alexnet_exp.runs.benchmark.timing import Row
 
 keep_freed_memory()
 limit_threads()

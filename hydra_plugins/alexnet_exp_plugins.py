@@ -182,7 +182,7 @@ class OptunaSweeper(Sweeper):
         """
         if importlib.util.find_spec("optuna") is None:
             raise UserError(f"hydra/sweeper=optuna needs {missing_extra('optuna', 'sweeps')}")
-        from alexnet_exp.sweeps.optuna_search import search
+        from alexnet_exp.sweeps.optuna.search import search
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides(_typed(self.params) + arguments)

@@ -29,7 +29,7 @@ faults(2)
 {around}:
     print(faults(5))
 """
-_KEEP = "from alexnet_exp.allocator import keep_freed_memory, usual_limits; keep_freed_memory()"
+_KEEP = "from alexnet_exp.startup import keep_freed_memory, usual_limits; keep_freed_memory()"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="The C library is GNU's on Linux alone.")
 

@@ -25,7 +25,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Settings that reach training, which does not take place."""
-    import alexnet_exp.runs.train as module
+    import alexnet_exp.runs.train.command as module
 
     calls: list[dict[str, Any]] = []
 
@@ -121,7 +121,7 @@ def test_full_error_shows_where_a_mistake_came_from(
 def test_failure_of_ours_shows_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    import alexnet_exp.runs.train as module
+    import alexnet_exp.runs.train.command as module
 
     def train(*_: Any) -> None:
         raise RuntimeError("ours")
@@ -134,7 +134,7 @@ def test_failure_of_ours_shows_its_traceback(
 
 
 def test_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    import alexnet_exp.runs.train as module
+    import alexnet_exp.runs.train.command as module
 
     def train(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -143,7 +143,7 @@ def test_workers_of_a_run_and_of_its_ranks_follow_the_quota(three: int):
 def test_predict_decodes_in_as_many_threads_as_the_quota_has_room_for(
     three: int, monkeypatch: pytest.MonkeyPatch
 ):
-    from alexnet_exp.runs import predict
+    from alexnet_exp.runs.predict import command as predict
 
     asked: list[int] = []
     pool = predict.ThreadPoolExecutor
@@ -156,7 +156,8 @@ def test_prepare_works_in_as_many_processes_as_the_quota_has_room_for(
     three: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("litdata")
-    from alexnet_exp.runs import prepare, prepare_chunks
+    from alexnet_exp.runs.prepare import chunks as prepare_chunks
+    from alexnet_exp.runs.prepare import command as prepare
 
     asked: list[int] = []
     monkeypatch.setattr(prepare, "_cache", lambda config, workers, console: asked.append(workers))
@@ -219,7 +220,7 @@ def test_without_a_quota_torch_chooses_its_threads(untyped: None, monkeypatch: p
 
 
 def test_ranks_on_cpu_share_the_quota(three: int, untyped: None):
-    from alexnet_exp.runs.fit import _cpu_threads
+    from alexnet_exp.runs.train.fit import _cpu_threads
 
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     before = torch.get_num_threads()

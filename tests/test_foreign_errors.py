@@ -19,10 +19,10 @@ from PIL import Image
 
 import alexnet_exp.version
 from alexnet_exp.cli import VERBS, main
-from alexnet_exp.config.command_line import prepare, typed
 from alexnet_exp.config.messages import explain, of_composing
+from alexnet_exp.config.overrides import prepare, typed
 from alexnet_exp.errors import is_out_of_memory, of_the_machine, shell_command
-from alexnet_exp.runs import rank
+from alexnet_exp.runs.train import rank
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT_OF_MEMORY = [
@@ -67,7 +67,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
     """Let training, once it has begun, end with an error."""
 
     def fail_with(error: Exception) -> None:
-        import alexnet_exp.runs.fit as fit
+        import alexnet_exp.runs.train.fit as fit
 
         def fail(*_: Any) -> None:
             raise error
@@ -281,7 +281,7 @@ def test_a_run_out_of_memory_ends_in_one_line(
 def test_another_rank_says_it_in_its_last_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    import alexnet_exp.runs.train as train
+    import alexnet_exp.runs.train.command as train
 
     def fail(*_: Any) -> None:
         raise OUT_OF_MEMORY[0]

@@ -13,7 +13,7 @@ from PIL import Image
 
 import alexnet_exp
 from alexnet_exp.data import Digits
-from alexnet_exp.data.digits import load
+from alexnet_exp.data.datasets.digits import load
 from alexnet_exp.errors import UserError
 from alexnet_exp.inference import LoadedClassifier, resolve_checkpoint
 from alexnet_exp.targets import build

@@ -47,9 +47,9 @@ DANGEROUS = [
     "alexnet_exp.models.__builtins__",
     "alexnet_exp.models.__getattr__",
     "alexnet_exp.modelsevil.Net",
-    "alexnet_exp.data.cifar10.os",
-    "alexnet_exp.data.folder.Path",
-    "alexnet_exp.data.mnist.gzip.open",
+    "alexnet_exp.data.datasets.cifar10.os",
+    "alexnet_exp.data.datasets.folder.Path",
+    "alexnet_exp.data.datasets.mnist.gzip.open",
 ]
 
 

@@ -16,9 +16,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from alexnet_exp.config import words
-from alexnet_exp.config.command_line import GROUPS, resumed_directory
 from alexnet_exp.config.compose import conf_dir, options
-from alexnet_exp.config.rules import RULES
+from alexnet_exp.config.overrides import GROUPS, resumed_directory
+from alexnet_exp.config.schema import RULES
 from alexnet_exp.errors import (
     UserError,
     in_one_line,
@@ -348,7 +348,7 @@ def _unknown_option(group: str, option: str, known: Sequence[str]) -> str:
 
 
 def _unknown_key(key: str, verb: str, value: str | None = None) -> str:
-    from alexnet_exp.config import checks
+    from alexnet_exp.config import schema as checks
 
     if key == "hydra.sweeper.params":  # there is, and what was typed adds to it
         return "The chosen sweep has its own hydra.sweeper.params: type others as KEY=VALUES beside it."

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +22,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from alexnet_exp.data import workers
 from alexnet_exp.data.decode import read_stored
 from alexnet_exp.data.randomness import mix, permutation
-from alexnet_exp.data.resident import Mover, ahead, gather_pinned
 from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.errors import UserError
 
@@ -281,3 +282,82 @@ class _Decoder(Dataset):
             return UserError("The batch was abandoned.")  # never read
         indices = torch.tensor(numbers)
         return Batch(torch.stack(images), self.source.labels[indices], indices, size, global_size)
+
+
+T = TypeVar("T")
+_SHARE = 0.25  # of the free memory that the images may take without being asked to
+_DEPTH = 2  # batches on their way
+
+
+def choose_place(wanted: str, num_bytes: int, device: torch.device) -> str:
+    """Decide where images are kept.
+
+    Args:
+        wanted: 'auto', 'device', 'host' or 'off'.
+        num_bytes: Of all splits together.
+        device: That trains.
+
+    Returns:
+        'device', 'host' or 'off'; 'off' on a processor, where nothing has to be moved.
+
+    Raises:
+        UserError: If the device was asked for and has no room.
+    """
+    if device.type == "cpu":
+        return "off"
+    if wanted in ("host", "off") or device.type != "cuda":
+        return "off" if wanted == "auto" else wanted  # mps shares the memory
+    free, _ = torch.cuda.mem_get_info(device)
+    if wanted == "device" and num_bytes > free:
+        raise UserError(
+            f"data.resident=device: the images take {num_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB of the device's "
+            "memory are free; say data.resident=host."
+        )
+    return "device" if wanted == "device" or num_bytes <= _SHARE * free else "host"
+
+
+def ahead(items: Iterator[T], depth: int = _DEPTH) -> Iterator[T]:
+    """Make the next `depth` items on a thread while the current one is used; errors arrive in their turn."""
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        coming = deque(pool.submit(next, items, end) for _ in range(depth))
+        try:
+            while (item := coming.popleft().result()) is not end:
+                coming.append(pool.submit(next, items, end))
+                yield item  # type: ignore[misc]
+        finally:
+            for future in coming:
+                future.cancel()
+
+
+class Mover:
+    """Copies batches to a CUDA device from a thread, on a stream of its own.
+
+    Args:
+        device: A CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def send(self, tensors: list[Tensor]) -> Callable[[], list[Tensor]]:
+        """Begin to copy pinned tensors; the function returned hands the copies to the current stream."""
+        with torch.cuda.stream(self.stream):
+            copies = [t.to(self.device, non_blocking=True) for t in tensors]
+            done = self.stream.record_event()
+
+        def receive() -> list[Tensor]:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(done)
+            for copy in copies:
+                copy.record_stream(current)  # its memory is not used again before this stream is done with it
+            return copies
+
+        return receive
+
+
+def gather_pinned(images: Tensor, indices: Tensor) -> Tensor:
+    """Return images[indices] in pinned memory."""
+    out = torch.empty((len(indices), *images.shape[1:]), dtype=images.dtype, pin_memory=True)
+    return torch.index_select(images, 0, indices, out=out)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alexnet_exp.data.cache_file import take as lock
+from alexnet_exp.data.cache import take as lock
 
 log = logging.getLogger(__name__)
 

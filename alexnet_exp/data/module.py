@@ -13,15 +13,20 @@ import lightning
 import torch
 
 from alexnet_exp import cores
-from alexnet_exp.data.augment import Preprocess
+from alexnet_exp.data.augment.geometry import Preprocess
+from alexnet_exp.data.augment.pipeline import Pipeline
 from alexnet_exp.data.decode import read_stored
-from alexnet_exp.data.facts import facts, lines, missing
-from alexnet_exp.data.identity import Identity, identify_ahead
-from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader, Loader
-from alexnet_exp.data.pipeline import Pipeline
-from alexnet_exp.data.resident import choose_place
-from alexnet_exp.data.sources import ArraySource, FileSource, check_count
-from alexnet_exp.data.splits import RULES, even_subset, split_validation, spread_order
+from alexnet_exp.data.identity import Identity, facts, identify_ahead, lines, missing
+from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader, Loader, choose_place
+from alexnet_exp.data.sources import (
+    RULES,
+    ArraySource,
+    FileSource,
+    check_count,
+    even_subset,
+    split_validation,
+    spread_order,
+)
 from alexnet_exp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -49,10 +54,10 @@ class ImageData(lightning.LightningDataModule):
         test_subset: N of the test images, likewise.
         subset_seed: Which ones, of files that are cut by name; None: val_seed.
         split_rule: How files are cut: 'by_name', or 'by_order', which runs without a record of the rule keep
-            (data/splits.py).
+            (data/sources.py).
         stored_size: Side of decoded image files, in pixels; None: 8/7 of the input.
         num_workers: Decoding processes; None: one per core, 8 at most.
-        resident: Where images in memory are kept: 'auto', 'device', 'host' or 'off' (data/resident.py).
+        resident: Where images in memory are kept: 'auto', 'device', 'host' or 'off' (data/loaders.py).
     """
 
     def __init__(

@@ -7,6 +7,8 @@ number of workers or of devices draws the same ones.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,3 +54,15 @@ def _mixed(x: Tensor) -> Tensor:
     x = x ^ (x >> 15)
     x = (x * 0x846CA68B) & _MASK
     return x ^ (x >> 16)
+
+
+@lru_cache(maxsize=64)
+def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Return numbers, or rows of numbers, as a float32 tensor; everybody gets the same one, so it is never written to.
+
+    Args:
+        values: (K,) or (K, L).
+        device: Where it lies.
+    """
+    with torch.inference_mode(False):  # validation may be the first to ask, and training uses it too
+        return torch.tensor(values, dtype=torch.float32, device=device)

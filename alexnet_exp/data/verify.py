@@ -15,8 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from alexnet_exp.data.cache import places, shown
-from alexnet_exp.data.cache_file import fingerprint
+from alexnet_exp.data.cache import fingerprint, places, shown
 from alexnet_exp.data.decode import read_stored
 from alexnet_exp.errors import UserError, printable
 

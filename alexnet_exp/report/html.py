@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_exp.tracking.records import replacing
+from alexnet_exp.tracking.run_reader import replacing
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -38,7 +38,7 @@ def environment() -> Environment:
     # Both imported here: the terminal's tables need the number formats below, and neither of these.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    from alexnet_exp.tracking.pictures import data_uri
+    from alexnet_exp.report.pictures import data_uri
 
     loader = FileSystemLoader(TEMPLATES)
     made = Environment(

@@ -1,1 +1,1 @@
-"""One file per verb of `alexnet-exp`."""
+"""The verbs of `alexnet-exp`: one file each, or a folder whose command.py is the verb."""

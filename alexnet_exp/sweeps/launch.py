@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from alexnet_exp.errors import UserError, shell_command
-from alexnet_exp.runs.compare import summarise
-from alexnet_exp.runs.compare_output import print_table
+from alexnet_exp.runs.compare.command import summarise
+from alexnet_exp.runs.compare.table import print_table
 from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, WAITING, Job, JobFailed
 from alexnet_exp.sweeps.record import SweepRecord
 from alexnet_exp.sweeps.resources import Resources, trainers

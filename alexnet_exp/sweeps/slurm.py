@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +18,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.sweeps import slurm_queue
-from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, WAITING, Job
+from alexnet_exp.sweeps.job import FAILED, FINISHED, OUTPUT, RUNNING, WAITING, Job
 from alexnet_exp.sweeps.launch import begin, concluded, job_flags, say_what_is_equal
 from alexnet_exp.sweeps.record import SweepRecord
-from alexnet_exp.sweeps.slurm_script import Shape, common_shape, script, task_of
+from alexnet_exp.sweeps.resources import trainers
 from alexnet_exp.sweeps.table import Table
-from alexnet_exp.tracking.redact import OF_ANY_URL, url_passwords
+from alexnet_exp.tracking.redact import OF_ANY_URL, url_passwords, without_passwords
 from alexnet_exp.tracking.run_directory import write_atomically
 
 _POLL_SECONDS = 5.0
@@ -93,12 +96,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 def _to_submit(jobs: list[Job], arrays: list[str]) -> list[Job]:
     """Return the jobs that neither have finished nor are with SLURM still."""
-    known = slurm_queue.states(arrays)
+    known = states(arrays)
     if known is None:
         raise UserError(
             "SLURM does not say which jobs of this sweep are still going on (squeue failed): try again."
         )
-    alive = {task for task, state in known.items() if state not in slurm_queue.OVER}
+    alive = {task for task, state in known.items() if state not in OVER}
     return [job for job in jobs if job.state != FINISHED and task_of(job) not in alive]
 
 
@@ -119,7 +122,7 @@ def _submit(jobs: list[Job], settings: Mapping[str, Any], shape: Shape, director
         write_atomically(path, script(jobs, settings, shape, directory))
     finally:
         os.umask(before)
-    return slurm_queue.submit(path, dict(zip([OF_ANY_URL], passwords, strict=False)))
+    return submit(path, dict(zip([OF_ANY_URL], passwords, strict=False)))
 
 
 def _say_how_to_follow(array: str, count: int, directory: Path, console: Console) -> None:
@@ -165,7 +168,7 @@ class Watch:
 
     def look(self) -> bool:
         """Ask once how the jobs are; return whether any is left to wait for."""
-        known = slurm_queue.states(self.arrays)
+        known = states(self.arrays)
         if known is not None:
             for job in self._left():
                 self._note(job, known.get(task_of(job)))
@@ -176,7 +179,7 @@ class Watch:
         return [job for job in self.jobs if job.state in (WAITING, RUNNING)]
 
     def _note(self, job: Job, state: str | None) -> None:
-        if state is None or state in slurm_queue.OVER:
+        if state is None or state in OVER:
             self._over[job.number] += 1
             if self._over[job.number] >= _LOOKS:
                 self._ended(job, state)
@@ -198,3 +201,197 @@ class Watch:
             reason = job.error() or [*said[-1:], "it said nothing"][0]
             job.state, job.why = FAILED, f"{reason} (SLURM: {state})" if state else str(reason)
         self.table.ended(job)
+
+
+# `resume=` starts a run that is not there yet, and goes on with one that is: the same line serves a requeued job.
+_COMMAND = '-m alexnet_exp.cli train "${settings[@]}"'
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What every task of an array asks for.
+
+    Args:
+        nodes: Machines.
+        tasks: Processes on each: one for each device.
+        on_gpus: Whether the devices may be GPUs.
+    """
+
+    nodes: int
+    tasks: int
+    on_gpus: bool
+
+
+def common_shape(job_overrides: Sequence[Sequence[str]], compose: Callable[[list[str]], DictConfig]) -> Shape:
+    """Return the shape that all jobs have.
+
+    Args:
+        job_overrides: What each job sets.
+        compose: Makes a job's configuration.
+
+    Raises:
+        UserError: If they differ, or leave the number of devices open.
+    """
+    shapes = {_shape(trainer) for trainer in trainers(job_overrides, compose)}
+    if len(shapes) > 1:
+        raise UserError(
+            "trainer.devices and trainer.num_nodes cannot be swept with hydra/launcher=slurm: all jobs of an array "
+            "take the same machines. Start one sweep for each value."
+        )
+    return shapes.pop()
+
+
+def _shape(trainer: DictConfig) -> Shape:
+    devices, accelerator = trainer.devices, trainer.accelerator
+    if not isinstance(devices, int) or devices < 1:
+        raise UserError(
+            f"hydra/launcher=slurm must know how many devices a job takes, and trainer.devices={devices} does not "
+            "say: give a number, such as trainer=gpu trainer.devices=4, or trainer=cpu."
+        )
+    return Shape(trainer.num_nodes, devices, accelerator != "cpu")
+
+
+def script(jobs: Sequence[Job], settings: Mapping[str, Any], shape: Shape, directory: Path) -> str:
+    """Write the script.
+
+    Args:
+        jobs: To be run; the names of their directories are the numbers of the array's tasks.
+        settings: Of the launcher.
+        shape: Of every job.
+        directory: Of the sweep.
+    """
+    cpus = settings["cpus_per_task"]
+    lines = [
+        "#!/bin/bash",
+        "# Jobs of a sweep, made by hydra/launcher=slurm. A job that has begun goes on from its last checkpoint.",
+        *(f"#SBATCH {option}" for option in _options(jobs, settings, shape, directory)),
+        "",
+        "case $SLURM_ARRAY_TASK_ID in",
+        *(
+            f"  {task_of(job)}) settings=({shlex.join(without_passwords(_arguments(job)))}) ;;"
+            for job in jobs
+        ),
+        "esac",
+        f"export OMP_NUM_THREADS={cpus} MKL_NUM_THREADS={cpus}",
+        f'export WANDB_RUN_GROUP="${{WANDB_RUN_GROUP:-{directory.name}}}"',
+        *settings["setup"],
+        "trap : TERM  # the end that SLURM asks for is the run's to say, which saves first",
+        f"srun --cpus-per-task={cpus} --kill-on-bad-exit=1 {shlex.quote(sys.executable)} {_COMMAND}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def task_of(job: Job) -> int:
+    """Return a job's number in an array, the same one in every array of its sweep."""
+    return int(job.directory.name)
+
+
+def _arguments(job: Job) -> list[str]:
+    return [*job.flags, *job.overrides, f"resume={job.directory}"]
+
+
+def _options(jobs: Sequence[Job], settings: Mapping[str, Any], shape: Shape, directory: Path) -> list[str]:
+    at_once = "" if settings["max_parallel"] is None else f"%{settings['max_parallel']}"
+    gpus = shape.tasks if shape.on_gpus and settings["gpus_per_node"] is None else settings["gpus_per_node"]
+    output = str(directory).replace("%", "%%") + f"/%a/{OUTPUT}"
+    options = {
+        "job-name": f"alexnet_exp_{directory.name}",  # Lightning takes "bash" for a terminal
+        "array": _ranges(sorted(task_of(job) for job in jobs)) + at_once,
+        "nodes": shape.nodes,
+        "ntasks-per-node": shape.tasks,
+        "cpus-per-task": settings["cpus_per_task"],
+        "gpus-per-node": gpus or None,
+        "time": settings["time"],
+        "partition": settings["partition"],
+        "signal": f"USR1@{settings['signal_seconds']}",
+        "open-mode": "append",
+        "output": output,
+    }
+    named = [f"--{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+    return [*named, "--requeue", *(line.removeprefix("#SBATCH ") for line in settings["sbatch"])]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Write sorted numbers as SLURM does: 0-3,7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+_SECONDS = 60.0  # a busy controller answers late
+OVER = frozenset(
+    ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+     "PREEMPTED", "REVOKED", "TIMEOUT")
+)  # fmt: skip
+
+
+def submit(script: Path, variables: Mapping[str, str] | None = None) -> str:
+    """Hand a script to SLURM.
+
+    Args:
+        script: A file.
+        variables: Of the environment of its jobs, beside this process's.
+
+    Returns:
+        The number of the job array.
+
+    Raises:
+        UserError: If SLURM is not here, does not answer, or refuses it.
+    """
+    # HYDRA_FULL_ERROR is ours, and each job has a W&B run of its own; jobs inherit the rest.
+    not_theirs = ("HYDRA_FULL_ERROR", "WANDB_RUN_ID")
+    environment = {k: v for k, v in os.environ.items() if k not in not_theirs} | dict(variables or {})
+    try:
+        done = _asked("sbatch", "--parsable", str(script), environment=environment)
+    except FileNotFoundError:
+        raise UserError(
+            "hydra/launcher=slurm needs sbatch: start the sweep on a machine that SLURM takes jobs from."
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"SLURM has not answered sbatch for {_SECONDS:.0f} s, and may have taken {script} all the same: look at "
+            f"squeue --me, and scancel what is there of it before sweep.resume={script.parent} submits it again."
+        ) from None
+    if done.returncode:
+        reason = " ".join(done.stderr.replace("sbatch: error: ", "").split())
+        raise UserError(f"SLURM refused the sweep ({script}): {reason}")
+    return done.stdout.strip().partition(";")[0]  # "NUMBER;CLUSTER" where there are several
+
+
+def states(arrays: Sequence[str]) -> dict[int, str] | None:
+    """Return the state of every task that SLURM remembers, in its own words: PENDING, RUNNING, TIMEOUT.
+
+    Args:
+        arrays: Numbers of job arrays, oldest first; where two have the same task, the later one counts.
+
+    Returns:
+        States by task; None if SLURM does not answer.
+    """
+    if not arrays:
+        return {}
+    try:
+        done = _asked(
+            "squeue",
+            "--noheader",
+            "--array",
+            "--states=all",
+            f"--jobs={','.join(arrays)}",
+            "--format=%F %K %T",
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode:
+        return {} if "Invalid job id" in done.stderr else None  # forgotten: all are over
+    rows = [line.split() for line in done.stdout.splitlines()]
+    known = [(arrays.index(array), int(task), state) for array, task, state in rows if task.isdigit()]
+    return {task: state for _, task, state in sorted(known)}
+
+
+def _asked(*command: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=_SECONDS, check=False, env=environment
+    )

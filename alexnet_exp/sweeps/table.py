@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.table import Table as RichTable
 
 from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, Job
-from alexnet_exp.tracking.records import read_rows
 from alexnet_exp.tracking.redact import redact
+from alexnet_exp.tracking.run_reader import read_rows
 
 _LAST_LINES = 5
 _READ_SECONDS = 1.0

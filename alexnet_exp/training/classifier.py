@@ -13,21 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alexnet_exp.data import ImageData
+from alexnet_exp.data.augment.mixing import Mixing
 from alexnet_exp.data.loaders import Batch
-from alexnet_exp.data.mixing import Mixing
 from alexnet_exp.data.randomness import mix
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.accumulation import Window
-from alexnet_exp.training.bad_step import not_finite
 from alexnet_exp.training.batch_norm import check_batch_norm
+from alexnet_exp.training.callbacks.bad_step import not_finite
+from alexnet_exp.training.checkpoint.identity import Splits, check_ranks, own_classes
+from alexnet_exp.training.checkpoint.resume import Changes, Kept, begin_epoch_again, changes, complete_restart
 from alexnet_exp.training.ending import at_its_time, epochs_done, inside_epoch
-from alexnet_exp.training.identity import Splits, check_ranks, own_classes
-from alexnet_exp.training.losses import image_losses
-from alexnet_exp.training.meters import ClassificationMeter
-from alexnet_exp.training.optimizers import build_optimizer, images_of_a_step
-from alexnet_exp.training.outcomes import NUM_SAMPLES, Outcomes
-from alexnet_exp.training.restart import Changes, Kept, begin_epoch_again, changes, complete_restart
-from alexnet_exp.training.schedules import RunLength, build_schedule
+from alexnet_exp.training.metrics import NUM_SAMPLES, ClassificationMeter, Outcomes, image_losses
+from alexnet_exp.training.optim.build import build_optimizer, images_of_a_step
+from alexnet_exp.training.optim.schedules import RunLength, build_schedule
 
 _PLAIN = frozenset(
     ("_current_fx_name", "step_loss", "_first_bad_step", "_taken")

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from alexnet_exp.config.compose import group
 from alexnet_exp.data.cache import DecodedSource
 from alexnet_exp.data.sources import ArraySource, FileSource
-from alexnet_exp.data.streaming import StreamSource
+from alexnet_exp.data.streaming.dataset import StreamSource
 from alexnet_exp.errors import UserError
 from tests.runs.measured_runs import subject
 

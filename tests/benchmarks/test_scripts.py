@@ -18,7 +18,7 @@ import overhead
 import pytest
 from script import run
 
-from alexnet_exp.runs import benchmark_subject
+from alexnet_exp.runs.benchmark import subject as benchmark_subject
 from tests.runs.test_benchmark import NET, check_ratios, rows_of
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"

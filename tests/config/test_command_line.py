@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from alexnet_exp.config.command_line import LITERAL_KEYS, prepare, resumed_directory
+from alexnet_exp.config.overrides import LITERAL_KEYS, prepare, resumed_directory
 from alexnet_exp.errors import UserError
 
 AWKWARD = [

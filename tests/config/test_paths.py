@@ -10,8 +10,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from alexnet_exp.cli import main
-from alexnet_exp.config.command_line import prepare, resumed_directory
 from alexnet_exp.config.compose import compose, plain
+from alexnet_exp.config.overrides import prepare, resumed_directory
 from alexnet_exp.config.paths import PATH_KEYS, PATH_LISTS
 
 
@@ -77,7 +77,7 @@ def test_home_is_expanded_in_the_environment_and_in_references(home: Path, monke
 def test_hydra_makes_no_folder_of_that_name(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    import alexnet_exp.runs.train as module
+    import alexnet_exp.runs.train.command as module
 
     places: list[Path] = []
     monkeypatch.setattr(module, "train", lambda config, overrides, run_dir, command: places.append(run_dir))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from alexnet_exp.data import augment
-from alexnet_exp.data.augment import Augment, Preprocess
+from alexnet_exp.data.augment import geometry as augment
+from alexnet_exp.data.augment.geometry import Augment, Preprocess
 from alexnet_exp.data.loaders import BatchPlan
 from alexnet_exp.data.randomness import uniforms
 

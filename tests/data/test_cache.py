@@ -17,7 +17,7 @@ from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.data import Batch, Folder, loaders
 from alexnet_exp.data import cache as cache_module
 from alexnet_exp.data.cache import Cache, DecodedSource, places
-from alexnet_exp.data.folder import load, scan
+from alexnet_exp.data.datasets.folder import load, scan
 from alexnet_exp.data.sources import FileSource
 from alexnet_exp.errors import UserError
 from tests.data.makers import write_folder
@@ -207,7 +207,7 @@ def test_the_files_are_looked_at_once_and_not_at_all_where_nothing_can_be_kept(
         return taken(paths, *rest)
 
     monkeypatch.setattr(cache_module, "fingerprint", counted)
-    monkeypatch.setattr("alexnet_exp.data.cache_file.fingerprint", counted)
+    monkeypatch.setattr("alexnet_exp.data.cache.fingerprint", counted)
     monkeypatch.setattr(cache_module, "AUTO_BYTES", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))  # the second place to look
     source = load(str(root), "train")

@@ -18,9 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from alexnet_exp.data import cache_file
-from alexnet_exp.data.cache_file import CacheFile
-from alexnet_exp.data.folder import load
+from alexnet_exp.data import cache as cache_file
+from alexnet_exp.data.cache import CacheFile
+from alexnet_exp.data.datasets.folder import load
 from alexnet_exp.data.sources import FileSource
 from tests.data.makers import write_folder
 

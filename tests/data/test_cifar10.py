@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_exp.data import cifar10
+from alexnet_exp.data.datasets import cifar10
 from alexnet_exp.errors import UserError
 from tests.data.makers import CIFAR10_CLASSES, fail_to_read, pack_cifar10, write_cifar10
 

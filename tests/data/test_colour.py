@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from alexnet_exp.data.augment import Preprocess
-from alexnet_exp.data.colour import colour_shift
-from alexnet_exp.data.pipeline import Pipeline
+from alexnet_exp.data.augment.colour import colour_shift
+from alexnet_exp.data.augment.geometry import Preprocess
+from alexnet_exp.data.augment.pipeline import Pipeline
 from alexnet_exp.data.randomness import uniforms
 from alexnet_exp.errors import UserError
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alexnet_exp.data.augment import Preprocess
-from alexnet_exp.data.constants import constant
-from alexnet_exp.data.pipeline import Pipeline
+from alexnet_exp.data.augment.geometry import Preprocess
+from alexnet_exp.data.augment.pipeline import Pipeline
+from alexnet_exp.data.randomness import constant
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_exp.data import folder
+from alexnet_exp.data.datasets import folder
 from tests.data.test_folder import touch
 
 

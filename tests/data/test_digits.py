@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alexnet_exp.data import digits
+from alexnet_exp.data.datasets import digits
 from alexnet_exp.errors import UserError
 
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import RandomErasing
 
-from alexnet_exp.data.augment import Preprocess
-from alexnet_exp.data.erasing import Erasing, inside
-from alexnet_exp.data.pipeline import Pipeline
+from alexnet_exp.data.augment.geometry import Erasing, Preprocess, inside
+from alexnet_exp.data.augment.pipeline import Pipeline
 from alexnet_exp.data.randomness import uniforms
 
 SCALE, RATIO = (0.02, 0.33), (0.3, 3.3)

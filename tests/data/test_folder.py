@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet_exp.data import folder
+from alexnet_exp.data.datasets import folder
 from alexnet_exp.errors import UserError
 from tests.data.makers import write_folder
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from alexnet_exp.cli import main
-from alexnet_exp.data.folder import split_folders
+from alexnet_exp.data.datasets.folder import split_folders
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.predict_files import find_images
+from alexnet_exp.runs.predict.command import find_images
 from tests.data.makers import write_folder
 from tests.data.test_folder import touch
 from tests.data.test_split_rules import names, opened

@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image, features
 
-from alexnet_exp.data import cache_file, decode, heif
+from alexnet_exp.data import cache as cache_file
+from alexnet_exp.data import decode, heif
 from alexnet_exp.data.decode import read_size, read_stored, readable_extensions
 from alexnet_exp.errors import UserError
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from alexnet_exp.data.datasets.folder import load
 from alexnet_exp.data.decode import decode, stored
-from alexnet_exp.data.folder import load
 from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader
 from alexnet_exp.data.sources import ArraySource
 from tests.data.makers import write_folder

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from alexnet_exp.data.augment import Preprocess
+from alexnet_exp.data.augment.geometry import Preprocess
+from alexnet_exp.data.augment.mixing import Mixer, beta_quantile
+from alexnet_exp.data.augment.pipeline import Pipeline
 from alexnet_exp.data.loaders import BatchPlan
-from alexnet_exp.data.mixing import Mixer, beta_quantile
-from alexnet_exp.data.pipeline import Pipeline
 from alexnet_exp.data.randomness import uniforms
 
 MIXERS = [Mixer(0.4, 0.0, 12), Mixer(0.0, 1.0, 12), Mixer(0.2, 1.0, 12)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_exp.data import mnist
+from alexnet_exp.data.datasets import mnist
 from alexnet_exp.errors import UserError
 from tests.data.makers import fail_to_read, write_idx, write_mnist
 

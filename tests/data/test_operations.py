@@ -11,8 +11,8 @@ from torchvision.transforms.autoaugment import _apply_op
 from torchvision.transforms.functional import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
-from alexnet_exp.data import operations
-from alexnet_exp.data.operations import apply_chosen
+from alexnet_exp.data.augment import operations
+from alexnet_exp.data.augment.operations import apply_chosen
 
 # Our function, torchvision's name for it in its policies, and the strength that we give for its magnitude.
 PAIRS: list[tuple[str, str, Any]] = [

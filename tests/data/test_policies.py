@@ -13,10 +13,10 @@ from torchvision.transforms import RandAugment as TheirRandAugment
 from torchvision.transforms import TrivialAugmentWide
 from torchvision.transforms.v2 import functional as reference
 
-from alexnet_exp.data import policies
-from alexnet_exp.data.augment import Preprocess
-from alexnet_exp.data.pipeline import Pipeline
-from alexnet_exp.data.policies import ColourJitter, RandAugment, TrivialAugment, build_policy
+from alexnet_exp.data.augment import policies
+from alexnet_exp.data.augment.geometry import Preprocess
+from alexnet_exp.data.augment.pipeline import Pipeline
+from alexnet_exp.data.augment.policies import ColourJitter, RandAugment, TrivialAugment, build_policy
 from alexnet_exp.data.randomness import uniforms
 from alexnet_exp.errors import UserError
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from alexnet_exp.data import loaders
-from alexnet_exp.data.loaders import ArrayLoader, BatchPlan
-from alexnet_exp.data.resident import ahead, choose_place
+from alexnet_exp.data.loaders import ArrayLoader, BatchPlan, ahead, choose_place
 from alexnet_exp.data.sources import ArraySource
 from alexnet_exp.errors import UserError
 

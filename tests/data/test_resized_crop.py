@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import RandomResizedCrop
 
-from alexnet_exp.data.augment import Preprocess
-from alexnet_exp.data.pipeline import Pipeline
+from alexnet_exp.data.augment.geometry import Preprocess, random_boxes, resized_crop
+from alexnet_exp.data.augment.pipeline import Pipeline
 from alexnet_exp.data.randomness import uniforms
-from alexnet_exp.data.resized_crop import random_boxes, resized_crop
 
 SCALE, RATIO = (0.08, 1.0), (0.75, 4 / 3)
 OPTIONS = {"flip": True, "crop": True, "resized_crop": {"scale": SCALE, "ratio": RATIO}}

@@ -12,7 +12,8 @@ import torch
 from made import arrays
 from makers import write_folder
 
-from alexnet_exp.data import Folder, folder
+from alexnet_exp.data import Folder
+from alexnet_exp.data.datasets import folder
 from alexnet_exp.data.identity import identify, identify_ahead
 from alexnet_exp.data.sources import FileSource
 

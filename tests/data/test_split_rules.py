@@ -13,7 +13,7 @@ import yaml
 
 from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.data import Digits, Folder, ImageData
-from alexnet_exp.data.splits import draw, spread_order, validation_by_name
+from alexnet_exp.data.sources import draw, spread_order, validation_by_name
 from alexnet_exp.errors import UserError
 from alexnet_exp.targets import build
 from tests.data.makers import write_folder

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from alexnet_exp.data.splits import split_validation
+from alexnet_exp.data.sources import split_validation
 from alexnet_exp.errors import UserError
 
 

@@ -14,11 +14,11 @@ from alexnet_exp import cores
 from alexnet_exp.cli import main
 from alexnet_exp.data import Folder, Streaming
 from alexnet_exp.data.loaders import Batch, Loader
-from alexnet_exp.data.streaming_loader import turns
+from alexnet_exp.data.streaming.loader import turns
 from alexnet_exp.errors import UserError
 from alexnet_exp.inference import load_classifier
-from alexnet_exp.runs.export_check import images_to_check
-from alexnet_exp.training.safe_load import load_safely
+from alexnet_exp.runs.export.check import images_to_check
+from alexnet_exp.training.checkpoint.safe_load import load_safely
 from tests.data.makers import write_folder
 from tests.runs.evaluated_runs import evaluated
 from tests.training.small_runs import SMALL

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.inference import load_classifier
-from alexnet_exp.training.reading import check_progress, read_checkpoint
+from alexnet_exp.training.checkpoint.read import check_progress, read_checkpoint
 from tests.fuzz.damage import DAMAGE, damaged
 from tests.fuzz.refusal import check_sentence
 from tests.training.small_runs import run, same

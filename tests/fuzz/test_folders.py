@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from alexnet_exp.data.folder import scan
+from alexnet_exp.data.datasets.folder import scan
 from alexnet_exp.errors import UserError
 from tests.fuzz.refusal import check_sentence
 

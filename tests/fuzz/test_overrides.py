@@ -38,7 +38,7 @@ WORDS = st.one_of(
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Let settings be composed and checked, and no run begin."""
-    import alexnet_exp.runs.train as module
+    import alexnet_exp.runs.train.command as module
 
     def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: str) -> None:
         assert config["data"]["batch_size"] >= 1 and config["optimizer"]["lr"] > 0

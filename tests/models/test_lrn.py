@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from alexnet_exp.models import LocalResponseNorm
-from alexnet_exp.models.layers import local_response_norm, lrn, missing_compiler
+from alexnet_exp.models.layers import local_response_norm, missing_compiler
+from alexnet_exp.models.layers import norm as lrn
 
 CONSTANTS = [
     (5, 1e-4, 0.75, 2.0),  # the original

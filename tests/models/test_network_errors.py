@@ -10,7 +10,7 @@ import torch
 
 from alexnet_exp import create_model
 from alexnet_exp.config.compose import group
-from alexnet_exp.config.networks import check_typed
+from alexnet_exp.config.schema import check_typed
 from alexnet_exp.errors import UserError
 from alexnet_exp.models import AlexNet
 

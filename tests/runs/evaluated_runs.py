@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from alexnet_exp.cli import main
-from alexnet_exp.runs.train import train
+from alexnet_exp.runs.train.command import train
 from tests.data.makers import Arrays, write_cifar10
 from tests.training.small_runs import settings
 

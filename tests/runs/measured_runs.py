@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_exp.runs.benchmark_subject import Subject
+from alexnet_exp.runs.benchmark.subject import Subject
 from tests.data.makers import write_folder
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux tells what a process does.")

@@ -15,7 +15,10 @@ import torch
 from alexnet_exp.cli import main
 from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs import benchmark, benchmark_startup, benchmark_step, timing
+from alexnet_exp.runs.benchmark import command as benchmark
+from alexnet_exp.runs.benchmark import startup as benchmark_startup
+from alexnet_exp.runs.benchmark import step as benchmark_step
+from alexnet_exp.runs.benchmark import timing
 
 NET = [
     "model=alexnet_cifar",

@@ -15,18 +15,16 @@ from torch.nn import functional
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.models.layers import LocalResponseNorm
-from alexnet_exp.runs import (
-    benchmark,
-    benchmark_loop,
-    benchmark_startup,
-    benchmark_step,
-    benchmark_subject,
-    timing,
-)
-from alexnet_exp.runs.benchmark_loop import step_of, variant
-from alexnet_exp.runs.benchmark_step import RoomInMemory, largest_batch
-from alexnet_exp.runs.benchmark_subject import HEIGHT, WIDTH, Subject, write_jpegs
-from alexnet_exp.runs.benchmark_workers import RunLoader, endless_batches
+from alexnet_exp.runs.benchmark import command as benchmark
+from alexnet_exp.runs.benchmark import loop as benchmark_loop
+from alexnet_exp.runs.benchmark import startup as benchmark_startup
+from alexnet_exp.runs.benchmark import step as benchmark_step
+from alexnet_exp.runs.benchmark import subject as benchmark_subject
+from alexnet_exp.runs.benchmark import timing
+from alexnet_exp.runs.benchmark.loop import step_of, variant
+from alexnet_exp.runs.benchmark.step import RoomInMemory, largest_batch
+from alexnet_exp.runs.benchmark.subject import HEIGHT, WIDTH, Subject, write_jpegs
+from alexnet_exp.runs.benchmark.workers import RunLoader, endless_batches
 from tests.runs.measured_runs import on_linux, photographs, subject, working
 
 

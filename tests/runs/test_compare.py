@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from alexnet_exp.cli import main
-from alexnet_exp.runs.compare_settings import choices, differing
-from alexnet_exp.tracking.compare_runs import find_runs
+from alexnet_exp.runs.compare.settings import choices, differing
+from alexnet_exp.tracking.run_reader import find_runs
 from tests.runs.made_runs import make_run
 
 

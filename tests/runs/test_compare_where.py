@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.compare_where import Where
+from alexnet_exp.runs.compare.where import Where
 
 RUN: dict[str, Any] = {
     "optimizer.lr": 0.05,

@@ -12,9 +12,9 @@ import pytest
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.dashboard import dashboard
-from alexnet_exp.runs.evaluate import RULES
-from alexnet_exp.tracking.wandb_describe import X_AXES
-from alexnet_exp.tracking.wandb_media import confusion_panels
+from alexnet_exp.runs.evaluate.command import RULES
+from alexnet_exp.tracking.wandb.logger import X_AXES
+from alexnet_exp.tracking.wandb.media import confusion_panels
 from tests.runs.evaluated_runs import alexnet_exp
 
 pytestmark = pytest.mark.usefixtures("no_account")

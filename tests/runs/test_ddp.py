@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.fit import assemble, fit_to_data, prepare_data
+from alexnet_exp.runs.train.fit import assemble, fit_to_data, prepare_data
 from alexnet_exp.tracking.run_directory import RunDirectory
 from tests.runs.test_secrets import URL, leaks
 from tests.tracking.read_wandb import read_wandb

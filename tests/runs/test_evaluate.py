@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_exp.runs.evaluate_data import open_data
+from alexnet_exp.runs.evaluate.data import open_data
 from alexnet_exp.targets import build
 from tests.data.makers import CIFAR10_CLASSES, Arrays, write_folder
 from tests.runs.evaluated_runs import evaluated, make_runs, refused, rows
@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare each evaluation the seconds that matplotlib takes; test_evaluate_output.py looks at the pictures."""
-    monkeypatch.setattr("alexnet_exp.runs.evaluate_output.draw_all", lambda *_: [])
+    monkeypatch.setattr("alexnet_exp.runs.evaluate.output.draw_all", lambda *_: [])
 
 
 # ------------------------------------------------------------------------------------- against a slow loop
@@ -142,7 +142,7 @@ def test_best_validation_figure_comes_out_where_there_is_no_test(
     overrides = ["trainer.max_epochs=2", "model.input_size=24", "callbacks.ema.enabled=true"]
     base = ["model=alexnet_tf_cifar", *settings_of_a_folder(tmp_path / "data")]
     config, typed = settings(*overrides, base=base)
-    from alexnet_exp.runs.train import train
+    from alexnet_exp.runs.train.command import train
 
     result = train(config, typed, tmp_path / "run", "python train.py")
     capsys.readouterr()
@@ -189,7 +189,7 @@ def test_other_data_is_matched_by_the_names_of_its_classes(made: Made, tmp_path:
 
 
 def test_labels_follow_the_names_when_the_order_is_another(made: Made, tmp_path: Path):
-    from alexnet_exp.runs.evaluate_data import _renumbered
+    from alexnet_exp.runs.evaluate.data import _renumbered
     from tests.data.made import arrays
 
     source = arrays(6, "test", seed=0)  # ant, bee, cat in turn

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.evaluate import wandb_place
-from alexnet_exp.runs.evaluate_data import is_own_data
+from alexnet_exp.runs.evaluate.data import is_own_data
 from alexnet_exp.tracking.run_directory import RunDirectory
-from alexnet_exp.tracking.wandb_logger import find_run_id
+from alexnet_exp.tracking.wandb.logger import find_run_id
+from alexnet_exp.tracking.wandb.media import wandb_place
 from tests.data.makers import CIFAR10_CLASSES, Arrays
 from tests.runs.evaluated_runs import alexnet_exp, evaluated, make_runs, rows
 from tests.tracking.read_wandb import read_finished
@@ -122,7 +122,7 @@ def test_scores_tables_and_figures_go_to_the_wandb_run_of_the_checkpoint(
 def test_figures_of_another_data_set_stand_beside_the_own_ones_in_wandb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("alexnet_exp.runs.evaluate_output.draw_all", lambda *_: [])
+    monkeypatch.setattr("alexnet_exp.runs.evaluate.output.draw_all", lambda *_: [])
     run_dir = tmp_path / "run"
     run(run_dir, "logger=wandb", "logger.wandb.mode=offline")
     for label in range(10):

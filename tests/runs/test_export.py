@@ -16,14 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from alexnet_exp.cli import main
-from alexnet_exp.data.augment import Preprocess
+from alexnet_exp.data.augment.geometry import Preprocess
+from alexnet_exp.data.augment.pipeline import Pipeline
 from alexnet_exp.data.decode import luma, stored
-from alexnet_exp.data.pipeline import Pipeline
 from alexnet_exp.inference import LoadedClassifier, load_classifier
-from alexnet_exp.runs import export as verb
-from alexnet_exp.runs.export_formats import how_to_load, model_name
-from alexnet_exp.runs.export_image import FromImages
-from alexnet_exp.runs.train import train
+from alexnet_exp.runs.export import command as verb
+from alexnet_exp.runs.export.formats import how_to_load, model_name
+from alexnet_exp.runs.export.image import FromImages
+from alexnet_exp.runs.train.command import train
 from alexnet_exp.zoo import create_model
 from tests.tracking.test_report import Page
 from tests.training.small_runs import NARROW, run, settings
@@ -203,7 +203,7 @@ def test_the_page_of_weights_alone_names_no_folder_of_the_machine(
 ):
     monkeypatch.chdir(trained.parent)
     # None of conf/model builds it; to find that out takes seconds.
-    monkeypatch.setattr("alexnet_exp.runs.export_formats.model_name", lambda *_: "custom")
+    monkeypatch.setattr("alexnet_exp.runs.export.formats.model_name", lambda *_: "custom")
     said = export(capsys, "run", "format=safetensors", "paths.output_dir=weights")
     (folder,) = Path("weights/export").iterdir()
     assert f"report: {folder}/report.html\n" in said and f"exported: {folder}/model.safetensors" in said
@@ -219,7 +219,7 @@ def test_the_page_of_weights_alone_names_no_folder_of_the_machine(
 def test_a_file_that_computes_something_else_is_not_left(
     kind: str, trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    from alexnet_exp.runs import export_formats
+    from alexnet_exp.runs.export import formats as export_formats
 
     write = export_formats.write
 

@@ -9,8 +9,8 @@ import torch
 
 from alexnet_exp.config.compose import group
 from alexnet_exp.inference import LoadedClassifier, Preprocessing
-from alexnet_exp.runs.export_check import check
-from alexnet_exp.runs.export_formats import reader, write
+from alexnet_exp.runs.export.check import check
+from alexnet_exp.runs.export.formats import reader, write
 from alexnet_exp.zoo import create_model, list_models
 
 pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")

@@ -15,12 +15,12 @@ from torch.nn import functional
 
 import alexnet_exp as package
 from alexnet_exp.config.compose import compose, plain
-from alexnet_exp.runs import figures_nearest
-from alexnet_exp.runs.figures import NAMES, check_settings
-from alexnet_exp.runs.figures_make import FIGURES
-from alexnet_exp.runs.figures_nearest import search
-from alexnet_exp.runs.figures_subject import LeftOutError, Subject, open_subject
-from alexnet_exp.runs.train import train
+from alexnet_exp.runs.figures import nearest as figures_nearest
+from alexnet_exp.runs.figures.command import NAMES, check_settings
+from alexnet_exp.runs.figures.make import FIGURES
+from alexnet_exp.runs.figures.nearest import search
+from alexnet_exp.runs.figures.subject import LeftOutError, Subject, open_subject
+from alexnet_exp.runs.train.command import train
 from tests.runs.evaluated_runs import alexnet_exp
 from tests.training.small_runs import SMALL, run, settings
 
@@ -90,7 +90,7 @@ def test_grey_images_and_a_resnet_have_figures_too(grey_resnet: Path, tmp_path: 
 
 def test_filters_and_weights_need_no_images(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        "alexnet_exp.runs.figures_subject.open_data", lambda *_: pytest.fail("images were read")
+        "alexnet_exp.runs.figures.subject.open_data", lambda *_: pytest.fail("images were read")
     )
     result = drawn(tmp_path / "out", run_dir, "which=[weight_histograms,filters]")
     assert list(result["figures"]) == ["filters", "weight_histograms"]

@@ -14,14 +14,14 @@ from PIL import Image
 from rich.console import Console
 
 from alexnet_exp.cli import main
-from alexnet_exp.data import folder
+from alexnet_exp.data.datasets import folder
 from alexnet_exp.errors import UserError
 from alexnet_exp.inference import load_classifier
-from alexnet_exp.runs.evaluate_members import open_members
-from alexnet_exp.runs.export_check import images_to_check
-from alexnet_exp.runs.figures_subject import open_subject
-from alexnet_exp.runs.fit import assemble, fit_to_data, prepare_data, start_point
-from alexnet_exp.runs.train import train
+from alexnet_exp.runs.evaluate.members import open_members
+from alexnet_exp.runs.export.check import images_to_check
+from alexnet_exp.runs.figures.subject import open_subject
+from alexnet_exp.runs.train.command import train
+from alexnet_exp.runs.train.fit import assemble, fit_to_data, prepare_data, start_point
 from alexnet_exp.tracking.run_directory import RunDirectory
 from tests.data.makers import write_folder
 from tests.training.small_runs import NARROW, checkpoint, resume, rows, settings
@@ -197,7 +197,7 @@ def _export(here: Path, run: Path, root: Path) -> None:
     images, said = images_to_check(loaded, [], "data")
     assert images and "noise" not in said
     if not said.endswith("split"):
-        logging.getLogger("alexnet_exp.runs.export").warning(said)
+        logging.getLogger("alexnet_exp.runs.export.command").warning(said)
 
 
 VERBS: dict[str, Callable[[Path, Path, Path], object]] = {

@@ -16,8 +16,8 @@ from PIL import Image
 
 import alexnet_exp as package
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.predict_files import find_images
-from alexnet_exp.runs.predict_output import Row, print_rows
+from alexnet_exp.runs.predict.command import find_images
+from alexnet_exp.runs.predict.output import Row, print_rows
 from tests.runs.evaluated_runs import alexnet_exp
 from tests.tracking.test_report import Page
 from tests.training.small_runs import run
@@ -259,7 +259,7 @@ def test_long_table_is_cut_with_a_line_that_says_so(capsys: pytest.CaptureFixtur
 def test_page_holds_24_images_and_counts_the_others(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    import alexnet_exp.runs.predict_output as output
+    import alexnet_exp.runs.predict.output as output
 
     calls = []
     monkeypatch.setattr(
@@ -299,7 +299,7 @@ def test_path_with_an_equals_sign_is_a_path(run_dir: Path, photos: Path, tmp_pat
 def test_file_that_vanishes_before_it_is_drawn_costs_its_picture_alone(
     run_dir: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    import alexnet_exp.runs.predict_output as output
+    import alexnet_exp.runs.predict.output as output
 
     monkeypatch.setattr(output, "print_rows", lambda *_: (photos / "one.png").unlink())
     words = [photos / "one.png", photos / "grey.png"]

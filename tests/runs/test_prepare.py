@@ -21,9 +21,9 @@ import pytest
 from alexnet_exp.cli import main
 from alexnet_exp.data import Folder, Streaming
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs import prepare_chunks
-from alexnet_exp.runs.prepare_chunks import _alone, _begin, _mixed
-from alexnet_exp.sweeps.process import identity, is_gone
+from alexnet_exp.runs.prepare import chunks as prepare_chunks
+from alexnet_exp.runs.prepare.chunks import _alone, _begin, _mixed
+from alexnet_exp.sweeps.job import identity, is_gone
 from tests.data.makers import write_folder
 
 ON_INTERRUPT = signal.getsignal(signal.SIGINT)  # ignored, where a shell has put the tests into the background

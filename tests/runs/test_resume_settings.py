@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from alexnet_exp.cli import main
-from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, plain
+from alexnet_exp.config.schema import check_config
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.resume import resumed_arguments, resumed_settings
+from alexnet_exp.runs.train.resume import resumed_arguments, resumed_settings
 from alexnet_exp.tracking.run_directory import RunDirectory
 
 TYPED = ["model=alexnet_lrn", "data=folder", "data.root='images'", "trainer.max_epochs=5"]
@@ -289,7 +289,7 @@ def test_another_experiment_is_refused(run: Path):
 
 
 def test_run_with_a_model_of_the_users_own_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import alexnet_exp.runs.train as module
+    import alexnet_exp.runs.train.command as module
 
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(module, "train", lambda config, *_: calls.append(config))

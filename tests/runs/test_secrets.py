@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from alexnet_exp.runs.train import train
+from alexnet_exp.runs.train.command import train
 from alexnet_exp.tracking.run_directory import RunDirectory
 from tests.training.small_runs import checkpoint, settings
 
@@ -99,7 +99,7 @@ class Tokens(torch.nn.Module):
 
 
 def test_a_network_with_tokens_and_keys_is_built_again_from_its_checkpoint(tmp_path: Path) -> None:
-    from alexnet_exp.training.rebuild import network_of
+    from alexnet_exp.training.checkpoint.start import network_of
 
     config, typed = settings("test=false")
     config["model"] = {
@@ -114,7 +114,7 @@ def test_a_network_with_tokens_and_keys_is_built_again_from_its_checkpoint(tmp_p
 
 def test_a_checkpoint_of_an_older_version_says_what_it_hid(tmp_path: Path) -> None:
     from alexnet_exp.errors import UserError
-    from alexnet_exp.training.rebuild import network_of
+    from alexnet_exp.training.checkpoint.start import network_of
 
     hidden = {"_target_": f"{__name__}.Tokens", "class_token": "[redacted]"}
     with pytest.raises(

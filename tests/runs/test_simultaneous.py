@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alexnet_exp import cli
 from alexnet_exp.data.cache import Cache
-from alexnet_exp.data.folder import scan
+from alexnet_exp.data.datasets.folder import scan
 from tests.data.makers import write_folder
 from tests.forked import Forked
 from tests.training.small_runs import SMALL

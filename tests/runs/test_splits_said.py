@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs import fit as heavy
-from alexnet_exp.runs.results import evaluation_of
+from alexnet_exp.runs.train import fit as heavy
+from alexnet_exp.runs.train.results import evaluation_of
 from tests.data.makers import write_folder
 from tests.training.small_runs import NARROW, settings
 from tests.training.small_runs import SMALL as DIGITS
@@ -30,7 +30,7 @@ def trained(root: Path, run_dir: Path, *overrides: str) -> tuple[dict[str, Any],
     config, typed = settings(f"data.root={root}", *overrides, base=BASE)
     kept: list[heavy.Fit] = []
     with pytest.MonkeyPatch.context() as patch:
-        from alexnet_exp.runs.train import train
+        from alexnet_exp.runs.train.command import train
 
         assemble = heavy.assemble
         patch.setattr(heavy, "assemble", lambda *a: (kept.append(assemble(*a)), kept[0])[1])

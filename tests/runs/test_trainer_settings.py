@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.connectors import data_connector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.fit import _settings_explained
+from alexnet_exp.runs.train.fit import _settings_explained
 from tests.training.small_runs import run
 
 TWO_BATCHES = ["data.batch_size=100", "data.test_subset=200", "data.val_size=150"]

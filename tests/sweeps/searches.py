@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexnet_exp.config.compose import conf_dir
 from alexnet_exp.sweeps import job
-from alexnet_exp.sweeps.optuna_search import search
+from alexnet_exp.sweeps.optuna.search import search
 from hydra_plugins.alexnet_exp_plugins import OptunaConfig, ProcessesConfig
 
 STAND_IN = [sys.executable, "-S", str(Path(__file__).with_name("stand_in.py"))]

@@ -7,8 +7,8 @@ from typing import Any
 import optuna
 import pytest
 
-from alexnet_exp.sweeps.optuna_study import SILENT_SECONDS, give_up_lost, running_trial, sign
-from alexnet_exp.sweeps.process import identity
+from alexnet_exp.sweeps.job import identity
+from alexnet_exp.sweeps.optuna.study import SILENT_SECONDS, give_up_lost, running_trial, sign
 
 ELSEWHERE = ["another machine", "1", "1"]
 
@@ -59,7 +59,7 @@ def test_own_trials_are_never_given_up(study: Any, storage: Any):
 
 def test_a_trial_of_another_program_is_left_alone(study: Any, storage: Any, monkeypatch: pytest.MonkeyPatch):
     study.ask().suggest_float("x", 0, 1)
-    monkeypatch.setattr("alexnet_exp.sweeps.optuna_study.SILENT_SECONDS", -1.0)
+    monkeypatch.setattr("alexnet_exp.sweeps.optuna.study.SILENT_SECONDS", -1.0)
     assert give_up_lost(study, storage, set()) == []
 
 
@@ -67,7 +67,7 @@ def test_a_trial_that_was_asked_for_and_never_begun_is_lost_after_a_while(
     study: Any, storage: Any, monkeypatch: pytest.MonkeyPatch
 ):
     study.ask()
-    monkeypatch.setattr("alexnet_exp.sweeps.optuna_study.SILENT_SECONDS", -1.0)
+    monkeypatch.setattr("alexnet_exp.sweeps.optuna.study.SILENT_SECONDS", -1.0)
     assert give_up_lost(study, storage, set()) == [0]
 
 

@@ -20,8 +20,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.sweeps.optuna_pool import TrialTable
-from alexnet_exp.sweeps.process import identity
+from alexnet_exp.sweeps.job import identity
+from alexnet_exp.sweeps.optuna.pool import TrialTable
 from tests.sweeps.searches import KILLED, STAND_IN, run
 
 LR = "lr=tag(log,interval(1e-3,1))"

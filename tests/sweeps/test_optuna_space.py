@@ -15,7 +15,7 @@ from optuna.distributions import (
 
 from alexnet_exp.config.compose import compose
 from alexnet_exp.errors import UserError
-from alexnet_exp.sweeps.optuna_space import Space, check_values, read_space
+from alexnet_exp.sweeps.optuna.space import Space, check_values, read_space
 
 
 def space(*overrides: str) -> Space:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.sweeps.optuna_search import _quiet
-from alexnet_exp.sweeps.optuna_space import Space, read_space, suggest
-from alexnet_exp.sweeps.optuna_study import _open_storage, absolute, check_sweeper, num_trials, open_study
+from alexnet_exp.sweeps.optuna.search import _quiet
+from alexnet_exp.sweeps.optuna.space import Space, read_space, suggest
+from alexnet_exp.sweeps.optuna.study import _open_storage, absolute, check_sweeper, num_trials, open_study
 from tests.sweeps.searches import config, defaults, parsed
 
 LR = "optimizer.lr=tag(log,interval(1e-4,1e-1))"

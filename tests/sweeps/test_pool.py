@@ -20,7 +20,7 @@ from alexnet_exp.sweeps.job import FAILED, FINISHED, WAITING, Job
 from alexnet_exp.sweeps.launch import Pool
 from alexnet_exp.sweeps.resources import Resources
 from alexnet_exp.sweeps.table import Table
-from alexnet_exp.training import devices
+from alexnet_exp.training.launch import ranks as devices
 from tests.processes import catches
 
 STAND_IN = Path(__file__).with_name("stand_in.py")

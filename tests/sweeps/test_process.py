@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from alexnet_exp.sweeps import job as job_module
-from alexnet_exp.sweeps.job import Job
-from alexnet_exp.sweeps.process import FILE_NAME, end_orphan, identity, is_gone, remember
+from alexnet_exp.sweeps.job import FILE_NAME, Job, end_orphan, identity, is_gone, remember
 
 SAVES = (
     "import pathlib, signal, sys, time\n"

@@ -20,7 +20,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from alexnet_exp.cli import main
-from alexnet_exp.sweeps.process import FILE_NAME, is_gone
+from alexnet_exp.sweeps.job import FILE_NAME, is_gone
 from alexnet_exp.tracking.metrics_csv import read_metrics
 from alexnet_exp.tracking.run_directory import RunDirectory
 

@@ -19,10 +19,10 @@ from rich.console import Console
 from alexnet_exp import cli
 from alexnet_exp.config.compose import compose
 from alexnet_exp.errors import UserError
-from alexnet_exp.sweeps import job, slurm, slurm_queue
+from alexnet_exp.sweeps import job, slurm
+from alexnet_exp.sweeps import slurm as slurm_queue
 from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, WAITING, Job
-from alexnet_exp.sweeps.slurm import Watch, _submit, check_settings, launch
-from alexnet_exp.sweeps.slurm_script import Shape, common_shape, script
+from alexnet_exp.sweeps.slurm import Shape, Watch, _submit, check_settings, common_shape, launch, script
 from alexnet_exp.sweeps.table import Table
 from hydra_plugins.alexnet_exp_plugins import SlurmConfig
 

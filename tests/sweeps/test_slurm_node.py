@@ -16,7 +16,7 @@ import torch
 
 from alexnet_exp.cli import main
 from alexnet_exp.tracking.run_directory import RunDirectory
-from alexnet_exp.tracking.wandb_logger import find_run_id
+from alexnet_exp.tracking.wandb.logger import find_run_id
 from tests.processes import catches
 from tests.sweeps.slurm_node import one_node, why_not
 

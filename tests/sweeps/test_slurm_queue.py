@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.sweeps import slurm_queue
+from alexnet_exp.sweeps import slurm as slurm_queue
 
 
 def test_a_controller_that_does_not_answer_may_have_taken_the_sweep(

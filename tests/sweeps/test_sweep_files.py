@@ -11,9 +11,9 @@ import hydra
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-from alexnet_exp.config.checks import check_config
-from alexnet_exp.config.command_line import prepare
 from alexnet_exp.config.compose import compose, conf_dir, options, plain, register
+from alexnet_exp.config.overrides import prepare
+from alexnet_exp.config.schema import check_config
 from tests.sweeps.searches import parsed
 
 PAGE = Path(__file__).parents[2] / "docs" / "sweeps.md"
@@ -32,7 +32,7 @@ def swept(arguments: list[str]) -> tuple[Any, list[list[str]]]:
     mine = [a for a in settings if not a.startswith(("hydra.", "hydra/", "sweep.resume"))]
     overrides = parsed(*[f"{key}={values}" for key, values in params.items()], *mine)
     if "Optuna" in app.sweeper._target_:
-        from alexnet_exp.sweeps.optuna_space import read_space
+        from alexnet_exp.sweeps.optuna.space import read_space
 
         return app, read_space(overrides).examples()
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
@@ -87,7 +87,7 @@ def test_a_command_of_the_page_makes_legal_jobs(command: str):
     assert jobs
     check_config(plain(compose("train", jobs[-1])))
     if "Optuna" in app.sweeper._target_:
-        from alexnet_exp.sweeps.optuna_study import check_sweeper
+        from alexnet_exp.sweeps.optuna.study import check_sweeper
 
         check_sweeper(app.sweeper, compose("train", jobs[0]))
 

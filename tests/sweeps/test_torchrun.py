@@ -16,7 +16,7 @@ import torch
 from alexnet_exp.cli import main
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.run_directory import RunDirectory
-from alexnet_exp.training.launchers import (
+from alexnet_exp.training.launch.external import (
     check_process_count,
     check_processes,
     is_first_rank,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from alexnet_exp.tracking.wandb_logger import WandbTracker
+from alexnet_exp.tracking.wandb.logger import WandbTracker
 
 
 @pytest.fixture

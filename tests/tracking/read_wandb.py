@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alexnet_exp.tracking.wandb_logger import WandbTracker
+    from alexnet_exp.tracking.wandb.logger import WandbTracker
 
 BLOCK_BYTES = 32 * 1024
 HEADER_BYTES = 7

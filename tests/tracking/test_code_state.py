@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from read_wandb import finished, folder
 
-from alexnet_exp.tracking.code_state import CodeState, code_state
-from alexnet_exp.tracking.wandb_logger import WandbTracker
+from alexnet_exp.tracking.environment import CodeState, code_state
+from alexnet_exp.tracking.wandb.logger import WandbTracker
 
 Make = Callable[..., WandbTracker]
 
@@ -42,7 +42,7 @@ def test_changes_are_kept_without_secrets(
     (checkout / "net.py").write_text('width = 64\napi_key = "hunter2"\n')
     state = code_state(checkout)
     assert state is not None
-    monkeypatch.setattr("alexnet_exp.tracking.wandb_describe.code_state", lambda: state)
+    monkeypatch.setattr("alexnet_exp.tracking.wandb.logger.code_state", lambda: state)
     logger = tracker(tmp_path / "run", save_code=True)
     run = finished(logger)
     assert run.config["_environment"]["git_commit"] == git(checkout, "rev-parse", "HEAD")

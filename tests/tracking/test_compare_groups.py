@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from alexnet_exp.tracking.compare_groups import Comparison, group_runs, t_quantile
-from alexnet_exp.tracking.compare_runs import Run
+from alexnet_exp.runs.compare.groups import Comparison, group_runs, t_quantile
+from alexnet_exp.tracking.run_reader import Run
 
 # Two-sided 95 % points as printed in statistical tables.
 TABLE = {

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_exp.tracking import compare_runs
-from alexnet_exp.tracking.compare_groups import Comparison
-from alexnet_exp.tracking.compare_page import write_page
-from alexnet_exp.tracking.compare_runs import find_runs
-from alexnet_exp.tracking.records import Row, read_rows
+from alexnet_exp.runs.compare.groups import Comparison
+from alexnet_exp.runs.compare.page import write_page
+from alexnet_exp.tracking import run_reader as compare_runs
+from alexnet_exp.tracking.run_reader import Row, find_runs, read_rows
 from tests.runs.made_runs import make_run
 from tests.tracking.test_report import ATTACK, QUOTES, Page
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from alexnet_exp.tracking.export_page import write_export
+from alexnet_exp.runs.export.command import write_export
 from tests.tracking.test_report import ATTACK, QUOTES, Page
 
 

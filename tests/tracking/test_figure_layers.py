@@ -7,8 +7,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from alexnet_exp.tracking.figure_data import Maps, Picture, histogram, three_digits
-from alexnet_exp.tracking.figure_layers import TILES, draw_filters, draw_histograms, draw_maps, sheet
+from alexnet_exp.runs.figures.draw import (
+    TILES,
+    Maps,
+    Picture,
+    draw_filters,
+    draw_histograms,
+    draw_maps,
+    histogram,
+    sheet,
+    three_digits,
+)
 
 
 def size(path: Path) -> tuple[int, int]:

@@ -7,9 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexnet_exp.tracking.figure_data import ClassMistakes, Guess, Heat, Maps, Neighbours, Picture, histogram
-from alexnet_exp.tracking.figure_images import overlay
-from alexnet_exp.tracking.figure_page import KINDS, Figure, write_page
+from alexnet_exp.runs.figures.draw import (
+    ClassMistakes,
+    Guess,
+    Heat,
+    Maps,
+    Neighbours,
+    Picture,
+    histogram,
+    overlay,
+)
+from alexnet_exp.runs.figures.page import KINDS, Figure, write_page
 from tests.tracking.test_report import ATTACK, QUOTES, Page
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexnet_exp.tracking.compare_groups import Comparison
-from alexnet_exp.tracking.compare_page import write_page as write_comparison
-from alexnet_exp.tracking.compare_runs import find_runs
-from alexnet_exp.tracking.evaluation import Evaluation
-from alexnet_exp.tracking.report import write_report
+from alexnet_exp.report.evaluation import Evaluation
+from alexnet_exp.report.run import write_report
+from alexnet_exp.runs.compare.groups import Comparison
+from alexnet_exp.runs.compare.page import write_page as write_comparison
+from alexnet_exp.tracking.run_reader import find_runs
 from tests.runs.made_runs import make_run
 from tests.tracking.test_export_page import exported
 from tests.tracking.test_figure_page import made

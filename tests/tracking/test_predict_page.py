@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_exp.tracking.predict_page import GONE, Answer, write_predictions
+from alexnet_exp.runs.predict.output import GONE, Answer, write_predictions
 from tests.tracking.test_report import ATTACK, QUOTES, Page
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import yaml
 
+from alexnet_exp.report import charts as report_charts
+from alexnet_exp.report.evaluation import Evaluation, Sample
 from alexnet_exp.report.html import duration, number, percent, quantity
-from alexnet_exp.tracking import report_charts
-from alexnet_exp.tracking.evaluation import Evaluation, Sample
-from alexnet_exp.tracking.records import Point, read_rows, series
-from alexnet_exp.tracking.report import write_report
+from alexnet_exp.report.run import write_report
+from alexnet_exp.tracking.run_reader import Point, read_rows, series
 
 ATTACK = "<script>alert(1)</script>"
 QUOTES = """"' onmouseover="alert(2)" x='"""

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_exp.tracking import figures
-from alexnet_exp.tracking.evaluation import Evaluation, Sample
-from alexnet_exp.tracking.pictures import confusion_image, confusion_shades, filter_grid
+from alexnet_exp.report import figures
+from alexnet_exp.report.evaluation import Evaluation, Sample
+from alexnet_exp.report.pictures import confusion_image, confusion_shades, filter_grid
 
 HOSTILE = [
     "$x_{^",

@@ -21,7 +21,7 @@ from PIL import Image
 from read_wandb import finished, folder, read_finished, read_wandb
 
 from alexnet_exp.tracking.metrics_csv import MetricsCSV
-from alexnet_exp.tracking.wandb_logger import WandbTracker, find_run_id, new_run_id
+from alexnet_exp.tracking.wandb.logger import WandbTracker, find_run_id, new_run_id
 
 Make = Callable[..., WandbTracker]
 

@@ -24,8 +24,8 @@ from wandb.sdk.lib.service.service_token import WandbServiceConnectionError
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.tracking.wandb_logger import WandbTracker
-from alexnet_exp.tracking.wandb_mode import ModeChoice, choose_mode, server_answers
+from alexnet_exp.tracking.wandb.logger import WandbTracker
+from alexnet_exp.tracking.wandb.mode import ModeChoice, choose_mode, server_answers
 
 pytestmark = pytest.mark.usefixtures("no_account")
 Make = Callable[..., WandbTracker]
@@ -164,7 +164,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception, Exception | 
         "describe": lambda *_: None,
         "forget_service": lambda: None,
     }.items():
-        monkeypatch.setattr(f"alexnet_exp.tracking.wandb_logger.{name}", stand_in)
+        monkeypatch.setattr(f"alexnet_exp.tracking.wandb.logger.{name}", stand_in)
     return fail
 
 
@@ -210,7 +210,7 @@ def leaving_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.Thre
     project = {"id": "1", "name": "alexnet_exp", "entity": {"id": "2", "name": "me"}}
     bucket = {"id": "3", "name": "abcd1234", "displayName": "run", "config": "{}", "project": project}
     taken_on = {"upsertBucket": {"bucket": bucket, "inserted": True}}
-    monkeypatch.setattr("alexnet_exp.tracking.wandb_logger.FINISH_SECONDS", 2.0)
+    monkeypatch.setattr("alexnet_exp.tracking.wandb.logger.FINISH_SECONDS", 2.0)
     with serving(
         monkeypatch, 200, lambda asked: {"data": taken_on if b"upsertBucket" in asked else {}}
     ) as server:
@@ -263,13 +263,13 @@ def test_auto_follows_the_command_wandb_offline(monkeypatch: pytest.MonkeyPatch,
     settings.parent.mkdir(parents=True)
     settings.write_text("[default]\nmode = offline\n")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr("alexnet_exp.tracking.wandb_mode.server_answers", lambda url: True)
+    monkeypatch.setattr("alexnet_exp.tracking.wandb.mode.server_answers", lambda url: True)
     assert choose_mode("auto").mode == "offline"
     assert choose_mode("online").mode == "online"
 
 
 def test_a_key_in_netrc_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("alexnet_exp.tracking.wandb_mode.server_answers", lambda url: True)
+    monkeypatch.setattr("alexnet_exp.tracking.wandb.mode.server_answers", lambda url: True)
     assert choose_mode("auto").mode == "offline"
     (tmp_path / "netrc").write_text(f"machine 127.0.0.1:9 login user password {KEY}\n")
     assert choose_mode("auto").mode == "online"

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from alexnet_exp.training.devices import receive_settings
+from alexnet_exp.training.launch.ranks import receive_settings
 
 if __name__ == "__main__":
     said = {"settings": repr(receive_settings()), "arguments": sys.argv, "environment": dict(os.environ)}

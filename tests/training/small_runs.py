@@ -11,8 +11,8 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from alexnet_exp.config.compose import compose, plain
-from alexnet_exp.runs.resume import resumed_arguments, resumed_settings
-from alexnet_exp.runs.train import train
+from alexnet_exp.runs.train.command import train
+from alexnet_exp.runs.train.resume import resumed_arguments, resumed_settings
 from alexnet_exp.tracking.metrics_csv import read_metrics
 
 NARROW = [f"model.features.conv{i}.out_channels=8" for i in range(1, 6)]

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from alexnet_exp.training.averaging import MovingAverage, update
+from alexnet_exp.training.callbacks.ema import MovingAverage, update
 
 
 class Net(LightningModule):

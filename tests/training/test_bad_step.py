@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from alexnet_exp.data.loaders import Batch
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.train import train
+from alexnet_exp.runs.train.command import train
 from tests.training.small_runs import DROPOUT, checkpoint, run, settings
 from tests.training.test_classifier import classifier, images
 

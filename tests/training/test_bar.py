@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from alexnet_exp.models.summary import LayerRow
-from alexnet_exp.training.callbacks import Bar, print_summary
+from alexnet_exp.training.callbacks.progress import Bar, print_summary
 
 
 @pytest.mark.parametrize("resumed", [False, True])

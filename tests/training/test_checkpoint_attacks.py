@@ -20,8 +20,8 @@ import torch
 
 from alexnet_exp.cli import main
 from alexnet_exp.errors import UserError
-from alexnet_exp.training import safe_load
-from alexnet_exp.training.safe_load import load_safely
+from alexnet_exp.training.checkpoint import safe_load
+from alexnet_exp.training.checkpoint.safe_load import load_safely
 from tests.training.hostile_files import FILES, SAFETENSORS, refused, with_pickle, write
 from tests.training.small_runs import SMALL, checkpoint, same
 
@@ -97,7 +97,7 @@ def test_a_command_line_beside_the_weights_is_read(tmp_path: Path) -> None:
 
 
 def _weights(file: Path) -> Any:
-    from alexnet_exp.training.restore import _network_weights
+    from alexnet_exp.training.checkpoint.start import _network_weights
 
     return _network_weights(file, torch.nn.Identity())[0]
 

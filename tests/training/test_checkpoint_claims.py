@@ -33,7 +33,7 @@ def in_model(**keys: Any) -> Callable[[dict[str, Any]], Any]:
 TARGETS = [
     "os.system", "builtins.eval", "subprocess.Popen", "functools.partial", "hydra.utils.instantiate",
     "hydra.utils.get_method", "importlib.import_module", "torch.load", "torch.hub.load",
-    "alexnet_exp.data.cifar10.os.system", "alexnet_exp.training.devices.Ranks",
+    "alexnet_exp.data.datasets.cifar10.os.system", "alexnet_exp.training.launch.ranks.Ranks",
     "alexnet_exp.models.alexnet.torch.load", "alexnet_exp.targets.build", "alexnet_exp.models.AlexNet.load_state_dict",
     "alexnet_exp.models.AlexNet ", "ALEXNET_EXP.models.AlexNet", "..os.system", "",
 ]  # fmt: skip
@@ -134,7 +134,7 @@ def test_the_data_that_a_checkpoint_names_is_checked(
 )
 @pytest.mark.parametrize("value", [None, {"fit_loop": 3}, -1, 2**70, "x", torch.zeros(2)], ids=str)
 def test_training_does_not_go_on_from_parts_that_are_none(part: str, value: Any, honest: Path) -> None:
-    from alexnet_exp.training.reading import check_progress
+    from alexnet_exp.training.checkpoint.read import check_progress
 
     saved = checkpoint(honest)
     check_progress(saved, "a.ckpt")

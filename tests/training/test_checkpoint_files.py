@@ -19,8 +19,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.run_directory import RunDirectory
-from alexnet_exp.training.checkpoints import AtomicCheckpointIO, link
-from alexnet_exp.training.safe_load import load_safely
+from alexnet_exp.training.checkpoint.safe_load import load_safely
+from alexnet_exp.training.checkpoint.write import AtomicCheckpointIO, link
 from tests.training.small_runs import DROPOUT, checkpoint, resume, rows, run, same, train_until
 
 SETTINGS = [*DROPOUT, "test=false", "scheduler=none"]  # 7 steps an epoch

@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 from torch import distributed
 
-from alexnet_exp.runs.fit import assemble, fit_to_data, prepare_data, train_and_test
-from alexnet_exp.training.checkpoints import AtomicCheckpointIO
+from alexnet_exp.runs.train.fit import assemble, fit_to_data, prepare_data, train_and_test
+from alexnet_exp.training.checkpoint.write import AtomicCheckpointIO
 from tests.training.far_device import DEVICE, Call, Far, TwoRanks, two_ranks
 from tests.training.small_runs import settings
 

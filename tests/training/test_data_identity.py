@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.training import identity
-from alexnet_exp.training.identity import class_changes, kept_rows, match_classes, split_changes
+from alexnet_exp.training.checkpoint import identity
+from alexnet_exp.training.checkpoint.identity import class_changes, kept_rows, match_classes, split_changes
 
 
 def split(count: int, digest: str | None = "a", origin: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from alexnet_exp import create_model, list_models
-from alexnet_exp.runs.results import is_deterministic
+from alexnet_exp.runs.train.results import is_deterministic
 from tests.training.small_runs import DROPOUT, checkpoint, rows, run, same
 
 HARD = [

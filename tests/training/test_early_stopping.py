@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.training.early_stopping import EarlyStopping
+from alexnet_exp.training.callbacks.early_stopping import EarlyStopping
 from tests.training.small_runs import checkpoint, resume, run
 
 # Nothing improves after the first validation.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from alexnet_exp.training.lars import LARS
+from alexnet_exp.training.optim.lars import LARS
 
 SETTINGS = {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.01, "trust": 0.02, "eps": 1e-9}
 

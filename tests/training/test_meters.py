@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from alexnet_exp.training.meters import ClassificationMeter
+from alexnet_exp.training.metrics import ClassificationMeter
 
 
 def draw(count: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from alexnet_exp.config.compose import group
 from alexnet_exp.errors import UserError
-from alexnet_exp.training.optimizers import build_optimizer
+from alexnet_exp.training.optim.build import build_optimizer
 
 
 def network() -> nn.Sequential:

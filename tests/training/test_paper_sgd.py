@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alexnet_exp.training.paper_sgd import PaperSGD
+from alexnet_exp.training.optim.paper_sgd import PaperSGD
 
 RATES = [0.1, 0.1, 0.1, 0.01, 0.01, 0.04, 0.04]  # of each step: falls by ten, then rises
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alexnet_exp.training.devices import Ranks
+from alexnet_exp.training.launch.ranks import Ranks
 
 PASSWORD = "hunter22-typed-password"
 SETTINGS: dict[str, Any] = {

@@ -12,8 +12,8 @@ from torch import nn
 
 from alexnet_exp.config.compose import compose, group, plain
 from alexnet_exp.errors import UserError
-from alexnet_exp.training.optimizers import build_optimizer
-from alexnet_exp.training.schedules import RunLength, build_schedule
+from alexnet_exp.training.optim.build import build_optimizer
+from alexnet_exp.training.optim.schedules import RunLength, build_schedule
 
 LAYERS = ("conv1", "conv2", "conv3", "local3", "local4", "fc6", "fc7", "fc8")
 

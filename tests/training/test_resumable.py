@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.training.restart import resuming
+from alexnet_exp.training.checkpoint.resume import resuming
 from tests.training.small_runs import DROPOUT, checkpoint, resume, same, train_until
 
 FULL = [

@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import BaseFinetuning
 
-from alexnet_exp.runs.train import train
-from alexnet_exp.training.restart import Kept, changes
-from alexnet_exp.training.schedules import RunLength
+from alexnet_exp.runs.train.command import train
+from alexnet_exp.training.checkpoint.resume import Kept, changes
+from alexnet_exp.training.optim.schedules import RunLength
 from tests.training.small_runs import checkpoint, run, same, settings
 
 

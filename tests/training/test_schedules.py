@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from alexnet_exp.config.compose import group
 from alexnet_exp.errors import UserError
-from alexnet_exp.training.schedules import RunLength, build_schedule
+from alexnet_exp.training.optim.schedules import RunLength, build_schedule
 
 EPOCHS, STEPS = 4, 2
 

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.training.bad_step import check_weights
+from alexnet_exp.training.callbacks.bad_step import check_weights
 from tests.training.small_runs import checkpoint, run
 
 UNSEEN = ["data.val_size=0", "test=false", "trainer.max_epochs=2"]  # 7 steps an epoch

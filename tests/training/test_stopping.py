@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from alexnet_exp.runs import results
+from alexnet_exp.runs.train import results
 from alexnet_exp.tracking.run_directory import RunDirectory
-from alexnet_exp.training import stopping
-from alexnet_exp.training.stopping import (
+from alexnet_exp.training.launch import signals as stopping
+from alexnet_exp.training.launch.signals import (
     Stopped,
     agreed,
     hold_early,
@@ -136,7 +136,7 @@ def test_signals_after_the_first_do_not_cut_its_end_short(tmp_path: Path, monkey
         return True
 
     monkeypatch.setattr(results, "make_report", disturbed)
-    monkeypatch.setattr("alexnet_exp.runs.train.requeue", requeued)
+    monkeypatch.setattr("alexnet_exp.runs.train.command.requeue", requeued)
     stop = stopped_at(tmp_path, 3, signal.SIGUSR1)
     assert (stop.number, stop.saved_step) == (signal.SIGUSR1, 4)
     result = RunDirectory(tmp_path).result()

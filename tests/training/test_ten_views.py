@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from alexnet_exp.runs.train import train
+from alexnet_exp.runs.train.command import train
 from alexnet_exp.targets import build
 from tests.data.makers import write_cifar10
 from tests.training.small_runs import checkpoint, settings

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 from small_runs import run
 
-from alexnet_exp.training import callbacks, throughput
-from alexnet_exp.training.throughput import Throughput
+from alexnet_exp.training.callbacks import progress as callbacks
+from alexnet_exp.training.callbacks import step_log as throughput
+from alexnet_exp.training.callbacks.step_log import Throughput
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from torchvision.models import AlexNet_Weights, ResNet18_Weights, WeightsEnum
 from alexnet_exp import create_model
 from alexnet_exp.config.compose import group
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.train import train
+from alexnet_exp.runs.train.command import train
+from alexnet_exp.training.checkpoint.start import load_weights
 from alexnet_exp.training.classifier import ImageClassifier
-from alexnet_exp.training.restore import load_weights
 
 THEIRS = {"alexnet_owt": "alexnet", "resnet18": "resnet18"}
 ENUMS: dict[str, Any] = {"alexnet_owt": AlexNet_Weights, "resnet18": ResNet18_Weights}

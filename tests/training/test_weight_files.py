@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from alexnet_exp.config.compose import group
 from alexnet_exp.errors import UserError
+from alexnet_exp.training.checkpoint.start import load_weights
 from alexnet_exp.training.classifier import ImageClassifier
-from alexnet_exp.training.restore import load_weights
 from tests.data.makers import fail_to_read
 
 HOLDERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")

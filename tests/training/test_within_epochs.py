@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 
-from alexnet_exp.runs import train as train_module
+from alexnet_exp.runs.train import command as train_module
 from tests.training.small_runs import (
     DROPOUT,
     assert_same_end,

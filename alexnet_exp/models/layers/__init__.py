@@ -3,8 +3,7 @@
 from alexnet_exp.models.layers.compiler import missing_compiler
 from alexnet_exp.models.layers.conv import Conv2d, LocallyConnected2d, MaxPool2d
 from alexnet_exp.models.layers.dropout import TestScaledDropout
-from alexnet_exp.models.layers.lrn import LocalResponseNorm, local_response_norm
-from alexnet_exp.models.layers.spatial_norm import SpatialResponseNorm
+from alexnet_exp.models.layers.norm import LocalResponseNorm, SpatialResponseNorm, local_response_norm
 
 __all__ = [
     "Conv2d",

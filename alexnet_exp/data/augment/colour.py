@@ -1,0 +1,59 @@
+"""PCA colour noise, in the two forms that are called AlexNet's."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from alexnet_exp.data.randomness import constant, uniforms
+
+STRENGTH = 0.1  # standard deviation of the random factors
+# Eigenvalues of RGB in 0..1 over ImageNet, largest first, and their eigenvectors as columns.
+# Source: tensorpack, examples/ImageNetModels/alexnet.py
+EIGENVALUES = (0.2175, 0.0188, 0.0045)
+EIGENVECTORS = (
+    (-0.5675, 0.7192, 0.4009),
+    (-0.5808, -0.0045, -0.8140),
+    (-0.5836, -0.6948, 0.4203),
+)
+# Standard deviations of RGB in 0..255 that the 2012 code's data carry, largest first.
+# Source: cuda-convnet2 make-data/input_meta, color_pca
+DEVIATIONS = (121.78006, 37.09389, 19.72083)
+DEVIATION_VECTORS = (
+    (-0.56351045, -0.71257945, 0.41795513),
+    (-0.57618440, -0.02354167, -0.81698062),
+    (-0.59200296, 0.70119634, 0.39731118),
+)
+
+
+def colour_shift(indices: Tensor, form: str, seed: int, epoch: int) -> Tensor:
+    """Draw one colour for each image, added to all of its pixels.
+
+    Args:
+        indices: (N,) int64 positions in the split.
+        form: 'paper': vectors times (random factor times eigenvalue); 'source': times standard deviation.
+        seed: Of the run.
+        epoch: Finished epochs.
+
+    Returns:
+        (N, 3, 1, 1) float32, for pixels in 0..1.
+
+    Source: Krizhevsky et al. 2012, section 4.1; convdata of the released code.
+    """
+    spread = EIGENVALUES if form == "paper" else tuple(d / 255.0 for d in DEVIATIONS)
+    vectors = EIGENVECTORS if form == "paper" else DEVIATION_VECTORS
+    factors = STRENGTH * _normals(indices, 3, "colour", seed, epoch)  # (N, 3)
+    weighted = factors * constant(spread, indices.device)
+    first, second, third = constant(vectors, indices.device).T
+    # Not a matrix product: its rounding depends on how many images there are.
+    shift = weighted[:, :1] * first + weighted[:, 1:2] * second + weighted[:, 2:] * third
+    return shift[:, :, None, None]
+
+
+def _normals(indices: Tensor, count: int, *key: int | str) -> Tensor:
+    """Draw `count` standard normal numbers for each image (Box and Muller)."""
+    draws = uniforms(indices, 2 * count, *key)
+    radius = torch.sqrt(-2.0 * torch.log1p(-draws[:, :count]))
+    return radius * torch.cos(2.0 * math.pi * draws[:, count:])

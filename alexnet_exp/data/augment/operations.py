@@ -1,0 +1,196 @@
+"""Changes of uint8 images, with a strength for each image of a batch.
+
+torchvision's functions take one strength for a whole batch; these give its pixels (to one grey level of rounding).
+Sums over pixels are sums of whole numbers, so that no image depends on the others of its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from alexnet_exp.data.randomness import constant
+
+# (N, C, H, W) uint8 and (N,) float32 strengths to (N, C, H, W) uint8.
+Operation = Callable[[Tensor, Tensor], Tensor]
+
+
+def apply_chosen(
+    images: Tensor, chosen: Tensor, strengths: Tensor, operations: Sequence[Operation]
+) -> Tensor:
+    """Apply operations to each image, one after another, each time the one that is chosen for it.
+
+    Images of one operation go through it together. An accelerator is waited for once, to read how many they are.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        chosen: (N, S) int64, positions in `operations`.
+        strengths: (N, S) float32.
+        operations: What can be chosen.
+
+    Returns:
+        (N, C, H, W) uint8; the images that went in are left as they are.
+    """
+    images = images.clone(memory_format=torch.contiguous_format)
+    known = torch.arange(len(operations), device=images.device)
+    counts = (chosen[..., None] == known).sum(0).tolist()  # (S, operations)
+    order = chosen.argsort(dim=0, stable=True)
+    for step, sizes in enumerate(counts):
+        for operation, group in zip(operations, order[:, step].split(sizes), strict=True):
+            if len(group):
+                changed = operation(images[group], strengths[group, step])
+                images.index_copy_(0, group, changed)
+    return images
+
+
+def identity(images: Tensor, strength: Tensor) -> Tensor:
+    return images
+
+
+# ------------------------------------------------------------------------------------------------ colour
+
+
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    return _blend(torch.zeros((), device=images.device), images, factor)
+
+
+def saturation(images: Tensor, factor: Tensor) -> Tensor:
+    return _blend(_grey(images), images, factor)
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    grey = _grey(images)
+    total = grey.sum((1, 2, 3), keepdim=True, dtype=torch.int64)
+    return _blend(total.float() / grey[0].numel(), images, factor)
+
+
+def sharpness(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with a picture smoothed by ones around a five; the border stays."""
+    x = images.to(torch.int16)
+    rows = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
+    sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * x[:, :, 1:-1, 1:-1]
+    smooth = images.float()
+    smooth[:, :, 1:-1, 1:-1] = (2 * sums + 13) // 26  # the thirteenth part, rounded
+    return _blend(smooth, images, factor)
+
+
+def hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue of colours.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        shift: (N,) in turns; 1 is all the way round.
+
+    Returns:
+        (N, C, H, W) uint8; grey images as they are.
+    """
+    if images.shape[1] == 1:
+        return images
+    x = images.float() / 255.0
+    red, green, blue = x.unbind(1)
+    most = x.amax(1)
+    chroma = most - x.amin(1)
+    span = torch.where(chroma == 0, 1.0, chroma)
+    angle = torch.where(most == green, 2.0 + (blue - red) / span, 4.0 + (red - green) / span)
+    angle = torch.where(most == red, (green - blue) / span, angle) + 6.0 * shift[:, None, None]  # in sixths
+    starts = constant((5.0, 3.0, 1.0), images.device).view(1, 3, 1, 1)
+    k = (starts + angle[:, None]) % 6.0
+    turned = most[:, None] - chroma[:, None] * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
+    return (turned * 255.999).to(torch.uint8)
+
+
+def posterize(images: Tensor, bits: Tensor) -> Tensor:
+    """Keep so many of the 8 bits."""
+    dropped = 2 ** (8 - bits.round().to(torch.int16))
+    return images & (256 - dropped).to(torch.uint8)[:, None, None, None]
+
+
+def solarize(images: Tensor, threshold: Tensor) -> Tensor:
+    """Invert the pixels of at least `threshold` (0..255)."""
+    return torch.where(images >= threshold[:, None, None, None], 255 - images, images)
+
+
+def auto_contrast(images: Tensor, strength: Tensor) -> Tensor:
+    from torchvision.transforms.v2 import functional as library  # takes a second to import
+
+    return library.autocontrast(images)
+
+
+def equalize(images: Tensor, strength: Tensor) -> Tensor:
+    from torchvision.transforms.v2 import functional as library
+
+    return library.equalize(images)
+
+
+def _blend(other: Tensor, images: Tensor, factor: Tensor) -> Tensor:
+    """Go from `other` (factor 0) to the images (factor 1) and beyond."""
+    mixed = other + factor[:, None, None, None] * (images - other)
+    return mixed.clamp_(0.0, 255.0).to(torch.uint8)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """Return brightness in whole numbers, (N, 1, H, W) float32; a picture of one channel is its own."""
+    if images.shape[1] == 1:
+        return images.float()
+    red, green, blue = images.float().split(1, dim=1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).floor_()
+
+
+# ------------------------------------------------------------------------------------------------ geometry
+
+
+def shear_x(images: Tensor, slope: Tensor) -> Tensor:
+    x, y = _centres(images)
+    return _sampled(images, x + slope[:, None, None] * y, y)
+
+
+def shear_y(images: Tensor, slope: Tensor) -> Tensor:
+    x, y = _centres(images)
+    return _sampled(images, x, y + slope[:, None, None] * x)
+
+
+def translate_x(images: Tensor, pixels: Tensor) -> Tensor:
+    x, y = _centres(images)
+    return _sampled(images, x - pixels.trunc()[:, None, None], y)
+
+
+def translate_y(images: Tensor, pixels: Tensor) -> Tensor:
+    x, y = _centres(images)
+    return _sampled(images, x, y - pixels.trunc()[:, None, None])
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Turn counter-clockwise about the centre."""
+    across, down = images.shape[3] / 2, images.shape[2] / 2
+    x, y = _centres(images)
+    angle = torch.deg2rad(degrees)[:, None, None]
+    cos, sin, x, y = angle.cos(), angle.sin(), x - across, y - down
+    return _sampled(images, cos * x - sin * y + across, sin * x + cos * y + down)
+
+
+def _centres(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pixels' centres from the top left corner, (1, 1, W) across and (1, H, 1) down."""
+    height, width = images.shape[2:]
+    x = torch.arange(width, device=images.device) + 0.5
+    y = torch.arange(height, device=images.device) + 0.5
+    return x.view(1, 1, width), y.view(1, height, 1)
+
+
+def _sampled(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Take for each pixel the nearest one to (x, y), black outside.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        x: Across, of any shape that broadcasts to (N, H, W), in pixels from the left edge.
+        y: Down, likewise from the top.
+    """
+    count, _, height, width = images.shape
+    x, y = (place.expand(count, height, width) for place in (x * (2 / width) - 1, y * (2 / height) - 1))
+    grid = torch.stack([x, y], dim=3)
+    nearest = functional.grid_sample(
+        images.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
+    )
+    return nearest.to(torch.uint8)

@@ -1,0 +1,160 @@
+"""ImageNet (ILSVRC 2012) as published: train/WNID/*, and val/WNID/* or the flat val folder with its official labels."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from alexnet_exp.data.datasets import folder
+from alexnet_exp.data.datasets.classes import Folder
+from alexnet_exp.data.decode import readable_extensions
+from alexnet_exp.data.module import Source
+from alexnet_exp.data.sources import FileSource
+from alexnet_exp.errors import UserError, missing_extra
+
+log = logging.getLogger(__name__)
+WNID = re.compile(r"n\d{8}")
+SITE = "https://image-net.org/challenges/LSVRC/2012"
+DEVKIT = "ILSVRC2012_devkit_t12"
+SOLUTION = "LOC_val_solution.csv"
+_VAL_NAME = "ILSVRC2012_val_{:08d}"  # of the n-th line of the ground truth, from 1
+# The classes are numbered by their sorted WordNet ids; these two ends tell the thousand from any other thousand.
+_ENDS = ("n01440764", "n15075141")
+
+
+class ImageNet(Folder):
+    """The 1000 classes of ILSVRC 2012, or some of them.
+
+    Args:
+        root: Holds train/WNID/*, and val/WNID/*, or val/*.JPEG with the devkit or Kaggle's LOC_val_solution.csv.
+        common: See `Folder`.
+    """
+
+    def __init__(self, root: str, **common: Any) -> None:
+        super().__init__(root, val_fraction=None, **common)
+
+    def load(self) -> dict[str, Source]:
+        look = self._bad_images if self.verify or self.on_bad_image == "skip" else None
+        return dict(scan(self.root, self.follow_links, look, self.split_rule))
+
+
+def scan(
+    root: str,
+    follow_links: bool = False,
+    bad_images: folder.BadImages | None = None,
+    rule: str = "by_name",
+) -> dict[str, FileSource]:
+    """Find the images of both splits; the arguments are those of `folder.scan`.
+
+    Raises:
+        UserError: The folder is not ImageNet's, or its labels cannot be read.
+    """
+    root = os.path.expanduser(root)
+    val = check_layout(root, rule)
+    flat = validation_classes(root) if _is_flat(val) else None
+    found = folder.scan(root, None, 0, follow_links, bad_images, flat, rule)
+    names = class_names(found["train"].classes)
+    return {split: replace(source, classes=names) for split, source in found.items()}
+
+
+def check_layout(root: str, rule: str) -> str:
+    """Refuse a folder that is not ImageNet's.
+
+    Returns:
+        The folder of the validation images.
+
+    Raises:
+        UserError: Says what is missing and where it is published.
+    """
+    splits = folder.split_folders(root, rule) if os.path.isdir(root) else {}
+    for split, archive in (("train", "ILSVRC2012_img_train.tar"), ("val", "ILSVRC2012_img_val.tar")):
+        if split not in splits:
+            raise UserError(
+                f"{os.path.join(root, split)} is missing: get {archive} from {SITE} and unpack it there "
+                "(train: a folder for each class), or set data.root to where it is."
+            )
+    train = os.path.join(root, splits["train"])
+    with os.scandir(train) as entries:
+        other = next((e.name for e in entries if os.path.isdir(e.path) and not _is_class(e.name)), None)
+    if other is not None:
+        raise UserError(
+            f"{os.path.join(train, other)} is not named for a class of ImageNet (such as {_ENDS[0]}): "
+            "data=folder reads folders of any name."
+        )
+    return os.path.join(root, splits["val"])
+
+
+def _is_class(name: str) -> bool:
+    return name.startswith(".") or WNID.fullmatch(name) is not None
+
+
+def _is_flat(val: str) -> bool:
+    """Return whether a folder holds images rather than classes."""
+    with os.scandir(val) as entries:
+        return any(os.path.splitext(e.name.lower())[1][1:] in readable_extensions() for e in entries)
+
+
+def class_names(wnids: tuple[str, ...]) -> tuple[str, ...]:
+    """Return torchvision's names of the 1000 classes, in the order of their WordNet ids; of fewer classes, the ids.
+
+    Args:
+        wnids: Sorted.
+    """
+    if len(wnids) != 1000 or (wnids[0], wnids[-1]) != _ENDS:
+        log.info("%d of ImageNet's 1000 classes: they go by their WordNet ids.", len(wnids))
+        return wnids
+    from torchvision.models import AlexNet_Weights
+
+    return tuple(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def validation_classes(root: str) -> dict[str, str]:
+    """Return the class (WordNet id) of every image of the flat val folder, by its name without ending.
+
+    Raises:
+        UserError: There are no labels, or they cannot be read.
+    """
+    places = [Path(root, SOLUTION), Path(root, DEVKIT, "data"), Path(root, "devkit", "data")]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise UserError(
+            f"{root}/val has no class folders, and there are no labels for it: unpack {DEVKIT}.tar.gz from {SITE} "
+            f"in {root}, or put Kaggle's {SOLUTION} there."
+        )
+    try:
+        return _solution(found) if found.name == SOLUTION else _devkit(found)
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise UserError(f"The labels in {found} cannot be read ({reason}): unpack them again.") from error
+
+
+def _solution(path: Path) -> dict[str, str]:
+    """Read Kaggle's table: ILSVRC2012_val_00048981,n03995372 85 1 499 272."""
+    with open(path, newline="", encoding="ascii") as file:
+        return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+
+
+def _devkit(data: Path) -> dict[str, str]:
+    """Read the official ground truth: line n is the ILSVRC2012_ID (1 to 1000) of validation image n."""
+    wnids = _wnids(data / "meta.mat")
+    lines = (data / "ILSVRC2012_validation_ground_truth.txt").read_text(encoding="ascii").split()
+    return {_VAL_NAME.format(number): wnids[int(line)] for number, line in enumerate(lines, start=1)}
+
+
+def _wnids(path: Path) -> dict[int, str]:
+    """Return the WordNet id of every ILSVRC2012_ID; the inner nodes of the hierarchy are no classes."""
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise UserError(
+            f"Put Kaggle's {SOLUTION} into {path.parents[2]}, or install what reads the MATLAB file {path}: it needs "
+            f"{missing_extra('scipy', 'imagenet')}"
+        ) from None
+    synsets = loadmat(path, squeeze_me=True)["synsets"]
+    leaves = synsets[synsets["num_children"] == 0]
+    return {int(i): str(wnid) for i, wnid in zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)}

@@ -1,0 +1,1 @@
+"""Chunks on a disk or in object storage, through LitData."""

@@ -1,0 +1,279 @@
+"""The curves of runs: the one table of what is drawn together, and the geometry of its charts on pages.
+
+Pages draw SVG of our own (report/templates/charts.html): values under the pointer, light and dark, some 100 KB and no
+library of megabytes in a file that is mailed around. figures.py draws the same table with matplotlib for figures/.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+from alexnet_exp.report.html import is_share, metric_text, number
+from alexnet_exp.tracking.run_reader import Point, Row, finite, series
+
+WIDTH, HEIGHT = 1000, 400  # of the SVG's own coordinates
+MAX_POINTS = 400
+
+
+class Curve(NamedTuple):
+    """One metric of a run.
+
+    Args:
+        metric: As in metrics.csv.
+        label: In the legend, among the curves of its run.
+        style: CSS classes: `train` and `val` for values by epoch, `step` for those within epochs; `faint` is dashed,
+            `behind` pale.
+        alone: Title of a chart of this metric alone, of several runs.
+    """
+
+    metric: str
+    label: str
+    style: str
+    alone: str = ""
+
+
+class Panel(NamedTuple):
+    """The curves of one chart, the last drawn on top; a small one has no PNG and no best epoch."""
+
+    title: str
+    curves: tuple[Curve, ...]
+    small: bool = False
+
+
+PANELS = (
+    Panel("Loss", (
+        Curve("train/loss_step", "train, by step", "step behind", "Training loss by step"),
+        Curve("train/loss", "train", "train", "Training loss"),
+        Curve("val/loss", "validation", "val", "Validation loss"),
+    )),
+    Panel("Accuracy", (
+        Curve("train/top5", "train top-5", "train faint", "Training top-5 accuracy"),
+        Curve("val/top5", "validation top-5", "val faint", "Validation top-5 accuracy"),
+        Curve("train/top1", "train top-1", "train", "Training accuracy"),
+        Curve("val/top1", "validation top-1", "val", "Validation accuracy"),
+    )),
+    Panel("Learning rate", (Curve("lr", "lr", "step"),), small=True),
+    Panel("Images per second", (Curve("images_per_second", "training", "step"),), small=True),
+)  # fmt: skip
+CURVES = {curve.metric: curve for panel in PANELS for curve in panel.curves}
+
+
+@dataclass
+class Axis:
+    """Map values from `low`..`high` to 0..`length` and name the ticks."""
+
+    low: float
+    high: float
+    length: int
+    ticks: list[tuple[float, str]]
+    unit: str = ""
+    upwards: bool = False
+
+    def __call__(self, value: float) -> float:
+        span = self.high - self.low
+        share = (value - self.low) / span if span else 0.5
+        return round(self.length * (1 - share if self.upwards else share), 2)
+
+    def percentage(self, value: float) -> str:
+        """Return the position in CSS."""
+        return f"{100 * self(value) / self.length:.2f}%"
+
+
+@dataclass
+class Line:
+    """A curve on a chart: legend label, CSS classes, points in order of steps."""
+
+    label: str
+    style: str
+    points: list[Point]
+
+    @property
+    def per_step(self) -> bool:
+        """Whether the values were logged within epochs."""
+        return self.style.startswith("step")
+
+    @cached_property
+    def finite(self) -> list[Point]:
+        return finite(self.points)
+
+    @property
+    def dotted(self) -> bool:
+        """Whether each value has a dot: those of epochs if they are few, and one that has no neighbour."""
+        return (len(self.points) <= 40 and not self.per_step) or len(self.finite) == 1
+
+
+class Stop(NamedTuple):
+    """A bar of the plot that shows the values in it on hover: a hairline, a dot on each line, and the text."""
+
+    left: float
+    width: float
+    centre: float
+    dots: list[tuple[str, str]]
+    text: str
+
+
+@dataclass
+class Chart:
+    """What templates/charts.html draws.
+
+    Args:
+        title: Its heading.
+        metric: That of its curves, or one of them: a share is shown in percent.
+        lines: Each with at least one finite value.
+        x: Axis of steps or epochs.
+        best_step: Where the best epoch ended.
+        small: Whether it is less high than the others.
+    """
+
+    title: str
+    metric: str
+    lines: list[Line]
+    x: Axis
+    best_step: float | None = None
+    small: bool = False
+
+    def text(self, value: float) -> str:
+        return metric_text(self.metric, value)
+
+    @cached_property
+    def y(self) -> Axis:
+        values = [point.value for line in self.lines for point in line.finite]
+        return y_axis(values, is_share(self.metric))
+
+    @property
+    def best(self) -> float | None:
+        """Where the best epoch ended, on the drawing."""
+        step = self.best_step
+        return self.x(step) if step is not None and self.x.low <= step <= self.x.high else None
+
+    def path(self, line: Line) -> str:
+        """Return the curve as an SVG path, broken where a value is not finite."""
+        commands, pen_down = [], False
+        for point in line.points:
+            if math.isfinite(point.value):
+                commands.append(f"{'L' if pen_down else 'M'}{self.x(point.step)} {self.y(point.value)}")
+            pen_down = math.isfinite(point.value)
+        return "".join(commands)
+
+    def dots(self, points: list[Point]) -> str:
+        # Circles would be stretched into ellipses; a line of no length with round caps is not.
+        return "".join(f"M{self.x(point.step)} {self.y(point.value)}h.01" for point in points)
+
+    def _hover(self, entry: list[tuple[Line, Point]]) -> str:
+        """Return epoch and step, and below them the value of each line."""
+        point = entry[-1][1]
+        where = [] if point.epoch is None else [f"epoch {number(point.epoch)}"]
+        if point.step != point.epoch:  # a chart of several runs counts epochs alone
+            where.append(f"step {point.step:,.0f}")
+        values = [f"{line.label}: {self.text(point.value)}" for line, point in entry]
+        return "\n".join([" · ".join(where), *values])
+
+    def stops(self) -> list[Stop]:
+        """Return a place to hover for each epoch; for each step where no line has values by epoch."""
+        lines = [line for line in self.lines if not line.per_step] or self.lines
+        by_place: dict[float, list[tuple[Line, Point]]] = {}
+        for line in lines:
+            for point in line.finite:
+                place = point.step if line.per_step or point.epoch is None else point.epoch
+                by_place.setdefault(place, []).append((line, point))
+        entries = sorted(by_place.values(), key=lambda entry: entry[-1][1].step)
+        centres = [self.x(entry[-1][1].step) for entry in entries]
+        borders = [0.0, *[(a + b) / 2 for a, b in pairwise(centres)], float(WIDTH)]
+        return [
+            Stop(
+                round(left, 2),
+                round(right - left, 2),
+                centre,
+                [(line.style, self.dots([point])) for line, point in entry],
+                self._hover(entry),
+            )
+            for entry, centre, (left, right) in zip(entries, centres, pairwise(borders), strict=True)
+        ]
+
+
+def run_charts(rows: list[Row], best_step: float | None = None) -> list[Chart]:
+    """Return the charts of all metrics that have at least one finite value."""
+    found = [(panel, lines) for panel in PANELS if (lines := _lines(rows, panel))]
+    steps = [point.step for _, lines in found for line in lines for point in line.points]
+    if not steps:
+        return []
+    ends = epoch_ends(rows)
+    x = x_axis(min(steps), max(steps), ends)
+    return [
+        Chart(panel.title, panel.curves[0].metric, lines, x, None if panel.small else best_step, panel.small)
+        for panel, lines in found
+    ]
+
+
+def _lines(rows: list[Row], panel: Panel) -> list[Line]:
+    lines = [Line(curve.label, curve.style, thin(series(rows, curve.metric))) for curve in panel.curves]
+    return [line for line in lines if line.finite]
+
+
+def epoch_ends(rows: list[Row]) -> dict[float, float]:
+    """Return the step at which each epoch ended, as far as an epoch's metrics were logged."""
+    ends: dict[float, float] = {}
+    for metric, curve in CURVES.items():
+        for point in [] if curve.style.startswith("step") else series(rows, metric):
+            if point.epoch is not None:
+                ends[point.epoch] = max(point.step, ends.get(point.epoch, point.step))
+    return ends
+
+
+def not_finite(rows: list[Row]) -> list[str]:
+    """Return a sentence for each metric that was NaN or infinite at some step."""
+    sentences = []
+    for metric in sorted({name for row in rows for name in row} - {"epoch", "step"}):
+        points = series(rows, metric)
+        bad = [point for point in points if not math.isfinite(point.value)]
+        if bad:
+            rest = f"{len(bad)} of {len(points)} values are not finite, the first at step {bad[0].step:,.0f}."
+            sentences.append(f"{metric}: {rest}")
+    return sentences
+
+
+def thin(points: list[Point], most: int = MAX_POINTS) -> list[Point]:
+    """Return every n-th point and always the last, at most `most`: each value on a page is one that was logged."""
+    every = math.ceil(len(points) / most) or 1
+    return points[::-every][::-1]
+
+
+def y_axis(values: list[float], shares: bool = False) -> Axis:
+    """Return an axis from one round number to another that holds all values.
+
+    Args:
+        values: One or more, finite.
+        shares: Name the ticks in percent.
+    """
+    low, high = min(values), max(values)
+    step = round_step((high - low) or abs(high) or 1.0, 4)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    if first == last:
+        first, last = first - 1, last + 1
+    marks = [i * step for i in range(first, last + 1)]
+    names = [f"{100 * mark:g} %" if shares else number(mark) for mark in marks]
+    if len(set(names)) < len(names):  # a loss that hardly moves: 2.303 five times
+        names = [f"{mark:.{max(0, -math.floor(math.log10(step)))}f}" for mark in marks]
+    return Axis(marks[0], marks[-1], HEIGHT, list(zip(marks, names, strict=True)), upwards=True)
+
+
+def x_axis(low: float, high: float, ends: dict[float, float]) -> Axis:
+    """Return an axis of steps, labelled with epochs where they end if there are several."""
+    epochs = sorted(ends)
+    if len(epochs) >= 2:
+        every = max(1, round(round_step(epochs[-1] - epochs[0], 6)))
+        ticks = [(ends[epoch], number(epoch)) for epoch in epochs if epoch % every == 0]
+        return Axis(low, high, WIDTH, ticks, "epoch")
+    every = max(1, round(round_step((high - low) or 1.0, 5)))
+    marks = range(math.ceil(low / every) * every, math.floor(high) + 1, every)
+    return Axis(low, high, WIDTH, [(mark, number(mark)) for mark in marks], "step")
+
+
+def round_step(span: float, count: int) -> float:
+    """Return the smallest of 1, 2, 5 times a power of ten that cuts the span into at most `count` parts."""
+    power = 10.0 ** math.floor(math.log10(span / count))
+    return next(power * factor for factor in (1, 2, 5, 10, 20) if power * factor * count >= span * (1 - 1e-9))

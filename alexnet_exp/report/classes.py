@@ -1,0 +1,125 @@
+"""What evaluation.html shows of classes: confusion matrix, scores of each class, pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from alexnet_exp.report.evaluation import Evaluation, Sample
+from alexnet_exp.report.html import percent
+from alexnet_exp.report.pictures import (
+    confusion_image,
+    confusion_shades,
+    encode,
+    grouping,
+    needs_white_text,
+    to_pil,
+)
+
+MAX_MATRIX_CLASSES = 50  # in a table; of more, the matrix is a picture
+MAX_NUMBERED_CLASSES = 25
+MAX_HOVER_CELLS = 2000  # of a picture: as many as a page can hold
+MAX_PICTURES = 24
+LOWEST = 15  # classes, by recall
+SPLITS = {"test": "test set", "val": "validation set", "train": "training set"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table: its images, CSS classes, shade from 0 to 1, number, and what hovering shows."""
+
+    count: int
+    style: str
+    shade: float
+    text: str
+    outcome: str
+
+
+def shown(evaluation: Evaluation) -> dict[str, Any]:
+    """Return what the template shows of an evaluation."""
+    classes, scores = evaluation.classes, evaluation.per_class()
+    as_table = len(classes) <= MAX_MATRIX_CLASSES
+    known = [score for score in scores if score.recall is not None]
+    return {
+        "split": SPLITS.get(evaluation.split, evaluation.split),
+        "correct": evaluation.correct,
+        "total": evaluation.total,
+        "classes": classes,
+        **(_table(evaluation) if as_table else _picture(evaluation)),
+        "confused": _most_confused(evaluation),
+        "scores": scores,
+        "lowest": [] if as_table else sorted(known, key=lambda score: score.recall or 0.0)[:LOWEST],
+        "samples": [
+            ("Most confident mistakes", _named(evaluation.mistakes, classes)),
+            ("Sample of predictions", _named(evaluation.samples, classes)),
+        ],
+    }
+
+
+def _named(samples: list[Sample], classes: list[str]) -> list[tuple[Sample, str, str]]:
+    """Return samples with the names of their true and predicted class."""
+    return [(s, classes[s.label], classes[s.prediction]) for s in samples[:MAX_PICTURES]]
+
+
+def _table(evaluation: Evaluation) -> dict[str, Any]:
+    shades, shares = confusion_shades(evaluation.confusion), evaluation.row_shares()
+    count = len(evaluation.classes)
+    numbered = count <= MAX_NUMBERED_CLASSES
+    return {
+        "size": "small" if count <= 12 else "medium" if numbered else "large",
+        "numbered": numbered,
+        "group": 1,
+        "matrix": [
+            (name, [_cell(evaluation, i, j, float(shades[i, j]), float(shares[i, j])) for j in range(count)])
+            for i, name in enumerate(evaluation.classes)
+        ],
+    }
+
+
+def _cell(evaluation: Evaluation, i: int, j: int, shade: float, share: float) -> Cell:
+    count = int(evaluation.confusion[i, j])
+    style = ("hit" if i == j else "miss") + (" deep" if needs_white_text(shade, i == j) else "")
+    text = str(count) if count < 10_000 else f"{count // 1000}k"
+    return Cell(count, style, shade, text, _outcome(evaluation, i, j, share))
+
+
+def _outcome(evaluation: Evaluation, i: int, j: int, share: float) -> str:
+    """Return what hovering over a cell shows."""
+    pair = f"{evaluation.classes[i]} → {evaluation.classes[j]}"
+    return f"{pair}: {evaluation.confusion[i, j]:,} ({percent(share, 1)} of the true class)"
+
+
+def _picture(evaluation: Evaluation) -> dict[str, Any]:
+    """Return a matrix that is too large for a table: a picture, and a place to hover over each of its dots."""
+    drawn = confusion_image(evaluation.confusion)
+    group = grouping(len(evaluation.classes))
+    return {
+        "matrix": None,
+        "picture": encode(to_pil(drawn), "PNG"),
+        "side": len(drawn),
+        "group": group,
+        "places": _places(evaluation, group),
+    }
+
+
+def _places(evaluation: Evaluation, group: int) -> list[tuple[int, int, str]]:
+    """Return row and column of each dot of the picture, the fullest first, with the outcome of its largest cell."""
+    shares, counts = evaluation.row_shares(), evaluation.confusion.ravel()
+    cells = np.flatnonzero(counts)
+    outcomes: dict[tuple[int, int], str] = {}
+    for flat in cells[np.argsort(-counts[cells], kind="stable")]:
+        if len(outcomes) == MAX_HOVER_CELLS:
+            break
+        i, j = divmod(int(flat), len(evaluation.classes))
+        outcomes.setdefault((i // group, j // group), _outcome(evaluation, i, j, float(shares[i, j])))
+    return [(*place, outcome) for place, outcome in outcomes.items()]
+
+
+def _most_confused(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:
+    """Return true class, predicted class, images, and their share of the class."""
+    classes, shares = evaluation.classes, evaluation.row_shares()
+    return [
+        (classes[i], classes[j], count, float(shares[i, j])) for i, j, count in evaluation.most_confused()
+    ]

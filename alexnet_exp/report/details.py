@@ -1,0 +1,113 @@
+"""What the report page shows of the run itself: headline, configuration, environment, command."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from alexnet_exp.report.html import duration, metric_text, number, quantity
+from alexnet_exp.tracking.run_reader import Records
+
+FACTS = ("seed", "deterministic", "precision", "devices", "epochs", "steps")
+
+
+def numeric(value: Any) -> float | None:
+    """Return the value as float if it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def headline(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the numbers one looks for first: label, value."""
+    metrics = result.get("metrics") or {}
+    split = str(result.get("split") or "test")  # an evaluation says which it looked at
+    for name, label in (("top1", "top-1"), ("top5", "top-5"), ("loss", "loss"), ("ece", "calibration error")):
+        if (value := numeric(metrics.get(f"{split}/{name}"))) is not None:
+            yield f"{split} {label}", metric_text(name, value)
+    best = result.get("best") or {}
+    if (value := numeric(best.get("value"))) is not None:
+        metric, epoch = str(best.get("metric") or ""), numeric(best.get("epoch"))
+        where = "" if epoch is None else f", epoch {number(epoch)}"
+        yield f"best {metric}{where}", metric_text(metric, value)
+    for key, label, text in (
+        ("parameters", "parameters", quantity),
+        ("multiply_adds", "multiply-adds per image", quantity),
+        ("images_per_second", "images per second", quantity),
+        ("seconds", "time", duration),
+    ):
+        if (value := numeric(result.get(key))) is not None:
+            yield label, text(value)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One folding table of the configuration: rows of key, value as YAML, and whether the user typed it."""
+
+    name: str
+    rows: list[tuple[str, str, bool]]
+    typed: int
+
+
+def configuration(records: Records) -> list[Group]:
+    """Return the configuration by group; settings outside any group come first."""
+    typed = {
+        override.lstrip("+~").partition("=")[0].strip().replace("/", ".") for override in records.overrides
+    }
+    scalars = {key: value for key, value in records.config.items() if not isinstance(value, dict)}
+    groups = {"": scalars} if scalars else {}
+    groups |= {key: value for key, value in records.config.items() if isinstance(value, dict)}
+    found = []
+    for name, values in groups.items():
+        leaves = _leaves(values, f"{name}." if name else "")
+        rows = [(path, _yaml(value), path in typed) for path, value in leaves]
+        found.append(Group(name or "general", rows, sum(mark for *_, mark in rows) + (name in typed)))
+    return found
+
+
+def _leaves(values: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _yaml(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+    return text.removesuffix("...\n").strip()
+
+
+def origin(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what parts.html shows under Reproduce and Environment: the commands that repeat a run, what it ran on."""
+    command, git = result.get("command"), result.get("git") or {}
+    checkout = f"git checkout {git['commit']}\n" if git.get("commit") else ""
+    return {
+        "command": f"{checkout}{command}" if command else None,
+        "dirty": bool(git.get("dirty")),
+        "environment": list(_environment(result, git)),
+    }
+
+
+def _environment(result: dict[str, Any], git: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield hardware, versions and what else decides a run's numbers."""
+    for key in FACTS:
+        if result.get(key) is not None:
+            yield key, _plain(result[key])
+    if git.get("commit"):
+        yield "git commit", f"{str(git['commit'])[:12]}{' with changes' if git.get('dirty') else ''}"
+    for group, title in (("images", "images: "), ("hardware", ""), ("versions", ""), ("wandb", "W&B ")):
+        content = result.get(group)
+        for key, value in _leaves(content, "") if isinstance(content, dict) else ():
+            if value is not None:
+                yield f"{title}{key.replace('_', ' ')}", _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool | list | dict):
+        return _yaml(value)
+    return number(value) if isinstance(value, float) else str(value)

@@ -1,0 +1,229 @@
+"""Draw the pictures of a run as PNG files; matplotlib without pyplot, so that nothing global is touched."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
+
+from alexnet_exp.report.charts import PANELS, Line, Panel
+from alexnet_exp.report.evaluation import Evaluation, Sample
+from alexnet_exp.report.html import is_share
+from alexnet_exp.report.pictures import (
+    confusion_image,
+    confusion_shades,
+    filter_grid,
+    grouping,
+    is_picture_of_filters,
+    needs_white_text,
+)
+from alexnet_exp.tracking.run_reader import Row, finite, replacing, series
+
+INK, MUTED, RULE, TRAIN, VAL = "#1d2126", "#626973", "#e3e3de", "#1f5ea8", "#cc5814"
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "grid.color": RULE,
+    "text.usetex": False,
+    "axes.formatter.use_mathtext": False,
+}
+MAX_LABELLED, MAX_NUMBERED, MAX_PICTURES = 60, 25, 24
+
+
+def draw_all(
+    run_dir: Path, rows: list[Row], evaluation: Evaluation | None = None, conv1: np.ndarray | None = None
+) -> list[Path]:
+    """Draw every picture there is something to show for into run_dir/figures and return their paths."""
+    folder = Path(run_dir) / "figures"
+    made = []
+    drawn = [curve.metric for panel in PANELS if not panel.small for curve in panel.curves]
+    if any(finite(series(rows, metric)) for metric in drawn):
+        made.append(curves(rows, folder / "curves.png"))
+    if evaluation is not None:
+        if evaluation.total:
+            made.append(confusion_matrix(evaluation, folder / "confusion_matrix.png"))
+        for samples, name in ((evaluation.mistakes, "mistakes.png"), (evaluation.samples, "samples.png")):
+            if samples:
+                made.append(mistakes(samples, evaluation.classes, folder / name))
+    if conv1 is not None and is_picture_of_filters(conv1):
+        made.append(conv1_filters(conv1, folder / "conv1_filters.png"))
+    return made
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        # A class name in a script that matplotlib's font lacks is drawn as boxes; that is no reason to warn.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(temporary, format="png")
+    return path
+
+
+def curves(rows: list[Row], path: Path) -> Path:
+    """Draw loss and accuracy over the steps of training."""
+    panels = [panel for panel in PANELS if not panel.small]
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(10, 4)
+        for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
+            _draw_panel(axes, rows, panel)
+        return _save(figure, path)
+
+
+def _draw_panel(axes: Axes, rows: list[Row], panel: Panel) -> None:
+    for metric, label, style, _ in panel.curves:
+        line = Line(label, style, series(rows, metric))
+        if line.finite:
+            axes.plot(
+                [point.step for point in line.points],
+                [point.value if math.isfinite(point.value) else math.nan for point in line.points],
+                color=VAL if "val" in style else TRAIN,
+                label=label,
+                marker="o" if line.dotted else None,
+                markersize=4,
+                linewidth=1 if "behind" in style else 1.75,
+                alpha=0.3 if "behind" in style else 1.0,
+                linestyle="--" if "faint" in style else "-",
+            )
+    if is_share(panel.curves[0].metric):
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _decorate(axes, panel.title)
+
+
+def _decorate(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("step")
+    axes.grid(axis="y")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if axes.lines:
+        axes.legend(frameon=False, reverse=True)  # the last drawn lies on top, and is the one to look for
+    else:
+        axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", color=MUTED)
+
+
+def confusion_matrix(evaluation: Evaluation, path: Path) -> Path:
+    """Draw the confusion matrix: hits in blue, mistakes in orange; text where it fits."""
+    count = len(evaluation.classes)
+    side = min(max(3.5, 1.5 + 0.5 * count), 9.5)
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(side, side)
+        axes = figure.subplots()
+        axes.imshow(
+            confusion_image(evaluation.confusion),
+            interpolation="nearest",
+            extent=(-0.5, count - 0.5, count - 0.5, -0.5),
+        )
+        group = grouping(count)
+        note = f"; a dot is the strongest of {group} × {group} cells" if group > 1 else ""
+        axes.set_title(f"Confusion matrix ({evaluation.split}){note}", loc="left")
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        axes.tick_params(length=0)
+        if count <= MAX_LABELLED:
+            _label_classes(axes, evaluation.classes)
+        if count <= MAX_NUMBERED:
+            _write_counts(axes, evaluation.confusion)
+        return _save(figure, path)
+
+
+def _label_classes(axes: Axes, classes: list[str]) -> None:
+    names = [plain(name, 18) for name in classes]
+    size = 9 if len(names) <= 25 else 6
+    upright = len(names) <= 12 and max(map(len, names)) <= 3
+    axes.set_xticks(range(len(names)), names, rotation=0 if upright else 90, fontsize=size, parse_math=False)
+    axes.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
+
+
+def _write_counts(axes: Axes, confusion: np.ndarray) -> None:
+    shades = confusion_shades(confusion)
+    size = 9 if len(confusion) <= 12 else 6
+    for (i, j), count in np.ndenumerate(confusion):
+        if count:
+            colour = "white" if needs_white_text(shades[i, j], i == j) else INK
+            axes.text(j, i, str(count), ha="center", va="center", color=colour, fontsize=size)
+
+
+def conv1_filters(weight: np.ndarray, path: Path) -> Path:
+    """Draw the filters of the first convolution as a grid, as figure 3 of the AlexNet paper does.
+
+    Args:
+        weight: (out, in, kH, kW) with in 1 or 3.
+        path: the PNG to write.
+    """
+    grid = filter_grid(weight)
+    margin = 12
+    page = Image.new("RGB", (grid.shape[1] + 2 * margin, grid.shape[0] + 2 * margin), "white")
+    filters = Image.fromarray(grid)
+    page.paste(filters, (margin, margin), mask=filters)
+    with replacing(path) as temporary:
+        page.save(temporary, format="PNG")
+    return path
+
+
+def mistakes(samples: list[Sample], classes: list[str], path: Path) -> Path:
+    """Draw up to 24 images, each under 'true -> predicted probability'."""
+    shown = samples[:MAX_PICTURES]
+    columns = min(6, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(1.9 * columns, 2.25 * rows)
+        for place, axes in enumerate(np.ravel(figure.subplots(rows, columns, squeeze=False))):
+            axes.axis("off")
+            if place < len(shown):
+                _draw_sample(axes, shown[place], classes)
+        return _save(figure, path)
+
+
+def _draw_sample(axes: Axes, sample: Sample, classes: list[str]) -> None:
+    image = sample.image[..., 0] if sample.image.shape[-1] == 1 else sample.image
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    true, predicted = plain(classes[sample.label], 20), plain(classes[sample.prediction], 14)
+    text = f"{true} ->\n{predicted} {sample.probability:.1%}"
+    axes.set_title(text, fontsize=8, loc="left", parse_math=False)
+
+
+def plain(text: str, most: int) -> str:
+    """Return text that any font engine can draw: one line, valid Unicode, at most so many characters."""
+    line = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+@contextmanager
+def page(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """Yield a figure, in inches, that is saved as PNG when all is drawn."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # A name in a script that matplotlib's font lacks is drawn as boxes; that is no reason to warn.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        yield figure
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png")
+
+
+def show(axes: Axes, image: np.ndarray) -> None:
+    """Draw an image, uint8 (H, W, 1|3|4), pixel by pixel and without axes."""
+    picture = image[..., 0] if image.shape[-1] == 1 else image
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.axis("off")

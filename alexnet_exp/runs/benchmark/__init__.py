@@ -1,0 +1,1 @@
+"""`alexnet-exp benchmark`: speed on this machine."""

@@ -1,0 +1,253 @@
+"""`alexnet-exp benchmark`: how fast this machine runs what this package does.
+
+Settings in, rows measured, a table, a chart and result.json out; the scripts of benchmarks/ do the same with
+measurements of their own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from alexnet_exp.config.schema import Rule, at_least, check_config, choice, flag, list_of, name, null, shown
+from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.environment import git_state, hardware, versions
+from alexnet_exp.tracking.log import logging_to
+from alexnet_exp.tracking.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from alexnet_exp.runs.benchmark.subject import Subject
+    from alexnet_exp.runs.benchmark.timing import Row
+
+    Measurement = Callable[[Subject], list[Row]]
+
+
+def _measure_step(subject: Subject) -> list[Row]:
+    from alexnet_exp.runs.benchmark.step import measure_step
+
+    return measure_step(subject)
+
+
+def _measure_startup(subject: Subject) -> list[Row]:
+    from alexnet_exp.runs.benchmark.startup import measure_startup
+
+    return measure_startup(subject)
+
+
+# Values of `what`; torch is imported when they are called, after the settings have been checked.
+MEASUREMENTS: dict[str, Measurement] = {"step": _measure_step, "startup": _measure_startup}
+
+
+def _several(rule: Rule) -> Rule:
+    return rule | Rule("a list of them", lambda v: v != [] and list_of(rule).legal(v))
+
+
+RULES = {
+    "repeats": at_least(1),
+    "steps": at_least(1),
+    "threads": at_least(1) | null,
+    "device": choice("auto", "cpu", "cuda"),
+    "step.model": _several(name) | null,
+    "step.precision": _several(choice("32-true", "bf16-mixed", "bf16-true", "16-mixed")),
+    "step.layout": _several(choice("contiguous", "channels_last")),
+    "step.compile": _several(flag),
+    "step.batch_size": _several(at_least(1) | choice("auto")) | null,
+}
+_FORMER = ("baseline", "lrn", "workers")  # settings of the scripts now; configs written before may have them
+
+
+def benchmark(
+    config: dict[str, Any],
+    overrides: list[str],
+    run_dir: Path,
+    command: str,
+    measurements: Mapping[str, Measurement] = MEASUREMENTS,
+    rules: Mapping[str, Rule] = RULES,
+) -> dict[str, Any]:
+    """Measure, print a table, draw a chart, and write result.json.
+
+    Args:
+        config: Keys of conf/benchmark.yaml, those of a run among them.
+        overrides: What the user typed.
+        run_dir: Where result.json and figures/benchmark.png go.
+        command: The command line, for the record.
+        measurements: What `what` chooses from.
+        rules: Of the settings that are not a run's.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        UserError: For an illegal setting, or a device that does not exist.
+    """
+    rules = {"what": _several(choice("all", *measurements)), **rules}
+    options = {key: config[key] for key in dict.fromkeys(key.split(".")[0] for key in rules)}
+    _check(options, rules)
+    check_config({k: v for k, v in config.items() if k not in (*options, *_FORMER)})
+    if config["resume"] or config["ckpt"]:
+        raise UserError("A benchmark starts afresh: leave resume= and ckpt= out.")
+    import torch
+
+    device = _device(options["device"])
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    from alexnet_exp.runs.benchmark.subject import Subject, key_of
+
+    own = [override for override in overrides if key_of(override).split(".")[0] not in options]
+    what = options["what"] if isinstance(options["what"], list) else [options["what"]]
+    chosen = {kind: measure for kind, measure in measurements.items() if kind in what or "all" in what}
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="alexnet_exp_benchmark_") as scratch, logging_to(None):
+        subject = Subject(options, own, device, Path(scratch))
+        rows = _measure(chosen, subject, console)
+    if subject.repeats < 5:
+        subject.notes.append(f"repeats={subject.repeats}: medians of fewer than five runs say little.")
+    for note in subject.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    result = {
+        "status": "finished",
+        "command": command,
+        "settings": {k: v for k, v in config.items() if k != "paths"},
+        "rows": rows,
+        "notes": subject.notes,
+        "git": git_state(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    run = RunDirectory(run_dir)
+    run.path.mkdir(parents=True, exist_ok=True)
+    draw_rows(rows, run.path / "figures" / "benchmark.png")
+    run.write_result(result)
+    console.print(f"\nresult: {run_dir / 'result.json'}", highlight=False, soft_wrap=True)
+    return result
+
+
+def _check(options: dict[str, Any], rules: Mapping[str, Rule]) -> None:
+    for key, rule in rules.items():
+        group, _, inner = key.partition(".")
+        value = options[group][inner] if inner else options[group]
+        if not rule.legal(value):
+            raise UserError(f"{key}={shown(value)} is not possible: it must be {rule.text}.")
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if wanted == "cuda" and not has_gpu:
+        raise UserError("device=cuda: no GPU was found; set device=cpu.")
+    return ("cuda" if has_gpu else "cpu") if wanted == "auto" else wanted
+
+
+def _measure(measurements: Mapping[str, Measurement], subject: Subject, console: Console) -> list[Row]:
+    """Measure and print one kind after another; one that cannot be measured is noted, and the others stand.
+
+    Raises:
+        UserError: Of the first kind, if nothing can be measured.
+    """
+    rows: list[Row] = []
+    refusals: list[UserError] = []
+    for kind, measure in measurements.items():
+        try:
+            measured = measure(subject)
+        except UserError as error:
+            refusals.append(error)
+            subject.notes.append(f"{kind} is not measured: {error}")
+            continue
+        print_rows(measured, console)
+        rows += measured
+    if not rows:
+        raise refusals[0]
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------ table and chart
+
+# Columns beside the case, shown where a comparison has them: key of the row, heading, how it is written.
+COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("median_seconds", "ms", lambda v: _milliseconds(v)),
+    ("images_per_second", "images/s", lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.1f}"),
+    ("flops_per_second", "GFLOP/s", lambda v: f"{v / 1e9:,.0f}"),
+    ("peak_share", "peak", lambda v: f"{v:.0%}"),
+    ("peak_memory", "MiB", lambda v: f"{v / 2**20:,.0f}"),
+    ("kept", "kept", lambda v: f"{v:.1f}"),
+    ("input_share", "waits", lambda v: f"{v:.1%}"),
+    ("overhead_microseconds", "us a step", lambda v: f"{v:+,.0f}"),
+    ("overhead", "overhead", lambda v: f"{v:+.1%}"),
+    ("ratio", "ratio", lambda v: f"{v:.2f}"),
+)
+
+
+def print_rows(rows: list[Row], console: Console) -> None:
+    """Print a table for every comparison, 80 columns wide."""
+    for what, group in _groups(rows):
+        ratio = next((row["ratio_is"] for row in group if row.get("ratio_is")), None)
+        console.print(f"\n[bold]{what}[/]", highlight=False)
+        if ratio:
+            console.print(f"ratio: {ratio}", highlight=False)
+        console.print(_table(group), highlight=False)
+
+
+def _table(group: list[Row]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", overflow="fold", min_width=24)
+    shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in group)]
+    repeated = any(row.get("n", 1) > 1 for row in group)
+    for i, (_, heading, _) in enumerate(shown):
+        table.add_column(heading, justify="right", no_wrap=True)
+        if i == 0 and repeated:
+            table.add_column("+-", justify="right", no_wrap=True)
+    for row in group:
+        cells = [write(row[key]) if row.get(key) is not None else "" for key, _, write in shown]
+        spread = f"{row['sd_seconds'] / row['median_seconds']:.0%}" if row.get("n", 1) > 1 else ""
+        if "error" in row:
+            cells[0] = row["error"]
+        table.add_row(row["case"], cells[0], *([spread] if repeated else []), *cells[1:])
+    return table
+
+
+def draw_rows(rows: list[Row], path: Path) -> None:
+    """Draw a bar for every case, one panel for each comparison: images per second, or else milliseconds."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from alexnet_exp.report.figures import INK, MUTED, STYLE, TRAIN
+
+    groups = [(what, group) for what, rows in _groups(rows) if (group := [r for r in rows if "n" in r])]
+    heights = [0.9 + 0.3 * len(group) for _, group in groups]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.0, sum(heights)), dpi=120, layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for ax, (what, group) in zip(axes, groups, strict=True):
+            speed = all("images_per_second" in row for row in group)
+            values = [row["images_per_second"] if speed else 1e3 * row["median_seconds"] for row in group]
+            bars = ax.barh(range(len(group)), values, color=TRAIN, height=0.7)
+            texts = [f"{v:,.0f}" if speed and v >= 100 else f"{v:,.1f}" for v in values]
+            ax.bar_label(bars, texts, padding=3, color=INK, fontsize=9)
+            ax.set_yticks(range(len(group)), [row["case"] for row in group])
+            ax.invert_yaxis()
+            ax.margins(x=0.15)
+            ax.set_xticks([])
+            ax.spines[["top", "right", "bottom"]].set_visible(False)
+            unit = "images/s, more is better" if speed else "ms, less is better"
+            ax.set_title(what, loc="left", color=INK)
+            ax.set_title(unit, loc="right", color=MUTED, fontsize=9)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png")
+
+
+def _groups(rows: list[Row]) -> list[tuple[str, list[Row]]]:
+    return [(what, list(group)) for what, group in itertools.groupby(rows, key=lambda row: row["what"])]
+
+
+def _milliseconds(seconds: float) -> str:
+    value = 1e3 * seconds
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -1,0 +1,104 @@
+"""Training steps written by hand: what `Trainer` is measured against, and what steps on one batch are timed with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.runs.train.fit import Fit
+from alexnet_exp.targets import build
+from alexnet_exp.training.automatic import compile_network
+from alexnet_exp.training.optim.build import build_optimizer
+
+# What autocast computes in; None: nothing is cast.
+PRECISIONS = {"32-true": None, "bf16-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+Step = Callable[[Tensor, Tensor], Tensor]
+
+
+def step_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer, precision: str, smoothing: float = 0.0
+) -> Step:
+    """Return a function (images, labels) -> loss that takes one training step, in as few lines as people write.
+
+    Args:
+        model: On its device, in its layout and dtype.
+        optimizer: Of its parameters.
+        precision: A key of PRECISIONS.
+        smoothing: Of the labels.
+    """
+    device = next(model.parameters()).device.type
+    dtype = PRECISIONS[precision]
+    scaler = torch.amp.GradScaler(device, enabled=precision == "16-mixed")
+
+    def step(images: Tensor, labels: Tensor) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, dtype, enabled=dtype is not None):
+            loss = functional.cross_entropy(model(images), labels, label_smoothing=smoothing)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss.detach()
+
+    return step
+
+
+def known_precision(precision: str) -> str:
+    """Return a key of PRECISIONS as it is.
+
+    Raises:
+        UserError: If it is none.
+    """
+    if precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise UserError(f"trainer.precision={precision} is not compared: set one of {known}.")
+    return precision
+
+
+def fresh(fit: Fit) -> nn.Module:
+    """Return the run's network as its settings describe it, in float32, NCHW, and not compiled by `compile`."""
+    network: nn.Module = build(fit.config["model"])
+    network.load_state_dict(fit.classifier.model.state_dict())
+    return network
+
+
+def variant(fit: Fit, precision: str, layout: str, compiled: bool | str) -> Step:
+    """Return the hand-written step of a copy of the run's network.
+
+    Args:
+        fit: The run.
+        precision: A key of PRECISIONS.
+        layout: A key of LAYOUTS.
+        compiled: As the run's `compile`.
+
+    Raises:
+        UserError: For a precision that no hand-written step is here for.
+    """
+    known_precision(precision)
+    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    device = fit.trainer.strategy.root_device
+    model = fresh(fit).to(device, dtype, memory_format=LAYOUTS[layout]).train()
+    if compiled is True:
+        # For a second batch size torch would make kernels of any size; a run of that size has its own.
+        torch.compiler.reset()
+    compile_network(model, compiled)
+    step = step_of(
+        model, build_optimizer(model, fit.config["optimizer"]), precision, fit.config["label_smoothing"]
+    )
+    return lambda images, labels: step(images.to(dtype).contiguous(memory_format=LAYOUTS[layout]), labels)
+
+
+def as_the_run(fit: Fit) -> Step:
+    """Return the hand-written step that computes what the run's own step computes."""
+    return variant(fit, str(fit.trainer.precision), layout_of(fit.config), fit.config["compile"])
+
+
+def layout_of(config: Mapping[str, Any]) -> str:
+    """Return the layout of a run, a key of LAYOUTS."""
+    return "channels_last" if config["channels_last"] else "contiguous"

@@ -1,0 +1,89 @@
+"""From typing a command to its answer, each time in a new process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.runs.benchmark.subject import Subject
+from alexnet_exp.runs.benchmark.timing import Row, alternate, rows, summary
+
+_CLI = [sys.executable, "-m", "alexnet_exp.cli", "train"]
+_LIMIT = 300  # seconds
+
+
+class FirstStep(Callback):
+    """Write down when the first training step was done, and stop.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        Path(self.path).write_text(str(time.time()))
+        trainer.should_stop = True
+
+
+def measure_startup(subject: Subject) -> list[Row]:
+    """Time help, tab completion, the import, and the first training step of the run, turn by turn.
+
+    Returns:
+        One row each; two show what Python and torch with Lightning take by themselves. The first step is left out
+        where the run's images are not there.
+    """
+    quick = {
+        "python": [sys.executable, "-c", "pass"],
+        "import alexnet_exp": [sys.executable, "-c", "import alexnet_exp"],
+        "train --help": [*_CLI, "--help"],
+        "tab completion": [*_CLI, "-sc", "query=bash"],
+        "import torch, lightning": [sys.executable, "-c", "import torch, lightning"],
+    }
+    times = alternate({k: partial(_run, v) for k, v in quick.items()}, subject.repeats, "cpu", warmup=1)
+    if subject.has_images():
+        first = [_first_step(subject) for _ in range(subject.repeats + 1)]
+        times["first step of train"] = summary(first[1:])
+    else:
+        subject.notes.append("The first step of train is not timed: the images of the run were not found.")
+    return rows("start-up", times)
+
+
+def _first_step(subject: Subject) -> float:
+    """Return the seconds from starting a run to the end of its first step."""
+    mark = subject.scratch / "first_step"
+    callback = f"{FirstStep.__module__}.{FirstStep.__name__}"
+    arguments = [
+        *subject.overrides,
+        f"+callbacks.first_step={{_target_: {callback}, path: '{mark}'}}",
+        f"trainer.accelerator={'gpu' if subject.device == 'cuda' else 'cpu'}",
+        "trainer.devices=1",
+        f"paths.cache_dir={subject.scratch / 'cache'}",
+        "trainer.limit_val_batches=1",
+        "test=false",
+        f"hydra.run.dir={subject.scratch / f'run_{time.monotonic_ns()}'}",
+    ]
+    start = time.time()
+    _run([*_CLI, *arguments])
+    return float(mark.read_text()) - start
+
+
+def _run(command: list[str]) -> None:
+    completion = {"COMP_LINE": "train.py model=alexnet_", "COMP_POINT": "23"}
+    environment = {**os.environ, **completion, "WANDB_MODE": "offline"}
+    # Here, not in the scratch folder: relative paths of the settings start at this directory.
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_LIMIT)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise UserError(f"{' '.join(command)} ended with {done.returncode}: {lines[-1]}")

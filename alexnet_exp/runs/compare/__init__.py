@@ -1,0 +1,1 @@
+"""`alexnet-exp compare`: runs side by side."""

@@ -1,0 +1,186 @@
+"""`alexnet-exp compare`: runs side by side, on the terminal, in a file, on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from alexnet_exp.config.schema import choice, flag, list_of, null, shown, text
+from alexnet_exp.errors import UserError, nearest, printable
+from alexnet_exp.runs.compare.groups import Comparison
+from alexnet_exp.runs.compare.page import write_page
+from alexnet_exp.runs.compare.settings import NAMED_GROUPS, differing, has, lookup
+from alexnet_exp.runs.compare.table import print_table, records, to_csv, to_json, to_markdown
+from alexnet_exp.runs.compare.where import Where
+from alexnet_exp.tracking.redact import redact
+from alexnet_exp.tracking.run_directory import RunDirectory, check_out, write_atomically
+from alexnet_exp.tracking.run_reader import Run, find_runs, lower_is_better
+from alexnet_exp.tracking.terminal import nearby
+
+RULES = {
+    "runs": text | list_of(text),
+    "metric": text,
+    "sort": text | null,
+    "where": text | null,
+    "format": choice("table", "csv", "markdown", "json") | null,
+    "out": text | null,
+    "page": flag,
+}
+_WRITERS: dict[str, Callable[[Comparison], str]] = {"csv": to_csv, "markdown": to_markdown, "json": to_json}
+_ENDINGS = {".csv": "csv", ".md": "markdown", ".json": "json"}
+_FACTS = ("name", "status", "epochs", "images_per_second")  # what where= and sort= know of besides settings
+
+
+def compare(config: dict[str, Any], run_dir: Path, command: str) -> Comparison:
+    """Read runs, and show them as the settings say.
+
+    Args:
+        config: Keys of conf/compare.yaml.
+        run_dir: Where compare.html and result.json go.
+        command: The command line, for the record.
+
+    Returns:
+        What was shown.
+
+    Raises:
+        UserError: For an illegal setting, a path without runs, or a filter that lets none through.
+    """
+    kind = _check(config)
+    folders = [config["runs"]] if isinstance(config["runs"], str) else config["runs"]
+    runs = _filtered(find_runs(folders), config["where"])
+    comparison = _comparison(runs, config)
+    if kind == "table":
+        print_table(comparison)
+    elif config["out"] is None:
+        table = _WRITERS[kind](comparison)
+        print(table.encode("utf-8", "backslashreplace").decode("utf-8"), end="")  # names need not be text
+    else:
+        _write(check_out(config["out"]), _WRITERS[kind](comparison))
+    messages = Console(stderr=kind != "table" and config["out"] is None, soft_wrap=True, highlight=False)
+    if config["out"] is not None:
+        messages.print(f"table: {printable(config['out'])}", markup=False)
+    if config["page"]:
+        _keep(comparison, run_dir, command)
+        messages.print(f"page:  {printable(nearby(run_dir / 'compare.html'))}", markup=False)
+    return comparison
+
+
+def summarise(folder: Path, metric: str = "test/top1") -> Comparison:
+    """Compare the runs of a sweep, and write summary.csv and compare.html into its directory."""
+    comparison = _comparison(find_runs([folder]), {"metric": metric, "where": None, "sort": None})
+    _write(folder / "summary.csv", to_csv(comparison))
+    write_page(comparison, folder / "compare.html")
+    return comparison
+
+
+def _check(config: dict[str, Any]) -> str:
+    """Check the settings, and return the table's format."""
+    if not config["runs"]:
+        raise UserError("Say which runs: alexnet-exp compare outputs/runs.")
+    for key, rule in RULES.items():
+        if not rule.legal(config[key]):
+            raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
+    out, kind = config["out"], config["format"]
+    kind = kind or (_ENDINGS.get(Path(out).suffix) if out else "table")
+    if out and kind in (None, "table"):
+        raise UserError(
+            f"out={out}: say format=csv, markdown or json, or let the name end in {_list(_ENDINGS)}."
+        )
+    if out:
+        check_out(out)
+    return str(kind)
+
+
+def _list(names: Any) -> str:
+    return ", ".join(names)
+
+
+def _filtered(runs: list[Run], where: str | None) -> list[Run]:
+    if where is None:
+        return runs
+    condition = Where(where)
+    condition.check(_known(runs))
+    found = [run for run in runs if condition.holds(lambda key, run=run: _value(run, key))]  # type: ignore[misc]
+    if not found:
+        raise UserError(f"where={where!r} lets none of the {len(runs)} runs through.")
+    return found
+
+
+def _known(runs: list[Run]) -> set[str]:
+    """Return every key that a filter or an order may name."""
+    settings = {key for run in runs for key in run.config}
+    return settings | _metrics(runs) | {*_FACTS, *NAMED_GROUPS}
+
+
+def _metrics(runs: list[Run]) -> set[str]:
+    """Return the metrics that some run has; those of unfinished runs come from metrics.csv."""
+    found: set[str] = set()
+    for run in runs:
+        found |= set(run.result.get("metrics") or {}) if run.result else {k for row in run.rows for k in row}
+    return {name for name in found if "/" in name}
+
+
+def _value(run: Run, key: str) -> Any:
+    if key in _FACTS:
+        return getattr(run, key)
+    if "/" in key:
+        return run.metric(key)
+    return lookup(run, key)
+
+
+def _comparison(runs: list[Run], config: dict[str, Any]) -> Comparison:
+    metric = config["metric"]
+    keys = differing(runs)
+    for run in runs:
+        run.differs = redact({key: lookup(run, key) for key in keys if has(run, key)})
+    comparison = Comparison(runs, metric, keys, config["where"])
+    known = {*_metrics(runs), "test/top1"}
+    if comparison.best is None and metric not in known:
+        raise UserError(f"metric={metric}: no run has logged it.{nearest(metric, known)}")
+    comparison.runs.sort(key=_order(comparison, config["sort"]))
+    return comparison
+
+
+def _order(comparison: Comparison, sort: str | None) -> Callable[[Run], tuple[Any, ...]]:
+    """Return the key to sort by: the best score first, or any value; runs without one come last."""
+    if sort is None or sort in ("metric", comparison.metric):
+        sign = 1 if lower_is_better(comparison.metric) else -1
+
+        def by_score(run: Run) -> tuple[Any, ...]:
+            score = comparison.scores[run.path]
+            return (
+                (True,) if score is None else (False, score.metric != comparison.metric, sign * score.value)
+            )
+
+        return by_score
+    key = comparison.metric if sort == "-metric" else sort.removeprefix("-")
+    known = _known(comparison.runs)
+    if key not in known:
+        raise UserError(f"sort={sort}: no run has a setting or metric {key}.{nearest(key, known)}")
+    values = {run.path: _value(run, key) for run in comparison.runs}
+    order = sorted({_rank(value) for value in values.values() if value is not None}, reverse=sort[0] == "-")
+    places = {rank: place for place, rank in enumerate(order)}
+    return lambda run: (places.get(_rank(values[run.path]), len(places)),)
+
+
+def _rank(value: Any) -> tuple[Any, ...]:
+    """Order numbers by size and ahead of texts."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (0, value, "") if is_number else (1, 0, str(value))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise UserError(f"out={path} cannot be written: {error.strerror}.") from error
+
+
+def _keep(comparison: Comparison, run_dir: Path, command: str) -> None:
+    run = RunDirectory(run_dir)
+    with run.fresh():
+        write_page(comparison, run.path / "compare.html")
+        run.write_result({"status": "finished", "command": command, **records(comparison)})

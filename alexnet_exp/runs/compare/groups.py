@@ -1,0 +1,193 @@
+"""Runs that differ in nothing but the seed, and what several seeds tell: mean, sd, 95 % interval."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from alexnet_exp.tracking.run_reader import Run, Score, lower_is_better
+
+# What changes nothing in what is trained: the seed, where files lie, what watches the run.
+_APART = (
+    "seed", "resume", "trust", "choices.", "paths.", "logger", "logger.", "callbacks.progress_bar.",
+    "callbacks.model_summary.", "data.data_dir", "data.download", "data.cache", "data.cache_dir", "data.resident",
+)  # fmt: skip
+
+
+MAX_TOLD = 6  # settings in a row; with more, what most runs share is told once
+
+
+@dataclass
+class Group:
+    """Runs of one configuration.
+
+    Args:
+        runs: All of them, whatever became of them.
+        metric: Of which metric the values are; None where no run has one.
+        values: One for each seed that finished.
+        counted: The runs that these are of.
+    """
+
+    runs: list[Run]
+    metric: str | None
+    values: list[float]
+    counted: list[Run]
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def seeds(self) -> int:
+        """How many there are, whatever became of their runs."""
+        return len({str(run.seed) for run in self.runs})
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def sd(self) -> float | None:
+        """Sample standard deviation (n - 1); None for one value."""
+        return statistics.stdev(self.values) if self.n > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % confidence interval of the mean (t distribution); None for one value."""
+        if self.mean is None or self.sd is None:
+            return None
+        half = t_quantile(self.n - 1) * self.sd / math.sqrt(self.n)
+        return self.mean - half, self.mean + half
+
+
+@dataclass
+class Comparison:
+    """What is shown: runs in the order of the table, groups with the best mean first.
+
+    Args:
+        runs: With `differs` filled in.
+        metric: The one asked for; a run without it is judged by that of the validation images.
+        keys: Settings that differ.
+        where: The filter, for the record.
+    """
+
+    runs: list[Run]
+    metric: str
+    keys: list[str]
+    where: str | None = None
+
+    def __post_init__(self) -> None:
+        self.scores = {run.path: run.score(self.metric) for run in self.runs}
+        self.groups = group_runs(self.runs, self.metric)
+        self.best = self._best(list(self.scores.values()))
+        means = [Score(g.mean, str(g.metric)) for g in self.groups if g.mean is not None]
+        self.best_mean = self._best(means)
+        self.usual = self._usual()
+
+    @property
+    def with_seeds(self) -> bool:
+        """Whether some configuration was run more than once."""
+        return any(len(group.runs) > 1 for group in self.groups)
+
+    @property
+    def stand_ins(self) -> int:
+        """Runs that are judged by another metric than the one asked for."""
+        return sum(score is not None and score.metric != self.metric for score in self.scores.values())
+
+    def _best(self, scores: Sequence[Score | None]) -> Score | None:
+        """Return the best score; those of another metric count only where there is none of this one."""
+        found = [score for score in scores if score is not None]
+        same = [score for score in found if score.metric == self.metric] or found
+        choose = min if lower_is_better(self.metric) else max
+        return choose(same, key=lambda score: score.value, default=None)
+
+    def is_best(self, group: Group) -> bool:
+        return group.mean is not None and Score(group.mean, str(group.metric)) == self.best_mean
+
+    def _usual(self) -> dict[str, Any]:
+        """Return the most frequent value of each key where there are too many keys to tell all in every row."""
+        found = {}
+        for key in self.keys if len(self.keys) > MAX_TOLD else []:
+            values = [repr(run.differs[key]) if key in run.differs else None for run in self.runs]
+            often = Counter(values).most_common(1)[0][0]
+            if often is not None:
+                found[key] = self.runs[values.index(often)].differs[key]
+        return found
+
+    def told(self, run: Run) -> dict[str, Any]:
+        """Return the settings to show in a run's row: those that differ, except those as usual."""
+        return {
+            key: value
+            for key, value in run.differs.items()
+            if not (key in self.usual and repr(self.usual[key]) == repr(value))
+        }
+
+    def group_settings(self, group: Group) -> dict[str, Any]:
+        """Return what tells a group from the others: the settings of its runs without the seed."""
+        return {key: value for key, value in self.told(group.runs[0]).items() if key != "seed"}
+
+
+def group_runs(runs: Sequence[Run], metric: str) -> list[Group]:
+    """Put runs together whose settings differ in the seed alone; the best mean comes first.
+
+    A group's values are of one metric: the one asked for if any of its finished runs has it. Of several finished
+    runs with one seed the last counts, since they repeat each other.
+    """
+    by_settings: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in runs:
+        by_settings.setdefault(_signature(run), []).append(run)
+    groups = [_group(members, metric) for members in by_settings.values()]
+    sign = 1 if lower_is_better(metric) else -1
+    return sorted(groups, key=lambda g: (g.metric != metric, g.mean is None, sign * (g.mean or 0.0)))
+
+
+def _signature(run: Run) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((key, repr(value)) for key, value in run.config.items() if not is_apart(key)))
+
+
+def is_apart(key: str) -> bool:
+    """Return whether a setting may differ between runs of one configuration."""
+    return any(key == name or (name[-1] == "." and key.startswith(name)) for name in _APART)
+
+
+def _group(runs: list[Run], metric: str) -> Group:
+    last = {str(run.seed): run for run in runs if run.status == "finished"}
+    found = [(run, score) for run in last.values() if (score := run.score(metric)) is not None]
+    metrics = [score.metric for _, score in found]
+    used = metric if metric in metrics else next(iter(metrics), None)
+    counted = [(run, score.value) for run, score in found if score.metric == used]
+    return Group(runs, used, [value for _, value in counted], [run for run, _ in counted])
+
+
+@lru_cache
+def t_quantile(freedom: int, confidence: float = 0.95) -> float:
+    """Return t such that a t-distributed number lies in [-t, t] with this probability.
+
+    Args:
+        freedom: Degrees of freedom, 1 or more.
+        confidence: Between 0 and 1.
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _share_within(middle, freedom) > confidence else (middle, high)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _share_within(angle: float, freedom: int) -> float:
+    """Return P(|T| <= t) for t = sqrt(freedom) tan(angle).
+
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4
+    """
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for power in range(odd, freedom - 1, 2):
+        total += term
+        term *= cosine**2 * (power + 1) / (power + 2)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total

@@ -1,0 +1,1 @@
+"""`alexnet-exp evaluate`: how good a network is."""

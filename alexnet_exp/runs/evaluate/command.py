@@ -1,0 +1,178 @@
+"""`alexnet-exp evaluate`: how good a trained network is, or an ensemble of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from alexnet_exp.config.schema import Rule, at_least, choice, list_of, null, path, shown, text
+from alexnet_exp.errors import UserError, printable
+from alexnet_exp.runs.train.command import _relative
+from alexnet_exp.tracking.log import log, logging_to
+from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.training.launch.ranks import Ranks
+from alexnet_exp.training.launch.signals import stopping_on_signals
+
+SPLITS = ("test", "val", "train")
+VIEWS = ("centre", "flip", "flip_translate", "ten_crop")
+RULES = {
+    "ckpt": path | list_of(path),
+    "split": choice("auto", *SPLITS),
+    "views": choice(*VIEWS) | null,
+    "batch_size": at_least(1) | null,
+    "device": choice("auto", "cpu", "gpu", "cuda", "mps"),
+    "devices": at_least(1),
+    "precision": text | null,
+    "compile": Rule("false", lambda v: v is False) | null,
+    "trust": list_of(text),
+}
+# Of the checkpoint's run; data files name them, and the user cannot.
+_NOT_HERE = (
+    "augment",
+    "model",
+    "data.image_size",
+    "data.channels",
+    "data.mean",
+    "data.std",
+    "data.stored_size",
+)
+_FIGURES = ("conv1_filters", "confusion_matrix", "mistakes", "samples")
+_MADE = (
+    "config.yaml",
+    "overrides.yaml",
+    "evaluate.log",
+    "predictions.csv",
+    "per_class.csv",
+    "report.html",
+    "result.json",
+    *(f"figures/{name}.png" for name in _FIGURES),
+)
+_EQUAL_VIEWS = (
+    "views=ten_crop: the images are as large as the input of the network, so corners and centre are the same crop: "
+    "views=flip looks at as much in a fifth of the time."
+)
+
+
+class EvaluationRanks(Ranks):
+    """The other processes of an evaluation on several devices."""
+
+    module = "alexnet_exp.runs.evaluate.rank"
+    stop_together = False
+
+
+def evaluate(config: dict[str, Any], overrides: list[str], run_dir: Path, command: str) -> dict[str, Any]:
+    """Evaluate one network, or several and their ensemble.
+
+    Args:
+        config: Keys of conf/evaluate.yaml.
+        overrides: What the user typed.
+        run_dir: Where everything goes; must not hold another run.
+        command: The command line, for the record.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        UserError: For anything the user can mend; nothing is left behind.
+    """
+    settings = check_settings(config, overrides)
+    from alexnet_exp.inference import resolve_checkpoint
+    from alexnet_exp.runs.evaluate.output import wandb_run_of
+
+    wanted = settings["ckpt"] if isinstance(settings["ckpt"], list) else [settings["ckpt"]]
+    settings["ckpt"] = [os.path.abspath(resolve_checkpoint(each)) for each in wanted]
+    wandb_run_of(settings["ckpt"], settings["logger"])  # refuses what cannot be before the work
+    run = RunDirectory(run_dir)
+    console = Console(soft_wrap=True)
+    with _fresh(run), logging_to(run_dir / "evaluate.log"), stopping_on_signals():
+        run.write_settings(settings, overrides)
+        try:
+            result = _evaluate(run, settings, command, console)
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from None
+    shown = printable(str(_relative(run_dir)))
+    console.print(f"report:        {shown}/report.html", highlight=False, markup=False)
+    console.print(f"run directory: {shown}", highlight=False, markup=False)
+    return result
+
+
+def check_settings(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Return the settings without what belongs to the checkpoint.
+
+    Raises:
+        UserError: For an illegal value, or a setting that the checkpoint fixes.
+    """
+    for key, rule in RULES.items():
+        if not rule.legal(config[key]):
+            raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
+    if config["ckpt"] == []:
+        raise UserError("ckpt=[] names no checkpoint.")
+    typed = {override.partition("=")[0].lstrip("+~") for override in overrides}
+    for key in sorted(typed):
+        if key == "data.batch_size":
+            raise UserError("data.batch_size is for training: say batch_size=N.")
+        if key in _NOT_HERE or key.startswith(("augment.", "model.")):
+            raise UserError(
+                f"{key} is the checkpoint's own affair: leave it out (views= chooses the test views)."
+            )
+    settings = {key: config[key] for key in RULES}
+    settings["data"] = dict(config.get("data") or {})
+    if "cache" in settings["data"] and "data.cache" not in typed:
+        settings["data"]["cache"] = "off"  # only one split is needed, and once
+    settings["data_dir"] = {"path": config["paths"]["data_dir"], "typed": "paths.data_dir" in typed}
+    settings["logger"] = config.get("logger")
+    if settings["logger"] is not None and set(settings["logger"]) - {"wandb"}:
+        raise UserError("evaluate writes to W&B or to files alone: say logger=wandb or logger=none.")
+    return settings
+
+
+@contextlib.contextmanager
+def _fresh(run: RunDirectory) -> Iterator[None]:
+    """Hold a new run directory; one that failed is left as it was found."""
+    with run.fresh():
+        new = [path for path in (run.path / name for name in _MADE) if not path.exists()]
+        has_figures = (run.path / "figures").exists()
+        try:
+            yield
+        except BaseException:
+            for path in new:
+                path.unlink(missing_ok=True)
+            if not has_figures:
+                with contextlib.suppress(OSError):  # not made yet, or it holds a file of someone else's
+                    (run.path / "figures").rmdir()
+            raise
+
+
+def _evaluate(run: RunDirectory, settings: dict[str, Any], command: str, console: Console) -> dict[str, Any]:
+    started = time.time()
+    with EvaluationRanks(run.path, settings["devices"]) as ranks:
+        from alexnet_exp.data.identity import lines
+        from alexnet_exp.runs.evaluate import members as heavy
+        from alexnet_exp.runs.evaluate.data import has_equal_views
+        from alexnet_exp.runs.evaluate.output import write_all
+        from alexnet_exp.training.checkpoint.identity import own_classes
+
+        members = heavy.open_members(settings["ckpt"], settings)
+        first = members[0]
+        source = first.data.sources[first.split]
+        what = f"{len(source):,} images of {source.name}, views: {first.data.views}"
+        known, found = len(own_classes(first.classes)), len(source.labels.unique())
+        if found < known:
+            what += f" ({found} of the checkpoint's {known} classes)"
+        if settings["split"] == "auto" and first.split != "test":
+            what += f" (there are no test images: split={first.split})"
+        console.print(what, highlight=False, markup=False)
+        for line in lines({first.split: first.data.facts()[first.split]}):
+            console.print(line, highlight=False, markup=False)
+        if any(has_equal_views(member.data, member.split) for member in members):
+            log.warning(_EQUAL_VIEWS)  # no error: a training may have tested its network that way
+        ranks.go(settings)
+        outcome = heavy.evaluate_all(members, settings, console)
+    facts = {"command": command, "seconds": round(time.time() - started, 2), "devices": settings["devices"]}
+    return write_all(run, members, outcome, settings, facts, console)

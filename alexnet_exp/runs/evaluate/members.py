@@ -1,0 +1,222 @@
+"""One checkpoint over one split: the same module, loader and arithmetic as the test that ends a training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from torch import Tensor
+
+from alexnet_exp.data.loaders import Batch
+from alexnet_exp.data.module import ImageData
+from alexnet_exp.errors import UserError, printable
+from alexnet_exp.models.layers.compiler import missing_compiler
+from alexnet_exp.runs.evaluate.data import check_images, choose_split, image_names, open_data, warn_of_changes
+from alexnet_exp.runs.evaluate.scores import TOP, Table, calibration_error, ensemble
+from alexnet_exp.tracking.log import quiet_lightning
+from alexnet_exp.training.automatic import compile_network, use_fast_matmul
+from alexnet_exp.training.callbacks.progress import Bar
+from alexnet_exp.training.checkpoint.read import read_checkpoint
+from alexnet_exp.training.checkpoint.start import network_of
+from alexnet_exp.training.classifier import ImageClassifier
+from alexnet_exp.training.lightning_internals import leave_signals_to_us
+
+
+class Recorder(ImageClassifier):
+    """Tests as a training run does, and keeps what it said about every image.
+
+    Args:
+        whole: Whether to keep the probabilities of all classes.
+        arguments: See `ImageClassifier`.
+    """
+
+    def __init__(self, *arguments: Any, whole: bool = False, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.whole = whole
+        self.metrics: dict[str, float] = {}
+        self.parts: list[tuple[Tensor, ...]] = []
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        logits = self._evaluate("test", batch)
+        probabilities = logits.softmax(1)
+        values, classes = probabilities.topk(min(TOP, logits.shape[1]), dim=1)
+        part = (batch.indices[: batch.size], batch.labels[: batch.size], classes, values)
+        self.parts.append((*part, probabilities.cpu()) if self.whole else part)
+
+    def on_test_epoch_end(self) -> None:
+        self.metrics = self.test_meter.compute()
+
+    def table(self) -> Table:
+        """Bring the parts of all ranks together, in the order of the split; every rank must call it."""
+        columns = [torch.cat(column).cpu().numpy() for column in zip(*self.parts, strict=True)]
+        ranks = [columns]
+        if self.trainer.world_size > 1:
+            ranks = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(ranks, columns)
+        indices, labels, top, values, *whole = (np.concatenate(column) for column in zip(*ranks, strict=True))
+        order = np.argsort(indices)
+        # Half the columns are float32: sums over them are taken in float64.
+        return Table(
+            labels[order], top[order], values[order].astype(np.float64), whole[0][order] if whole else None
+        )
+
+
+@dataclass
+class Member:
+    """A checkpoint with the images it is evaluated on."""
+
+    path: Path
+    checkpoint: dict[str, Any]
+    data: ImageData
+    split: str
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.checkpoint["classes"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.checkpoint["config"]
+
+
+@dataclass
+class Outcome:
+    """What came out of an evaluation.
+
+    Args:
+        members: Top-1 and so on of every checkpoint, in their order.
+        metrics: Of the one checkpoint, or of the ensemble.
+        table: Likewise.
+        names: Of the images.
+        images_per_second: Through all members, data loading included.
+        device: That computed.
+    """
+
+    members: list[dict[str, float]]
+    metrics: dict[str, float]
+    table: Table
+    names: list[str]
+    images_per_second: float
+    device: str
+
+
+def open_members(paths: list[str], settings: Mapping[str, Any]) -> list[Member]:
+    """Read checkpoints and the images that they are evaluated on.
+
+    Raises:
+        UserError: If a checkpoint or the images cannot be read, or they do not go together.
+    """
+    quiet_lightning()
+    opened: dict[str, dict[str, Any]] = {}
+    members: list[Member] = []
+    for path in paths:
+        checkpoint = read_checkpoint(path)
+        wanted = ("config", "preprocessing", "classes", "state_dict")
+        # Not the optimizer's state; the step is for W&B alone.
+        more = {"global_step": checkpoint.get("global_step", 0), "splits": checkpoint.get("splits")}
+        checkpoint = {k: checkpoint[k] for k in wanted} | more
+        data = open_data(checkpoint, settings, opened)
+        split = choose_split(data, settings["split"])
+        check_images(data, split)
+        warn_of_changes(checkpoint, Path(path), data, split)
+        members.append(Member(Path(path), checkpoint, data, split))
+    for member in members[1:]:
+        _check_same_images(members[0], member)
+    return members
+
+
+def _check_same_images(first: Member, other: Member) -> None:
+    if sorted(first.classes) != sorted(other.classes):
+        raise UserError(
+            f"{other.path} has other classes ({', '.join(other.classes)}) than {first.path} "
+            f"({', '.join(first.classes)}): an ensemble needs the same."
+        )
+    same = first.split == other.split and image_names(first.data, first.split) == image_names(
+        other.data, other.split
+    )
+    if not same or first.data.sources[first.split].name != other.data.sources[other.split].name:
+        raise UserError(
+            f"{other.path} and {first.path} have other {first.split} images: say which with data=NAME or split=NAME."
+        )
+
+
+def evaluate_all(members: list[Member], settings: Mapping[str, Any], console: Console) -> Outcome:
+    """Send every image through every member; every rank must call it.
+
+    Raises:
+        UserError: If the device or precision is not possible, or a network's output is not finite.
+    """
+    tables, scores, started = [], [], time.perf_counter()
+    for number, member in enumerate(members, start=1):
+        if len(members) > 1:
+            name = printable(str(member.path))
+            console.print(f"network {number} of {len(members)}: {name}", highlight=False, markup=False)
+        recorder, device = _test(member, settings, console, whole=len(members) > 1)
+        table = _like(recorder.table(), member.classes, members[0].classes)
+        if not np.isfinite(recorder.metrics["loss"]):
+            raise UserError(f"{member.path}: the network's output is not finite; its training went wrong.")
+        tables.append(table)
+        scores.append({**recorder.metrics, "ece": calibration_error(table)})
+    seconds = time.perf_counter() - started
+    table, metrics = tables[0], scores[0]
+    if len(members) > 1:
+        table, metrics = ensemble(tables)
+        metrics["ece"] = calibration_error(table)
+    names = image_names(members[0].data, members[0].split)
+    return Outcome(scores, metrics, table, names, len(table) * len(members) / seconds, device)
+
+
+def _like(table: Table, classes: list[str], wanted: list[str]) -> Table:
+    """Number classes as the first member does."""
+    if classes == wanted:
+        return table
+    numbers = np.array([wanted.index(name) for name in classes])
+    whole = None if table.whole is None else table.whole[:, np.argsort(numbers)]
+    return Table(numbers[table.labels], numbers[table.top], table.probabilities, whole)
+
+
+def _test(member: Member, settings: Mapping[str, Any], console: Console, whole: bool) -> tuple[Recorder, str]:
+    config, data = member.config, member.data
+    model = network_of(member.checkpoint, settings["trust"])
+    layout = bool(config.get("channels_last"))
+    recorder = Recorder(model, member.classes, config["optimizer"], channels_last=layout, whole=whole)
+    trainer = _trainer(config["trainer"], settings, console)
+    device = trainer.strategy.root_device
+    if settings["compile"] is None and missing_compiler(device.type) is None:
+        compile_network(model, config["compile"])
+    use_fast_matmul(device)
+    data.test_split = member.split
+    trainer.test(recorder, datamodule=data, verbose=False)
+    return recorder, str(device)
+
+
+def _trainer(trained: Mapping[str, Any], settings: Mapping[str, Any], console: Console) -> lightning.Trainer:
+    several = settings["devices"] > 1
+    try:
+        trainer = lightning.Trainer(
+            accelerator=settings["device"],
+            devices=settings["devices"],
+            strategy="ddp" if several else "auto",
+            precision=settings["precision"] or trained["precision"],
+            deterministic=trained["deterministic"],
+            benchmark=trained["benchmark"],
+            callbacks=[Bar(console)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"device={settings['device']} devices={settings['devices']}: {' '.join(str(error).split())}"
+        ) from error
+    leave_signals_to_us(trainer)
+    return trainer

@@ -1,0 +1,300 @@
+"""What an evaluation leaves behind: tables, pictures, report, result.json, and rows in W&B."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from alexnet_exp.errors import UserError, printable
+from alexnet_exp.report.evaluation import Evaluation, Sample
+from alexnet_exp.report.figures import draw_all
+from alexnet_exp.report.run import write_report
+from alexnet_exp.runs.evaluate.data import is_own_data
+from alexnet_exp.runs.evaluate.members import Member, Outcome
+from alexnet_exp.runs.evaluate.scores import BINS, class_rows
+from alexnet_exp.tracking.environment import git_state, hardware, versions
+from alexnet_exp.tracking.log import log
+from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.run_reader import text_file
+from alexnet_exp.tracking.wandb.logger import WandbTracker, find_run_id
+from alexnet_exp.tracking.wandb.media import wandb_place
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+    from alexnet_exp.runs.evaluate.members import Member, Outcome
+
+
+NUM_MISTAKES, NUM_SAMPLES, MAX_ROWS = 36, 16, 30
+
+
+def write_all(
+    run: RunDirectory,
+    members: list[Member],
+    outcome: Outcome,
+    settings: dict[str, Any],
+    facts: dict[str, Any],
+    console: Console,
+) -> dict[str, Any]:
+    """Print the scores and write every file; result.json comes last.
+
+    Args:
+        run: Where to.
+        members: What was evaluated; pictures come from the first.
+        outcome: What came out.
+        settings: Of the evaluation.
+        facts: Keys of result.json that are known already.
+        console: Where to print.
+
+    Returns:
+        What result.json holds.
+    """
+    evaluation = _evaluation(members[0], outcome)
+    rows = class_rows(evaluation.per_class())
+    result = {"status": "finished", **facts, **_result(members, outcome), "per_class": rows}
+    _print_scores(console, members, outcome)
+    _print_classes(console, rows)
+    write_predictions(run.path / "predictions.csv", outcome, members[0].classes)
+    _write_classes(run.path / "per_class.csv", rows)
+    conv1 = _first_filters(members[0])
+    figures = draw_all(run.path, [], evaluation, conv1)
+    wandb_run = wandb_run_of(settings["ckpt"], settings["logger"])
+    if wandb_run is not None:
+        result["wandb"] = log_to_wandb(wandb_run, members[0], outcome, evaluation, figures, settings)
+    write_report(run.path, evaluation, conv1, result=result)
+    run.write_result(result)
+    return result
+
+
+def _result(members: list[Member], outcome: Outcome) -> dict[str, Any]:
+    first = members[0]
+
+    def named(metrics: dict[str, float]) -> dict[str, float]:
+        return {f"{first.split}/{name}": value for name, value in metrics.items()}
+
+    return {
+        "metrics": named(outcome.metrics),
+        "split": first.split,
+        "views": first.data.views,
+        "data": first.data.sources[first.split].name,
+        "images": {first.split: len(outcome.table)},
+        "members": [
+            {"ckpt": str(member.path), "metrics": named(metrics)}
+            for member, metrics in zip(members, outcome.members, strict=True)
+        ],
+        "calibration": {"bins": BINS, "width": "equal", "error": outcome.metrics["ece"]},
+        "classes": first.classes,
+        "images_per_second": round(outcome.images_per_second, 1),
+        "device": outcome.device,
+        "git": git_state(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def _evaluation(member: Member, outcome: Outcome) -> Evaluation:
+    table = outcome.table
+
+    def sample(index: int) -> Sample:
+        image = member.data.stored_image(member.split, index).permute(1, 2, 0).cpu().numpy()
+        name = member.data.sources[member.split].image_name(index)
+        said = int(table.top[index, 0]), float(table.probabilities[index, 0])
+        return Sample(image, int(table.labels[index]), *said, index, name)
+
+    return Evaluation(
+        split=member.split,
+        classes=member.classes,
+        confusion=table.confusion(len(member.classes)),
+        mistakes=[sample(int(i)) for i in table.worst(NUM_MISTAKES)],
+        samples=[sample(i) for i in sorted(member.data.spread(member.split)[:NUM_SAMPLES].tolist())],
+    )
+
+
+def _first_filters(member: Member) -> np.ndarray | None:
+    """Return the weight (out, in, kH, kW) of the first convolution."""
+    weights = [w for w in member.checkpoint["state_dict"].values() if w.dim() == 4]
+    return weights[0].float().cpu().numpy() if weights and weights[0].shape[1] in (1, 3) else None
+
+
+def write_predictions(path: Path, outcome: Outcome, classes: list[str]) -> None:
+    """Write one row for each image: path or number in its split, true class, the best five with probabilities."""
+    table = outcome.table
+    header = ["image", "label", *prediction_columns(table.top.shape[1])]
+    with text_file(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        for name, label, top, values in zip(
+            outcome.names, table.labels, table.top, table.probabilities, strict=True
+        ):
+            cells = [cell for c, p in zip(top, values, strict=True) for cell in (classes[c], f"{p:.6g}")]
+            writer.writerow([name, classes[label], *cells])
+
+
+def prediction_columns(count: int) -> list[str]:
+    """Return class_1, probability_1, class_2 ..."""
+    return [f"{what}_{i}" for i in range(1, count + 1) for what in ("class", "probability")]
+
+
+def _write_classes(path: Path, rows: list[dict[str, Any]]) -> None:
+    with text_file(path) as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _print_scores(console: Console, members: list[Member], outcome: Outcome) -> None:
+    grid = Grid(box=None, pad_edge=False)
+    grid.add_column("")
+    for name in ("top-1", "top-5", "loss", "calibration error"):
+        grid.add_column(name, justify="right")
+    named = [
+        (printable(str(member.path)), scores) for member, scores in zip(members, outcome.members, strict=True)
+    ]
+    if len(members) > 1:
+        named.append((f"ensemble of {len(members)}", outcome.metrics))
+    for name, scores in named:
+        top5 = f"{scores['top5']:.2%}" if "top5" in scores else ""
+        label = name if len(named) > 1 else members[0].split
+        grid.add_row(Text(label, overflow="fold"), f"{scores['top1']:.2%}", top5,
+                     f"{scores['loss']:.4f}", f"{scores['ece']:.4f}")  # fmt: skip
+    console.print(grid, highlight=False, soft_wrap=False)
+
+
+def _print_classes(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Print the scores of every class, or of those with the lowest recall."""
+    shown = [row for row in rows if row["images"]]
+    if cut := len(rows) > MAX_ROWS:
+        shown = sorted(shown, key=lambda row: row["recall"])[:MAX_ROWS]
+    grid = Grid(box=None, pad_edge=False)
+    grid.add_column("class", overflow="fold")
+    for name in ("images", "precision", "recall"):
+        grid.add_column(name, justify="right")
+    for row in shown:
+        shares = ("–" if row[key] is None else f"{row[key]:.1%}" for key in ("precision", "recall"))
+        grid.add_row(Text(printable(row["class"])), f"{row['images']:,}", *shares)
+    console.print(grid, highlight=False, soft_wrap=False)
+    if cut:
+        text = f"The {len(shown)} lowest recalls of {len(rows)} classes; per_class.csv has all."
+        console.print(text, highlight=False)
+
+
+MAX_TABLE_ROWS = 1000
+
+
+class Visit(WandbTracker):
+    """Adds to a W&B run that another process recorded, and leaves its settings, environment and code alone."""
+
+    def _describe(self, run: Run, config: dict[str, Any], save_code: bool) -> None:
+        run.define_metric("evaluate/*", step_metric="step")
+
+    def _say_offline(self, reason: str) -> None:
+        # A mode that was typed, or is that of the run's other parts, is no news.
+        why = "" if reason.startswith("logger.wandb.mode=") else f" ({reason})"
+        what = "The figures go to the run's offline W&B files"
+        log.info("%s%s. To upload them later: %s", what, why, self._sync_command())
+
+
+def wandb_run_of(checkpoints: list[str], logger: dict[str, Any] | None) -> Path | None:
+    """Return the run directory whose W&B run an evaluation goes to.
+
+    Args:
+        checkpoints: Files.
+        logger: conf/logger as the user chose it; None if they did not.
+
+    Returns:
+        None if there is no such run, or it is not wanted.
+
+    Raises:
+        UserError: If it is wanted and there is none.
+    """
+    if logger is not None and "wandb" not in logger:
+        return None
+    path = Path(checkpoints[0])
+    run_dir = path.parent.parent
+    if len(checkpoints) == 1 and path.parent.name == "checkpoints" and find_run_id(run_dir) is not None:
+        return run_dir
+    if logger is None:
+        return None
+    why = "an ensemble belongs to no one run" if len(checkpoints) > 1 else f"{run_dir} has no W&B run"
+    raise UserError(f"logger=wandb adds to the W&B run of the checkpoint, and {why}: leave it out.")
+
+
+def log_to_wandb(
+    run_dir: Path,
+    member: Member,
+    outcome: Outcome,
+    evaluation: Evaluation,
+    figures: list[Path],
+    settings: dict[str, Any],
+) -> dict[str, Any] | None:
+    """Add scores, tables and figures to the W&B run in `run_dir`.
+
+    Args:
+        run_dir: Of the checkpoint.
+        member: The checkpoint.
+        outcome: What came out.
+        evaluation: The same for pictures.
+        figures: PNG files.
+        settings: Of the evaluation.
+
+    Returns:
+        What result.json says about it; None if it could not be done, which a warning says.
+    """
+    options = dict(
+        (settings["logger"] or {}).get("wandb") or (member.config["logger"] or {}).get("wandb") or {}
+    )
+    options["name"] = options.get("name") or run_dir.name
+    offline = any(run_dir.glob(f"wandb/offline-run-*-{find_run_id(run_dir)}"))
+    if offline and options.get("mode") in (None, "auto", "online"):
+        options["mode"] = "offline"  # its other parts are not on the server yet; one command uploads all
+    try:
+        with RunDirectory(run_dir).lock():  # a run that is still going on writes there itself
+            tracker = Visit(run_dir, member.config, **{**options, "log_model": False}, save_code=False)
+            _log(tracker, _place(member, settings["data"]), member, outcome, evaluation, figures)
+            tracker.finish()
+    except Exception as error:
+        log.warning("The evaluation could not be added to the W&B run of %s: %s", run_dir, error)
+        return None
+    return {"id": tracker.run_id, "mode": tracker.mode, "url": tracker.url}
+
+
+def _place(member: Member, typed: dict[str, Any]) -> str:
+    """Return where the evaluation is logged: beside the run's own figures, or apart where the data is another."""
+    source = member.data.sources[member.split]
+    another = "" if is_own_data(member.config["data"], typed) else source.name.rpartition(" ")[0]
+    return wandb_place(member.split, member.data.views, another)
+
+
+def _log(
+    tracker: WandbTracker,
+    where: str,
+    member: Member,
+    outcome: Outcome,
+    evaluation: Evaluation,
+    figures: list[Path],
+) -> None:
+    metrics = {f"{where}/{name}": value for name, value in outcome.metrics.items()}
+    tracker.log_metrics(metrics, step=member.checkpoint["global_step"])
+    classes, table = member.classes, outcome.table
+    count = min(MAX_TABLE_ROWS, len(table))
+    rows = [
+        [
+            outcome.names[i],
+            classes[table.labels[i]],
+            classes[table.top[i, 0]],
+            float(table.probabilities[i, 0]),
+        ]
+        for i in range(count)
+    ]
+    tracker.log_table(f"{where}/predictions", ["image", "label", "prediction", "probability"], rows)
+    scores = [[s.name, s.support, s.precision, s.recall] for s in evaluation.per_class()]
+    tracker.log_table(f"{where}/classes", ["class", "images", "precision", "recall"], scores)
+    for path in figures:
+        if path.stem != "conv1_filters":  # the run has it
+            tracker.log_images(f"{where}/{path.stem}", [(path, path.stem.replace("_", " "))])

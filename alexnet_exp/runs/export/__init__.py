@@ -1,0 +1,1 @@
+"""`alexnet-exp export`: a network for another runtime."""

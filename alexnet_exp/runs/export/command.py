@@ -1,0 +1,166 @@
+"""`alexnet-exp export`: a trained network for another runtime, checked against PyTorch before it is handed out."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from alexnet_exp.config.schema import choice, flag, list_of, null, shown, text
+from alexnet_exp.errors import UserError, missing_extra, printable
+from alexnet_exp.tracking.environment import git_state, versions
+from alexnet_exp.tracking.run_directory import RunDirectory, check_out
+from alexnet_exp.tracking.run_reader import replacing
+from alexnet_exp.tracking.terminal import nearby
+
+if TYPE_CHECKING:
+    from alexnet_exp.runs.export.check import Parity
+import json
+
+from alexnet_exp.report.details import origin
+from alexnet_exp.report.html import number, percent, write_html
+from alexnet_exp.tracking.redact import redact
+
+TOLERANCE = 1e-4  # largest difference of an output to PyTorch's
+RULES = {
+    "ckpt": text,
+    "format": choice("onnx", "torch_export", "safetensors"),
+    "preprocess": flag,
+    "out": text | null,
+    "trust": list_of(text),
+}
+_NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch_export": (), "safetensors": ("safetensors",)}
+_NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2", "safetensors": "model.safetensors"}
+
+
+def export(config: dict[str, Any], run_dir: Path, command: str) -> Path:
+    """Write a trained network in another format, and compare what it computes there.
+
+    Args:
+        config: Keys of conf/export.yaml.
+        run_dir: Where the file, report.html and result.json go, unless `out` names another place for the file alone.
+        command: The command line, for the record.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: For an illegal setting, a package that is missing, a checkpoint that cannot be read, or outputs that
+            differ from PyTorch's; no file is left then.
+    """
+    _check(config)
+    from alexnet_exp.inference import load_classifier
+    from alexnet_exp.runs.export.check import check, images_to_check
+    from alexnet_exp.runs.export.formats import describe, how_to_load, reader, write
+
+    console = Console(soft_wrap=True, highlight=False)
+    loaded = load_classifier(config["ckpt"], device="cpu", trust=config["trust"])
+    kind, out = config["format"], config["out"] or None
+    path = run_dir / _NAMES[kind] if out is None else check_out(out, loaded.path)
+    images, source = images_to_check(loaded, config["trust"], config["paths"]["data_dir"])
+    metadata = describe(loaded, config["preprocess"])
+    place = RunDirectory(run_dir).fresh() if out is None else contextlib.nullcontext()
+    try:
+        with place, replacing(path) as temporary:
+            write(loaded, kind, config["preprocess"], metadata, temporary)
+            parity = check(loaded, reader(loaded, kind, temporary), images, config["preprocess"])
+            _judge(parity, kind)
+            facts = {"checkpoint": str(loaded.path), "bytes": temporary.stat().st_size}
+            result = _record(command, path, kind, metadata, parity, source) | facts
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+    console.print(f"parity with PyTorch: {parity} ({printable(source)})", markup=False)
+    if out is None:
+        loading = how_to_load(kind, config["preprocess"], metadata, path.name, nearby(loaded.path, run_dir))
+        write_export(run_dir / "report.html", result, loading)
+        RunDirectory(run_dir).write_result(result)
+        console.print(f"report: {printable(nearby(run_dir / 'report.html'))}", markup=False)
+    console.print(f"exported: {printable(nearby(path))} ({result['bytes'] / 2**20:.1f} MiB)", markup=False)
+    return path
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    for key, rule in RULES.items():
+        if not rule.legal(config[key]):
+            raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
+    kind = config["format"]
+    if kind == "safetensors" and config["preprocess"]:
+        raise UserError(
+            "format=safetensors holds weights alone: preprocess=true needs format=onnx or torch_export."
+        )
+    missing = [name for name in _NEEDS[kind] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"format={kind} needs {missing_extra(', '.join(missing), 'export')}")
+
+
+def _judge(parity: Parity, kind: str) -> None:
+    if not parity.difference <= TOLERANCE:  # NaN is no agreement
+        raise UserError(
+            f"format={kind} computes something else than PyTorch: {parity}, and {TOLERANCE:g} is allowed; no file was "
+            "written. format=safetensors carries the weights alone."
+        )
+
+
+def _record(
+    command: str,
+    path: Path,
+    kind: str,
+    metadata: Mapping[str, Any],
+    parity: Parity,
+    source: str,
+) -> dict[str, Any]:
+    return {
+        "status": "finished",
+        "command": command,
+        "file": path.name,
+        "format": kind,
+        "metadata": dict(metadata),
+        "parity": {**parity._asdict(), "images_from": source, "allowed": TOLERANCE},
+        "git": git_state(),
+        "versions": versions(),
+    }
+
+
+MAX_CLASSES = 20  # named outside the list of all
+
+
+def write_export(path: Path, result: dict[str, Any], loading: str) -> None:
+    """Write the page.
+
+    Args:
+        path: The file.
+        result: What result.json will hold.
+        loading: Python that loads the exported file.
+    """
+    result = redact(result)  # a page is made to be handed on
+    metadata, parity = result["metadata"], result["parity"]
+    write_html(
+        path,
+        "export.html",
+        title=result["file"],
+        chips=[
+            f"format={result['format']}",
+            f"model: {metadata['model']}",
+            f"checkpoint: {result['checkpoint']}",
+        ],
+        numbers=[
+            ("size", f"{result['bytes'] / 2**20:.1f}\N{NO-BREAK SPACE}MiB"),
+            ("largest difference to PyTorch", number(parity["difference"])),
+            ("same most probable class", percent(parity["agreeing"] / parity["images"], 1)),
+            ("images compared", number(parity["images"])),
+        ],
+        loading=loading,
+        parity=parity,
+        metadata=[
+            (key, value if isinstance(value, str) else json.dumps(value))
+            for key, value in metadata.items()
+            if key != "classes"
+        ],
+        classes=metadata["classes"],
+        named=MAX_CLASSES,
+        origin=origin(result),
+    )

@@ -1,0 +1,218 @@
+"""Writing a network as ONNX, torch.export or safetensors, and running it from there."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from alexnet_exp.config.compose import group
+from alexnet_exp.errors import UserError
+from alexnet_exp.inference import LoadedClassifier
+from alexnet_exp.runs.export.image import FromImages
+from alexnet_exp.version import __version__
+from alexnet_exp.zoo import list_models
+
+
+def describe(loaded: LoadedClassifier, preprocess: bool) -> dict[str, Any]:
+    """Return what another runtime must know of a network."""
+    own = loaded.preprocess.pipeline.preprocess
+    augment = loaded.config["augment"]
+    takes = "uint8 RGB images (N, H, W, 3), any size" if preprocess else "float32 (N, C, S, S), normalised"
+    return {
+        "model": model_name(loaded.config["model"], loaded.path),
+        "classes": list(loaded.classes),
+        "takes": takes,
+        "returns": "probabilities (N, classes)" if preprocess else "logits (N, classes)",
+        "input_size": own.image_size,
+        "channels": loaded.preprocess.channels,
+        "stored_size": loaded.preprocess.stored_size,
+        "centre_crop": bool(own.crop),
+        "mean": [float(value) for value in own.mean],
+        "std": [float(value) for value in own.std],
+        "mean_image": augment.get("mean_image") or "none",
+        "whiten": bool(augment.get("whiten")),
+        "alexnet_exp": __version__,
+    }
+
+
+def model_name(config: Mapping[str, Any], path: Path = Path()) -> str:
+    """Return the file of conf/model that a network was built from; 'custom' where none builds the same.
+
+    Args:
+        config: `model` of the settings.
+        path: Of the checkpoint: a name that its directory has is tried first, since composing all takes seconds.
+    """
+    free = ("num_classes", "in_channels")
+    wanted = {key: value for key, value in config.items() if key not in free}
+    for name in sorted(list_models(), key=lambda name: (name not in str(path), -len(name))):
+        if {key: value for key, value in group("model", name).items() if key not in free} == wanted:
+            return name
+    return "custom"
+
+
+def write(
+    loaded: LoadedClassifier, kind: str, preprocess: bool, metadata: Mapping[str, Any], path: Path
+) -> None:
+    """Write a network with its metadata, every value of it as JSON.
+
+    Args:
+        loaded: The checkpoint.
+        kind: 'onnx', 'torch_export' or 'safetensors'.
+        preprocess: Put the preprocessing in front and softmax behind.
+        metadata: See `describe`.
+        path: The file.
+
+    Raises:
+        UserError: If the format cannot hold this network.
+    """
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    if kind == "safetensors":
+        from safetensors.torch import save_file
+
+        weights = {name: tensor.contiguous() for name, tensor in loaded.model.state_dict().items()}
+        save_file(weights, path, metadata=texts)
+        return
+    with _quiet():
+        program = _program(loaded, preprocess)
+        if kind == "torch_export":
+            buffer = io.BytesIO()  # a file would have to end in .pt2 to be written without a warning
+            torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(dict(metadata))})
+            path.write_bytes(buffer.getvalue())
+        else:
+            _write_onnx(program, preprocess, texts, path)
+
+
+def _program(loaded: LoadedClassifier, preprocess: bool) -> ExportedProgram:
+    """Trace a network with free batch size, and height and width where it takes images as they are."""
+    size, channels = loaded.preprocess.stored_size, loaded.preprocess.channels
+    model: nn.Module = loaded.model
+    free: tuple[int, ...] = (0, 1, 2) if preprocess else (0,)  # axes
+    if preprocess:
+        model = FromImages(model, copy.deepcopy(loaded.preprocess.pipeline), size, channels).eval()
+        example = torch.zeros(2, size + 2, size + 3, 3, dtype=torch.uint8)
+        with torch.inference_mode(False), torch.no_grad():
+            model(example)  # makes constants that tracing must find made
+    else:
+        side = loaded.preprocess.pipeline.preprocess.image_size
+        example = torch.zeros(2, channels, side, side)
+    shapes = (dict.fromkeys(free, Dim.DYNAMIC),)
+    try:
+        return torch.export.export(model, (example,), dynamic_shapes=shapes)
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"torch.export cannot trace this network ({reason}): format=safetensors can hold it."
+        ) from error
+
+
+def _write_onnx(program: ExportedProgram, preprocess: bool, texts: Mapping[str, str], path: Path) -> None:
+    names = ["images"], ["probabilities" if preprocess else "logits"]
+    try:
+        exported = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=names[0], output_names=names[1]
+        )
+    except RuntimeError as error:  # torch.onnx.OnnxExporterError is one
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"ONNX cannot express this network ({reason}): say format=torch_export.") from error
+    if exported is None:
+        raise UserError("torch.onnx gave no program: say format=torch_export.")
+    exported.model.metadata_props.update(texts)
+    exported.model.producer_name, exported.model.producer_version = "alexnet_exp", __version__
+    exported.save(str(path), external_data=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what the exporters tell their own developers."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def reader(loaded: LoadedClassifier, kind: str, path: Path) -> Callable[[Tensor], Tensor]:
+    """Return a function that runs the network in a file as its users will: not with ours."""
+    readers = {"onnx": _onnx, "torch_export": _torch_export, "safetensors": _safetensors}
+    return readers[kind](loaded, path)
+
+
+def _onnx(loaded: LoadedClassifier, path: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda inputs: torch.from_numpy(session.run(None, {"images": inputs.numpy()})[0])
+
+
+def _torch_export(loaded: LoadedClassifier, path: Path) -> Callable[[Tensor], Tensor]:
+    with _quiet():
+        return torch.export.load(io.BytesIO(path.read_bytes())).module()
+
+
+def _safetensors(loaded: LoadedClassifier, path: Path) -> Callable[[Tensor], Tensor]:
+    from safetensors.torch import load_file
+
+    model = copy.deepcopy(loaded.model)
+    for tensor in model.state_dict().values():
+        tensor.zero_()  # what the file does not bring is missed
+    model.load_state_dict(load_file(path))
+    return model
+
+
+def how_to_load(
+    kind: str, preprocess: bool, metadata: Mapping[str, Any], name: str, checkpoint: str | Path
+) -> str:
+    """Return Python that loads an exported file and, unless it holds weights alone, runs it once.
+
+    Args:
+        kind: As `write`.
+        preprocess: Likewise.
+        metadata: Likewise.
+        name: Of the file.
+        checkpoint: What was exported, as seen from where the code runs.
+    """
+    if kind == "safetensors":
+        return "\n".join(_loading_weights(metadata, name, checkpoint))
+    side = metadata["input_size"]
+    shape = (1, 240, 320, 3) if preprocess else (1, metadata["channels"], side, side)
+    returned, dtype = ("probabilities", "uint8") if preprocess else ("logits", "float32")
+    if kind == "onnx":
+        modules, load = ["numpy", "onnxruntime"], f"session = onnxruntime.InferenceSession({name!r})"
+        run = f'({returned},) = session.run(None, {{"images": images}})'
+    else:
+        modules, load = ["torch"], f"network = torch.export.load({name!r}).module()"
+        run = f"{returned} = network(images)"
+    example = f"images = {modules[0]}.zeros({shape}, dtype={modules[0]}.{dtype})  # {metadata['takes']}"
+    return "\n".join([*[f"import {module}" for module in modules], "", load, example, run])
+
+
+def _loading_weights(metadata: Mapping[str, Any], name: str, checkpoint: str | Path) -> list[str]:
+    network = f"alexnet_exp.load_classifier({str(checkpoint)!r}).model"  # none of conf/model
+    if metadata["model"] != "custom":
+        sizes = f"num_classes={len(metadata['classes'])}, in_channels={metadata['channels']}"
+        network = f"alexnet_exp.create_model({metadata['model']!r}, {sizes})"
+    return [
+        "import alexnet_exp",
+        "from safetensors.torch import load_file",
+        "",
+        f"network = {network}",
+        f"network.load_state_dict(load_file({name!r}))",
+        "network.eval()",
+    ]

@@ -1,0 +1,1 @@
+"""`alexnet-exp figures`: what a network has learned."""

@@ -1,0 +1,212 @@
+"""What the figures are made from: a network, the images of its data set, and a sample of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from alexnet_exp.data.loaders import Batch
+from alexnet_exp.data.module import ImageData
+from alexnet_exp.inference import choose_device, resolve_checkpoint
+from alexnet_exp.models.layers import LocallyConnected2d
+from alexnet_exp.runs.evaluate.data import check_images, choose_split, open_data, warn_of_changes
+from alexnet_exp.runs.figures.draw import Guess, Picture
+from alexnet_exp.training.checkpoint.read import read_checkpoint
+from alexnet_exp.training.checkpoint.start import network_of
+
+TOP = 5
+
+
+class LeftOutError(Exception):
+    """A figure that cannot be made of this network; says why."""
+
+
+@dataclass(eq=False)
+class Subject:
+    """A network and its images, which are read when a figure first asks for them.
+
+    Args:
+        path: The checkpoint.
+        checkpoint: What it holds.
+        network: In evaluation mode, on `device`.
+        device: That computes.
+        settings: Keys of conf/figures.yaml.
+    """
+
+    path: Path
+    checkpoint: dict[str, Any]
+    network: nn.Module
+    device: torch.device
+    settings: Mapping[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.checkpoint["classes"])
+
+    @cached_property
+    def data(self) -> ImageData:
+        return open_data(self.checkpoint, self.settings, {})
+
+    @cached_property
+    def split(self) -> str:
+        split = choose_split(self.data, self.settings["split"])
+        check_images(self.data, split)
+        warn_of_changes(self.checkpoint, self.path, self.data, split)
+        return split
+
+    @cached_property
+    def sample(self) -> list[int]:
+        """Positions of the sampled images in the split, ascending."""
+        count = len(self.data.sources[self.split])
+        generator = np.random.default_rng(self.settings["seed"])
+        chosen = generator.choice(count, size=min(self.settings["sample"], count), replace=False)
+        return sorted(chosen.tolist())
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """What the network reads of the sampled images, (N, C, H, W) float32."""
+        stored = torch.stack([self.data.stored_image(self.split, i) for i in self.sample])
+        return self.prepared(stored)
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Of the sampled images, (N, K)."""
+        return self.predict(self.inputs)
+
+    def prepared(self, stored: Tensor) -> Tensor:
+        """Map stored images (N, C, S, S) uint8 to what the network reads."""
+        return self.data.pipeline.evaluate(stored.to(self.device))
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Map what the network reads to probabilities (N, K) float32 on the CPU."""
+        with torch.inference_mode():
+            return self.network(x).float().softmax(1).cpu()
+
+    def batches(self, split: str, title: str) -> Iterator[Batch]:
+        """Yield the images of a split as stored, in the loader's order; a bar on a terminal says how far it is."""
+        screen = Console(stderr=True)
+        try:
+            loader = self.data.loader(split)
+            yield from track(loader, title, console=screen, transient=True, disable=not screen.is_terminal)
+        finally:
+            self.data.teardown()
+
+    def picture(self, index: int, split: str | None = None, seen: bool = False) -> Picture:
+        """Return an image of a split as stored, or the part of it that the network sees."""
+        split = split or self.split
+        source, image = self.data.sources[split], self.data.stored_image(split, index)
+        if seen:
+            image = self.data.preprocess.centre(image[None])[0]
+        pixels = image.permute(1, 2, 0).cpu().numpy()
+        return Picture(pixels, self.classes[int(source.labels[index])], source.image_name(index))
+
+    def guess(self, index: int, probabilities: Tensor) -> Guess:
+        """Return an image of the split with its best five of probabilities (K,)."""
+        values, labels = probabilities.topk(min(TOP, len(self.classes)))
+        bars = [(self.classes[i], p) for i, p in zip(labels.tolist(), values.tolist(), strict=True)]
+        return Guess(self.picture(index), bars)
+
+
+def open_subject(settings: Mapping[str, Any]) -> Subject:
+    """Load the checkpoint that the settings name.
+
+    Raises:
+        UserError: If it cannot be had or read, or there is no such device.
+    """
+    device = choose_device(settings["device"])
+    path = resolve_checkpoint(settings["ckpt"])
+    checkpoint = read_checkpoint(path)
+    kept = ("config", "preprocessing", "classes", "state_dict", "splits")
+    checkpoint = {k: checkpoint.get(k) for k in kept}
+    network = network_of(checkpoint, settings["trust"]).to(device).eval()
+    return Subject(path, checkpoint, network, device, settings)
+
+
+_CONVOLUTIONS = (nn.Conv2d, LocallyConnected2d)
+
+
+def first_towers(network: nn.Module) -> list[np.ndarray]:
+    """Return the filters (out, in, kH, kW) of the first convolution, split as the second one reads their maps.
+
+    One array, or several where the second convolution is grouped: as on the two GPUs of 2012.
+    """
+    convolutions = [m for m in network.modules() if isinstance(m, _CONVOLUTIONS)]
+    if not convolutions or not isinstance(convolutions[0], nn.Conv2d):
+        return []
+    weight = convolutions[0].weight.detach().float().cpu().numpy()
+    towers = getattr(convolutions[1], "groups", 1) if len(convolutions) > 1 else 1
+    return np.split(weight, towers) if len(weight) % towers == 0 else [weight]
+
+
+def layers_of(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules whose output stands for a layer: its activation, or the layer where none follows.
+
+    For an AlexNet conv1, conv2 ... fc8, for a ResNet the stem, its four stages and fc.
+    """
+    found: dict[str, nn.Module] = {}
+    open_layer = None
+    for name, module in _units(network):
+        if any(isinstance(part, (*_CONVOLUTIONS, nn.Linear)) for part in module.modules()):
+            found[name], open_layer = module, name
+        elif isinstance(module, nn.ReLU) and open_layer is not None:
+            found[open_layer], open_layer = module, None
+    return found
+
+
+def _units(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the parts of a network in order; AlexNets hold theirs in `features` and `classifier`."""
+    for name, child in network.named_children():
+        if isinstance(child, nn.Sequential) and name in ("features", "classifier"):
+            yield from child.named_children()
+        else:
+            yield name, child
+
+
+def last_linear(network: nn.Module) -> nn.Linear | None:
+    """Return the layer that gives the logits."""
+    return next((m for m in reversed(list(network.modules())) if isinstance(m, nn.Linear)), None)
+
+
+@contextmanager
+def listening(modules: dict[str, nn.Module], inputs: bool = False) -> Iterator[dict[str, Tensor]]:
+    """Yield what the modules put out (or take in) at the next passes, by name; each pass replaces the last."""
+    heard: dict[str, Tensor] = {}
+
+    def listener(name: str) -> Callable[..., None]:
+        # A copy: a later operation may work in place.
+        def listen(module: nn.Module, taken: tuple[Tensor, ...], given: Tensor) -> None:
+            heard[name] = (taken[0] if inputs else given).detach().float().clone()
+
+        return listen
+
+    handles = [module.register_forward_hook(listener(name)) for name, module in modules.items()]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def responses(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Return what each layer answers to images x (N, C, H, W), in the order of the layers."""
+    layers = layers_of(network)
+    with torch.inference_mode(), listening(layers) as heard:
+        network(x)
+    return {name: heard[name] for name in layers if name in heard}
+
+
+def hidden(network: nn.Module, last: nn.Linear, x: Tensor) -> Tensor:
+    """Return what the last layer reads of images x (N, C, H, W): the features (N, F), float32."""
+    with torch.inference_mode(), listening({"last": last}, inputs=True) as heard:
+        network(x)
+    return heard["last"]

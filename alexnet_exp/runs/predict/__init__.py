@@ -1,0 +1,1 @@
+"""`alexnet-exp predict`: what is in images."""

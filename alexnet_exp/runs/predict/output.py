@@ -1,0 +1,213 @@
+"""Predictions as a table on the terminal and as files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from alexnet_exp.data.decode import decode
+from alexnet_exp.errors import UserError, printable
+from alexnet_exp.inference import Prediction
+from alexnet_exp.report.details import origin
+from alexnet_exp.report.figures import INK, MUTED, TRAIN, page, plain, show
+from alexnet_exp.report.html import write_html
+from alexnet_exp.report.pictures import to_pil
+from alexnet_exp.tracking.environment import hardware, versions
+from alexnet_exp.tracking.redact import redact
+from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.run_reader import text_file
+
+MAX_ROWS = 100
+
+
+@dataclass
+class Row:
+    """One file: what the network said, or why it could not be asked."""
+
+    path: str
+    prediction: Prediction | None = None
+    error: str | None = None
+
+    def pairs(self) -> list[tuple[str, float]]:
+        """Return class names with their probabilities, the most probable first."""
+        found = self.prediction
+        return list(zip(found.classes, found.probabilities, strict=True)) if found else []
+
+
+def print_rows(rows: list[Row], console: Console) -> None:
+    """Print the first hundred rows, in as many columns as there are."""
+    if not console.is_terminal:  # a file or pipe has no width to fit
+        console = Console(width=200)
+    table = Table("image", "prediction", box=None, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows[:MAX_ROWS]:
+        said = ", ".join(f"{printable(name)} {p:.1%}" for name, p in row.pairs())
+        outcome = Text(printable(row.error), style="red") if row.error else Text(said)
+        table.add_row(Text(printable(row.path)), outcome)
+    console.print(table, highlight=False)
+    if len(rows) > MAX_ROWS:
+        console.print(f"... and {len(rows) - MAX_ROWS:,} more in predictions.csv", highlight=False)
+    if failed := sum(row.error is not None for row in rows):
+        console.print(f"{failed} of {len(rows)} could not be read.", highlight=False)
+
+
+def write_all(run: RunDirectory, rows: list[Row], facts: dict[str, Any]) -> None:
+    """Write predictions.csv, .jsonl and .png, report.html, and result.json last of all.
+
+    Args:
+        run: Where to.
+        rows: One for each file.
+        facts: Keys of result.json that are known already.
+    """
+    _write_csv(run.path / "predictions.csv", rows)
+    with text_file(run.path / "predictions.jsonl") as file:
+        for row in rows:
+            file.write(json.dumps(_as_json(row), ensure_ascii=False) + "\n")
+    good = [row for row in rows if row.prediction is not None]
+    errors = [(row.path, row.error) for row in rows if row.error is not None]
+    answers = [Answer(row.path, row.pairs(), thumbnail(row.path)) for row in good[:MAX_SHOWN]]
+    if drawn := answers[:MAX_PICTURES]:
+        draw_predictions(drawn, run.path / "predictions.png", left_out=len(good) - len(drawn))
+    result = {
+        "status": "finished",
+        **facts,
+        "images": len(rows),
+        "errors": len(errors),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    write_predictions(run.path / "report.html", answers, errors, result)
+    run.write_result(result)
+
+
+def _write_csv(path: Path, rows: list[Row]) -> None:
+    count = max((len(row.pairs()) for row in rows), default=0)
+    header = [f"{what}_{i}" for i in range(1, count + 1) for what in ("class", "probability")]
+    with text_file(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "error", *header])
+        for row in rows:
+            cells = [cell for name, p in row.pairs() for cell in (name, f"{p:.6g}")]
+            writer.writerow([row.path, row.error or "", *(cells or [""] * len(header))])
+
+
+def _as_json(row: Row) -> dict[str, Any]:
+    if row.error:
+        return {"image": row.path, "error": row.error}
+    return {"image": row.path, "predictions": [{"class": name, "probability": p} for name, p in row.pairs()]}
+
+
+MAX_PICTURES, COLUMNS, MAX_BARS = 24, 6, 5
+SIDE = 256  # pixels of a thumbnail at most
+
+
+def draw_predictions(answers: Sequence[Answer], path: Path, left_out: int = 0) -> None:
+    """Draw images with their most probable classes on one page.
+
+    Args:
+        answers: At most 24.
+        path: The PNG to write.
+        left_out: Images that are not on the page, for its last line.
+    """
+    columns = min(COLUMNS, len(answers))
+    lines = math.ceil(len(answers) / columns)
+    bars = min(MAX_BARS, max(len(answer.bars) for answer in answers))
+    with page(path, max(2.1 * columns, 4.2), (2.3 + 0.2 * bars) * lines + 0.3) as figure:
+        grid = figure.add_gridspec(lines, columns)
+        for i, answer in enumerate(answers):
+            _draw(figure, grid[i // columns, i % columns], answer, bars)
+        if left_out:
+            text = f"The first {len(answers)} of {len(answers) + left_out:,} images"
+            figure.supxlabel(text, fontsize=9, color=MUTED)
+
+
+def _draw(figure: Figure, place: SubplotSpec, answer: Answer, bars: int) -> None:
+    inner = place.subgridspec(2, 1, height_ratios=[1.7, 0.2 * bars], hspace=0.02)
+    above, below = figure.add_subplot(inner[0]), figure.add_subplot(inner[1])
+    if answer.image is None:
+        above.text(0.5, 0.5, GONE, ha="center", va="center", fontsize=8, color=MUTED)
+        above.axis("off")
+    else:
+        show(above, answer.image)
+    above.set_title(plain(os.path.basename(answer.path), 24), fontsize=8, color=INK, parse_math=False)
+    said = answer.bars[:bars]
+    heights = range(len(said))
+    below.barh(heights, [p for _, p in said], height=0.86, color=TRAIN, alpha=0.35)
+    for height, (name, p) in zip(heights, said, strict=True):
+        text = f"{plain(name, 22)}  {p:.0%}"
+        below.text(0.02, height, text, va="center", fontsize=8, color=INK, parse_math=False)
+    below.set(xlim=(0, 1), ylim=(bars - 0.5, -0.5), xticks=[], yticks=[])
+    for side in below.spines.values():
+        side.set_visible(False)
+
+
+def thumbnail(path: str) -> np.ndarray | None:
+    """Return the whole image, upright, (H, W, 3) uint8 of at most 256 pixels a side; None if it is gone by now."""
+    try:
+        picture = to_pil(decode(path, 3, enough=SIDE).permute(1, 2, 0).numpy())
+    except UserError:
+        return None
+    picture.thumbnail((SIDE, SIDE))
+    return np.asarray(picture)
+
+
+MAX_SHOWN = 100  # images, and as many errors
+GONE = "no longer there"  # a file that was read, and could not be read again for its picture
+THUMBNAIL = 112  # pixels
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said about one file.
+
+    Args:
+        path: Of the file.
+        bars: Class names with probabilities, the most probable first.
+        image: (H, W, 3) uint8; None if the file cannot be read any more.
+    """
+
+    path: str
+    bars: list[tuple[str, float]]
+    image: np.ndarray | None
+
+
+def write_predictions(
+    path: Path, answers: Sequence[Answer], errors: Sequence[tuple[str, str]], result: dict[str, Any]
+) -> None:
+    """Write the page.
+
+    Args:
+        path: The file.
+        answers: The first of the images; at most 100 are shown.
+        errors: Files that could not be read, each with the reason.
+        result: What result.json will hold: `images`, `errors`, `checkpoint` and the command among it.
+    """
+    result = redact(result)  # a page is made to be handed on
+    count = result["images"]
+    write_html(
+        path,
+        "predict.html",
+        title=f"{count:,} image{'' if count == 1 else 's'}",
+        chips=[f"checkpoint: {result['checkpoint']}"],
+        answers=answers[:MAX_SHOWN],
+        num_images=count,
+        errors=errors[:MAX_SHOWN],
+        num_errors=len(errors),
+        gone=GONE,
+        thumbnail=THUMBNAIL,
+        origin=origin(result),
+    )

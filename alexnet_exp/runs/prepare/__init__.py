@@ -1,0 +1,1 @@
+"""`alexnet-exp prepare`: images made ready for training."""

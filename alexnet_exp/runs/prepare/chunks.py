@@ -1,0 +1,272 @@
+"""Its chunks: each split written by LitData, read back and compared, the manifest last."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+
+from alexnet_exp import cores
+from alexnet_exp.config.schema import shown
+from alexnet_exp.data.cache import shown as with_bar
+from alexnet_exp.data.cache import take
+from alexnet_exp.data.sources import FileSource
+from alexnet_exp.data.streaming.chunks import Chunks
+from alexnet_exp.data.streaming.dataset import IMAGES, MANIFEST, VERSION, fetch_text, is_remote, read_manifest
+from alexnet_exp.data.streaming.internals import storage
+from alexnet_exp.data.streaming.write import Encoder, write
+from alexnet_exp.errors import UserError, shell_command, unreadable
+
+BEGUN = "prepare.json"  # beside the manifest: what was asked for, so that it goes on in the same way
+LOCK = ".lock"  # beside it: held while a folder is written
+ASKED = ("size", "quality", "chunk_mb", "num_workers")
+
+
+def write_chunks(sources: Mapping[str, FileSource], config: Mapping[str, Any], console: Console) -> None:
+    """Write every split to `out`; one that is there whole is left, one that was interrupted goes on.
+
+    Raises:
+        UserError: `out` holds other images, was begun with other settings, is being written by another command, or is
+            not what was to be written.
+    """
+    url = os.path.expanduser(str(config["out"])).rstrip("/")
+    url = url if is_remote(url) else os.path.abspath(url)
+    tasks = {split: _tasks(source) for split, source in sources.items()}
+    images = _digests(tasks, sources)
+    manifest: dict[str, Any] = {
+        "version": VERSION,
+        "classes": list(next(iter(sources.values())).classes),
+        "size": config["size"],
+        "quality": config["quality"] if config["size"] else None,
+        "splits": {},
+    }
+    with _alone(url):
+        if _exists(url, MANIFEST):
+            _compare(read_manifest(url), manifest, images, url)
+            console.print(f"prepared already: {url}", markup=False)
+            return
+        workers = _begin(url, config, images)
+        for split, source in sources.items():
+            if not _exists(url, f"{split}/index.json"):
+                encoder = Encoder(source.root, config["size"], config["quality"])
+                console.print(
+                    f"{split}: writing {len(source)} images in {url}", markup=False, highlight=False
+                )
+                with _only_the_bar():
+                    write(_mixed(tasks[split]), f"{url}/{split}", encoder, workers, config["chunk_mb"] << 20)
+            manifest["splits"][split] = _verified(f"{url}/{split}", source) | {"origin": source.origin}
+            console.print(f"{split}: {len(source)} images, checked", markup=False)
+        _put(url, MANIFEST, json.dumps(manifest, indent=1))
+    url_setting = shell_command([f"data.url={config['out']}"])
+    console.print(f"prepared: python train.py data=streaming {url_setting}", markup=False)
+
+
+@contextlib.contextmanager
+def _alone(url: str) -> Iterator[None]:
+    """Hold a folder for this command; one that is whole, and object storage, which knows no locks, are free to all.
+
+    Raises:
+        UserError: Another command is writing there, or nobody may.
+    """
+    if is_remote(url) or _exists(url, MANIFEST):
+        yield
+        return
+    path = os.path.join(url, LOCK)
+    try:
+        os.makedirs(url, exist_ok=True)
+        lock = open(path, "a")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"{url} cannot be written ({error.strerror}): choose another out.") from error
+    with lock:
+        # Who waits for nobody may have opened the file of one that has just ended, and removed it.
+        if not _taken(lock) or not os.path.exists(path) or not os.path.samefile(lock.fileno(), path):
+            raise UserError(f"{url} is being written by another prepare: wait for it, or choose another out.")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def _taken(lock: IO[Any]) -> bool:
+    try:
+        return take(lock)
+    except OSError:  # a file system that knows no locks, either
+        return True
+
+
+def _begin(url: str, config: Mapping[str, Any], images: Mapping[str, str]) -> int:
+    """Note what is asked for, or compare it with what an interrupted call has begun.
+
+    Args:
+        url: Where the chunks go.
+        config: What is asked for.
+        images: Digests of the images.
+
+    Returns:
+        The number of workers.
+
+    Raises:
+        UserError: The two would be mixed.
+    """
+    asked = {**{key: config[key] for key in ASKED}, **images}
+    if not _exists(url, BEGUN):
+        asked["num_workers"] = asked["num_workers"] or cores.available_cores()
+        _put(url, BEGUN, json.dumps(asked, indent=1))
+        return asked["num_workers"]
+    begun = _begun(url)
+    asked["num_workers"] = asked["num_workers"] or begun["num_workers"]
+    if different := [f"{key}={shown(begun[key])}" for key in ASKED if begun[key] != asked[key]]:
+        raise UserError(f"{url} was begun with {' '.join(different)}: say the same, or remove the folder.")
+    if begun["images"] != asked["images"]:
+        raise UserError(f"{url} was begun with other images: choose another out, or remove the folder.")
+    if begun["sizes"] != asked["sizes"]:  # such as an image that could not be read, and has been mended
+        _put(url, BEGUN, json.dumps(asked, indent=1))
+    return asked["num_workers"]
+
+
+def _begun(url: str) -> dict[str, Any]:
+    """Read what was asked for.
+
+    Raises:
+        UserError: It is not what prepare writes there.
+    """
+    text = fetch_text(url, BEGUN)
+    try:
+        begun = json.loads(text)
+    except ValueError:
+        begun = None
+    if isinstance(begun, dict) and set(begun) == {*ASKED, "images"}:
+        raise UserError(
+            f"{url} was written by an older version of alexnet_exp, which did not note the sizes of the images: train "
+            "with it if it is whole, or choose another out."
+        )
+    if not isinstance(begun, dict) or not set(begun) >= {*ASKED, "images", "sizes"}:
+        raise UserError(f"{url}/{BEGUN} is damaged: remove the folder, and prepare again.")
+    return begun
+
+
+def _tasks(source: FileSource) -> list[list[Any]]:
+    """Return [name, label] of every image; a folder that was moved gives the same."""
+    names = [source.image_name(i) for i in range(len(source))]
+    for name in names:
+        if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that are no text
+            raise UserError(f"{name}: the name is not UTF-8, and a chunk holds text; rename the file.")
+    return [list(task) for task in zip(names, source.labels.tolist(), strict=True)]
+
+
+def _mixed(tasks: list[list[Any]]) -> list[list[Any]]:
+    """Return images in an order of chance, always the same.
+
+    Folders list class by class, and what is read shuffles chunks and the images of each: chunks of one class would
+    make batches of one class.
+    """
+    return random.Random(0).sample(tasks, len(tasks))
+
+
+def _digests(tasks: Mapping[str, list[list[Any]]], sources: Mapping[str, FileSource]) -> dict[str, str]:
+    """Return hashes of all images: names below the root and labels; sizes. A folder that was moved has the same.
+
+    Raises:
+        UserError: If one of the files is gone.
+    """
+    names, sizes = hashlib.sha256(), hashlib.sha256()
+    for split, source in sources.items():
+        for path, task in zip(source.paths, tasks[split], strict=True):
+            try:
+                size = os.stat(path).st_size
+            except OSError as error:
+                raise unreadable(path, error) from error
+            names.update(f"{json.dumps([split, *task])}\n".encode())
+            sizes.update(f"{size}\n".encode())
+    return {"images": names.hexdigest(), "sizes": sizes.hexdigest()}
+
+
+def _compare(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], images: Mapping[str, str], url: str
+) -> None:
+    """Refuse a place that holds something else."""
+    begun = _begun(url)
+    same = all(found[key] == wanted[key] for key in ("classes", "size", "quality"))
+    if not same or any(begun[key] != images[key] for key in images):
+        raise UserError(f"{url} holds other images or another size: choose another out, or remove it.")
+
+
+def _verified(url: str, source: FileSource) -> dict[str, Any]:
+    """Read a split back, compare it with what was to be written, and list it.
+
+    Returns:
+        Its count, bytes and a checksum of labels, names and images in the order of the chunks.
+
+    Raises:
+        UserError: An image is missing, double or damaged, or has another label.
+    """
+    expected = dict(zip(map(source.image_name, range(len(source))), source.labels.tolist(), strict=True))
+    digest, num_bytes, lines = hashlib.sha256(), 0, []
+    items = ([item] for _, item in Chunks(url))
+    for [item] in with_bar(items, len(source), f"Checking {source.name}"):
+        name, label, data = item["name"], item["label"], item["image"]
+        if expected.pop(name, None) != label or zlib.crc32(data) != item["crc32"]:
+            raise UserError(
+                f"{url}: {name} is damaged, double or mislabelled: remove the folder, and prepare again."
+            )
+        digest.update(f"{label}\t{name}\t{len(data)}\n".encode("utf-8", "surrogateescape") + data)
+        num_bytes += len(data)
+        lines.append(f"{label}\t{json.dumps(name)}\n")
+    if expected:
+        raise UserError(
+            f"{url} lacks {len(expected)} images, such as {next(iter(expected))}: remove the folder, and prepare again."
+        )
+    _put(url, IMAGES, "".join(lines))
+    return {"count": len(lines), "bytes": num_bytes, "sha256": digest.hexdigest()}
+
+
+def _exists(url: str, name: str) -> bool:
+    if not is_remote(url):
+        return os.path.exists(os.path.join(url, name))
+    try:
+        return bool(fetch_text(url, name))
+    except UserError:
+        return False
+
+
+def _put(url: str, name: str, content: str) -> None:
+    """Write a small file beside the chunks."""
+    if not is_remote(url):
+        part = Path(url, f"{name}.part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(content, encoding="utf-8")
+        os.replace(part, Path(url, name))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "file")
+        path.write_text(content, encoding="utf-8")
+        storage(url).upload_file(str(path), f"{url}/{name}")
+
+
+@contextlib.contextmanager
+def _only_the_bar() -> Iterator[None]:
+    """Let LitData show its bar where there is a terminal, and nothing of its own steps.
+
+    The bar cannot be turned off alone; what fails is raised, and what was written is read back.
+    """
+    with (
+        open(os.devnull, "w", encoding="utf-8", errors="replace") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(nowhere),
+    ):
+        try:
+            yield
+        except BaseException:
+            print(file=sys.stderr)  # its bar is left in the middle of a line
+            raise

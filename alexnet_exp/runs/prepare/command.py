@@ -1,0 +1,90 @@
+"""`alexnet-exp prepare`: images made ready for training, as chunks for data=streaming or as the decode-once cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from alexnet_exp import cores
+from alexnet_exp.config.schema import RULES as SETTINGS
+from alexnet_exp.config.schema import Rule, at_least, choice, flag, null, shown, text
+from alexnet_exp.errors import UserError
+
+if TYPE_CHECKING:
+    from alexnet_exp.data.sources import FileSource
+
+
+RULES = {
+    "out": text | null,
+    "size": at_least(1) | null,
+    "quality": Rule("a whole number from 1 to 100", lambda v: at_least(1).legal(v) and v <= 100),
+    "chunk_mb": at_least(1),
+    "num_workers": at_least(1) | null,
+    "cache": flag,
+}
+DATA_KEYS = ("root", "val_fraction", "val_seed", "split_rule", "follow_links", "channels")
+CACHE_SIZE = 256  # what data=folder stores for networks of 224 and 227 pixels
+
+
+def prepare(config: Mapping[str, Any]) -> None:
+    """Write chunks or the cache, and check what was written.
+
+    Args:
+        config: Keys of conf/prepare.yaml.
+
+    Raises:
+        UserError: For an illegal setting, images that cannot be read, or a copy that is not the original.
+    """
+    _check(config)
+    console = Console(soft_wrap=True, highlight=False)
+    if config["cache"]:
+        _cache(config, config["num_workers"] or cores.available_cores(), console)
+        return
+    from alexnet_exp.data.streaming.dataset import check_installed
+
+    check_installed()
+    from alexnet_exp.runs.prepare.chunks import write_chunks
+
+    write_chunks(_sources(config["data"]), config, console)
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    rules = RULES | {f"data.{key}": SETTINGS[f"data.{key}"] for key in DATA_KEYS}
+    rules["data.kind"] = choice("folder", "imagenet")
+    values = {**config, **{f"data.{key}": value for key, value in config["data"].items()}}
+    for key, rule in rules.items():
+        if not rule.legal(values[key]):
+            raise UserError(f"{key}={shown(values[key])} is not possible: it must be {rule.text}.")
+    if config["cache"] == (config["out"] is not None):
+        raise UserError("Say where chunks go with out=DIR_OR_URL, or cache=true for the cache; one of them.")
+
+
+def _sources(settings: Mapping[str, Any]) -> dict[str, FileSource]:
+    """Find the images of every split."""
+    from alexnet_exp.data.datasets import folder
+    from alexnet_exp.tracking.log import logging_to
+
+    root, links, rule = settings["root"], settings["follow_links"], settings["split_rule"]
+    with logging_to(None, on_screen=True):
+        if settings["kind"] == "imagenet":
+            from alexnet_exp.data.datasets.imagenet import scan
+
+            return scan(root, links, rule=rule)
+        return folder.scan(root, settings["val_fraction"], settings["val_seed"], links, rule=rule)
+
+
+def _cache(config: Mapping[str, Any], workers: int, console: Console) -> None:
+    from alexnet_exp.data.cache import Cache
+    from alexnet_exp.tracking.log import logging_to
+
+    size, settings = config["size"] or CACHE_SIZE, config["data"]
+    sources = _sources(settings)
+    cache = Cache("disk", config["paths"]["cache_dir"], settings["channels"], size, workers)
+    with logging_to(None):
+        cache.keep(sources)
+    count = sum(map(len, sources.values()))
+    console.print(
+        f"cached: {count} images of {size} x {size} pixels, for data=folder data.stored_size={size}"
+    )

@@ -1,0 +1,1 @@
+"""`alexnet-exp train`: one run from settings to report."""

@@ -1,0 +1,221 @@
+"""`alexnet-exp train`: one training run, from settings to report."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from alexnet_exp.config.messages import explain
+from alexnet_exp.errors import UserError, shell_command
+from alexnet_exp.tracking.log import log, logging_to
+from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.training.checkpoint.identity import OtherDataError
+from alexnet_exp.training.launch.external import check_process_count, is_first_rank, started_externally
+from alexnet_exp.training.launch.ranks import Ranks, check_sync_batchnorm, count_devices
+from alexnet_exp.training.launch.signals import (
+    Stopped,
+    ignore_signals,
+    requeue,
+    signals_held,
+    stopping_on_signals,
+)
+
+if TYPE_CHECKING:
+    from alexnet_exp.runs.train.fit import Fit
+
+
+def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: str) -> dict[str, Any]:
+    """Train and test one network.
+
+    Args:
+        config: Resolved settings, plain values; see conf/train.yaml.
+        overrides: What the user typed.
+        run_dir: Where everything goes; must not hold another run.
+        command: The command line, for the record.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        UserError: For anything the user can mend; result.json then says 'failed'.
+    """
+    for key in ("ckpt", "weights"):
+        path = config[key]
+        if path not in (None, "none", "torchvision") and not config["resume"] and not Path(path).exists():
+            raise UserError(f"{key}={path}: there is no such file or run directory.")
+    check_process_count(config["trainer"])
+    check_sync_batchnorm(config["trainer"])
+    run = RunDirectory(run_dir)
+    if not is_first_rank():  # started by torchrun or SLURM: another process keeps the directory
+        ignore_signals()
+        return follow(config, overrides, run_dir)
+    with run.lock():
+        if (run_dir / "config.yaml").exists() and not config["resume"]:
+            raise UserError(
+                f"{run_dir} holds a run already; continue it with resume={run_dir} or choose another."
+            )
+        begins = config["resume"] and not (run_dir / "config.yaml").exists()
+        record = run.record()
+        run.begin()
+        run.write_settings(config, overrides)
+        console = Console(soft_wrap=True)
+        shown = _relative(run_dir)
+        new = " (resume= found no run there: a new one begins)" if begins else ""
+        console.print(f"run directory: {shown}{new}", highlight=False)
+        with logging_to(run_dir / "train.log"), stopping_on_signals():
+            try:
+                result = _Session(run, config, overrides, command, console).go()
+            except Stopped as stop:
+                _say_how_to_go_on(stop, shown)
+                raise
+            except OtherDataError:
+                run.put_back(record)  # the run is as good as before, where its data is
+                raise
+        console.print(f"report:        {shown / 'report.html'}", highlight=False)
+        console.print(f"run directory: {shown}", highlight=False)
+    return result
+
+
+def follow(config: dict[str, Any], overrides: list[str], run_dir: Path) -> dict[str, Any]:
+    """Take part in a run as another rank than the first: train with the others, write and print nothing."""
+    from alexnet_exp.runs.train import fit as heavy
+
+    with logging_to(None):
+        data = heavy.prepare_data(config)
+        heavy.fit_to_data(config, data, overrides)
+        fit = heavy.assemble(config, data, run_dir, [], Console(quiet=True))
+        heavy.train_and_test(fit, heavy.start_point(fit, run_dir))
+        fit.classifier.outcomes.gather()
+    return {}
+
+
+class _Session:
+    """The first rank's side of a run: loggers, result and report around the fit."""
+
+    def __init__(
+        self, run: RunDirectory, config: dict[str, Any], overrides: list[str], command: str, console: Console
+    ) -> None:
+        self.run, self.config, self.overrides, self.command = run, config, overrides, command
+        self.console = console
+        self.started = time.time()
+        self.loggers: list[Any] = []
+        self.fit: Fit | None = None
+
+    def go(self) -> dict[str, Any]:
+        status, error, refused = "failed", None, False
+        try:
+            with signals_held():
+                devices = 1 if started_externally() else count_devices(self.config["trainer"])
+            with Ranks(
+                self.run.path, devices, self.config["trainer"]["num_nodes"], self._lost_a_rank
+            ) as ranks:
+                self._prepare()
+                ranks.go(self.config, self.overrides)
+                self._train()
+            status = "finished"
+        except OtherDataError as problem:
+            error, refused = str(problem), bool(self.config["resume"])
+            raise
+        except UserError as problem:
+            error = str(problem)
+            raise
+        except Stopped as stop:
+            status, error = "interrupted", str(stop)
+            raise
+        except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into SystemExit
+            status, error = "interrupted", "interrupted"
+            raise KeyboardInterrupt from None
+        except Exception as problem:
+            error = explain(problem) or f"{type(problem).__name__}: {problem}"
+            logging.getLogger("run").exception(
+                "The run failed."
+            )  # in train.log; the command line shows it too
+            raise
+        finally:
+            result = self._end(status, error, refused)
+        return result
+
+    def _prepare(self) -> None:
+        with signals_held():
+            from alexnet_exp.runs.train import fit as heavy
+            from alexnet_exp.runs.train.fit import make_loggers
+
+        data = heavy.prepare_data(self.config)
+        data.tell(self._say)
+        heavy.fit_to_data(self.config, data, self.overrides)
+        self.run.write_settings(self.config, self.overrides)
+        self.loggers = make_loggers(self.config, self.run)
+        for logger in self.loggers:
+            if hasattr(logger, "log_splits"):
+                logger.log_splits(data.facts())
+        self.fit = heavy.assemble(self.config, data, self.run.path, self.loggers, self.console)
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False)
+        logging.getLogger("run").info(line)  # in train.log
+
+    def _train(self) -> None:
+        from alexnet_exp.runs.train import fit as heavy
+
+        assert self.fit is not None
+        start = heavy.start_point(self.fit, self.run.path)
+        heavy.show_summary(self.fit, self.console)
+        heavy.train_and_test(self.fit, start)
+        self.fit.classifier.outcomes.gather()
+
+    def _lost_a_rank(self, error: str) -> None:
+        self._end("failed", error)
+
+    def _end(self, status: str, error: str | None, refused: bool = False) -> dict[str, Any]:
+        """Write what there is of report and result, and close the loggers, however the run ended.
+
+        Of a resumed run that was refused, pictures and report stay as they were.
+        """
+        from alexnet_exp.runs.train.results import close_loggers, log_pictures, make_report, make_result
+
+        seconds = time.time() - self.started
+        result = make_result(self.config, self.fit, status, error, seconds, self.command, self.loggers)
+        with _reported("The pictures could not be drawn"):
+            if self.fit is not None and not refused:
+                log_pictures(self.fit, self.run, self.loggers)
+        with _reported("The W&B run could not be finished"):
+            close_loggers(self.loggers, self.fit, 0 if status == "finished" else 1)
+        with _reported("The report could not be written"):
+            if not refused:
+                make_report(self.run, self.fit, result)
+        try:
+            self.run.write_result(result)
+        except UserError as problem:
+            if error is None:
+                raise
+            log.warning("%s", problem)  # what ended the run is the thing to say
+        return result
+
+
+def _relative(path: Path) -> Path:
+    """Return a path as short as the user can use it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _say_how_to_go_on(stop: Stopped, run_dir: Path) -> None:
+    after = "" if stop.saved_step is None else f" after step {stop.saved_step}, which is saved"
+    log.info("%s%s. To go on: python train.py %s", stop, after, shell_command([f"resume={run_dir}"]))
+    if stop.number == getattr(signal, "SIGUSR1", None) and requeue():
+        log.info("SLURM starts this job again.")
+
+
+@contextlib.contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Let the end of a run go on past a failure of what merely shows it, and say so."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s: %s", what, explain(error) or error)
+        log.debug("", exc_info=True)

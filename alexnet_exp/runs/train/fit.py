@@ -1,0 +1,442 @@
+"""The heavy part of training: data, network, trainer, put together and run. Every rank of a run goes this way."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+
+from alexnet_exp import cores
+from alexnet_exp.data.module import ImageData
+from alexnet_exp.errors import UserError, missing_extra
+from alexnet_exp.models.summary import LayerRow, layer_table
+from alexnet_exp.targets import build
+from alexnet_exp.tracking.log import log, quiet_lightning
+from alexnet_exp.tracking.metrics_csv import MetricsCSV
+from alexnet_exp.tracking.redact import without_passwords
+from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.wandb.logger import WandbTracker
+from alexnet_exp.training.automatic import compile_network, settle, use_fast_matmul
+from alexnet_exp.training.callbacks.early_stopping import EarlyStopping
+from alexnet_exp.training.callbacks.ema import MovingAverage
+from alexnet_exp.training.callbacks.progress import Bar, SameBatches, print_summary
+from alexnet_exp.training.callbacks.step_log import StepLog
+from alexnet_exp.training.checkpoint.callback import BestAndLast, StopUnsaved
+from alexnet_exp.training.checkpoint.identity import OtherDataError, check_same_data
+from alexnet_exp.training.checkpoint.read import checkpoints_before, read_checkpoint
+from alexnet_exp.training.checkpoint.resume import resuming
+from alexnet_exp.training.checkpoint.start import (
+    check_same_network,
+    check_same_optimizer,
+    load_weights,
+    put_in_place,
+    read_latest,
+)
+from alexnet_exp.training.checkpoint.write import AtomicCheckpointIO
+from alexnet_exp.training.classifier import ImageClassifier
+from alexnet_exp.training.ending import validate_at_the_end
+from alexnet_exp.training.launch.ranks import device_type
+from alexnet_exp.training.launch.signals import training_loop
+from alexnet_exp.training.lightning_internals import leave_signals_to_us, make_profiler
+
+OUR_CALLBACKS = (
+    "checkpoint", "early_stopping", "ema", "lr_monitor", "progress_bar", "model_summary", "throughput",
+)  # fmt: skip
+
+
+def prepare_data(config: dict[str, Any]) -> ImageData:
+    """Read the images."""
+    quiet_lightning()
+    data: ImageData = build(config["data"], augment=config["augment"], seed=config["seed"])
+    data.setup()
+    _splits(data)  # looked through from now on, beside what comes next
+    return data
+
+
+def _splits(data: Any) -> Callable[[], dict[str, Any]]:
+    """Return what says which images the splits hold; a module of the user's own need not know."""
+    return data.identity if isinstance(data, ImageData) else dict
+
+
+def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> None:
+    """Complete the settings: the network's classes and channels from the data, every `auto` from the machine.
+
+    Args:
+        config: Changed in place.
+        data: Prepared.
+        typed: The overrides as typed.
+
+    Raises:
+        UserError: If a typed value cannot fit.
+    """
+    keys = {override.split("=")[0].lstrip("+") for override in typed}
+    model, classes = config["model"], len(data.classes)
+    if "model.num_classes" not in keys:
+        model["num_classes"] = classes
+    elif model["num_classes"] < classes:
+        raise UserError(
+            f"model.num_classes={model['num_classes']} is too small: the data has {classes} classes. Leave it out."
+        )
+    if "model.in_channels" not in keys:
+        model["in_channels"] = data.channels
+    elif model["in_channels"] != data.channels:
+        raise UserError(
+            f"model.in_channels={model['in_channels']} does not fit data.channels={data.channels}. Leave it out."
+        )
+    device = torch.device(device_type(config["trainer"]))
+    if chosen := settle(config, device, len(data.sources["train"])):
+        log.info("Chosen for this machine: %s", " ".join(chosen))
+
+
+@dataclass
+class Fit:
+    """Everything that trains together on one rank."""
+
+    config: dict[str, Any]
+    data: ImageData
+    classifier: ImageClassifier
+    trainer: lightning.Trainer
+    layers: list[LayerRow]
+    step_log: StepLog
+    checkpoint: BestAndLast | None
+    training_seconds: float | None = None  # of Trainer.fit, validation and checkpoints in it
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.classifier.model.parameters())
+
+
+def assemble(
+    config: dict[str, Any], data: ImageData, run_dir: Path, loggers: list[Any], console: Console
+) -> Fit:
+    """Build network, callbacks and trainer from settings that `fit_to_data` has completed.
+
+    Raises:
+        UserError: For settings that do not work together.
+    """
+    lightning.seed_everything(config["seed"], verbose=False)
+    model = build(config["model"])
+    unused = (f"unused {i}" for i in range(len(data.classes), config["model"]["num_classes"]))
+    classes = (*data.classes, *unused)
+    classifier = ImageClassifier(
+        model,
+        classes,
+        config["optimizer"],
+        config["scheduler"],
+        config["label_smoothing"],
+        config["seed"],
+        embed={"config": without_passwords(config), "preprocessing": data.preprocessing()},
+        channels_last=config["channels_last"],
+        splits=_splits(data),
+    )
+    size = config["model"].get("input_size", config["data"]["image_size"])
+    layers = layer_table(model, (data.channels, size, size))
+    chosen = config["callbacks"]
+    _check_validated(config, data)
+    step_log = StepLog(lr=chosen["lr_monitor"]["enabled"], throughput=chosen["throughput"]["enabled"])
+    checkpoint = _checkpoint(chosen["checkpoint"], run_dir)
+    callbacks = [step_log, *_callbacks(chosen, data, console, step_log), checkpoint or StopUnsaved()]
+    if config["trainer"]["overfit_batches"]:
+        callbacks.append(SameBatches())
+    trainer = _trainer(config["trainer"], run_dir, loggers, callbacks, chosen)
+    compile_network(model, config["compile"])
+    use_fast_matmul(trainer.strategy.root_device)
+    return Fit(config, data, classifier, trainer, layers, step_log, checkpoint)
+
+
+def _check_validated(config: Mapping[str, Any], data: ImageData) -> None:
+    """Refuse to watch a metric of validation images where there are none; without, the best checkpoint is the last.
+
+    Raises:
+        UserError: Says how this data set gets some.
+    """
+    watchers = {"scheduler": config["scheduler"]}
+    if config["callbacks"]["early_stopping"]["enabled"]:
+        watchers["callbacks.early_stopping"] = config["callbacks"]["early_stopping"]
+    for key, watcher in watchers.items():
+        if "val" not in data.sources and str(watcher.get("monitor")).startswith("val/"):
+            monitor, need = watcher["monitor"], data.needs_for_validation
+            raise UserError(f"{key} needs validation images (monitor={monitor}): {need}.")
+
+
+def _checkpoint(settings: Mapping[str, Any], run_dir: Path) -> BestAndLast | None:
+    if not settings["enabled"]:
+        return None
+    arguments = {k: v for k, v in settings.items() if k not in ("enabled", "keep_last")}
+    return BestAndLast(run_dir / "checkpoints", **arguments)
+
+
+def _callbacks(
+    chosen: Mapping[str, Any], data: ImageData, console: Console, step_log: StepLog
+) -> list[Callback]:
+    callbacks: list[Callback] = []
+    stopping = dict(chosen["early_stopping"])
+    if stopping.pop("enabled"):
+        callbacks.append(EarlyStopping(**stopping, check_finite=False))
+    if chosen["ema"]["enabled"]:
+        callbacks.append(MovingAverage(chosen["ema"]["decay"]))
+    if chosen["progress_bar"]["enabled"]:
+        callbacks.append(Bar(console, chosen["progress_bar"]["refresh_per_second"], step_log))
+    callbacks += [build(settings) for name, settings in chosen.items() if name not in OUR_CALLBACKS]
+    return callbacks
+
+
+def _trainer(
+    settings: Mapping[str, Any],
+    run_dir: Path,
+    loggers: list[Any],
+    callbacks: list[Callback],
+    chosen: Mapping[str, Any],
+) -> lightning.Trainer:
+    options = dict(settings)
+    options["profiler"] = make_profiler(options["profiler"], run_dir)
+    if options["benchmark"] is None:
+        options["benchmark"] = not options["deterministic"]
+    # SameBatches does the rest: Lightning knows its own samplers only.
+    if overfit := options.pop("overfit_batches"):
+        options |= {"limit_train_batches": overfit, "limit_val_batches": overfit}
+    if isinstance(options["devices"], int) and options["devices"] > 1 and options["strategy"] == "auto":
+        options["strategy"] = "ddp"
+    try:
+        trainer = lightning.Trainer(
+            **options,
+            logger=loggers or False,
+            callbacks=callbacks,
+            default_root_dir=str(run_dir),
+            enable_checkpointing=chosen["checkpoint"]["enabled"],
+            enable_progress_bar=chosen["progress_bar"]["enabled"],
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            # Runs of an older version have no keep_last.
+            plugins=[AtomicCheckpointIO(chosen["checkpoint"].get("keep_last", 2))],
+        )
+        leave_signals_to_us(trainer)
+        validate_at_the_end(trainer)
+        return trainer
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def start_point(fit: Fit, run_dir: Path) -> Path | None:
+    """Load `weights=`, and return the checkpoint that training goes on from, if any.
+
+    Of a run that goes on in place, metrics.csv loses what comes after the checkpoint: it is measured again.
+
+    Raises:
+        UserError: If a checkpoint cannot be read or gone on from.
+    """
+    config = fit.config
+    own = RunDirectory(run_dir).last_checkpoint
+    goes_on = config["resume"] and (own.exists() or checkpoints_before(own))
+    if not goes_on and not config["ckpt"]:
+        if config["weights"] != "none":
+            log.info(load_weights(fit.classifier, config["weights"]))
+        _truncate_metrics(fit, {})
+        return None
+    path, checkpoint = read_latest(run_dir if goes_on else config["ckpt"])
+    _check_data(fit, checkpoint, path, in_place=bool(goes_on))
+    check_same_network(fit.classifier, checkpoint, path)
+    check_same_optimizer(fit.classifier, checkpoint, path, groups_too=not _has_foreign_callbacks(fit.trainer))
+    for callback in fit.trainer.early_stopping_callbacks:
+        if isinstance(callback, EarlyStopping):
+            callback.starts_anew = not goes_on
+    if not goes_on:
+        _check_more_to_do(config["trainer"], checkpoint, path)
+    elif path != own and fit.trainer.is_global_zero:
+        put_in_place(path, own)
+    _truncate_metrics(fit, checkpoint if goes_on else {})
+    return path
+
+
+def _check_data(fit: Fit, checkpoint: Mapping[str, Any], path: Path, in_place: bool) -> None:
+    """Refuse to go on with other classes, in place with other images, too; in a new run, these begin an epoch."""
+    try:
+        same = check_same_data(checkpoint, path, fit.data.classes, fit.classifier.splits(), in_place)
+    except OtherDataError as error:
+        if fit.trainer.is_global_zero:
+            raise
+        raise UserError(f"Rank {fit.trainer.global_rank} on {socket.gethostname()}: {error}") from error
+    sizes = [config["data"].get("batch_size") for config in (checkpoint["config"], fit.config)]
+    fit.classifier.begin_epoch_again = not same or sizes[0] != sizes[1]
+
+
+def _has_foreign_callbacks(trainer: lightning.Trainer) -> bool:
+    """Return whether the run has callbacks of the user's, which may freeze layers and add groups of parameters."""
+    ours = ("alexnet_exp.", "lightning.pytorch.callbacks.timer")  # the latter is trainer.max_time
+    return any(not type(callback).__module__.startswith(ours) for callback in trainer.callbacks)
+
+
+def _check_more_to_do(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any], path: Path) -> None:
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    for what, done in (("epochs", epochs), ("steps", checkpoint["global_step"])):
+        wanted = trainer[f"max_{what}"]
+        if wanted not in (None, -1) and done >= wanted:
+            raise UserError(
+                f"{path} has already trained {done} {what}: say trainer.max_{what}=N, more than that."
+            )
+
+
+def _truncate_metrics(fit: Fit, checkpoint: Mapping[str, Any]) -> None:
+    rows = checkpoint.get("num_rows")  # None in those of an older version
+    for logger in fit.trainer.loggers:  # metrics.csv first: W&B reads it
+        if isinstance(logger, MetricsCSV | WandbTracker):
+            logger.truncate(checkpoint.get("global_step", -1), rows if isinstance(rows, int) else None)
+
+
+def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
+    """Train, then test the best weights.
+
+    Returns:
+        Whether a split was tested or, without a test split, looked at for the pictures.
+    """
+    trainer, data = fit.trainer, fit.data
+    with _cpu_threads(trainer), _settings_explained(fit.config["trainer"]):
+        _check_limits(fit)
+        started = time.perf_counter()
+        try:
+            with training_loop(), resuming(ckpt_path, lambda: fit.classifier.num_epochs_begun > 1):
+                trainer.fit(fit.classifier, datamodule=data, ckpt_path=str(ckpt_path) if ckpt_path else None)
+        finally:
+            fit.training_seconds = time.perf_counter() - started
+        if not fit.config["test"]:
+            return False
+        if "test" not in data.sources:
+            log.info("There are no test images: testing is skipped.")
+            if "val" not in data.sources:
+                return False
+            data.test_split = fit.classifier.test_split = "val"
+        trainer.strategy.barrier("best checkpoint")
+        best_path = (
+            fit.checkpoint.best_path if fit.checkpoint and fit.config["test_weights"] == "best" else None
+        )
+        found = best_path is not None and best_path.exists() and not trainer.fast_dev_run
+        # The first rank decides: ranks that something else has started may have another directory.
+        chosen = trainer.strategy.broadcast(str(best_path) if found else "")
+        if chosen:
+            best = read_checkpoint(chosen)
+            fit.classifier.load_state_dict(best["state_dict"])
+        trainer.test(fit.classifier, datamodule=data, verbose=False)
+    return True
+
+
+def _check_limits(fit: Fit) -> None:
+    """Refuse fractions of less than one batch ahead of the first step: Lightning looks when a split's turn comes."""
+    trainer, data = fit.trainer, fit.data
+    test = data.test_split if "test" in data.sources else "val"
+    splits = {
+        RunningStage.TRAINING: ("train", trainer.limit_train_batches),
+        RunningStage.VALIDATING: ("val", trainer.limit_val_batches),
+        RunningStage.TESTING: (test if fit.config["test"] else "", trainer.limit_test_batches),
+    }
+    for stage, (split, limit) in splits.items():
+        if split in data.sources:
+            _parse_num_batches(stage, -(-len(data.sources[split]) // data.batch_size), limit)
+
+
+@contextlib.contextmanager
+def _settings_explained(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what Lightning raises about a setting of the trainer into one sentence that names the setting.
+
+    Args:
+        settings: Of the trainer, as the user knows them.
+
+    Raises:
+        UserError: Anything else, a fault of ours, goes on as it is.
+    """
+    try:
+        yield
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        last = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals["__name__"]
+        said = " ".join(str(error).split())
+        if settings["overfit_batches"]:  # which Lightning is given as these two
+            said = re.sub("limit_(train|val)_batches", "overfit_batches", said)
+        words = re.findall(r"\w+", " ".join(re.findall(r"`[^`]+`|\w+_\w+", said)))  # names, not plain English
+        named = next((word for word in words if word in settings), None)
+        if named is None or not last.startswith("lightning."):
+            raise
+        raise UserError(f"trainer.{named}: {said}") from error
+
+
+@contextlib.contextmanager
+def _cpu_threads(trainer: lightning.Trainer) -> Any:
+    """Share the cores among the ranks of a run on the processor."""
+    before = torch.get_num_threads()
+    if (
+        trainer.strategy.root_device.type == "cpu"
+        and trainer.num_devices > 1
+        and not cores.threads_are_typed()
+    ):
+        torch.set_num_threads(max(1, before // trainer.num_devices))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def show_summary(fit: Fit, console: Console) -> None:
+    """Print the layer table, if the settings ask for it."""
+    if fit.config["callbacks"]["model_summary"]["enabled"]:
+        print_summary(fit.layers, console)
+
+
+def make_loggers(config: dict[str, Any], run: RunDirectory) -> list[Any]:
+    """Make metrics.csv, and each tracker that the settings name.
+
+    Raises:
+        UserError: If a tracker's package is missing.
+    """
+    if config["trainer"]["fast_dev_run"]:
+        return []
+    loggers: list[Any] = [MetricsCSV(run.path)]
+    chosen = config["logger"] or {}
+    if chosen.get("tensorboard", {}).get("enabled"):
+        loggers.append(_tensorboard(run))
+    if "wandb" in chosen:
+        loggers.append(_wandb(dict(chosen["wandb"]), config, run))
+    return loggers
+
+
+def _tensorboard(run: RunDirectory) -> Any:
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        raise UserError(f"logger=tensorboard needs {missing_extra('tensorboard', 'tensorboard')}") from None
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(str(run.path), name="tensorboard", version="")
+
+
+def _wandb(options: dict[str, Any], config: dict[str, Any], run: RunDirectory) -> Any:
+    from alexnet_exp.runs.compare.settings import choices
+    from alexnet_exp.tracking.run_reader import Run, leaves
+    from alexnet_exp.tracking.wandb.logger import WandbTracker, find_run_id
+
+    for key in (
+        "project",
+        "entity",
+        "group",
+        "notes",
+        "name",
+    ):  # `name=2026` is a number to YAML, and W&B takes text
+        options[key] = None if options[key] is None else str(options[key])
+    options["tags"] = [str(tag) for tag in options["tags"]]
+    options["name"] = options["name"] or run.path.name
+    run_id = find_run_id(run.path) if config["resume"] else None
+    # The files of conf/ that were chosen: `names.model` is what dashboards group by.
+    own = Run(run.path, run.path.name, dict(leaves({"choices": config.get("choices", {})})))
+    named = {**{k: v for k, v in config.items() if k != "choices"}, "names": choices(own)}
+    return WandbTracker(run.path, named, run_id=run_id, **options)

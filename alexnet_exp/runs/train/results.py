@@ -1,0 +1,161 @@
+"""What a run leaves behind: result.json, the report and its pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from alexnet_exp.report.evaluation import Evaluation, Sample
+from alexnet_exp.report.figures import draw_all
+from alexnet_exp.report.run import write_report
+from alexnet_exp.tracking.environment import git_state, hardware, versions
+from alexnet_exp.tracking.metrics_csv import read_metrics
+from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.training.ending import epochs_done
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from alexnet_exp.runs.train.fit import Fit
+    from alexnet_exp.training.metrics import Outcome
+
+
+def make_result(
+    config: dict[str, Any],
+    fit: Fit | None,
+    status: str,
+    error: str | None,
+    seconds: float,
+    command: str,
+    loggers: list[Any],
+) -> dict[str, Any]:
+    """Return the content of result.json."""
+    result: dict[str, Any] = {
+        "status": status,
+        "error": error,
+        "metrics": {},
+        "seconds": round(seconds, 2),
+        "seed": config["seed"],
+        "deterministic": is_deterministic(config, fit),
+        "command": command,
+        "git": git_state(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    if fit is not None:
+        result |= _from_fit(fit)
+    for logger in loggers:
+        if getattr(logger, "run_id", None):
+            result["wandb"] = {"id": logger.run_id, "mode": logger.mode, "url": logger.url}
+    return result
+
+
+def is_deterministic(config: dict[str, Any], fit: Fit | None) -> bool:
+    """Return whether the same settings and seed give the same bits again on this machine.
+
+    A processor adds in the same order each time, and our loaders draw by seed, epoch and image alone. CUDA promises it
+    only where every operation that cannot is refused, for which "warn" is not enough.
+
+    Args:
+        config: Settings of the run.
+        fit: What trained; None where the run failed before.
+    """
+    if config["trainer"]["deterministic"] is True:
+        return True
+    own_data = str(config["data"].get("_target_")).startswith("alexnet_exp.")
+    return own_data and fit is not None and fit.trainer.strategy.root_device.type == "cpu"
+
+
+def _from_fit(fit: Fit) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "metrics": {**fit.classifier.reported},
+        "parameters": fit.parameters,
+        "multiply_adds": sum(row.multiply_adds for row in fit.layers),
+        "flops": 2 * sum(row.multiply_adds for row in fit.layers),
+        "epochs": epochs_done(fit.trainer),
+        "steps": fit.trainer.global_step,
+        "devices": fit.trainer.world_size,
+        "precision": fit.trainer.precision,
+        "classes": list(fit.classifier.classes),
+        "images": {split: len(source) for split, source in fit.data.sources.items()},
+        "splits": fit.data.facts(),
+    }
+    if getattr(fit.data, "bad_images", None) is not None:  # of a folder whose files were looked at
+        found["bad_images"] = fit.data.bad_images
+    if fit.training_seconds is not None:
+        found["training_seconds"] = round(fit.training_seconds, 2)
+    if fit.step_log.images_per_second is not None:
+        found["images_per_second"] = round(fit.step_log.images_per_second, 1)
+    if fit.checkpoint is not None and fit.checkpoint.best is not None:
+        found["best"] = {"metric": fit.checkpoint.monitor, **fit.checkpoint.best}
+    return found
+
+
+def evaluation_of(fit: Fit) -> Evaluation | None:
+    """Return what the test found out, with the pictures of the images worth a look."""
+    outcomes = fit.classifier.outcomes
+    if outcomes.confusion is None:
+        return None
+    return Evaluation(
+        split=fit.classifier.test_split,
+        classes=list(fit.classifier.classes),
+        confusion=outcomes.confusion.numpy(),
+        mistakes=[_sample(fit, outcome) for outcome in outcomes.mistakes],
+        samples=[_sample(fit, outcome) for outcome in outcomes.samples],
+    )
+
+
+def _sample(fit: Fit, outcome: Outcome) -> Sample:
+    split = fit.classifier.test_split
+    image = fit.data.stored_image(split, outcome.index).permute(1, 2, 0).numpy()  # (H, W, C)
+    name = fit.data.sources[split].image_name(outcome.index)
+    return Sample(image, outcome.label, outcome.prediction, outcome.probability, outcome.index, name)
+
+
+def first_filters(fit: Fit) -> np.ndarray | None:
+    """Return the weights (out, in, kH, kW) of the first convolution, if it reads images."""
+    import torch
+
+    for module in fit.classifier.model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            return module.weight.detach().float().cpu().numpy() if module.weight.shape[1] in (1, 3) else None
+    return None
+
+
+def log_pictures(fit: Fit, run: RunDirectory, loggers: list[Any]) -> None:
+    """Draw the figures and give them to the trackers."""
+    evaluation = evaluation_of(fit)
+    rows = read_metrics(run.path / "metrics.csv") if (run.path / "metrics.csv").exists() else []
+    paths = {path.stem: path for path in draw_all(run.path, rows, evaluation, first_filters(fit))}
+    for logger in loggers:
+        if not hasattr(logger, "log_confusion"):
+            continue
+        if "conv1_filters" in paths:
+            logger.log_images("conv1_filters", [(paths["conv1_filters"], "filters of the first layer")])
+        if evaluation is None:
+            continue
+        logger.log_confusion(evaluation.confusion, evaluation.classes)
+        names = evaluation.classes
+        logger.log_images(
+            "predictions",
+            [
+                (s.image, f"{names[s.label]} -> {names[s.prediction]} {s.probability:.2f}")
+                for s in evaluation.samples
+            ],
+        )
+
+
+def make_report(run: RunDirectory, fit: Fit | None, result: dict[str, Any]) -> None:
+    """Write report.html from the run directory and what is in memory."""
+    evaluation = evaluation_of(fit) if fit is not None else None
+    write_report(run.path, evaluation, first_filters(fit) if fit is not None else None, result=result)
+
+
+def close_loggers(loggers: list[Any], fit: Fit | None, exit_code: int) -> None:
+    """Finish the trackers, so that the next run of this process starts its own."""
+    for logger in loggers:
+        if hasattr(logger, "log_checkpoint") and fit is not None and fit.checkpoint is not None:
+            best = fit.checkpoint.best_path
+            if exit_code == 0 and best.exists():
+                logger.log_checkpoint(best, {"best": fit.checkpoint.best or {}})
+        if hasattr(logger, "finish"):
+            logger.finish(exit_code)

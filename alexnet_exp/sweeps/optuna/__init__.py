@@ -1,0 +1,1 @@
+"""`hydra/sweeper=optuna`: trials as jobs of a sweep."""

@@ -1,0 +1,139 @@
+"""What hydra/sweeper=optuna does: a study whose trials are jobs in processes."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import TrialState
+from rich.console import Console
+
+from alexnet_exp.config.overrides import typed
+from alexnet_exp.errors import UserError, shell_command
+from alexnet_exp.runs.compare.command import summarise
+from alexnet_exp.runs.compare.table import print_table
+from alexnet_exp.sweeps.job import FAILED
+from alexnet_exp.sweeps.launch import begin, check_settings, job_flags, saying_how_to_go_on
+from alexnet_exp.sweeps.optuna.page import write_sweep_page
+from alexnet_exp.sweeps.optuna.pool import TrialPool, Trials
+from alexnet_exp.sweeps.optuna.space import Space, as_overrides, check_values, read_space
+from alexnet_exp.sweeps.optuna.study import STORAGE, absolute, check_sweeper, num_trials, open_study
+from alexnet_exp.sweeps.record import SweepRecord
+from alexnet_exp.sweeps.resources import Resources, trainers
+from alexnet_exp.tracking.redact import redact, without_passwords
+
+_LAUNCHER = "alexnet_exp_plugins.ProcessesLauncher"
+
+
+def search(
+    config: DictConfig,
+    settings: Mapping[str, Any],
+    overrides: Sequence[Override],
+    validate: Callable[[list[list[str]]], None],
+    compose: Callable[[list[str]], DictConfig],
+) -> None:
+    """Run a search, or what is left of it, and show what it has found.
+
+    Args:
+        config: The sweep's configuration, with `hydra`.
+        settings: hydra.sweeper, without params.
+        overrides: Parsed: what is searched, and what every trial shares.
+        validate: Raises for overrides that do not compose.
+        compose: Makes a trial's configuration.
+
+    Raises:
+        UserError: For settings that cannot work, or if no trial came to its end.
+    """
+    if not config.hydra.launcher._target_.endswith(_LAUNCHER):
+        raise UserError("hydra/sweeper=optuna runs its trials in processes: leave hydra/launcher as it is.")
+    launcher, settings = _plain(config.hydra.launcher), _plain(settings)
+    check_settings(launcher)
+    check_sweeper(settings, config)
+    overrides = [o for o in overrides if o.key_or_group != "sweep.resume"]
+    space = read_space(overrides)
+    check_values(space, overrides, compose)
+    validate(space.examples())
+    directory = Path(str(config.hydra.sweep.dir)).absolute()
+    record, console = SweepRecord(directory), Console(soft_wrap=True)
+    record.check_resumable(config)
+    with record.lock(), _quiet():
+        begin(record, config, console)
+        typed = settings["storage"]
+        settings["storage"] = record.place(typed, absolute(typed)) if typed else None
+        study, stored = open_study(settings, space, directory, _max_epochs(config))
+        record.keep("study", without_passwords(f"{typed or STORAGE} {study.study_name}"))
+        count = num_trials(settings, space)
+        flags, own = job_flags(config), typed is None
+        trials = Trials(study, stored, space, settings["metric"], count, directory, flags, own)
+        resources = Resources.of_this_machine(config, launcher, trainers(space.examples(), compose))
+        pool = TrialPool(trials, launcher, resources, console)
+        with saying_how_to_go_on(directory, console):
+            pool.run()
+        _conclude(trials, console)
+    console.print(f"sweep directory: {directory}", highlight=False)
+    _check_outcome(pool, study)
+
+
+def _check_outcome(pool: TrialPool, study: optuna.Study) -> None:
+    if pool.stopping:
+        job = next(job for job in pool.jobs if job.state == FAILED)
+        raise UserError(f"hydra.launcher.on_failure=stop: {job.directory} failed: {job.why}")
+    if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+        raise UserError(_nothing(study))
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    values = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items() if key != "_target_"}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what Optuna says of itself: a line for each trial, and which parts of it are new."""
+    with warnings.catch_warnings():
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=ExperimentalWarning)
+        yield
+
+
+def _max_epochs(config: DictConfig) -> int | None:
+    epochs = config.trainer.max_epochs
+    return epochs if isinstance(epochs, int) and epochs > 0 else None
+
+
+def _conclude(trials: Trials, console: Console) -> None:
+    """Write the pages, and print the best trial with the command that repeats it."""
+    told = trials.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
+    if any(trials.folder(trial).exists() for trial in told):
+        print_table(summarise(trials.directory, trials.metric))
+    best = [trial for trial in told if trial.state == TrialState.COMPLETE] and trials.study.best_trial
+    command = repeat_command(trials.space, trials.flags, best.params) if best else None
+    write_sweep_page(trials, command)
+    if best:
+        drawn = redact(" ".join(as_overrides(best.params)))
+        console.print(f"best trial:      {best.number}, {trials.metric} {best.value:.4f}", highlight=False)
+        console.print(f"best settings:   {drawn}", highlight=False, markup=False)
+        console.print(f"command:         {command}", highlight=False, markup=False)
+    console.print(f"page:            {trials.directory / 'sweep.html'}", highlight=False)
+
+
+def repeat_command(space: Space, flags: list[str], drawn: Mapping[str, Any]) -> str:
+    """Return the command line of a single run with the settings of a trial, without secrets."""
+    return redact(shell_command(["alexnet-exp", "train", *flags, *map(typed, space.overrides(drawn))]))
+
+
+def _nothing(study: optuna.Study) -> str:
+    states = [trial.state.name.lower() for trial in study.get_trials(deepcopy=False)]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    reasons = [t.user_attrs["failed"] for t in study.trials if "failed" in t.user_attrs]
+    return f"No trial came to its end ({counts})." + (
+        f" The first failed: {redact(reasons[0])}" if reasons else ""
+    )

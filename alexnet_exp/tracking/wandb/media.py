@@ -1,0 +1,99 @@
+"""Pictures, tables and files as W&B takes them; all of it works offline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MAX_CHART_CLASSES = 100  # W&B draws at most 10,000 rows of a table
+MAX_MISTAKES = 100
+
+
+def image_panel(images: Sequence[tuple[Path | np.ndarray, str]]) -> list[Any]:
+    """Return W&B images.
+
+    Args:
+        images: (picture, caption); a picture is the path of a file or an array (H, W) or (H, W, 3), uint8.
+    """
+    import wandb
+
+    return [
+        wandb.Image(image if isinstance(image, np.ndarray) else str(image), caption=caption)
+        for image, caption in images
+    ]
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    """Return a W&B table; each row has one value per column."""
+    import wandb
+
+    return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+
+
+def confusion_panels(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Return what shows a confusion matrix: a chart, or for many classes a picture and the worst mistakes.
+
+    Args:
+        matrix: counts (K, K); rows are the true classes, columns the predicted ones.
+        classes: K names.
+
+    Returns:
+        Panels by their names.
+    """
+    if len(classes) <= MAX_CHART_CLASSES:
+        return {"confusion_matrix": _chart(matrix, classes)}
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    picture = np.round(255 * (1 - shares)).astype(np.uint8)  # dark where the images are
+    return {
+        "confusion_matrix": image_panel([(picture, "rows: true class, columns: predicted class")]),
+        "confusion_mistakes": table(
+            ["Actual", "Predicted", "Images"], most_frequent_mistakes(matrix, classes)
+        ),
+    }
+
+
+def model_artifact(name: str, path: Path, metadata: dict[str, Any]) -> Any:
+    """Return a W&B artifact of type `model` with the file at `path` in it."""
+    import wandb
+
+    artifact = wandb.Artifact(name, type="model", metadata=metadata)
+    # immutable: uploaded from where it lies, not copied to the home directory first
+    artifact.add_file(str(path), name=path.name, policy="immutable")
+    return artifact
+
+
+def most_frequent_mistakes(matrix: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, int]]:
+    """Return (actual, predicted, images) for the 100 most frequent confusions, most frequent first."""
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_MISTAKES]
+    pairs = [divmod(int(cell), len(classes)) for cell in order]
+    return [(classes[a], classes[p], int(wrong[a, p])) for a, p in pairs if wrong[a, p]]
+
+
+def _chart(matrix: np.ndarray, classes: Sequence[str]) -> Any:
+    """Return W&B's own confusion chart; `wandb.plot.confusion_matrix` wants every single image instead."""
+    import wandb
+
+    columns = ["Actual", "Predicted", "nPredictions"]
+    size = len(classes)
+    cells = [(classes[a], classes[p], int(matrix[a, p])) for a in range(size) for p in range(size)]
+    fields = {column: column for column in columns}
+    title = {"title": "Confusion matrix"}
+    return wandb.plot_table("wandb/confusion_matrix/v1", table(columns, cells), fields, title)
+
+
+def wandb_place(split: str, views: str, data: str = "") -> str:
+    """Return the name under which an evaluation is logged to the W&B run of its checkpoint.
+
+    Args:
+        split: Of the data set.
+        views: Of every image.
+        data: Name of a data set that is not the run's own.
+    """
+    named = re.sub(r"[^\w.-]+", "_", data) + "_" if data else ""
+    return f"evaluate/{named}{split}_{views}"

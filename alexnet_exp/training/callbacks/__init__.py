@@ -1,0 +1,1 @@
+"""What watches a training run: progress, throughput, moving averages, early stopping, non-finite losses."""

@@ -1,0 +1,176 @@
+"""Which checkpoints a run keeps: last.ckpt after every epoch, and best.ckpt by the monitored metric."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.metrics_csv import MetricsCSV
+from alexnet_exp.training.callbacks.bad_step import check_weights
+from alexnet_exp.training.checkpoint.write import _BEST, LAST, link
+from alexnet_exp.training.ending import run_ends, stay_inside_epoch
+from alexnet_exp.training.launch.signals import Stopped, agreed, due
+
+
+class StopUnsaved(Callback):
+    """End a run that keeps no checkpoints when a signal asks for it."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (number := due(trainer.global_step, trainer)) is not None:
+            raise Stopped(number)
+
+
+class BestAndLast(Checkpoint):
+    """Write last.ckpt after every epoch, and keep the best by one metric as best.ckpt.
+
+    Every validation is judged, also one inside an epoch: the best is both files then.
+
+    Args:
+        directory: Where the two files go.
+        monitor: Metric that decides, of validation or, at the end of each epoch, another; where it is not measured
+            (no validation), the best is the last.
+        mode: 'max' or 'min'.
+        every_n_steps: Write last.ckpt after so many optimizer steps, too.
+        every_n_minutes: Write it when so much time has passed since the one before, too.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        monitor: str,
+        mode: str = "max",
+        every_n_steps: int | None = None,
+        every_n_minutes: float | None = None,
+    ) -> None:
+        self.directory = Path(directory)
+        self.monitor, self.sign = monitor, 1.0 if mode == "max" else -1.0
+        self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
+        self._saved_seconds = 0.0  # when, by a clock that nobody sets
+        self.best: dict[str, float] | None = None  # value, epoch, step
+        self._seen_step = 0
+        self._stop: int | None = None  # the signal that asked for the end
+        self._wanted = False  # a save inside an epoch that waits for the validation after this batch
+        self._better = False  # than all before, and not saved yet
+
+    @property
+    def last_path(self) -> Path:
+        return self.directory / LAST
+
+    @property
+    def best_path(self) -> Path:
+        return self.directory / "best.ckpt"
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._seen_step:
+            return  # several batches share a step where gradients are accumulated
+        self._seen_step = step
+        self._stop = due(step, trainer)
+        if self._stop is None and not self._is_time(step, trainer):
+            return
+        if trainer.is_last_batch or run_ends(trainer) or trainer.fast_dev_run:
+            return  # the epoch ends here and saves
+        # A checkpoint from before a validation would resume after it.
+        loop = trainer.fit_loop
+        self._wanted = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        if not self._wanted:
+            self._save_inside_epoch(trainer, pl_module)
+
+    def _is_time(self, step: int, trainer: Trainer) -> bool:
+        # Both are asked at every step: the ranks have clocks of their own, and must all come to the same answer.
+        by_clock = self.every_n_minutes is not None and agreed(
+            "save", time.monotonic() - self._saved_seconds >= 60 * self.every_n_minutes, step, trainer
+        )
+        return bool(by_clock) or (self.every_n_steps is not None and step % self.every_n_steps == 0)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        if self._is_of_validation() and (value := pl_module.measured(self.monitor)) is not None:
+            self._judge(value, trainer, pl_module)
+        if (self._wanted or self._better) and not (trainer.is_last_batch or run_ends(trainer)):
+            self._save_inside_epoch(trainer, pl_module)
+
+    def _save_inside_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._wanted = False
+        pl_module.check_finite()
+        self._save(trainer)
+        if self._stop is not None:
+            raise Stopped(self._stop, trainer.global_step)
+
+    def _save(self, trainer: Trainer) -> None:
+        # The loss of a step that spoils the weights is still finite, and nobody could go on from what it leaves.
+        check_weights(trainer)
+        trainer.save_checkpoint(self.last_path, weights_only=False)
+        self._saved_seconds = time.monotonic()
+        if self._better and trainer.is_global_zero:
+            link(self.last_path, self.best_path)
+        self._better = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seen_step, self._saved_seconds = trainer.global_step, time.monotonic()
+        if self.best is not None and trainer.is_global_zero:
+            if self.best["step"] == trainer.global_step and self.last_path.exists():
+                link(self.last_path, self.best_path)  # a kill may have come between the two
+            elif not self.best_path.exists():
+                self.best = None  # the file is lost: the next validation is the best that there is
+        # All ranks must save at the same time, and only the first is sure to see the files.
+        self.best = trainer.strategy.broadcast(self.best)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run:
+            return
+        self._judge_epoch(trainer, pl_module)
+        self._save(trainer)
+        self._stop = self._stop or due(trainer.global_step, trainer)
+        if self._stop is not None:
+            raise Stopped(self._stop, trainer.global_step)
+
+    def _is_of_validation(self) -> bool:
+        return self.monitor.startswith("val/")
+
+    def _judge_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        value = pl_module.measured(self.monitor)
+        if value is None:
+            if "val/loss" in pl_module.reported:
+                known = ", ".join(sorted(pl_module.reported))
+                raise UserError(
+                    f"callbacks.checkpoint.monitor={self.monitor} is not measured; there are {known}."
+                )
+            self._better = True  # no validation: best is last
+        elif not self._is_of_validation():  # which has judged the weights that it has seen
+            self._judge(value, trainer, pl_module)
+
+    def _judge(self, value: float, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not math.isfinite(value):
+            return  # nothing compares with NaN: it would stay the best for ever
+        if self.best is None or self.sign * value > self.sign * self.best["value"]:
+            self.best = {"value": value, "epoch": pl_module.epochs_done, "step": trainer.global_step}
+            self._better = True
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                checkpoint["num_rows"] = logger.num_rows
+        stay_inside_epoch(trainer, checkpoint["loops"]["fit_loop"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": dict(self.best) if self.best else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A new run has no checkpoints yet: its best counts from its own first epoch.
+        in_place = self.best_path.exists() or self.last_path.exists()
+        best = state_dict["best"] if in_place else None
+        self.best = {key: kind(best[key]) for key, kind in _BEST.items()} if best else None

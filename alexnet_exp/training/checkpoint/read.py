@@ -1,0 +1,179 @@
+"""Read a checkpoint of this package, and check that it has the form of one before anybody relies on it."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.training.checkpoint.safe_load import load_safely
+
+MAX_SIDE = 8192  # pixels of an image that a checkpoint may ask for
+_GROUPS = ("model", "data", "augment", "optimizer", "scheduler", "trainer")
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint of this package onto the CPU; never runs code from the file.
+
+    Raises:
+        UserError: If the file is not there, is damaged, holds more than tensors and plain values, or is foreign.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"There is no checkpoint {path}.")
+    checkpoint = load_safely(path)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "config" not in checkpoint:
+        raise UserError(
+            f"{path} is not a checkpoint of alexnet_exp: it has no config; weights= takes plain weights."
+        )
+    wrong = next((key for key, right in _FORM.items() if not right(checkpoint.get(key))), None)
+    if wrong is not None:
+        raise UserError(
+            f"{path} is not a checkpoint of alexnet_exp: its {wrong} is not what a run writes there."
+        )
+    return checkpoint
+
+
+def checkpoints_before(last: Path) -> dict[int, Path]:
+    """Return the checkpoints that were last.ckpt before, by how many saves ago."""
+    found = {file: re.fullmatch(rf"{last.stem}-(\d+)", file.stem) for file in last.parent.glob("last-*.ckpt")}
+    return dict(sorted((int(match[1]), file) for file, match in found.items() if match))
+
+
+def check_progress(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Check what training goes on from, besides the weights.
+
+    Raises:
+        UserError: Names the first part that is not as a run writes it.
+    """
+    for key, right in _PROGRESS.items():
+        if not right(checkpoint.get(key)):
+            raise UserError(f"{path} cannot be gone on from: its {key} is not what a run writes there.")
+
+
+def is_weights(value: Any) -> bool:
+    """Return whether a value is a dictionary of named tensors."""
+    return isinstance(value, dict) and all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()
+    )
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(group), dict) for group in _GROUPS)
+
+
+def is_classes(value: Any) -> bool:
+    """Return whether a value can be the names of classes."""
+    return isinstance(value, list) and value != [] and all(isinstance(name, str) for name in value)
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MAX_SIDE
+
+
+def is_preprocessing(value: Any) -> bool:
+    """Return whether a value can be what an image needs ahead of the network."""
+    if (
+        not isinstance(value, dict)
+        or type(value.get("channels")) is not int
+        or value["channels"] not in (1, 3)
+    ):
+        return False
+    channels = value["channels"]
+    numbers = all(_are_numbers(value.get(key), channels) for key in ("mean", "std"))
+    sides = _is_side(value.get("image_size")) and _is_side(value.get("stored_size"))
+    mean = value.get("mean_image")
+    image = mean is None or (
+        isinstance(mean, Tensor) and mean.ndim == 3 and len(mean) == channels and mean.is_floating_point()
+    )
+    return numbers and sides and image and "mean_image" in value and isinstance(value.get("crop"), bool)
+
+
+def _are_numbers(value: Any, count: int) -> bool:
+    if not isinstance(value, list) or len(value) != count:
+        return False
+    return all(isinstance(x, float) and math.isfinite(x) for x in value)
+
+
+def _is_splits(value: Any) -> bool:
+    """Return whether a value can say what the splits held; a checkpoint of an older version says nothing."""
+    return value is None or (
+        isinstance(value, dict)
+        and all(isinstance(split, str) and _is_split(about) for split, about in value.items())
+    )
+
+
+def _is_split(value: Any) -> bool:
+    if not isinstance(value, dict) or not _is_count(value.get("count")):
+        return False
+    digest = value.get("digest")
+    return (digest is None or isinstance(digest, str)) and isinstance(value.get("origin"), str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 48
+
+
+def _are_states(value: Any) -> bool:
+    """Return whether a value can be the state of one optimizer: bounded by the file, whatever it says."""
+    return (isinstance(value, list) and len(value) == 1) and all(
+        isinstance(each, dict)
+        and isinstance(each.get("state"), dict)
+        and isinstance(each.get("param_groups"), list)
+        and all(isinstance(g, dict) and isinstance(g.get("params"), list) for g in each["param_groups"])
+        for each in value
+    )
+
+
+def _are_loops(value: Any) -> bool:
+    try:
+        progress = value["fit_loop"]["epoch_progress"]["current"]
+        return _is_count(progress["processed"]) and _is_count(progress["completed"])
+    except (KeyError, TypeError, IndexError):  # a tensor, too, can be asked for a part
+        return False
+
+
+def _are_sums(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 2 and len(value) > 0 and value.shape[1] == 4
+
+
+def _are_metrics(value: Any) -> bool:
+    """Return whether a value can be the latest metrics: the same ones of every split."""
+    if not isinstance(value, dict) or not all(
+        isinstance(k, str) and isinstance(v, float) for k, v in value.items()
+    ):
+        return False
+    splits = {key.partition("/")[0] for key in value}
+    names = [{key for key in value if key.startswith(f"{split}/")} for split in splits]
+    alike = len({frozenset(key.partition("/")[2] for key in each) for each in names}) <= 1
+    return alike and all({f"{split}/loss", f"{split}/top1"} <= value.keys() for split in splits)
+
+
+def _is_version(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\d+\.\d+\.\d+[\w.+-]*", value) is not None
+
+
+_FORM: dict[str, Callable[[Any], bool]] = {
+    "state_dict": is_weights,
+    "config": _is_config,
+    "classes": is_classes,
+    "preprocessing": is_preprocessing,
+    "splits": _is_splits,
+}
+_PROGRESS: dict[str, Callable[[Any], bool]] = {
+    "epoch": _is_count,
+    "global_step": _is_count,
+    "loops": _are_loops,
+    "optimizer_states": _are_states,
+    "lr_schedulers": lambda value: isinstance(value, list),
+    "callbacks": lambda value: isinstance(value, dict),
+    "reported": _are_metrics,
+    "validated": lambda value: isinstance(value, bool),
+    "train_sums": _are_sums,
+    "pytorch-lightning_version": _is_version,
+}
