@@ -214,9 +214,6 @@ VERBS = {
     "prepare": Verb(("config",), (), _naming_the_kind),
 }
 
-if __name__ == "__main__":
-    sys.exit(main())
-
 
 def run_hydra(
     config_name: str, task: Callable[..., Any], arguments: list[str], bare_words: tuple[str, ...] = ()
@@ -330,3 +327,7 @@ def _show(error: Exception, verb: str, show_all: bool) -> None:
         print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     if message is not None:
         print(f"error: {printable(redact(message))}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -179,9 +179,6 @@ def main() -> int:
     return command_line(["train", *sys.argv[2:]])
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
 FILE_NAME = ".process.json"
 _SAVE_SECONDS = 30.0  # for a process that nobody waits for to save its last step
 _POLL_SECONDS = 0.05
@@ -267,3 +264,7 @@ def _started(pid: int) -> str | None:
         ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return listed.stdout.strip() or None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
