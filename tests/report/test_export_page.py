@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from alexnet_exp.runs.export.command import write_export
-from tests.tracking.test_report import ATTACK, QUOTES, Page
+from tests.report.test_report import ATTACK, QUOTES, Page
 
 
 def exported(folder: Path, **metadata: Any) -> Path:

@@ -18,7 +18,7 @@ from alexnet_exp.runs.figures.draw import (
     overlay,
 )
 from alexnet_exp.runs.figures.page import KINDS, Figure, write_page
-from tests.tracking.test_report import ATTACK, QUOTES, Page
+from tests.report.test_report import ATTACK, QUOTES, Page
 
 
 def picture(channels: int = 3) -> Picture:

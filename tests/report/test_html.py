@@ -9,7 +9,7 @@ import jinja2
 import pytest
 
 from alexnet_exp.report.html import TEMPLATES, environment, write_html
-from tests.tracking.test_report import ATTACK, QUOTES, Page
+from tests.report.test_report import ATTACK, QUOTES, Page
 
 PARTS = environment().get_template("parts.html").module
 

@@ -16,11 +16,11 @@ from alexnet_exp.report.run import write_report
 from alexnet_exp.runs.compare.groups import Comparison
 from alexnet_exp.runs.compare.page import write_page as write_comparison
 from alexnet_exp.tracking.run_reader import find_runs
+from tests.report.test_export_page import exported
+from tests.report.test_figure_page import made
+from tests.report.test_predict_page import predicted
+from tests.report.test_report import ATTACK, QUOTES
 from tests.runs.made_runs import make_run
-from tests.tracking.test_export_page import exported
-from tests.tracking.test_figure_page import made
-from tests.tracking.test_predict_page import predicted
-from tests.tracking.test_report import ATTACK, QUOTES
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PAGES = ("report", "many classes", "figures", "compare", "predict", "export")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from alexnet_exp.runs.predict.output import GONE, Answer, write_predictions
-from tests.tracking.test_report import ATTACK, QUOTES, Page
+from tests.report.test_report import ATTACK, QUOTES, Page
 
 
 def answer(name: str = ATTACK, size: int = 300) -> Answer:

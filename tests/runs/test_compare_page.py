@@ -11,8 +11,8 @@ from alexnet_exp.runs.compare.groups import Comparison
 from alexnet_exp.runs.compare.page import write_page
 from alexnet_exp.tracking import run_reader as compare_runs
 from alexnet_exp.tracking.run_reader import Row, find_runs, read_rows
+from tests.report.test_report import ATTACK, QUOTES, Page
 from tests.runs.made_runs import make_run
-from tests.tracking.test_report import ATTACK, QUOTES, Page
 
 
 def page_of(folder: Path, keys: list[str]) -> Page:

@@ -25,7 +25,7 @@ from alexnet_exp.runs.export.formats import how_to_load, model_name
 from alexnet_exp.runs.export.image import FromImages
 from alexnet_exp.runs.train.command import train
 from alexnet_exp.zoo import create_model
-from tests.tracking.test_report import Page
+from tests.report.test_report import Page
 from tests.training.small_runs import NARROW, run, settings
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")

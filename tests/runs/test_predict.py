@@ -18,8 +18,8 @@ import alexnet_exp as package
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.predict.command import find_images
 from alexnet_exp.runs.predict.output import Row, print_rows
+from tests.report.test_report import Page
 from tests.runs.evaluated_runs import alexnet_exp
-from tests.tracking.test_report import Page
 from tests.training.small_runs import run
 
 AWKWARD = "[red]a, 'b' \x1b[31m.png"
