@@ -91,7 +91,7 @@ def _check_folder() -> None:
 
 def _train(arguments: list[str]) -> int:
     def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> Any:
-        from alexnet_exp.config.schema import check_config, check_typed
+        from alexnet_exp.config.checks import check_config, check_typed
         from alexnet_exp.runs.train.resume import resumed_settings
 
         settings = resumed_settings(config, overrides)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from alexnet_exp.config.schema import check_recorded
+from alexnet_exp.config.checks import check_recorded
 from alexnet_exp.data.augment.geometry import Preprocess
 from alexnet_exp.data.augment.pipeline import Pipeline
 from alexnet_exp.data.decode import from_pil, luma, read_stored, stored

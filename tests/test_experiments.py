@@ -13,8 +13,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, conf_dir, group, options, plain
-from alexnet_exp.config.schema import check_config
 from alexnet_exp.runs.train import fit
 from tests.data.makers import write_cifar10, write_folder, write_mnist
 from tests.published_recipes import AUGMENT, PUBLISHED, SCHEDULES, TORCHVISION

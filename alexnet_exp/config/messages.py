@@ -348,7 +348,7 @@ def _unknown_option(group: str, option: str, known: Sequence[str]) -> str:
 
 
 def _unknown_key(key: str, verb: str, value: str | None = None) -> str:
-    from alexnet_exp.config import schema as checks
+    from alexnet_exp.config import checks
 
     if key == "hydra.sweeper.params":  # there is, and what was typed adds to it
         return "The chosen sweep has its own hydra.sweeper.params: type others as KEY=VALUES beside it."

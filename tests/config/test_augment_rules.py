@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, options, plain
-from alexnet_exp.config.schema import check_config
 from alexnet_exp.errors import UserError
 
 ERASING = {"probability": 0.5, "scale": [0.02, 0.33], "ratio": [0.3, 3.3]}

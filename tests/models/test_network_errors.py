@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from alexnet_exp import create_model
+from alexnet_exp.config.checks import check_typed
 from alexnet_exp.config.compose import group
-from alexnet_exp.config.schema import check_typed
 from alexnet_exp.errors import UserError
 from alexnet_exp.models import AlexNet
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.dashboard import dashboard
+from alexnet_exp.runs.dashboard.command import dashboard
 from alexnet_exp.runs.evaluate.command import RULES
 from alexnet_exp.tracking.wandb.logger import X_AXES
 from alexnet_exp.tracking.wandb.media import confusion_panels

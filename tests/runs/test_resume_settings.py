@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from alexnet_exp.cli import main
+from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, plain
-from alexnet_exp.config.schema import check_config
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.train.resume import resumed_arguments, resumed_settings
 from alexnet_exp.tracking.run_directory import RunDirectory

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_exp.config.schema import check_config
+from alexnet_exp.config.checks import check_config
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.metrics_csv import read_metrics
 from alexnet_exp.tracking.run_directory import RunDirectory

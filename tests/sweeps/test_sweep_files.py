@@ -11,9 +11,9 @@ import hydra
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, conf_dir, options, plain, register
 from alexnet_exp.config.overrides import prepare
-from alexnet_exp.config.schema import check_config
 from tests.sweeps.searches import parsed
 
 PAGE = Path(__file__).parents[2] / "docs" / "sweeps.md"

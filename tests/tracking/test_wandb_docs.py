@@ -11,8 +11,8 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from alexnet_exp.cli import main
+from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, plain
-from alexnet_exp.config.schema import check_config
 from tests.data.makers import write_cifar10
 from tests.documents import shortened
 from tests.tracking.read_wandb import read_finished

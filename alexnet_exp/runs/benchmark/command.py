@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from alexnet_exp.config.schema import Rule, at_least, check_config, choice, flag, list_of, name, null, shown
+from alexnet_exp.config.checks import check_config, shown
+from alexnet_exp.config.schema import Rule, at_least, choice, flag, list_of, name, null
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.environment import git_state, hardware, versions
 from alexnet_exp.tracking.log import logging_to

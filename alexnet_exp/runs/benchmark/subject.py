@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, plain
-from alexnet_exp.config.schema import check_config
 from alexnet_exp.data.module import ImageData, Source
 from alexnet_exp.data.sources import ArraySource
 from alexnet_exp.runs.train import fit as heavy

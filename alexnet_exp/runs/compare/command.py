@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from alexnet_exp.config.schema import choice, flag, list_of, null, shown, text
+from alexnet_exp.config.checks import shown
+from alexnet_exp.config.schema import choice, flag, list_of, null, text
 from alexnet_exp.errors import UserError, nearest, printable
 from alexnet_exp.runs.compare.groups import Comparison
 from alexnet_exp.runs.compare.page import write_page

@@ -11,7 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from alexnet_exp.config.schema import Rule, at_least, choice, list_of, null, path, shown, text
+from alexnet_exp.config.checks import shown
+from alexnet_exp.config.schema import Rule, at_least, choice, list_of, null, path, text
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.runs.train.command import _relative
 from alexnet_exp.tracking.log import log, logging_to

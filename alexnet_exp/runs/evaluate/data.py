@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from alexnet_exp.config.schema import check_recorded
+from alexnet_exp.config.checks import check_recorded
 from alexnet_exp.data.augment.pipeline import Pipeline
 from alexnet_exp.data.cache import DecodedSource
 from alexnet_exp.data.datasets.folder import split_folders

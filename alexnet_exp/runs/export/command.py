@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from alexnet_exp.config.schema import choice, flag, list_of, null, shown, text
+from alexnet_exp.config.checks import shown
+from alexnet_exp.config.schema import choice, flag, list_of, null, text
 from alexnet_exp.errors import UserError, missing_extra, printable
 from alexnet_exp.tracking.environment import git_state, versions
 from alexnet_exp.tracking.run_directory import RunDirectory, check_out

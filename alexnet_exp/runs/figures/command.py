@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from alexnet_exp.config.schema import Rule, at_least, choice, list_of, null, path, shown, text
+from alexnet_exp.config.checks import shown
+from alexnet_exp.config.schema import Rule, at_least, choice, list_of, null, path, text
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.log import logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from alexnet_exp import cores
-from alexnet_exp.config.schema import at_least, list_of, path, shown, text
+from alexnet_exp.config.checks import shown
+from alexnet_exp.config.schema import at_least, list_of, path, text
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.terminal import nearby

@@ -17,7 +17,7 @@ from typing import IO, Any
 from rich.console import Console
 
 from alexnet_exp import cores
-from alexnet_exp.config.schema import shown
+from alexnet_exp.config.checks import shown
 from alexnet_exp.data.cache import shown as with_bar
 from alexnet_exp.data.cache import take
 from alexnet_exp.data.sources import FileSource

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from alexnet_exp import cores
+from alexnet_exp.config.checks import shown
 from alexnet_exp.config.schema import RULES as SETTINGS
-from alexnet_exp.config.schema import Rule, at_least, choice, flag, null, shown, text
+from alexnet_exp.config.schema import Rule, at_least, choice, flag, null, text
 from alexnet_exp.errors import UserError
 
 if TYPE_CHECKING:

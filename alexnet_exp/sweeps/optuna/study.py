@@ -26,7 +26,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from alexnet_exp.config.schema import Rule, at_least, metric, null, shown, text
+from alexnet_exp.config.checks import shown
+from alexnet_exp.config.schema import Rule, at_least, metric, null, text
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.sweeps.job import identity, is_gone
 from alexnet_exp.sweeps.optuna.space import Space, enumerated

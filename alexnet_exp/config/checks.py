@@ -1,0 +1,305 @@
+"""Mistakes in composed settings, found from their text alone: keys, values, combinations, the layers of a network."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from alexnet_exp.config import words
+from alexnet_exp.config.compose import conf_dir, options
+from alexnet_exp.config.overrides import GROUPS
+from alexnet_exp.config.schema import RETIRED, RULES, SCHEDULES
+from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.models import spec
+from alexnet_exp.models.arithmetic import map_sizes
+from alexnet_exp.models.spec import known_keys
+from alexnet_exp.targets import TRUSTED, torch_optimizer
+
+# Groups whose keys belong to a class of the user's own when its _target_ is not one of ours.
+_WITH_CLASS = ("data", "optimizer")
+# Settings of an optimizer that are ours, whatever its class.
+_TREATMENT = ("bias_lr_factor", "bias_weight_decay", "layers", "lr_scaling", "base_batch")
+# Whichever file is chosen, these are there: all keys of some groups, a few of others.
+_WHOLE_GROUPS = ("augment", "trainer", "callbacks", "paths")
+_ALWAYS = (
+    "data._target_", "data.batch_size", "data.channels", "data.mean", "data.std",
+    "optimizer._target_", "optimizer.lr", "scheduler.name",
+)  # fmt: skip
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Check every setting of a composed configuration.
+
+    Args:
+        config: Plain values, as `train` takes them.
+
+    Raises:
+        UserError: For the first unknown or missing key, illegal value or combination.
+    """
+    _check_groups(config)
+    check_network(config["model"])
+    own = [group for group in _WITH_CLASS if not _is_ours(config[group])]
+    torchs = _torch_arguments(config["optimizer"])
+    leaves = _leaves({k: v for k, v in config.items() if k not in ("model", "choices", *own)})
+    for key, value in leaves.items():
+        if key.startswith("optimizer.") and key.removeprefix("optimizer.") in torchs:
+            continue
+        rule = RULES.get(key)
+        if rule is None:
+            raise UserError(unknown(key, None if value is None else str(value)))
+        if not rule.legal(value):
+            raise UserError(f"{key}={shown(value)} is not possible: it must be {rule.text}.")
+    for key in RULES:
+        group = key.split(".")[0]
+        always = group == key or group in _WHOLE_GROUPS or key in _ALWAYS
+        if always and group not in own and key not in leaves and not (torchs and key == "optimizer.lr"):
+            raise UserError(f"The setting {key} is missing: give it a value and do not take it away with ~.")
+    _check_combinations(config)
+
+
+def check_recorded(config: Mapping[str, Any], groups: Sequence[str], where: str) -> None:
+    """Check settings that a checkpoint carries, as far as there is a rule: an older version had others.
+
+    Args:
+        config: Plain values.
+        groups: Which of them are going to be used.
+        where: The checkpoint, for the message.
+
+    Raises:
+        UserError: For the first illegal value.
+    """
+    for key, value in _leaves({group: config[group] for group in groups}).items():
+        if key in RULES and not RULES[key].legal(value):
+            raise UserError(f"{where} has {key}={shown(value)[:200]}, and it must be {RULES[key].text}.")
+
+
+def unknown(key: str, value: str | None = None) -> str:
+    """Return the sentence about a setting that does not exist, with the nearest that do.
+
+    Args:
+        key: As typed.
+        value: As typed, for the settings that another word means.
+    """
+    group, _, last = key.rpartition(".")
+    if key.startswith("model.") and (last in known_keys() or group != "model" or not words.meant(last)):
+        return unknown_in_network(key)
+    if key in RETIRED:
+        return f"{key} has been removed: {RETIRED[key]}."
+    if key in RULES:
+        files = [o for o in options(group) if f"\n{last}:" in (conf_dir() / group / f"{o}.yaml").read_text()]
+        belongs = f" It belongs to {' and '.join(f'{group}={o}' for o in files)}." if files else ""
+        return f"The chosen {group} has no setting {key}.{belongs}"
+    inside = [known for known in RULES if known.startswith(f"{key}.")]
+    if inside:
+        return f"{key} is not one setting but several: {', '.join(inside)}."
+    siblings = [known.rpartition(".")[2] for known in RULES if known.rpartition(".")[0] == group]
+    near = get_close_matches(last, siblings, n=2) if group else []
+    close = words.meant(key, value) or [f"{group}.{name}" for name in near] or words.near(key)
+    close = close or get_close_matches(key, [*RULES, *GROUPS], n=1)
+    meant = f" Did you mean {' or '.join(close)}?" if close else ""
+    return f"There is no setting {key}.{meant} python train.py --cfg job lists all."
+
+
+def _check_groups(config: Mapping[str, Any]) -> None:
+    for group in (
+        "model",
+        "data",
+        "augment",
+        "optimizer",
+        "scheduler",
+        "trainer",
+        "callbacks",
+        "logger",
+        "paths",
+    ):
+        if not isinstance(config.get(group), Mapping):
+            hint = f"say {group}=none instead" if "none" in options(group) else f"a run needs {group}=NAME"
+            raise UserError(f"The group {group} is missing: {hint}.")
+
+
+def _is_ours(settings: Mapping[str, Any]) -> bool:
+    target = settings.get("_target_")
+    return target is None or str(target).startswith(("torch.optim.", "alexnet_exp."))
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in RULES:
+            own_callback = prefix == "callbacks." and "_target_" in value
+            leaves |= {} if own_callback else _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def _check_combinations(config: Mapping[str, Any]) -> None:
+    _check_schedule(config["scheduler"], config["optimizer"], config["trainer"])
+    _check_optimizer(config["optimizer"])
+    data = config["data"]
+    if _is_ours(data) and not {len(data["mean"]), len(data["std"])} <= {3, data["channels"]}:
+        raise UserError(f"data.mean and data.std need {data['channels']} values each, as data.channels says.")
+    if config["ckpt"] and config["weights"] != "none":
+        raise UserError("ckpt= restores the network's weights too: leave weights= out, or ckpt=.")
+    _check_monitors(config)
+
+
+def _torch_arguments(optimizer: Mapping[str, Any]) -> set[str]:
+    """Return the settings that go to an optimizer of torch's other than as conf/optimizer has them, checked.
+
+    The classes of conf/optimizer with the settings there have rules; for all else torch's own constructor is asked,
+    whose import takes a second.
+
+    Raises:
+        UserError: For a class that is no optimizer or does not train networks like ours, an argument that it does not
+            have, or a value that it refuses.
+    """
+    target = str(optimizer.get("_target_"))
+    given = {str(k): v for k, v in optimizer.items() if k != "_target_" and k not in _TREATMENT}
+    if not target.startswith("torch.optim."):
+        return set()
+    if target in TRUSTED and all(f"optimizer.{key}" in RULES for key in given):
+        return set()
+    kind = torch_optimizer(target)
+    takes = [name for name in inspect.signature(kind).parameters if name != "params"]
+    for key in given:
+        if key not in takes:
+            raise UserError(
+                f"optimizer.{key}: {target} has no such argument.{nearest(key, takes)} It takes {', '.join(takes)}; "
+                f"~optimizer.{key} takes it away."
+            )
+    import torch
+
+    try:
+        kind([torch.nn.Parameter(torch.zeros(1, 1))], **given)
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"optimizer: {target} refuses its settings: {reason}.") from error
+    return set(given)
+
+
+def _check_optimizer(optimizer: Mapping[str, Any]) -> None:
+    if _is_ours(optimizer) and optimizer.get("nesterov") and not optimizer.get("momentum"):
+        raise UserError(
+            "optimizer.nesterov=true needs momentum: say optimizer.nesterov=false, or optimizer.momentum=0.9."
+        )
+
+
+def _check_monitors(config: Mapping[str, Any]) -> None:
+    """Refuse a watched metric that this run will not have, or whose better end is the other one."""
+    callbacks = config["callbacks"]
+    watchers = {"scheduler": config["scheduler"]} if config["scheduler"].get("monitor") else {}
+    watchers |= {
+        f"callbacks.{k}": callbacks[k] for k in ("early_stopping", "checkpoint") if callbacks[k]["enabled"]
+    }
+    unvalidated = {
+        "data.val_size=0": config["data"].get("val_size") == 0,
+        "trainer.limit_val_batches=0": config["trainer"]["limit_val_batches"] == 0,
+    }
+    for key, watcher in watchers.items():
+        monitor, mode = watcher["monitor"], watcher["mode"]
+        right = "min" if monitor.endswith("loss") else "max"
+        if mode != right:
+            raise UserError(
+                f"{key}.monitor={monitor} with {key}.mode={mode} keeps the worst: say {key}.mode={right}."
+            )
+        for why, holds in unvalidated.items():
+            # Without validation the best checkpoint is simply the last.
+            if holds and monitor.startswith("val/") and key != "callbacks.checkpoint":
+                raise UserError(f"{key}.monitor={monitor} needs validation images, and {why}.")
+
+
+def _check_schedule(
+    scheduler: Mapping[str, Any], optimizer: Mapping[str, Any], trainer: Mapping[str, Any]
+) -> None:
+    name = scheduler["name"]
+    given = set(scheduler) - {"name"}
+    if missing := SCHEDULES[name] - given:
+        raise UserError(
+            f"scheduler.name={name} needs {', '.join(sorted(missing))}, too: say scheduler={name}."
+        )
+    if more := given - SCHEDULES[name]:
+        raise UserError(f"scheduler={name} has no {', '.join(sorted(more))}: leave it out.")
+    if name == "table" and optimizer.get("lr_scaling", "none") != "none":
+        raise UserError(
+            "optimizer.lr_scaling scales the first rate alone, and scheduler=table names the others: say "
+            "optimizer.lr_scaling=none, and the rates that are meant."
+        )
+    endless = trainer["max_epochs"] in (None, -1) and trainer["max_steps"] == -1
+    if endless and name in ("cosine", "onecycle", "dexp", "poly"):
+        raise UserError(f"scheduler={name} needs an end: give trainer.max_epochs or trainer.max_steps.")
+
+
+def shown(value: Any) -> str:
+    """Write a value as the user would recognise it."""
+    return repr(value) if isinstance(value, str) else "null" if value is None else str(value)
+
+
+_RESNET_KEYS = ("_target_", "stem", "input_size", "in_channels", "num_classes")
+_STEMS = ("imagenet", "cifar")
+
+
+def check_network(model: Mapping[str, Any]) -> None:
+    """Check a network's settings as far as they can be without building it.
+
+    Args:
+        model: Plain values of conf/model; those of a class of the user's own are their own affair.
+
+    Raises:
+        UserError: For an unknown key or operation, an illegal value, or an image too small for the layers.
+    """
+    for key in ("input_size", "in_channels", "num_classes"):
+        value = model.get(key, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            said = "null" if value is None else repr(value)
+            raise UserError(f"model.{key}={said} is not possible: it must be a whole number, 1 or more.")
+    target = model.get("_target_")
+    if target == "alexnet_exp.models.resnet18":
+        for key in model:
+            if key not in _RESNET_KEYS:
+                raise UserError(unknown_in_network(f"model.{key}"))
+        if model.get("stem") not in _STEMS:
+            raise UserError(
+                f"model.stem={model.get('stem')} is not possible: it must be {' or '.join(_STEMS)}."
+            )
+    if target == "alexnet_exp.models.AlexNet":
+        net = spec.parse_network({k: v for k, v in model.items() if k != "_target_"})
+        map_sizes(net, net.input_size)
+
+
+def check_typed(model: Mapping[str, Any], typed: Iterable[str]) -> None:
+    """Refuse a typed setting of an operation that no layer has: `model.dropout=0.3` without any dropout.
+
+    What a yaml says of such an operation stays legal: a variant takes an operation away with `then` alone.
+
+    Args:
+        model: Plain values of conf/model, checked.
+        typed: Settings as the user gave them: 'model.dropout=0.3'.
+
+    Raises:
+        UserError: Names the setting.
+    """
+    if model.get("_target_") != "alexnet_exp.models.AlexNet":
+        return
+    layers = [*model["features"].values(), *model["classifier"].values()]
+    used = set(model["input"]).union(*([*layer["before"], *layer["then"]] for layer in layers))
+    for setting in typed:
+        key = setting.lstrip("+").partition("=")[0]
+        group, _, rest = key.partition(".")
+        op = rest.partition(".")[0].removesuffix("_scaling")
+        if group == "model" and op in spec.OPERATIONS and op not in used:
+            raise UserError(
+                f"{key} does nothing: no layer of this network has {op}; add it to the list of one, "
+                f"model.features.LAYER.then=[...,{op}]."
+            )
+
+
+def unknown_in_network(key: str) -> str:
+    """Return the sentence about a setting that the chosen network lacks, with the nearest of any network."""
+    last = key.rpartition(".")[2]
+    known = [*spec.known_keys(), "stem"]
+    if last in known:
+        return f"The chosen model has no setting {key}. --cfg job shows its layers and their settings."
+    return f"There is no setting {key}.{nearest(last, known)} --cfg job shows all of the chosen model."

@@ -1,0 +1,1 @@
+"""`alexnet-exp dashboard`: a W&B workspace and a report."""
