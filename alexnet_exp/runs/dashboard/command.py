@@ -98,6 +98,7 @@ def _build(entity: str, project: str, config: dict[str, Any]) -> dict[str, Any]:
     with warnings.catch_warnings():
         # wandb-workspaces is written for pydantic 1, and pydantic 2 tells everybody who imports it.
         warnings.simplefilter("ignore", DeprecationWarning)
+        from alexnet_exp.runs.dashboard import panels
 
         make = {"workspace": panels.workspace, "report": panels.report}
         return {
