@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -265,16 +266,17 @@ class WandbTracker(Logger):
         before = run_folders(self._run_dir, self.run_id)
         self._behind = any(map(was_killed, before))
         try:
-            return wandb.init(
-                dir=str(self._run_dir),
-                project=self._project,
-                id=self.run_id,
-                mode="online" if mode == "online" else "offline",
-                resume="allow" if before else None,
-                reinit="finish_previous",  # else a run that somebody left open would take our metrics
-                settings=self._settings(),
-                **about,
-            )
+            with _arguments_without_secrets():
+                return wandb.init(
+                    dir=str(self._run_dir),
+                    project=self._project,
+                    id=self.run_id,
+                    mode="online" if mode == "online" else "offline",
+                    resume="allow" if before else None,
+                    reinit="finish_previous",  # else a run that somebody left open would take our metrics
+                    settings=self._settings(),
+                    **about,
+                )
         except BaseException:
             for folder in set(run_folders(self._run_dir, self.run_id)) - set(before):
                 shutil.rmtree(folder)  # an empty run under our id
@@ -297,3 +299,13 @@ class WandbTracker(Logger):
     def _sync_command(self) -> str:
         """Return the command that uploads every part of the run (a resumed one has several)."""
         return shell_command(["wandb", "sync", *map(str, run_folders(self._run_dir, self.run_id))])
+
+
+@contextlib.contextmanager
+def _arguments_without_secrets() -> Iterator[None]:
+    """Hide secrets in the command line meanwhile: wandb records sys.argv as a run begins."""
+    typed, sys.argv = sys.argv, redact(sys.argv)
+    try:
+        yield
+    finally:
+        sys.argv = typed
