@@ -70,13 +70,14 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
         console.print(f"run directory: {shown}{new}", highlight=False)
         with logging_to(run_dir / "train.log"), stopping_on_signals():
             session = _Session(run, config, overrides, command, console)
+            session.resumes = bool(config["resume"]) and not begins
             try:
                 result = session.go()
             except Stopped as stop:
                 _say_how_to_go_on(stop, shown)
                 raise
             except UserError:
-                if session.refused and not begins:
+                if session.refused:
                     run.put_back(record)  # the run is as good as before, with the settings that it had
                 raise
         console.print(f"report:        {shown / 'report.html'}", highlight=False)
@@ -108,6 +109,7 @@ class _Session:
         self.started = time.time()
         self.loggers: list[Any] = []
         self.fit: Fit | None = None
+        self.resumes = False
         self.refused = False  # a run to resume, for a mistake that was found ahead of its next step
 
     def go(self) -> dict[str, Any]:
@@ -125,7 +127,7 @@ class _Session:
         except UserError as problem:
             error = str(problem)
             has_trained = self.fit is not None and self.fit.trainer.global_step > self.fit.start_step
-            self.refused = bool(self.config["resume"]) and not has_trained
+            self.refused = self.resumes and not has_trained
             raise
         except Stopped as stop:
             status, error = "interrupted", str(stop)
