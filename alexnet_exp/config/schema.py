@@ -241,7 +241,7 @@ RULES: dict[str, Rule] = {
     ),
     "trainer.max_epochs": at_least(1) | Rule("-1 (no end)", lambda v: v == -1) | null,
     "trainer.min_epochs": at_least(0) | null,
-    "trainer.max_steps": at_least(-1),
+    "trainer.max_steps": at_least(1) | Rule("-1 (no end)", lambda v: _is_integer(v) and v == -1),
     "trainer.min_steps": at_least(0) | null,
     "trainer.max_time": Rule(
         "a time, DD:HH:MM:SS", lambda v: bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(v)))

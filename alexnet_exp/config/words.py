@@ -261,12 +261,19 @@ def _option(group: str, names: dict[str, str], without: str = "") -> Callable[[s
     def translate(value: str) -> list[str]:
         text = value.lower().replace("-", "").replace("_", "")
         known = {option.replace("_", ""): option for option in options(group)} | names
-        close = text if text in known else next(iter(get_close_matches(text, known, n=1)), "")
+        # cifar100 and resnet50 are others than cifar10 and resnet18, however near.
+        wanted = _digits(text)
+        near = [name for name, option in known.items() if not wanted or _digits(option) in ("", wanted)]
+        close = text if text in known else next(iter(get_close_matches(text, near, n=1)), "")
         if close:
             return [f"{group}={known[close]}"]
         return [with_value(without, value) if without and "/" in value else f"{group}=NAME"]
 
     return translate
+
+
+def _digits(name: str) -> str:
+    return "".join(filter(str.isdecimal, name))
 
 
 def _early_stopping(value: str) -> list[str]:

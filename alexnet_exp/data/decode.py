@@ -203,7 +203,7 @@ def _explained(path: str) -> Iterator[None]:
         empty = os.path.exists(path) and not os.path.getsize(path)
         what = "is empty (0 bytes)" if empty else "is not an image"
         raise UserError(
-            f"{path} {what}: replace or remove it (jpg, png, gif, bmp, webp and tif are read)."
+            f"{path} {what}: replace or remove it (supported: {', '.join(readable_extensions())})."
         ) from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} has more than {MAX_PIXELS} pixels: shrink or remove it.") from error

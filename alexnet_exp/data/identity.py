@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -69,7 +70,8 @@ def _named(labels: Tensor, classes: tuple[str, ...]) -> list[str]:
 
 
 def _text(values: list[str]) -> bytes:
-    return "\0".join([*values, "\n"]).encode("utf-8", "surrogateescape")
+    text = unicodedata.normalize("NFC", "\0".join([*values, "\n"]))  # a Mac may store names decomposed
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _size(path: str) -> int:

@@ -26,6 +26,7 @@ except ImportError:  # Windows has no advisory locks of this kind
 
 log = logging.getLogger(__name__)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # of a file system that has none
+_RECORD = ("overrides.yaml", "config.yaml", "metrics.csv", "result.json")
 MAX_YAML = 10_000_000  # characters; a run's settings have some thousand
 
 
@@ -151,14 +152,17 @@ class RunDirectory:
         write_atomically(self.path / "result.json", text)
 
     def record(self) -> dict[str, str]:
-        """Return the text of the files that say what a run is and how it ended, of those that are there."""
-        names = ("overrides.yaml", "config.yaml", "result.json")
-        return {name: (self.path / name).read_text("utf-8") for name in names if (self.path / name).exists()}
+        """Return the text of the files that say what a run is and what came of it, of those that are there."""
+        files = [self.path / name for name in _RECORD if (self.path / name).exists()]
+        return {file.name: file.read_text("utf-8") for file in files}
 
     def put_back(self, record: Mapping[str, str]) -> None:
-        """Write the files that `record` returned."""
-        for name, text in record.items():
-            write_atomically(self.path / name, text)
+        """Write the files that `record` returned, and remove those that were not there."""
+        for name in _RECORD:
+            if name in record:
+                write_atomically(self.path / name, record[name])
+            else:
+                (self.path / name).unlink(missing_ok=True)
 
     def begin(self) -> None:
         """Take away the result of an earlier, unfinished attempt: a directory with a result has ended."""

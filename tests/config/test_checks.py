@@ -59,6 +59,7 @@ def changed(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("trainer.devices", [], "auto, or a whole number"),
         ("trainer.precision", "float8", "auto or a precision such as 32-true, bf16-mixed, 16-mixed"),
         ("trainer.max_epochs", 0, "a whole number, 1 or more"),
+        ("trainer.max_steps", 0, "a whole number, 1 or more, or -1"),
         ("trainer.limit_train_batches", 1.5, "a fraction above 0 up to 1.0"),
         ("trainer.max_time", "1h", "a time, DD:HH:MM:SS, or null"),
         ("callbacks.early_stopping.monitor", "val/acc", "one of val/top1"),

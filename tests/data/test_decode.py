@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 
 from alexnet_exp.data import heif
-from alexnet_exp.data.decode import _jpeg_decoder, decode, luma, read_size, stored
+from alexnet_exp.data.decode import _jpeg_decoder, decode, luma, read_size, readable_extensions, stored
 from alexnet_exp.errors import UserError
 
 
@@ -395,3 +395,11 @@ def test_a_png_with_text_and_too_many_pixels_is_refused(tmp_path: Path, picture:
     about.add_text("key", "x" * (2 << 20), zip=True)
     with pytest.raises(UserError, match="pixels, more than 5"):
         decode(save(tmp_path, "a.png", picture, pnginfo=about), 3, max_pixels=5)
+
+
+def test_a_file_that_is_no_image_is_told_the_formats_that_are_supported(tmp_path: Path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"not a picture")
+    with pytest.raises(UserError) as raised:
+        decode(str(path), 3)
+    assert f"(supported: {', '.join(readable_extensions())})" in str(raised.value)

@@ -253,6 +253,11 @@ def test_a_single_class_is_refused(tmp_path: Path, made: str, val_fraction: floa
     assert "one class only (cat)" in refused(tmp_path, val_fraction=val_fraction)
 
 
+def test_a_single_class_is_enough_where_nothing_is_trained(tmp_path: Path):
+    touch(tmp_path, "cat/1.jpg", "cat/2.jpg")
+    assert folder.scan(str(tmp_path), val_fraction=0.0)["train"].classes == ("cat",)
+
+
 def test_one_folder_without_a_fraction_says_what_to_set(tmp_path: Path):
     touch(tmp_path, "a/1.jpg", "b/1.jpg")
     message = refused(tmp_path)

@@ -129,6 +129,7 @@ def test_predict_counts_what_it_leaves_out(tmp_path: Path, capsys: pytest.Captur
     assert len(find_images(f"{tmp_path}/*")) == 6
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: left out: 60 files")
+    assert f"such as {tmp_path}/0.xcf;" in line
 
 
 def test_prepare_knows_the_same_splits_and_leaves_the_same_out(

@@ -15,6 +15,8 @@ from rich.console import Console
 
 from alexnet_exp.cli import main
 from alexnet_exp.data.datasets import folder
+from alexnet_exp.data.identity import identify
+from alexnet_exp.data.sources import FileSource
 from alexnet_exp.errors import UserError
 from alexnet_exp.inference import load_classifier
 from alexnet_exp.runs.evaluate.members import open_members
@@ -23,6 +25,7 @@ from alexnet_exp.runs.figures.subject import open_subject
 from alexnet_exp.runs.train.command import train
 from alexnet_exp.runs.train.fit import assemble, fit_to_data, prepare_data, start_point
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.training.checkpoint.identity import class_changes, kept_rows, match_classes
 from tests.data.makers import write_folder
 from tests.training.small_runs import NARROW, checkpoint, resume, rows, settings
 
@@ -264,6 +267,28 @@ def test_a_resume_on_renamed_classes_is_refused_and_leaves_the_run_as_it_was(
     assert {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f in kept} == kept
 
 
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        ("data.root=gone", "gone does not exist"),
+        ("trainer.limit_val_batches=0.001", "trainer.limit_val_batches"),
+        ("trainer.val_check_interval=500", "trainer.val_check_interval"),
+    ],
+)
+def test_a_resume_with_a_mistake_in_its_settings_leaves_the_run_as_it_was(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mistake: str, said: str
+) -> None:
+    run = shutil.copytree(made / "run", tmp_path / "run")
+    kept = {f: f.read_bytes() for f in run.rglob("*") if f.is_file() and f.suffix != ".log"}
+    assert command("train", f"resume={run}", mistake, "trainer.max_epochs=6") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert {f: f.read_bytes() for f in run.rglob("*") if f in kept} == kept
+    assert command("train", f"resume={run}", "trainer.max_epochs=3") == 0  # no trace of the mistake
+    result = RunDirectory(run).result()
+    assert result is not None and (result["status"], result["epochs"]) == ("finished", 3)
+
+
 def test_a_run_stopped_in_mid_epoch_is_not_resumed_on_fewer_files(
     made: Path, stopped: Path, tmp_path: Path
 ) -> None:
@@ -354,6 +379,28 @@ def test_an_evaluation_on_some_of_the_classes_is_enough(
     assert result is not None and [row["images"] for row in result["per_class"]] == [0, 4, 4]
     lines = (out / "predictions.csv").read_text().splitlines()[1:]
     assert all(Path(line.split(",")[0]).parent.name == line.split(",")[1] for line in lines)
+
+
+def test_an_evaluation_on_a_folder_of_one_class_is_enough(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "base" / "test" / "bee", tmp_path / "mine" / "bee")
+    out = tmp_path / "out"
+    typed = ["data=folder", f"data.root={tmp_path / 'mine'}", "data.num_workers=0", "device=cpu"]
+    assert command("evaluate", made / "run", *typed, f"hydra.run.dir={out}") == 0
+    result = RunDirectory(out).result()
+    assert result is not None and [row["images"] for row in result["per_class"]] == [0, 4, 0]
+
+
+def test_classes_with_composed_and_decomposed_letters_are_the_same() -> None:
+    composed, decomposed = ["ant", "p\u00e9lican"], ["ant", "pe\u0301lican"]
+    assert class_changes(composed, decomposed) is None
+    assert match_classes(decomposed, composed) == [0, 1]
+    assert kept_rows(composed, decomposed) == ({0: 0, 1: 1}, "")
+    sources = [
+        FileSource((f"/data/{names[1]}/1.jpg",), torch.tensor([1]), tuple(names), "data", "/data")
+        for names in (composed, decomposed)
+    ]
+    first, second = (identify(source)["digest"] for source in sources)
+    assert first == second
 
 
 def test_a_run_on_an_older_checkpoint_compares_classes_alone_and_says_so(

@@ -116,6 +116,18 @@ def test_config_is_recorded_whole_and_without_secrets(
     assert b"hunter2" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
+def test_no_file_holds_the_password_of_a_url_in_the_command_line(
+    tmp_path: Path, tracker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = ["train.py", "data.url=s3://me:hunter22-typed@host/bucket", "seed=7"]
+    monkeypatch.setattr(sys, "argv", list(typed))
+    finished(tracker(tmp_path))
+    assert sys.argv == typed
+    content = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert b"s3://me:***@host/bucket" in content and b"seed=7" in content
+    assert b"hunter22-typed" not in content
+
+
 def test_what_describes_the_run_is_recorded(tmp_path: Path, tracker: Make) -> None:
     about = {
         "project": "p",

@@ -17,9 +17,11 @@ from alexnet_exp.training.checkpoint.start import load_weights
 from alexnet_exp.training.classifier import ImageClassifier
 from tests.data.makers import fail_to_read
 
-HOLDERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
+HOLDERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "ema",
+           "model_ema", "state_dict_ema", "ema_state_dict")  # fmt: skip
 PREFIXES = ("", "module.", "_orig_mod.", "net.", "model.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod.",
-            "model.module.", "net.module.", "module.module.", "model.net._orig_mod.")  # fmt: skip
+            "model.module.", "net.module.", "module.module.", "model.net._orig_mod.", "backbone.",
+            "module.backbone.")  # fmt: skip
 
 
 class Small(nn.Module):

@@ -62,7 +62,8 @@ def scan(
     Args:
         root: The folder.
         val_fraction: Cut this share (0 to below 1) of every class from the training images for validation;
-            needed by a root without split folders, refused by one with a val folder.
+            needed by a root without split folders, refused by one with a val folder. 0 is for images that nothing
+            is trained on, of which one class is enough.
         seed: Chooses which images.
         follow_links: Follow links that lead out of the folder, too.
         bad_images: Names the files to leave out, as if they were not there.
@@ -87,7 +88,7 @@ def scan(
     if bad_images is not None:
         found = _without(found, bad_images, root)
     classes = tuple(found["train"])
-    if len(classes) == 1:
+    if len(classes) == 1 and val_fraction != 0:
         inner = None if folders else _further_down(root)
         do = (
             f"set data.root={inner}, if the classes are there"

@@ -66,7 +66,8 @@ class LeftOut:
         return "; ".join(parts)
 
     def _name(self, path: str) -> str:
-        return printable(os.path.relpath(path, self.root))
+        relative = os.path.relpath(path, self.root)
+        return printable(path if relative.startswith(os.pardir) else relative)
 
 
 def counted(endings: Counter[str]) -> str:

@@ -16,7 +16,6 @@ from alexnet_exp.config.messages import explain
 from alexnet_exp.errors import UserError, shell_command
 from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
-from alexnet_exp.training.checkpoint.identity import OtherDataError
 from alexnet_exp.training.launch.external import check_process_count, is_first_rank, started_externally
 from alexnet_exp.training.launch.ranks import Ranks, check_sync_batchnorm, count_devices
 from alexnet_exp.training.launch.signals import (
@@ -70,13 +69,16 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
         new = " (resume= found no run there: a new one begins)" if begins else ""
         console.print(f"run directory: {shown}{new}", highlight=False)
         with logging_to(run_dir / "train.log"), stopping_on_signals():
+            session = _Session(run, config, overrides, command, console)
+            session.resumes = bool(config["resume"]) and not begins
             try:
-                result = _Session(run, config, overrides, command, console).go()
+                result = session.go()
             except Stopped as stop:
                 _say_how_to_go_on(stop, shown)
                 raise
-            except OtherDataError:
-                run.put_back(record)  # the run is as good as before, where its data is
+            except UserError:
+                if session.refused:
+                    run.put_back(record)  # the run is as good as before, with the settings that it had
                 raise
         console.print(f"report:        {shown / 'report.html'}", highlight=False)
         console.print(f"run directory: {shown}", highlight=False)
@@ -107,9 +109,11 @@ class _Session:
         self.started = time.time()
         self.loggers: list[Any] = []
         self.fit: Fit | None = None
+        self.resumes = False
+        self.refused = False  # a run to resume, for a mistake that was found ahead of its next step
 
     def go(self) -> dict[str, Any]:
-        status, error, refused = "failed", None, False
+        status, error = "failed", None
         try:
             with signals_held():
                 devices = 1 if started_externally() else count_devices(self.config["trainer"])
@@ -120,11 +124,10 @@ class _Session:
                 ranks.go(self.config, self.overrides)
                 self._train()
             status = "finished"
-        except OtherDataError as problem:
-            error, refused = str(problem), bool(self.config["resume"])
-            raise
         except UserError as problem:
             error = str(problem)
+            has_trained = self.fit is not None and self.fit.trainer.global_step > self.fit.start_step
+            self.refused = self.resumes and not has_trained
             raise
         except Stopped as stop:
             status, error = "interrupted", str(stop)
@@ -139,7 +142,7 @@ class _Session:
             )  # in train.log; the command line shows it too
             raise
         finally:
-            result = self._end(status, error, refused)
+            result = self._end(status, error, self.refused)
         return result
 
     def _prepare(self) -> None:

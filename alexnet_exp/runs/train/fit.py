@@ -113,6 +113,7 @@ class Fit:
     layers: list[LayerRow]
     step_log: StepLog
     checkpoint: BestAndLast | None
+    start_step: int = 0  # of the checkpoint that training goes on from
     training_seconds: float | None = None  # of Trainer.fit, validation and checkpoints in it
 
     @property
@@ -248,6 +249,7 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
         _truncate_metrics(fit, {})
         return None
     path, checkpoint = read_latest(run_dir if goes_on else config["ckpt"])
+    fit.start_step = checkpoint["global_step"]
     _check_data(fit, checkpoint, path, in_place=bool(goes_on))
     check_same_network(fit.classifier, checkpoint, path)
     check_same_optimizer(fit.classifier, checkpoint, path, groups_too=not _has_foreign_callbacks(fit.trainer))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -259,16 +260,17 @@ class WandbTracker(Logger):
         before = run_folders(self._run_dir, self.run_id)
         self._behind = any(map(was_killed, before))
         try:
-            return wandb.init(
-                dir=str(self._run_dir),
-                project=self._project,
-                id=self.run_id,
-                mode="online" if mode == "online" else "offline",
-                resume="allow" if before else None,
-                reinit="finish_previous",  # else a run that somebody left open would take our metrics
-                settings=self._settings(),
-                **about,
-            )
+            with _arguments_without_secrets():
+                return wandb.init(
+                    dir=str(self._run_dir),
+                    project=self._project,
+                    id=self.run_id,
+                    mode="online" if mode == "online" else "offline",
+                    resume="allow" if before else None,
+                    reinit="finish_previous",  # else a run that somebody left open would take our metrics
+                    settings=self._settings(),
+                    **about,
+                )
         except BaseException:
             for folder in set(run_folders(self._run_dir, self.run_id)) - set(before):
                 shutil.rmtree(folder)  # an empty run under our id
@@ -361,3 +363,13 @@ def mark_ended(folder: Path | None) -> None:
 def was_killed(folder: Path) -> bool:
     """Say whether a part may lack what was logged last: W&B writes blocks of 32 KB, and a kill takes the open one."""
     return not (folder / _ENDED).exists()
+
+
+@contextlib.contextmanager
+def _arguments_without_secrets() -> Iterator[None]:
+    """Hide secrets in the command line meanwhile: wandb records sys.argv as a run begins."""
+    typed, sys.argv = sys.argv, redact(sys.argv)
+    try:
+        yield
+    finally:
+        sys.argv = typed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def own_classes(classes: Sequence[str]) -> list[str]:
 
 def class_changes(before: Sequence[str], now: Sequence[str]) -> str | None:
     """Say how the names of classes or their order have changed; None if they have not."""
-    if list(before) == list(now):
+    if _keys(before) == _keys(now):
         return None
     new, gone = _without(now, before), _without(before, now)
     if not (new or gone):
@@ -181,7 +182,7 @@ def kept_rows(there: Sequence[str], here: Sequence[str]) -> tuple[dict[int, int]
     """
     rows = {key: row for row, key in enumerate(_keys(there))}
     pairs = {row: rows[key] for row, key in enumerate(_keys(here)) if key in rows}
-    if list(there) == list(here):
+    if _keys(there) == _keys(here):
         return pairs, ""
     new, dropped = _without(here, there), _without(there, here)
     if not pairs:
@@ -229,10 +230,10 @@ def _other_data(first: Mapping[str, Any], other: Mapping[str, Any], rank: int) -
 
 
 def _keys(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Tell apart classes of one name: two of ImageNet's are crane."""
+    """Tell apart classes of one name: two of ImageNet's are crane. Composed and decomposed letters are the same."""
     seen: dict[str, int] = {}
     keys = []
-    for name in names:
+    for name in (unicodedata.normalize("NFC", name) for name in names):
         seen[name] = seen.get(name, -1) + 1
         keys.append((name, seen[name]))
     return keys
@@ -240,7 +241,7 @@ def _keys(names: Sequence[str]) -> list[tuple[str, int]]:
 
 def _without(names: Sequence[str], others: Sequence[str]) -> list[str]:
     known = set(_keys(others))
-    return [name for name, number in _keys(names) if (name, number) not in known]
+    return [name for name, key in zip(names, _keys(names), strict=True) if key not in known]
 
 
 def _some(names: Sequence[str]) -> str:

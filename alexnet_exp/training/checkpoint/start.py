@@ -40,7 +40,7 @@ _SHAPED = frozenset(
 # Where training scripts put a network's tensors, and what Lightning, DataParallel and FSDP put ahead of their names.
 _HOLDERS = (
     "state_dict", "model_state_dict", "model", "net", "network", "module", "model_state", "net_state_dict", "weights",
-    "params",
+    "params", "state_dict_ema", "ema_state_dict", "model_ema", "ema",
 )  # fmt: skip
 _PREFIXES = ("model.", "module.", "net.", "network.", "_forward_module.")
 # What DataParallel puts into names; PyTorch's ImageNet example wraps the features of an AlexNet alone.
@@ -309,8 +309,11 @@ def _network_weights(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], _
     own = model.state_dict()
     while not own.keys() & named.keys():
         prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in named)), None)
-        if prefix is None:
-            break
+        if prefix is None:  # a name of the user's own, such as backbone., ahead of all
+            first, dot, _ = next(iter(named)).partition(".")
+            prefix = f"{first}{dot}"
+            if not dot or not all(name.startswith(prefix) for name in named):
+                break
         named = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
     return named, _about(loaded) if isinstance(loaded, dict) else _About()
 
