@@ -108,7 +108,8 @@ def lines(splits: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         if small["images"] == large["images"]:
             sizes = f"{small['images']:,} of each"
         origin = printable(found["origin"])
-        yield f"{split:<5}  {found['images']:,} images, {found['classes']:,} classes ({sizes}), {origin}"
+        classes = f"{found['classes']:,} class{'' if found['classes'] == 1 else 'es'}"
+        yield f"{split:<5}  {found['images']:,} images, {classes} ({sizes}), {origin}"
 
 
 def missing(split: str, source: ArraySource | FileSource) -> str:
