@@ -330,7 +330,7 @@ def test_what_a_checkout_starts_finds_it_from_another_folder(tmp_path: Path):
     for folder in (checkout / "alexnet_exp", elsewhere):
         folder.mkdir(parents=True)
     shutil.copy(ROOT / "train.py", checkout)
-    shutil.copy(ROOT / "alexnet_exp" / "utf8.py", checkout / "alexnet_exp")
+    shutil.copy(ROOT / "alexnet_exp" / "startup.py", checkout / "alexnet_exp")
     (checkout / "alexnet_exp" / "__init__.py").touch()
     (checkout / "alexnet_exp" / "job.py").write_text("print(__file__)")
     (checkout / "alexnet_exp" / "cli.py").write_text(

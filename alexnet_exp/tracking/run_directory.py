@@ -151,12 +151,12 @@ class RunDirectory:
         text = json.dumps(_json_safe(redact(result)), indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.path / "result.json", text)
 
-    def record(self) -> dict[str, str]:
-        """Return the text of the files that say what a run is and what came of it, of those that are there."""
+    def record(self) -> dict[str, bytes]:
+        """Return the content of the files that say what a run is and what came of it, of those that are there."""
         files = [self.path / name for name in _RECORD if (self.path / name).exists()]
-        return {file.name: file.read_text("utf-8") for file in files}
+        return {file.name: file.read_bytes() for file in files}
 
-    def put_back(self, record: Mapping[str, str]) -> None:
+    def put_back(self, record: Mapping[str, bytes]) -> None:
         """Write the files that `record` returned, and remove those that were not there."""
         for name in _RECORD:
             if name in record:
@@ -220,8 +220,8 @@ def check_out(out: str, ckpt: Path | None = None) -> Path:
     return path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    r"""Write a text file that is there whole or not at all.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    r"""Write a file that is there whole or not at all.
 
     Bytes of a file name that are no text become escapes such as \udce9, which JSON reads back as they were.
 
@@ -230,7 +230,9 @@ def write_atomically(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        if isinstance(content, str):
+            content = content.encode("utf-8", "backslashreplace")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(

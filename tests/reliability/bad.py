@@ -54,7 +54,7 @@ class Kind(NamedTuple):
         rows: The inputs.
         base: Words ahead of those that a row types.
         verb: How the page begins them; empty: the first word of `base`.
-        leaves: 'nothing'; 'a failed run', whose result.json says so; or 'an empty sweep'.
+        leaves: 'nothing'; 'a failed run', whose result.json says so; 'the run as it was'; or 'an empty sweep'.
         notes: How lines begin that may come before it.
         needs: Packages without which the tests are skipped.
     """

@@ -79,17 +79,17 @@ FOREIGN = Kind(
             lambda: {"state_dict": _state(), "config": {g: {} for g in
                      ("model", "data", "augment", "optimizer", "trainer")}})),
         Bad("", "only tensors and plain values are let in", "a whole network, pickled", saved(lambda: nn.Linear(2, 2))),
-        Bad("", "its records are packed", "a network in TorchScript",
+        Bad("", "its records claim more than", "a network in TorchScript",
             lambda here: (saved(dict)(here), _scripted(here))),
-        Bad("", "its records have names that torch does not give", "arrays of numpy (.npz)",
+        Bad("", "it has 0 records weight.npy/data.pkl", "arrays of numpy (.npz)",
             lambda here: (saved(dict)(here), _arrays(here))),
-        Bad("", "it is damaged, or no file of tensors", "a file of HDF5, as Keras writes",
+        Bad("", "it is no archive of torch.save", "a file of HDF5, as Keras writes",
             _bytes(b"\x89HDF\r\n\x1a\n" + bytes(99))),
-        Bad("", "it is damaged, or no file of tensors", "a network in ONNX",
+        Bad("", "it is no archive of torch.save", "a network in ONNX",
             _bytes(b"\x08\x09\x12\x07pytorch" + bytes(99))),
-        Bad("", "it is damaged, or no file of tensors", "a page of HTML, in the place of a download",
+        Bad("", "it is no archive of torch.save", "a page of HTML, in the place of a download",
             _bytes(b"<!DOCTYPE html>")),
-        Bad("", "it is damaged, or no file of tensors", "a Git LFS pointer",
+        Bad("", "it is no archive of torch.save", "a Git LFS pointer",
             _bytes(b"version https://git-lfs.github.com/spec/v1\n")),
     ),
     base=("predict", "x.ckpt", "a.png", "device=cpu"),
@@ -191,7 +191,7 @@ RESUMED = Kind(
 )  # fmt: skip
 BROKEN = Kind(
     "Unfinished runs with a broken part",
-    "refused; intact parts stay, and result.json says so",
+    "refused; the run stays as it was",
     (
         Bad("", "line 2 has 2 cells, and the first has 3", "a row of metrics.csv without its end", _unfinished(
             "metrics.csv", "epoch,step,lr\n0,1\n")),
@@ -201,13 +201,11 @@ BROKEN = Kind(
             _of_other_progress(loops=None)),
         Bad("", "its optimizer_states is not what a run writes there", "a last.ckpt without the optimizer",
             _of_other_progress(optimizer_states=[])),
-        Bad("", "its callbacks.BestAndLast is not what a run writes there", "a last.ckpt that forgot the best one",
-            _of_other_progress(callbacks={})),
         Bad("", "its train_sums is not what a run writes there", "a last.ckpt without the sums of its epoch",
             _of_other_progress(train_sums=None)),
     ),
     base=("train", "resume=RUN", "trainer.max_epochs=2"),
-    leaves="a failed run",
+    leaves="the run as it was",
 )  # fmt: skip
 
 KINDS = (FOREIGN, WEIGHTS, RESUMED, BROKEN)

@@ -25,7 +25,7 @@ from alexnet_exp.training.checkpoint.safe_load import load_safely
 from tests.training.hostile_files import FILES, SAFETENSORS, refused, with_pickle, write
 from tests.training.small_runs import SMALL, checkpoint, same
 
-PACKAGE = Path(safe_load.__file__).parents[1]
+PACKAGE = Path(safe_load.__file__).parents[2]
 
 
 def test_the_honest_checkpoint_is_read_whole(honest: Path, place: Path) -> None:
@@ -213,5 +213,5 @@ def test_there_is_one_place_that_reads_tensors_and_it_lets_no_code_in() -> None:
             )
         )
     }
-    assert list(found) == [os.path.join("training", "safe_load.py")]
+    assert list(found) == [os.path.join("training", "checkpoint", "safe_load.py")]
     assert all("weights_only=True" in call for calls in found.values() for call in calls if "`" not in call)

@@ -81,6 +81,6 @@ def test_logging_a_metric_asks_nothing_of_the_other_ranks(calls: list[Call]) -> 
 
 def test_only_a_step_that_is_logged_or_saved_asks_something_of_the_other_ranks(calls: list[Call]) -> None:
     steps = [call for call in calls if "training_epoch_loop.py:advance" in call.callers]
-    asked = {"callbacks.py:_log", "checkpoints.py:_save"}
+    asked = {"step_log.py:_log", "callback.py:_save"}
     assert [call for call in steps if not asked & set(call.callers)] == []
     assert {caller for call in steps for caller in call.callers} >= asked

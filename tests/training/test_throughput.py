@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 from small_runs import run
 
-from alexnet_exp.training.callbacks import progress as callbacks
 from alexnet_exp.training.callbacks import step_log as throughput
 from alexnet_exp.training.callbacks.step_log import Throughput
 
@@ -71,7 +70,7 @@ def test_a_run_shorter_than_an_interval_has_a_rate_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[int] = []
-    monkeypatch.setattr(callbacks, "waiting_for", lambda device: lambda: waits.append(1))
+    monkeypatch.setattr(throughput, "waiting_for", lambda device: lambda: waits.append(1))
     result = run(tmp_path, "trainer.log_every_n_steps=6", "trainer.max_steps=5", "test=false")
     assert result["images_per_second"] > 0
     assert len(waits) < 8, "three to warm up, and once for whatever reads the device"
