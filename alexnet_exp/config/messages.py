@@ -339,6 +339,7 @@ def _without_value(word: str) -> str:
 
 
 def _unknown_option(group: str, option: str, known: Sequence[str]) -> str:
+    known = [each for each in known if not each.startswith("__")]  # the recorded settings of a resumed run
     close = nearest(option, known) or nearest(option.lower(), known)
     if not close and group in GROUPS:
         meant = [each for each in words.meant(group, option) if not each.endswith("=NAME")]

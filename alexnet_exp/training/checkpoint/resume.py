@@ -58,8 +58,11 @@ def resuming(path: Any, has_settled: Callable[[], bool]) -> Iterator[None]:
             frame.filename.endswith("checkpoint_connector.py") or frame.name == complete_restart.__name__
             for frame in frames
         )
+        # Lightning counts the batches there: what it refuses is a setting, such as trainer.val_check_interval.
+        of_a_setting = frames[-1].name in ("setup_data", "_parse_num_batches")
         if (
             path is None
+            or of_a_setting
             or isinstance(error, torch.OutOfMemoryError)
             or not (restores or (_USES.search(frames[-1].filename) and not has_settled()))
         ):
