@@ -50,6 +50,15 @@ def test_bare_resume_takes_every_setting_of_the_run(run: Path):
     assert found == ({**before, "resume": str(run)}, TYPED)
 
 
+def test_a_run_that_was_started_with_resume_is_resumed_by_it(tmp_path: Path):
+    run = RunDirectory(tmp_path / "run")
+    started = [*TYPED, f"resume={run.path}"]
+    run.path.mkdir()
+    run.write_settings(plain(compose("train", TYPED)) | {"resume": str(run.path)}, started)
+    assert f"resume={run.path}" in resumed_arguments([f"resume={run.path}"])
+    assert f"resume={run.path}" in resumed_arguments(started)
+
+
 def test_without_resume_settings_stay_as_typed():
     config = plain(compose("train", ["seed=4"]))
     assert resumed_settings(config, ["seed=4"]) == (config, ["seed=4"])

@@ -79,7 +79,8 @@ def resumed_arguments(arguments: list[str]) -> list[str]:
     if not (run.path / "config.yaml").exists():
         return arguments
     saved, first = _recorded(run)
-    known = set(without_passwords(first))
+    # A run that was started with resume= has recorded it: it still says what is to be resumed.
+    known = set(without_passwords([o for o in first if _key(o) not in ("resume", "trust")]))
     if any(key in (*_GROUPS, *_WHOLE, "debug") for key in typed):
         chosen = all_choices(Run(run.path, run.path.name, _flat(saved)))
         known |= {f"{group}={name}" for group, name in chosen.items()}
