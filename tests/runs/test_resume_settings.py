@@ -52,7 +52,7 @@ def test_bare_resume_takes_every_setting_of_the_run(run: Path):
 
 def test_a_run_that_was_started_with_resume_is_resumed_by_it(tmp_path: Path):
     run = RunDirectory(tmp_path / "run")
-    started = [*TYPED, f"resume={run.path}"]
+    started = [*TYPED, f"resume='{run.path}'"]  # as Hydra gets a path
     run.path.mkdir()
     run.write_settings(plain(compose("train", TYPED)) | {"resume": str(run.path)}, started)
     assert f"resume={run.path}" in resumed_arguments([f"resume={run.path}"])
