@@ -303,7 +303,7 @@ def _network_weights(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], _
         )
     loaded = load_safely(path)
     content = _unwrapped(loaded)
-    if not is_weights(content):
+    if not content or not is_weights(content):
         raise UserError(f"{path} holds no weights: a dictionary of tensors is needed.")
     named = {name.replace("_orig_mod.", ""): value for name, value in content.items()}
     own = model.state_dict()
