@@ -94,6 +94,8 @@ def unknown(key: str, value: str | None = None) -> str:
     inside = [known for known in RULES if known.startswith(f"{key}.")]
     if inside:
         return f"{key} is not one setting but several: {', '.join(inside)}."
+    if reason := words.why_not(key):
+        return f"There is no setting {key}: {reason}."
     siblings = [known.rpartition(".")[2] for known in RULES if known.rpartition(".")[0] == group]
     near = get_close_matches(last, siblings, n=2) if group else []
     close = words.meant(key, value) or [f"{group}.{name}" for name in near] or words.near(key)

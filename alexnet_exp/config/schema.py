@@ -284,7 +284,7 @@ RULES: dict[str, Rule] = {
     "callbacks.model_summary.enabled": flag,
     "callbacks.throughput.enabled": flag,
     "logger.wandb.mode": choice("auto", "online", "offline", "disabled"),
-    "logger.wandb.project": _project,
+    "logger.wandb.project": Rule(f"{_project.text} (the default is WANDB_PROJECT)", _project.legal),
     "logger.wandb.entity": _project | null,
     "logger.wandb.group": _short_name | null,
     "logger.wandb.tags": _tags,

@@ -112,6 +112,15 @@ VERBS = {
     "report": "compare", "list": "models", "ls": "models", "info": "models", "summary": "models", "model": "models",
     "wandb": "dashboard",
 }  # fmt: skip
+# Words for what is not a setting here, and why.
+_NOT_SETTINGS = {
+    "shuffle": "training images come in a new order every epoch, which depends on seed and epoch alone",
+    "drop_last": "the partial last batch is always trained on, weighted by its images",
+    "pin_memory persistent_workers prefetch_factor": "the loaders choose it by device",
+    "loss criterion loss_fn": "it is cross-entropy, which label_smoothing, augment.mixup and augment.cutmix modify",
+    "local_rank rank dist_url dist_backend master_port": "trainer.devices=N starts the processes",
+}  # fmt: skip
+_REASONS = {word: reason for words, reason in _NOT_SETTINGS.items() for word in words.split()}
 _OFF = ("false", "0", "no", "off", "none", "null", "disabled", "-1")
 _ON = ("true", "1", "yes", "on")
 
@@ -131,6 +140,11 @@ def meant(typed: str, value: str | None = None) -> list[str]:
     named = [key for key in RULES if key.rpartition(".")[2] == word]
     named += [f"model.{word}"] if word in _NETWORK and not named else []
     return [with_value(key, value) for key in named] if len(named) <= 2 else []  # of more, nobody knows which
+
+
+def why_not(typed: str) -> str | None:
+    """Return why something that other tools have as a setting is none here, or None."""
+    return _REASONS.get(_word(typed))
 
 
 def _word(typed: str) -> str:

@@ -133,7 +133,7 @@ class ImageData(lightning.LightningDataModule):
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their labels."""
-        return self.sources["train"].classes
+        return next(iter(self.sources.values())).classes
 
     @cached_property
     def identity(self) -> Callable[[], Identity]:
@@ -146,7 +146,9 @@ class ImageData(lightning.LightningDataModule):
         return "set data.val_size=N"
 
     def _cut(self, sources: dict[str, Source]) -> dict[str, Source]:
-        """Take train_subset images, then validation from the rest, then test_subset."""
+        """Take train_subset images, then validation from the rest, then test_subset; the result is in that order."""
+        if "train" not in sources:  # a folder that is only evaluated on
+            return sources
         train = rest = sources["train"]
         if self.train_subset is not None:
             train, rest = self._subset(train, "train", self.train_subset)
@@ -171,7 +173,7 @@ class ImageData(lightning.LightningDataModule):
         cut["train"] = train
         if self.test_subset is not None and "test" in cut:
             cut["test"], _ = self._subset(cut["test"], "test", self.test_subset)
-        return cut
+        return {split: cut[split] for split in ("train", "val", "test") if split in cut}
 
     def _subset(self, source: Source, split: str, count: int) -> tuple[Source, Source]:
         """Return `count` images of a split, and the others.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -44,12 +45,16 @@ def run_batches(
     stop = OmegaConf.select(config, "hydra.launcher.on_failure") == "stop"
     returned: list[JobReturn] = []
     first = 0
-    for batch in batches:
-        validate(batch)
-        returned += launcher.launch(batch, initial_job_idx=first)
-        first += len(batch)
-        if stop and _failed(returned):
-            break
+    try:
+        for batch in batches:
+            validate(batch)
+            returned += launcher.launch(batch, initial_job_idx=first)
+            first += len(batch)
+            if stop and _failed(returned):
+                break
+    except UserError:
+        _discard_unbegun(config)
+        raise
     if failed := _failed(returned):
         raise _error(failed, len(returned))
     return returned
@@ -63,6 +68,15 @@ def _write_down(config: DictConfig) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     settings = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
     write_atomically(directory / "multirun.yaml", to_yaml(without_passwords(settings)))
+
+
+def _discard_unbegun(config: DictConfig) -> None:
+    """Remove the directory of a sweep that was refused before its record began."""
+    directory = Path(str(config.hydra.sweep.dir))
+    if not (directory / FILE_NAME).exists():
+        (directory / "multirun.yaml").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds something else
+            directory.rmdir()
 
 
 def _failed(returned: list[JobReturn]) -> list[JobReturn]:

@@ -231,3 +231,17 @@ def test_a_word_that_is_no_verb_leads_to_the_verb(capsys: pytest.CaptureFixture[
 def test_no_word_of_the_table_hides_a_setting_at_the_top():
     top = {key for key in compose("train", []) if key not in GROUPS}
     assert not top & {*words._KEYS, *words._TRANSLATED}
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("shuffle=false", "a new order every epoch"),
+        ("data.drop_last=true", "always trained on"),
+        ("loss=mse", "cross-entropy"),
+    ],
+)
+def test_what_is_no_setting_here_says_why(typed: str, said: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "data=digits", typed]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and "Did you mean" not in line

@@ -22,6 +22,7 @@ from alexnet_exp.inference import load_classifier
 from alexnet_exp.runs.evaluate.members import open_members
 from alexnet_exp.runs.export.check import images_to_check
 from alexnet_exp.runs.figures.subject import open_subject
+from alexnet_exp.runs.train import fit as heavy
 from alexnet_exp.runs.train.command import train
 from alexnet_exp.runs.train.fit import assemble, fit_to_data, prepare_data, start_point
 from alexnet_exp.tracking.run_directory import RunDirectory
@@ -289,6 +290,35 @@ def test_a_resume_with_a_mistake_in_its_settings_leaves_the_run_as_it_was(
     assert result is not None and (result["status"], result["epochs"]) == ("finished", 3)
 
 
+def test_a_refused_resume_starts_no_wandb_run(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, root = (
+        shutil.copytree(made / "run", tmp_path / "run"),
+        shutil.copytree(made / "base", tmp_path / "base"),
+    )
+    _renamed(root)
+    monkeypatch.setattr(heavy, "make_loggers", lambda *_: pytest.fail("the loggers were made"))
+    assert command("train", f"resume={run}", f"data.root={root}", "trainer.max_epochs=6") == 1
+
+
+def test_a_resume_that_ends_in_a_fault_ahead_of_its_first_step_leaves_the_run_as_it_was(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(made / "run", tmp_path / "run")
+    kept = {f: f.read_bytes() for f in run.rglob("*") if f.is_file() and f.suffix != ".log"}
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(heavy, "start_point", broken)
+    config, typed = configured(f"data.root={made / 'base'}", "trainer.max_epochs=6", f"resume={run}")
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        train(config, typed, run, "python train.py")
+    assert {f: f.read_bytes() for f in run.rglob("*") if f in kept} == kept
+    assert "a fault of ours" in (run / "train.log").read_text()
+
+
 def test_a_run_stopped_in_mid_epoch_is_not_resumed_on_fewer_files(
     made: Path, stopped: Path, tmp_path: Path
 ) -> None:
@@ -388,6 +418,18 @@ def test_an_evaluation_on_a_folder_of_one_class_is_enough(made: Path, tmp_path: 
     assert command("evaluate", made / "run", *typed, f"hydra.run.dir={out}") == 0
     result = RunDirectory(out).result()
     assert result is not None and [row["images"] for row in result["per_class"]] == [0, 4, 0]
+
+
+@pytest.mark.parametrize("chosen", [["data=folder"], []])
+def test_an_evaluation_on_a_folder_with_a_test_split_alone_is_enough(
+    made: Path, tmp_path: Path, chosen: list[str]
+) -> None:
+    shutil.copytree(made / "base" / "test", tmp_path / "mine" / "Test")
+    out = tmp_path / "out"
+    typed = [*chosen, f"data.root={tmp_path / 'mine'}", "data.num_workers=0", "device=cpu"]
+    assert command("evaluate", made / "run", *typed, f"hydra.run.dir={out}") == 0
+    result = RunDirectory(out).result()
+    assert result is not None and (result["split"], result["images"]) == ("test", {"test": 12})
 
 
 def test_classes_with_composed_and_decomposed_letters_are_the_same() -> None:

@@ -102,7 +102,7 @@ def test_images_in_memory_are_said_too() -> None:
     data = heavy.prepare_data(config)
     said: list[str] = []
     data.tell(said.append)
-    assert [line[:5] for line in said] == ["train", "test ", "val  "]
+    assert [line[:5] for line in said] == ["train", "val  ", "test "]
     assert said[0].startswith("train  200 images, 10 classes (")
     assert said[0].endswith("train_subset=200: the first")
     assert data.facts()["val"]["origin"] == "cut from train: val_size=50 at random, val_seed=0"

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.train.fit import _settings_explained
+from alexnet_exp.training.launch.ranks import count_devices
 from tests.training.small_runs import run
 
 TWO_BATCHES = ["data.batch_size=100", "data.test_subset=200", "data.val_size=150"]
@@ -64,3 +65,16 @@ def test_a_fault_of_ours_keeps_its_traceback(words: str) -> None:
         lightnings(MisconfigurationException(words))()
     with pytest.raises(ValueError, match="max_time"), _settings_explained(settings):
         raise ValueError("`max_time` of another library")
+
+
+def test_a_validation_interval_of_less_than_one_batch_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, *TWO_BATCHES, "trainer.val_check_interval=0.01", "trainer.max_steps=1", "test=false")
+    assert "trainer.val_check_interval=0.01 is less than one" in capsys.readouterr().err
+
+
+def test_more_processes_than_the_cores_can_carry_are_refused() -> None:
+    with pytest.raises(UserError, match=r"trainer.devices=99999 on CPU would start 99999 processes"):
+        count_devices({"devices": 99999, "accelerator": "cpu", "num_nodes": 1})
+    assert count_devices({"devices": 2, "accelerator": "cpu", "num_nodes": 1}) == 2

@@ -11,6 +11,7 @@ import hydra
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+from alexnet_exp.cli import main
 from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, conf_dir, options, plain, register
 from alexnet_exp.config.overrides import prepare
@@ -102,3 +103,19 @@ def test_the_page_names_every_setting_and_every_ready_sweep():
             if key != "_target_":
                 assert rows[f"{part}.{key}"] == ("null" if value is None else str(value))
     assert {f"sweep={name}" for name in FILES} <= set(re.findall(r"sweep=\w+", text))
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["optimizer.lr=0.1,0.2", "hydra.launcher.max_parallel=0"],
+        ["hydra/sweeper=optuna", "optimizer.lr=interval(0.01,0.1)", "hydra.sweeper.sampler=tpr"],
+        ["hydra/sweeper=optuna", "optimizer.lr=interval(0.01,0.1)", "hydra.sweeper.pruner_arguments={x: 1}"],
+    ],
+)
+def test_a_sweep_refused_before_its_first_job_leaves_no_directory(
+    typed: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["train", "-m", "data=digits", *typed, f"hydra.sweep.dir={tmp_path / 'sweep'}"]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "sweep").exists()

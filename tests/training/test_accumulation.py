@@ -209,6 +209,21 @@ def test_batches_without_a_plan_are_taken_to_be_of_one_size() -> None:
     assert [window.weight(trainer, batch, i) for i in range(6)] == [1.0] * 4 + [2.0] * 2
 
 
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_a_step_resumed_in_its_middle_is_the_mean_over_the_images_whose_gradients_it_has(
+    with_gradients: bool,
+) -> None:
+    loader = ArrayLoader(made(13).load()["train"], BatchPlan(13, 5))  # type: ignore[arg-type]
+    trainer, batches = trainer_of(loader, accumulate=3), list(loader)
+    window = Window()
+    window.begin(with_gradients)
+    images = 13 if with_gradients else 8  # the first batch of five was taken before the run was stopped
+    for number in (1, 2):
+        size = batches[number].global_size
+        assert window.weight(trainer, batches[number], number) == pytest.approx(3 * size / images)
+    assert [batch.global_size for batch in batches] == [5, 5, 3]
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_plan_knows_the_images_of_its_batches(world_size: int) -> None:
     plan = BatchPlan(13, 4, world_size=world_size)

@@ -63,7 +63,7 @@ def scan(
         root: The folder.
         val_fraction: Cut this share (0 to below 1) of every class from the training images for validation;
             needed by a root without split folders, refused by one with a val folder. 0 is for images that nothing
-            is trained on, of which one class is enough.
+            is trained on: one class is enough, and no train folder is needed.
         seed: Chooses which images.
         follow_links: Follow links that lead out of the folder, too.
         bad_images: Names the files to leave out, as if they were not there.
@@ -87,7 +87,8 @@ def scan(
     walk.tell()
     if bad_images is not None:
         found = _without(found, bad_images, root)
-    classes = tuple(found["train"])
+    known = found.get("train") or set().union(*found.values())
+    classes = tuple(sorted(known))
     if len(classes) == 1 and val_fraction != 0:
         inner = None if folders else _further_down(root)
         do = (
@@ -97,7 +98,7 @@ def scan(
         )
         raise UserError(f"{root} has one class only ({classes[0]}): {do}.")
     for split in found:
-        unknown = [name for name in found[split] if name not in found["train"]]
+        unknown = [name for name in found[split] if name not in known]
         if unknown:
             names = ", ".join(unknown[:10]) + (" ..." if len(unknown) > 10 else "")
             where, train = (os.path.join(root, folders[s]) for s in (split, "train"))
@@ -164,10 +165,10 @@ def _checked_splits(root: str, val_fraction: float | None, rule: str) -> dict[st
     if val_fraction is not None and not 0 <= val_fraction < 1:
         raise UserError(f"data.val_fraction={val_fraction} must be at least 0 and below 1.")
     folders = split_folders(root, rule)
-    if folders and "train" not in folders:
+    if folders and "train" not in folders and val_fraction != 0:
         first = next(iter(folders.values()))
         raise UserError(f"{root} has a folder {first} but none named train: add {root}/train.")
-    if "val" in folders and val_fraction is not None:
+    if "val" in folders and val_fraction:
         raise UserError(f"{root} has a {folders['val']} folder of its own: leave data.val_fraction out.")
     if not folders and val_fraction is None:
         inner = _further_down(root)

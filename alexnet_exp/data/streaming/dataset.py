@@ -62,6 +62,11 @@ class Streaming(ImageData):
 
     def __init__(self, url: str, cache_dir: str | None = None, **common: Any) -> None:
         super().__init__(**common)
+        for key in ("train_subset", "test_subset", "val_size"):
+            if common.get(key):
+                raise UserError(
+                    f"data=streaming has no data.{key}: chunks are read whole; prepare a smaller folder."
+                )
         self.url, self.cache_dir = os.path.expanduser(url).rstrip("/"), cache_dir
         self._workers_before: int | None = None  # of the run that this one goes on from
         self._workers_of_all: int | None = None  # ranks

@@ -93,7 +93,7 @@ def _data_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
         raise UserError(
             f"The checkpoint has {hidden[0]} as {REDACTED}, as an older version kept it; set it: {hidden[0]}=VALUE."
         )
-    return with_passwords(own | typed, "data")
+    return with_passwords(_whole_folder(own | typed) if "root" in typed else own | typed, "data")
 
 
 def is_own_data(own: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
@@ -109,12 +109,13 @@ def is_own_data(own: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
 
 
 def _whole_folder(keys: dict[str, Any]) -> dict[str, Any]:
-    """Take all images of a folder that holds nothing but classes: there is nothing to train on here."""
+    """Cut nothing off a folder that has no train folder, unless the settings say how: nothing is trained here."""
     root = os.path.expanduser(str(keys.get("root", "")))
-    if keys["_target_"] == "alexnet_exp.data.Folder" and os.path.isdir(root) and keys["val_fraction"] is None:
-        rule = keys.get("split_rule", "by_order")
-        return keys if split_folders(root, rule) else {**keys, "val_fraction": 0.0}
-    return keys
+    if keys["_target_"] != "alexnet_exp.data.Folder" or not os.path.isdir(root):
+        return keys
+    folders = split_folders(root, keys.get("split_rule", "by_order"))
+    whole = "train" not in folders if folders else keys["val_fraction"] is None
+    return {**keys, "val_fraction": 0.0} if whole else keys
 
 
 def _renumbered(sources: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
             except Stopped as stop:
                 _say_how_to_go_on(stop, shown)
                 raise
-            except UserError:
+            except Exception:
                 if session.refused:
                     run.put_back(record)  # the run is as good as before, with the settings that it had
                 raise
@@ -109,8 +109,8 @@ class _Session:
         self.started = time.time()
         self.loggers: list[Any] = []
         self.fit: Fit | None = None
+        self.start: Path | None = None
         self.resumes = False
-        self.refused = False  # a run to resume, for a mistake that was found ahead of its next step
 
     def go(self) -> dict[str, Any]:
         status, error = "failed", None
@@ -126,8 +126,6 @@ class _Session:
             status = "finished"
         except UserError as problem:
             error = str(problem)
-            has_trained = self.fit is not None and self.fit.trainer.global_step > self.fit.start_step
-            self.refused = self.resumes and not has_trained
             raise
         except Stopped as stop:
             status, error = "interrupted", str(stop)
@@ -142,23 +140,30 @@ class _Session:
             )  # in train.log; the command line shows it too
             raise
         finally:
-            result = self._end(status, error, self.refused)
+            result = self._end(status, error, status == "failed" and self.refused)
         return result
+
+    @property
+    def refused(self) -> bool:
+        """Whether this is a resumed run that has not taken a step: whatever is wrong, the run is as it was."""
+        has_trained = self.fit is not None and self.fit.trainer.global_step > self.fit.start_step
+        return self.resumes and not has_trained
 
     def _prepare(self) -> None:
         with signals_held():
             from alexnet_exp.runs.train import fit as heavy
-            from alexnet_exp.runs.train.fit import make_loggers
 
         data = heavy.prepare_data(self.config)
         data.tell(self._say)
         heavy.fit_to_data(self.config, data, self.overrides)
         self.run.write_settings(self.config, self.overrides)
-        self.loggers = make_loggers(self.config, self.run)
+        self.fit = heavy.assemble(self.config, data, self.run.path, [], self.console)
+        self.start = heavy.start_point(self.fit, self.run.path)
+        self.loggers = heavy.make_loggers(self.config, self.run)
+        heavy.attach_loggers(self.fit, self.loggers)
         for logger in self.loggers:
             if hasattr(logger, "log_splits"):
                 logger.log_splits(data.facts())
-        self.fit = heavy.assemble(self.config, data, self.run.path, self.loggers, self.console)
 
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False)
@@ -168,9 +173,8 @@ class _Session:
         from alexnet_exp.runs.train import fit as heavy
 
         assert self.fit is not None
-        start = heavy.start_point(self.fit, self.run.path)
         heavy.show_summary(self.fit, self.console)
-        heavy.train_and_test(self.fit, start)
+        heavy.train_and_test(self.fit, self.start)
         self.fit.classifier.outcomes.gather()
 
     def _lost_a_rank(self, error: str) -> None:

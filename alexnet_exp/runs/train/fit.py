@@ -113,7 +113,11 @@ class Fit:
     layers: list[LayerRow]
     step_log: StepLog
     checkpoint: BestAndLast | None
-    start_step: int = 0  # of the checkpoint that training goes on from
+    start_step: int = 0  # of the checkpoint that training resumes from
+    kept_rows: tuple[int, int | None] = (
+        -1,
+        None,
+    )  # of metrics.csv: up to a step, and how many where that is known
     training_seconds: float | None = None  # of Trainer.fit, validation and checkpoints in it
 
     @property
@@ -233,12 +237,10 @@ def _trainer(
 
 
 def start_point(fit: Fit, run_dir: Path) -> Path | None:
-    """Load `weights=`, and return the checkpoint that training goes on from, if any.
-
-    Of a run that goes on in place, metrics.csv loses what comes after the checkpoint: it is measured again.
+    """Load `weights=`, and return the checkpoint that training starts from, if any.
 
     Raises:
-        UserError: If a checkpoint cannot be read or gone on from.
+        UserError: If a checkpoint cannot be read or resumed.
     """
     config = fit.config
     own = RunDirectory(run_dir).last_checkpoint
@@ -246,7 +248,6 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
     if not goes_on and not config["ckpt"]:
         if config["weights"] != "none":
             log.info(load_weights(fit.classifier, config["weights"]))
-        _truncate_metrics(fit, {})
         return None
     path, checkpoint = read_latest(run_dir if goes_on else config["ckpt"])
     fit.start_step = checkpoint["global_step"]
@@ -260,8 +261,21 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
         _check_more_to_do(config["trainer"], checkpoint, path)
     elif path != own and fit.trainer.is_global_zero:
         put_in_place(path, own)
-    _truncate_metrics(fit, checkpoint if goes_on else {})
+    if goes_on:
+        rows = checkpoint.get("num_rows")  # None in those of an older version
+        fit.kept_rows = checkpoint.get("global_step", -1), rows if isinstance(rows, int) else None
     return path
+
+
+def attach_loggers(fit: Fit, loggers: list[Any]) -> None:
+    """Log to these from now on, and remove the rows after the checkpoint of a resumed run: they are measured again.
+
+    Apart from `assemble`, since a run that `start_point` refuses must not begin a W&B run.
+    """
+    fit.trainer.loggers = loggers
+    for logger in loggers:  # metrics.csv first: W&B reads it
+        if isinstance(logger, MetricsCSV | WandbTracker):
+            logger.truncate(*fit.kept_rows)
 
 
 def _check_data(fit: Fit, checkpoint: Mapping[str, Any], path: Path, in_place: bool) -> None:
@@ -290,13 +304,6 @@ def _check_more_to_do(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any],
             raise UserError(
                 f"{path} has already trained {done} {what}: say trainer.max_{what}=N, more than that."
             )
-
-
-def _truncate_metrics(fit: Fit, checkpoint: Mapping[str, Any]) -> None:
-    rows = checkpoint.get("num_rows")  # None in those of an older version
-    for logger in fit.trainer.loggers:  # metrics.csv first: W&B reads it
-        if isinstance(logger, MetricsCSV | WandbTracker):
-            logger.truncate(checkpoint.get("global_step", -1), rows if isinstance(rows, int) else None)
 
 
 def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
@@ -347,6 +354,13 @@ def _check_limits(fit: Fit) -> None:
     for stage, (split, limit) in splits.items():
         if split in data.sources:
             _parse_num_batches(stage, -(-len(data.sources[split]) // data.batch_size), limit)
+    interval = trainer.val_check_interval
+    batches = -(-len(data.sources["train"]) // data.batch_size)
+    if isinstance(interval, float) and interval * batches < 1 and trainer.is_global_zero:
+        log.warning(
+            "trainer.val_check_interval=%g is less than one of the %d batches of an epoch: every batch is followed "
+            "by a validation.", interval, batches,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -24,7 +24,14 @@ from alexnet_exp.sweeps.launch import begin, check_settings, job_flags, saying_h
 from alexnet_exp.sweeps.optuna.page import write_sweep_page
 from alexnet_exp.sweeps.optuna.pool import TrialPool, Trials
 from alexnet_exp.sweeps.optuna.space import Space, as_overrides, check_values, read_space
-from alexnet_exp.sweeps.optuna.study import STORAGE, absolute, check_sweeper, num_trials, open_study
+from alexnet_exp.sweeps.optuna.study import (
+    STORAGE,
+    absolute,
+    check_choices,
+    check_sweeper,
+    num_trials,
+    open_study,
+)
 from alexnet_exp.sweeps.record import SweepRecord
 from alexnet_exp.sweeps.resources import Resources, trainers
 from alexnet_exp.tracking.redact import redact, without_passwords
@@ -58,6 +65,8 @@ def search(
     check_sweeper(settings, config)
     overrides = [o for o in overrides if o.key_or_group != "sweep.resume"]
     space = read_space(overrides)
+    with _quiet():
+        check_choices(settings, space, _max_epochs(config))
     check_values(space, overrides, compose)
     validate(space.examples())
     directory = Path(str(config.hydra.sweep.dir)).absolute()

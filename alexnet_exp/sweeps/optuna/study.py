@@ -78,6 +78,16 @@ def check_sweeper(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Non
             raise UserError(f"hydra.sweeper.metric={settings['metric']} needs validation images, and {why}.")
 
 
+def check_choices(settings: Mapping[str, Any], space: Space, max_epochs: int | None) -> None:
+    """Make sampler and pruner once before the sweep has a directory; arguments as for `open_study`.
+
+    Raises:
+        UserError: If Optuna has no such class, or it refuses its arguments.
+    """
+    _sampler(settings, space, seed=0)
+    _pruner(settings, max_epochs)
+
+
 def open_study(
     settings: Mapping[str, Any], space: Space, directory: Path, max_epochs: int | None
 ) -> tuple[optuna.Study, BaseStorage]:

@@ -31,6 +31,9 @@ from alexnet_exp.training.launch.signals import Stopped
 _SET_HERE = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 
 
+_MOST_RANKS_PER_CORE = 4  # more is a typing error: on CPU a rank is a process that fills a core
+
+
 def count_devices(trainer: Mapping[str, Any]) -> int:
     """Return how many devices of this machine the trainer settings ask for.
 
@@ -38,8 +41,16 @@ def count_devices(trainer: Mapping[str, Any]) -> int:
         UserError: If they do not exist.
     """
     if isinstance(trainer["devices"], int) and trainer["devices"] > 0 and trainer["accelerator"] == "cpu":
-        return trainer["devices"]  # known without importing torch
-    return len(_devices(trainer))
+        count = trainer["devices"]  # known without importing torch
+    else:
+        count = len(_devices(trainer))
+    most = _MOST_RANKS_PER_CORE * cores.available_cores()
+    if count > most and device_type(trainer) == "cpu":
+        raise UserError(
+            f"trainer.devices={count} on CPU would start {count} processes, and this one may use "
+            f"{cores.available_cores()} cores: set at most trainer.devices={most}."
+        )
+    return count
 
 
 def device_type(trainer: Mapping[str, Any]) -> str:
