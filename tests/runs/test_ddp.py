@@ -131,7 +131,7 @@ def test_two_ranks_learn_count_and_write_as_one(tmp_path: Path, capfd: pytest.Ca
     assert leaks(tmp_path) == []
     shown = tmp_path / "two"
     lines = printed.out.splitlines()
-    assert [line.split()[0] for line in lines[1:4]] == ["train", "test", "val"]  # what each split holds, once
+    assert [line.split()[0] for line in lines[1:4]] == ["train", "val", "test"]  # what each split holds, once
     assert [lines[0], *lines[4:]] == [
         f"run directory: {shown}", f"report:        {shown / 'report.html'}", f"run directory: {shown}"
     ]  # fmt: skip
