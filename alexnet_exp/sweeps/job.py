@@ -22,8 +22,9 @@ import yaml
 
 from alexnet_exp.config.overrides import typed
 from alexnet_exp.errors import UserError, shell_command
+from alexnet_exp.files import write_atomically
 from alexnet_exp.tracking.redact import redact
-from alexnet_exp.tracking.run_directory import RunDirectory, write_atomically
+from alexnet_exp.tracking.run_directory import RunDirectory
 
 PROGRAM = [sys.executable, "-m", "alexnet_exp.sweeps.job"]
 OUTPUT = "output.log"  # what a job printed

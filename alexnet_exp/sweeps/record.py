@@ -12,9 +12,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.files import write_atomically
 from alexnet_exp.sweeps.job import FINISHED, Job
 from alexnet_exp.tracking.redact import without_passwords
-from alexnet_exp.tracking.run_directory import RunDirectory, write_atomically
+from alexnet_exp.tracking.run_directory import RunDirectory
 
 FILE_NAME = "sweep.json"
 

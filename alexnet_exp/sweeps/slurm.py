@@ -18,13 +18,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.files import write_atomically
 from alexnet_exp.sweeps.job import FAILED, FINISHED, OUTPUT, RUNNING, WAITING, Job
 from alexnet_exp.sweeps.launch import begin, concluded, job_flags, say_what_is_equal
 from alexnet_exp.sweeps.record import SweepRecord
 from alexnet_exp.sweeps.resources import trainers
 from alexnet_exp.sweeps.table import Table
 from alexnet_exp.tracking.redact import OF_ANY_URL, url_passwords, without_passwords
-from alexnet_exp.tracking.run_directory import write_atomically
 
 _POLL_SECONDS = 5.0
 _OF_SLURM = ("srun:", "slurmstepd")  # begin lines that are not the run's own

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import numbers
-import os
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.files import replacing
 
 FILE_NAME = "metrics.csv"
 KEYS = ("epoch", "step")  # the two columns that come first
@@ -99,14 +99,11 @@ class MetricsCSV(Logger):
 
     def _rewrite(self, rows: list[dict[str, float]]) -> None:
         """Replace the file in one step, so that a kill leaves either the old one or the new one."""
-        temporary = self.path.with_name(f".{FILE_NAME}.{os.getpid()}")
         text = _format([dict(zip(self._columns, self._columns, strict=True))], self._columns) + _format(
             rows, self._columns
         )
-        with self._explained():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._explained(), replacing(self.path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
-            temporary.replace(self.path)
         self.num_rows = len(rows)
 
     @contextlib.contextmanager

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import logging
 import os
-import random
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.files import is_locked, locked, write_atomically
 from alexnet_exp.tracking.redact import redact, without_passwords
 
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks of this kind
-    fcntl = None  # type: ignore[assignment]
-
-
-log = logging.getLogger(__name__)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # of a file system that has none
+_LOCK = ".lock"
 _RECORD = ("overrides.yaml", "config.yaml", "metrics.csv", "result.json")
 MAX_YAML = 10_000_000  # characters; a run's settings have some thousand
 
@@ -60,45 +50,22 @@ class RunDirectory:
         Raises:
             UserError: If it cannot be written or locked, or a live run holds it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "a+")  # noqa: SIM115 (closed below, after the lock is given up)
-        except OSError as error:
-            raise UserError(
-                f"{self.path} cannot be written ({error.strerror}); {self._what_to_do(key)}."
-            ) from error
-        with file:
-            if not self._take(file, key):
-                raise UserError(f"{self.path} belongs to a run that is still going on.")
+        with contextlib.ExitStack() as held:
             try:
-                yield
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self.path / ".lock")
+                self.path.mkdir(parents=True, exist_ok=True)
+                mine = held.enter_context(locked(self.path / _LOCK, remove=True))
+            except OSError as error:
+                raise UserError(
+                    f"{self.path} cannot be written ({error.strerror}); {self._what_to_do(key)}."
+                ) from error
+            if not mine:
+                raise UserError(f"{self.path} belongs to a run that is still going on.")
+            yield
 
     def _what_to_do(self, key: str) -> str:
         if any(os.path.exists(self.path / name) for name in ("config.yaml", "sweep.json")):
             return "make it writable: what has begun there goes on nowhere else"
         return f"say {key}=DIR or paths.output_dir=DIR"
-
-    def _take(self, file: IO[str], key: str) -> bool:
-        """Lock the open file; return whether the directory is this process's now."""
-        try:
-            if fcntl is not None and not _lock(file):
-                return False
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise UserError(
-                    f"{self.path} cannot be locked ({error.strerror}); {self._what_to_do(key)}."
-                ) from error
-            log.warning(
-                "%s: its file system has no locks (%s); a second run in this directory would not be refused.",
-                self.path, error.strerror,
-            )  # fmt: skip
-        try:
-            return os.path.samestat(os.fstat(file.fileno()), os.stat(self.path / ".lock"))
-        except FileNotFoundError:  # another run took the lock, and away with it, in between
-            return False
 
     @contextlib.contextmanager
     def fresh(self) -> Iterator[None]:
@@ -169,35 +136,9 @@ class RunDirectory:
         (self.path / "result.json").unlink(missing_ok=True)
 
 
-def _lock(file: IO[str]) -> bool:
-    """Lock an open file for this process alone; return False where another writer holds it.
-
-    Whoever looks whether a run is alive (`is_held`) shares the lock for a moment, which a writer waits out.
-    """
-    while True:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        fcntl.flock(file, fcntl.LOCK_UN)
-        time.sleep(random.uniform(0.0, 0.01))  # two that try at once would meet again
-
-
 def is_held(directory: Path) -> bool:
     """Return whether a live run holds a directory."""
-    if fcntl is None:
-        return (directory / ".lock").exists()
-    try:
-        with open(directory / ".lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    return is_locked(directory / _LOCK)
 
 
 def check_out(out: str, ckpt: Path | None = None) -> Path:
@@ -218,28 +159,6 @@ def check_out(out: str, ckpt: Path | None = None) -> Path:
     if any((folder / name).exists() for name in ("config.yaml", "result.json")):
         raise UserError(f"out={out} lies in the directory of a run: choose another folder.")
     return path
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    r"""Write a file that is there whole or not at all.
-
-    Bytes of a file name that are no text become escapes such as \udce9, which JSON reads back as they were.
-
-    Raises:
-        UserError: If it cannot be written; a file of before is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        if isinstance(content, str):
-            content = content.encode("utf-8", "backslashreplace")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): make room, or mend its folder."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def to_yaml(value: Any) -> str:

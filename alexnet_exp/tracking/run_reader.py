@@ -1,4 +1,4 @@
-"""Read what a run wrote (config.yaml, overrides.yaml, result.json, metrics.csv) and write files whole."""
+"""Read what a run wrote (config.yaml, overrides.yaml, result.json, metrics.csv)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -110,28 +109,6 @@ def _load_yaml(path: Path) -> Any:
 
 def _load_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place on success and vanishes on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def text_file(path: Path) -> Iterator[TextIO]:
-    """Open a UTF-8 file that takes its place when all is written; bytes of a name that are no text are escaped."""
-    with (
-        replacing(path) as temporary,
-        open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
-        yield file
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # seven times as fast where libyaml is there

@@ -199,7 +199,7 @@ def test_a_killed_build_counts_for_nothing_and_is_cleared_away(place: Path, sour
         live = CacheFile(place, source.first(5), 3, 8)
         live.build(lambda: iter_of(IMAGES[:5]))
         half = CacheFile(place, source, 3, 8)
-        part = half.folder / "images.npy.part"
+        part = half.folder / f".images.npy.{process.pid}.tmp"
         assert part.exists(), "another build must not touch one that goes on"
         process.send_signal(signal.SIGKILL)
     assert part.exists()

@@ -11,13 +11,14 @@ from rich.console import Console
 from alexnet_exp.config.checks import shown
 from alexnet_exp.config.schema import choice, flag, list_of, null, text
 from alexnet_exp.errors import UserError, nearest, printable
+from alexnet_exp.files import write_atomically
 from alexnet_exp.runs.compare.groups import Comparison
 from alexnet_exp.runs.compare.page import write_page
 from alexnet_exp.runs.compare.settings import NAMED_GROUPS, differing, has, lookup
 from alexnet_exp.runs.compare.table import print_table, records, to_csv, to_json, to_markdown
 from alexnet_exp.runs.compare.where import Where
 from alexnet_exp.tracking.redact import redact
-from alexnet_exp.tracking.run_directory import RunDirectory, check_out, write_atomically
+from alexnet_exp.tracking.run_directory import RunDirectory, check_out
 from alexnet_exp.tracking.run_reader import Run, find_runs, lower_is_better
 from alexnet_exp.tracking.terminal import nearby
 

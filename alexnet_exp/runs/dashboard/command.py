@@ -15,7 +15,8 @@ from rich.console import Console
 from alexnet_exp.config.checks import shown
 from alexnet_exp.config.schema import choice, flag, list_of, text
 from alexnet_exp.errors import UserError, missing_extra
-from alexnet_exp.tracking.run_directory import RunDirectory, write_atomically
+from alexnet_exp.files import write_atomically
+from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.wandb.mode import base_url, has_api_key, require_wandb
 
 RULES = {

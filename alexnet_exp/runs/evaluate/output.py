@@ -12,6 +12,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from alexnet_exp.errors import UserError, printable
+from alexnet_exp.files import text_file
 from alexnet_exp.report.evaluation import Evaluation, Sample
 from alexnet_exp.report.figures import draw_all
 from alexnet_exp.report.run import write_report
@@ -21,7 +22,6 @@ from alexnet_exp.runs.evaluate.scores import BINS, class_rows
 from alexnet_exp.tracking.environment import git_state, hardware, versions
 from alexnet_exp.tracking.log import log
 from alexnet_exp.tracking.run_directory import RunDirectory
-from alexnet_exp.tracking.run_reader import text_file
 from alexnet_exp.tracking.wandb.logger import WandbTracker, find_run_id
 from alexnet_exp.tracking.wandb.media import wandb_place
 

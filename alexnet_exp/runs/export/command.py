@@ -13,9 +13,9 @@ from rich.console import Console
 from alexnet_exp.config.checks import shown
 from alexnet_exp.config.schema import choice, flag, list_of, null, text
 from alexnet_exp.errors import UserError, missing_extra, printable
+from alexnet_exp.files import replacing
 from alexnet_exp.tracking.environment import git_state, versions
 from alexnet_exp.tracking.run_directory import RunDirectory, check_out
-from alexnet_exp.tracking.run_reader import replacing
 from alexnet_exp.tracking.terminal import nearby
 
 if TYPE_CHECKING:
