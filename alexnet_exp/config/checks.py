@@ -9,12 +9,12 @@ from typing import Any
 
 from alexnet_exp.config import words
 from alexnet_exp.config.compose import conf_dir, options
-from alexnet_exp.config.overrides import GROUPS
 from alexnet_exp.config.schema import RETIRED, RULES, SCHEDULES
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.models import spec
 from alexnet_exp.models.arithmetic import map_sizes
 from alexnet_exp.models.spec import known_keys
+from alexnet_exp.settings import GROUPS, RUN_GROUPS, assigned, flat
 from alexnet_exp.targets import TRUSTED, torch_optimizer
 
 # Groups whose keys belong to a class of the user's own when its _target_ is not one of ours.
@@ -103,17 +103,7 @@ def unknown(key: str, value: str | None = None) -> str:
 
 
 def _check_groups(config: Mapping[str, Any]) -> None:
-    for group in (
-        "model",
-        "data",
-        "augment",
-        "optimizer",
-        "scheduler",
-        "trainer",
-        "callbacks",
-        "logger",
-        "paths",
-    ):
+    for group in RUN_GROUPS:
         if not isinstance(config.get(group), Mapping):
             hint = f"say {group}=none instead" if "none" in options(group) else f"a run needs {group}=NAME"
             raise UserError(f"The group {group} is missing: {hint}.")
@@ -124,15 +114,15 @@ def _is_ours(settings: Mapping[str, Any]) -> bool:
     return target is None or str(target).startswith(("torch.optim.", "alexnet_exp."))
 
 
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and f"{prefix}{key}" not in RULES:
-            own_callback = prefix == "callbacks." and "_target_" in value
-            leaves |= {} if own_callback else _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
+def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings by dotted key, without those of the user's own callbacks."""
+    own = {
+        f"callbacks.{name}"
+        for name, each in config.get("callbacks", {}).items()
+        if isinstance(each, Mapping) and "_target_" in each
+    }
+    leaves = flat(config, whole={*RULES, *own})
+    return {key: value for key, value in leaves.items() if key not in own and (value != {} or key in RULES)}
 
 
 def _check_combinations(config: Mapping[str, Any]) -> None:
@@ -285,8 +275,7 @@ def check_typed(model: Mapping[str, Any], typed: Iterable[str]) -> None:
         return
     layers = [*model["features"].values(), *model["classifier"].values()]
     used = set(model["input"]).union(*([*layer["before"], *layer["then"]] for layer in layers))
-    for setting in typed:
-        key = setting.lstrip("+").partition("=")[0]
+    for key in assigned(typed):
         group, _, rest = key.partition(".")
         op = rest.partition(".")[0].removesuffix("_scaling")
         if group == "model" and op in spec.OPERATIONS and op not in used:

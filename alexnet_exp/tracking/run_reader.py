@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from alexnet_exp.errors import UserError, printable
+from alexnet_exp.settings import flat
 from alexnet_exp.tracking.run_directory import is_held
 
 Row = dict[str, float]
@@ -242,7 +243,7 @@ def _configs(folder: Path, depth: int) -> Iterator[tuple[Path, dict[str, Any]]]:
             unread = printable(str(folder / "config.yaml"))
             print(f"warning: {unread} cannot be read: its run is left out.", file=sys.stderr)
         elif "trainer" in config:  # other verbs keep their settings too
-            yield folder, dict(leaves(config))
+            yield folder, flat(config)
         return
     if depth:
         inside: list[str] = []
@@ -261,15 +262,6 @@ def _name(runs: dict[Path, Run]) -> None:
     elif runs:
         (path,) = runs
         runs[path].name = path.name
-
-
-def leaves(values: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every setting of a nest of settings by its dotted key; an empty group is one too."""
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _load(path: Path, parse: Any) -> Any:

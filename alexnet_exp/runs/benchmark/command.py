@@ -18,6 +18,7 @@ from rich.table import Table
 from alexnet_exp.config.checks import check_config, shown
 from alexnet_exp.config.schema import Rule, at_least, choice, flag, list_of, name, null
 from alexnet_exp.errors import UserError
+from alexnet_exp.settings import parse
 from alexnet_exp.tracking.environment import git_state, hardware, versions
 from alexnet_exp.tracking.log import logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
@@ -98,9 +99,9 @@ def benchmark(
     device = _device(options["device"])
     if options["threads"]:
         torch.set_num_threads(options["threads"])
-    from alexnet_exp.runs.benchmark.subject import Subject, key_of
+    from alexnet_exp.runs.benchmark.subject import Subject
 
-    own = [override for override in overrides if key_of(override).split(".")[0] not in options]
+    own = [override for override in overrides if parse(override).group not in options]
     what = options["what"] if isinstance(options["what"], list) else [options["what"]]
     chosen = {kind: measure for kind, measure in measurements.items() if kind in what or "all" in what}
     console = Console()

@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from alexnet_exp.config.compose import chosen_files, compose
-from alexnet_exp.config.overrides import GROUPS
 from alexnet_exp.runs.compare.groups import is_apart
+from alexnet_exp.settings import GROUPS, parse
 from alexnet_exp.tracking.run_reader import Run
 
 # Groups whose file is named in a table, in the order of its columns.
@@ -51,8 +51,8 @@ def _composed(typed: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]
 
 def _typed(run: Run) -> Iterator[tuple[str, str]]:
     for override in run.overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        yield key, value.strip("'\"")
+        typed = parse(override)
+        yield typed.key, typed.text
 
 
 def lookup(run: Run, key: str) -> Any:

@@ -15,6 +15,7 @@ from alexnet_exp.config.checks import shown
 from alexnet_exp.config.schema import Rule, at_least, choice, list_of, null, path, text
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.runs.train.command import _relative
+from alexnet_exp.settings import key_of
 from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.training.launch.ranks import Ranks
@@ -114,7 +115,7 @@ def check_settings(config: dict[str, Any], overrides: list[str]) -> dict[str, An
             raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
     if config["ckpt"] == []:
         raise UserError("ckpt=[] names no checkpoint.")
-    typed = {override.partition("=")[0].lstrip("+~") for override in overrides}
+    typed = {key_of(override) for override in overrides}
     for key in sorted(typed):
         if key == "data.batch_size":
             raise UserError("data.batch_size is for training: say batch_size=N.")

@@ -12,6 +12,7 @@ from rich.console import Console
 from alexnet_exp.config.checks import shown
 from alexnet_exp.config.schema import Rule, at_least, choice, list_of, null, path, text
 from alexnet_exp.errors import UserError
+from alexnet_exp.settings import key_of
 from alexnet_exp.tracking.log import logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
 
@@ -87,7 +88,7 @@ def check_settings(config: dict[str, Any], overrides: list[str]) -> dict[str, An
     for key, rule in RULES.items():
         if not rule.legal(config[key]):
             raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
-    typed = {override.partition("=")[0].lstrip("+~") for override in overrides}
+    typed = {key_of(override) for override in overrides}
     for key in sorted(typed):
         if key == "data.batch_size":
             raise UserError("data.batch_size is for training: say batch_size=N.")

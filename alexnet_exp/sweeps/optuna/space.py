@@ -24,6 +24,7 @@ from alexnet_exp.config.messages import explain
 from alexnet_exp.config.schema import RULES
 from alexnet_exp.errors import UserError
 from alexnet_exp.models.spec import parse_network
+from alexnet_exp.settings import parse
 from alexnet_exp.tracking.redact import without_passwords
 
 
@@ -138,7 +139,7 @@ def check_values(
                     for v in _some(distribution)
                 )
             )
-            source = typed[key].partition("=")[2]
+            source = parse(typed[key]).value
             hint = f": write '{key}=int({source})'" if whole else ""
             raise UserError(f"{key}={source} would try {value}, and {problem}{hint}.")
 
