@@ -11,7 +11,6 @@ import yaml
 
 from alexnet_exp.report.html import duration, metric_text, number, quantity
 from alexnet_exp.settings import flat, key_of
-from alexnet_exp.tracking.run_reader import Records
 
 FACTS = ("seed", "deterministic", "precision", "devices", "epochs", "steps")
 
@@ -54,12 +53,12 @@ class Group:
     typed: int
 
 
-def configuration(records: Records) -> list[Group]:
+def configuration(settings: dict[str, Any], overrides: list[str]) -> list[Group]:
     """Return the configuration by group; settings outside any group come first."""
-    typed = {key_of(override).replace("/", ".") for override in records.overrides}
-    scalars = {key: value for key, value in records.config.items() if not isinstance(value, dict)}
+    typed = {key_of(override).replace("/", ".") for override in overrides}
+    scalars = {key: value for key, value in settings.items() if not isinstance(value, dict)}
     groups = {"": scalars} if scalars else {}
-    groups |= {key: value for key, value in records.config.items() if isinstance(value, dict)}
+    groups |= {key: value for key, value in settings.items() if isinstance(value, dict)}
     found = []
     for name, values in groups.items():
         leaves = flat(values, f"{name}." if name else "")

@@ -60,7 +60,7 @@ def compare(config: dict[str, Any], run_dir: Path, command: str) -> Comparison:
         table = _WRITERS[kind](comparison)
         print(table.encode("utf-8", "backslashreplace").decode("utf-8"), end="")  # names need not be text
     else:
-        _write(check_out(config["out"]), _WRITERS[kind](comparison))
+        write_atomically(check_out(config["out"]), _WRITERS[kind](comparison))
     messages = Console(stderr=kind != "table" and config["out"] is None, soft_wrap=True, highlight=False)
     if config["out"] is not None:
         messages.print(f"table: {printable(config['out'])}", markup=False)
@@ -73,7 +73,7 @@ def compare(config: dict[str, Any], run_dir: Path, command: str) -> Comparison:
 def summarise(folder: Path, metric: str = "test/top1") -> Comparison:
     """Compare the runs of a sweep, and write summary.csv and compare.html into its directory."""
     comparison = _comparison(find_runs([folder]), {"metric": metric, "where": None, "sort": None})
-    _write(folder / "summary.csv", to_csv(comparison))
+    write_atomically(folder / "summary.csv", to_csv(comparison))
     write_page(comparison, folder / "compare.html")
     return comparison
 
@@ -172,13 +172,6 @@ def _rank(value: Any) -> tuple[Any, ...]:
     """Order numbers by size and ahead of texts."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return (0, value, "") if is_number else (1, 0, str(value))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise UserError(f"out={path} cannot be written: {error.strerror}.") from error
 
 
 def _keep(comparison: Comparison, run_dir: Path, command: str) -> None:

@@ -19,7 +19,6 @@ from alexnet_exp.settings import assigned, flat, key_of, parse, put
 from alexnet_exp.targets import check_trust
 from alexnet_exp.tracking.redact import PASSWORD, REDACTED, hidden_keys, with_passwords, without_passwords
 from alexnet_exp.tracking.run_directory import RunDirectory
-from alexnet_exp.tracking.run_reader import Run
 
 # A resumed run is the same experiment: these decide what is trained, and stay as they were.
 _FIXED = (
@@ -83,7 +82,7 @@ def resumed_arguments(arguments: list[str]) -> list[str]:
     # A run that was started with resume= has recorded it: it still says what is to be resumed.
     known = set(without_passwords([o for o in first if key_of(o) not in ("resume", "trust")]))
     if any(key in (*_GROUPS, *_WHOLE, "debug") for key in typed):
-        chosen = all_choices(Run(run.path, run.path.name, flat(saved)))
+        chosen = all_choices(saved, first)
         known |= {f"{group}={name}" for group, name in chosen.items()}
     # A password that is typed again is wanted, though the setting is the same without it.
     kept = [a for a in arguments if quoted(a) not in known or "=" not in a]
@@ -212,7 +211,7 @@ def _merged(
     group: str, saved: dict[str, Any], config: dict[str, Any], new: list[str], run: RunDirectory
 ) -> dict[str, Any]:
     """Return a group of which another file is typed now: what the two files differ in changes, the rest stays."""
-    before = all_choices(Run(run.path, run.path.name, flat(saved))).get(group)
+    before = all_choices(saved, run.overrides()).get(group)
     try:
         old = flat(plain(compose("train", [f"{group}={before}"]))[group])
     except Exception:  # a file of the user's that is not here
