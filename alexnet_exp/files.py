@@ -77,7 +77,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     if isinstance(content, str):
         content = content.encode("utf-8", "backslashreplace")
     try:
-        os.stat(path.parent)  # a run's directory that was removed is not made again, nor one that was mistyped
+        os.stat(
+            path.parent
+        )  # a run's directory that was removed is not made again, nor one that was mistyped
         with replacing(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:

@@ -53,11 +53,7 @@ def launch(
     """
     check_settings(settings)
     directory = Path(str(config.hydra.sweep.dir)).absolute()
-    record, console = SweepRecord(directory), Console(soft_wrap=True)
-    with record.lock():
-        begin(record, config, console, go_on)
-        jobs = record.jobs(job_overrides, first, job_flags(config))
-        say_what_is_equal(len(job_overrides) - len(jobs), console)
+    with taken_up(config, job_overrides, first, go_on) as (_, jobs, console):
         resources = Resources.of_this_machine(config, settings, trainers(job_overrides, compose))
         pool = Pool(jobs, settings, resources, Table(jobs, console))
         with saying_how_to_go_on(directory, console):
@@ -85,6 +81,29 @@ def begin(record: SweepRecord, config: DictConfig, console: Console, go_on: bool
     go_on = go_on or bool(OmegaConf.select(config, "sweep.resume"))
     deciding = [o for o in config.hydra.overrides.hydra if key_of(o).startswith(_OF_THE_JOBS)]
     record.begin(of_the_job(config.hydra.overrides.task), [*job_flags(config), *deciding], go_on)
+
+
+@contextlib.contextmanager
+def taken_up(
+    config: DictConfig, job_overrides: list[list[str]], first: int, go_on: bool
+) -> Iterator[tuple[SweepRecord, list[Job], Console]]:
+    """Hold the directory of a sweep, and yield its record, its jobs, equal ones once, and where to print.
+
+    Args:
+        config: The sweep's configuration, with `hydra`.
+        job_overrides: What each job sets.
+        first: Number of the first job.
+        go_on: Whether this process has begun the sweep already.
+
+    Raises:
+        UserError: If the sweep cannot go on.
+    """
+    record, console = SweepRecord(Path(str(config.hydra.sweep.dir)).absolute()), Console(soft_wrap=True)
+    with record.lock():
+        begin(record, config, console, go_on)
+        jobs = record.jobs(job_overrides, first, job_flags(config))
+        say_what_is_equal(len(job_overrides) - len(jobs), console)
+        yield record, jobs, console
 
 
 def say_what_is_equal(count: int, console: Console) -> None:

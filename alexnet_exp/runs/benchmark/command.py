@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from alexnet_exp.config.checks import check_config, shown
+from alexnet_exp.config.checks import check_config, check_rules
 from alexnet_exp.config.schema import Rule, at_least, choice, flag, list_of, name, null
 from alexnet_exp.errors import UserError
-from alexnet_exp.settings import parse
+from alexnet_exp.settings import flat, parse
 from alexnet_exp.tracking.environment import git_state, hardware, versions
 from alexnet_exp.tracking.log import logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
@@ -90,7 +90,7 @@ def benchmark(
     """
     rules = {"what": _several(choice("all", *measurements)), **rules}
     options = {key: config[key] for key in dict.fromkeys(key.split(".")[0] for key in rules)}
-    _check(options, rules)
+    check_rules(flat(options, whole=RULES), rules)
     check_config({k: v for k, v in config.items() if k not in (*options, *_FORMER)})
     if config["resume"] or config["ckpt"]:
         raise UserError("A benchmark starts afresh: leave resume= and ckpt= out.")
@@ -128,14 +128,6 @@ def benchmark(
     run.write_result(result)
     console.print(f"\nresult: {run_dir / 'result.json'}", highlight=False, soft_wrap=True)
     return result
-
-
-def _check(options: dict[str, Any], rules: Mapping[str, Rule]) -> None:
-    for key, rule in rules.items():
-        group, _, inner = key.partition(".")
-        value = options[group][inner] if inner else options[group]
-        if not rule.legal(value):
-            raise UserError(f"{key}={shown(value)} is not possible: it must be {rule.text}.")
 
 
 def _device(wanted: str) -> str:

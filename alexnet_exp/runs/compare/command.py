@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from alexnet_exp.config.checks import shown
+from alexnet_exp.config.checks import check_rules
 from alexnet_exp.config.schema import choice, flag, list_of, null, text
 from alexnet_exp.errors import UserError, nearest, printable
 from alexnet_exp.files import write_atomically
@@ -82,9 +82,7 @@ def _check(config: dict[str, Any]) -> str:
     """Check the settings, and return the table's format."""
     if not config["runs"]:
         raise UserError("Say which runs: alexnet-exp compare outputs/runs.")
-    for key, rule in RULES.items():
-        if not rule.legal(config[key]):
-            raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
+    check_rules(config, RULES)
     out, kind = config["out"], config["format"]
     kind = kind or (_ENDINGS.get(Path(out).suffix) if out else "table")
     if out and kind in (None, "table"):
