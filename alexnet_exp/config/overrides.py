@@ -177,6 +177,11 @@ def _check_form(setting: str) -> None:
         return
     if not group:
         raise UserError(f"{setting!r} names no setting: write KEY=VALUE.")
+    if group == "hydra/launcher" and unquoted(value) == "basic":
+        raise UserError(
+            f"{setting} has been removed: hydra.launcher.max_parallel=1 runs the jobs one after the other, each in a "
+            "process."
+        )
     if group not in GROUPS or group == "hydra":
         return
     some = ", ".join(options(group)[:4])

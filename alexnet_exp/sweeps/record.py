@@ -82,7 +82,7 @@ class SweepRecord:
         return None
 
     def _refuse_runs(self) -> None:
-        """Take no run for a job by its number alone: hydra/launcher=basic numbers its folders, too."""
+        """Take no run for a job by its number alone."""
         if (self.directory / "config.yaml").is_file():
             raise UserError(
                 f"{self.directory} is a run, not a sweep: resume={self.directory} goes on with it; choose another "

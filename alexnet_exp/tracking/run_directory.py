@@ -36,10 +36,6 @@ class RunDirectory:
     def last_checkpoint(self) -> Path:
         return self.path / "checkpoints" / "last.ckpt"
 
-    @property
-    def best_checkpoint(self) -> Path:
-        return self.path / "checkpoints" / "best.ckpt"
-
     @contextlib.contextmanager
     def lock(self, key: str = "hydra.run.dir") -> Iterator[None]:
         """Hold the directory for this process alone; the system lets go when the process dies.

@@ -192,8 +192,7 @@ def test_a_word_of_another_library_is_one_line_with_ours(
     typed: str, setting: str, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
-    launcher = ["hydra/launcher=basic"] if "-m" in typed.split() else []
-    assert main(["train", *typed.split(), *launcher]) == 1
+    assert main(["train", *typed.split()]) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ")
     assert err.count("\n") == 1

@@ -27,8 +27,6 @@ from alexnet_exp.tracking.wandb.media import wandb_place
 if TYPE_CHECKING:
     from wandb import Run
 
-    from alexnet_exp.runs.evaluate.members import Member, Outcome
-
 
 NUM_MISTAKES, NUM_SAMPLES, MAX_ROWS = 36, 16, 30
 

@@ -24,7 +24,7 @@ from alexnet_exp.config.messages import explain
 from alexnet_exp.config.schema import RULES
 from alexnet_exp.errors import UserError
 from alexnet_exp.models.spec import parse_network
-from alexnet_exp.settings import parse
+from alexnet_exp.settings import key_of, parse
 from alexnet_exp.tracking.redact import without_passwords
 
 
@@ -146,7 +146,7 @@ def check_values(
 
 def _problem(key: str, value: Any, compose: Callable[[dict[str, Any]], DictConfig]) -> str | None:
     """Return why a setting cannot have a value, as far as that does not depend on other settings."""
-    name = key.lstrip("+")
+    name = key_of(key)
     if name in RULES:
         (parsed,) = OverridesParser.create().parse_overrides([f"{key}={value}"])
         found = parsed.value()
