@@ -18,6 +18,7 @@ from alexnet_exp.config.messages import explain, of_composing
 from alexnet_exp.config.overrides import prepare
 from alexnet_exp.cores import limit_threads
 from alexnet_exp.errors import UserError, nearest, printable, shell_command
+from alexnet_exp.settings import assigned, key_of, parse
 from alexnet_exp.startup import keep_freed_memory, use_utf8
 from alexnet_exp.tracking.redact import redact
 
@@ -151,7 +152,7 @@ def _function(verb: str) -> Callable[..., Any]:
 
 def _appending(arguments: list[str]) -> list[str]:
     """Let `data.root=DIR` change the checkpoint's own data set where no other is chosen."""
-    if any(argument.startswith("data=") for argument in arguments):
+    if "data" in assigned(arguments):
         return arguments
     return [f"+{argument}" if argument.startswith("data.") else argument for argument in arguments]
 
@@ -162,8 +163,8 @@ def _measuring(arguments: list[str]) -> list[str]:
     Raises:
         UserError: For what the scripts of benchmarks/ measure.
     """
-    settings = [a for a in arguments if "=" in a and not a.startswith(("what=", "baseline="))]
-    keys = {re.split(r"[.=]", setting.lstrip("+~"))[0] for setting in settings}
+    settings = [a for a in arguments if "=" in a and key_of(a) not in ("what", "baseline")]
+    keys = {parse(setting).group for setting in settings}
     words = [a for before, a in pairwise(["", *arguments]) if a not in settings and before[:1] != "-"]
     named = re.findall(r"\w+", " ".join(words))
     scripts = [script for script in ("baseline", "data", "lrn", "overhead") if script in named]
@@ -305,7 +306,7 @@ def _typed(app: Any) -> list[str]:
 
 def _check_no_sweep(app: Any) -> None:
     """Refuse a file of conf/sweep without -m: the values that it tries would silently be left out."""
-    typed = {override.partition("=")[0].lstrip("+~") for override in _typed(app)}
+    typed = {key_of(override) for override in _typed(app)}
     left_out = [key for key in app.sweeper.get("params") or {} if key not in typed]
     if left_out:
         raise UserError(f"This tries several values of {', '.join(left_out)}: say -m to run them all.")

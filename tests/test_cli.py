@@ -192,13 +192,13 @@ def test_a_setting_may_take_the_value_of_another(trained: list[dict[str, Any]]):
     assert trained[0]["overrides"] == ["data.batch_size=${seed}", "seed=7"]
 
 
-def test_sweep_goes_on_after_a_job_that_fails(
-    trained: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
-):
-    sweep = ["-m", "hydra/launcher=basic", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    assert main(["train", "data.batch_size=0,8", *sweep]) == 1
-    assert [call["config"]["data"]["batch_size"] for call in trained] == [8]
-    assert capsys.readouterr().err.count("error: data.batch_size=0 is not possible") == 1
+def test_the_launcher_that_was_removed_names_what_takes_its_place(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "-m", "seed=1,2", "hydra/launcher=basic"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "error: hydra/launcher=basic has been removed: hydra.launcher.max_parallel=1 runs the jobs"
+    )
+    assert said.count("\n") == 1
 
 
 def test_arguments_of_the_process_are_as_before(trained: list[dict[str, Any]]):

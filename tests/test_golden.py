@@ -20,7 +20,7 @@ import torch
 
 from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.runs.train.command import train
-from alexnet_exp.tracking.metrics_csv import read_metrics
+from alexnet_exp.tracking.run_reader import read_metrics
 
 STORED = Path(__file__).with_name("golden_losses.json")
 STEPS = 20

@@ -9,18 +9,22 @@ from typing import Any
 
 from alexnet_exp.config import words
 from alexnet_exp.config.compose import conf_dir, options
-from alexnet_exp.config.overrides import GROUPS
-from alexnet_exp.config.schema import RETIRED, RULES, SCHEDULES
+from alexnet_exp.config.schema import RETIRED, RULES, SCHEDULES, Rule
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.models import spec
 from alexnet_exp.models.arithmetic import map_sizes
 from alexnet_exp.models.spec import known_keys
+from alexnet_exp.settings import GROUPS, RUN_GROUPS, assigned, flat, key_of
 from alexnet_exp.targets import TRUSTED, torch_optimizer
 
 # Groups whose keys belong to a class of the user's own when its _target_ is not one of ours.
 _WITH_CLASS = ("data", "optimizer")
 # Settings of an optimizer that are ours, whatever its class.
 _TREATMENT = ("bias_lr_factor", "bias_weight_decay", "layers", "lr_scaling", "base_batch")
+# What a checkpoint's run has decided; data files name them, and who opens the checkpoint cannot.
+_OF_THE_CHECKPOINT = (
+    "augment", "model", "data.image_size", "data.channels", "data.mean", "data.std", "data.stored_size",
+)  # fmt: skip
 # Whichever file is chosen, these are there: all keys of some groups, a few of others.
 _WHOLE_GROUPS = ("augment", "trainer", "callbacks", "paths")
 _ALWAYS = (
@@ -49,14 +53,57 @@ def check_config(config: Mapping[str, Any]) -> None:
         rule = RULES.get(key)
         if rule is None:
             raise UserError(unknown(key, None if value is None else str(value)))
-        if not rule.legal(value):
-            raise UserError(f"{key}={shown(value)} is not possible: it must be {rule.text}.")
+        check_rules({key: value}, {key: rule})
     for key in RULES:
         group = key.split(".")[0]
         always = group == key or group in _WHOLE_GROUPS or key in _ALWAYS
         if always and group not in own and key not in leaves and not (torchs and key == "optimizer.lr"):
             raise UserError(f"The setting {key} is missing: give it a value and do not take it away with ~.")
     _check_combinations(config)
+
+
+def check_rules(values: Mapping[str, Any], rules: Mapping[str, Rule], prefix: str = "") -> None:
+    """Check settings, each by its rule.
+
+    Args:
+        values: Has every key of the rules.
+        rules: By key.
+        prefix: Of the keys as they are typed, for the message.
+
+    Raises:
+        UserError: For the first illegal value.
+    """
+    for key, rule in rules.items():
+        if not rule.legal(values[key]):
+            raise UserError(f"{prefix}{key}={shown(values[key])} is not possible: it must be {rule.text}.")
+
+
+def beside_checkpoint(
+    config: Mapping[str, Any], rules: Mapping[str, Rule], overrides: Iterable[str], instead: str = ""
+) -> dict[str, Any]:
+    """Return the settings of a verb that opens a checkpoint with its data: what `checkpoint_data` takes, too.
+
+    Args:
+        config: As composed.
+        rules: Of the verb's own settings.
+        overrides: What the user typed.
+        instead: Said to whoever sets what the checkpoint fixes.
+
+    Raises:
+        UserError: For an illegal value, or a setting that the checkpoint fixes.
+    """
+    check_rules(config, rules)
+    typed = {key_of(override) for override in overrides}
+    for key in sorted(typed):
+        if key == "data.batch_size":
+            raise UserError("data.batch_size is for training: say batch_size=N.")
+        if key in _OF_THE_CHECKPOINT or key.startswith(("augment.", "model.")):
+            raise UserError(f"{key} is the checkpoint's own affair: leave it out{instead}.")
+    data = dict(config.get("data") or {})
+    if "cache" in data and "data.cache" not in typed:
+        data["cache"] = "off"  # of one split, every image is read once or twice
+    data_dir = {"path": config["paths"]["data_dir"], "typed": "paths.data_dir" in typed}
+    return {**{key: config[key] for key in rules}, "data": data, "data_dir": data_dir}
 
 
 def check_recorded(config: Mapping[str, Any], groups: Sequence[str], where: str) -> None:
@@ -105,17 +152,7 @@ def unknown(key: str, value: str | None = None) -> str:
 
 
 def _check_groups(config: Mapping[str, Any]) -> None:
-    for group in (
-        "model",
-        "data",
-        "augment",
-        "optimizer",
-        "scheduler",
-        "trainer",
-        "callbacks",
-        "logger",
-        "paths",
-    ):
+    for group in RUN_GROUPS:
         if not isinstance(config.get(group), Mapping):
             hint = f"say {group}=none instead" if "none" in options(group) else f"a run needs {group}=NAME"
             raise UserError(f"The group {group} is missing: {hint}.")
@@ -126,15 +163,15 @@ def _is_ours(settings: Mapping[str, Any]) -> bool:
     return target is None or str(target).startswith(("torch.optim.", "alexnet_exp."))
 
 
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and f"{prefix}{key}" not in RULES:
-            own_callback = prefix == "callbacks." and "_target_" in value
-            leaves |= {} if own_callback else _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
+def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings by dotted key, without those of the user's own callbacks."""
+    own = {
+        f"callbacks.{name}"
+        for name, each in config.get("callbacks", {}).items()
+        if isinstance(each, Mapping) and "_target_" in each
+    }
+    leaves = flat(config, whole={*RULES, *own})
+    return {key: value for key, value in leaves.items() if key not in own and (value != {} or key in RULES)}
 
 
 def _check_combinations(config: Mapping[str, Any]) -> None:
@@ -287,8 +324,7 @@ def check_typed(model: Mapping[str, Any], typed: Iterable[str]) -> None:
         return
     layers = [*model["features"].values(), *model["classifier"].values()]
     used = set(model["input"]).union(*([*layer["before"], *layer["then"]] for layer in layers))
-    for setting in typed:
-        key = setting.lstrip("+").partition("=")[0]
+    for key in assigned(typed):
         group, _, rest = key.partition(".")
         op = rest.partition(".")[0].removesuffix("_scaling")
         if group == "model" and op in spec.OPERATIONS and op not in used:

@@ -17,7 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from alexnet_exp.config import words
 from alexnet_exp.config.compose import conf_dir, options
-from alexnet_exp.config.overrides import GROUPS, resumed_directory
+from alexnet_exp.config.overrides import resumed_directory
 from alexnet_exp.config.schema import RULES
 from alexnet_exp.errors import (
     UserError,
@@ -29,6 +29,7 @@ from alexnet_exp.errors import (
     shell_command,
     unreadable,
 )
+from alexnet_exp.settings import GROUPS, parse
 
 
 def explain(error: BaseException, verb: str = "train") -> str | None:
@@ -314,12 +315,12 @@ def _kind(name: str) -> str:
 
 
 def _unreadable(error: OverrideParseException) -> str:
-    key, equals, _ = error.override.partition("=")
-    if not equals:
-        return _without_value(key)
+    mark, key, value = parse(error.override)
+    if value is None:
+        return _without_value(f"{mark}{key}")
     return (
         f"{error.override} cannot be read: close every bracket and quotation mark, and put a text with "
-        f"special characters into two kinds of quotation marks: '{key}=\"...\"'."
+        f"special characters into two kinds of quotation marks: '{mark}{key}=\"...\"'."
     )
 
 

@@ -11,11 +11,8 @@ from alexnet_exp.config import words
 from alexnet_exp.config.compose import compose, options
 from alexnet_exp.config.paths import PATH_KEYS, PATH_LISTS
 from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.settings import GROUPS, assigned, is_quoted, parse, quote, unquoted
 
-GROUPS = (
-    "model", "data", "augment", "optimizer", "scheduler", "trainer", "logger", "callbacks", "experiment",
-    "sweep", "debug", "paths", "hydra",
-)  # fmt: skip
 _SINGLE = (
     "model",
     "data",
@@ -62,7 +59,7 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = (), verb: str = 
         _check_form(setting)
         _check_for_sweeps(setting, sweep)
     prepared = [quoted(setting, sweep) for setting in settings]
-    typed = dict(setting.lstrip("+").split("=", 1) for setting in prepared if "=" in setting)
+    typed = assigned(prepared)
     if "sweep.resume" in typed and typed["sweep.resume"] not in _NULL:
         if not sweep:
             raise UserError(
@@ -76,9 +73,8 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = (), verb: str = 
 
 def resumed_directory(arguments: Sequence[str]) -> str | None:
     """Return the value of the last `resume=`, if it names a directory."""
-    values = [a.partition("=")[2] for a in arguments if a.lstrip("+").startswith("resume=")]
-    value = values[-1] if values else ""
-    return None if _unquoted(value) in _NULL else os.path.expanduser(_unquoted(value))
+    value = unquoted(assigned(arguments).get("resume", ""))
+    return None if value in _NULL else os.path.expanduser(value)
 
 
 def _with_home(flags: list[str]) -> list[str]:
@@ -155,14 +151,14 @@ def _check_flags(flags: list[str]) -> None:
 
 def _with_keys(settings: list[str], keys: tuple[str, ...]) -> list[str]:
     """Turn `models alexnet` into `models name=alexnet`."""
-    named = {setting.partition("=")[0] for setting in settings if "=" in setting}
+    named = assigned(settings)
     waiting = [key for key in keys if key.removesuffix("...") not in named]
     done: list[str] = []
     many: list[str] = []
     for setting in settings:
         bare = bool(waiting) and _is_bare(setting, waiting[0].removesuffix("..."))
         if bare and waiting[0].endswith("..."):
-            many.append(_literal(setting))
+            many.append(quote(setting))
         else:
             done.append(f"{waiting.pop(0)}={setting}" if bare else setting)
     return [*done, f"{waiting[0].removesuffix('...')}=[{','.join(many)}]"] if many else done
@@ -176,11 +172,17 @@ def _is_bare(setting: str, key: str) -> bool:
 
 
 def _check_form(setting: str) -> None:
-    key, equals, value = setting.partition("=")
-    group = key.lstrip("+")
-    if equals and not key.strip("+~ "):
+    _, group, value = parse(setting)
+    if value is None:
+        return
+    if not group:
         raise UserError(f"{setting!r} names no setting: write KEY=VALUE.")
-    if not equals or group not in GROUPS or group == "hydra":
+    if group == "hydra/launcher" and unquoted(value) == "basic":
+        raise UserError(
+            f"{setting} has been removed: hydra.launcher.max_parallel=1 runs the jobs one after the other, each in a "
+            "process."
+        )
+    if group not in GROUPS or group == "hydra":
         return
     some = ", ".join(options(group)[:4])
     if value in ("", "null") or re.fullmatch(r"[-+.\d]+|true|false|\{.*", value):
@@ -193,13 +195,10 @@ def _check_form(setting: str) -> None:
 
 def _check_for_sweeps(setting: str, sweep: bool) -> None:
     """Refuse other words for -m, and for settings beside it, of which some are too late and some end in tracebacks."""
-    key, _, value = setting.lstrip("+").partition("=")
+    typed = parse(setting)
+    key, value = typed.key, typed.value or ""
     params = "hydra.sweeper.params"
-    if (
-        not sweep
-        and key == "hydra.mode"
-        and value.strip("'\"").upper().removeprefix("RUNMODE.") in ("MULTIRUN", "2")
-    ):
+    if not sweep and key == "hydra.mode" and typed.text.upper().removeprefix("RUNMODE.") in ("MULTIRUN", "2"):
         raise UserError(f"{setting} is not enough: say -m.")
     if key.startswith(f"{params}."):
         raise UserError(f"{setting}: say -m, and {key.removeprefix(f'{params}.')}={value} itself.")
@@ -214,10 +213,10 @@ def quoted(setting: str, sweep: bool = False) -> str:
         setting: As typed: 'data.root=~/my images'.
         sweep: Whether commas part several values.
     """
-    key, equals, value = setting.partition("=")
-    name = key.lstrip("+")
-    if name not in (*LITERAL_KEYS, *PATH_LISTS) or not equals or value in (*_NULL, "???"):
+    mark, name, value = parse(setting)
+    if name not in (*LITERAL_KEYS, *PATH_LISTS) or value in (None, *_NULL, "???"):
         return setting
+    key = f"{mark}{name}"
     is_path = name not in LITERAL_KEYS[len(PATH_KEYS) :]
     brackets = name in PATH_LISTS and value.startswith("[") and value.endswith("]")
     if brackets or (sweep and "," in value):  # several values, which Hydra reads itself
@@ -226,35 +225,21 @@ def quoted(setting: str, sweep: bool = False) -> str:
         return f"{key}=[{','.join(parts)}]" if brackets else f"{key}={','.join(parts)}"
     if "${" in value:
         return setting
-    if is_path and _unquoted(value).startswith("~"):
+    if is_path and unquoted(value).startswith("~"):
         return f"{key}={_at_home(value)}"
-    return setting if _is_quoted(value) else f"{key}={_literal(value)}"
+    return setting if is_quoted(value) else f"{key}={quote(value)}"
 
 
 def _at_home(value: str) -> str:
     """Expand ~ in one value, quoted or not; any other stays as it is."""
     bare = value.strip()
-    path = _unquoted(bare)
-    return _literal(os.path.expanduser(path)) if path.startswith("~") and "${" not in path else value
+    path = unquoted(bare)
+    return quote(os.path.expanduser(path)) if path.startswith("~") and "${" not in path else value
 
 
 def _split(text: str) -> list[str]:
     """Split at the commas that are inside no quotation marks."""
     return re.findall(r"""(?:'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|[^,])+""", text)
-
-
-def _unquoted(value: str) -> str:
-    return value[1:-1].replace("\\'", "'") if _is_quoted(value) else value
-
-
-def _literal(value: str) -> str:
-    """Quote a text for Hydra's grammar, where backslashes mean themselves, except before a quotation mark."""
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-    return f"'{escaped}'"
-
-
-def _is_quoted(value: str) -> bool:
-    return bool(re.fullmatch(r"""'(?:\\'|[^'])*'|"(?:\\"|[^"])*\"""", value))
 
 
 def typed(setting: str) -> str:

@@ -41,6 +41,7 @@ from alexnet_exp.data.heif import torchcodec_installed
 from alexnet_exp.data.loaders import BatchPlan, FileLoader
 from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.errors import UserError, unreadable
+from alexnet_exp.files import leftovers, locked, replacing
 
 log = logging.getLogger(__name__)
 Part = TypeVar("Part", bound=Sized)
@@ -249,12 +250,9 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
 
 
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks of this kind
-    fcntl = None  # type: ignore[assignment]
 _CHUNK = 1 << 24  # bytes read at a time for the checksum
 _KEY_LENGTH = 16
+_LOCK = "lock"
 
 
 class CacheFile:
@@ -318,10 +316,10 @@ class CacheFile:
             OSError: If they cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "a") as lock:
-            if not take(lock):
+        with contextlib.ExitStack() as held:
+            if not held.enter_context(locked(self.folder / _LOCK)):
                 log.info("Another process is decoding the images into %s: waiting for it.", self.folder)
-                take(lock, wait=True)
+                held.enter_context(locked(self.folder / _LOCK, wait=True))
             if not self.is_whole():
                 self._remove_stale()
                 with contextlib.closing(batches()) as decoded:
@@ -329,14 +327,8 @@ class CacheFile:
 
     def _write(self, batches: Iterable[Tensor]) -> None:
         self.manifest.unlink(missing_ok=True)
-        part = self.data.with_name("images.npy.part")
-        try:
-            with open(part, "wb") as file:
-                checksum = _write_all(file, chain([self._header()], (images.numpy() for images in batches)))
-                _sync(file)
-            os.replace(part, self.data)
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(self.data, sync=True) as part, open(part, "wb") as file:
+            checksum = _write_all(file, chain([self._header()], (images.numpy() for images in batches)))
         self._write_manifest(checksum)
 
     def _header(self) -> bytes:
@@ -354,22 +346,20 @@ class CacheFile:
             "modified_ns": found.st_mtime_ns,
             "crc32": checksum,
         }
-        part = self.manifest.with_name("manifest.json.part")
-        with open(part, "w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=2)
-            _sync(file)
-        os.replace(part, self.manifest)
+        with replacing(self.manifest, sync=True) as part:
+            part.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
     def _remove_stale(self) -> None:
         """Remove what killed builds of any cache in this place have left."""
-        for part in self.folder.parent.glob("*/images.npy.part"):
-            with contextlib.suppress(OSError):  # another user's, or gone by now
-                if part.parent == self.folder:
-                    part.unlink()
-                    continue
-                with open(part.parent / "lock", "a") as lock:
-                    if take(lock):
-                        part.unlink()
+        for folder in self.folder.parent.glob("*/"):
+            if parts := leftovers(folder / self.data.name):
+                with (
+                    contextlib.suppress(OSError),
+                    contextlib.ExitStack() as held,
+                ):  # another user's, or gone by now
+                    if folder == self.folder or held.enter_context(locked(folder / _LOCK)):
+                        for part in parts:
+                            part.unlink()
 
 
 def has_namesake(folder: Path, source: FileSource) -> bool:
@@ -400,17 +390,6 @@ def fingerprint(paths: Sequence[str], root: str, channels: int, size: int) -> st
     return digest.hexdigest()[:_KEY_LENGTH]
 
 
-def take(lock: IO[Any], wait: bool = False) -> bool:
-    """Lock an open file; return whether this process has it now."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _write_all(file: IO[bytes], parts: Iterable[Any]) -> int:
     """Write blocks of bytes one after the other; return the checksum of the whole."""
     checksum = 0
@@ -426,8 +405,3 @@ def _crc32(path: Path) -> int:
         while block := file.read(_CHUNK):
             checksum = zlib.crc32(block, checksum)
     return checksum
-
-
-def _sync(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())

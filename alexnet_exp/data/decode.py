@@ -161,28 +161,6 @@ def _read(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
-def read_size(path: str) -> tuple[int, int]:
-    """Return (width, height) in pixels from the file's header, before any EXIF rotation.
-
-    Raises:
-        UserError: The file cannot be read or is not an image.
-    """
-
-    def read(file: str | BytesIO) -> tuple[int, int]:
-        with Image.open(file, formats=FORMATS) as picture:
-            return picture.size
-
-    with _explained(path):
-        with open(path, "rb") as file:
-            kind = heif.kind_of(file.read(256))
-        if kind:
-            return heif.measure(_read(path), kind)[0]
-        try:
-            return read(path)  # no more than its header
-        except ValueError:
-            return _without_text_if_needed(lambda data: read(BytesIO(data)), _read(path))
-
-
 @lru_cache
 def _quiet_libtiff() -> None:
     """Keep libtiff from printing what it finds damaged: Pillow raises it, too, and our sentence says it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alexnet_exp.data.cache import take as lock
+from alexnet_exp.files import locked, replacing
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ def _alone(file: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # a read-only folder, or a file system without locks
             file.parent.mkdir(parents=True, exist_ok=True)
-            lock(held.enter_context(open(file.with_suffix(".lock"), "a")), wait=True)
+            held.enter_context(locked(file.with_suffix(".lock"), wait=True))
         yield
 
 
@@ -67,14 +66,9 @@ def _read(file: Path, shape: tuple[int, int, int]) -> Tensor | None:
 
 
 def _write(file: Path, image: np.ndarray) -> bool:
-    part = file.with_name(f"{file.stem}.{os.getpid()}.part.npy")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(part, image)
-        os.replace(part, file)
+        with replacing(file) as part, open(part, "wb") as opened:
+            np.save(opened, image)
     except OSError:
         return False
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
     return True

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from alexnet_exp.data.randomness import permutation
 from alexnet_exp.errors import UserError, unreadable
+from alexnet_exp.files import replacing
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,14 +179,13 @@ def _download(url: str, path: str, md5: str) -> None:
 
     from torchvision.datasets.utils import download_url
 
-    part = path + ".part"
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)  # torchvision sets none: a stalled connection would hang for ever
     try:
-        download_url(url, os.path.dirname(part), os.path.basename(part), md5)
+        with replacing(path) as part:
+            download_url(url, part.parent, part.name, md5)
     finally:
         socket.setdefaulttimeout(before)
-    os.replace(part, path)
 
 
 RULES = ("by_name", "by_order")

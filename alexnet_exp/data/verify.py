@@ -18,6 +18,7 @@ from pathlib import Path
 from alexnet_exp.data.cache import fingerprint, places, shown
 from alexnet_exp.data.decode import read_stored
 from alexnet_exp.errors import UserError, printable
+from alexnet_exp.files import replacing
 
 log = logging.getLogger(__name__)
 _PART = 256  # files that are looked at together
@@ -102,9 +103,7 @@ class Verifier:
 def _keep(files: Sequence[Path], text: str) -> None:
     """Write to the first place that takes it; where none does, the next run looks again."""
     for file in files:
-        part = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         with contextlib.suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, file)
+            with replacing(file) as part:
+                part.write_text(text, encoding="utf-8")
             return

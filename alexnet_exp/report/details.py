@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from alexnet_exp.report.html import duration, metric_text, number, quantity
-from alexnet_exp.tracking.run_reader import Records
+from alexnet_exp.settings import flat, key_of
 
 FACTS = ("seed", "deterministic", "precision", "devices", "epochs", "steps")
 
@@ -53,28 +53,18 @@ class Group:
     typed: int
 
 
-def configuration(records: Records) -> list[Group]:
+def configuration(settings: dict[str, Any], overrides: list[str]) -> list[Group]:
     """Return the configuration by group; settings outside any group come first."""
-    typed = {
-        override.lstrip("+~").partition("=")[0].strip().replace("/", ".") for override in records.overrides
-    }
-    scalars = {key: value for key, value in records.config.items() if not isinstance(value, dict)}
+    typed = {key_of(override).replace("/", ".") for override in overrides}
+    scalars = {key: value for key, value in settings.items() if not isinstance(value, dict)}
     groups = {"": scalars} if scalars else {}
-    groups |= {key: value for key, value in records.config.items() if isinstance(value, dict)}
+    groups |= {key: value for key, value in settings.items() if isinstance(value, dict)}
     found = []
     for name, values in groups.items():
-        leaves = _leaves(values, f"{name}." if name else "")
-        rows = [(path, _yaml(value), path in typed) for path, value in leaves]
+        leaves = flat(values, f"{name}." if name else "")
+        rows = [(path, _yaml(value), path in typed) for path, value in leaves.items()]
         found.append(Group(name or "general", rows, sum(mark for *_, mark in rows) + (name in typed)))
     return found
-
-
-def _leaves(values: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _yaml(value: Any) -> str:
@@ -102,7 +92,7 @@ def _environment(result: dict[str, Any], git: dict[str, Any]) -> Iterator[tuple[
         yield "git commit", f"{str(git['commit'])[:12]}{' with changes' if git.get('dirty') else ''}"
     for group, title in (("images", "images: "), ("hardware", ""), ("versions", ""), ("wandb", "W&B ")):
         content = result.get(group)
-        for key, value in _leaves(content, "") if isinstance(content, dict) else ():
+        for key, value in flat(content).items() if isinstance(content, dict) else ():
             if value is not None:
                 yield f"{title}{key.replace('_', ' ')}", _plain(value)
 

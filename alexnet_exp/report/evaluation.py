@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from alexnet_exp.tracking.confusion import most_confused, row_shares
+
 
 @dataclass
 class Sample:
@@ -72,9 +74,8 @@ class Evaluation:
         return int(self.confusion.sum())
 
     def row_shares(self) -> np.ndarray:
-        """Return (K, K) float64: each row's share of its true class, 0 for a class without images."""
-        support = self.confusion.sum(axis=1, keepdims=True)
-        return self.confusion / np.maximum(support, 1)
+        """See `confusion.row_shares`."""
+        return row_shares(self.confusion)
 
     def per_class(self) -> list[ClassScore]:
         """Return precision, recall and support of every class, in label order."""
@@ -88,11 +89,7 @@ class Evaluation:
 
     def most_confused(self, count: int = 8) -> list[tuple[int, int, int]]:
         """Return the (true, predicted, images) of the most frequent mistakes, most frequent first."""
-        errors = self.confusion.copy()
-        np.fill_diagonal(errors, 0)
-        order = np.argsort(-errors, axis=None, kind="stable")[:count]
-        pairs = [divmod(int(flat), len(self.classes)) for flat in order]
-        return [(t, p, int(errors[t, p])) for t, p in pairs if errors[t, p] > 0]
+        return most_confused(self.confusion, count)
 
 
 def _ratio(part: int, whole: int) -> float | None:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
+from alexnet_exp.files import replacing
 from alexnet_exp.report.charts import PANELS, Line, Panel
 from alexnet_exp.report.evaluation import Evaluation, Sample
 from alexnet_exp.report.html import is_share
@@ -27,7 +28,7 @@ from alexnet_exp.report.pictures import (
     is_picture_of_filters,
     needs_white_text,
 )
-from alexnet_exp.tracking.run_reader import Row, finite, replacing, series
+from alexnet_exp.tracking.run_reader import Row, finite, series
 
 INK, MUTED, RULE, TRAIN, VAL = "#1d2126", "#626973", "#e3e3de", "#1f5ea8", "#cc5814"
 STYLE = {

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_exp.tracking.run_reader import replacing
+from alexnet_exp.files import replacing
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -9,6 +9,8 @@ import math
 import numpy as np
 from PIL import Image
 
+from alexnet_exp.tracking.confusion import row_shares
+
 MAX_FILTERS = 256
 MAX_CELLS = 200  # in a row of a confusion picture
 HIT = np.array([31, 94, 168], dtype=np.float64)
@@ -72,7 +74,7 @@ def confusion_shades(confusion: np.ndarray) -> np.ndarray:
     Hits by their share of the row; mistakes by the square root of theirs, against the most frequent
     mistake, since on the same scale as the hits they could not be seen.
     """
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    shares = row_shares(confusion)
     diagonal: np.ndarray = np.eye(len(confusion), dtype=bool)
     worst = shares[~diagonal].max(initial=0.0)
     mistakes = np.sqrt(shares / worst) if worst > 0 else np.zeros_like(shares)

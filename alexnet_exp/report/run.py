@@ -15,7 +15,7 @@ from alexnet_exp.report.evaluation import Evaluation
 from alexnet_exp.report.html import write_html
 from alexnet_exp.report.pictures import MAX_FILTERS, filter_grid, is_picture_of_filters
 from alexnet_exp.tracking.redact import redact
-from alexnet_exp.tracking.run_reader import read_records
+from alexnet_exp.tracking.run_reader import Run
 
 
 def write_report(
@@ -32,30 +32,27 @@ def write_report(
         conv1: weight of the first convolution, (out, in, kH, kW); shown where `in` is 1 or 3.
         result: what result.json will hold, for a run that writes that file last.
     """
-    records = read_records(Path(run_dir))
-    if result is not None:
-        records.result = dict(result)
+    run = Run(Path(run_dir))
     # A page is made to be handed on.
-    records.config = redact(records.config)
-    records.overrides = redact(records.overrides)
-    records.result = redact(records.result)
-    best = records.result.get("best") or {}
+    settings, overrides = redact(run.settings), redact(run.overrides)
+    result = redact(run.result if result is None else dict(result))
+    best = result.get("best") or {}
     return write_html(
         Path(run_dir) / "report.html",
         "run.html",
-        title=records.name,
-        chips=records.overrides,
-        status=str(records.result.get("status") or "unfinished"),
-        error=records.result.get("error"),
-        problems=records.problems,
-        numbers=list(report_details.headline(records.result)),
-        trained=bool(records.rows) or "split" not in records.result,  # an evaluation has no curves
-        run_charts=report_charts.run_charts(records.rows, report_details.numeric(best.get("step"))),
-        not_finite=report_charts.not_finite(records.rows),
+        title=run.name,
+        chips=overrides,
+        status=str(result.get("status") or "unfinished"),
+        error=result.get("error"),
+        problems=run.problems,
+        numbers=list(report_details.headline(result)),
+        trained=bool(run.rows) or "split" not in result,  # an evaluation has no curves
+        run_charts=report_charts.run_charts(run.rows, report_details.numeric(best.get("step"))),
+        not_finite=report_charts.not_finite(run.rows),
         evaluation=report_classes.shown(evaluation) if evaluation else None,
         filters=_filters(conv1),
-        origin=report_details.origin(records.result),
-        config=report_details.configuration(records),
+        origin=report_details.origin(result),
+        config=report_details.configuration(settings, overrides),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from alexnet_exp.config.checks import shown
+from alexnet_exp.config.checks import check_rules
 from alexnet_exp.config.compose import conf_dir, group
 from alexnet_exp.config.schema import at_least
 from alexnet_exp.errors import UserError, nearest
@@ -36,9 +36,7 @@ def models(config: Mapping[str, Any]) -> None:
             f"There is no model {name!r}.{nearest(name, list_models())} alexnet-exp models lists all."
         )
     changes = {key: config[key] for key in ("num_classes", "input_size") if config[key] is not None}
-    for key, value in changes.items():
-        if not at_least(1).legal(value):
-            raise UserError(f"{key}={shown(value)} is not possible: it must be {at_least(1).text}.")
+    check_rules(changes, dict.fromkeys(changes, at_least(1)))
     if name is None and input_size is not None:
         raise UserError(
             "input_size is for one network, few fit all sizes: alexnet-exp models NAME input_size=N."

@@ -11,10 +11,11 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.files import write_atomically
 from alexnet_exp.sweeps.job import JobFailed
 from alexnet_exp.sweeps.record import FILE_NAME, SweepRecord, check_told_apart
 from alexnet_exp.tracking.redact import without_passwords
-from alexnet_exp.tracking.run_directory import to_yaml, write_atomically
+from alexnet_exp.tracking.run_directory import to_yaml
 
 
 def run_batches(

@@ -18,17 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from alexnet_exp.config.overrides import typed
 from alexnet_exp.errors import UserError, shell_command
+from alexnet_exp.files import write_atomically
 from alexnet_exp.tracking.redact import redact
-from alexnet_exp.tracking.run_directory import RunDirectory, write_atomically
+from alexnet_exp.tracking.run_reader import Run
 
 PROGRAM = [sys.executable, "-m", "alexnet_exp.sweeps.job"]
 OUTPUT = "output.log"  # what a job printed
 _TAIL = 20_000  # characters of it that are looked at
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
 
 
@@ -103,10 +101,7 @@ class Job:
 
     def result(self) -> dict[str, Any] | None:
         """Read its result.json; None without a whole one."""
-        try:
-            return RunDirectory(self.directory).result()
-        except UserError:
-            return None
+        return Run(self.directory).result or None
 
     def note_result(self) -> None:
         """Remember the result that is there ahead of a start: it says nothing of how that one ends."""
@@ -127,11 +122,7 @@ class Job:
 
     def max_epochs(self) -> int | None:
         """Return how many epochs it trains, once its settings are written and say so."""
-        try:
-            text = (self.directory / "config.yaml").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        epochs = yaml.load(text, _LOADER)["trainer"]["max_epochs"]
+        epochs = Run(self.directory).config.get("trainer.max_epochs")
         return epochs if isinstance(epochs, int) and epochs > 0 else None
 
     def killed(self) -> bool:

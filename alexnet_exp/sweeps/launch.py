@@ -16,8 +16,9 @@ from rich.console import Console
 from alexnet_exp.errors import UserError, shell_command
 from alexnet_exp.runs.compare.command import summarise
 from alexnet_exp.runs.compare.table import print_table
+from alexnet_exp.settings import key_of
 from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, WAITING, Job, JobFailed
-from alexnet_exp.sweeps.record import SweepRecord
+from alexnet_exp.sweeps.record import SweepRecord, of_the_job
 from alexnet_exp.sweeps.resources import Resources, trainers
 from alexnet_exp.sweeps.table import Table
 
@@ -52,11 +53,7 @@ def launch(
     """
     check_settings(settings)
     directory = Path(str(config.hydra.sweep.dir)).absolute()
-    record, console = SweepRecord(directory), Console(soft_wrap=True)
-    with record.lock():
-        begin(record, config, console, go_on)
-        jobs = record.jobs(job_overrides, first, job_flags(config))
-        say_what_is_equal(len(job_overrides) - len(jobs), console)
+    with taken_up(config, job_overrides, first, go_on) as (_, jobs, console):
         resources = Resources.of_this_machine(config, settings, trainers(job_overrides, compose))
         pool = Pool(jobs, settings, resources, Table(jobs, console))
         with saying_how_to_go_on(directory, console):
@@ -82,8 +79,31 @@ def begin(record: SweepRecord, config: DictConfig, console: Console, go_on: bool
         text = "hydra.sweep.subdir has no effect: the directory of a job is its number"
         console.print(text, highlight=False)
     go_on = go_on or bool(OmegaConf.select(config, "sweep.resume"))
-    deciding = [o for o in config.hydra.overrides.hydra if o.lstrip("+").startswith(_OF_THE_JOBS)]
-    record.begin(typed_settings(config), [*job_flags(config), *deciding], go_on)
+    deciding = [o for o in config.hydra.overrides.hydra if key_of(o).startswith(_OF_THE_JOBS)]
+    record.begin(of_the_job(config.hydra.overrides.task), [*job_flags(config), *deciding], go_on)
+
+
+@contextlib.contextmanager
+def taken_up(
+    config: DictConfig, job_overrides: list[list[str]], first: int, go_on: bool
+) -> Iterator[tuple[SweepRecord, list[Job], Console]]:
+    """Hold the directory of a sweep, and yield its record, its jobs, equal ones once, and where to print.
+
+    Args:
+        config: The sweep's configuration, with `hydra`.
+        job_overrides: What each job sets.
+        first: Number of the first job.
+        go_on: Whether this process has begun the sweep already.
+
+    Raises:
+        UserError: If the sweep cannot go on.
+    """
+    record, console = SweepRecord(Path(str(config.hydra.sweep.dir)).absolute()), Console(soft_wrap=True)
+    with record.lock():
+        begin(record, config, console, go_on)
+        jobs = record.jobs(job_overrides, first, job_flags(config))
+        say_what_is_equal(len(job_overrides) - len(jobs), console)
+        yield record, jobs, console
 
 
 def say_what_is_equal(count: int, console: Console) -> None:
@@ -120,12 +140,6 @@ _OF_THE_SWEEP = (
 )  # fmt: skip
 _OF_THE_JOBS = ("hydra/sweeper", "hydra.sweeper.params")  # of these, what tells which jobs there are
 _NUMBER = "${hydra.job.num}"  # hydra.sweep.subdir as it is in conf/hydra
-_OWN = ("sweep.resume=", "+sweep.resume=")
-
-
-def typed_settings(config: DictConfig) -> list[str]:
-    """Return what was typed of the settings that tell a sweep from another."""
-    return [o for o in config.hydra.overrides.task if not o.startswith(_OWN)]
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -147,7 +161,7 @@ def job_flags(config: DictConfig) -> list[str]:
     flags = [part for source in sources for part in ("--config-dir", source.path)]
     if config.hydra.job.config_name not in (None, "train"):
         flags += ["--config-name", config.hydra.job.config_name]
-    return [*flags, *(o for o in config.hydra.overrides.hydra if not o.lstrip("+").startswith(_OF_THE_SWEEP))]
+    return [*flags, *(o for o in config.hydra.overrides.hydra if not key_of(o).startswith(_OF_THE_SWEEP))]
 
 
 def _returned(job: Job) -> JobReturn:

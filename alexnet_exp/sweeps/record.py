@@ -12,9 +12,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.files import write_atomically
+from alexnet_exp.settings import key_of
 from alexnet_exp.sweeps.job import FINISHED, Job
 from alexnet_exp.tracking.redact import without_passwords
-from alexnet_exp.tracking.run_directory import RunDirectory, write_atomically
+from alexnet_exp.tracking.run_directory import RunDirectory
 
 FILE_NAME = "sweep.json"
 
@@ -80,7 +82,7 @@ class SweepRecord:
         return None
 
     def _refuse_runs(self) -> None:
-        """Take no run for a job by its number alone: hydra/launcher=basic numbers its folders, too."""
+        """Take no run for a job by its number alone."""
         if (self.directory / "config.yaml").is_file():
             raise UserError(
                 f"{self.directory} is a run, not a sweep: resume={self.directory} goes on with it; choose another "
@@ -148,7 +150,7 @@ class SweepRecord:
             The jobs, equal ones once; those that have finished already say so.
         """
         known = {_identity(entry["overrides"]): entry for entry in self.content["jobs"]}
-        distinct = {_identity(overrides): _of_the_job(overrides) for overrides in job_overrides}
+        distinct = {_identity(overrides): of_the_job(overrides) for overrides in job_overrides}
         jobs = []
         for number, (identity, overrides) in enumerate(distinct.items(), start=first):
             entry = known.get(identity)
@@ -178,7 +180,7 @@ def check_told_apart(job_overrides: Sequence[Sequence[str]]) -> None:
     Raises:
         UserError: If two differ in the password of a URL alone.
     """
-    if len(set(map(_identity, job_overrides))) < len({tuple(sorted(_of_the_job(o))) for o in job_overrides}):
+    if len(set(map(_identity, job_overrides))) < len({tuple(sorted(of_the_job(o))) for o in job_overrides}):
         raise UserError(
             "Some jobs differ in the password of a URL alone, which is in no file: they could not be told apart later. "
             "Let them differ in another setting, too."
@@ -195,10 +197,11 @@ def _check_same(what: str, before: list[str], now: list[str]) -> None:
         raise UserError(f"sweep.resume goes on with the same {what}: missing now is {gone}, new is {new}.")
 
 
-def _of_the_job(overrides: Sequence[str]) -> list[str]:
-    return [o for o in overrides if not o.lstrip("+").startswith("sweep.resume=")]
+def of_the_job(overrides: Sequence[str]) -> list[str]:
+    """Return the settings without the one that takes the sweep up again."""
+    return [o for o in overrides if key_of(o) != "sweep.resume"]
 
 
 def _identity(overrides: Sequence[str]) -> tuple[str, ...]:
     """Return what a job is known by: its settings as they are written down."""
-    return tuple(sorted(without_passwords(_of_the_job(overrides))))
+    return tuple(sorted(without_passwords(of_the_job(overrides))))

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from alexnet_exp import cores
+from alexnet_exp.settings import key_of
 from alexnet_exp.sweeps.job import Job
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,7 @@ def trainers(
         job_overrides: What each job sets.
         compose: Makes a job's configuration.
     """
-    shaping = {
-        tuple(o for o in own if o.lstrip("+~").startswith(_SHAPING)): list(own) for own in job_overrides
-    }
+    shaping = {tuple(o for o in own if key_of(o).startswith(_SHAPING)): list(own) for own in job_overrides}
     return [compose(own).trainer for own in shaping.values()]
 
 

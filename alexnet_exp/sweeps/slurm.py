@@ -18,13 +18,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.files import write_atomically
 from alexnet_exp.sweeps.job import FAILED, FINISHED, OUTPUT, RUNNING, WAITING, Job
-from alexnet_exp.sweeps.launch import begin, concluded, job_flags, say_what_is_equal
-from alexnet_exp.sweeps.record import SweepRecord
+from alexnet_exp.sweeps.launch import concluded, taken_up
 from alexnet_exp.sweeps.resources import trainers
 from alexnet_exp.sweeps.table import Table
 from alexnet_exp.tracking.redact import OF_ANY_URL, url_passwords, without_passwords
-from alexnet_exp.tracking.run_directory import write_atomically
 
 _POLL_SECONDS = 5.0
 _OF_SLURM = ("srun:", "slurmstepd")  # begin lines that are not the run's own
@@ -60,11 +59,7 @@ def launch(
     check_settings(settings)
     shape = common_shape(job_overrides, compose)
     directory = Path(str(config.hydra.sweep.dir)).absolute()
-    record, console = SweepRecord(directory), Console(soft_wrap=True)
-    with record.lock():
-        begin(record, config, console, go_on)
-        jobs = record.jobs(job_overrides, first, job_flags(config))
-        say_what_is_equal(len(job_overrides) - len(jobs), console)
+    with taken_up(config, job_overrides, first, go_on) as (record, jobs, console):
         todo = _to_submit(jobs, record.arrays)
         if todo:
             record.add_array(_submit(todo, settings, shape, directory, len(record.arrays) + 1))

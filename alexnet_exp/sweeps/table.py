@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 
 from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, Job
 from alexnet_exp.tracking.redact import redact
-from alexnet_exp.tracking.run_reader import read_rows
+from alexnet_exp.tracking.run_reader import Run
 
 _LAST_LINES = 5
 _READ_SECONDS = 1.0
@@ -52,7 +52,7 @@ class Table:
     def started(self, job: Job) -> None:
         """Say that a job has started, and with which command."""
         again = " again" if job.tries > 1 else ""
-        self._before[job.number] = _epochs(_metrics(job))
+        self._before[job.number] = _epochs(Run(job.directory).rows)
         self.say(f"job {job.number} starts{again}: {redact(job.command)}")
 
     def ended(self, job: Job) -> None:
@@ -94,7 +94,7 @@ class Table:
         return table
 
     def _progress(self, job: Job) -> tuple[str, str, str]:
-        rows = _metrics(job)
+        rows = Run(job.directory).rows
         if not rows:
             return "", "", ""
         done, wanted = _epochs(rows), job.max_epochs() if job.state == RUNNING else None
@@ -105,17 +105,10 @@ class Table:
 
     def _best(self, job: Job) -> str:
         for name in ("test/top1", "val/top1"):
-            values = [row[name] for row in _metrics(job) if name in row]
+            values = [row[name] for row in Run(job.directory).rows if name in row]
             if values:
                 return f"{name} {max(values):.4f}"
         return ""
-
-
-def _metrics(job: Job) -> list[dict[str, float]]:
-    try:
-        return read_rows(job.directory / "metrics.csv")
-    except FileNotFoundError:
-        return []
 
 
 def _epochs(rows: list[dict[str, float]]) -> int:

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import numbers
-import os
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,8 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.files import replacing
+from alexnet_exp.tracking.run_reader import parse_metrics, read_metrics
 
 FILE_NAME = "metrics.csv"
 KEYS = ("epoch", "step")  # the two columns that come first
@@ -54,10 +55,11 @@ class MetricsCSV(Logger):
             return
         try:
             text = self.path.read_text(encoding="utf-8")
-            self._columns, rows = _parse(text)
+            columns, rows = parse_metrics(text)
         except (OSError, ValueError, csv.Error) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.path} is damaged ({reason}): mend it, or move it away.") from error
+        self._columns = columns or self._columns
         self.num_rows = len(rows)
         if not text.endswith("\n"):
             self._rewrite(rows)
@@ -99,14 +101,11 @@ class MetricsCSV(Logger):
 
     def _rewrite(self, rows: list[dict[str, float]]) -> None:
         """Replace the file in one step, so that a kill leaves either the old one or the new one."""
-        temporary = self.path.with_name(f".{FILE_NAME}.{os.getpid()}")
         text = _format([dict(zip(self._columns, self._columns, strict=True))], self._columns) + _format(
             rows, self._columns
         )
-        with self._explained():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._explained(), replacing(self.path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
-            temporary.replace(self.path)
         self.num_rows = len(rows)
 
     @contextlib.contextmanager
@@ -131,41 +130,6 @@ def metrics_row(metrics: Mapping[str, float], step: int | None) -> dict[str, flo
     if step is not None:
         row["step"] = int(step)
     return row
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read a metrics.csv, also that of a run that is still going or was killed in the middle of a line.
-
-    Args:
-        path: the file.
-
-    Returns:
-        One dict per row, oldest first, without the empty cells. Numbers are exactly those that were logged.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-    """
-    return _parse(Path(path).read_text(encoding="utf-8"))[1]
-
-
-def _parse(text: str) -> tuple[list[str], list[dict[str, float]]]:
-    """Return the columns and the rows of the complete lines in `text`."""
-    complete = text[: text.rfind("\n") + 1]
-    lines = csv.reader(io.StringIO(complete))
-    columns = next(lines, list(KEYS))
-    rows = []
-    for number, line in enumerate(lines, start=2):
-        if len(line) != len(columns):
-            raise ValueError(f"line {number} has {len(line)} cells, and the first has {len(columns)}")
-        rows.append({name: _number(cell) for name, cell in zip(columns, line, strict=True) if cell})
-    return columns, rows
-
-
-def _number(cell: str) -> float:
-    try:
-        return int(cell)
-    except ValueError:
-        return float(cell)
 
 
 def _format(rows: Iterable[Mapping[str, object]], columns: list[str]) -> str:

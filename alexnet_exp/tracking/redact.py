@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.settings import flat
 
 REDACTED = "[redacted]"
 PASSWORD = "***"  # of a URL, in a file
@@ -133,16 +134,9 @@ def url_passwords(value: Any) -> set[str]:
     return found
 
 
-def hidden_keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+def hidden_keys(config: Mapping[str, Any]) -> list[str]:
     """Return the keys whose values an earlier version hid from its own files ("[redacted]")."""
-    keys: list[str] = []
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            keys += hidden_keys(value, f"{name}.")
-        elif REDACTED in str(value):
-            keys.append(name)
-    return keys
+    return [key for key, value in flat(config).items() if REDACTED in str(value)]
 
 
 def _starred(found: re.Match[str]) -> str:

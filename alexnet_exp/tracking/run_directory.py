@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import logging
 import os
-import random
-import time
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.files import is_locked, locked, write_atomically
 from alexnet_exp.tracking.redact import redact, without_passwords
 
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks of this kind
-    fcntl = None  # type: ignore[assignment]
-
-
-log = logging.getLogger(__name__)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # of a file system that has none
+_LOCK = ".lock"
 _RECORD = ("overrides.yaml", "config.yaml", "metrics.csv", "result.json")
+_MAX_NESTED = 1000  # brackets or dashes: below that nothing is nested too deep for the loader in C
 MAX_YAML = 10_000_000  # characters; a run's settings have some thousand
 
 
@@ -44,10 +36,6 @@ class RunDirectory:
     def last_checkpoint(self) -> Path:
         return self.path / "checkpoints" / "last.ckpt"
 
-    @property
-    def best_checkpoint(self) -> Path:
-        return self.path / "checkpoints" / "best.ckpt"
-
     @contextlib.contextmanager
     def lock(self, key: str = "hydra.run.dir") -> Iterator[None]:
         """Hold the directory for this process alone; the system lets go when the process dies.
@@ -60,45 +48,22 @@ class RunDirectory:
         Raises:
             UserError: If it cannot be written or locked, or a live run holds it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "a+")  # noqa: SIM115 (closed below, after the lock is given up)
-        except OSError as error:
-            raise UserError(
-                f"{self.path} cannot be written ({error.strerror}); {self._what_to_do(key)}."
-            ) from error
-        with file:
-            if not self._take(file, key):
-                raise UserError(f"{self.path} belongs to a run that is still going on.")
+        with contextlib.ExitStack() as held:
             try:
-                yield
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self.path / ".lock")
+                self.path.mkdir(parents=True, exist_ok=True)
+                mine = held.enter_context(locked(self.path / _LOCK, remove=True))
+            except OSError as error:
+                raise UserError(
+                    f"{self.path} cannot be written ({error.strerror}); {self._what_to_do(key)}."
+                ) from error
+            if not mine:
+                raise UserError(f"{self.path} belongs to a run that is still going on.")
+            yield
 
     def _what_to_do(self, key: str) -> str:
         if any(os.path.exists(self.path / name) for name in ("config.yaml", "sweep.json")):
             return "make it writable: what has begun there goes on nowhere else"
         return f"say {key}=DIR or paths.output_dir=DIR"
-
-    def _take(self, file: IO[str], key: str) -> bool:
-        """Lock the open file; return whether the directory is this process's now."""
-        try:
-            if fcntl is not None and not _lock(file):
-                return False
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise UserError(
-                    f"{self.path} cannot be locked ({error.strerror}); {self._what_to_do(key)}."
-                ) from error
-            log.warning(
-                "%s: its file system has no locks (%s); a second run in this directory would not be refused.",
-                self.path, error.strerror,
-            )  # fmt: skip
-        try:
-            return os.path.samestat(os.fstat(file.fileno()), os.stat(self.path / ".lock"))
-        except FileNotFoundError:  # another run took the lock, and away with it, in between
-            return False
 
     @contextlib.contextmanager
     def fresh(self) -> Iterator[None]:
@@ -169,35 +134,9 @@ class RunDirectory:
         (self.path / "result.json").unlink(missing_ok=True)
 
 
-def _lock(file: IO[str]) -> bool:
-    """Lock an open file for this process alone; return False where another writer holds it.
-
-    Whoever looks whether a run is alive (`is_held`) shares the lock for a moment, which a writer waits out.
-    """
-    while True:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        fcntl.flock(file, fcntl.LOCK_UN)
-        time.sleep(random.uniform(0.0, 0.01))  # two that try at once would meet again
-
-
 def is_held(directory: Path) -> bool:
     """Return whether a live run holds a directory."""
-    if fcntl is None:
-        return (directory / ".lock").exists()
-    try:
-        with open(directory / ".lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    return is_locked(directory / _LOCK)
 
 
 def check_out(out: str, ckpt: Path | None = None) -> Path:
@@ -220,38 +159,28 @@ def check_out(out: str, ckpt: Path | None = None) -> Path:
     return path
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    r"""Write a file that is there whole or not at all.
-
-    Bytes of a file name that are no text become escapes such as \udce9, which JSON reads back as they were.
-
-    Raises:
-        UserError: If it cannot be written; a file of before is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        if isinstance(content, str):
-            content = content.encode("utf-8", "backslashreplace")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): make room, or mend its folder."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def to_yaml(value: Any) -> str:
-    """Write plain values as YAML that OmegaConf reads back unchanged."""
+    """Write plain values as YAML that reads back unchanged."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.create(value))
 
 
-def _read_yaml(path: Path, kind: type) -> Any:
-    from omegaconf import OmegaConf
+class _Loader(yaml.SafeLoader):
+    """Reads what OmegaConf writes: 1e-4 is a number, which YAML takes for a text."""
 
+
+class _FastLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """The same in C, seven times as fast; it has no guard against values nested so deep that they end the process."""
+
+
+for _loader in (_Loader, _FastLoader):
+    _loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+
+
+def _read_yaml(path: Path, kind: type) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
         # An alias (*name) stands for a whole part again: a few lines of them are more than any memory.
@@ -259,7 +188,7 @@ def _read_yaml(path: Path, kind: type) -> Any:
             "*" in text and any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text))
         ):
             raise UserError(f"{path} does not hold what a run writes there.")
-        value = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else None
+        value = yaml.load(text, _Loader if max(map(text.count, "[{-?")) > _MAX_NESTED else _FastLoader)
     except FileNotFoundError:
         raise UserError(f"{path.parent} is not a run directory: it has no {path.name}.") from None
     except UserError:

@@ -1,25 +1,23 @@
-"""Read what a run wrote (config.yaml, overrides.yaml, result.json, metrics.csv) and write files whole."""
+"""Read what a run wrote (config.yaml, overrides.yaml, result.json, metrics.csv)."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import json
+import io
 import math
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
-
-import yaml
+from typing import Any, NamedTuple
 
 from alexnet_exp.errors import UserError, printable
-from alexnet_exp.tracking.run_directory import is_held
+from alexnet_exp.settings import flat
+from alexnet_exp.tracking.run_directory import RunDirectory, is_held
 
 Row = dict[str, float]
 
@@ -33,35 +31,39 @@ class Point:
     value: float
 
 
-@dataclass
-class Records:
-    """Hold everything a run directory says about its run; what is missing is empty."""
+def read_metrics(path: Path) -> list[Row]:
+    """Read a metrics.csv, also that of a run that is still going or was killed in the middle of a line.
 
-    name: str
-    config: dict[str, Any] = field(default_factory=dict)
-    overrides: list[str] = field(default_factory=list)
-    result: dict[str, Any] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    Args:
+        path: the file.
 
+    Returns:
+        One dict per row, oldest first, without the empty cells. Numbers are exactly those that were logged.
 
-def read_rows(path: Path) -> list[Row]:
-    """Read metrics.csv: one dict per row with the cells that hold a number.
-
-    A run that was killed may have left half a line behind, so a cell that is no number counts as empty.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a whole line is not what a run writes.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        return [_numbers(row) for row in csv.DictReader(file)]
+    return parse_metrics(Path(path).read_text(encoding="utf-8"))[1]
 
 
-def _numbers(row: Mapping[str | None, Any]) -> Row:
-    numbers = {}
-    for name, cell in row.items():
-        try:
-            numbers[str(name)] = float(cell)
-        except (TypeError, ValueError):
-            continue
-    return numbers
+def parse_metrics(text: str) -> tuple[list[str], list[Row]]:
+    """Return the columns, none of a file cut inside its header, and the rows of the complete lines in `text`."""
+    lines = csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))
+    columns = next(lines, [])
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        if len(line) != len(columns):
+            raise ValueError(f"line {number} has {len(line)} cells, and the first has {len(columns)}")
+        rows.append({name: _logged(cell) for name, cell in zip(columns, line, strict=True) if cell})
+    return columns, rows
+
+
+def _logged(cell: str) -> float:
+    try:
+        return int(cell)
+    except ValueError:
+        return float(cell)
 
 
 def series(rows: list[Row], name: str) -> list[Point]:
@@ -79,62 +81,6 @@ def finite(points: list[Point]) -> list[Point]:
     return [point for point in points if math.isfinite(point.value)]
 
 
-def read_records(run_dir: Path) -> Records:
-    """Read the files of a run directory; an unreadable one becomes a sentence in `problems`."""
-    records = Records(name=run_dir.resolve().name)
-    records.config = _read(run_dir / "config.yaml", _load_yaml, dict, records.problems) or {}
-    overrides = _read(run_dir / "overrides.yaml", _load_yaml, list, records.problems) or []
-    records.overrides = [str(override) for override in overrides]
-    records.result = _read(run_dir / "result.json", _load_json, dict, records.problems) or {}
-    records.rows = _read(run_dir / "metrics.csv", read_rows, list, records.problems) or []
-    return records
-
-
-def _read(path: Path, load: Callable[[Path], Any], expected: type, problems: list[str]) -> Any:
-    if not path.exists():
-        return None
-    try:
-        content = load(path)
-    except (OSError, ValueError, csv.Error, yaml.YAMLError) as error:
-        problems.append(f"{path.name} could not be read: {' '.join(str(error).split())}")
-        return None
-    if content is not None and not isinstance(content, expected):
-        problems.append(f"{path.name} should hold a {expected.__name__}, not a {type(content).__name__}.")
-        return None
-    return content
-
-
-def _load_yaml(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def _load_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place on success and vanishes on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def text_file(path: Path) -> Iterator[TextIO]:
-    """Open a UTF-8 file that takes its place when all is written; bytes of a name that are no text are escaped."""
-    with (
-        replacing(path) as temporary,
-        open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
-        yield file
-
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # seven times as fast where libyaml is there
 _DEPTH = 4  # folders below the one named: outputs/sweeps/SWEEP/JOB, and one to spare
 _LOWER_IS_BETTER = ("loss", "error", "seconds")
 
@@ -146,39 +92,55 @@ class Score(NamedTuple):
     metric: str
 
 
-@dataclass
 class Run:
-    """One run directory.
+    """What the files of a run directory say; read when asked for.
+
+    A file that is missing says nothing, and what is wrong with another becomes a sentence in `problems`: one bad run
+    must not cost the table.
 
     Args:
         path: The directory.
-        name: What tells it from the others.
-        config: Settings of config.yaml by dotted key.
-        differs: Those settings that tell it from the runs it is compared with, as a user types them.
+        name: What tells it from others; the directory's own name if left out.
     """
 
-    path: Path
-    name: str
-    config: dict[str, Any] = field(default_factory=dict)
-    differs: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self.path, self.name = path, path.resolve().name if name is None else name
+        self.problems: list[str] = []
+        self.differs: dict[str, Any] = {}  # what tells it from the runs beside it, as a user types it
 
     @cached_property
-    def result(self) -> dict[str, Any]:
-        """What result.json holds; empty where there is none or it cannot be read."""
-        content = _load(self.path / "result.json", json.loads)
-        return content if isinstance(content, dict) else {}
+    def settings(self) -> dict[str, Any]:
+        """Those of config.yaml, nested."""
+        return self._read("config.yaml", RunDirectory(self.path).config) or {}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Settings by dotted key."""
+        return flat(self.settings)
 
     @cached_property
     def overrides(self) -> list[str]:
-        content = _load(self.path / "overrides.yaml", lambda text: yaml.load(text, _LOADER))
-        return [str(override) for override in content] if isinstance(content, list) else []
+        return [str(each) for each in self._read("overrides.yaml", RunDirectory(self.path).overrides) or ()]
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """What result.json holds; empty while the run has not ended."""
+        return self._read("result.json", RunDirectory(self.path).result) or {}
 
     @cached_property
     def rows(self) -> list[Row]:
+        """Rows of metrics.csv, oldest first."""
+        return self._read("metrics.csv", lambda: read_metrics(self.path / "metrics.csv")) or []
+
+    def _read(self, file: str, read: Callable[[], Any]) -> Any:
         try:
-            return read_rows(self.path / "metrics.csv")
-        except (OSError, ValueError, csv.Error):  # not there, or damaged: one run does not cost the others
-            return []
+            if (self.path / file).exists():
+                return read()
+        except UserError as error:
+            self.problems.append(str(error).removeprefix(f"{self.path}{os.sep}"))
+        except (OSError, ValueError, csv.Error) as error:
+            self.problems.append(f"{file} cannot be read: {' '.join(str(error).split())}")
+        return None
 
     @cached_property
     def status(self) -> str:
@@ -249,7 +211,7 @@ def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
     for folder in (Path(os.path.expanduser(each)) for each in folders):
         if not folder.is_dir():
             raise UserError(f"{folder}: there is no such directory.")
-        runs = [Run(path, path.name, config) for path, config in _configs(folder, _DEPTH)]
+        runs = list(_runs(folder, _DEPTH))
         if not runs:
             raise UserError(f"{folder} holds no training run: none of its folders has a config.yaml of one.")
         for run in runs:
@@ -258,21 +220,21 @@ def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
     return list(found.values())
 
 
-def _configs(folder: Path, depth: int) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _runs(folder: Path, depth: int) -> Iterator[Run]:
     if os.path.lexists(folder / "config.yaml") or not os.access(folder, os.X_OK):
-        config = _load(folder / "config.yaml", lambda text: yaml.load(text, _LOADER))
-        if not isinstance(config, dict):
+        run = Run(folder)
+        if not run.settings:
             unread = printable(str(folder / "config.yaml"))
             print(f"warning: {unread} cannot be read: its run is left out.", file=sys.stderr)
-        elif "trainer" in config:  # other verbs keep their settings too
-            yield folder, dict(leaves(config))
+        elif "trainer" in run.settings:  # other verbs keep their settings too
+            yield run
         return
     if depth:
         inside: list[str] = []
         with contextlib.suppress(PermissionError), os.scandir(folder) as entries:
             inside = [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
         for name in sorted(inside, key=lambda name: (len(name), name) if name.isdigit() else (0, name)):
-            yield from _configs(folder / name, depth - 1)
+            yield from _runs(folder / name, depth - 1)
 
 
 def _name(runs: dict[Path, Run]) -> None:
@@ -284,23 +246,6 @@ def _name(runs: dict[Path, Run]) -> None:
     elif runs:
         (path,) = runs
         runs[path].name = path.name
-
-
-def leaves(values: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every setting of a nest of settings by its dotted key; an empty group is one too."""
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _load(path: Path, parse: Any) -> Any:
-    """Return what a file holds; None where it is missing or broken: one bad run must not cost the table."""
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return None
 
 
 def _number(value: Any) -> float | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from alexnet_exp.errors import printable
 
 _GAP = 2  # characters between columns
 _LEAST = 24  # characters of a line of prose
@@ -33,9 +36,12 @@ def print_fitted(
     rows: Sequence[Sequence[str]],
     console: Console,
     numbers: Container[int],
-    spare: Sequence[int],
+    spare: Sequence[int] = (),
     prose: int | None = None,
     elsewhere: str = "",
+    whole: Container[int] = (),
+    stacked: bool = False,
+    styles: Mapping[str, str] | None = None,
 ) -> None:
     """Print a table; where the terminal is too narrow for it, a line below says what was left out.
 
@@ -47,21 +53,34 @@ def print_fitted(
         spare: Columns that can be left out, the first of them first.
         prose: A column of running text, which takes several lines before it is left out.
         elsewhere: Where to find what is left out.
+        whole: Columns that are flush left and stay whole.
+        stacked: Where there is too little room, the last column stands below the one before it.
+        styles: Of cells with a certain text.
     """
     console = wide_enough(console)
-    wide = [max(map(cell_len, column)) for column in zip(head, *rows, strict=True)]
-    needed = [min(width, _LEAST) if i == prose else width for i, width in enumerate(wide)]
-    shown = list(range(len(head)))
+    rows = [[printable(cell) for cell in row] for row in rows]
+    if stacked and sum(_needed(head, rows, prose)) > console.width:
+        head = [*head[:-2], ", ".join(head[-2:])]
+        rows = [[*row[:-2], "\n".join(row[-2:]).rstrip()] for row in rows]
+        prose = len(head) - 1
+    needed, shown = _needed(head, rows, prose), list(range(len(head)))
     for column in spare:
-        if sum(needed[i] + _GAP for i in shown) - _GAP > console.width:
+        if sum(needed[i] for i in shown) > console.width + _GAP:
             shown.remove(column)
     table = Table(box=None, pad_edge=False)
     for i in shown:
-        fixed = i in numbers
-        table.add_column(head[i], justify="right" if fixed else "left", no_wrap=fixed, overflow="fold")
-        table.columns[-1].min_width = wide[i] if fixed else None
+        fixed = i in numbers or i in whole
+        justify: Literal["left", "right"] = "right" if i in numbers else "left"
+        table.add_column(Text(head[i]), justify=justify, no_wrap=fixed, overflow="fold")
+        table.columns[-1].min_width = needed[i] - _GAP if fixed else None
     for row in rows:
-        table.add_row(*[Text(row[i]) for i in shown])
+        table.add_row(*[Text(row[i], style=(styles or {}).get(row[i], "")) for i in shown])
     console.print(table, soft_wrap=False)
     if left_out := [name for i, name in enumerate(head) if i not in shown]:
         console.print(Text(f"too narrow for: {', '.join(left_out)}{elsewhere}", style="dim"))
+
+
+def _needed(head: Sequence[str], rows: Sequence[Sequence[str]], prose: int | None) -> list[int]:
+    """Return the characters that each column needs, with the gap after it."""
+    wide = [max(map(cell_len, column)) for column in zip(head, *rows, strict=True)]
+    return [(min(width, _LEAST) if i == prose else width) + _GAP for i, width in enumerate(wide)]

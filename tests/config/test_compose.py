@@ -9,7 +9,7 @@ import pytest
 
 from alexnet_exp.config.checks import check_config, check_network
 from alexnet_exp.config.compose import compose, conf_dir, group, options, plain
-from alexnet_exp.config.overrides import GROUPS
+from alexnet_exp.settings import GROUPS
 
 TOP_LEVEL = [
     "augment", "callbacks", "channels_last", "ckpt", "compile", "data", "label_smoothing", "logger", "model",

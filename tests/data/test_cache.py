@@ -17,7 +17,7 @@ from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.data import Batch, Folder, loaders
 from alexnet_exp.data import cache as cache_module
 from alexnet_exp.data.cache import Cache, DecodedSource, places
-from alexnet_exp.data.datasets.folder import load, scan
+from alexnet_exp.data.datasets.folder import scan
 from alexnet_exp.data.sources import FileSource
 from alexnet_exp.errors import UserError
 from tests.data.makers import write_folder
@@ -105,7 +105,7 @@ def test_a_run_with_a_cache_has_the_batches_of_one_without(root: Path, mode: str
 
 
 def test_an_image_keeps_its_name_when_the_decoded_split_is_cut(root: Path, tmp_path: Path):
-    source = load(str(root), "train")
+    source = scan(str(root))["train"]
     decoded = keep(source, "disk", tmp_path / "kept")
     part, expected = decoded.subset(torch.tensor([7, 2])), source.subset(torch.tensor([7, 2]))
     assert [part.image_name(i) for i in (0, 1)] == [expected.image_name(i) for i in (0, 1)]
@@ -140,7 +140,7 @@ def test_a_file_that_cannot_be_decoded_is_named_and_nothing_is_kept(root: Path):
 
 
 def test_a_file_that_is_gone_is_named(root: Path, tmp_path: Path):
-    source = load(str(root), "train")
+    source = scan(str(root))["train"]
     os.remove(source.paths[1])
     with pytest.raises(UserError, match=f"{source.paths[1]} cannot be read: No such file"):
         keep(source, "disk", tmp_path / "kept")
@@ -152,7 +152,7 @@ def test_a_file_that_is_gone_is_named(root: Path, tmp_path: Path):
 def test_a_full_disk_ends_disk_and_lets_auto_go_on(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    source = load(str(root), "train")
+    source = scan(str(root))["train"]
     with no_file_over(1000):
         with pytest.raises(
             UserError, match=r"File too large\): say data\.cache=off, or paths\.cache_dir=DIR"
@@ -175,7 +175,7 @@ def test_auto_decodes_every_time_what_would_take_too_much(
         monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage)
     else:
         monkeypatch.setattr(cache_module, "AUTO_BYTES", needed - 1)
-    source = load(str(root), "train")
+    source = scan(str(root))["train"]
     assert keep(source, "auto", tmp_path / "kept") is source
     assert "The images are decoded in every epoch" in caplog.text
     assert not (tmp_path / "kept").exists()
@@ -187,13 +187,13 @@ def test_disk_says_how_much_room_is_missing(root: Path, tmp_path: Path, monkeypa
     usage = type("Usage", (), {"free": 0})
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"data\.cache=disk needs 0 MB in .*kept, and 0 MB are free"):
-        keep(load(str(root), "train"), "disk", tmp_path / "kept")
+        keep(scan(str(root))["train"], "disk", tmp_path / "kept")
 
 
 def test_ram_says_how_much_memory_is_missing(root: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cache_module, "_free_memory", lambda: 10)
     with pytest.raises(UserError, match=r"data\.cache=ram needs 0 MB, and 0 MB of memory are free"):
-        keep(load(str(root), "train"), "ram", None)
+        keep(scan(str(root))["train"], "ram", None)
 
 
 def test_the_files_are_looked_at_once_and_not_at_all_where_nothing_can_be_kept(
@@ -210,7 +210,7 @@ def test_the_files_are_looked_at_once_and_not_at_all_where_nothing_can_be_kept(
     monkeypatch.setattr("alexnet_exp.data.cache.fingerprint", counted)
     monkeypatch.setattr(cache_module, "AUTO_BYTES", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))  # the second place to look
-    source = load(str(root), "train")
+    source = scan(str(root))["train"]
     assert keep(source, "auto", tmp_path / "kept") is source
     assert looks == []
     assert isinstance(keep(source, "disk", tmp_path / "kept"), DecodedSource)
@@ -244,7 +244,7 @@ def test_nothing_is_written_into_the_data_set_itself(
     for inside in (root, root / "cache", tmp_path / "link" / "cache"):
         assert places(str(inside), str(root)) == [home / "alexnet_exp"]
     before = sorted(root.rglob("*"))
-    assert isinstance(keep(load(str(root), "train"), "disk", root / "cache"), DecodedSource)
+    assert isinstance(keep(scan(str(root))["train"], "disk", root / "cache"), DecodedSource)
     assert sorted(root.rglob("*")) == before
     assert len(list(home.rglob("images.npy"))) == 1
 
@@ -265,7 +265,7 @@ def test_images_kept_in_a_folder_that_is_read_only_now_are_used(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    source, folder = load(str(root), "train"), tmp_path / "kept"
+    source, folder = scan(str(root))["train"], tmp_path / "kept"
     keep(source, "disk", folder)
     for path in (folder, *folder.iterdir()):
         path.chmod(0o555)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from alexnet_exp.data import cache as cache_file
 from alexnet_exp.data.cache import CacheFile
-from alexnet_exp.data.datasets.folder import load
+from alexnet_exp.data.datasets.folder import scan
 from alexnet_exp.data.sources import FileSource
 from tests.data.makers import write_folder
 
@@ -30,7 +30,7 @@ IMAGES = torch.randint(0, 256, (7, 3, 8, 8), dtype=torch.uint8, generator=torch.
 @pytest.fixture
 def source(tmp_path: Path) -> FileSource:
     write_folder(tmp_path / "pets", {"train/cat": 4, "train/dog": 3}, size=(9, 8))
-    return load(str(tmp_path / "pets"), "train")
+    return scan(str(tmp_path / "pets"))["train"]
 
 
 @pytest.fixture
@@ -83,9 +83,9 @@ def test_what_decides_the_pixels_decides_the_file(
     os.utime(source.paths[2], ns=(0, 5))
     folders.append(folder())
     os.rename(source.paths[6], os.path.dirname(source.paths[6]) + "/9.jpg")
-    folders.append(folder(load(source.root, "train")))
+    folders.append(folder(scan(source.root)["train"]))
     monkeypatch.setattr(cache_file, "VERSION", -1)
-    folders.append(folder(load(source.root, "train")))
+    folders.append(folder(scan(source.root)["train"]))
     assert len(set(folders)) == len(folders) == 9
 
 
@@ -93,7 +93,7 @@ def test_a_folder_that_was_moved_finds_its_images(tmp_path: Path, place: Path, s
     file = built(place, source)
     (tmp_path / "elsewhere").mkdir()
     os.rename(source.root, tmp_path / "elsewhere" / "pets")
-    moved = CacheFile(place, load(str(tmp_path / "elsewhere" / "pets"), "train"), 3, 8)
+    moved = CacheFile(place, scan(str(tmp_path / "elsewhere" / "pets"))["train"], 3, 8)
     assert moved.folder == file.folder
 
 
@@ -182,12 +182,12 @@ def test_a_build_that_fails_leaves_nothing(place: Path, source: FileSource):
 
 KILLED = """
 import sys, time
-from tests.data.test_cache_file import CacheFile, IMAGES, Path, load
+from tests.data.test_cache_file import CacheFile, IMAGES, Path, scan
 def slow():
     yield IMAGES[:3].repeat(1000, 1, 1, 1)
     print("half", flush=True)
     time.sleep(60)
-CacheFile(Path(sys.argv[1]), load(sys.argv[2], "train"), 3, 8).build(slow)
+CacheFile(Path(sys.argv[1]), scan(sys.argv[2])["train"], 3, 8).build(slow)
 """
 
 
@@ -199,7 +199,7 @@ def test_a_killed_build_counts_for_nothing_and_is_cleared_away(place: Path, sour
         live = CacheFile(place, source.first(5), 3, 8)
         live.build(lambda: iter_of(IMAGES[:5]))
         half = CacheFile(place, source, 3, 8)
-        part = half.folder / "images.npy.part"
+        part = half.folder / f".images.npy.{process.pid}.tmp"
         assert part.exists(), "another build must not touch one that goes on"
         process.send_signal(signal.SIGKILL)
     assert part.exists()

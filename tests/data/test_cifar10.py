@@ -64,7 +64,7 @@ def test_an_archive_is_unpacked_once(tmp_path: Path):
     assert np.array_equal(cifar10.load(str(tmp_path), "test", download=True).images.numpy(), images)
     archive.unlink()
     assert len(cifar10.load(str(tmp_path), "train", download=True)) == 100
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.usefixtures("no_network")
@@ -77,7 +77,7 @@ def test_an_archive_in_a_read_only_folder_is_read_where_it_lies(
     def read_only(*args: object, **kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(os, "makedirs", read_only)
+    monkeypatch.setattr(os, "mkdir", read_only)
     assert np.array_equal(cifar10.load(str(tmp_path), "test", download=True).images.numpy(), images)
     assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-python.tar.gz"]
 

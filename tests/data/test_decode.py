@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 
 from alexnet_exp.data import heif
-from alexnet_exp.data.decode import _jpeg_decoder, decode, luma, read_size, readable_extensions, stored
+from alexnet_exp.data.decode import _jpeg_decoder, decode, luma, readable_extensions, stored
 from alexnet_exp.errors import UserError
 
 
@@ -252,10 +252,6 @@ def test_one_channel_is_the_luma_of_pillow(tmp_path: Path, picture: Image.Image)
     assert grey.shape == (1, 48, 64)
 
 
-def test_read_size_is_width_then_height(tmp_path: Path, picture: Image.Image):
-    assert read_size(save(tmp_path, "a.jpg", picture)) == (64, 48)
-
-
 @pytest.mark.parametrize("extension", ["jpg", "png", "gif", "webp", "bmp", "tif"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_a_cut_file_is_an_error_not_a_grey_picture(tmp_path: Path, extension: str, share: float):
@@ -283,7 +279,6 @@ def test_a_jpeg_that_lacks_its_end_marker_alone_is_whole(tmp_path: Path):
     assert torch.equal(decode(str(path), channels=3), whole)
 
 
-@pytest.mark.parametrize("read", [lambda path: decode(path, 3), read_size], ids=["decode", "read_size"])
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -292,18 +287,17 @@ def test_a_jpeg_that_lacks_its_end_marker_alone_is_whole(tmp_path: Path):
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is not"),
     ],
 )
-def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, reason: str, read):
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, reason: str):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"{path} {reason}"):
-        read(str(path))
+        decode(str(path), 3)
 
 
-@pytest.mark.parametrize("read", [lambda path: decode(path, 3), read_size], ids=["decode", "read_size"])
-def test_a_missing_file_and_a_folder_are_named(tmp_path: Path, read):
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path):
     for path in (tmp_path / "nope.jpg", tmp_path):
         with pytest.raises(UserError, match=f"{path} cannot be read"):
-            read(str(path))
+            decode(str(path), 3)
 
 
 def test_pixels_are_limited_before_decoding(tmp_path: Path, picture: Image.Image):
@@ -380,7 +374,6 @@ def test_text_of_any_size_in_a_png_does_not_matter(
     place = len(data) - 12 if after_the_pixels else 33  # ahead of IEND; after IHDR
     path.write_bytes(data[:place] + chunk + data[place:])
     assert torch.equal(decode(str(path), 3), pixels(picture))
-    assert read_size(str(path)) == picture.size
 
 
 def test_text_that_pillow_takes_still_says_which_side_is_up(tmp_path: Path, picture: Image.Image):

@@ -47,7 +47,7 @@ def test_folders_that_are_deep_or_lead_round_are_walked_once(name: str, tmp_path
     make, found = FOLDERS[name]
     make(tmp_path)
     try:
-        assert f"{len(folder.load(str(tmp_path), 'train'))} images" == found
+        assert f"{len(folder.scan(str(tmp_path))['train'])} images" == found
     finally:
         remove(tmp_path / "train" / "a")
 

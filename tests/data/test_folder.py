@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def test_train_val_and_test_folders_become_splits(tmp_path: Path):
 def test_paths_can_be_opened_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_folder(tmp_path / "pets", {"train/cat": 1, "train/dog": 1})
     monkeypatch.chdir(tmp_path)
-    assert all(os.path.isfile(path) for path in folder.load("pets", "train").paths)
+    assert all(os.path.isfile(path) for path in folder.scan("pets")["train"].paths)
 
 
 def test_torchvision_finds_the_same_images(tmp_path: Path):
@@ -57,7 +56,7 @@ def test_torchvision_finds_the_same_images(tmp_path: Path):
 
     touch(tmp_path, *(f"train/{name}/{i}/{j}.jpg" for name in ("x", "Y", "z 1") for i in "ba" for j in "21"))
     reference = ImageFolder(tmp_path / "train")
-    source = folder.load(str(tmp_path), "train")
+    source = folder.scan(str(tmp_path))["train"]
     found = list(zip(source.paths, source.labels.tolist(), strict=True))
     assert sorted(found) == sorted(reference.samples)
     assert list(source.classes) == reference.classes
@@ -67,7 +66,7 @@ def test_extensions_count_in_any_case_and_other_files_are_ignored(tmp_path: Path
     kept = ["1.jpg", "2.JPEG", "3.Png", "4.gif", "5.bmp", "6.webp", "7.tif", "8.TIFF"]
     touch(tmp_path, *(f"train/a/{name}" for name in [*kept, "9.txt", "jpg", "10.jpg.bak", "11.svg"]))
     touch(tmp_path, "train/b/1.jpg", "train/README.md", "LICENSE")
-    assert names(folder.load(str(tmp_path), "train")) == [
+    assert names(folder.scan(str(tmp_path))["train"]) == [
         *(f"train/a/{name}" for name in kept),
         "train/b/1.jpg",
     ]
@@ -82,7 +81,7 @@ def test_hidden_files_and_folders_are_ignored(tmp_path: Path):
         "train/.git/1.jpg",
         "train/b/1.jpg",
     )
-    assert names(folder.load(str(tmp_path), "train")) == ["train/a/1.jpg", "train/b/1.jpg"]
+    assert names(folder.scan(str(tmp_path))["train"]) == ["train/a/1.jpg", "train/b/1.jpg"]
 
 
 def test_links_that_lead_out_are_not_followed_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -96,7 +95,7 @@ def test_links_that_lead_out_are_not_followed_and_said_so(tmp_path: Path, caplog
     (root / "train/b/2.jpg").symlink_to(root / "pool/2.jpg")
     (root / "train/b/gone.jpg").symlink_to(root / "nowhere.jpg")
     with caplog.at_level(logging.WARNING):
-        source = folder.load(str(root), "train")
+        source = folder.scan(str(root))["train"]
     assert names(source) == ["train/a/1.jpg", "train/b/1.jpg", "train/b/2.jpg"]
     assert source.classes == ("a", "b")
     assert "4 links lead out" in caplog.text
@@ -139,7 +138,7 @@ def test_100_000_files_are_listed_in_two_seconds(tmp_path: Path):
             os.mknod(f"{file:04}.jpg", dir_fd=handle)
         os.close(handle)
     start = time.process_time()
-    assert len(folder.load(str(tmp_path), "train")) == 100_000
+    assert len(folder.scan(str(tmp_path))["train"]) == 100_000
     assert time.process_time() - start < 2.0
 
 
@@ -147,7 +146,7 @@ def test_links_cannot_make_a_loop(tmp_path: Path):
     touch(tmp_path, "train/a/1.jpg", "train/a/deep/2.jpg", "train/b/1.jpg")
     (tmp_path / "train/a/deep/up").symlink_to(tmp_path / "train/a")
     (tmp_path / "train/a/deep/self").symlink_to(".")
-    assert names(folder.load(str(tmp_path), "train")) == [
+    assert names(folder.scan(str(tmp_path))["train"]) == [
         "train/a/1.jpg",
         "train/a/deep/2.jpg",
         "train/b/1.jpg",
@@ -162,13 +161,13 @@ def test_a_split_folder_that_is_a_link_leads_out_only_if_asked(tmp_path: Path):
     assert len(folder.scan(str(tmp_path / "root"), follow_links=True)["train"]) == 2
     (tmp_path / "root/train").unlink()
     (tmp_path / "root/train").symlink_to("pool")
-    assert len(folder.load(str(tmp_path / "root"), "train")) == 2
+    assert len(folder.scan(str(tmp_path / "root"))["train"]) == 2
 
 
 def test_the_folder_of_the_data_may_be_a_link_to_anywhere(tmp_path: Path):
     touch(tmp_path, "elsewhere/train/a/1.jpg", "elsewhere/train/b/1.jpg")
     (tmp_path / "root").symlink_to(tmp_path / "elsewhere")
-    assert len(folder.load(str(tmp_path / "root"), "train")) == 2
+    assert len(folder.scan(str(tmp_path / "root"))["train"]) == 2
 
 
 def test_one_folder_is_cut_by_order_in_a_run_without_a_record_of_the_rule(tmp_path: Path):
@@ -208,7 +207,7 @@ def test_a_fraction_of_zero_leaves_no_val_split(tmp_path: Path):
 
 def test_subset_and_first_keep_paths_and_labels_together(tmp_path: Path):
     touch(tmp_path, *(f"train/{name}/{i}.jpg" for name in "abc" for i in range(2)))
-    source = folder.load(str(tmp_path), "train")
+    source = folder.scan(str(tmp_path))["train"]
     assert names(source.subset(torch.tensor([4, 1]))) == ["train/c/0.jpg", "train/a/1.jpg"]
     assert source.subset(torch.tensor([4, 1])).labels.tolist() == [2, 0]
     assert names(source.first(3)) == ["train/a/0.jpg", "train/a/1.jpg", "train/b/0.jpg"]
@@ -284,12 +283,6 @@ def test_a_fraction_that_gives_no_image_is_refused(tmp_path: Path):
 def test_a_fraction_beside_a_val_folder_is_refused(tmp_path: Path):
     touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg")
     assert "leave data.val_fraction out" in refused(tmp_path, val_fraction=0.1)
-
-
-def test_a_split_that_is_not_there_is_named(tmp_path: Path):
-    touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg")
-    with pytest.raises(UserError, match=re.escape(f"add the folder {tmp_path}/test")):
-        folder.load(str(tmp_path), "test")
 
 
 @pytest.mark.real_data

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet_exp.data.datasets.folder import load
+from alexnet_exp.data.datasets.folder import scan
 from alexnet_exp.data.decode import decode, stored
 from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader
 from alexnet_exp.data.sources import ArraySource
@@ -35,7 +35,7 @@ def make_loader(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], 
     if request.param == "array":
         return lambda: ArrayLoader(numbered(COUNT), BatchPlan(COUNT, 5, seed=0))
     write_folder(tmp_path, {"train/a": 11, "train/b": 11}, size=(9, 8), extension="png")
-    source, workers = load(str(tmp_path), "train"), 2 if "2" in request.param else 0
+    source, workers = scan(str(tmp_path))["train"], 2 if "2" in request.param else 0
     return lambda: FileLoader(source, BatchPlan(COUNT, 5, seed=0), 3, stored_size=8, num_workers=workers)
 
 
@@ -120,7 +120,7 @@ def test_a_file_batch_holds_the_decoded_images_of_its_indices(
     tmp_path: Path, channels: int, num_workers: int
 ):
     write_folder(tmp_path, {"train/a": 4, "train/b": 3}, size=(20, 12))
-    source = load(str(tmp_path), "train")
+    source = scan(str(tmp_path))["train"]
     seen = []
     for batch in FileLoader(
         source, BatchPlan(7, 3, seed=0), channels, stored_size=8, num_workers=num_workers

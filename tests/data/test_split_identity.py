@@ -27,7 +27,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def files(root: Path) -> FileSource:
-    return folder.load(str(root), "train")
+    return folder.scan(str(root))["train"]
 
 
 def test_files_are_known_by_relative_name_size_and_class(root: Path) -> None:

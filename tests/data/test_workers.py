@@ -56,7 +56,7 @@ def signalled(log: Path, begun: Callable[[], object], number: int, *command: str
 
 
 def decoding(folder: Path) -> Callable[[], object]:
-    return lambda: list((folder / "cache").rglob("*.part"))
+    return lambda: list((folder / "cache").rglob("*.tmp"))
 
 
 def train(photos: Path, folder: Path) -> list[str]:
@@ -117,4 +117,4 @@ def test_a_signal_to_all_while_prepare_decodes_ends_it_in_one_line(
     code, said, _ = signalled(tmp_path / "log", decoding(tmp_path), getattr(signal, name), *command)
     assert code == expected, said
     assert said in ("interrupted\n", "stopped by SIGTERM\n")
-    assert not list((tmp_path / "cache").rglob("*.part"))
+    assert not list((tmp_path / "cache").rglob("*.tmp"))

@@ -52,7 +52,7 @@ OPTUNA = Kind(
         Bad("optimizer.lr=0.1,1 hydra.sweeper.sampler=gridd", "Optuna has no such sampler. Did you mean grid"),
         Bad("optimizer.lr=0.1,1 hydra.sweeper.metric=accuracy", "it must be one of val/top1"),
         Bad("optimizer.lr=0.1,1 data.val_size=0", "hydra.sweeper.metric=val/top1 needs validation images"),
-        Bad("optimizer.lr=0.1,1 hydra/launcher=basic", "leave hydra/launcher as it is"),
+        Bad("optimizer.lr=0.1,1 hydra/launcher=slurm", "leave hydra/launcher as it is"),
         Bad("'optimizer.lr=interval(0.1,1)' hydra.sweeper.sampler=grid", "needs a range or choices for optimizer.lr"),
         Bad("optimizer.lr=0.1,1 hydra.sweeper.storage=nosql://x", "hydra.sweeper.storage cannot be opened"),
         Bad("optimizer.lr=0.1,1 hydra.sweeper.sampler_arguments={depth:3}", "cannot be made"),

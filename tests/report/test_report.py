@@ -18,7 +18,7 @@ from alexnet_exp.report import charts as report_charts
 from alexnet_exp.report.evaluation import Evaluation, Sample
 from alexnet_exp.report.html import duration, number, percent, quantity
 from alexnet_exp.report.run import write_report
-from alexnet_exp.tracking.run_reader import Point, read_rows, series
+from alexnet_exp.tracking.run_reader import Point, series
 
 ATTACK = "<script>alert(1)</script>"
 QUOTES = """"' onmouseover="alert(2)" x='"""
@@ -279,10 +279,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "metrics.csv").write_bytes(b"\xff\xfe\x00")
     words = Page(write_report(tmp_path)).words
     for name in (
-        "config.yaml could",
-        "result.json could",
-        "overrides.yaml should hold a list",
-        "metrics.csv could",
+        "config.yaml cannot be read",
+        "result.json cannot be read",
+        "overrides.yaml does not hold what a run writes there",
+        "metrics.csv cannot be read",
     ):
         assert name in words
 
@@ -382,14 +382,6 @@ def test_the_report_replaces_the_old_one_only_when_it_is_whole(tmp_path):
         write_report(tmp_path, broken)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_rows_keep_numbers_and_drop_half_written_cells(tmp_path):
-    (tmp_path / "metrics.csv").write_text("epoch,step,lr,val/loss\n0,1,,0.5\n0,2,nan,\n1,3,1e-\n")
-    rows = read_rows(tmp_path / "metrics.csv")
-    assert rows[0] == {"epoch": 0, "step": 1, "val/loss": 0.5}
-    assert math.isnan(rows[1]["lr"])
-    assert rows[2] == {"epoch": 1, "step": 3}
 
 
 def test_a_replayed_step_counts_once():

@@ -26,7 +26,8 @@ TABLE = {
 
 
 def run(seed: int, top1: float | None, status: str = "finished", **config: Any) -> Run:
-    made = Run(Path(f"{config}-{seed}-{status}"), f"{seed}", {"seed": seed, **config})
+    made = Run(Path(f"{config}-{seed}-{status}"), f"{seed}")
+    made.config = {"seed": seed, **config}
     made.result = {"status": status, "metrics": {} if top1 is None else {"test/top1": top1}}
     made.rows = []
     return made

@@ -10,7 +10,7 @@ import pytest
 from alexnet_exp.runs.compare.groups import Comparison
 from alexnet_exp.runs.compare.page import write_page
 from alexnet_exp.tracking import run_reader as compare_runs
-from alexnet_exp.tracking.run_reader import Row, find_runs, read_rows
+from alexnet_exp.tracking.run_reader import Row, find_runs, read_metrics
 from tests.report.test_report import ATTACK, QUOTES, Page
 from tests.runs.made_runs import make_run
 
@@ -114,9 +114,9 @@ def test_no_more_metrics_are_read_than_are_drawn(
 
     def counted(path: Path) -> list[Row]:
         read.append(path)
-        return read_rows(path)
+        return read_metrics(path)
 
-    monkeypatch.setattr(compare_runs, "read_rows", counted)
+    monkeypatch.setattr(compare_runs, "read_metrics", counted)
     page = page_of(made(tmp_path, 20, seeds), ["optimizer.lr", "seed"])
     assert len(set(read)) == len(read) == files
     assert "The first 12 of 20 are drawn." in page.words

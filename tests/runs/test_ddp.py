@@ -210,9 +210,7 @@ def test_each_job_of_a_sweep_has_both_its_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "how", [[], ["hydra/launcher=basic"], ["hydra/sweeper=optuna", "hydra.sweeper.sampler=grid"]]
-)
+@pytest.mark.parametrize("how", [[], ["hydra/sweeper=optuna", "hydra.sweeper.sampler=grid"]])
 def test_all_ranks_of_a_job_have_its_settings_and_it_has_a_wandb_run(tmp_path: Path, how: list[str]) -> None:
     command = [sys.executable, "train.py", "-m", *SMALL, "trainer=ddp_cpu", "test=false", "scheduler=none",
                "logger=wandb", "logger.wandb.mode=offline", "optimizer.lr=0.01,0.03,0.1", *how,

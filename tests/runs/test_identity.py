@@ -112,11 +112,11 @@ def _other_bytes(root: Path) -> None:
 
 def _into_val(root: Path) -> None:
     """Add one file that changes what validates."""
-    before = folder.load(str(root), "val", 0.3).paths
+    before = folder.scan(str(root), 0.3)["val"].paths
     for number in range(100):
         new = root / "ant" / f"new{number}.png"
         shutil.copy(root / "ant" / "0.png", new)
-        if folder.load(str(root), "val", 0.3).paths != before:
+        if folder.scan(str(root), 0.3)["val"].paths != before:
             return
         new.unlink()
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import litdata
 import pytest
 
+from alexnet_exp import files
 from alexnet_exp.cli import main
 from alexnet_exp.data import Folder, Streaming
 from alexnet_exp.errors import UserError
@@ -242,10 +243,10 @@ def test_what_an_older_version_has_begun_is_not_called_damaged(tmp_path: Path):
 def test_where_files_cannot_be_locked_prepare_goes_on_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def refuse(lock: object) -> bool:
+    def refuse(lock: object, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(prepare_chunks, "take", refuse)
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
     with _alone(str(tmp_path)):
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert list(tmp_path.iterdir()) == []

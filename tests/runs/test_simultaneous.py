@@ -93,7 +93,7 @@ def test_when_the_one_that_decodes_is_killed_another_does(
         Forked(use, pets, tmp_path / "kept", expected, output=tmp_path / f"{i}.txt") for i in range(5)
     ]
     assert sorted(child.wait() for child in children) == [-signal.SIGKILL, 0, 0, 0, 0]
-    assert not list((tmp_path / "kept").glob("*/*.part"))
+    assert not list((tmp_path / "kept").glob("*/*.tmp"))
 
 
 def test_runs_started_at_once_have_directories_of_their_own(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from alexnet_exp import cli
 from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.train.command import train
-from alexnet_exp.tracking.metrics_csv import read_metrics
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.run_reader import read_metrics
 from tests.training.small_runs import SMALL, checkpoint, rows, run, settings
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from alexnet_exp.config.checks import check_config
 from alexnet_exp.errors import UserError
-from alexnet_exp.tracking.metrics_csv import read_metrics
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.run_reader import read_metrics
 from tests.training.small_runs import checkpoint, resume, run, settings
 
 

@@ -177,7 +177,7 @@ def test_params_beside_those_of_a_ready_sweep_are_one_line(
     assert capsys.readouterr().err == said
 
 
-@pytest.mark.parametrize("more", [[], ["hydra/sweeper=optuna"], ["hydra/launcher=basic"]])
+@pytest.mark.parametrize("more", [[], ["hydra/sweeper=optuna"]])
 def test_a_sweep_that_is_not_there_cannot_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
 ):

@@ -21,8 +21,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from alexnet_exp.cli import main
 from alexnet_exp.sweeps.job import FILE_NAME, is_gone
-from alexnet_exp.tracking.metrics_csv import read_metrics
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.run_reader import read_metrics
 
 pytestmark = [
     pytest.mark.slow,

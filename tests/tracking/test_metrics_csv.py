@@ -9,7 +9,8 @@ import pytest
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from alexnet_exp.tracking.metrics_csv import MetricsCSV, read_metrics
+from alexnet_exp.tracking.metrics_csv import MetricsCSV
+from alexnet_exp.tracking.run_reader import read_metrics
 
 
 def text(run_dir: Path) -> str:

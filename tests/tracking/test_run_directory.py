@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from alexnet_exp import files
 from alexnet_exp.errors import UserError
-from alexnet_exp.tracking import run_directory
 from alexnet_exp.tracking.run_directory import RunDirectory, is_held
 
 
@@ -20,7 +20,7 @@ def flock_says(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(file: Any, operation: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(run_directory.fcntl, "flock", flock)
+    monkeypatch.setattr(files.fcntl, "flock", flock)
 
 
 def test_a_directory_whose_lock_is_held_belongs_to_another_run(
@@ -37,7 +37,7 @@ def test_a_directory_whose_lock_is_held_belongs_to_another_run(
 def test_a_lock_that_another_run_takes_away_in_between_is_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(run_directory.fcntl, "flock", lambda file, operation: os.unlink(tmp_path / ".lock"))
+    monkeypatch.setattr(files.fcntl, "flock", lambda file, operation: os.unlink(tmp_path / ".lock"))
     with (
         pytest.raises(UserError, match="belongs to a run that is still going on"),
         RunDirectory(tmp_path).lock(),
@@ -61,7 +61,7 @@ def test_a_lock_that_fails_in_another_way_is_refused_by_its_name(
 ):
     flock_says(errno.EIO, monkeypatch)
     with (
-        pytest.raises(UserError, match=r"cannot be locked \(Input/output error\)"),
+        pytest.raises(UserError, match=r"cannot be written \(Input/output error\)"),
         RunDirectory(tmp_path).lock(),
     ):
         pass

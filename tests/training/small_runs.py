@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.runs.train.command import train
 from alexnet_exp.runs.train.resume import resumed_arguments, resumed_settings
-from alexnet_exp.tracking.metrics_csv import read_metrics
+from alexnet_exp.tracking.run_reader import read_metrics
 
 NARROW = [f"model.features.conv{i}.out_channels=8" for i in range(1, 6)]
 SMALL = [

@@ -10,8 +10,8 @@ import pytest
 import wandb
 from small_runs import resume, run, train_until
 
-from alexnet_exp.tracking.metrics_csv import read_metrics
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.run_reader import read_metrics
 from tests.tracking.read_wandb import read_finished
 
 OFFLINE = ["logger=wandb", "logger.wandb.mode=offline", "trainer.max_epochs=2", "trainer.log_every_n_steps=3"]

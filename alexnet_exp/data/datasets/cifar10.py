@@ -18,6 +18,7 @@ import torch
 
 from alexnet_exp.data.sources import ArraySource, fetch, is_file
 from alexnet_exp.errors import UserError, unreadable
+from alexnet_exp.files import replacing
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -82,16 +83,9 @@ def _read_archive(names: list[str], archive: str, folder: str) -> dict[str, byte
 
 
 def _unpack(files: dict[str, bytes], folder: str) -> None:
-    os.makedirs(folder, exist_ok=True)
     for name, data in files.items():
-        part = os.path.join(folder, f"{name}.{os.getpid()}.part")
-        try:
-            with open(part, "wb") as file:
-                file.write(data)
-            os.replace(part, os.path.join(folder, name))
-        finally:
-            if os.path.exists(part):
-                os.remove(part)
+        with replacing(os.path.join(folder, name)) as part:
+            part.write_bytes(data)
 
 
 def _empty_array(kind: object, shape: object, code: object) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from alexnet_exp.data.cache import Cache
@@ -23,8 +24,16 @@ class Digits(ImageData):
         }
 
 
-class CIFAR10(ImageData):
-    """CIFAR-10 in torchvision's layout.
+class _Published(ImageData):
+    """A data set that can be downloaded, in torchvision's layout."""
+
+    def __init__(self, data_dir: str, download: bool = True, **common: Any) -> None:
+        super().__init__(**common)
+        self.data_dir, self.download = data_dir, download
+
+
+class CIFAR10(_Published):
+    """CIFAR-10.
 
     Args:
         data_dir: Folder that holds cifar-10-batches-py/.
@@ -32,18 +41,15 @@ class CIFAR10(ImageData):
         common: See `ImageData`.
     """
 
-    def __init__(self, data_dir: str, download: bool = True, **common: Any) -> None:
-        super().__init__(**common)
-        self.data_dir, self.download = data_dir, download
-
     def load(self) -> dict[str, Source]:
-        sources = {s: cifar10.load(self.data_dir, s, self.download) for s in ("train", "test")}
         origins = {"train": "CIFAR-10's training batches", "test": "CIFAR-10's test batch"}
-        return {split: replace(source, origin=origins[split]) for split, source in sources.items()}
+        return {
+            s: replace(cifar10.load(self.data_dir, s, self.download), origin=o) for s, o in origins.items()
+        }
 
 
-class MNIST(ImageData):
-    """MNIST in torchvision's layout, padded to 32 x 32.
+class MNIST(_Published):
+    """MNIST, padded to 32 x 32.
 
     Args:
         data_dir: Folder that holds MNIST/raw/.
@@ -51,14 +57,10 @@ class MNIST(ImageData):
         common: See `ImageData`.
     """
 
-    def __init__(self, data_dir: str, download: bool = True, **common: Any) -> None:
-        super().__init__(**common)
-        self.data_dir, self.download = data_dir, download
-
     def load(self) -> dict[str, Source]:
-        sources = {s: mnist.load(self.data_dir, s, self.channels, self.download) for s in ("train", "test")}
         origins = {"train": "MNIST's training images", "test": "MNIST's test images"}
-        return {split: replace(source, origin=origins[split]) for split, source in sources.items()}
+        load = partial(mnist.load, self.data_dir, channels=self.channels, download=self.download)
+        return {split: replace(load(split), origin=origin) for split, origin in origins.items()}
 
 
 class Folder(ImageData):

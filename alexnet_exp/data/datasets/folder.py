@@ -30,20 +30,6 @@ _UNCLEAR = re.compile(f"{_ABOUT}(?:eval|evaluation){_ABOUT}")  # some mean val b
 _OLD_EXTENSIONS = ("jpg", "jpeg", "png", "gif", "bmp", "webp", "tif", "tiff")
 
 
-def load(root: str, split: str, val_fraction: float | None = None, seed: int = 0) -> FileSource:
-    """Return one split of `scan`.
-
-    Raises:
-        UserError: As `scan`, or there is no such split.
-    """
-    splits = scan(root, val_fraction, seed)
-    if split not in splits:
-        raise UserError(
-            f"{root} has no {split} images (it has {', '.join(splits)}): add the folder {root}/{split}."
-        )
-    return splits[split]
-
-
 def scan(
     root: str,
     val_fraction: float | None = None,

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
-from alexnet_exp.config.checks import check_config, shown
+from alexnet_exp.config.checks import check_config, check_rules
 from alexnet_exp.config.schema import Rule, at_least, choice, flag, list_of, name, null
 from alexnet_exp.errors import UserError
+from alexnet_exp.settings import flat, parse
 from alexnet_exp.tracking.environment import git_state, hardware, versions
 from alexnet_exp.tracking.log import logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.terminal import print_fitted
 
 if TYPE_CHECKING:
     from alexnet_exp.runs.benchmark.subject import Subject
@@ -89,7 +90,7 @@ def benchmark(
     """
     rules = {"what": _several(choice("all", *measurements)), **rules}
     options = {key: config[key] for key in dict.fromkeys(key.split(".")[0] for key in rules)}
-    _check(options, rules)
+    check_rules(flat(options, whole=RULES), rules)
     check_config({k: v for k, v in config.items() if k not in (*options, *_FORMER)})
     if config["resume"] or config["ckpt"]:
         raise UserError("A benchmark starts afresh: leave resume= and ckpt= out.")
@@ -98,9 +99,9 @@ def benchmark(
     device = _device(options["device"])
     if options["threads"]:
         torch.set_num_threads(options["threads"])
-    from alexnet_exp.runs.benchmark.subject import Subject, key_of
+    from alexnet_exp.runs.benchmark.subject import Subject
 
-    own = [override for override in overrides if key_of(override).split(".")[0] not in options]
+    own = [override for override in overrides if parse(override).group not in options]
     what = options["what"] if isinstance(options["what"], list) else [options["what"]]
     chosen = {kind: measure for kind, measure in measurements.items() if kind in what or "all" in what}
     console = Console()
@@ -127,14 +128,6 @@ def benchmark(
     run.write_result(result)
     console.print(f"\nresult: {run_dir / 'result.json'}", highlight=False, soft_wrap=True)
     return result
-
-
-def _check(options: dict[str, Any], rules: Mapping[str, Rule]) -> None:
-    for key, rule in rules.items():
-        group, _, inner = key.partition(".")
-        value = options[group][inner] if inner else options[group]
-        if not rule.legal(value):
-            raise UserError(f"{key}={shown(value)} is not possible: it must be {rule.text}.")
 
 
 def _device(wanted: str) -> str:
@@ -186,31 +179,27 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 def print_rows(rows: list[Row], console: Console) -> None:
-    """Print a table for every comparison, 80 columns wide."""
+    """Print a table for every comparison."""
     for what, group in _groups(rows):
         ratio = next((row["ratio_is"] for row in group if row.get("ratio_is")), None)
         console.print(f"\n[bold]{what}[/]", highlight=False)
         if ratio:
             console.print(f"ratio: {ratio}", highlight=False)
-        console.print(_table(group), highlight=False)
+        _print_group(group, console)
 
 
-def _table(group: list[Row]) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("", overflow="fold", min_width=24)
+def _print_group(group: list[Row], console: Console) -> None:
     shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in group)]
-    repeated = any(row.get("n", 1) > 1 for row in group)
-    for i, (_, heading, _) in enumerate(shown):
-        table.add_column(heading, justify="right", no_wrap=True)
-        if i == 0 and repeated:
-            table.add_column("+-", justify="right", no_wrap=True)
+    head = ["", *(heading for _, heading, _ in shown)]
+    rows = []
     for row in group:
         cells = [write(row[key]) if row.get(key) is not None else "" for key, _, write in shown]
-        spread = f"{row['sd_seconds'] / row['median_seconds']:.0%}" if row.get("n", 1) > 1 else ""
-        if "error" in row:
-            cells[0] = row["error"]
-        table.add_row(row["case"], cells[0], *([spread] if repeated else []), *cells[1:])
-    return table
+        rows.append([row["case"], row.get("error", cells[0]), *cells[1:]])
+    if any(row.get("n", 1) > 1 for row in group):
+        head.insert(2, "+-")
+        for row, line in zip(group, rows, strict=True):
+            line.insert(2, f"{row['sd_seconds'] / row['median_seconds']:.0%}" if row.get("n", 1) > 1 else "")
+    print_fitted(head, rows, console, numbers=range(1, len(head)))
 
 
 def draw_rows(rows: list[Row], path: Path) -> None:

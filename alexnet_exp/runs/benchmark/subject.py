@@ -19,6 +19,7 @@ from alexnet_exp.data.module import ImageData, Source
 from alexnet_exp.data.sources import ArraySource
 from alexnet_exp.runs.train import fit as heavy
 from alexnet_exp.runs.train.fit import Fit, make_loggers
+from alexnet_exp.settings import assigned, key_of
 from alexnet_exp.tracking.run_directory import RunDirectory
 
 SYNTHETIC = "synthetic"  # data.root=synthetic: a folder of JPEG files made for the occasion
@@ -206,12 +207,7 @@ def _is_missing(data: dict[str, Any]) -> bool:
 
 def title(fit: Fit, overrides: list[str]) -> str:
     """Return what runs, in a few words: 'alexnet_lrn, cifar10 at 227, batch 64'."""
-    chosen = dict(override.split("=", 1) for override in overrides if "=" in override)
+    chosen = assigned(overrides)
     network = chosen.get("model") or chosen.get("experiment") or "alexnet_cifar"
     source = fit.data.sources["train"].name.removesuffix(" train")
     return f"{network}, {source} at {fit.config['data']['image_size']}, batch {fit.data.batch_size}"
-
-
-def key_of(override: str) -> str:
-    """Return the setting that an override changes."""
-    return override.split("=")[0].lstrip("+~")

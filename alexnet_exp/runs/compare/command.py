@@ -8,16 +8,17 @@ from typing import Any
 
 from rich.console import Console
 
-from alexnet_exp.config.checks import shown
+from alexnet_exp.config.checks import check_rules
 from alexnet_exp.config.schema import choice, flag, list_of, null, text
 from alexnet_exp.errors import UserError, nearest, printable
+from alexnet_exp.files import write_atomically
 from alexnet_exp.runs.compare.groups import Comparison
 from alexnet_exp.runs.compare.page import write_page
 from alexnet_exp.runs.compare.settings import NAMED_GROUPS, differing, has, lookup
 from alexnet_exp.runs.compare.table import print_table, records, to_csv, to_json, to_markdown
 from alexnet_exp.runs.compare.where import Where
 from alexnet_exp.tracking.redact import redact
-from alexnet_exp.tracking.run_directory import RunDirectory, check_out, write_atomically
+from alexnet_exp.tracking.run_directory import RunDirectory, check_out
 from alexnet_exp.tracking.run_reader import Run, find_runs, lower_is_better
 from alexnet_exp.tracking.terminal import nearby
 
@@ -59,7 +60,7 @@ def compare(config: dict[str, Any], run_dir: Path, command: str) -> Comparison:
         table = _WRITERS[kind](comparison)
         print(table.encode("utf-8", "backslashreplace").decode("utf-8"), end="")  # names need not be text
     else:
-        _write(check_out(config["out"]), _WRITERS[kind](comparison))
+        write_atomically(check_out(config["out"]), _WRITERS[kind](comparison))
     messages = Console(stderr=kind != "table" and config["out"] is None, soft_wrap=True, highlight=False)
     if config["out"] is not None:
         messages.print(f"table: {printable(config['out'])}", markup=False)
@@ -72,7 +73,7 @@ def compare(config: dict[str, Any], run_dir: Path, command: str) -> Comparison:
 def summarise(folder: Path, metric: str = "test/top1") -> Comparison:
     """Compare the runs of a sweep, and write summary.csv and compare.html into its directory."""
     comparison = _comparison(find_runs([folder]), {"metric": metric, "where": None, "sort": None})
-    _write(folder / "summary.csv", to_csv(comparison))
+    write_atomically(folder / "summary.csv", to_csv(comparison))
     write_page(comparison, folder / "compare.html")
     return comparison
 
@@ -81,9 +82,7 @@ def _check(config: dict[str, Any]) -> str:
     """Check the settings, and return the table's format."""
     if not config["runs"]:
         raise UserError("Say which runs: alexnet-exp compare outputs/runs.")
-    for key, rule in RULES.items():
-        if not rule.legal(config[key]):
-            raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
+    check_rules(config, RULES)
     out, kind = config["out"], config["format"]
     kind = kind or (_ENDINGS.get(Path(out).suffix) if out else "table")
     if out and kind in (None, "table"):
@@ -171,13 +170,6 @@ def _rank(value: Any) -> tuple[Any, ...]:
     """Order numbers by size and ahead of texts."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return (0, value, "") if is_number else (1, 0, str(value))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise UserError(f"out={path} cannot be written: {error.strerror}.") from error
 
 
 def _keep(comparison: Comparison, run_dir: Path, command: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from alexnet_exp.config.compose import chosen_files, compose
-from alexnet_exp.config.overrides import GROUPS
 from alexnet_exp.runs.compare.groups import is_apart
+from alexnet_exp.settings import GROUPS, key_of, parse
 from alexnet_exp.tracking.run_reader import Run
 
 # Groups whose file is named in a table, in the order of its columns.
@@ -21,22 +21,27 @@ _SETTLED = ("compile", "channels_last", "trainer.precision")
 
 def choices(run: Run) -> dict[str, str]:
     """Return the file of each group that tells runs apart."""
-    found = all_choices(run)
-    return {group: found[group] for group in NAMED_GROUPS if group in found}
+    return named(all_choices(run.settings, run.overrides))
 
 
-def all_choices(run: Run) -> dict[str, str]:
+def named(chosen: Mapping[str, str]) -> dict[str, str]:
+    """Return of the chosen files those that a table names."""
+    return {group: chosen[group] for group in NAMED_GROUPS if group in chosen}
+
+
+def all_choices(settings: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, str]:
     """Return the file of each group that a run was composed from.
 
     A run of an older version has not recorded them: its overrides are composed again, and count by themselves where a
     file is not in conf/.
+
+    Args:
+        settings: Those of config.yaml.
+        overrides: As typed.
     """
-    recorded = {
-        key.removeprefix("choices."): str(name)
-        for key, name in run.config.items()
-        if key.startswith("choices.")
-    }
-    return recorded or dict(_composed(tuple((k, v) for k, v in _typed(run) if k in GROUPS)))
+    if recorded := settings.get("choices"):
+        return {group: str(name) for group, name in recorded.items()}
+    return dict(_composed(tuple((o.key, o.text) for o in map(parse, overrides) if o.key in GROUPS)))
 
 
 @lru_cache(maxsize=1024)
@@ -47,12 +52,6 @@ def _composed(typed: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]
         )
     except Exception:  # a file of the user's own, or a name of another version
         return typed
-
-
-def _typed(run: Run) -> Iterator[tuple[str, str]]:
-    for override in run.overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        yield key, value.strip("'\"")
 
 
 def lookup(run: Run, key: str) -> Any:
@@ -70,10 +69,10 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
     A key counts if its values differ, unless it was never typed and follows from the files that were chosen.
     """
-    named = [choices(run) for run in runs]
-    typed = {key for run in runs for key, _ in _typed(run)}
-    found = [group for group in NAMED_GROUPS if group in typed and len({n.get(group) for n in named}) > 1]
-    chosen = [tuple(names.items()) for names in named]
+    files = [choices(run) for run in runs]
+    typed = {key_of(override) for run in runs for override in run.overrides}
+    found = [group for group in NAMED_GROUPS if group in typed and len({n.get(group) for n in files}) > 1]
+    chosen = [tuple(names.items()) for names in files]
     for key in dict.fromkeys(key for run in runs for key in run.config):
         if is_apart(key) and key != "seed":
             continue

@@ -8,19 +8,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from alexnet_exp.errors import printable
 from alexnet_exp.report.html import is_share, number
 from alexnet_exp.runs.compare.groups import Comparison, Group
 from alexnet_exp.tracking.run_reader import Run, Score
-from alexnet_exp.tracking.terminal import wide_enough
+from alexnet_exp.tracking.terminal import print_fitted
 
-_FIXED = 4  # columns that keep their width
-_LEAST = 28  # characters for names and settings
 _STYLES = {"failed": "red", "interrupted": "yellow", "unfinished": "yellow", "running": "cyan"}
 
 
@@ -118,15 +114,15 @@ def notes(comparison: Comparison) -> list[str]:
 
 def print_table(comparison: Comparison) -> None:
     """Print groups and runs to the terminal, as wide as it is."""
-    console = wide_enough(Console())
+    console = Console()
     if comparison.with_seeds:
-        head, rows = _group_head(comparison), [_group_cells(comparison, g) for g in comparison.groups]
-        console.print(_fit(head, rows, console.width, right=4))
+        rows = [_group_cells(comparison, group) for group in comparison.groups]
+        print_fitted(_group_head(comparison), rows, console, numbers=range(4), spare=(2, 1), prose=4)
         console.print()
-    head = [*_run_head(comparison), "differs in"]
-    rows = [[*_run_cells(comparison, run), settings_text(comparison.told(run))] for run in comparison.runs]
-    console.print(
-        _fit([*head[1:5], head[0], head[5]], [[*r[1:5], r[0], r[5]] for r in rows], console.width, 3)
+    cells = [[*_run_cells(comparison, run), settings_text(comparison.told(run))] for run in comparison.runs]
+    head, *rows = [[*c[1:5], c[0], c[5]] for c in [[*_run_head(comparison), "differs in"], *cells]]
+    print_fitted(
+        head, rows, console, numbers=range(3), whole=(3,), spare=(2, 1), prose=5, stacked=True, styles=_STYLES
     )
     for note in notes(comparison):
         console.print(Text(printable(note), style="dim"))
@@ -153,40 +149,6 @@ def _group_cells(comparison: Comparison, group: Group) -> list[str]:
     settings = configuration_text(comparison, group)
     spread = spread_text(group.sd, group.metric), interval_text(group.interval, group.metric)
     return [mean_text(group, comparison.metric) + mark, *spread, seeds_text(group), settings]
-
-
-def _fit(head: list[str], rows: list[list[str]], width: int, right: int) -> Table:
-    """Lay a table out: the first four columns keep their width, those after them give way.
-
-    Where little is left, the last column stands below the one before it, and columns that matter less go.
-
-    Args:
-        head: Names of the columns.
-        rows: Cells.
-        width: Of the terminal.
-        right: How many columns are flush right.
-    """
-    rows = [[printable(cell) for cell in row] for row in rows]
-    wide = [max(map(cell_len, column)) + 2 for column in zip(head, *rows, strict=True)]
-    left = width - sum(wide[:_FIXED])
-    if len(head) > _FIXED + 1 and left < wide[_FIXED] + _LEAST:
-        head = [*head[:_FIXED], ", ".join(head[_FIXED:])]
-        rows = [[*row[:_FIXED], "\n".join(row[_FIXED:]).rstrip()] for row in rows]
-    shown = list(range(len(head)))
-    for column in (2, 1):  # images per second, then epochs; the interval, then sd
-        if left < _LEAST:
-            shown.remove(column)
-            left += wide[column]
-    table = Table(box=None, pad_edge=False)
-    for i in shown:
-        fixed = i < _FIXED
-        table.add_column(
-            Text(head[i]), justify="right" if i < right else "left", no_wrap=fixed, overflow="fold"
-        )
-        table.columns[-1].min_width = wide[i] - 2 if fixed else None
-    for row in rows:
-        table.add_row(*[Text(row[i], style=_STYLES.get(row[i], "")) for i in shown])
-    return table
 
 
 def value_text(value: float, metric: str | None) -> str:

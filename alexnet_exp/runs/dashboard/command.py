@@ -12,10 +12,11 @@ from typing import Any
 
 from rich.console import Console
 
-from alexnet_exp.config.checks import shown
+from alexnet_exp.config.checks import check_rules
 from alexnet_exp.config.schema import choice, flag, list_of, text
 from alexnet_exp.errors import UserError, missing_extra
-from alexnet_exp.tracking.run_directory import RunDirectory, write_atomically
+from alexnet_exp.files import write_atomically
+from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.wandb.mode import base_url, has_api_key, require_wandb
 
 RULES = {
@@ -81,9 +82,7 @@ def _check(config: dict[str, Any]) -> tuple[str, str]:
     Raises:
         UserError: For an illegal setting.
     """
-    for key, rule in RULES.items():
-        if not rule.legal(config[key]):
-            raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
+    check_rules(config, RULES)
     if not config["parts"]:
         raise UserError("parts=[] asks for nothing: say parts=[workspace], parts=[report] or both.")
     found = re.fullmatch(r"([\w.-]+)/([\w. -]+)", config["project"])

@@ -11,12 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
-from alexnet_exp.config.checks import shown
+from alexnet_exp.config.checks import beside_checkpoint
 from alexnet_exp.config.schema import Rule, at_least, choice, list_of, null, path, text
 from alexnet_exp.errors import UserError, printable
-from alexnet_exp.runs.train.command import _relative
 from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.terminal import nearby
 from alexnet_exp.training.launch.ranks import Ranks
 from alexnet_exp.training.launch.signals import stopping_on_signals
 
@@ -33,16 +33,6 @@ RULES = {
     "compile": Rule("false", lambda v: v is False) | null,
     "trust": list_of(text),
 }
-# Of the checkpoint's run; data files name them, and the user cannot.
-_NOT_HERE = (
-    "augment",
-    "model",
-    "data.image_size",
-    "data.channels",
-    "data.mean",
-    "data.std",
-    "data.stored_size",
-)
 _FIGURES = ("conv1_filters", "confusion_matrix", "mistakes", "samples")
 _MADE = (
     "config.yaml",
@@ -97,7 +87,7 @@ def evaluate(config: dict[str, Any], overrides: list[str], run_dir: Path, comman
             result = _evaluate(run, settings, command, console)
         except SystemExit:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
-    shown = printable(str(_relative(run_dir)))
+    shown = printable(nearby(run_dir))
     console.print(f"report:        {shown}/report.html", highlight=False, markup=False)
     console.print(f"run directory: {shown}", highlight=False, markup=False)
     return result
@@ -109,24 +99,9 @@ def check_settings(config: dict[str, Any], overrides: list[str]) -> dict[str, An
     Raises:
         UserError: For an illegal value, or a setting that the checkpoint fixes.
     """
-    for key, rule in RULES.items():
-        if not rule.legal(config[key]):
-            raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
     if config["ckpt"] == []:
         raise UserError("ckpt=[] names no checkpoint.")
-    typed = {override.partition("=")[0].lstrip("+~") for override in overrides}
-    for key in sorted(typed):
-        if key == "data.batch_size":
-            raise UserError("data.batch_size is for training: say batch_size=N.")
-        if key in _NOT_HERE or key.startswith(("augment.", "model.")):
-            raise UserError(
-                f"{key} is the checkpoint's own affair: leave it out (views= chooses the test views)."
-            )
-    settings = {key: config[key] for key in RULES}
-    settings["data"] = dict(config.get("data") or {})
-    if "cache" in settings["data"] and "data.cache" not in typed:
-        settings["data"]["cache"] = "off"  # only one split is needed, and once
-    settings["data_dir"] = {"path": config["paths"]["data_dir"], "typed": "paths.data_dir" in typed}
+    settings = beside_checkpoint(config, RULES, overrides, " (views= chooses the test views)")
     settings["logger"] = config.get("logger")
     if settings["logger"] is not None and set(settings["logger"]) - {"wandb"}:
         raise UserError("evaluate writes to W&B or to files alone: say logger=wandb or logger=none.")

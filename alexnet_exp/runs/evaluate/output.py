@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table as Grid
-from rich.text import Text
 
-from alexnet_exp.errors import UserError, printable
+from alexnet_exp.errors import UserError
+from alexnet_exp.files import text_file
 from alexnet_exp.report.evaluation import Evaluation, Sample
 from alexnet_exp.report.figures import draw_all
 from alexnet_exp.report.run import write_report
@@ -21,14 +20,12 @@ from alexnet_exp.runs.evaluate.scores import BINS, class_rows
 from alexnet_exp.tracking.environment import git_state, hardware, versions
 from alexnet_exp.tracking.log import log
 from alexnet_exp.tracking.run_directory import RunDirectory
-from alexnet_exp.tracking.run_reader import text_file
+from alexnet_exp.tracking.terminal import print_fitted
 from alexnet_exp.tracking.wandb.logger import WandbTracker, find_run_id
 from alexnet_exp.tracking.wandb.media import wandb_place
 
 if TYPE_CHECKING:
     from wandb import Run
-
-    from alexnet_exp.runs.evaluate.members import Member, Outcome
 
 
 NUM_MISTAKES, NUM_SAMPLES, MAX_ROWS = 36, 16, 30
@@ -149,21 +146,18 @@ def _write_classes(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _print_scores(console: Console, members: list[Member], outcome: Outcome) -> None:
-    grid = Grid(box=None, pad_edge=False)
-    grid.add_column("")
-    for name in ("top-1", "top-5", "loss", "calibration error"):
-        grid.add_column(name, justify="right")
-    named = [
-        (printable(str(member.path)), scores) for member, scores in zip(members, outcome.members, strict=True)
-    ]
+    named = [(str(member.path), scores) for member, scores in zip(members, outcome.members, strict=True)]
     if len(members) > 1:
         named.append((f"ensemble of {len(members)}", outcome.metrics))
-    for name, scores in named:
-        top5 = f"{scores['top5']:.2%}" if "top5" in scores else ""
-        label = name if len(named) > 1 else members[0].split
-        grid.add_row(Text(label, overflow="fold"), f"{scores['top1']:.2%}", top5,
-                     f"{scores['loss']:.4f}", f"{scores['ece']:.4f}")  # fmt: skip
-    console.print(grid, highlight=False, soft_wrap=False)
+    rows = [
+        [
+            name if len(named) > 1 else members[0].split, f"{scores['top1']:.2%}",
+            f"{scores['top5']:.2%}" if "top5" in scores else "", f"{scores['loss']:.4f}", f"{scores['ece']:.4f}",
+        ]
+        for name, scores in named
+    ]  # fmt: skip
+    head = ["", "top-1", "top-5", "loss", "calibration error"]
+    print_fitted(head, rows, console, numbers=range(1, 5))
 
 
 def _print_classes(console: Console, rows: list[dict[str, Any]]) -> None:
@@ -171,14 +165,14 @@ def _print_classes(console: Console, rows: list[dict[str, Any]]) -> None:
     shown = [row for row in rows if row["images"]]
     if cut := len(rows) > MAX_ROWS:
         shown = sorted(shown, key=lambda row: row["recall"])[:MAX_ROWS]
-    grid = Grid(box=None, pad_edge=False)
-    grid.add_column("class", overflow="fold")
-    for name in ("images", "precision", "recall"):
-        grid.add_column(name, justify="right")
-    for row in shown:
-        shares = ("–" if row[key] is None else f"{row[key]:.1%}" for key in ("precision", "recall"))
-        grid.add_row(Text(printable(row["class"])), f"{row['images']:,}", *shares)
-    console.print(grid, highlight=False, soft_wrap=False)
+    cells = [
+        [
+            str(row["class"]), f"{row['images']:,}",
+            *("–" if row[key] is None else f"{row[key]:.1%}" for key in ("precision", "recall")),
+        ]
+        for row in shown
+    ]  # fmt: skip
+    print_fitted(["class", "images", "precision", "recall"], cells, console, numbers=range(1, 4))
     if cut:
         text = f"The {len(shown)} lowest recalls of {len(rows)} classes; per_class.csv has all."
         console.print(text, highlight=False)

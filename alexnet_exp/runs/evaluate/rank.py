@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from rich.console import Console
 
-from alexnet_exp.cores import limit_threads
-from alexnet_exp.errors import UserError
-from alexnet_exp.startup import keep_freed_memory
+from alexnet_exp.runs.train.rank import take_part
 from alexnet_exp.tracking.log import logging_to
-from alexnet_exp.training.launch.ranks import die_with_parent, receive_settings
-from alexnet_exp.training.launch.signals import ignore_signals
 
 
-def main() -> int:
-    die_with_parent(int(sys.argv[2]))
-    keep_freed_memory()
-    limit_threads()
-    ignore_signals()
-    from alexnet_exp.runs.evaluate import members as heavy
+def _evaluate(settings: dict[str, Any]) -> None:
+    from alexnet_exp.runs.evaluate.members import evaluate_all, open_members
 
-    received = receive_settings()
-    if received is None:
-        return 1  # the first rank ended before there was anything to do
-    (settings,) = received
-    try:
-        with logging_to(None):
-            members = heavy.open_members(settings["ckpt"], settings)
-            heavy.evaluate_all(members, settings, Console(quiet=True))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    with logging_to(None):
+        evaluate_all(open_members(settings["ckpt"], settings), settings, Console(quiet=True))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(take_part("alexnet_exp.runs.evaluate.members", _evaluate))

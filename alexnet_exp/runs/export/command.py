@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from alexnet_exp.config.checks import shown
+from alexnet_exp.config.checks import check_rules
 from alexnet_exp.config.schema import choice, flag, list_of, null, text
 from alexnet_exp.errors import UserError, missing_extra, printable
+from alexnet_exp.files import replacing
 from alexnet_exp.tracking.environment import git_state, versions
 from alexnet_exp.tracking.run_directory import RunDirectory, check_out
-from alexnet_exp.tracking.run_reader import replacing
 from alexnet_exp.tracking.terminal import nearby
 
 if TYPE_CHECKING:
@@ -85,9 +85,7 @@ def export(config: dict[str, Any], run_dir: Path, command: str) -> Path:
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    for key, rule in RULES.items():
-        if not rule.legal(config[key]):
-            raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
+    check_rules(config, RULES)
     kind = config["format"]
     if kind == "safetensors" and config["preprocess"]:
         raise UserError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from alexnet_exp.config.checks import shown
+from alexnet_exp.config.checks import beside_checkpoint
 from alexnet_exp.config.schema import Rule, at_least, choice, list_of, null, path, text
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.log import logging_to
@@ -35,15 +35,6 @@ RULES = {
     "device": text,
     "trust": list_of(text),
 }
-_NOT_HERE = (
-    "augment",
-    "model",
-    "data.image_size",
-    "data.channels",
-    "data.mean",
-    "data.std",
-    "data.stored_size",
-)
 
 
 def figures(config: dict[str, Any], overrides: list[str], run_dir: Path, command: str) -> dict[str, Any]:
@@ -84,24 +75,11 @@ def check_settings(config: dict[str, Any], overrides: list[str]) -> dict[str, An
     Raises:
         UserError: For an illegal value, or a setting that the checkpoint fixes.
     """
-    for key, rule in RULES.items():
-        if not rule.legal(config[key]):
-            raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
-    typed = {override.partition("=")[0].lstrip("+~") for override in overrides}
-    for key in sorted(typed):
-        if key == "data.batch_size":
-            raise UserError("data.batch_size is for training: say batch_size=N.")
-        if key in _NOT_HERE or key.startswith(("augment.", "model.")):
-            raise UserError(f"{key} is the checkpoint's own affair: leave it out.")
-    settings = {key: config[key] for key in RULES}
+    settings = beside_checkpoint(config, RULES, overrides)
     wanted = settings["which"] if isinstance(settings["which"], list) else [settings["which"]]
     settings["which"] = [name for name in NAMES if name in wanted or "all" in wanted]
     if not settings["which"]:
         raise UserError("which=[] asks for no figure: say which=all or some of them.")
-    settings["data"] = dict(config.get("data") or {})
-    if "cache" in settings["data"] and "data.cache" not in typed:
-        settings["data"]["cache"] = "off"  # every image is read once or twice
-    settings["data_dir"] = {"path": config["paths"]["data_dir"], "typed": "paths.data_dir" in typed}
     return settings | {"cache_dir": config["paths"]["cache_dir"], "views": "centre"}
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from alexnet_exp import cores
-from alexnet_exp.config.checks import shown
+from alexnet_exp.config.checks import check_rules
 from alexnet_exp.config.schema import at_least, list_of, path, text
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.tracking.run_directory import RunDirectory
@@ -54,9 +54,7 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
         UserError: For an illegal setting, a checkpoint that cannot be read, a network whose
             output is not finite, or no images.
     """
-    for key, rule in RULES.items():
-        if not rule.legal(config[key]):
-            raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
+    check_rules(config, RULES)
     files = find_images(config["images"])
     from alexnet_exp.inference import load_classifier
     from alexnet_exp.runs.predict.output import print_rows, write_all

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from alexnet_exp.data.decode import decode
 from alexnet_exp.errors import UserError, printable
+from alexnet_exp.files import text_file
 from alexnet_exp.inference import Prediction
 from alexnet_exp.report.details import origin
 from alexnet_exp.report.figures import INK, MUTED, TRAIN, page, plain, show
@@ -28,7 +29,6 @@ from alexnet_exp.report.pictures import to_pil
 from alexnet_exp.tracking.environment import hardware, versions
 from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.run_directory import RunDirectory
-from alexnet_exp.tracking.run_reader import text_file
 
 MAX_ROWS = 100
 

@@ -12,20 +12,20 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 
 from alexnet_exp import cores
 from alexnet_exp.config.checks import shown
 from alexnet_exp.data.cache import shown as with_bar
-from alexnet_exp.data.cache import take
 from alexnet_exp.data.sources import FileSource
 from alexnet_exp.data.streaming.chunks import Chunks
 from alexnet_exp.data.streaming.dataset import IMAGES, MANIFEST, VERSION, fetch_text, is_remote, read_manifest
 from alexnet_exp.data.streaming.internals import storage
 from alexnet_exp.data.streaming.write import Encoder, write
 from alexnet_exp.errors import UserError, shell_command, unreadable
+from alexnet_exp.files import locked, replacing
 
 BEGUN = "prepare.json"  # beside the manifest: what was asked for, so that it goes on in the same way
 LOCK = ".lock"  # beside it: held while a folder is written
@@ -81,28 +81,15 @@ def _alone(url: str) -> Iterator[None]:
     if is_remote(url) or _exists(url, MANIFEST):
         yield
         return
-    path = os.path.join(url, LOCK)
-    try:
-        os.makedirs(url, exist_ok=True)
-        lock = open(path, "a")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UserError(f"{url} cannot be written ({error.strerror}): choose another out.") from error
-    with lock:
-        # Who waits for nobody may have opened the file of one that has just ended, and removed it.
-        if not _taken(lock) or not os.path.exists(path) or not os.path.samefile(lock.fileno(), path):
-            raise UserError(f"{url} is being written by another prepare: wait for it, or choose another out.")
+    with contextlib.ExitStack() as held:
         try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-
-
-def _taken(lock: IO[Any]) -> bool:
-    try:
-        return take(lock)
-    except OSError:  # a file system that knows no locks, either
-        return True
+            os.makedirs(url, exist_ok=True)
+            mine = held.enter_context(locked(Path(url, LOCK), remove=True))
+        except OSError as error:
+            raise UserError(f"{url} cannot be written ({error.strerror}): choose another out.") from error
+        if not mine:
+            raise UserError(f"{url} is being written by another prepare: wait for it, or choose another out.")
+        yield
 
 
 def _begin(url: str, config: Mapping[str, Any], images: Mapping[str, str]) -> int:
@@ -243,10 +230,8 @@ def _exists(url: str, name: str) -> bool:
 def _put(url: str, name: str, content: str) -> None:
     """Write a small file beside the chunks."""
     if not is_remote(url):
-        part = Path(url, f"{name}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, Path(url, name))
+        with replacing(Path(url, name)) as part:
+            part.write_text(content, encoding="utf-8")
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "file")

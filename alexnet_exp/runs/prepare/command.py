@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from alexnet_exp import cores
-from alexnet_exp.config.checks import shown
+from alexnet_exp.config.checks import check_rules
 from alexnet_exp.config.schema import RULES as SETTINGS
 from alexnet_exp.config.schema import Rule, at_least, choice, flag, null, text
 from alexnet_exp.errors import UserError
@@ -55,9 +55,7 @@ def _check(config: Mapping[str, Any]) -> None:
     rules = RULES | {f"data.{key}": SETTINGS[f"data.{key}"] for key in DATA_KEYS}
     rules["data.kind"] = choice("folder", "imagenet")
     values = {**config, **{f"data.{key}": value for key, value in config["data"].items()}}
-    for key, rule in rules.items():
-        if not rule.legal(values[key]):
-            raise UserError(f"{key}={shown(values[key])} is not possible: it must be {rule.text}.")
+    check_rules(values, rules)
     if config["cache"] == (config["out"] is not None):
         raise UserError("Say where chunks go with out=DIR_OR_URL, or cache=true for the cache; one of them.")
 

@@ -24,6 +24,7 @@ from alexnet_exp import cores
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.errors import UserError, missing_extra
 from alexnet_exp.models.summary import LayerRow, layer_table
+from alexnet_exp.settings import assigned
 from alexnet_exp.targets import build
 from alexnet_exp.tracking.log import log, quiet_lightning
 from alexnet_exp.tracking.metrics_csv import MetricsCSV
@@ -83,7 +84,7 @@ def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> No
     Raises:
         UserError: If a typed value cannot fit.
     """
-    keys = {override.split("=")[0].lstrip("+") for override in typed}
+    keys = assigned(typed)
     model, classes = config["model"], len(data.classes)
     if "model.num_classes" not in keys:
         model["num_classes"] = classes
@@ -437,8 +438,8 @@ def _tensorboard(run: RunDirectory) -> Any:
 
 
 def _wandb(options: dict[str, Any], config: dict[str, Any], run: RunDirectory) -> Any:
-    from alexnet_exp.runs.compare.settings import choices
-    from alexnet_exp.tracking.run_reader import Run, leaves
+    from alexnet_exp.runs.compare.settings import all_choices, named
+    from alexnet_exp.tracking.run_reader import Run
     from alexnet_exp.tracking.wandb.logger import WandbTracker, find_run_id
 
     for key in (
@@ -453,6 +454,6 @@ def _wandb(options: dict[str, Any], config: dict[str, Any], run: RunDirectory) -
     options["name"] = options["name"] or run.path.name
     run_id = find_run_id(run.path) if config["resume"] else None
     # The files of conf/ that were chosen: `names.model` is what dashboards group by.
-    own = Run(run.path, run.path.name, dict(leaves({"choices": config.get("choices", {})})))
-    named = {**{k: v for k, v in config.items() if k != "choices"}, "names": choices(own)}
-    return WandbTracker(run.path, named, run_id=run_id, **options)
+    names = named(all_choices(config, Run(run.path).overrides))
+    recorded = {**{k: v for k, v in config.items() if k != "choices"}, "names": names}
+    return WandbTracker(run.path, recorded, run_id=run_id, **options)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from alexnet_exp.config.messages import explain
 from alexnet_exp.cores import limit_threads
@@ -14,21 +17,23 @@ from alexnet_exp.training.launch.ranks import die_with_parent, receive_settings
 from alexnet_exp.training.launch.signals import Stopped, ignore_signals
 
 
-def main() -> int:
-    run_dir, parent = Path(sys.argv[1]), int(sys.argv[2])
-    die_with_parent(parent)
+def take_part(module: str, work: Callable[..., Any]) -> int:
+    """Be another rank than the first; return the exit code.
+
+    Args:
+        module: Has the slow imports, which happen while the first rank prepares the data.
+        work: Takes what the first rank hands to `Ranks.go`.
+    """
+    die_with_parent(int(sys.argv[2]))
     keep_freed_memory()
     limit_threads()
     ignore_signals()
-    from alexnet_exp.runs.train import fit  # noqa: F401 (the slow imports happen while the first rank prepares the data)
-    from alexnet_exp.runs.train.command import follow
-
+    import_module(module)
     received = receive_settings()
     if received is None:
         return 1  # the first rank ended before there was anything to do
-    config, overrides = received
     try:
-        follow(config, overrides, run_dir)
+        work(*received)
     except Stopped:
         return 0
     except Exception as error:
@@ -42,5 +47,11 @@ def main() -> int:
     return 0
 
 
+def _train(config: dict[str, Any], overrides: list[str]) -> None:
+    from alexnet_exp.runs.train.command import follow
+
+    follow(config, overrides, Path(sys.argv[1]))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(take_part("alexnet_exp.runs.train.fit", _train))

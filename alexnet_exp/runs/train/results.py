@@ -8,8 +8,8 @@ from alexnet_exp.report.evaluation import Evaluation, Sample
 from alexnet_exp.report.figures import draw_all
 from alexnet_exp.report.run import write_report
 from alexnet_exp.tracking.environment import git_state, hardware, versions
-from alexnet_exp.tracking.metrics_csv import read_metrics
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.run_reader import Run
 from alexnet_exp.training.ending import epochs_done
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def first_filters(fit: Fit) -> np.ndarray | None:
 def log_pictures(fit: Fit, run: RunDirectory, loggers: list[Any]) -> None:
     """Draw the figures and give them to the trackers."""
     evaluation = evaluation_of(fit)
-    rows = read_metrics(run.path / "metrics.csv") if (run.path / "metrics.csv").exists() else []
+    rows = Run(run.path).rows
     paths = {path.stem: path for path in draw_all(run.path, rows, evaluation, first_filters(fit))}
     for logger in loggers:
         if not hasattr(logger, "log_confusion"):

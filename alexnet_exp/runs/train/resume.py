@@ -15,10 +15,10 @@ from alexnet_exp.config.paths import expand_home
 from alexnet_exp.config.schema import RETIRED, RULES
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.compare.settings import all_choices
+from alexnet_exp.settings import assigned, flat, key_of, parse, put
 from alexnet_exp.targets import check_trust
 from alexnet_exp.tracking.redact import PASSWORD, REDACTED, hidden_keys, with_passwords, without_passwords
 from alexnet_exp.tracking.run_directory import RunDirectory
-from alexnet_exp.tracking.run_reader import Run
 
 # A resumed run is the same experiment: these decide what is trained, and stay as they were.
 _FIXED = (
@@ -59,7 +59,7 @@ def resumed_arguments(arguments: list[str]) -> list[str]:
             run's settings, or another experiment is typed.
     """
     directory = resumed_directory(arguments)
-    typed = {_key(argument): argument.partition("=")[2] for argument in arguments if "=" in argument}
+    typed = assigned(arguments)
     if directory is None:
         return arguments
     if typed.get("ckpt", "null") != "null":
@@ -80,15 +80,15 @@ def resumed_arguments(arguments: list[str]) -> list[str]:
         return arguments
     saved, first = _recorded(run)
     # A run that was started with resume= has recorded it: it still says what is to be resumed.
-    known = set(without_passwords([o for o in first if _key(o) not in ("resume", "trust")]))
+    known = set(without_passwords([o for o in first if key_of(o) not in ("resume", "trust")]))
     if any(key in (*_GROUPS, *_WHOLE, "debug") for key in typed):
-        chosen = all_choices(Run(run.path, run.path.name, _flat(saved)))
+        chosen = all_choices(saved, first)
         known |= {f"{group}={name}" for group, name in chosen.items()}
     # A password that is typed again is wanted, though the setting is the same without it.
     kept = [a for a in arguments if quoted(a) not in known or "=" not in a]
-    again = {_key(a) for a in kept}
+    again = {key_of(a) for a in kept}
     for whole in _WHOLE:
-        if whole in again and typed[whole] != "none":
+        if whole in again and typed.get(whole, "none") != "none":
             _refuse([f"{whole}={typed[whole]}"], f"what {whole}= chooses", run.path)
     _store(saved, first, kept)
     return [*(f"{group}={_RECORDED}" for group in (*_GROUPS, "experiment") if group not in again), *kept]
@@ -117,13 +117,13 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
     saved, first = _recorded(run)
     check_trust(saved, config["trust"], f"{run.path}: config")
     ours = {f"{group}={_RECORDED}" for group in (*_GROUPS, "experiment")}
-    first = [o for o in first if _key(o) not in ("resume", "trust")]
-    new = [o for o in _last_of_each(overrides) if o not in {*first, *ours} and _key(o) != "resume"]
+    first = [o for o in first if key_of(o) not in ("resume", "trust")]
+    new = [o for o in _last_of_each(overrides) if o not in {*first, *ours} and key_of(o) != "resume"]
     settings, changed = _with_passwords(saved, config), set[str]()
     if new:
         settings = {
             **config,
-            **{g: _merged(g, saved, config, new, run) for g in _FREE if g in map(_key, new)},
+            **{g: _merged(g, saved, config, new, run) for g in _FREE if g in map(key_of, new)},
         }
         changed = _changes(saved, without_passwords(settings), new)
         _check_same_experiment(changed - set(hidden_keys(saved)), new, run.path)
@@ -137,14 +137,16 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
         return None
     settings["resume"] = str(run.path)
     choices = {
-        g: name for g, name in config.get("choices", {}).items() if name != _RECORDED and g in map(_key, new)
+        g: name
+        for g, name in config.get("choices", {}).items()
+        if name != _RECORDED and g in map(key_of, new)
     }
     if "choices" in saved:
         settings["choices"] = saved["choices"] | choices
     else:
         settings.pop("choices", None)
-    again = {_key(o) for o in new}
-    return settings, [*(o for o in first if _key(o) not in again), *new]
+    again = {key_of(o) for o in new}
+    return settings, [*(o for o in first if key_of(o) not in again), *new]
 
 
 def _recorded(run: RunDirectory) -> tuple[dict[str, Any], list[str]]:
@@ -161,7 +163,7 @@ def _recorded(run: RunDirectory) -> tuple[dict[str, Any], list[str]]:
     for key in RETIRED:
         group, _, last = key.rpartition(".")
         saved.get(group, {}).pop(last, None)
-    return saved, _last_of_each(o for o in _overrides(run) if _key(o) not in RETIRED)
+    return saved, _last_of_each(o for o in _overrides(run) if key_of(o) not in RETIRED)
 
 
 def _store(saved: dict[str, Any], first: list[str], typed: list[str]) -> None:
@@ -173,13 +175,12 @@ def _store(saved: dict[str, Any], first: list[str], typed: list[str]) -> None:
         typed: Those of today: a setting that the run's version did not have may be among them.
     """
     nodes = _escaped(saved)
-    for override in first:
-        key, value = _key(override), override.partition("=")[2].strip("'\"")
-        if "${" in value and PASSWORD in str(_flat(saved).get(key)):
-            _put(nodes, key, value)
-    for key in map(_key, typed):
-        if key in RULES and key.partition(".")[0] in _GROUPS and key not in _flat(saved):
-            _put(nodes, key, None)
+    for override in map(parse, first):
+        if "${" in override.text and PASSWORD in str(flat(saved).get(override.key)):
+            put(nodes, override.key, override.text)
+    for key in map(key_of, typed):
+        if key in RULES and key.partition(".")[0] in _GROUPS and key not in flat(saved):
+            put(nodes, key, None)
     store = ConfigStore.instance().store
     for group in _GROUPS:
         store(group=group, name=_RECORDED, node=nodes.get(group) or {}, provider="resume")
@@ -197,19 +198,12 @@ def _escaped(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
-def _put(settings: dict[str, Any], key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    for name in path:
-        settings = settings.setdefault(name, {}) if isinstance(settings, dict) else {}
-    settings[last] = value
-
-
 def _with_passwords(saved: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """Return recorded settings with the passwords of URLs, as the composed ones have them."""
-    composed = _flat(config)
-    for key, value in _flat(saved).items():
+    composed = flat(config)
+    for key, value in flat(saved).items():
         if isinstance(value, str) and without_passwords(composed.get(key)) == value:
-            _put(saved, key, composed[key])
+            put(saved, key, composed[key])
     return with_passwords(saved)
 
 
@@ -217,27 +211,27 @@ def _merged(
     group: str, saved: dict[str, Any], config: dict[str, Any], new: list[str], run: RunDirectory
 ) -> dict[str, Any]:
     """Return a group of which another file is typed now: what the two files differ in changes, the rest stays."""
-    before = all_choices(Run(run.path, run.path.name, _flat(saved))).get(group)
+    before = all_choices(saved, run.overrides()).get(group)
     try:
-        old = _flat(plain(compose("train", [f"{group}={before}"]))[group])
+        old = flat(plain(compose("train", [f"{group}={before}"]))[group])
     except Exception:  # a file of the user's that is not here
-        old = _flat(saved[group])
-    typed = {_key(o).removeprefix(f"{group}.") for o in new}
-    merged = _flat(saved[group])
-    now = _flat(config[group])
+        old = flat(saved[group])
+    typed = {key_of(o).removeprefix(f"{group}.") for o in new}
+    merged = flat(saved[group])
+    now = flat(config[group])
     for key in old | now:
         if key in typed or old.get(key, _GONE) != now.get(key, _GONE):
             merged.pop(key, None)
             merged |= {key: now[key]} if key in now else {}
     nested: dict[str, Any] = {}
     for key, value in merged.items():
-        _put(nested, key, value)
+        put(nested, key, value)
     return nested
 
 
 def _last_of_each(overrides: Iterable[str]) -> list[str]:
     """Leave out what a later override of the same key replaces."""
-    return list({_key(override): override for override in overrides}.values())
+    return list({key_of(override): override for override in overrides}.values())
 
 
 def _overrides(run: RunDirectory) -> list[str]:
@@ -251,10 +245,6 @@ def _overrides(run: RunDirectory) -> list[str]:
         if not isinstance(override, str) or not _SETTING.fullmatch(override):
             raise UserError(f"{run.path / 'overrides.yaml'} holds {override!r}, which no run writes there.")
     return overrides
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+")
 
 
 def _check_same_experiment(changed: set[str], new: list[str], run: Path) -> None:
@@ -272,8 +262,8 @@ def _refuse(new: list[str], what: str, run: Path) -> NoReturn:
 
 def _changes(saved: dict[str, Any], config: dict[str, Any], new: list[str]) -> set[str]:
     """Return the dotted keys in which settings differ; what a run of an older version lacks is no change of it."""
-    before, after = _flat(saved), _flat(config)
-    typed = {_key(o) for o in new}
+    before, after = flat(saved), flat(config)
+    typed = {key_of(o) for o in new}
     groups = {key.partition(".")[0] for key in typed}
     return {
         key
@@ -293,14 +283,3 @@ def _goes_on(config: dict[str, Any], result: dict[str, Any], changed: set[str]) 
     if not isinstance(wanted, int | None):
         return True  # whatever it is, the check of the settings refuses it
     return wanted is not None and wanted > result.get("epochs", wanted)
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict) and value
-            else {f"{prefix}{key}": value}
-        )
-    return flat

@@ -15,11 +15,11 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from alexnet_exp.files import replacing
 from alexnet_exp.report.html import write_html
 from alexnet_exp.sweeps.optuna.pool import Trials
 from alexnet_exp.sweeps.optuna.study import REASON
 from alexnet_exp.tracking.redact import redact
-from alexnet_exp.tracking.run_reader import replacing
 
 _LEAST = 4  # different values: with fewer, an importance says nothing
 

@@ -30,7 +30,7 @@ from alexnet_exp.sweeps.optuna.study import (
 )
 from alexnet_exp.sweeps.resources import Resources
 from alexnet_exp.sweeps.table import Table
-from alexnet_exp.tracking.run_reader import Run, read_rows
+from alexnet_exp.tracking.run_reader import Run
 
 PRUNED = "pruned"
 _METRICS = "metrics.csv"
@@ -161,15 +161,14 @@ class Trials:
 
     def value(self, job: TrialJob) -> float | None:
         """Return the best epoch's value, or None if it was never a number."""
-        return Run(job.directory, job.directory.name, {}).metric(self.metric)
+        return Run(job.directory).metric(self.metric)
 
     def _frozen(self, job: TrialJob) -> FrozenTrial:
         return self.study.get_trials(deepcopy=False)[job.trial.number]
 
     def _epochs(self, job: TrialJob) -> list[tuple[int, float]]:
         """Return epoch and value of every row that has the metric and is a number."""
-        path = job.directory / _METRICS
-        rows = read_rows(path) if path.exists() else []
+        rows = Run(job.directory).rows
         found = {int(row["epoch"]): row[self.metric] for row in rows if self.metric in row and "epoch" in row}
         return [(epoch, value) for epoch, value in found.items() if math.isfinite(value)]
 

@@ -24,6 +24,7 @@ from alexnet_exp.config.messages import explain
 from alexnet_exp.config.schema import RULES
 from alexnet_exp.errors import UserError
 from alexnet_exp.models.spec import parse_network
+from alexnet_exp.settings import key_of, parse
 from alexnet_exp.tracking.redact import without_passwords
 
 
@@ -138,14 +139,14 @@ def check_values(
                     for v in _some(distribution)
                 )
             )
-            source = typed[key].partition("=")[2]
+            source = parse(typed[key]).value
             hint = f": write '{key}=int({source})'" if whole else ""
             raise UserError(f"{key}={source} would try {value}, and {problem}{hint}.")
 
 
 def _problem(key: str, value: Any, compose: Callable[[dict[str, Any]], DictConfig]) -> str | None:
     """Return why a setting cannot have a value, as far as that does not depend on other settings."""
-    name = key.lstrip("+")
+    name = key_of(key)
     if name in RULES:
         (parsed,) = OverridesParser.create().parse_overrides([f"{key}={value}"])
         found = parsed.value()

@@ -26,7 +26,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from alexnet_exp.config.checks import shown
+from alexnet_exp.config.checks import check_rules
 from alexnet_exp.config.schema import Rule, at_least, metric, null, text
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.sweeps.job import identity, is_gone
@@ -65,10 +65,7 @@ def check_sweeper(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Non
     Raises:
         UserError: For the first that is wrong.
     """
-    for key, rule in _RULES.items():
-        if not rule.legal(settings[key]):
-            value = shown(settings[key])
-            raise UserError(f"hydra.sweeper.{key}={value} is not possible: it must be {rule.text}.")
+    check_rules(settings, _RULES, "hydra.sweeper.")
     unvalidated = {
         "data.val_size=0: set data.val_size=5000": config["data"].get("val_size") == 0,
         "trainer.limit_val_batches=0: leave it out": config["trainer"]["limit_val_batches"] == 0,

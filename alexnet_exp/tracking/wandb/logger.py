@@ -15,8 +15,9 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from alexnet_exp.errors import UserError, in_one_line, shell_command
-from alexnet_exp.tracking.metrics_csv import FILE_NAME, metrics_row, read_metrics
+from alexnet_exp.tracking.metrics_csv import FILE_NAME, metrics_row
 from alexnet_exp.tracking.redact import redact
+from alexnet_exp.tracking.run_reader import read_metrics
 from alexnet_exp.tracking.wandb.media import confusion_panels, image_panel, model_artifact, table
 from alexnet_exp.tracking.wandb.mode import ModeChoice, base_url, choose_mode, forget_service, is_of_network
 

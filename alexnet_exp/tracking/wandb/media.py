@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_exp.tracking.confusion import most_confused, row_shares
+
 MAX_CHART_CLASSES = 100  # W&B draws at most 10,000 rows of a table
 MAX_MISTAKES = 100
 
@@ -46,12 +48,12 @@ def confusion_panels(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, An
     """
     if len(classes) <= MAX_CHART_CLASSES:
         return {"confusion_matrix": _chart(matrix, classes)}
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    picture = np.round(255 * (1 - shares)).astype(np.uint8)  # dark where the images are
+    picture = np.round(255 * (1 - row_shares(matrix))).astype(np.uint8)  # dark where the images are
     return {
         "confusion_matrix": image_panel([(picture, "rows: true class, columns: predicted class")]),
         "confusion_mistakes": table(
-            ["Actual", "Predicted", "Images"], most_frequent_mistakes(matrix, classes)
+            ["Actual", "Predicted", "Images"],
+            [(classes[a], classes[p], n) for a, p, n in most_confused(matrix, MAX_MISTAKES)],
         ),
     }
 
@@ -64,15 +66,6 @@ def model_artifact(name: str, path: Path, metadata: dict[str, Any]) -> Any:
     # immutable: uploaded from where it lies, not copied to the home directory first
     artifact.add_file(str(path), name=path.name, policy="immutable")
     return artifact
-
-
-def most_frequent_mistakes(matrix: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, int]]:
-    """Return (actual, predicted, images) for the 100 most frequent confusions, most frequent first."""
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_MISTAKES]
-    pairs = [divmod(int(cell), len(classes)) for cell in order]
-    return [(classes[a], classes[p], int(wrong[a, p])) for a, p in pairs if wrong[a, p]]
 
 
 def _chart(matrix: np.ndarray, classes: Sequence[str]) -> Any:

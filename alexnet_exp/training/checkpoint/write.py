@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.files import leftovers, replacing
 from alexnet_exp.training.checkpoint.read import checkpoints_before, read_checkpoint
 
 LAST = "last.ckpt"
@@ -39,22 +40,18 @@ class AtomicCheckpointIO(CheckpointIO):
             UserError: There is no room for it, or it cannot be written; what was there before is untouched.
         """
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a run killed while it wrote
+            for stale in leftovers(path):  # of a run killed while it wrote
                 stale.unlink()
-            with open(temporary, "wb") as file:
-                told = _Told(file)
-                torch.save(checkpoint, told)  # it asks for no more than write and flush
-                told.check()
-            if path.name == LAST:
-                _keep_before(path, self.keep_last)
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                with open(temporary, "wb") as file:
+                    told = _Told(file)
+                    torch.save(checkpoint, told)  # it asks for no more than write and flush
+                    told.check()
+                if path.name == LAST:
+                    _keep_before(path, self.keep_last)
         except OSError as error:
             raise _unwritable(path, error) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
@@ -114,18 +111,16 @@ def _keep_before(path: Path, keep_last: int) -> None:
 
 def link(source: Path, target: Path) -> None:
     """Make `target` the same file as `source` at once; copies where the file system has no hard links."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    for stale in target.parent.glob(f".{target.name}.*.tmp"):  # of a run killed in here
+    for stale in leftovers(target):  # of a run killed in here
         stale.unlink()
-    try:
-        os.link(source, temporary)
-    except OSError:
+    with replacing(target) as temporary:
         try:
-            shutil.copyfile(source, temporary)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise _unwritable(target, error) from error
-    os.replace(temporary, target)
+            os.link(source, temporary)
+        except OSError:
+            try:
+                shutil.copyfile(source, temporary)
+            except OSError as error:
+                raise _unwritable(target, error) from error
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.settings import assigned
 from alexnet_exp.training.launch.ranks import count_devices
 
 _TERMINALS = ("bash", "interactive")
@@ -55,7 +56,7 @@ def check_processes(arguments: Sequence[str]) -> None:
         raise UserError(
             "torchrun and srun start a run's processes, not a sweep's: leave -m out, or start the sweep without them."
         )
-    if not any(argument.lstrip("+").startswith(("resume=", "hydra.run.dir=")) for argument in arguments):
+    if not {"resume", "hydra.run.dir"} & set(assigned(arguments)):
         raise UserError(
             "All processes that torchrun or srun starts work in one directory, which each must be told: say "
             "resume=DIR; a run that is not there yet starts there."
