@@ -233,6 +233,7 @@ def run_hydra(
     import hydra
 
     from alexnet_exp.config.compose import conf_dir, register
+    from alexnet_exp.config.hydra_internals import MAIN
     from alexnet_exp.training.launch.signals import Stopped
 
     failures: list[Exception] = []
@@ -240,7 +241,7 @@ def run_hydra(
     typed, sys.argv = sys.argv, [sys.argv[0], *prepare(arguments, bare_words, config_name)]
     show_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole, and we say them in one line
-    app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
+    app = hydra.main(config_path=str(conf_dir()), config_name=config_name, **MAIN)
     try:
         app(_reporting(config_name, task, failures, show_all))()
     except KeyboardInterrupt:

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -20,6 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from alexnet_exp.config.hydra_internals import BasicSweeper, BasicSweeperConf, store
 from alexnet_exp.errors import UserError, missing_extra
 
 
@@ -193,9 +192,8 @@ class OptunaSweeper(Sweeper):
         return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
 
 
-STORE = ConfigStore.instance()
-STORE.store(group="hydra/launcher", name="processes", node=ProcessesConfig, provider="alexnet_exp")
-STORE.store(group="hydra/launcher", name="slurm", node=SlurmConfig, provider="alexnet_exp")
+store(group="hydra/launcher", name="processes", node=ProcessesConfig, provider="alexnet_exp")
+store(group="hydra/launcher", name="slurm", node=SlurmConfig, provider="alexnet_exp")
 # In place of Hydra's own, which has been stored by the import above.
-STORE.store(group="hydra/sweeper", name="basic", node=GridConfig, provider="alexnet_exp")
-STORE.store(group="hydra/sweeper", name="optuna", node=OptunaConfig, provider="alexnet_exp")
+store(group="hydra/sweeper", name="basic", node=GridConfig, provider="alexnet_exp")
+store(group="hydra/sweeper", name="optuna", node=OptunaConfig, provider="alexnet_exp")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from alexnet_exp.config.hydra_internals import VERSION_BASE, register_resolver, store
 from alexnet_exp.config.paths import expand_home
 from alexnet_exp.models.spec import AlexNetConfig
 from alexnet_exp.tracking.redact import with_passwords
@@ -30,12 +30,12 @@ def conf_dir() -> Path:
 
 def register() -> None:
     """Tell Hydra the schema of network yamls, and the resolvers that conf/ uses."""
-    ConfigStore.instance().store(group="schema", name="alexnet", node=AlexNetConfig)
+    store(group="schema", name="alexnet", node=AlexNetConfig)
     if not OmegaConf.has_resolver("unique"):
-        OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
-        OmegaConf.register_new_resolver("epochs_unless", _default_epochs)
+        register_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
+        register_resolver("epochs_unless", _default_epochs)
         # As oc.env, but an empty variable is none, as to W&B.
-        OmegaConf.register_new_resolver("or_else", lambda name, value: os.environ.get(name) or value)
+        register_resolver("or_else", lambda name, value: os.environ.get(name) or value)
 
 
 def _default_epochs(max_steps: Any) -> int | None:
@@ -50,7 +50,7 @@ def _hydra() -> Iterator[list[str]]:
     outer, state.hydra = state.hydra, None
     path = outer.config_loader.get_search_path().get_path() if outer else []
     try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="train"):
+        with hydra.initialize_config_dir(str(conf_dir()), job_name="train", **VERSION_BASE):
             yield [element.path for element in path if element.provider == "command-line"]
     finally:
         state.hydra = outer

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from alexnet_exp.config import words
 from alexnet_exp.config.compose import compose, options
+from alexnet_exp.config.hydra_internals import get_args_parser, known_flags
 from alexnet_exp.config.paths import PATH_KEYS, PATH_LISTS
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.settings import GROUPS, assigned, is_quoted, parse, quote, unquoted
@@ -111,9 +112,7 @@ def _check_known(flags: list[str], arguments: list[str], verb: str) -> None:
     Raises:
         UserError: Names the setting that is meant.
     """
-    from hydra._internal.utils import get_args_parser
-
-    known = [flag for action in get_args_parser()._actions for flag in action.option_strings]
+    known = known_flags()
     wrong = next(
         (word for word in flags if word.startswith("-") and word.partition("=")[0] not in known), None
     )
@@ -137,8 +136,6 @@ def _check_flags(flags: list[str]) -> None:
     Raises:
         UserError: If a value is missing or not possible.
     """
-    from hydra._internal.utils import get_args_parser
-
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:

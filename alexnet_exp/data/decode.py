@@ -12,7 +12,6 @@ import ctypes
 import logging
 import os
 import stat
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
@@ -42,12 +41,6 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-# Pillow warns from the half of its limit on; the limits above say so in one sentence instead.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# Of a damaged file it says more, as warnings and in its log; our sentence names the file.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def readable_extensions() -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from alexnet_exp.data.decode import read_stored
 from alexnet_exp.data.randomness import mix, permutation
 from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.errors import UserError
+from alexnet_exp.torch_internals import end_workers
 
 
 class Batch(NamedTuple):
@@ -230,7 +231,7 @@ class FileLoader(Loader):
 
     def close(self) -> None:
         with self._decoder.abandoned():
-            workers.end(self._loader)
+            end_workers(self._loader)
 
 
 class _Lists(Sampler):

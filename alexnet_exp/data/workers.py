@@ -10,6 +10,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from alexnet_exp.torch_internals import worker_processes
+
 # What a terminal, a batch system or systemd sends to every process of a job at once.
 SIGNALS = frozenset(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n))
 
@@ -26,22 +28,12 @@ def start(loader: DataLoader) -> Iterator[Any]:
     """Begin a pass over a loader whose `worker_init_fn` is `ignore_signals`."""
     with signals_blocked():
         batches = iter(loader)
-    if workers := getattr(batches, "_workers", []):
+    if workers := worker_processes(batches):
         for worker in workers:
             worker.terminate = worker.kill  # torch's last resort, and SIGTERM is ignored
         # Python ends the processes that are left when it exits by SIGTERM, and would wait for ever.
-        Finalize(batches, _kill, args=(list(workers),), exitpriority=0)
+        Finalize(batches, _kill, args=(workers,), exitpriority=0)
     return batches
-
-
-def end(loader: DataLoader) -> None:
-    """End the workers of a loader; another pass starts new ones.
-
-    Left to the garbage collector they end in the middle of anything else, up to five seconds each.
-    """
-    batches, loader._iterator = loader._iterator, None
-    if batches is not None and loader.num_workers:
-        batches._shutdown_workers()
 
 
 def _kill(workers: list[Any]) -> None:

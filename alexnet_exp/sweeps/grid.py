@@ -10,6 +10,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
+from alexnet_exp.config.hydra_internals import error_of
 from alexnet_exp.errors import UserError
 from alexnet_exp.files import write_atomically
 from alexnet_exp.sweeps.job import JobFailed
@@ -86,7 +87,7 @@ def _failed(returned: list[JobReturn]) -> list[JobReturn]:
 
 def _error(failed: list[JobReturn], count: int) -> Exception:
     """Return what to say of jobs that failed; Hydra's own launcher has shown the errors of its jobs already."""
-    error = failed[0]._return_value
+    error = error_of(failed[0])
     if isinstance(error, JobFailed):
         return UserError(f"{len(failed)} of {count} jobs did not finish; the first is {error}")
     assert isinstance(error, Exception)

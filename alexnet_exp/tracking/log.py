@@ -67,13 +67,16 @@ def logging_to(path: Path | None, on_screen: bool | None = None) -> Iterator[Non
     root.setLevel(logging.INFO)
     log.setLevel(logging.INFO)
     log.addHandler(screen)
-    logging.captureWarnings(True)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        log.removeHandler(screen)
-        log.setLevel(level)
-        root.handlers[:] = before
-        for handler in handlers:
-            handler.close()
+    with warnings.catch_warnings():
+        # Pillow warns of large and of damaged images; our sentence names the file.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        logging.captureWarnings(True)
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
+            log.removeHandler(screen)
+            log.setLevel(level)
+            root.handlers[:] = before
+            for handler in handlers:
+                handler.close()

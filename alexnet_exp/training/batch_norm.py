@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from lightning import Trainer
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from alexnet_exp.data import ImageData
 from alexnet_exp.data.loaders import BatchPlan
 from alexnet_exp.errors import UserError
 
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _TOO_FEW = "more than 1 value per channel"  # how torch says so
 _FURTHER = 64  # batch sizes beyond twice the present one that are tried for a better one
 
@@ -89,7 +89,7 @@ def _alone(network: nn.Module, shape: tuple[int, int, int]) -> set[bool]:
         if module in held:
             module.training = True
 
-    layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    layers = [module for module in network.modules() if isinstance(module, _BATCH_NORM)]
     hooks = [layer.register_forward_pre_hook(before) for layer in layers]
     hooks += [layer.register_forward_hook(after, always_call=True) for layer in layers]
     weight = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))

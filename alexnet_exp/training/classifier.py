@@ -22,14 +22,19 @@ from alexnet_exp.training.batch_norm import check_batch_norm
 from alexnet_exp.training.callbacks.bad_step import not_finite
 from alexnet_exp.training.checkpoint.identity import Splits, check_ranks, own_classes
 from alexnet_exp.training.checkpoint.resume import Changes, Kept, begin_epoch_again, changes, complete_restart
-from alexnet_exp.training.ending import at_its_time, epochs_done, inside_epoch
+from alexnet_exp.training.ending import epochs_done
+from alexnet_exp.training.lightning_internals import (
+    HOOK_NAME,
+    accumulates,
+    batch_of_run,
+    inside_epoch,
+    validates_by_schedule,
+)
 from alexnet_exp.training.metrics import NUM_SAMPLES, ClassificationMeter, Outcomes, image_losses
 from alexnet_exp.training.optim.build import build_optimizer, images_of_a_step
 from alexnet_exp.training.optim.schedules import RunLength, build_schedule
 
-_PLAIN = frozenset(
-    ("_current_fx_name", "step_loss", "_first_bad_step", "_taken")
-)  # neither parameters nor modules
+_PLAIN = frozenset((HOOK_NAME, "step_loss", "_first_bad_step", "_taken"))  # neither parameters nor modules
 _NO_GRADIENT = re.compile(r"Function '(\w+)' returned nan values")  # how torch.autograd says so
 
 
@@ -126,7 +131,7 @@ class ImageClassifier(lightning.LightningModule):
 
     def random_seed(self) -> int:
         """Return the seed of this step's dropout."""
-        return mix("step", self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
+        return mix("step", self.seed, batch_of_run(self.trainer), self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch.images)
@@ -256,7 +261,7 @@ class ImageClassifier(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._report("val")
-        self._validated |= self.trainer.sanity_checking or at_its_time(self.trainer)
+        self._validated |= self.trainer.sanity_checking or validates_by_schedule(self.trainer)
 
     def on_test_epoch_end(self) -> None:
         meter = self.test_meter
@@ -320,7 +325,7 @@ class ImageClassifier(lightning.LightningModule):
         checkpoint.update(splits=self.splits())
         checkpoint.update(reported=dict(self.reported), validated=self._validated)
         checkpoint.update(run_length=self._kept.run_length)
-        if self.trainer.fit_loop._should_accumulate():  # between the batches of one step
+        if accumulates(self.trainer):  # between the batches of one step
             reduce = self.trainer.strategy.reduce  # each rank has a part of them
             gradients = ((name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None)
             checkpoint["gradients"] = {

@@ -28,7 +28,7 @@ def narrow(name: str) -> nn.Module:
         wide = parameter.dim() > 1
         nn.init.normal_(parameter, std=(2 / parameter.shape[1:].numel()) ** 0.5 if wide else 0.3)
     for module in net.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.002, 0.5)  # small enough for eps to be seen
     return net

@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_exp.config.compose import conf_dir
+from alexnet_exp.config.hydra_internals import VERSION_BASE
 from alexnet_exp.sweeps import job
 from alexnet_exp.sweeps.optuna.search import search
 from hydra_plugins.alexnet_exp_plugins import OptunaConfig, ProcessesConfig
@@ -51,7 +52,7 @@ def config(folder: Path, *typed: str, resume: bool = False, **launcher: Any) -> 
 
 def parsed(*overrides: str) -> list[Override]:
     """Parse overrides as Hydra does, with the groups of conf/."""
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(conf_dir()), **VERSION_BASE):
         loader = GlobalHydra.instance().config_loader()
     return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import hydra
 import pytest
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from alexnet_exp.cli import main
 from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, conf_dir, options, plain, register
+from alexnet_exp.config.hydra_internals import VERSION_BASE, BasicSweeper
 from alexnet_exp.config.overrides import prepare
 from tests.sweeps.searches import parsed
 
@@ -27,7 +27,7 @@ def swept(arguments: list[str]) -> tuple[Any, list[list[str]]]:
     register()
     settings = [a for a in prepare(arguments) if not a.startswith("-")]
     fixed = [a for a in settings if not parsed(a)[0].is_sweep_override()]
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(conf_dir()), **VERSION_BASE):
         app = hydra.compose("train", fixed, return_hydra_config=True).hydra
     params = dict(app.sweeper.params or {})
     mine = [a for a in settings if not a.startswith(("hydra.", "hydra/", "sweep.resume"))]

@@ -59,7 +59,7 @@ def test_two_classes_of_one_name_stay_two() -> None:
 def ranks(monkeypatch: pytest.MonkeyPatch, *splits: dict[str, Any]) -> list[str]:
     """Let ranks with these splits compare them; return what each says."""
     store = torch.distributed.HashStore()
-    monkeypatch.setattr(identity, "_store", lambda: store)
+    monkeypatch.setattr(identity, "shared_store", lambda: store)
 
     def check(rank: int) -> str:
         try:

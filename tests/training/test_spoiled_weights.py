@@ -18,6 +18,7 @@ from torch import nn
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.callbacks.bad_step import check_weights
+from alexnet_exp.training.lightning_internals import average_of
 from tests.training.small_runs import checkpoint, run
 
 UNSEEN = ["data.val_size=0", "test=false", "trainer.max_epochs=2"]  # 7 steps an epoch
@@ -40,7 +41,7 @@ class Spoil(Callback):
     ) -> None:
         if trainer.global_step != self.step:
             return
-        averages = [c._average_model for c in trainer.callbacks if isinstance(c, WeightAveraging)]
+        averages = [average_of(c) for c in trainer.callbacks if isinstance(c, WeightAveraging)]
         module = averages[0] if self.average else pl_module
         with torch.no_grad():
             first = next(module.parameters())

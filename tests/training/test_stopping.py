@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from alexnet_exp import torch_internals
 from alexnet_exp.runs.train import results
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.training.launch import signals as stopping
@@ -241,7 +242,7 @@ def test_every_rank_does_at_the_same_step_what_the_first_wants(monkeypatch: pyte
             return self[key]
 
     shared = Store()
-    monkeypatch.setattr(stopping, "_store", lambda: shared)
+    monkeypatch.setattr(torch_internals, "shared_store", lambda: shared)
     first, second = (SimpleNamespace(world_size=2, is_global_zero=zero) for zero in (True, False))
     wanted_at, done = {3, 4, 8, 9}, {"first": [], "second": []}
     for step in range(1, 15):  # the first is ahead of the second within a step

@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator
 
 from alexnet_exp.data.loaders import Batch
 from alexnet_exp.runs.train.fit import Fit
+from alexnet_exp.training.lightning_internals import augment_as_in_training
 
 
 class Workers:
@@ -87,7 +88,7 @@ def endless_batches(fit: Fit) -> Generator[Batch, None, None]:
 
     A smaller last batch is left out, so that every step is the same work.
     """
-    fit.trainer.training = True  # what makes the data module augment
+    augment_as_in_training(fit.trainer)
     data, device = fit.data, fit.trainer.strategy.root_device
     loader = data.loader("train", shuffle=True)
     for epoch in itertools.count():

@@ -17,6 +17,7 @@ from alexnet_exp.config.schema import choice, flag, list_of, text
 from alexnet_exp.errors import UserError, missing_extra
 from alexnet_exp.files import write_atomically
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.wandb.internals import as_sent
 from alexnet_exp.tracking.wandb.mode import base_url, has_api_key, require_wandb
 
 RULES = {
@@ -56,7 +57,8 @@ def dashboard(config: dict[str, Any], run_dir: Path, command: str) -> dict[str, 
     with run.fresh():
         if config["dry_run"]:
             path = run.path / "dashboard.json"
-            write_atomically(path, json.dumps(specs(made), indent=2, ensure_ascii=False, default=str) + "\n")
+            sent = {name: as_sent(part) for name, part in made.items()}
+            write_atomically(path, json.dumps(sent, indent=2, ensure_ascii=False, default=str) + "\n")
             console.print(f"dashboard: {os.path.relpath(path)}", markup=False)
             result["file"] = path.name
         else:
@@ -66,14 +68,6 @@ def dashboard(config: dict[str, Any], run_dir: Path, command: str) -> dict[str, 
                 console.print(f"{name}: {result['urls'][name]}", markup=False)
         run.write_result(result)
     return result
-
-
-def specs(made: dict[str, Any]) -> dict[str, Any]:
-    """Return what W&B would be sent for each part, as plain values."""
-    return {
-        name: part._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
-        for name, part in made.items()
-    }
 
 
 def _check(config: dict[str, Any]) -> tuple[str, str]:

@@ -21,7 +21,8 @@ from alexnet_exp.tracking.environment import git_state, hardware, versions
 from alexnet_exp.tracking.log import log
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.terminal import print_fitted
-from alexnet_exp.tracking.wandb.logger import WandbTracker, find_run_id
+from alexnet_exp.tracking.wandb.internals import find_run_id, is_offline, run_folders
+from alexnet_exp.tracking.wandb.logger import WandbTracker
 from alexnet_exp.tracking.wandb.media import wandb_place
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ def log_to_wandb(
         (settings["logger"] or {}).get("wandb") or (member.config["logger"] or {}).get("wandb") or {}
     )
     options["name"] = options.get("name") or run_dir.name
-    offline = any(run_dir.glob(f"wandb/offline-run-*-{find_run_id(run_dir)}"))
+    offline = any(map(is_offline, run_folders(run_dir, find_run_id(run_dir) or "*")))
     if offline and options.get("mode") in (None, "auto", "online"):
         options["mode"] = "offline"  # its other parts are not on the server yet; one command uploads all
     try:

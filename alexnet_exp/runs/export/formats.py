@@ -109,7 +109,7 @@ def _program(loaded: LoadedClassifier, preprocess: bool) -> ExportedProgram:
     shapes = (dict.fromkeys(free, Dim.DYNAMIC),)
     try:
         return torch.export.export(model, (example,), dynamic_shapes=shapes)
-    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:  # torch.compile's are of RuntimeError
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"torch.export cannot trace this network ({reason}): format=safetensors can hold it."

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from alexnet_exp import cores
 from alexnet_exp.config.checks import check_rules
 from alexnet_exp.config.schema import at_least, list_of, path, text
+from alexnet_exp.data.datasets.left_out import JUNK_FOLDERS, LeftOut
+from alexnet_exp.data.decode import readable_extensions
 from alexnet_exp.errors import UserError, printable
+from alexnet_exp.tracking.log import logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.terminal import nearby
 
@@ -22,12 +28,6 @@ if TYPE_CHECKING:
 
     from alexnet_exp.inference import LoadedClassifier, Prediction
     from alexnet_exp.runs.predict.output import Row
-import glob
-import os
-import sys
-
-from alexnet_exp.data.datasets.left_out import JUNK_FOLDERS, LeftOut
-from alexnet_exp.data.decode import readable_extensions
 
 RULES = {
     "ckpt": path,
@@ -60,7 +60,7 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
     from alexnet_exp.runs.predict.output import print_rows, write_all
 
     console, run = Console(), RunDirectory(run_dir)
-    with run.fresh():
+    with run.fresh(), logging_to(None, on_screen=True):
         classifier = load_classifier(config["ckpt"], config["device"], config["trust"])
         rows = list(_predicted(classifier, files, config["top_k"], config["batch_size"]))
         print_rows(rows, console)

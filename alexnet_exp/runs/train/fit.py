@@ -15,7 +15,6 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -52,7 +51,12 @@ from alexnet_exp.training.classifier import ImageClassifier
 from alexnet_exp.training.ending import validate_at_the_end
 from alexnet_exp.training.launch.ranks import device_type
 from alexnet_exp.training.launch.signals import training_loop
-from alexnet_exp.training.lightning_internals import leave_signals_to_us, make_profiler
+from alexnet_exp.training.lightning_internals import (
+    check_limit,
+    epochs_of,
+    leave_signals_to_us,
+    make_profiler,
+)
 
 OUR_CALLBACKS = (
     "checkpoint", "early_stopping", "ema", "lr_monitor", "progress_bar", "model_summary", "throughput",
@@ -298,8 +302,7 @@ def _has_foreign_callbacks(trainer: lightning.Trainer) -> bool:
 
 
 def _check_more_to_do(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any], path: Path) -> None:
-    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    for what, done in (("epochs", epochs), ("steps", checkpoint["global_step"])):
+    for what, done in (("epochs", epochs_of(checkpoint)), ("steps", checkpoint["global_step"])):
         wanted = trainer[f"max_{what}"]
         if wanted not in (None, -1) and done >= wanted:
             raise UserError(
@@ -354,7 +357,7 @@ def _check_limits(fit: Fit) -> None:
     }
     for stage, (split, limit) in splits.items():
         if split in data.sources:
-            _parse_num_batches(stage, -(-len(data.sources[split]) // data.batch_size), limit)
+            check_limit(stage, -(-len(data.sources[split]) // data.batch_size), limit)
     interval = trainer.val_check_interval
     batches = -(-len(data.sources["train"]) // data.batch_size)
     if isinstance(interval, float) and interval * batches < 1 and trainer.is_global_zero:

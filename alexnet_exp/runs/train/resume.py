@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hydra.core.config_store import ConfigStore
-
 from alexnet_exp.config.compose import compose, plain
+from alexnet_exp.config.hydra_internals import store
 from alexnet_exp.config.overrides import quoted, resumed_directory
 from alexnet_exp.config.paths import expand_home
 from alexnet_exp.config.schema import RETIRED, RULES
@@ -181,7 +180,6 @@ def _store(saved: dict[str, Any], first: list[str], typed: list[str]) -> None:
     for key in map(key_of, typed):
         if key in RULES and key.partition(".")[0] in _GROUPS and key not in flat(saved):
             put(nodes, key, None)
-    store = ConfigStore.instance().store
     for group in _GROUPS:
         store(group=group, name=_RECORDED, node=nodes.get(group) or {}, provider="resume")
     own = {key.partition(".")[0] for key in RULES} - {*_GROUPS, "resume", "trust"}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import secrets
 import shutil
+import string
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,24 +18,17 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from alexnet_exp.errors import UserError, in_one_line, shell_command
+from alexnet_exp.tracking.environment import code_state, versions
 from alexnet_exp.tracking.metrics_csv import FILE_NAME, metrics_row
 from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.run_reader import read_metrics
+from alexnet_exp.tracking.wandb.internals import find_run_id, run_folders
 from alexnet_exp.tracking.wandb.media import confusion_panels, image_panel, model_artifact, table
 from alexnet_exp.tracking.wandb.mode import ModeChoice, base_url, choose_mode, forget_service, is_of_network
 
 if TYPE_CHECKING:
     import numpy as np
     from wandb import Run, Settings
-from typing import TYPE_CHECKING
-
-from alexnet_exp.tracking.environment import code_state, versions
-
-if TYPE_CHECKING:
-    from wandb import Run
-import os
-import secrets
-import string
 
 log = logging.getLogger(__name__)
 
@@ -340,18 +336,6 @@ def new_run_id() -> str:
 def id_of_environment() -> str | None:
     """Return the id that WANDB_RUN_ID names: the agent of a W&B sweep gives its job one."""
     return os.environ.get("WANDB_RUN_ID") or None
-
-
-def find_run_id(run_dir: Path) -> str | None:
-    """Return the id of the W&B run in `run_dir`, or None if there is none."""
-    folders = run_folders(run_dir)
-    return next(folders[-1].glob("run-*.wandb")).stem.removeprefix("run-") if folders else None
-
-
-def run_folders(run_dir: Path, run_id: str = "*") -> list[Path]:
-    """Return the folders of W&B runs in `run_dir`, oldest first."""
-    files = Path(run_dir).glob(f"wandb/*run-*-*/run-{run_id}.wandb")
-    return sorted((file.parent for file in files), key=lambda folder: folder.name.removeprefix("offline-"))
 
 
 def mark_ended(folder: Path | None) -> None:

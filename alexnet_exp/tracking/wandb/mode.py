@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from alexnet_exp.errors import UserError, library_of, nearest
 from alexnet_exp.tracking.redact import remember
+from alexnet_exp.tracking.wandb.internals import netrc_key
 
 MODES = ("auto", "online", "offline", "disabled")
 PROBE_SECONDS = 2.0
@@ -93,12 +94,11 @@ def has_api_key(url: str) -> bool:
     """Say whether wandb would find a key for the server at `url`; neither asks the user nor the network."""
     import wandb
     from wandb.errors import AuthenticationError
-    from wandb.sdk.lib import wbauth
 
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
-        key = wandb.setup().settings.api_key or wbauth.read_netrc_auth(host=url)
+        key = wandb.setup().settings.api_key or netrc_key(url)
         remember(key)
         return bool(key)
     except AuthenticationError:

@@ -11,12 +11,13 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.training.lightning_internals import average_of
 
 log = logging.getLogger("run")  # train.log alone
 _ADVICE = "Try a lower optimizer.lr, trainer.gradient_clip_val=1 or trainer.detect_anomaly=true."
@@ -50,7 +51,7 @@ def check_weights(trainer: Trainer) -> None:
         UserError: Names the step after which it was noticed.
     """
     classifier = trainer.lightning_module
-    averages = [c._average_model for c in trainer.callbacks if isinstance(c, WeightAveraging)]
+    averages = [average_of(c) for c in trainer.callbacks if isinstance(c, WeightAveraging)]
     modules = [
         ("weights", classifier),
         *(("averaged weights", module) for module in averages if module is not None),
@@ -72,9 +73,6 @@ def _trained(module: nn.Module) -> Iterator[Tensor]:
     )
 
 
-@torch.no_grad()
 def _are_finite(tensors: Iterable[Tensor]) -> bool:
     found = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-    # The largest magnitude of each in one pass; the device is asked once.
-    largest = torch._foreach_norm(found, math.inf) if found else []
-    return not largest or bool(torch.stack([value.isfinite() for value in largest]).all())
+    return bool(get_total_norm(found, math.inf).isfinite())  # the largest magnitude: the device is asked once

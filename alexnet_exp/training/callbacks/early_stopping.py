@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.training.ending import at_its_time, inside_epoch
+from alexnet_exp.training.lightning_internals import epochs_begun, inside_epoch, validates_by_schedule
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -31,28 +31,29 @@ class EarlyStopping(callbacks.EarlyStopping):
     best_score: Tensor  # likewise
 
     def __init__(self, monitor: str, **options: Any) -> None:
-        super().__init__(monitor, check_on_train_epoch_end=not monitor.startswith("val/"), **options)
+        super().__init__(monitor, **options)
+        self._of_validation = monitor.startswith("val/")
         self.best_epoch: int | None = None  # that the best value is from; the first is 1
         self._measured = False  # in this epoch
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._check_on_train_epoch_end or self._should_skip_check(trainer) or trainer.fast_dev_run:
+        if not self._of_validation or _is_no_training(trainer):
             return
         self._check_measured(trainer)
-        if at_its_time(trainer):
+        if validates_by_schedule(trainer):
             self._look(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._should_skip_check(trainer) or trainer.fast_dev_run or inside_epoch(trainer):
+        if _is_no_training(trainer) or inside_epoch(trainer):
             return
-        if self._check_on_train_epoch_end:
+        if not self._of_validation:
             self._check_measured(trainer)
             self._look(trainer)
         if not self._measured:
             return
         assert self.best_epoch is not None
         self._measured = False
-        self.wait_count = _epoch(trainer) - self.best_epoch
+        self.wait_count = epochs_begun(trainer) - self.best_epoch
         if self.wait_count >= max(1, self.patience):
             trainer.should_stop = True  # on every rank: all have the same values
             self.stopped_epoch = trainer.current_epoch
@@ -71,9 +72,9 @@ class EarlyStopping(callbacks.EarlyStopping):
         if (
             self.best_epoch is None
         ):  # the first value, or of a checkpoint that knows how long it has waited alone
-            self.best_epoch = _epoch(trainer) - 1 - self.wait_count
+            self.best_epoch = epochs_begun(trainer) - 1 - self.wait_count
         if self.monitor_op(current - self.min_delta, self.best_score.to(current.device)):
-            self.best_score, self.best_epoch = current, _epoch(trainer)
+            self.best_score, self.best_epoch = current, epochs_begun(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -95,9 +96,8 @@ class EarlyStopping(callbacks.EarlyStopping):
             self.stopping_reason, self.stopped_epoch = EarlyStoppingReason.NOT_STOPPED, 0
 
 
-def _epoch(trainer: Trainer) -> int:
-    """Return the number of the epoch that is trained, or has just been; the first is 1."""
-    return int(trainer.fit_loop.epoch_progress.current.ready)
+def _is_no_training(trainer: Trainer) -> bool:
+    return trainer.state.fn != "fit" or trainer.sanity_checking or bool(trainer.fast_dev_run)
 
 
 def has_stopped(callback: callbacks.EarlyStopping) -> bool:

@@ -10,6 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from torch import Tensor
 
+from alexnet_exp.torch_internals import foreach_lerp_
+from alexnet_exp.training.lightning_internals import average_of, average_on
+
 
 class MovingAverage(WeightAveraging):
     """Keep an exponential moving average of weights and buffers: what is validated, tested and saved as `state_dict`.
@@ -24,11 +27,10 @@ class MovingAverage(WeightAveraging):
         decay: What remains of the average at each step, in the long run.
     """
 
-    _latest_update_step: int  # Lightning's
-
     def __init__(self, decay: float) -> None:
         super().__init__()
         self.decay = decay
+        self._updated_step = 0  # optimizer steps at the latest update
 
     @property
     def state_key(self) -> str:
@@ -37,21 +39,27 @@ class MovingAverage(WeightAveraging):
         )  # in checkpoints: theirs can be resumed with ours, and ours with theirs
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._device = trainer.strategy.root_device
+        average_on(self, trainer.strategy.root_device)
         super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step <= self._latest_update_step:
+        if trainer.global_step <= self._updated_step:
             return  # gradients are still being accumulated
-        assert self._average_model is not None
-        average, current = _tensors(self._average_model.module), _tensors(pl_module)
+        averaged: Any = average_of(self)
+        average, current = _tensors(averaged.module), _tensors(pl_module)
         # The first step's weights start the average. Counters (int64) have no average: the latest holds.
-        steps = self._latest_update_step
+        steps = self._updated_step
         update(average, current, min(self.decay, (1 + steps) / (10 + steps)) if steps else 0.0)
-        self._average_model.n_averaged += 1  # on the device; nothing here reads it
-        self._latest_update_step = trainer.global_step
+        averaged.n_averaged += 1  # on the device; nothing here reads it
+        self._updated_step = trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"latest_update_step": self._updated_step}  # as Lightning's
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._updated_step = state_dict["latest_update_step"]
 
 
 @torch.no_grad()
@@ -69,7 +77,7 @@ def update(average: list[Tensor], current: list[Tensor], decay: float) -> None:
         if not (decay and old.is_floating_point()):
             old.copy_(new)
     if moved:
-        torch._foreach_lerp_([old for old, _ in moved], [new for _, new in moved], 1.0 - decay)
+        foreach_lerp_([old for old, _ in moved], [new for _, new in moved], 1.0 - decay)
 
 
 def _tensors(module: torch.nn.Module) -> list[Tensor]:

@@ -14,8 +14,9 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.metrics_csv import MetricsCSV
 from alexnet_exp.training.callbacks.bad_step import check_weights
 from alexnet_exp.training.checkpoint.write import _BEST, LAST, link
-from alexnet_exp.training.ending import run_ends, stay_inside_epoch
+from alexnet_exp.training.ending import run_ends
 from alexnet_exp.training.launch.signals import Stopped, agreed, due
+from alexnet_exp.training.lightning_internals import stay_inside_epoch, validates_now
 
 
 class StopUnsaved(Callback):
@@ -81,8 +82,7 @@ class BestAndLast(Checkpoint):
         if trainer.is_last_batch or run_ends(trainer) or trainer.fast_dev_run:
             return  # the epoch ends here and saves
         # A checkpoint from before a validation would resume after it.
-        loop = trainer.fit_loop
-        self._wanted = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        self._wanted = validates_now(trainer)
         if not self._wanted:
             self._save_inside_epoch(trainer, pl_module)
 
@@ -164,7 +164,7 @@ class BestAndLast(Checkpoint):
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
                 checkpoint["num_rows"] = logger.num_rows
-        stay_inside_epoch(trainer, checkpoint["loops"]["fit_loop"])
+        stay_inside_epoch(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": dict(self.best) if self.best else None}

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.training.launch.signals import _store
+from alexnet_exp.torch_internals import shared_store
 
 log = logging.getLogger(__name__)
 Splits = Mapping[str, Mapping[str, Any]]  # as data/identity.py returns them
@@ -204,7 +204,7 @@ def check_ranks(trainer: Any, classes: Sequence[str], splits: Splits) -> None:
     Raises:
         UserError: On all ranks alike; names the first rank that has other data, and its machine.
     """
-    store, own = _store(), {"classes": list(classes), "splits": splits, "host": socket.gethostname()}
+    store, own = shared_store(), {"classes": list(classes), "splits": splits, "host": socket.gethostname()}
     store.set(f"{_KEY}/{trainer.global_rank}", json.dumps(own))
     if trainer.global_rank == 0:
         others = range(1, trainer.world_size)

@@ -11,13 +11,20 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.torch_internals import PLATEAU_STATE, set_rates, unscale_before_step
 from alexnet_exp.training.callbacks.early_stopping import has_stopped
+from alexnet_exp.training.lightning_internals import (
+    complete_loops,
+    epochs_ended,
+    is_of_a_setting,
+    is_restoring,
+    rewind_epoch,
+)
 from alexnet_exp.training.optim.schedules import RunLength
 
 log = logging.getLogger(__name__)
@@ -29,9 +36,6 @@ _MALFORMED = (
 _USES = re.compile(
     r"[\\/](torch[\\/](optim|amp|utils[\\/]_foreach_utils)|lightning[\\/]pytorch|alexnet_exp[\\/]training)\b"
 )
-_MOVES = frozenset(
-    ("optimizer", "best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_step_count", "_last_lr")
-)  # of the plateau schedule; the rest of it is constant
 
 
 @contextlib.contextmanager
@@ -54,15 +58,10 @@ def resuming(path: Any, has_settled: Callable[[], bool]) -> Iterator[None]:
         raise
     except _MALFORMED as error:
         frames = traceback.extract_tb(error.__traceback__)
-        restores = any(
-            frame.filename.endswith("checkpoint_connector.py") or frame.name == complete_restart.__name__
-            for frame in frames
-        )
-        # Lightning counts the batches there: what it refuses is a setting, such as trainer.val_check_interval.
-        of_a_setting = frames[-1].name in ("setup_data", "_parse_num_batches")
+        restores = is_restoring(frames) or any(f.name == complete_restart.__name__ for f in frames)
         if (
             path is None
-            or of_a_setting
+            or is_of_a_setting(frames)
             or isinstance(error, torch.OutOfMemoryError)
             or not (restores or (_USES.search(frames[-1].filename) and not has_settled()))
         ):
@@ -81,23 +80,11 @@ def complete_restart(trainer: Trainer, kept: Kept, changed: Changes) -> None:
         kept: What the settings say of optimizer and schedule.
         changed: How they differ from those of the checkpoint.
     """
-    _complete_loops(trainer)
+    complete_loops(trainer)
     kept.apply(trainer, changed)
     if any(has_stopped(callback) for callback in trainer.early_stopping_callbacks):
         log.info("This run has stopped early; more of callbacks.early_stopping.patience lets it train on.")
         trainer.should_stop = True  # before the test, which is all that is left to do
-
-
-def _complete_loops(trainer: Trainer) -> None:
-    loop = trainer.fit_loop
-    if loop.restarted_on_epoch_end:  # in a run counted in steps, Lightning would end the finished epoch again
-        loop.epoch_progress.increment_completed()
-        loop.reset_restart_stage()
-        _Loop.restarting.fset(loop, False)
-    # The augmentation draws by epoch, and a run counted in steps would have the number of the one before.
-    loop.epoch_progress.current.completed = loop.epoch_progress.current.processed
-    # The loader was made to count the steps, before the checkpoint was read, and stands at the start.
-    loop._load_combined_loader_states()
 
 
 def begin_epoch_again(checkpoint: dict[str, Any]) -> None:
@@ -106,18 +93,9 @@ def begin_epoch_again(checkpoint: dict[str, Any]) -> None:
     Args:
         checkpoint: Changed in place, before Lightning restores it.
     """
-    loops = checkpoint["loops"]["fit_loop"]
-    batches = loops["epoch_loop.batch_progress"]
-    if batches["is_last_batch"]:
-        return
-    log.info("The unfinished epoch begins again: its batches have other images now.")
-    # Lightning counts up the batch at whose end it saved, if it did.
-    pending = batches["total"]["processed"] - batches["total"]["completed"]
-    batches["current"] = {"ready": 0, "started": 0, "processed": 0, "completed": -pending}
-    for place in loops["state_dict"].get("combined_loader", []):
-        if isinstance(place, dict) and "batches" in place:
-            place["batches"] = 0
-    checkpoint["train_sums"] = torch.zeros_like(checkpoint["train_sums"])
+    if rewind_epoch(checkpoint):
+        log.info("The unfinished epoch begins again: its batches have other images now.")
+        checkpoint["train_sums"] = torch.zeros_like(checkpoint["train_sums"])
 
 
 class Changes(NamedTuple):
@@ -179,7 +157,9 @@ class Kept:
         self.run_length = [length.total_steps, length.steps_per_epoch]
         self.constants = {}
         if isinstance(scheduler, ReduceLROnPlateau):
-            self.constants = {name: value for name, value in vars(scheduler).items() if name not in _MOVES}
+            self.constants = {
+                name: value for name, value in vars(scheduler).items() if name not in PLATEAU_STATE
+            }
 
     def apply(self, trainer: Trainer, changed: Changes) -> None:
         """Put the settings back; to be called as training starts.
@@ -192,8 +172,7 @@ class Kept:
         scheduler = configs[0].scheduler if configs else None
         groups = trainer.optimizers[0].param_groups
         if any(not group.get("fused", True) for group in groups):
-            # The scaler of gradients would leave its part of the step to the fused form.
-            trainer.optimizers[0]._step_supports_amp_scaling = False
+            unscale_before_step(trainer.optimizers[0])
         # In place, a callback of the user's may have added groups.
         for group, own in zip(groups, self.groups, strict=changed.rates):
             if not changed.rates:
@@ -208,16 +187,15 @@ class Kept:
             vars(scheduler).update(self.constants)
         if isinstance(scheduler, LambdaLR):
             if changed.schedule:
-                done = trainer.fit_loop.epoch_progress.current.processed
-                scheduler.last_epoch = trainer.global_step if configs[0].interval == "step" else done
+                by_step = configs[0].interval == "step"
+                scheduler.last_epoch = trainer.global_step if by_step else epochs_ended(trainer)
             # Otherwise the rates of the checkpoint are those of the schedule, or a callback has changed them.
             if changed.rates or changed.run_length != self.run_length:
                 _recompute(scheduler)
 
 
 def _recompute(scheduler: LambdaLR) -> None:
-    groups = scheduler.optimizer.param_groups
-    scheduler.base_lrs = [group["initial_lr"] for group in groups]
-    for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
-        group["lr"] = base * factor(scheduler.last_epoch)  # as get_lr, which is for step() alone
-    scheduler._last_lr = [group["lr"] for group in groups]
+    scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
+    factors = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    # As get_lr, which is for step() alone.
+    set_rates(scheduler, [base * factor(scheduler.last_epoch) for base, factor in factors])

@@ -76,14 +76,12 @@ def check_sync_batchnorm(trainer: Mapping[str, Any]) -> None:
 
 
 def _devices(trainer: Mapping[str, Any]) -> Sequence[Any]:
-    from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+    from alexnet_exp.training.lightning_internals import find_devices
+
     try:
-        connector = _AcceleratorConnector(
-            accelerator=trainer["accelerator"], devices=trainer["devices"], num_nodes=trainer["num_nodes"]
-        )
-        return list(connector._parallel_devices)
+        return find_devices(trainer["accelerator"], trainer["devices"], trainer["num_nodes"])
     except (MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

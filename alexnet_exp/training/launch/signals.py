@@ -146,18 +146,14 @@ def agreed(what: str, wanted: int, step: int, trainer: Any) -> int:
     """
     if trainer.world_size == 1:
         return int(wanted)
-    store, key = _store(), f"{_KEY}/{what}"
+    from alexnet_exp.torch_internals import shared_store
+
+    store, key = shared_store(), f"{_KEY}/{what}"
     last, number = map(int, store.get(key).split()) if store.check([key]) else (-1, 0)
     if trainer.is_global_zero and wanted and last < step:
         # The gradients of the next step need every rank, so none is past it when this is written.
         store.set(key, f"{step + 2} {int(wanted)}")
     return number if step == last else 0
-
-
-def _store() -> Any:
-    import torch.distributed
-
-    return torch.distributed.distributed_c10d._get_default_store()
 
 
 def requeue() -> bool:

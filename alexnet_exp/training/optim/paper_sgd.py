@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alexnet_exp.torch_internals import foreach_add, foreach_add_, foreach_mul_
+
 
 class PaperSGD(torch.optim.Optimizer):
     """v <- momentum * v - lr * (gradient + weight_decay * w); w <- w + v.
@@ -45,10 +47,10 @@ class PaperSGD(torch.optim.Optimizer):
             velocities = [self._velocity(p) for p in weights]
             gradients: list[Tensor] = [p.grad for p in weights]
             if group["weight_decay"]:
-                gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
-            torch._foreach_mul_(velocities, group["momentum"])
-            torch._foreach_add_(velocities, gradients, alpha=-group["lr"])
-            torch._foreach_add_(weights, velocities)
+                gradients = foreach_add(gradients, weights, alpha=group["weight_decay"])
+            foreach_mul_(velocities, group["momentum"])
+            foreach_add_(velocities, gradients, alpha=-group["lr"])
+            foreach_add_(weights, velocities)
         return loss
 
     def _velocity(self, parameter: Tensor) -> Tensor:

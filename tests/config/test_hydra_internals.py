@@ -1,0 +1,77 @@
+"""The private names of Hydra, and what its versions differ in: warnings are errors here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+
+from alexnet_exp.cli import main
+from alexnet_exp.config.compose import conf_dir, register
+from alexnet_exp.config.hydra_internals import (
+    VERSION_BASE,
+    BasicSweeper,
+    error_of,
+    get_args_parser,
+    known_flags,
+    register_resolver,
+    store,
+)
+from hydra_plugins.alexnet_exp_plugins import GridSweeper
+
+
+def test_the_flags_are_those_that_the_parser_takes() -> None:
+    known = known_flags()
+    assert {"--multirun", "-m", "--cfg", "-c", "--config-dir", "--help"} <= set(known)
+    parsed = get_args_parser().parse_args(["-m", "--config-dir", "mine", "a=1"])
+    assert (parsed.multirun, parsed.config_dir, parsed.overrides) == (True, "mine", ["a=1"])
+
+
+def test_why_a_job_failed_is_read_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    job = JobReturn(overrides=["a=1"], status=JobStatus.FAILED)
+    job.return_value = ValueError("no luck")
+    assert str(error_of(job)) == "no luck"
+    with pytest.raises(ValueError, match="no luck"):
+        _ = job.return_value
+    assert "a=1" in capsys.readouterr().err  # of the public way alone
+
+
+def test_our_grid_takes_the_place_of_hydra_s_and_calls_its_parts() -> None:
+    Plugins.instance()  # loads all
+    node = ConfigStore.instance().load("hydra/sweeper/basic.yaml").node
+    assert node._target_ == f"{GridSweeper.__module__}.GridSweeper"
+    assert issubclass(GridSweeper, BasicSweeper)
+    assert "sweep" in vars(BasicSweeper) and callable(GridSweeper.split_arguments)
+    assert callable(GridSweeper.validate_batch_is_legal)
+
+
+def test_what_is_stored_twice_is_the_second() -> None:
+    for value in (1, 2):
+        store(group="trial", name="twice", node={"value": value}, provider="test")
+    assert ConfigStore.instance().load("trial/twice.yaml").node == {"value": 2}
+    register()
+    register()
+
+
+def test_a_resolver_resolves_and_a_cached_one_once() -> None:
+    calls: list[str] = []
+    register_resolver("seen", lambda word: calls.append(word) or len(calls), use_cache=True)
+    try:
+        config = OmegaConf.create({"a": "${seen:x}", "b": "${seen:x}"})
+        assert (config.a, config.b, config.a, calls) == (1, 1, 1, ["x"])
+    finally:
+        OmegaConf.clear_resolver("seen")
+
+
+def test_hydra_starts_without_a_warning() -> None:
+    with hydra.initialize_config_dir(str(conf_dir()), **VERSION_BASE):
+        assert hydra.compose("models").name is None
+
+
+def test_a_command_runs_without_a_warning(tmp_path: Path) -> None:
+    assert main(["models", "name=alexnet", f"hydra.run.dir={tmp_path}"]) == 0
