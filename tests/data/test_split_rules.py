@@ -16,8 +16,8 @@ from alexnet_exp.data import Digits, Folder, ImageData
 from alexnet_exp.data.sources import draw, spread_order, validation_by_name
 from alexnet_exp.errors import UserError
 from alexnet_exp.targets import build
+from tests.data.datasets.test_folder import touch
 from tests.data.makers import write_folder
-from tests.data.test_folder import touch
 
 COMMON: dict[str, Any] = {"batch_size": 8, "image_size": 32, "mean": [0.5], "std": [0.25], "num_workers": 0}
 

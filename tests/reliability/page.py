@@ -65,9 +65,9 @@ def command_lines() -> Iterator[Section]:
 
 
 def checkpoints() -> Iterator[Section]:
-    from tests.training import hostile_files as attacks
-    from tests.training import test_checkpoint_claims as claims
-    from tests.training import test_checkpoint_files as files
+    from tests.training.checkpoint import hostile_files as attacks
+    from tests.training.checkpoint import test_checkpoint_claims as claims
+    from tests.training.checkpoint import test_checkpoint_files as files
 
     yield Section(
         "Files that claim to be checkpoints",
@@ -95,7 +95,7 @@ def checkpoints() -> Iterator[Section]:
 
 
 def directories() -> Iterator[Section]:
-    from tests.training import test_checkpoint_claims as claims
+    from tests.training.checkpoint import test_checkpoint_claims as claims
 
     yield Section(
         "Run directories from elsewhere",
@@ -106,7 +106,7 @@ def directories() -> Iterator[Section]:
 
 
 def folders() -> Iterator[Section]:
-    from tests.data.test_deep_folders import FOLDERS
+    from tests.data.datasets.test_deep_folders import FOLDERS
 
     yield Section(
         "Folders that are deep or contain link cycles",

@@ -41,7 +41,8 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
         far = {"accelerator": "auto", "strategy": TwoRanks(), "inference_mode": False}
         patch.setattr(lightning, "Trainer", lambda **options: plain(**options | far))
         patch.setattr(AtomicCheckpointIO, "save_checkpoint", write_nothing)
-        # It waits for the other rank's word in the store, without a collective: tests/training/test_data_identity.py.
+        # It waits for the other rank's word in the store, without a collective:
+        # tests/training/checkpoint/test_data_identity.py.
         patch.setattr("alexnet_exp.training.classifier.check_ranks", lambda *given: None)
         config, typed = settings(*EVERYTHING)
         data = prepare_data(config)

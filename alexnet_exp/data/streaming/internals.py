@@ -1,4 +1,4 @@
-"""All that is used of LitData's private parts. tests/data/test_streaming_internals.py names each.
+"""All that is used of LitData's private parts. tests/data/streaming/test_streaming_internals.py names each.
 
 Imported where LitData is needed.
 """

@@ -1,7 +1,7 @@
 """Read files of tensors that others have made: no code runs, and nothing takes more memory than the file has bytes.
 
 `torch.load(weights_only=True)` refuses foreign names, and tensors and storages that are longer than their record. Left
-to do, as of torch 2.11 to 2.15 (tests/training/hostile_files.py has a file for each):
+to do, as of torch 2.11 to 2.15 (tests/training/checkpoint/hostile_files.py has a file for each):
 
 - It compares no checksum. zipfile does; so an archive must have one reading, and not two directories in one file.
 - It calls `bytearray`, `FloatTensor` and others that make memory from a number: a file of 1 KB takes as many GB as it

@@ -22,7 +22,7 @@ from alexnet_exp.cli import main
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.checkpoint import safe_load
 from alexnet_exp.training.checkpoint.safe_load import load_safely
-from tests.training.hostile_files import FILES, SAFETENSORS, refused, with_pickle, write
+from tests.training.checkpoint.hostile_files import FILES, SAFETENSORS, refused, with_pickle, write
 from tests.training.small_runs import SMALL, checkpoint, same
 
 PACKAGE = Path(safe_load.__file__).parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alexnet_exp.data.datasets import folder
-from tests.data.test_folder import touch
+from tests.data.datasets.test_folder import touch
 
 
 def nested(root: Path) -> None:

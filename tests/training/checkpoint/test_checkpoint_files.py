@@ -262,7 +262,8 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_checkpoint_before(
 @pytest.mark.slow  # a process of its own: pytest could not write a word
 def test_a_disk_without_room_for_a_single_byte_ends_the_run_in_one_line(tmp_path: Path, whole: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from tests.training.test_checkpoint_files import run_until_full; "
+        "import sys; from pathlib import Path; "
+        "from tests.training.checkpoint.test_checkpoint_files import run_until_full; "
         "print('said', run_until_full(Path(sys.argv[1]), 0))"
     )
     # Its own output goes into pipes, which have no size.

@@ -15,7 +15,7 @@ import yaml
 
 from alexnet_exp.cli import main
 from alexnet_exp.errors import UserError
-from tests.training.hostile_files import refused, write
+from tests.training.checkpoint.hostile_files import refused, write
 from tests.training.small_runs import checkpoint
 
 

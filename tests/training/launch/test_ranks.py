@@ -20,7 +20,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class EchoRanks(Ranks):
-    module = "tests.training.echo_rank"
+    module = "tests.training.launch.echo_rank"
 
 
 def test_every_rank_gets_the_settings_as_they_are_and_nothing_else_holds_their_secrets(tmp_path: Path):

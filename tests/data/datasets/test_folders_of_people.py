@@ -11,8 +11,8 @@ from alexnet_exp.cli import main
 from alexnet_exp.data.datasets.folder import split_folders
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.predict.command import find_images
+from tests.data.datasets.test_folder import touch
 from tests.data.makers import write_folder
-from tests.data.test_folder import touch
 from tests.data.test_split_rules import names, opened
 
 
