@@ -18,8 +18,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from alexnet_exp.config.hydra_internals import BasicSweeper, BasicSweeperConf, store
+from alexnet_exp.config.hydra_internals import basic_sweeper, store
 from alexnet_exp.errors import UserError, missing_extra
+
+BasicSweeper, BasicSweeperConf = basic_sweeper()
 
 
 @dataclass

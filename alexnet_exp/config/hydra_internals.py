@@ -9,13 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
-__all__ = ["BasicSweeper", "BasicSweeperConf", "get_args_parser"]  # which others take from here
+__all__ = ["get_args_parser"]  # which others take from here
 
 _HAS_1_4 = tuple(map(int, hydra.__version__.split(".")[:2])) >= (1, 4)
 
@@ -25,6 +24,16 @@ VERSION_BASE: dict[str, Any] = {} if _HAS_1_4 else {"version_base": "1.3"}
 MAIN: dict[str, Any] = (
     {"execution_whitelist": ["alexnet_exp.config.paths.HomeDirectories"]} if _HAS_1_4 else VERSION_BASE
 )
+
+
+def basic_sweeper() -> tuple[Any, Any]:
+    """Return Hydra's own sweeper and its settings.
+
+    Not before Hydra looks for plugins: 1.3 loads their module anew then, and no object of the old class can be made.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
+
+    return BasicSweeper, BasicSweeperConf
 
 
 def store(group: str, name: str, node: Any, **more: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -15,7 +16,7 @@ from alexnet_exp.cli import main
 from alexnet_exp.config.compose import conf_dir, register
 from alexnet_exp.config.hydra_internals import (
     VERSION_BASE,
-    BasicSweeper,
+    basic_sweeper,
     error_of,
     get_args_parser,
     known_flags,
@@ -45,9 +46,10 @@ def test_our_grid_takes_the_place_of_hydra_s_and_calls_its_parts() -> None:
     Plugins.instance()  # loads all
     node = ConfigStore.instance().load("hydra/sweeper/basic.yaml").node
     assert node._target_ == f"{GridSweeper.__module__}.GridSweeper"
-    assert issubclass(GridSweeper, BasicSweeper)
-    assert "sweep" in vars(BasicSweeper) and callable(GridSweeper.split_arguments)
-    assert callable(GridSweeper.validate_batch_is_legal)
+    sweeper: Any = hydra.utils.get_class(node._target_)(max_batch_size=None)
+    assert isinstance(sweeper, basic_sweeper()[0]) and "sweep" in vars(basic_sweeper()[0])
+    assert callable(sweeper.split_arguments) and callable(sweeper.validate_batch_is_legal)
+    assert [sweeper.hydra_context, sweeper.config, sweeper.launcher] == [None] * 3
 
 
 def test_what_is_stored_twice_is_the_second() -> None:

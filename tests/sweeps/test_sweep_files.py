@@ -13,8 +13,9 @@ import pytest
 from alexnet_exp.cli import main
 from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, conf_dir, options, plain, register
-from alexnet_exp.config.hydra_internals import VERSION_BASE, BasicSweeper
+from alexnet_exp.config.hydra_internals import VERSION_BASE
 from alexnet_exp.config.overrides import prepare
+from hydra_plugins.alexnet_exp_plugins import GridSweeper
 from tests.sweeps.searches import parsed
 
 PAGE = Path(__file__).parents[2] / "docs" / "sweeps.md"
@@ -36,7 +37,7 @@ def swept(arguments: list[str]) -> tuple[Any, list[list[str]]]:
         from alexnet_exp.sweeps.optuna.space import read_space
 
         return app, read_space(overrides).examples()
-    (jobs,) = BasicSweeper.split_arguments(overrides, None)
+    (jobs,) = GridSweeper.split_arguments(overrides, None)
     return app, jobs
 
 

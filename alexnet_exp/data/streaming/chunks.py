@@ -7,6 +7,7 @@ fewer workers where memory is short, which changes the order; and it knows nothi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from alexnet_exp.data.decode import decode_bytes, stored
 from alexnet_exp.errors import UserError
+
+# It warns that training may hang when ranks have unequal shares; StreamLoader gives every rank the same steps.
+logging.getLogger("litdata").setLevel(logging.ERROR)
 
 
 class Chunks(StreamingDataset):
@@ -31,9 +35,7 @@ class Chunks(StreamingDataset):
     """
 
     def __init__(self, url: str, seed: int | None = None, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(url, shuffle=seed is not None, seed=(seed or 0) % 2**32)
-        # Not as an argument: it warns that ranks may hang, and StreamLoader gives every rank the same steps.
-        self.set_drop_last(False)
+        super().__init__(url, shuffle=seed is not None, drop_last=False, seed=(seed or 0) % 2**32)
         self.distributed_env.world_size, self.distributed_env.global_rank = world_size, rank
 
     def __getitem__(self, index: Any) -> tuple[int, dict[str, Any]]:
