@@ -49,6 +49,7 @@ def write_report(
         error=records.result.get("error"),
         problems=records.problems,
         numbers=list(report_details.headline(records.result)),
+        published=list(report_details.published(records)),
         trained=bool(records.rows) or "split" not in records.result,  # an evaluation has no curves
         run_charts=report_charts.run_charts(records.rows, report_details.numeric(best.get("step"))),
         not_finite=report_charts.not_finite(records.rows),

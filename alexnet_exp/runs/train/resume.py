@@ -12,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.config.overrides import quoted, resumed_directory
 from alexnet_exp.config.paths import expand_home
-from alexnet_exp.config.schema import RETIRED, RULES
+from alexnet_exp.config.schema import ADDED, RETIRED, RULES
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.compare.settings import all_choices
 from alexnet_exp.targets import check_trust
@@ -161,6 +161,9 @@ def _recorded(run: RunDirectory) -> tuple[dict[str, Any], list[str]]:
     for key in RETIRED:
         group, _, last = key.rpartition(".")
         saved.get(group, {}).pop(last, None)
+    for key, value in ADDED.items():
+        group, _, last = key.rpartition(".")
+        (saved[group] if group else saved).setdefault(last, value)
     return saved, _last_of_each(o for o in _overrides(run) if _key(o) not in RETIRED)
 
 
