@@ -110,7 +110,7 @@ VERBS = {
     "download": "prepare", "preprocess": "prepare", "cache": "prepare", "bench": "benchmark", "speed": "benchmark",
     "profile": "benchmark", "convert": "export", "onnx": "export", "deploy": "export", "diff": "compare",
     "report": "compare", "list": "models", "ls": "models", "info": "models", "summary": "models", "model": "models",
-    "wandb": "dashboard",
+    "wandb": "dashboard", "replicate": "reproduce", "published": "reproduce", "results": "reproduce",
 }  # fmt: skip
 _OFF = ("false", "0", "no", "off", "none", "null", "disabled", "-1")
 _ON = ("true", "1", "yes", "on")
