@@ -33,6 +33,7 @@ alexnet-exp VERB [key=value ...]     settings and flags of a verb: alexnet-exp V
   benchmark  measure speed on this machine: alexnet-exp benchmark step
   export     hand a network to another runtime: alexnet-exp export outputs/runs/RUN format=onnx
   compare    lay runs side by side: alexnet-exp compare outputs/runs
+  reproduce  run published results again: alexnet-exp reproduce convnet_80sec seeds=3
   dashboard  lay a W&B project out: alexnet-exp dashboard ENTITY/PROJECT
   models     list the networks, or the layers of one: alexnet-exp models alexnet_lrn
 """
@@ -213,6 +214,7 @@ VERBS = {
     "models": Verb(("config",), ("name",)),
     "predict": Verb(_FILES, ("ckpt", "images...")),
     "prepare": Verb(("config",), (), _naming_the_kind),
+    "reproduce": Verb(_ALL, ("names...",)),
 }
 
 

@@ -18,9 +18,10 @@ from alexnet_exp.config.checks import check_recorded
 from alexnet_exp.data.augment.geometry import Preprocess
 from alexnet_exp.data.augment.pipeline import Pipeline
 from alexnet_exp.data.decode import from_pil, luma, read_stored, stored
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.pretrained import shipped
 from alexnet_exp.training.checkpoint.read import read_checkpoint
-from alexnet_exp.training.checkpoint.start import find_checkpoint, network_of
+from alexnet_exp.training.checkpoint.start import find_network, network_of
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
@@ -130,7 +131,8 @@ def load_classifier(
     """Load a trained classifier.
 
     Args:
-        path: A checkpoint, a run directory (its best checkpoint), or a W&B artifact 'entity/project/name:alias'.
+        path: A checkpoint, a run directory (its best checkpoint), a W&B artifact 'entity/project/name:alias', or the
+            name of a network that ships trained ('convnet_80sec').
         device: 'auto' (a GPU if there is one), 'cpu', 'cuda', 'cuda:1', 'mps'.
         trust: Packages of yours whose network the checkpoint may name.
 
@@ -173,9 +175,11 @@ def resolve_checkpoint(source: str | os.PathLike[str]) -> Path:
     text = os.path.expanduser(os.fspath(source))
     if not os.path.exists(text) and _ARTIFACT.fullmatch(text):
         return _download(text)
-    if not os.path.exists(text):
-        raise UserError(f"ckpt={text}: there is no such file or run directory.")
-    return find_checkpoint(text, "best.ckpt")
+    found = find_network(text)
+    if not found.exists():
+        near = nearest(text, shipped()) if "/" not in text else ""
+        raise UserError(f"ckpt={text}: there is no such file or run directory.{near}")
+    return found
 
 
 def _download(name: str) -> Path:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexnet_exp.config.compose import group, options
 from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.pretrained import shipped, shipped_file
 from alexnet_exp.targets import build
 
 if TYPE_CHECKING:
@@ -18,11 +19,12 @@ def list_models() -> list[str]:
     return options("model")
 
 
-def create_model(name: str, **overrides: Any) -> nn.Module:
+def create_model(name: str, pretrained: bool = False, **overrides: Any) -> nn.Module:
     """Build a network of conf/model/.
 
     Args:
         name: One of `list_models()`.
+        pretrained: With the weights that ship with this package; few networks have some (`alexnet_exp.pretrained`).
         overrides: Keys of its yaml; nested ones as dictionaries:
             `create_model("alexnet", num_classes=10, features={"conv2": {"groups": 2}})`.
 
@@ -30,11 +32,30 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
         A module that maps images (N, in_channels, input_size, input_size) to logits (N, num_classes).
 
     Raises:
-        UserError: For an unknown name or key.
+        UserError: For an unknown name or key, or pretrained weights that are not there or do not fit the overrides.
     """
     if name not in list_models():
         raise UserError(f"There is no model {name!r}.{nearest(name, list_models())} See list_models().")
-    return build(_merge(group("model", name), overrides))
+    model: nn.Module = build(_merge(group("model", name), overrides))
+    return _with_weights(model, name) if pretrained else model
+
+
+def _with_weights(model: nn.Module, name: str) -> nn.Module:
+    from alexnet_exp.training.checkpoint.read import read_checkpoint
+
+    file = shipped_file(name)
+    if file is None:
+        raise UserError(
+            f"{name} has no weights that ship with this package; these have: {', '.join(shipped())}."
+        )
+    weights = {k.removeprefix("model."): v for k, v in read_checkpoint(file)["state_dict"].items()}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"The pretrained weights of {name} do not fit these overrides: leave some of them out."
+        ) from error
+    return model
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ PUBLISHED: dict[str, tuple[int, float, float | None, float, int, int]] = {
     "convnet_13pct": (128, 0.001, 0.9, 0.0, 160, 24),
     "convnet_18pct": (128, 0.001, 0.9, 0.004, 140, 32),
     "convnet_19pct": (128, 0.001, 0.9, 0.004, 140, 32),
+    "convnet_19pct_crops": (128, 0.001, 0.9, 0.0, 140, 24),
     "convnet_80sec": (128, 0.001, 0.9, 0.004, 10, 32),
     "cvgj_imagenet": (256, 0.05, 0.9, 5e-4, 64, 227),
     "icpm": (100, 0.001, None, 0.0, 200, 32),
@@ -36,6 +37,7 @@ PUBLISHED: dict[str, tuple[int, float, float | None, float, int, int]] = {
     "readme004_resnet18": (256, 0.1, 0.9, 1e-4, 90, 224),
     "resnet18_cifar": (128, 0.1, 0.9, 5e-4, 200, 32),
     "tensorpack_imagenet": (128, 0.01, 0.9, 5e-4, 100, 224),
+    "tf_tutorial": (128, 0.1, 0.0, 0.0, 256, 24),
     "torchvision_imagenet": (256, 0.01, 0.9, 1e-4, 90, 224),
     "zfnet_imagenet": (128, 0.01, 0.9, 5e-4, 70, 224),
 }
@@ -54,6 +56,7 @@ AUGMENT: dict[str, dict[str, Any]] = {
     "convnet_13pct": {"flip": True, "crop": True, "mean_image": "centre", "views": "ten_crop"},
     "convnet_18pct": {"mean_image": "centre"},
     "convnet_19pct": {"mean_image": "centre"},
+    "convnet_19pct_crops": {"flip": True, "crop": True, "mean_image": "centre", "views": "ten_crop"},
     "convnet_80sec": {"mean_image": "centre"},
     "cvgj_imagenet": {"flip": True, "crop": True},
     "icpm": {"flip": True},
@@ -77,6 +80,7 @@ AUGMENT: dict[str, dict[str, Any]] = {
     "readme003": {},
     "resnet18_cifar": {"flip": True, "pad": 4},
     "tensorpack_imagenet": {"flip": True, "crop": True, "colour_noise": "paper"},
+    "tf_tutorial": {"flip": True, "crop": True, "contrast": [0.2, 1.8], "whiten": True},
     "zfnet_imagenet": {"flip": True, "crop": True, "mean_image": "aligned", "views": "ten_crop"},
 }  # fmt: skip
 TORCHVISION = (
@@ -132,6 +136,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "convnet_13pct": _by_hand({"epoch": 140, "lr": 1e-4}, {"epoch": 150, "lr": 1e-5}),
     "convnet_18pct": _at(0.1, 120, 130),
     "convnet_19pct": _at(0.1, 120, 130),
+    "convnet_19pct_crops": _at(0.1, 120, 130),
     "convnet_80sec": _at(0.1, 8),
     "cvgj_imagenet": {"name": "poly", "power": 1.0, "warmup_epochs": 0.0},
     "icpm": _at(0.5, 74, 149),
@@ -145,6 +150,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "readme003": _CONSTANT,
     "resnet18_cifar": {"name": "cosine", "warmup_epochs": 0.0, "final_factor": 0.0},
     "tensorpack_imagenet": _at(0.1, 30, 60, 80),
+    "tf_tutorial": _every(350),
     "zfnet_imagenet": _WHEN_IT_STALLS,
     **dict.fromkeys(TORCHVISION, _every(30)),
 }

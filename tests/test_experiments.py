@@ -194,6 +194,22 @@ def test_a_figure_from_ten_views_says_how_it_is_got() -> None:
     assert {"paper_imagenet", "original_imagenet", "owt_imagenet", "zfnet_imagenet"} <= with_ten
 
 
+def test_the_data_and_the_header_publish_the_same_figures() -> None:
+    for experiment in EXPERIMENTS:
+        text = header(experiment)["Published"]
+        for entry in settings(experiment)["published"] or []:
+            percent = 100 * entry["value"]
+            shown = [f"{number:.6g}" for number in (percent, 100 - percent)] + [f"{entry['value']:.4f}"]
+            figures = [f"{float(number):.6g}" for number in re.findall(r"\d+(?:\.\d+)?", text)]
+            assert set(shown) & {*figures, *text.split()}, (experiment, entry)
+
+
+def test_what_publishes_nothing_inherits_no_figures() -> None:
+    for experiment in EXPERIMENTS:
+        nothing = header(experiment)["Published"].startswith(("nothing", "none"))
+        assert (settings(experiment)["published"] is None) == nothing, experiment
+
+
 # ------------------------------------------------------------------------------------------------ a step
 
 

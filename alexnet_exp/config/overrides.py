@@ -121,7 +121,7 @@ def _check_known(flags: list[str], arguments: list[str], verb: str) -> None:
     name, equals, value = wrong.partition("=")
     after = arguments[arguments.index(wrong) + 1 :][:1]
     given = value if equals else after[0] if after and not re.match(r"-[-a-z]|.*=", after[0]) else None
-    if verb in ("train", "benchmark"):
+    if verb in ("train", "benchmark", "reproduce"):
         meant = words.meant(name, given) or words.near(name)
     else:
         meant = words.meant_by_a_verb(name, given, list(compose(verb, [])))

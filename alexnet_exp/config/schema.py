@@ -115,6 +115,21 @@ _CHANGES = Rule(
     "a list of {epoch, lr, bias_lr, layer, but}",
     lambda v: isinstance(v, list) and all(_has_only(x, _CHANGE) and "epoch" in x for x in v),
 )
+_ENTRY = {
+    "metric": choice(*(f"{split}/{name}" for split in ("test", "val", "train") for name in ("top1", "top5"))),
+    "value": fraction,
+    "epoch": choice("final", "best", "unstated"),
+    "source": text,
+    "views": choice("centre", "flip", "flip_translate", "ten_crop"),
+    "cause": text,
+}
+_PUBLISHED = Rule(
+    "a list of {metric: test/top1, value: 0 to 1, epoch: final, best, unstated, source: TEXT} (also views, cause)",
+    lambda v: (
+        isinstance(v, list)
+        and all(_has_only(x, _ENTRY) and {"metric", "value", "epoch", "source"} <= x.keys() for x in v)
+    ),
+)
 # The settings that go with each schedule.
 SCHEDULES: dict[str, set[str]] = {
     "none": set(),
@@ -140,6 +155,7 @@ RULES: dict[str, Rule] = {
     "label_smoothing": Rule(
         "a number from 0 up to, not including, 1", lambda v: _is_number(v) and 0 <= v < 1
     ),
+    "published": _PUBLISHED | null,
     "resume": path | null,
     "ckpt": path | null,
     "weights": Rule("a path, torchvision, or none", path.legal),
@@ -161,6 +177,7 @@ RULES: dict[str, Rule] = {
     "augment.num_ops": at_least(1) | null,
     "augment.magnitude": Rule("a whole number from 0 to 30", lambda v: _is_integer(v) and 0 <= v <= 30)
     | null,
+    "augment.contrast": _RANGE | null,
     "augment.colour_jitter": _COLOUR_JITTER | null,
     "augment.erasing": _ERASING | null,
     "augment.mixup": positive | null,
@@ -290,6 +307,8 @@ RULES: dict[str, Rule] = {
     "logger.wandb.log_model": flag,
     "logger.tensorboard.enabled": flag,
 }
+# Settings that older runs have not recorded, and what holds for those runs.
+ADDED: dict[str, Any] = {"published": None, "augment.contrast": None}
 # Settings that there were once: refused when typed, ignored where an old run has recorded them.
 RETIRED = {
     "trainer.limit_predict_batches": "it had no effect; name fewer images: alexnet-exp predict RUN 'photos/0*.jpg'",

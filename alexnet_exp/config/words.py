@@ -110,7 +110,7 @@ VERBS = {
     "download": "prepare", "preprocess": "prepare", "cache": "prepare", "bench": "benchmark", "speed": "benchmark",
     "profile": "benchmark", "convert": "export", "onnx": "export", "deploy": "export", "diff": "compare",
     "report": "compare", "list": "models", "ls": "models", "info": "models", "summary": "models", "model": "models",
-    "wandb": "dashboard",
+    "wandb": "dashboard", "replicate": "reproduce", "published": "reproduce", "results": "reproduce",
 }  # fmt: skip
 # Words for what is not a setting here, and why.
 _NOT_SETTINGS = {

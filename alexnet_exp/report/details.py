@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from alexnet_exp.report.html import duration, metric_text, number, quantity
+from alexnet_exp.report.html import duration, metric_text, number, points, quantity
 from alexnet_exp.settings import flat, key_of
 
 FACTS = ("seed", "deterministic", "precision", "devices", "epochs", "steps")
@@ -42,6 +42,27 @@ def headline(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     ):
         if (value := numeric(result.get(key))) is not None:
             yield label, text(value)
+
+
+def published(
+    result: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield metric, what is published, this run's own, the difference in points, and the source, of each figure."""
+    entries = result.get("published") or settings.get("published")
+    metrics = result.get("metrics") or {}
+    for entry in entries if isinstance(entries, list) else []:
+        metric, value = str(entry["metric"]), float(entry["value"])
+        own = numeric(metrics.get(metric))
+        shown = ("–", "–") if own is None else (metric_text(metric, own), points(own - value))
+        yield metric, published_text(entry), *shown, str(entry["source"])
+
+
+def published_text(entry: Mapping[str, Any]) -> str:
+    """Return a published figure with what must be known to compare it: '77.22 % (best epoch)'."""
+    views = str(entry.get("views", "")).replace("_", "-")
+    epoch = {"best": "best epoch"}.get(entry["epoch"], "")
+    about = ", ".join(filter(None, [epoch, views]))
+    return metric_text(entry["metric"], entry["value"]) + (f" ({about})" if about else "")
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,11 @@ def metric_text(metric: str | None, value: float) -> str:
     return percent(value) if is_share(metric) else number(value)
 
 
+def points(difference: float) -> str:
+    """Return the difference of two fractions in percentage points: '+0.60'."""
+    return f"{100 * difference:+.2f}"
+
+
 def percent(fraction: float | None, digits: int = 2) -> str:
     """Return 0.9722 as '97.22 %' (no-break space) and what is undefined as a dash."""
     if fraction is None or not math.isfinite(fraction):

@@ -46,6 +46,7 @@ def write_report(
         error=result.get("error"),
         problems=run.problems,
         numbers=list(report_details.headline(result)),
+        published=list(report_details.published(result, settings)),
         trained=bool(run.rows) or "split" not in result,  # an evaluation has no curves
         run_charts=report_charts.run_charts(run.rows, report_details.numeric(best.get("step"))),
         not_finite=report_charts.not_finite(run.rows),

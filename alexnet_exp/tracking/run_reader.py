@@ -165,6 +165,12 @@ class Run:
         return statistics.median(found) if found else None
 
     @property
+    def published(self) -> list[dict[str, Any]]:
+        """What is published of this run's experiment, as in conf/experiment."""
+        found = self.config.get("published")
+        return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+    @property
     def seed(self) -> Any:
         return self.config.get("seed")
 

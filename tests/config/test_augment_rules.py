@@ -37,6 +37,7 @@ def with_augment(key: str, value: Any) -> dict[str, Any]:
         ("erasing", ERASING),
         ("resized_crop", PARTS),
         ("colour_jitter", {"hue": 0.5}),
+        ("contrast", [0.2, 1.8]),
         ("views", "flip_translate"),
     ],
 )
@@ -64,6 +65,8 @@ def test_legal_value_is_let_through(key: str, value: Any) -> None:
         ("colour_jitter", {"gamma": 0.6}, "brightness, contrast, saturation"),
         ("colour_jitter", {"hue": 0}, "at least one of them above 0"),
         ("colour_jitter", {}, "at least one of them above 0"),
+        ("contrast", [1.8, 0.2], r"\[least, most\], or null"),
+        ("contrast", 0.5, r"\[least, most\]"),
         ("views", "six", "flip_translate"),
     ],
 )

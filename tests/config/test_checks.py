@@ -99,6 +99,7 @@ def test_illegal_value_is_named_with_its_key_and_what_would_be_legal(
         ("logger.wandb.name", 7),
         ("optimizer.lr", 1),
         ("optimizer.layers", {"fc8": {"lr_factor": 0.1}}),
+        ("published", [{"metric": "test/top1", "value": 0.74, "epoch": "final", "source": "a paper"}]),
     ],
 )
 def test_legal_value_is_let_through(shipped: dict[str, Any], key: str, value: Any):

@@ -360,3 +360,23 @@ def test_a_run_that_ended_before_it_chose_differs_in_nothing_that_is_chosen(
     assert [set(run["settings"]) for run in as_json(capsys, str(tmp_path))["runs"]] == 3 * [{"optimizer.lr"}]
     make_run(tmp_path / "compiled", 0.5, optimizer={"lr": 0.1}, compile=True, typed=["compile=true"])
     assert all("compile" in run["settings"] for run in as_json(capsys, str(tmp_path))["runs"])
+
+
+FIGURE = {"metric": "test/top1", "value": 0.9, "epoch": "best", "source": "Table 1"}
+
+
+def test_what_is_published_stands_beside_the_mean_and_is_no_difference_between_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, top1 in enumerate((0.90, 0.92)):
+        make_run(tmp_path / "runs" / str(seed), top1, seed=seed, published=[FIGURE] if seed == 0 else None)
+    (group,) = as_json(capsys, "runs")["groups"]
+    assert (group["n"], group["published"], group["settings"]) == (2, [FIGURE], {})
+    markdown = compare(capsys, "runs", "format=markdown", "page=false")
+    compare(capsys, "runs")
+    assert "| 90.00 % (best epoch) | 91.00 % | +1.00 | 2 | the same for all runs | Table 1 |" in " ".join(
+        markdown.replace("\N{NO-BREAK SPACE}", " ").split()
+    )
+    (page,) = Path("outputs/compare").glob("*/compare.html")
+    assert "difference (points)" in page.read_text(encoding="utf-8")

@@ -325,3 +325,22 @@ def test_resumed_directory_cannot_name_a_foreign_class(tmp_path: Path):
     run.write_settings(settings, ["trust=[os]"])
     with pytest.raises(UserError, match=r"names 'os.system'.*trust=\[os\]"):
         resumed_settings({**plain(compose("train", [])), "resume": str(tmp_path)}, [])
+
+
+def test_a_run_of_a_version_without_a_setting_is_resumed_with_what_held_then(run: Path):
+    directory = RunDirectory(run)
+    config = directory.config()
+    del config["published"], config["augment"]["contrast"]
+    directory.write_settings(config, TYPED)
+    for typed in ([], ["trainer.max_epochs=9"]):
+        found = settings(run, *typed)
+        check_config(found)
+        assert (found["published"], found["augment"]["contrast"]) == (None, None)
+
+
+def test_what_is_published_does_not_tell_experiments_apart(tmp_path: Path):
+    run = begun(tmp_path / "old", ["experiment=convnet_80sec"])
+    config = RunDirectory(run).config()
+    config["published"][0]["value"] = 0.7
+    RunDirectory(run).write_settings(config, ["experiment=convnet_80sec"])
+    assert settings(run, "experiment=convnet_80sec")["published"][0]["value"] == 0.7

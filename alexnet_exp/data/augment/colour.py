@@ -1,8 +1,9 @@
-"""PCA colour noise, in the two forms that are called AlexNet's."""
+"""PCA colour noise, in the two forms that are called AlexNet's, and TensorFlow's contrast."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -50,6 +51,24 @@ def colour_shift(indices: Tensor, form: str, seed: int, epoch: int) -> Tensor:
     # Not a matrix product: its rounding depends on how many images there are.
     shift = weighted[:, :1] * first + weighted[:, 1:2] * second + weighted[:, 2:] * third
     return shift[:, :, None, None]
+
+
+def with_contrast(x: Tensor, indices: Tensor, limits: Sequence[float], seed: int, epoch: int) -> Tensor:
+    """Scale each image about the mean of each of its channels, by one factor for all channels, without clipping.
+
+    Args:
+        x: (N, C, H, W) float32, normalised or not.
+        indices: (N,) int64 positions in the split.
+        limits: Least and most factor.
+        seed: Of the run.
+        epoch: Finished epochs.
+
+    Source: `tf.image.random_contrast`.
+    """
+    least, most = limits
+    factor = least + (most - least) * uniforms(indices, 1, "contrast", seed, epoch)[:, :, None, None]
+    mean = x.mean((2, 3), keepdim=True)
+    return mean + factor * (x - mean)
 
 
 def _normals(indices: Tensor, count: int, *key: int | str) -> Tensor:

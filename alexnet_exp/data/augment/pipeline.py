@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from alexnet_exp.data.augment.colour import colour_shift
+from alexnet_exp.data.augment.colour import colour_shift, with_contrast
 from alexnet_exp.data.augment.geometry import Augment, Erasing, Preprocess, Window, random_boxes, resized_crop
 from alexnet_exp.data.augment.mixing import Mixer, Mixing
 from alexnet_exp.data.augment.policies import ColourJitter, RandAugment, TrivialAugment, build_policy
@@ -79,7 +79,10 @@ class Pipeline:
             window = self.augment.window(indices, images.shape[-1], seed, epoch)
             x, mean = self._windowed(images, mean, window)
             x = self.preprocess.finish(self._recoloured(x, indices, seed, epoch), mean)
-        x = self._whitened(self._coloured(x, indices, seed, epoch))
+        x = self._coloured(x, indices, seed, epoch)
+        if contrast := self.options.get("contrast"):
+            x = with_contrast(x, indices, contrast, seed, epoch)
+        x = self._whitened(x)
         if self.erasing is not None:
             x = self.erasing(x, indices, seed, epoch)
         mixing = self.mixing(indices, seed, epoch)

@@ -14,7 +14,7 @@ from alexnet_exp.tracking.run_reader import Run, Score, lower_is_better
 
 # What changes nothing in what is trained: the seed, where files lie, what watches the run.
 _APART = (
-    "seed", "resume", "trust", "choices.", "paths.", "logger", "logger.", "callbacks.progress_bar.",
+    "seed", "resume", "trust", "published", "choices.", "paths.", "logger", "logger.", "callbacks.progress_bar.",
     "callbacks.model_summary.", "data.data_dir", "data.download", "data.cache", "data.cache_dir", "data.resident",
 )  # fmt: skip
 
@@ -63,6 +63,12 @@ class Group:
             return None
         half = t_quantile(self.n - 1) * self.sd / math.sqrt(self.n)
         return self.mean - half, self.mean + half
+
+    @property
+    def published(self) -> list[dict[str, Any]]:
+        """The published figures of its metric, as in conf/experiment; none where it has no mean."""
+        entries = self.runs[0].published if self.mean is not None else []
+        return [entry for entry in entries if entry.get("metric") == self.metric]
 
 
 @dataclass

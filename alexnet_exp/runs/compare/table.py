@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from alexnet_exp.errors import printable
-from alexnet_exp.report.html import is_share, number
+from alexnet_exp.report.details import published_text
+from alexnet_exp.report.html import is_share, number, points
 from alexnet_exp.runs.compare.groups import Comparison, Group
 from alexnet_exp.tracking.run_reader import Run, Score
 from alexnet_exp.tracking.terminal import print_fitted
@@ -54,6 +55,7 @@ def _group_record(comparison: Comparison, group: Group, number: int) -> dict[str
         "mean": group.mean,
         "sd": group.sd,
         "interval": list(group.interval) if group.interval else None,
+        **({"published": group.published} if group.published else {}),
         "best": comparison.is_best(group),
         "settings": comparison.group_settings(group),
     }
@@ -88,6 +90,8 @@ def to_markdown(comparison: Comparison) -> str:
         parts.append(
             _markdown(_group_head(comparison), [_group_cells(comparison, g) for g in comparison.groups])
         )
+    if published := published_rows(comparison):
+        parts.append(_markdown(PUBLISHED_HEAD, published))
     rows = [[*_run_cells(comparison, run), settings_text(comparison.told(run))] for run in comparison.runs]
     parts.append(_markdown([*_run_head(comparison), "differs in"], rows))
     return "\n".join([*parts, *[f"{printable(note)}\n" for note in notes(comparison)]])
@@ -119,6 +123,9 @@ def print_table(comparison: Comparison) -> None:
         rows = [_group_cells(comparison, group) for group in comparison.groups]
         print_fitted(_group_head(comparison), rows, console, numbers=range(4), spare=(2, 1), prose=4)
         console.print()
+    if published := published_rows(comparison):
+        print_fitted(PUBLISHED_HEAD, published, console, numbers=range(4), spare=(), prose=4)
+        console.print()
     cells = [[*_run_cells(comparison, run), settings_text(comparison.told(run))] for run in comparison.runs]
     head, *rows = [[*c[1:5], c[0], c[5]] for c in [[*_run_head(comparison), "differs in"], *cells]]
     print_fitted(
@@ -149,6 +156,26 @@ def _group_cells(comparison: Comparison, group: Group) -> list[str]:
     settings = configuration_text(comparison, group)
     spread = spread_text(group.sd, group.metric), interval_text(group.interval, group.metric)
     return [mean_text(group, comparison.metric) + mark, *spread, seeds_text(group), settings]
+
+
+PUBLISHED_HEAD = ["published", "here", "difference", "n", "configuration", "source"]
+
+
+def published_rows(comparison: Comparison) -> list[list[str]]:
+    """Return a row for each published figure of a configuration that has a mean, the difference in points."""
+    return [
+        [
+            published_text(entry),
+            value_text(group.mean, group.metric),
+            points(group.mean - entry["value"]),
+            str(group.n),
+            configuration_text(comparison, group),
+            str(entry["source"]),
+        ]
+        for group in comparison.groups
+        for entry in group.published
+        if group.mean is not None
+    ]
 
 
 def value_text(value: float, metric: str | None) -> str:

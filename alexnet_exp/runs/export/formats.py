@@ -19,7 +19,11 @@ from torch.export import Dim, ExportedProgram
 from alexnet_exp.config.compose import group
 from alexnet_exp.errors import UserError
 from alexnet_exp.inference import LoadedClassifier
+from alexnet_exp.runs.compare.settings import all_choices
 from alexnet_exp.runs.export.image import FromImages
+from alexnet_exp.runs.reproduce.record import small_result
+from alexnet_exp.tracking.run_reader import find_runs
+from alexnet_exp.training.checkpoint.portable import metadata_of
 from alexnet_exp.version import __version__
 from alexnet_exp.zoo import list_models
 
@@ -81,7 +85,7 @@ def write(
         from safetensors.torch import save_file
 
         weights = {name: tensor.contiguous() for name, tensor in loaded.model.state_dict().items()}
-        save_file(weights, path, metadata=texts)
+        save_file(weights, path, metadata=texts | _complete(loaded, weights))
         return
     with _quiet():
         program = _program(loaded, preprocess)
@@ -91,6 +95,26 @@ def write(
             path.write_bytes(buffer.getvalue())
         else:
             _write_onnx(program, preprocess, texts, path)
+
+
+def _complete(loaded: LoadedClassifier, weights: dict[str, Tensor]) -> dict[str, str]:
+    """Return what predict, evaluate and weights= need of a file, and the record of the run that it is from."""
+    own = loaded.preprocess.pipeline.preprocess
+    preprocessing = {
+        "image_size": own.image_size,
+        "stored_size": loaded.preprocess.stored_size,
+        "crop": bool(own.crop),
+        "mean": [float(value) for value in own.mean],
+        "std": [float(value) for value in own.std],
+        "channels": loaded.preprocess.channels,
+        "whiten": bool(loaded.config["augment"].get("whiten")),
+        "mean_image": loaded.preprocess.pipeline.mean_image,
+    }
+    folder, record = loaded.path.parent.parent, None
+    if (folder / "config.yaml").exists() and (folder / "result.json").exists():
+        (run,) = find_runs([folder])
+        record = small_result(run, all_choices(run.settings, run.overrides).get("experiment", "none"))
+    return metadata_of(weights, loaded.config, list(loaded.classes), preprocessing, record)
 
 
 def _program(loaded: LoadedClassifier, preprocess: bool) -> ExportedProgram:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from alexnet_exp.config.messages import explain
 from alexnet_exp.errors import UserError, shell_command
+from alexnet_exp.pretrained import shipped_file
 from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.training.launch.external import check_process_count, is_first_rank, started_externally
@@ -47,7 +48,9 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
     """
     for key in ("ckpt", "weights"):
         path = config[key]
-        if path not in (None, "none", "torchvision") and not config["resume"] and not Path(path).exists():
+        if path in (None, "none", "torchvision") or config["resume"] or Path(path).exists():
+            continue
+        if key == "ckpt" or shipped_file(path) is None:
             raise UserError(f"{key}={path}: there is no such file or run directory.")
     check_process_count(config["trainer"])
     check_sync_batchnorm(config["trainer"])

@@ -41,6 +41,8 @@ def make_result(
         "versions": versions(),
         "hardware": hardware(),
     }
+    if config.get("published"):
+        result["published"] = config["published"]
     if fit is not None:
         result |= _from_fit(fit)
     for logger in loggers:

@@ -11,7 +11,7 @@ from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.config.hydra_internals import store
 from alexnet_exp.config.overrides import quoted, resumed_directory
 from alexnet_exp.config.paths import expand_home
-from alexnet_exp.config.schema import RETIRED, RULES
+from alexnet_exp.config.schema import ADDED, RETIRED, RULES
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.compare.settings import all_choices
 from alexnet_exp.settings import assigned, flat, key_of, parse, put
@@ -162,6 +162,9 @@ def _recorded(run: RunDirectory) -> tuple[dict[str, Any], list[str]]:
     for key in RETIRED:
         group, _, last = key.rpartition(".")
         saved.get(group, {}).pop(last, None)
+    for key, value in ADDED.items():
+        group, _, last = key.rpartition(".")
+        (saved[group] if group else saved).setdefault(last, value)
     return saved, _last_of_each(o for o in _overrides(run) if key_of(o) not in RETIRED)
 
 

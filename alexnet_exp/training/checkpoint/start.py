@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.models.weights import torchvision_to_ours
+from alexnet_exp.pretrained import shipped_file
 from alexnet_exp.targets import build, check_trust
 from alexnet_exp.tracking.redact import REDACTED, hidden_keys
 from alexnet_exp.training.checkpoint.identity import kept_rows, preprocessing_changes
@@ -60,6 +62,24 @@ def find_checkpoint(source: str | os.PathLike[str], name: str) -> Path:
         if candidate.is_file():
             return candidate
     raise UserError(f"{path} has no checkpoints/{name}.")
+
+
+def find_network(source: str | os.PathLike[str]) -> Path:
+    """Return the file of a trained network: one that is there, the best of a run directory, or one that ships.
+
+    Raises:
+        UserError: If there is none.
+    """
+    text = os.path.expanduser(os.fspath(source))
+    file = shipped_file(text)
+    if not os.path.exists(text):
+        return file or Path(text)
+    if file is not None:
+        print(
+            f"{text}: the one in this folder is used, not the network of that name that ships.",
+            file=sys.stderr,
+        )
+    return find_checkpoint(text, "best.ckpt")
 
 
 def read_latest(source: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
@@ -197,7 +217,7 @@ def load_weights(classifier: ImageClassifier, source: str) -> str:
     if source == "torchvision":
         path, (weights, about) = Path("torchvision"), _torchvision_weights(model)
     else:
-        path = find_checkpoint(source, "best.ckpt")
+        path = find_network(source)
         weights, about = _network_weights(path, model)
     own = model.state_dict()
     weights = {name if name in own else _WRAPPED.sub(r"\1", name): value for name, value in weights.items()}

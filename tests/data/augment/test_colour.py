@@ -126,3 +126,19 @@ def test_grey_images_have_no_colour_noise() -> None:
     made = Pipeline(Preprocess(6, [0.4], [0.2]), {"colour_noise": "paper"})
     with pytest.raises(UserError, match=r"colour_noise needs three channels"):
         made.train(noise(2)[:, :1], torch.arange(2), 0, 0)
+
+
+def test_contrast_is_that_of_a_loop_over_images_and_channels_and_never_reaches_the_test() -> None:
+    images, indices = noise(6), torch.arange(6) + 3
+    made = pipeline(contrast=[0.2, 1.8]).train(images, indices, seed=2, epoch=5)
+    clean = pipeline().evaluate(images)
+    factors = set()
+    for n, index in enumerate(indices.tolist()):
+        factor = 0.2 + 1.6 * uniforms(torch.tensor([index]), 1, "contrast", 2, 5).item()
+        factors.add(factor)
+        for channel in range(3):
+            x = clean[n, channel].double()
+            expected = x.mean() + factor * (x - x.mean())
+            torch.testing.assert_close(made[n, channel].double(), expected, rtol=0, atol=2e-5)
+    assert len(factors) == 6 and 0.2 <= min(factors) < max(factors) < 1.8
+    assert torch.equal(pipeline(contrast=[0.2, 1.8]).evaluate(images), clean)

@@ -1,0 +1,1 @@
+"""`alexnet-exp reproduce`: published results, run again with several seeds."""

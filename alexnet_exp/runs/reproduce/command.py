@@ -1,0 +1,215 @@
+"""`alexnet-exp reproduce`: run published results with several seeds, and say how near they come."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from alexnet_exp.config.checks import check_config, shown
+from alexnet_exp.config.compose import compose
+from alexnet_exp.config.schema import at_least, choice, list_of, name, null, path
+from alexnet_exp.errors import UserError, printable
+from alexnet_exp.runs.reproduce.evidence import Evidence, Figure, apart, figures, of_run
+from alexnet_exp.runs.reproduce.record import record
+from alexnet_exp.runs.reproduce.rows import Row, chosen, measured_rates, names, seconds_of
+from alexnet_exp.runs.reproduce.show import estimate, print_figures, print_list, write_page
+from alexnet_exp.sweeps.job import FAILED, FINISHED, Job
+from alexnet_exp.sweeps.launch import Pool
+from alexnet_exp.sweeps.record import SweepRecord
+from alexnet_exp.sweeps.resources import Resources, trainers
+from alexnet_exp.sweeps.table import Table
+from alexnet_exp.tracking.run_reader import find_runs
+from alexnet_exp.tracking.terminal import nearby
+
+RULES = {
+    "names": name | list_of(name),
+    "seeds": at_least(1),
+    "budget": name | null,
+    "max_parallel": choice("auto") | at_least(1),
+    "threads": at_least(1),
+    "retries": at_least(0),
+    "out": path,
+}
+_NOT_THEIRS = {
+    "experiment": "name it: alexnet-exp reproduce NAME",
+    "seed": "seeds=N runs the seeds 0 to N - 1",
+    "resume": "the same command again resumes",
+    "sweep": "it is a sweep of seeds itself",
+}
+
+
+def reproduce(config: dict[str, Any], overrides: list[str], run_dir: Path, command: str) -> int:
+    """Run what is named, or list or record it.
+
+    Args:
+        config: Keys of conf/reproduce.yaml, those of a run among them.
+        overrides: As typed.
+        run_dir: Where runs and reproduce.html go.
+        command: The command line; unused, each row of the page has its own.
+
+    Returns:
+        Exit code: 1 if some seed has failed.
+
+    Raises:
+        UserError: For an illegal setting or an unknown name.
+    """
+    for key, rule in RULES.items():
+        if not rule.legal(config[key]):
+            raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
+    settings = [o for o in overrides if o.partition("=")[0].lstrip("+") not in RULES]
+    for override in settings:
+        key = override.partition("=")[0].lstrip("+~").partition(".")[0]
+        if key in _NOT_THEIRS:
+            raise UserError(f"{override}: {_NOT_THEIRS[key]}.")
+    words = config["names"] if isinstance(config["names"], list) else [config["names"]]
+    if words[:1] == ["record"]:
+        return _record(words[1:], config)
+    deciding, others = apart(settings)
+    listing = words[:1] == ["list"]
+    rows = chosen(words[1:] or names() if listing else words, deciding)
+    if listing:
+        return _list(rows, run_dir)
+    return _Reproduction(rows, config, run_dir.absolute(), others).run()
+
+
+def _record(directories: list[str], config: dict[str, Any]) -> int:
+    if not directories:
+        raise UserError("Say which runs: alexnet-exp reproduce record outputs/reproduce/NAME/0.")
+    for folder in record(directories, Path(config["out"])):
+        print(f"record: {printable(nearby(folder))}")
+    return 0
+
+
+def _list(rows: list[Row], run_dir: Path) -> int:
+    rates = measured_rates(rows)
+    rows = sorted(rows, key=lambda row: (row.images or 0) / rates[row.name])
+    print_list(rows, rates, {row.name: len(evidence(place_of(row, run_dir), row.name)) for row in rows})
+    print(
+        "One run is one seed; its time is that of the training steps alone, measured for at most 10 s in all."
+    )
+    return 0
+
+
+def place_of(row: Row, folder: Path) -> Path:
+    """Return where the runs of a row lie: those with other settings than published apart from the rest."""
+    if not row.settings:
+        return folder / row.name
+    digest = hashlib.sha256("\n".join(sorted(row.settings)).encode()).hexdigest()[:6]
+    return folder / f"{row.name}-{digest}"
+
+
+def evidence(place: Path, name: str) -> list[Evidence]:
+    """Return what the finished runs in a folder show; nothing where there is no run."""
+    try:
+        found = [of_run(run, name) for run in find_runs([place])]
+    except UserError:  # not there, or no run in it
+        return []
+    return [each for each in found if each is not None]
+
+
+class _Reproduction:
+    """Rows to be run, several seeds each.
+
+    Args:
+        rows: In the order of the words.
+        config: Keys of conf/reproduce.yaml.
+        folder: Where runs and page go, absolute.
+        flags: Settings of every run that do not decide what is trained.
+    """
+
+    def __init__(self, rows: list[Row], config: dict[str, Any], folder: Path, flags: list[str]) -> None:
+        self.rows, self.config, self.folder, self.flags = rows, config, folder, flags
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.rates: dict[str, float] = {}
+        self.problems: dict[str, list[str]] = {}
+        for row in rows:
+            if row.data == "imagenet" and not any(f.startswith("data.root=") for f in flags):
+                raise UserError(f"{row.name} needs the images: data.root=IMAGENET.")
+            check_config(row.config)
+
+    def run(self) -> int:
+        fitting = self._fitting()
+        try:
+            self._train(fitting)
+        except KeyboardInterrupt:
+            self.console.print("The same command again resumes.")
+            raise
+        shown_figures = [(f, self._estimate(row)) for row in self.rows for f in self._figures(row)]
+        print_figures(shown_figures)
+        page = self.folder / "reproduce.html"
+        write_page(page, shown_figures, self.rows, self.config["seeds"])
+        self.console.print(f"page: {printable(nearby(page))}", markup=False)
+        return 1 if any(self.problems.values()) else 0
+
+    def _fitting(self) -> list[Row]:
+        """Return the rows to run: of a budget those that fit, cheapest first."""
+        if self.config["budget"] is None:
+            return self.rows
+        left = seconds_of(self.config["budget"])
+        self.rates = measured_rates(self.rows)
+        costs = {
+            row.name: (row.images or 0) / self.rates[row.name] * self._seeds_left(row) for row in self.rows
+        }
+        fitting = []
+        for row in sorted(self.rows, key=lambda row: costs[row.name]):
+            if costs[row.name] > left:
+                self.console.print(
+                    f"{row.name} does not fit into budget={self.config['budget']}", markup=False
+                )
+                continue
+            left -= costs[row.name]
+            fitting.append(row)
+        return fitting
+
+    def _seeds_left(self, row: Row) -> int:
+        done = {run.seed for run in evidence(place_of(row, self.folder), row.name)}
+        return len(set(range(self.config["seeds"])) - done)
+
+    def _train(self, rows: list[Row]) -> None:
+        """Run every seed that has not finished, as a job of a sweep that a kill does not end for good."""
+        if not rows:
+            return
+        with ExitStack() as stack:
+            jobs: list[Job] = []
+            of_row: dict[str, list[Job]] = {}
+            for row in rows:
+                record = SweepRecord(place_of(row, self.folder))
+                stack.enter_context(record.lock())
+                shared = [f"experiment={row.name}", *row.settings]
+                record.begin(shared, [], go_on=record.path.exists())
+                of_row[row.name] = record.jobs(
+                    [[*shared, f"seed={seed}"] for seed in range(self.config["seeds"])], 0, self.flags
+                )
+                jobs += of_row[row.name]
+            for number, job in enumerate(jobs):
+                job.number = number  # of all of them, for the table
+            Pool(jobs, self._launcher(), self._resources(jobs), Table(jobs, self.console)).run()
+            for name, own in of_row.items():
+                failed = [(seed, job) for seed, job in enumerate(own) if job.state == FAILED]
+                self.problems[name] = [f"seed {seed} failed: {job.why}" for seed, job in failed]
+
+    def _launcher(self) -> dict[str, Any]:
+        return {
+            **{k: self.config[k] for k in ("max_parallel", "threads", "retries")},
+            "on_failure": "continue",
+        }
+
+    def _resources(self, jobs: Sequence[Job]) -> Resources:
+        waiting = [[*job.flags, *job.overrides] for job in jobs if job.state != FINISHED] or [[]]
+        where = OmegaConf.create({"hydra": {"sweep": {"dir": str(self.folder)}}})
+        needed = trainers(waiting, lambda own: compose("train", own))
+        return Resources.of_this_machine(where, self._launcher(), needed)
+
+    def _figures(self, row: Row) -> list[Figure]:
+        place = place_of(row, self.folder)
+        return figures(row.name, row.published, evidence(place, row.name), self.problems.get(row.name, []))
+
+    def _estimate(self, row: Row) -> str:
+        flop = "" if row.flop is None else f"{row.flop:.1e} FLOP"
+        return f"{flop}, {estimate(row, self.rates)}" if row.name in self.rates else flop

@@ -1,0 +1,234 @@
+"""What was measured: finished runs of an experiment, pooled over seeds, and the verdict on a published figure."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alexnet_exp.config.schema import ADDED, RETIRED
+from alexnet_exp.report.html import points
+from alexnet_exp.runs.compare.groups import Group
+from alexnet_exp.runs.compare.table import plain as as_typed
+from alexnet_exp.runs.reproduce.rows import composed
+from alexnet_exp.settings import flat
+from alexnet_exp.tracking.run_reader import Run
+
+POINT = 0.01
+# Settings that decide what is trained and tested, and among them those that do not.
+_DECIDING = (
+    "model.", "data.", "augment.", "optimizer.", "scheduler.", "label_smoothing", "weights", "ckpt", "test_weights",
+    "trainer.max_", "trainer.limit_", "trainer.overfit_batches", "trainer.fast_dev_run",
+    "trainer.accumulate_grad_batches", "trainer.gradient_clip", "callbacks.ema.", "callbacks.early_stopping.",
+)  # fmt: skip
+_APART = {
+    "data.data_dir", "data.root", "data.download", "data.num_workers", "data.cache", "data.cache_dir", "data.resident",
+    "data.verify", "data.follow_links", "model.num_classes", "model.in_channels", *RETIRED,
+}  # fmt: skip
+_OWN_KEYS = ("experiment", "seed", "resume", "hydra.run.dir")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One finished run.
+
+    Args:
+        result: Its result.json.
+        differs: Settings in which it differs from the experiment as it is now, as typed.
+    """
+
+    result: dict[str, Any]
+    differs: tuple[str, ...] = ()
+
+    @property
+    def seed(self) -> int:
+        return int(self.result["seed"])
+
+    @property
+    def commit(self) -> str:
+        """Short, with a plus where files were changed; of the release where there was no checkout."""
+        git = self.result.get("git") or {}
+        if not git.get("commit"):
+            return f"release {(self.result.get('versions') or {}).get('alexnet_exp', '?')}"
+        return str(git["commit"])[:7] + ("+" if git.get("dirty") else "")
+
+    @property
+    def images(self) -> int:
+        return int(self.result.get("epochs", 0)) * int((self.result.get("images") or {}).get("train", 0))
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run; of one that was resumed, whose clock began again, the time that its images took."""
+        rate = self.result.get("images_per_second") or 0.0
+        return max(float(self.result.get("seconds", 0.0)), self.images / rate if rate else 0.0)
+
+    @property
+    def machine(self) -> str:
+        found = self.result.get("hardware") or {}
+        if found.get("gpus"):
+            return f"{self.result.get('devices', 1)} x {found['gpus'][0]}"
+        processor = str(found.get("processor", "unknown processor")).replace("(R)", "")
+        threads = found.get("threads") or found.get("cores") or 1
+        return f"{threads} thread{'s' if threads != 1 else ''} of {processor}"
+
+    @property
+    def software(self) -> str:
+        return f"torch {(self.result.get('versions') or {}).get('torch', '?')}, {self.result.get('precision', '?')}"
+
+
+@dataclass
+class Figure:
+    """A published figure beside what was measured.
+
+    Args:
+        name: Of the experiment.
+        entry: What is published: metric, value, epoch, source.
+        runs: Finished runs of one configuration, one for each seed.
+        differs: Settings in which these differ from the published ones.
+        problems: What became of the seeds that have not finished.
+    """
+
+    name: str
+    entry: dict[str, Any]
+    runs: list[Evidence]
+    differs: tuple[str, ...] = ()
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ours(self) -> Group:
+        """Mean, sd and interval of the values."""
+        found = [run.result.get("metrics", {}).get(self.entry["metric"]) for run in self.runs]
+        return Group([], self.entry["metric"], [value for value in found if value is not None], [])
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.ours.mean is None else self.ours.mean - self.entry["value"]
+
+    @property
+    def verdict(self) -> str:
+        """'within 1 point', 'within interval', 'missed: WHY', or 'not yet measured'."""
+        ours, difference = self.ours, self.difference
+        if difference is None:
+            return "not yet measured"
+        if self.differs:
+            return f"missed: settings differ from the published ones: {_few(self.differs)}"
+        if abs(difference) <= POINT + 1e-9:
+            return "within 1 point"
+        if ours.interval is not None and ours.interval[0] <= self.entry["value"] <= ours.interval[1]:
+            return "within interval"
+        cause = self.entry.get("cause") or "cause not known yet"
+        return f"missed: {points(difference)} points; {cause}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the mean must know."""
+        return [
+            *self._mixed("commits", "commit"),
+            *self._mixed("settings of the software", "software"),
+            *self.problems,
+        ]
+
+    def _mixed(self, what: str, key: str) -> Iterator[str]:
+        seeds: dict[str, list[str]] = {}
+        for run in self.runs:
+            seeds.setdefault(getattr(run, key), []).append(str(run.seed))
+        if len(seeds) > 1:
+            yield f"seeds of {len(seeds)} {what}: " + "; ".join(
+                f"{k} ({', '.join(v)})" for k, v in seeds.items()
+            )
+
+
+def _few(settings: Sequence[str]) -> str:
+    more = len(settings) - 3
+    return " ".join(settings[:3]) + (f" and {more} more" if more > 0 else "")
+
+
+def figures(
+    name: str, published: Sequence[dict[str, Any]], found: Iterable[Evidence], problems: Sequence[str] = ()
+) -> list[Figure]:
+    """Return the figures of an experiment: one for each published one and each configuration that was run.
+
+    Args:
+        name: Of the experiment.
+        published: Its entries.
+        found: Finished runs; of several with one seed the last counts.
+        problems: What became of the seeds that have not finished.
+    """
+    by_settings: dict[tuple[str, ...], dict[int, Evidence]] = {}
+    for run in found:
+        by_settings.setdefault(run.differs, {})[run.seed] = run
+    ordered = sorted(by_settings.items(), key=lambda item: len(item[0])) or [((), {})]
+    return [
+        Figure(name, entry, [runs[seed] for seed in sorted(runs)], differs, list(problems) if not i else [])
+        for i, (differs, runs) in enumerate(ordered)
+        for entry in published
+    ]
+
+
+def of_run(run: Run, name: str) -> Evidence | None:
+    """Return what a run directory shows; None where its run has not finished."""
+    if run.status != "finished":
+        return None
+    return Evidence(run.result, differing(run, name))
+
+
+def of_records(folder: Path) -> list[Evidence]:
+    """Read the records of an experiment: FOLDER/seed-N/result.json, as `record` writes them."""
+    found = [
+        json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("seed-*/result.json"))
+    ]
+    return [Evidence(result) for result in found]
+
+
+@functools.lru_cache(maxsize=256)
+def _expected(name: str) -> dict[str, Any]:
+    return flat(composed(name))
+
+
+def differing(run: Run, name: str) -> tuple[str, ...]:
+    """Return the settings in which a run differs from an experiment, as typed where they were typed.
+
+    Args:
+        run: Of any version: a setting that it does not know is none that differs.
+        name: Of the experiment.
+    """
+    wanted = _expected(name)
+    decides = [k for k in {**run.config, **wanted} if k.startswith(_DECIDING) and not _is_apart(k)]
+    absent = object()
+    changed = [
+        key
+        for key in decides
+        if _same_class(run.config.get(key, ADDED.get(key, absent))) != _same_class(wanted.get(key, absent))
+    ]
+    if not changed:
+        return ()
+    typed = [o for o in run.overrides if o.partition("=")[0].lstrip("+") not in _OWN_KEYS]
+    deciding = [o for o in typed if _decides(o)]
+    return tuple(deciding or (f"{key}={as_typed(run.config.get(key))}" for key in changed))
+
+
+def _is_apart(key: str) -> bool:
+    return key in _APART or key.endswith(".compiled")
+
+
+def _decides(override: str) -> bool:
+    """Return whether an override may change what is trained: a deciding setting, or a file of such a group."""
+    key = override.partition("=")[0].lstrip("+~")
+    return f"{key}.".startswith(_DECIDING) and not _is_apart(key)
+
+
+def apart(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Split overrides into those that decide what is trained, and those that say where and how."""
+    deciding, others = list[str](), list[str]()
+    for override in overrides:
+        (deciding if _decides(override) else others).append(override)
+    return deciding, others
+
+
+def _same_class(value: Any) -> Any:
+    """Let a class go by its own name: modules have moved between versions."""
+    is_target = isinstance(value, str) and value.startswith("alexnet_exp.")
+    return value.rpartition(".")[2] if is_target else value

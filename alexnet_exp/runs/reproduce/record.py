@@ -1,0 +1,102 @@
+"""The small record of a run, to keep in a repository: result.json and metrics.csv without what names a machine."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shlex
+import socket
+from pathlib import Path
+from typing import Any
+
+from alexnet_exp.errors import UserError, shell_command
+from alexnet_exp.runs.compare.settings import all_choices
+from alexnet_exp.runs.reproduce.evidence import differing
+from alexnet_exp.tracking.run_directory import write_atomically
+from alexnet_exp.tracking.run_reader import Run, find_runs
+
+_LEFT_OUT = ("wandb", "error", "bad_images", "published", "splits")
+_OF_THE_MACHINE = re.compile(
+    r"(resume|hydra\.run\.dir|paths\.\w+|data\.data_dir|data\.root|logger\.wandb\.\w+)="
+)
+_PATH = re.compile(r"(?<![\w.:/])~?/[\w.+@-]+(?:/[\w.+@-]*)*")
+_METRICS = [f"{split}/{name}" for split in ("train", "val", "test") for name in ("loss", "top1", "top5")]
+
+
+def record(directories: list[str], out: Path) -> list[Path]:
+    """Write OUT/EXPERIMENT/seed-N/ for each run.
+
+    Args:
+        directories: Finished runs of experiments, or folders of them.
+        out: The folder of all records.
+
+    Returns:
+        The folders written.
+
+    Raises:
+        UserError: For a run that has not finished, or that no experiment describes.
+    """
+    runs = find_runs(directories)
+    written = []
+    for run in runs:
+        name = all_choices(run.settings, run.overrides).get("experiment", "none")
+        if run.status != "finished":
+            raise UserError(f"{run.path} is {run.status}: only a finished run is recorded.")
+        if name == "none":
+            raise UserError(
+                f"{run.path} was trained without experiment=NAME: there is nothing to record it under."
+            )
+        if differs := differing(run, name):
+            raise UserError(
+                f"{run.path} differs from experiment={name} ({' '.join(differs[:3])}): it is no reproduction."
+            )
+        folder = out / name / f"seed-{run.seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(small_result(run, name), indent=1, ensure_ascii=False) + "\n"
+        write_atomically(folder / "result.json", text)
+        write_atomically(folder / "metrics.csv", small_metrics(run))
+        written.append(folder)
+    return written
+
+
+def small_result(run: Run, name: str) -> dict[str, Any]:
+    """Return result.json of a run without paths, host names and trackers, with the name of its experiment."""
+    result = {key: value for key, value in run.result.items() if key not in _LEFT_OUT}
+    hardware = dict(result.get("hardware") or {})
+    hardware["platform"] = str(hardware.get("platform", "")).partition("-")[
+        0
+    ]  # the rest names a kernel's build
+    words = [
+        word
+        for word in shlex.split(result.get("command") or "")
+        if not _OF_THE_MACHINE.match(word.lstrip("+"))
+    ]
+    result |= {"hardware": hardware, "command": shell_command(words), "experiment": name}
+    return _without_places(result)
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_places(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_places(each) for each in value]
+    return _PATH.sub("PATH", value).replace(socket.gethostname(), "HOST") if isinstance(value, str) else value
+
+
+def small_metrics(run: Run) -> str:
+    """Return the rows of metrics.csv that an epoch or a test ends with."""
+    names = [name for name in _METRICS if any(name in row for row in run.rows)]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["epoch", "step", *names])
+    for row in run.rows:
+        if any(name in row for name in names):
+            writer.writerow(
+                [
+                    *(int(row[k]) if k in row else "" for k in ("epoch", "step")),
+                    *(row.get(n, "") for n in names),
+                ]
+            )
+    return buffer.getvalue()

@@ -1,0 +1,91 @@
+"""What a safetensors file of ours holds besides the weights, so that it needs nothing else.
+
+The tensors are the network's state dict, under its own names. The metadata holds the settings, class names,
+preprocessing and record of the run, and a SHA-256 of all of it: `export format=safetensors` writes such files.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_KEY, _SUM = "alexnet_exp.network", "sha256"
+# Settings that say where a run was, not what: their place is taken by what says nothing.
+_NOWHERE: dict[str, Any] = {
+    "paths": {"data_dir": "data", "output_dir": "outputs", "cache_dir": None}, "logger": {}, "resume": None,
+    "ckpt": None, "weights": "none", "sweep": {"resume": None}, "trust": [],
+}  # fmt: skip
+_NO_FOLDERS = {"data_dir": "data", "cache_dir": None, "root": None, "url": None}  # of the data set
+
+
+def metadata_of(
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    classes: list[str],
+    preprocessing: Mapping[str, Any],
+    record: Mapping[str, Any] | None,
+) -> dict[str, str]:
+    """Return the metadata of a file.
+
+    Args:
+        weights: The network's state dict, contiguous.
+        config: Settings of the run; paths in them are left out.
+        classes: Names.
+        preprocessing: As a checkpoint has it; the mean image may be a tensor.
+        record: What result.json says of the run: metrics, commit, versions, hardware.
+    """
+    kept = {**config, **{key: value for key, value in _NOWHERE.items() if key in config}}
+    kept["data"] = {**kept["data"], **{k: v for k, v in _NO_FOLDERS.items() if k in kept["data"]}}
+    prepared = dict(preprocessing)
+    if (mean := prepared["mean_image"]) is not None:
+        prepared["mean_image"] = {
+            "shape": list(mean.shape),
+            "float32": base64.b64encode(mean.float().cpu().contiguous().numpy().tobytes()).decode("ascii"),
+        }
+    about = {"config": kept, "classes": classes, "preprocessing": prepared, "record": dict(record or {})}
+    text = json.dumps(about, ensure_ascii=False)
+    return {_KEY: text, _SUM: _digest(text, weights)}
+
+
+def unpacked(weights: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a file holds in the form of a checkpoint: state_dict, config, classes, preprocessing, record.
+
+    Args:
+        weights: Its tensors.
+        metadata: Its metadata; without a description of ours the weights are returned as they are.
+
+    Raises:
+        ValueError: If it is damaged, or the description is not what `metadata_of` makes.
+    """
+    if _KEY not in metadata:
+        return weights
+    if metadata.get(_SUM) != _digest(metadata[_KEY], weights):
+        raise ValueError("its SHA-256 is not that of its content")
+    about = json.loads(metadata[_KEY])
+    try:
+        mean = about["preprocessing"]["mean_image"]
+        if mean is not None:
+            numbers = torch.frombuffer(bytearray(base64.b64decode(mean["float32"])), dtype=torch.float32)
+            about["preprocessing"]["mean_image"] = numbers.reshape(mean["shape"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError("its description is not what an export writes") from error
+    return {**about, "state_dict": {f"model.{name}": value for name, value in weights.items()}}
+
+
+def _digest(text: str, weights: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 over the metadata and, by name, every tensor with its shape."""
+    found = hashlib.sha256(text.encode("utf-8"))
+    for name, value in sorted(weights.items()):
+        found.update(f"\0{name} {value.dtype} {list(value.shape)}\0".encode())
+        found.update(
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            if value.numel()
+            else b""
+        )
+    return found.hexdigest()
