@@ -47,7 +47,7 @@ MISTAKES = [
     (["trainer.devices=two"], "trainer.devices='two' is not possible: it must be auto, or a whole number"),
     (
         ["trainer.precision=float8"],
-        "trainer.precision='float8' is not possible: it must be auto or a precision such as",
+        "trainer.precision='float8' is not possible: it must be one of auto, 32-true, bf16-mixed,",
     ),
     (["scheduler.name=cosin"], "scheduler.name='cosin' is not possible: it must be one of none, step,"),
     (["trainer.devics=2"], "There is no setting trainer.devics. Did you mean trainer.devices?"),

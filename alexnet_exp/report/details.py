@@ -11,15 +11,9 @@ import yaml
 
 from alexnet_exp.report.html import duration, metric_text, number, points, quantity
 from alexnet_exp.settings import flat, key_of
+from alexnet_exp.tracking.run_reader import numeric
 
 FACTS = ("seed", "deterministic", "precision", "devices", "epochs", "steps")
-
-
-def numeric(value: Any) -> float | None:
-    """Return the value as float if it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def headline(result: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -66,28 +66,26 @@ def draw_all(
     return made
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    with replacing(path) as temporary, warnings.catch_warnings():
-        # A class name in a script that matplotlib's font lacks is drawn as boxes; that is no reason to warn.
+@contextmanager
+def page(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """Yield a figure, in inches, that is saved as PNG when all is drawn."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # A name in a script that matplotlib's font lacks is drawn as boxes; that is no reason to warn.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure.savefig(temporary, format="png")
-    return path
+        figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        yield figure
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png")
 
 
 def curves(rows: list[Row], path: Path) -> Path:
     """Draw loss and accuracy over the steps of training."""
     panels = [panel for panel in PANELS if not panel.small]
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(10, 4)
+    with page(path, 10, 4) as figure:
         for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
             _draw_panel(axes, rows, panel)
-        return _save(figure, path)
+    return path
 
 
 def _draw_panel(axes: Axes, rows: list[Row], panel: Panel) -> None:
@@ -127,8 +125,7 @@ def confusion_matrix(evaluation: Evaluation, path: Path) -> Path:
     """Draw the confusion matrix: hits in blue, mistakes in orange; text where it fits."""
     count = len(evaluation.classes)
     side = min(max(3.5, 1.5 + 0.5 * count), 9.5)
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(side, side)
+    with page(path, side, side) as figure:
         axes = figure.subplots()
         axes.imshow(
             confusion_image(evaluation.confusion),
@@ -145,7 +142,7 @@ def confusion_matrix(evaluation: Evaluation, path: Path) -> Path:
             _label_classes(axes, evaluation.classes)
         if count <= MAX_NUMBERED:
             _write_counts(axes, evaluation.confusion)
-        return _save(figure, path)
+    return path
 
 
 def _label_classes(axes: Axes, classes: list[str]) -> None:
@@ -174,11 +171,11 @@ def conv1_filters(weight: np.ndarray, path: Path) -> Path:
     """
     grid = filter_grid(weight)
     margin = 12
-    page = Image.new("RGB", (grid.shape[1] + 2 * margin, grid.shape[0] + 2 * margin), "white")
+    sheet = Image.new("RGB", (grid.shape[1] + 2 * margin, grid.shape[0] + 2 * margin), "white")
     filters = Image.fromarray(grid)
-    page.paste(filters, (margin, margin), mask=filters)
+    sheet.paste(filters, (margin, margin), mask=filters)
     with replacing(path) as temporary:
-        page.save(temporary, format="PNG")
+        sheet.save(temporary, format="PNG")
     return path
 
 
@@ -187,13 +184,12 @@ def mistakes(samples: list[Sample], classes: list[str], path: Path) -> Path:
     shown = samples[:MAX_PICTURES]
     columns = min(6, len(shown))
     rows = math.ceil(len(shown) / columns)
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(1.9 * columns, 2.25 * rows)
+    with page(path, 1.9 * columns, 2.25 * rows) as figure:
         for place, axes in enumerate(np.ravel(figure.subplots(rows, columns, squeeze=False))):
             axes.axis("off")
             if place < len(shown):
                 _draw_sample(axes, shown[place], classes)
-        return _save(figure, path)
+    return path
 
 
 def _draw_sample(axes: Axes, sample: Sample, classes: list[str]) -> None:
@@ -208,19 +204,6 @@ def plain(text: str, most: int) -> str:
     """Return text that any font engine can draw: one line, valid Unicode, at most so many characters."""
     line = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
     return line if len(line) <= most else line[: most - 1] + "…"
-
-
-@contextmanager
-def page(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Yield a figure, in inches, that is saved as PNG when all is drawn."""
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # A name in a script that matplotlib's font lacks is drawn as boxes; that is no reason to warn.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
-        yield figure
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format="png")
 
 
 def show(axes: Axes, image: np.ndarray) -> None:

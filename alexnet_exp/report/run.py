@@ -15,7 +15,7 @@ from alexnet_exp.report.evaluation import Evaluation
 from alexnet_exp.report.html import write_html
 from alexnet_exp.report.pictures import MAX_FILTERS, filter_grid, is_picture_of_filters
 from alexnet_exp.tracking.redact import redact
-from alexnet_exp.tracking.run_reader import Run
+from alexnet_exp.tracking.run_reader import Run, numeric
 
 
 def write_report(
@@ -48,7 +48,7 @@ def write_report(
         numbers=list(report_details.headline(result)),
         published=list(report_details.published(result, settings)),
         trained=bool(run.rows) or "split" not in result,  # an evaluation has no curves
-        run_charts=report_charts.run_charts(run.rows, report_details.numeric(best.get("step"))),
+        run_charts=report_charts.run_charts(run.rows, numeric(best.get("step"))),
         not_finite=report_charts.not_finite(run.rows),
         evaluation=report_classes.shown(evaluation) if evaluation else None,
         filters=_filters(conv1),

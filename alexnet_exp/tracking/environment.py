@@ -64,6 +64,11 @@ def git_state() -> dict[str, Any] | None:
     return None if state is None else {"commit": state.commit, "dirty": state.dirty}
 
 
+def provenance() -> dict[str, Any]:
+    """Return what every result.json says of where it comes from."""
+    return {"git": git_state(), "versions": versions(), "hardware": hardware()}
+
+
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -160,7 +160,7 @@ class Run:
     @property
     def images_per_second(self) -> float | None:
         if self.result:
-            return _number(self.result.get("images_per_second"))
+            return numeric(self.result.get("images_per_second"))
         found = [row["images_per_second"] for row in self.rows if "images_per_second" in row]
         return statistics.median(found) if found else None
 
@@ -182,8 +182,8 @@ class Run:
         """
         best = self.result.get("best") or {}
         if best.get("metric") == name:
-            return _number(best.get("value"))
-        told = _number((self.result.get("metrics") or {}).get(name))
+            return numeric(best.get("value"))
+        told = numeric((self.result.get("metrics") or {}).get(name))
         if name.startswith("test/") and self.result:
             return told
         values = [p.value for p in series(self.rows, name) if math.isfinite(p.value)]
@@ -254,7 +254,8 @@ def _name(runs: dict[Path, Run]) -> None:
         runs[path].name = path.name
 
 
-def _number(value: Any) -> float | None:
+def numeric(value: Any) -> float | None:
+    """Return the value if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value

@@ -18,7 +18,7 @@ from alexnet_exp.config.checks import check_config, check_rules
 from alexnet_exp.config.schema import Rule, at_least, choice, flag, list_of, name, null
 from alexnet_exp.errors import UserError
 from alexnet_exp.settings import flat, parse
-from alexnet_exp.tracking.environment import git_state, hardware, versions
+from alexnet_exp.tracking.environment import provenance
 from alexnet_exp.tracking.log import logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.terminal import print_fitted
@@ -118,9 +118,7 @@ def benchmark(
         "settings": {k: v for k, v in config.items() if k != "paths"},
         "rows": rows,
         "notes": subject.notes,
-        "git": git_state(),
-        "versions": versions(),
-        "hardware": hardware(),
+        **provenance(),
     }
     run = RunDirectory(run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -204,17 +202,11 @@ def _print_group(group: list[Row], console: Console) -> None:
 
 def draw_rows(rows: list[Row], path: Path) -> None:
     """Draw a bar for every case, one panel for each comparison: images per second, or else milliseconds."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from alexnet_exp.report.figures import INK, MUTED, STYLE, TRAIN
+    from alexnet_exp.report.figures import INK, MUTED, TRAIN, page
 
     groups = [(what, group) for what, rows in _groups(rows) if (group := [r for r in rows if "n" in r])]
     heights = [0.9 + 0.3 * len(group) for _, group in groups]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.0, sum(heights)), dpi=120, layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
+    with page(path, 8.0, sum(heights)) as figure:
         axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
         for ax, (what, group) in zip(axes, groups, strict=True):
             speed = all("images_per_second" in row for row in group)
@@ -230,8 +222,6 @@ def draw_rows(rows: list[Row], path: Path) -> None:
             unit = "images/s, more is better" if speed else "ms, less is better"
             ax.set_title(what, loc="left", color=INK)
             ax.set_title(unit, loc="right", color=MUTED, fontsize=9)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png")
 
 
 def _groups(rows: list[Row]) -> list[tuple[str, list[Row]]]:

@@ -17,7 +17,7 @@ from alexnet_exp.report.run import write_report
 from alexnet_exp.runs.evaluate.data import is_own_data
 from alexnet_exp.runs.evaluate.members import Member, Outcome
 from alexnet_exp.runs.evaluate.scores import BINS, class_rows
-from alexnet_exp.tracking.environment import git_state, hardware, versions
+from alexnet_exp.tracking.environment import provenance
 from alexnet_exp.tracking.log import log
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.terminal import print_fitted
@@ -90,9 +90,7 @@ def _result(members: list[Member], outcome: Outcome) -> dict[str, Any]:
         "classes": first.classes,
         "images_per_second": round(outcome.images_per_second, 1),
         "device": outcome.device,
-        "git": git_state(),
-        "versions": versions(),
-        "hardware": hardware(),
+        **provenance(),
     }
 
 

@@ -14,7 +14,7 @@ from alexnet_exp.config.checks import check_rules
 from alexnet_exp.config.schema import choice, flag, list_of, null, text
 from alexnet_exp.errors import UserError, missing_extra, printable
 from alexnet_exp.files import replacing
-from alexnet_exp.tracking.environment import git_state, versions
+from alexnet_exp.tracking.environment import provenance
 from alexnet_exp.tracking.run_directory import RunDirectory, check_out
 from alexnet_exp.tracking.terminal import nearby
 
@@ -119,8 +119,7 @@ def _record(
         "format": kind,
         "metadata": dict(metadata),
         "parity": {**parity._asdict(), "images_from": source, "allowed": TOLERANCE},
-        "git": git_state(),
-        "versions": versions(),
+        **provenance(),
     }
 
 

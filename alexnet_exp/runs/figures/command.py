@@ -119,7 +119,7 @@ def _name(subject: Subject) -> str:
 def _result(
     subject: Subject, made: list[Figure], left_out: dict[str, str], command: str, seconds: float
 ) -> dict[str, Any]:
-    from alexnet_exp.tracking.environment import git_state, hardware, versions
+    from alexnet_exp.tracking.environment import provenance
 
     uses_images = "data" in subject.__dict__
     return {
@@ -132,7 +132,5 @@ def _result(
         "sample": subject.sample if uses_images else None,
         "seconds": round(seconds, 2),
         "device": str(subject.device),
-        "git": git_state(),
-        "versions": versions(),
-        "hardware": hardware(),
+        **provenance(),
     }

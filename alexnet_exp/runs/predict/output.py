@@ -26,7 +26,7 @@ from alexnet_exp.report.details import origin
 from alexnet_exp.report.figures import INK, MUTED, TRAIN, page, plain, show
 from alexnet_exp.report.html import write_html
 from alexnet_exp.report.pictures import to_pil
-from alexnet_exp.tracking.environment import hardware, versions
+from alexnet_exp.tracking.environment import provenance
 from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.run_directory import RunDirectory
 
@@ -87,8 +87,7 @@ def write_all(run: RunDirectory, rows: list[Row], facts: dict[str, Any]) -> None
         **facts,
         "images": len(rows),
         "errors": len(errors),
-        "versions": versions(),
-        "hardware": hardware(),
+        **provenance(),
     }
     write_predictions(run.path / "report.html", answers, errors, result)
     run.write_result(result)

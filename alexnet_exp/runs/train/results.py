@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from alexnet_exp.report.evaluation import Evaluation, Sample
 from alexnet_exp.report.figures import draw_all
 from alexnet_exp.report.run import write_report
-from alexnet_exp.tracking.environment import git_state, hardware, versions
+from alexnet_exp.tracking.environment import provenance
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.run_reader import Run
 from alexnet_exp.training.ending import epochs_done
@@ -37,9 +37,7 @@ def make_result(
         "seed": config["seed"],
         "deterministic": is_deterministic(config, fit),
         "command": command,
-        "git": git_state(),
-        "versions": versions(),
-        "hardware": hardware(),
+        **provenance(),
     }
     if config.get("published"):
         result["published"] = config["published"]
