@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from alexnet_exp.models.layers import LocalResponseNorm
+from alexnet_exp.training import automatic
 from alexnet_exp.training.automatic import compile_network, settle
 from alexnet_exp.zoo import create_model
 from tests.training.small_runs import run, settings
@@ -51,6 +52,42 @@ def test_a_gpu_trains_in_bfloat16_from_ampere_on(capability):
     config = settled(CUDA)
     assert config["trainer"]["precision"] == "32-true"
     assert config["channels_last"] is False
+
+
+X86 = "processor\t: 0\nflags\t\t: fpu sse2 avx2{}\n\nprocessor\t: 1\nflags\t\t: fpu sse2 avx2{}\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd{}\n"
+
+
+@pytest.mark.parametrize(
+    ("precision", "cpu", "lacking"),
+    [
+        ("bf16-mixed", X86.format("", ""), "bfloat16"),
+        ("bf16-true", X86.format(" avx512f", ""), "bfloat16"),
+        ("16-mixed", X86.format("", ""), "bfloat16"),
+        ("16-true", X86.format(" avx512_bf16", ""), "float16"),
+        ("bf16-mixed", X86.format(" avx512_bf16", ""), None),
+        ("bf16-mixed", X86.format(" amx_bf16", ""), None),
+        ("bf16-mixed", ARM.format(" bf16"), None),
+        ("bf16-mixed", ARM.format(""), "bfloat16"),
+        ("32-true", X86.format("", ""), None),
+        ("64-true", X86.format("", ""), None),
+        ("bf16-mixed", "a system that says nothing", None),
+    ],
+)
+def test_a_precision_that_this_cpu_emulates_is_said_in_one_line(
+    monkeypatch, tmp_path, caplog, precision, cpu, lacking
+):
+    monkeypatch.setattr(automatic, "_CPU", tmp_path / "cpuinfo")
+    assert automatic.emulated(precision) is None  # there is none
+    (tmp_path / "cpuinfo").write_text(cpu)
+    assert automatic.emulated(precision) == lacking
+    settled(CPU, f"trainer.precision={precision}")
+    assert len(caplog.records) == (1 if lacking else 0)
+    assert not lacking or (f"no instructions for {lacking}" in caplog.text and "32-true" in caplog.text)
+    caplog.clear()
+    settled(CUDA, f"trainer.precision={precision}", "channels_last=false", "compile=false")
+    settled(CPU)  # auto
+    assert not caplog.records
 
 
 def test_what_the_user_says_holds(capability):

@@ -6,9 +6,8 @@ import sys
 
 from rich.console import Console
 
-from alexnet_exp.cores import limit_threads
 from alexnet_exp.errors import UserError
-from alexnet_exp.startup import keep_freed_memory
+from alexnet_exp.startup import before_torch
 from alexnet_exp.tracking.log import logging_to
 from alexnet_exp.training.launch.ranks import die_with_parent, receive_settings
 from alexnet_exp.training.launch.signals import ignore_signals
@@ -16,8 +15,7 @@ from alexnet_exp.training.launch.signals import ignore_signals
 
 def main() -> int:
     die_with_parent(int(sys.argv[2]))
-    keep_freed_memory()
-    limit_threads()
+    before_torch()
     ignore_signals()
     from alexnet_exp.runs.evaluate import members as heavy
 

@@ -7,9 +7,8 @@ import traceback
 from pathlib import Path
 
 from alexnet_exp.config.messages import explain
-from alexnet_exp.cores import limit_threads
 from alexnet_exp.errors import UserError
-from alexnet_exp.startup import keep_freed_memory
+from alexnet_exp.startup import before_torch
 from alexnet_exp.training.launch.ranks import die_with_parent, receive_settings
 from alexnet_exp.training.launch.signals import Stopped, ignore_signals
 
@@ -17,8 +16,7 @@ from alexnet_exp.training.launch.signals import Stopped, ignore_signals
 def main() -> int:
     run_dir, parent = Path(sys.argv[1]), int(sys.argv[2])
     die_with_parent(parent)
-    keep_freed_memory()
-    limit_threads()
+    before_torch()
     ignore_signals()
     from alexnet_exp.runs.train import fit  # noqa: F401 (the slow imports happen while the first rank prepares the data)
     from alexnet_exp.runs.train.command import follow
