@@ -20,7 +20,8 @@ from alexnet_exp.targets import build
 from alexnet_exp.tracking.log import log
 
 # Compiling takes 10 s to a minute. A run of less arithmetic than this does not win it back: about two minutes of
-# training on a data-centre GPU, a quarter of an hour on two CPU cores.
+# training on a data-centre GPU, a quarter of an hour on two CPU cores. On CUDA local response normalisation is compiled
+# in every run: that takes seconds, and its eager form takes longer than the rest of a step.
 _LONG_RUN_FLOPS = {"cuda": 1e16, "cpu": 2e14}
 
 _CPU = Path("/proc/cpuinfo")
@@ -91,7 +92,8 @@ def use_fast_matmul(device: torch.device) -> None:
 def compile_network(model: nn.Module, how: bool | str) -> None:
     """Compile in place: the whole network (True), its local response normalisation alone ('lrn'), or nothing."""
     if how is True:
-        model.compile()
+        # With sizes that vary, the last batch of an epoch would have slower kernels made, for all batches after it.
+        model.compile(dynamic=False)
     elif how == "lrn":
         for module in model.modules():
             if isinstance(module, LocalResponseNorm):
@@ -127,11 +129,11 @@ def _worth_compiling(config: Mapping[str, Any], device: torch.device, num_images
     rows = _layers(config)
     # Forward, and twice that backward; a multiply-add is two operations.
     flops = 6.0 * sum(row.multiply_adds for row in rows) * _training_images(config, num_images)
-    if flops < least:
-        return False
-    if device.type == "cuda":
+    is_long, on_cuda = flops >= least, device.type == "cuda"
+    if is_long and on_cuda:
         return True
-    return "lrn" if any(row.type == LocalResponseNorm.__name__ for row in rows) else False
+    has_lrn = any(row.type == LocalResponseNorm.__name__ for row in rows)
+    return "lrn" if has_lrn and (is_long or on_cuda) else False
 
 
 def _lacking(device: torch.device) -> str | None:

@@ -100,15 +100,16 @@ def test_what_the_user_says_holds(capability):
     )
 
 
-def test_only_a_long_run_is_compiled(capability, compiler):
+def test_only_a_long_run_is_compiled_and_normalisation_always_on_a_gpu(capability, compiler):
     capability(9, 0)
     long = ["model=alexnet_lrn", "trainer.max_epochs=90"]
     assert settled(CUDA, *long)["compile"] is True
-    for short in ("trainer.max_steps=100", "trainer.limit_train_batches=3", "trainer.fast_dev_run=true"):
-        assert settled(CUDA, *long, short)["compile"] is False
-    assert settled(CUDA, *long, "trainer.overfit_batches=3")["compile"] is False
-    assert settled(CUDA, *long, "trainer.limit_train_batches=0.01", images=10**6)["compile"] is False
-    assert settled(CUDA, "model=alexnet_lrn", images=10**6)["compile"] is False
+    for short in ("trainer.max_steps=100", "trainer.limit_train_batches=3", "trainer.overfit_batches=3"):
+        assert settled(CUDA, *long, short)["compile"] == "lrn"
+        assert settled(CUDA, *long, "model=alexnet", short)["compile"] is False  # it has no LRN
+    assert settled(CUDA, *long, "trainer.fast_dev_run=true")["compile"] is False
+    assert settled(CUDA, *long, "trainer.limit_train_batches=0.01", images=10**6)["compile"] == "lrn"
+    assert settled(CUDA, "model=alexnet_lrn", images=10**6)["compile"] == "lrn"
 
 
 def test_on_a_processor_a_long_run_compiles_normalisation_alone(compiler, monkeypatch):
@@ -121,7 +122,7 @@ def test_on_a_processor_a_long_run_compiles_normalisation_alone(compiler, monkey
 def test_accumulated_batches_make_a_run_longer(capability, compiler):
     capability(9, 0)
     steps = ["model=alexnet_lrn", "trainer.max_steps=1000"]
-    assert settled(CUDA, *steps)["compile"] is False
+    assert settled(CUDA, *steps)["compile"] == "lrn"
     assert settled(CUDA, *steps, "trainer.accumulate_grad_batches=100000")["compile"] is True
 
 
