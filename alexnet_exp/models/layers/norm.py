@@ -90,6 +90,7 @@ class LocalResponseNorm(nn.Module):
         self.compiled = compiled
 
     def forward(self, x: Tensor) -> Tensor:
+        form: Callable[..., Tensor]
         if torch.compiler.is_exporting():
             form = local_response_norm
         elif torch.compiler.is_compiling():

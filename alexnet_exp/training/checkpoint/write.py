@@ -54,16 +54,23 @@ class AtomicCheckpointIO(CheckpointIO):
         if on_thread is None:
             on_thread = any(tensor.is_cuda for tensor in _tensors(checkpoint))
         if not on_thread:
-            return self._write(checkpoint, Path(path))
+            self._write(checkpoint, Path(path))
+            return
         self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing = self._thread.submit(self._write, _in_main_memory(checkpoint), Path(path))
 
     def after_save(self, act: Callable[[], None]) -> None:
         """Do something once the latest save is on the disk: at once, or on the thread that writes it."""
         if self._writing is None or self._thread is None:
-            return act()
+            act()
+            return
         written = self._writing
-        self._writing = self._thread.submit(lambda: (written.result(), act())[1])
+
+        def then() -> None:
+            written.result()
+            act()
+
+        self._writing = self._thread.submit(then)
 
     def wait(self) -> None:
         """Wait until the latest save is on the disk.
