@@ -16,10 +16,9 @@ from typing import Any
 
 from alexnet_exp.config.messages import explain, of_composing
 from alexnet_exp.config.overrides import prepare
-from alexnet_exp.cores import limit_threads
 from alexnet_exp.errors import UserError, nearest, printable, shell_command
 from alexnet_exp.settings import assigned, key_of, parse
-from alexnet_exp.startup import keep_freed_memory, use_utf8
+from alexnet_exp.startup import before_torch, use_utf8
 from alexnet_exp.tracking.redact import redact
 
 USAGE = """\
@@ -62,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[0] not in VERBS:
         print(f"error: {_unknown_verb(arguments[0])} alexnet-exp --help lists all.", file=sys.stderr)
         return 1
-    keep_freed_memory()
-    limit_threads()
+    before_torch()
     try:
         _check_folder()
         run = _train if arguments[0] == "train" else partial(_run, arguments[0])

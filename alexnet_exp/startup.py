@@ -1,8 +1,12 @@
-"""Memory of the processor: what one training step frees is kept for the next.
+"""What is set before torch is imported: memory that is kept, threads that wait without spinning.
 
 A step on a CPU asks for hundreds of megabytes and gives them back. The C library returns blocks of that size to the
 system at once, and the system clears every page again when it is next touched: a tenth to three tenths of a step
 (benchmarks/README.md has the figures). Kept, and in large pages, they cost that once.
+
+The threads of a step wait for one another hundreds of times. GNU's OpenMP, which torch's Linux wheels carry, lets them
+spin for milliseconds before they sleep. Where another process needs one of the cores, spinning threads keep it from the
+one that everybody waits for, and a step takes several times as long.
 """
 
 from __future__ import annotations
@@ -20,7 +24,27 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT = (2**31 - 1, 2**30)  # bytes: never trimmed; an array of more than 1 GiB is still given back
 _USUAL = (2**26, 2**25)  # the highest that the library sets by itself, which it does in the first step
 _LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_SPIN_COUNT = "1000"  # some 10 us; 300,000 unless set. Source: libgomp/env.c of GCC
+_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # the user's own choice
 _USERS_OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
+
+
+def before_torch() -> None:
+    """Set memory and threads of this process and of those that it starts; call before torch is imported."""
+    from alexnet_exp.cores import limit_threads  # train.py imports this module ahead of everything else
+
+    keep_freed_memory()
+    spin_briefly()
+    limit_threads()
+
+
+def spin_briefly() -> None:
+    """Let threads of GNU's OpenMP sleep soon where they wait for one another, unless the user has chosen how they wait.
+
+    It reads its environment when torch loads it. Other implementations of OpenMP ignore this.
+    """
+    if not any(name in os.environ for name in _WAITING):
+        os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
 
 
 def keep_freed_memory() -> None:

@@ -15,17 +15,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, w
 
 from alexnet_exp.cli import run_hydra
 from alexnet_exp.config.schema import Rule
-from alexnet_exp.cores import limit_threads
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.benchmark.command import RULES, benchmark
-from alexnet_exp.startup import keep_freed_memory
+from alexnet_exp.startup import before_torch
 
 if TYPE_CHECKING:
     from alexnet_exp.runs.benchmark.subject import Subject
     from alexnet_exp.runs.benchmark.timing import Row
 
-keep_freed_memory()
-limit_threads()
+before_torch()
 
 Settings = Mapping[str, tuple[Any, Rule]]  # key -> what it is unless typed, and what it may be
 

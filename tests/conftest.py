@@ -6,10 +6,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from alexnet_exp.startup import spin_briefly
+
 # Before torch is imported: several test processes on few cores spend their time waiting for each other's threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import pytest
+spin_briefly()
+# cuBLAS reads it at its first product; without it, deterministic algorithms refuse every linear layer.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(autouse=True)

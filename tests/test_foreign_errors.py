@@ -287,7 +287,7 @@ def test_another_rank_says_it_in_its_last_line(
         raise OUT_OF_MEMORY[0]
 
     monkeypatch.setattr(train, "follow", fail)
-    for name in ("die_with_parent", "keep_freed_memory", "ignore_signals"):
+    for name in ("die_with_parent", "before_torch", "ignore_signals"):
         monkeypatch.setattr(rank, name, lambda *_: None)
     monkeypatch.setattr(rank, "receive_settings", lambda: [{}, []])
     monkeypatch.setattr(sys, "argv", ["rank", "run", "1"])

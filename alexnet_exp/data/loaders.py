@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -113,10 +114,14 @@ class BatchPlan(Sampler):
         return self.resume[1] if self.resume and self.resume[0] == self.epoch else 0
 
     def _slice(self, batch: Tensor) -> Slice:
-        first = len(batch) * self.rank // self.world_size
-        last = len(batch) * (self.rank + 1) // self.world_size
-        own = batch[first:last]
+        part = share(len(batch), self.rank, self.world_size)
+        own = batch[part.start : part.stop]
         return Slice(own if len(own) else batch[:1], len(own), len(batch))
+
+
+def share(count: int, rank: int, world_size: int) -> range:
+    """Return which of `count` images of a global batch are a rank's."""
+    return range(count * rank // world_size, count * (rank + 1) // world_size)
 
 
 class Loader:
@@ -182,7 +187,9 @@ class ArrayLoader(Loader):
             pinned = [gather_pinned(x, part.indices) for x in (self.source.images, self.source.labels)]
             return part, mover.send([*pinned, part.indices.pin_memory()])
 
-        for part, receive in ahead(map(send, self.sampler)):
+        # A new thread is on the first GPU, and what it does there would take some of that GPU's memory for good.
+        enter = partial(torch.cuda.set_device, mover.device)
+        for part, receive in ahead(map(send, self.sampler), enter=enter):
             images, labels, indices = receive()
             yield Batch(images, labels, indices, part.size, part.global_size)
 
@@ -317,10 +324,16 @@ def choose_place(wanted: str, num_bytes: int, device: torch.device) -> str:
     return "device" if wanted == "device" or num_bytes <= _SHARE * free else "host"
 
 
-def ahead(items: Iterator[T], depth: int = _DEPTH) -> Iterator[T]:
-    """Make the next `depth` items on a thread while the current one is used; errors arrive in their turn."""
+def ahead(items: Iterator[T], depth: int = _DEPTH, enter: Callable[[], object] | None = None) -> Iterator[T]:
+    """Make the next `depth` items on a thread while the current one is used; errors arrive in their turn.
+
+    Args:
+        items: To be made.
+        depth: How many.
+        enter: What the thread does first.
+    """
     end = object()
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix="batches", initializer=enter) as pool:
         coming = deque(pool.submit(next, items, end) for _ in range(depth))
         try:
             while (item := coming.popleft().result()) is not end:

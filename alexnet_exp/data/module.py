@@ -17,7 +17,8 @@ from alexnet_exp.data.augment.geometry import Preprocess
 from alexnet_exp.data.augment.pipeline import Pipeline
 from alexnet_exp.data.decode import read_stored
 from alexnet_exp.data.identity import Identity, facts, identify_ahead, lines, missing
-from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader, Loader, choose_place
+from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader, Loader, choose_place, share
+from alexnet_exp.data.randomness import EpochUniforms
 from alexnet_exp.data.sources import (
     RULES,
     ArraySource,
@@ -234,7 +235,7 @@ class ImageData(lightning.LightningDataModule):
             spread: In the order of `spread`: not all of it will be read.
         """
         source = self.sources[split]
-        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        world_size, rank = self._ranks()
         plan = BatchPlan(len(source), self.batch_size, self.seed if shuffle else None, rank, world_size)
         plan.order = self.spread(split) if spread else None
         if isinstance(source, ArraySource):
@@ -243,6 +244,14 @@ class ImageData(lightning.LightningDataModule):
         loader = FileLoader(source, plan, self.channels, self.stored_size, self._workers(), on_cuda)
         self._open.append(loader)
         return loader
+
+    def whole_slice(self) -> int:
+        """Return how many images this rank has of a batch that is not cut short."""
+        world_size, rank = self._ranks()
+        return max(1, len(share(self.batch_size, rank, world_size)))
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def _array_loader(self, split: str, source: ArraySource, plan: BatchPlan) -> ArrayLoader:
         device = self._device()
@@ -277,6 +286,8 @@ class ImageData(lightning.LightningDataModule):
             log.warning("data.resident=%s: nothing is kept without a cache (data.cache=disk).", self.resident)
         loader = self.loader("train", shuffle=True)
         loader.sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        if self._device().type == "cuda":  # every launch of a kernel counts there
+            self.pipeline.augment.draw = EpochUniforms(len(self.sources["train"]))
         return loader
 
     def val_dataloader(self) -> Any:
@@ -297,7 +308,9 @@ class ImageData(lightning.LightningDataModule):
         """Move what is not there yet; Lightning's general way costs more than a small step."""
         if batch.images.device == device:
             return batch
-        images, labels, indices = (x.to(device, non_blocking=True) for x in batch[:3])
+        # CUDA stages pageable memory before it returns; MPS would read it after it is gone.
+        on_cuda = device.type == "cuda"
+        images, labels, indices = (x.to(device, non_blocking=on_cuda) for x in batch[:3])
         return batch._replace(images=images, labels=labels, indices=indices)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -47,6 +47,28 @@ def uniforms(indices: Tensor, count: int, *key: int | str) -> Tensor:
     return (bits >> 8).to(torch.float32) * 2.0**-24
 
 
+class EpochUniforms:
+    """`uniforms` of all images of a split, drawn once for each key and looked up for each batch.
+
+    Drawing takes some thirty kernels on a GPU, which is longer than the work that small networks have for it.
+
+    Args:
+        num_images: Of the split.
+    """
+
+    def __init__(self, num_images: int) -> None:
+        self.num_images = num_images
+        self._drawn: dict[Any, tuple[tuple[int | str, ...], Tensor]] = {}  # the latest of each purpose
+
+    def __call__(self, indices: Tensor, count: int, *key: int | str) -> Tensor:
+        """Return what `uniforms` returns."""
+        purpose = (key[0], count, indices.device)
+        if purpose not in self._drawn or self._drawn[purpose][0] != key:
+            everything = torch.arange(self.num_images, device=indices.device)
+            self._drawn[purpose] = (key, uniforms(everything, count, *key))
+        return self._drawn[purpose][1][indices]
+
+
 def _mixed(x: Tensor) -> Tensor:
     # 32-bit arithmetic in int64: products wrap, and the mask keeps the low half, which is exact.
     x = x ^ (x >> 16)

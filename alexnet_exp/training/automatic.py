@@ -5,8 +5,10 @@ A resumed run reads the choices from there, so that it goes on with the same ari
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +17,19 @@ from torch import nn
 from alexnet_exp.models.layers import LocalResponseNorm, missing_compiler
 from alexnet_exp.models.summary import LayerRow, layer_table
 from alexnet_exp.targets import build
+from alexnet_exp.tracking.log import log
 
 # Compiling takes 10 s to a minute. A run of less arithmetic than this does not win it back: about two minutes of
-# training on a data-centre GPU, a quarter of an hour on two CPU cores.
+# training on a data-centre GPU, a quarter of an hour on two CPU cores. On CUDA local response normalisation is compiled
+# in every run: that takes seconds, and its eager form takes longer than the rest of a step.
 _LONG_RUN_FLOPS = {"cuda": 1e16, "cpu": 2e14}
+
+_CPU = Path("/proc/cpuinfo")
+# Flags of Linux (x86, then ARM) for the instructions that oneDNN computes in 16 bits with; one of them is enough.
+_INSTRUCTIONS = {
+    "bfloat16": {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16", "svebf16"},
+    "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
 
 
 def settle(config: dict[str, Any], device: torch.device, num_images: int) -> list[str]:
@@ -59,6 +70,11 @@ def settle_arithmetic(config: dict[str, Any], device: torch.device) -> list[str]
         trainer["precision"] = _precision(device)
         if trainer["precision"] != "32-true":
             said.append(f"trainer.precision={trainer['precision']}")
+    elif device.type == "cpu" and (dtype := emulated(str(trainer["precision"]))):
+        log.warning(
+            "trainer.precision=%s: this CPU has no instructions for %s and emulates it, many times slower than "
+            "float32; set trainer.precision=32-true.", trainer["precision"], dtype,
+        )  # fmt: skip
     if config["channels_last"] == "auto":
         # On a CPU oneDNN chooses layouts for itself, and channels-last convolutions in bfloat16 can be much slower.
         config["channels_last"] = device.type == "cuda" and trainer["precision"] != "32-true"
@@ -76,11 +92,27 @@ def use_fast_matmul(device: torch.device) -> None:
 def compile_network(model: nn.Module, how: bool | str) -> None:
     """Compile in place: the whole network (True), its local response normalisation alone ('lrn'), or nothing."""
     if how is True:
-        model.compile()
+        # With sizes that vary, the last batch of an epoch would have slower kernels made, for all batches after it.
+        model.compile(dynamic=False)
     elif how == "lrn":
         for module in model.modules():
             if isinstance(module, LocalResponseNorm):
                 module.compiled = True
+
+
+def emulated(precision: str) -> str | None:
+    """Return the 16-bit dtype of a precision of Lightning's that this CPU has no instructions for.
+
+    None: it has them, nothing is computed in 16 bits, or the system does not say (other than Linux).
+    """
+    # On CPU Lightning takes bfloat16 for 16-mixed as well.
+    dtype = (
+        "float16" if precision == "16-true" else "bfloat16" if precision.startswith(("bf16", "16")) else None
+    )
+    if dtype is None or not _CPU.exists():
+        return None
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", _CPU.read_text(), re.MULTILINE)
+    return dtype if flags and not _INSTRUCTIONS[dtype] & set(flags[1].split()) else None
 
 
 def _precision(device: torch.device) -> str:
@@ -97,11 +129,11 @@ def _worth_compiling(config: Mapping[str, Any], device: torch.device, num_images
     rows = _layers(config)
     # Forward, and twice that backward; a multiply-add is two operations.
     flops = 6.0 * sum(row.multiply_adds for row in rows) * _training_images(config, num_images)
-    if flops < least:
-        return False
-    if device.type == "cuda":
+    is_long, on_cuda = flops >= least, device.type == "cuda"
+    if is_long and on_cuda:
         return True
-    return "lrn" if any(row.type == LocalResponseNorm.__name__ for row in rows) else False
+    has_lrn = any(row.type == LocalResponseNorm.__name__ for row in rows)
+    return "lrn" if has_lrn and (is_long or on_cuda) else False
 
 
 def _lacking(device: torch.device) -> str | None:

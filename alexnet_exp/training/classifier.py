@@ -86,6 +86,7 @@ class ImageClassifier(lightning.LightningModule):
         self._gradients: dict[str, Tensor] = {}  # of the batches of a step that a resumed run has begun
         self.begin_epoch_again = False  # going on from a checkpoint, where its images were others
         self.num_epochs_begun = 0  # by this process
+        self.whole_slice: int | None = None  # of a compiled network: images of a batch that is not cut short
         self._changes = Changes()  # against the checkpoint that training goes on from
         self._window = Window()
         self.step_loss: Tensor | None = None  # of this rank's last batch; reading it syncs the device
@@ -105,7 +106,13 @@ class ImageClassifier(lightning.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         weight = next(self.model.parameters(), images)
         # trainer.precision=64-true and the like: Lightning converts a batch before it is augmented.
-        return self.model(images.to(weight.dtype).contiguous(memory_format=self.layout))
+        x = images.to(weight.dtype).contiguous(memory_format=self.layout)
+        if self.whole_slice and len(x) % self.whole_slice:
+            # A batch cut short: kernels of its size would take longer to make than they save. What a batch is computed
+            # with depends on its size alone, so that a resumed run computes the same.
+            with torch.compiler.set_stance("force_eager"):
+                return self.model(x)
+        return self.model(x)
 
     # ---------------------------------------------------------------------------------------- steps
 
@@ -303,6 +310,9 @@ class ImageClassifier(lightning.LightningModule):
     # ---------------------------------------------------------------------------------------- set-up
 
     def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        is_compiled = getattr(self.model, "_compiled_call_impl", None) is not None
+        self.whole_slice = data.whole_slice() if is_compiled and isinstance(data, ImageData) else None
         if stage == "fit" and self.trainer.world_size > 1:
             check_ranks(self.trainer, own_classes(self.classes), self.splits())
 

@@ -9,6 +9,7 @@ import torch
 
 from alexnet_exp import cores
 from alexnet_exp.data import Folder, ImageData
+from alexnet_exp.data.loaders import Batch
 from alexnet_exp.data.module import Source
 from alexnet_exp.data.randomness import permutation
 from alexnet_exp.data.sources import ArraySource
@@ -185,3 +186,40 @@ def test_loaders_shuffle_training_only():
     assert torch.cat([b.indices for b in train]).tolist() == permutation(16, "order", 0, 0).tolist()
     assert torch.cat([b.indices for b in val]).tolist() == list(range(6))
     assert torch.cat([b.indices for b in test]).tolist() == list(range(9))
+
+
+# -------------------------------------------------------------------------------- devices
+
+
+class Watched:
+    """Stands for a tensor; notes how it is sent."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.sent: list[bool] = []
+
+    def to(self, device: torch.device, non_blocking: bool) -> Watched:
+        self.sent.append(non_blocking)
+        return self
+
+
+@pytest.mark.parametrize(("device", "non_blocking"), [("cuda", True), ("mps", False)])
+def test_only_cuda_copies_pageable_memory_without_waiting(device: str, non_blocking: bool):
+    tensor: Any = Watched()
+    ready().transfer_batch_to_device(Batch(tensor, tensor, tensor, 1, 1), torch.device(device, 0), 0)
+    assert tensor.sent == [non_blocking] * 3
+
+
+def test_an_epoch_is_drawn_at_once_on_cuda_alone(monkeypatch: pytest.MonkeyPatch):
+    data = ready(augment={"flip": "alternating", "pad": 2})
+    data.train_dataloader()
+    assert data.pipeline.augment.draw is None
+    batch = data.sources["train"].images[:5], torch.arange(5)
+    expected = [data.pipeline.train(*batch, 3, epoch) for epoch in range(3)]
+    monkeypatch.setattr(ImageData, "_device", lambda self: torch.device("cuda", 0))
+    data._place = "off"
+    data.train_dataloader()
+    assert data.pipeline.augment.draw is not None
+    for epoch, images in enumerate(expected):
+        assert torch.equal(data.pipeline.train(*batch, 3, epoch), images)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alexnet_exp.data.randomness import mix, permutation, uniforms
+from alexnet_exp.data.randomness import EpochUniforms, mix, permutation, uniforms
 
 WORD = 2**32
 
@@ -39,6 +39,17 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 # ------------------------------------------------------------------------------------------------ mix
+
+
+def test_an_epoch_drawn_at_once_has_the_numbers_of_its_batches():
+    drawn = EpochUniforms(50)
+    for epoch in (0, 0, 1, 0):
+        for indices in torch.randperm(50).split(20):
+            for count, name in ((3, "augment"), (1, "flip")):
+                assert torch.equal(
+                    drawn(indices, count, name, 7, epoch), uniforms(indices, count, name, 7, epoch)
+                )
+    assert len(drawn._drawn) == 2  # one epoch of each purpose is kept
 
 
 def test_mix_tells_values_types_and_places_apart():

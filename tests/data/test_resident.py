@@ -11,7 +11,7 @@ from alexnet_exp.data.loaders import ArrayLoader, BatchPlan, ahead, choose_place
 from alexnet_exp.data.sources import ArraySource
 from alexnet_exp.errors import UserError
 
-CUDA = torch.device("cuda", 0)
+CUDA, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
 
 
 def source(count: int = 10) -> ArraySource:
@@ -96,20 +96,27 @@ def test_batches_that_are_sent_are_the_same_and_every_epoch_uses_one_stream(monk
 
         def __init__(self, device: torch.device) -> None:
             Mover.made += 1
+            self.device = device
 
         def send(self, tensors: list[torch.Tensor]):
             return lambda: tensors
 
+    entered: list[tuple[torch.device, str]] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: entered.append((device, threading.current_thread().name))
+    )
     monkeypatch.setattr(loaders, "Mover", Mover)
     monkeypatch.setattr(loaders, "gather_pinned", torch.Tensor.__getitem__)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    sent, plain = (ArrayLoader(source(), BatchPlan(10, 4, seed=1), to) for to in (CUDA, None))
+    sent, plain = (ArrayLoader(source(), BatchPlan(10, 4, seed=1), to) for to in (SECOND, None))
     for epoch in range(3):
         sent.sampler.set_epoch(epoch)
         plain.sampler.set_epoch(epoch)
         for ours, theirs in zip(sent, plain, strict=True):
             assert all(map(torch.equal, ours[:3], theirs[:3])) and ours[3:] == theirs[3:]
     assert Mover.made == 1
+    # The thread of each epoch is on the run's device, and makes nothing on the first GPU.
+    assert [(device, name[:7]) for device, name in entered] == [(SECOND, "batches")] * 3
 
 
 @pytest.mark.gpu

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from alexnet_exp.models.layers import LocalResponseNorm
+from alexnet_exp.training import automatic
 from alexnet_exp.training.automatic import compile_network, settle
 from alexnet_exp.zoo import create_model
 from tests.training.small_runs import run, settings
@@ -53,6 +54,42 @@ def test_a_gpu_trains_in_bfloat16_from_ampere_on(capability):
     assert config["channels_last"] is False
 
 
+X86 = "processor\t: 0\nflags\t\t: fpu sse2 avx2{}\n\nprocessor\t: 1\nflags\t\t: fpu sse2 avx2{}\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd{}\n"
+
+
+@pytest.mark.parametrize(
+    ("precision", "cpu", "lacking"),
+    [
+        ("bf16-mixed", X86.format("", ""), "bfloat16"),
+        ("bf16-true", X86.format(" avx512f", ""), "bfloat16"),
+        ("16-mixed", X86.format("", ""), "bfloat16"),
+        ("16-true", X86.format(" avx512_bf16", ""), "float16"),
+        ("bf16-mixed", X86.format(" avx512_bf16", ""), None),
+        ("bf16-mixed", X86.format(" amx_bf16", ""), None),
+        ("bf16-mixed", ARM.format(" bf16"), None),
+        ("bf16-mixed", ARM.format(""), "bfloat16"),
+        ("32-true", X86.format("", ""), None),
+        ("64-true", X86.format("", ""), None),
+        ("bf16-mixed", "a system that says nothing", None),
+    ],
+)
+def test_a_precision_that_this_cpu_emulates_is_said_in_one_line(
+    monkeypatch, tmp_path, caplog, precision, cpu, lacking
+):
+    monkeypatch.setattr(automatic, "_CPU", tmp_path / "cpuinfo")
+    assert automatic.emulated(precision) is None  # there is none
+    (tmp_path / "cpuinfo").write_text(cpu)
+    assert automatic.emulated(precision) == lacking
+    settled(CPU, f"trainer.precision={precision}")
+    assert len(caplog.records) == (1 if lacking else 0)
+    assert not lacking or (f"no instructions for {lacking}" in caplog.text and "32-true" in caplog.text)
+    caplog.clear()
+    settled(CUDA, f"trainer.precision={precision}", "channels_last=false", "compile=false")
+    settled(CPU)  # auto
+    assert not caplog.records
+
+
 def test_what_the_user_says_holds(capability):
     capability(9, 0)
     config = settled(CUDA, "trainer.precision=32-true", "channels_last=true", "compile=true")
@@ -63,15 +100,16 @@ def test_what_the_user_says_holds(capability):
     )
 
 
-def test_only_a_long_run_is_compiled(capability, compiler):
+def test_only_a_long_run_is_compiled_and_normalisation_always_on_a_gpu(capability, compiler):
     capability(9, 0)
     long = ["model=alexnet_lrn", "trainer.max_epochs=90"]
     assert settled(CUDA, *long)["compile"] is True
-    for short in ("trainer.max_steps=100", "trainer.limit_train_batches=3", "trainer.fast_dev_run=true"):
-        assert settled(CUDA, *long, short)["compile"] is False
-    assert settled(CUDA, *long, "trainer.overfit_batches=3")["compile"] is False
-    assert settled(CUDA, *long, "trainer.limit_train_batches=0.01", images=10**6)["compile"] is False
-    assert settled(CUDA, "model=alexnet_lrn", images=10**6)["compile"] is False
+    for short in ("trainer.max_steps=100", "trainer.limit_train_batches=3", "trainer.overfit_batches=3"):
+        assert settled(CUDA, *long, short)["compile"] == "lrn"
+        assert settled(CUDA, *long, "model=alexnet", short)["compile"] is False  # it has no LRN
+    assert settled(CUDA, *long, "trainer.fast_dev_run=true")["compile"] is False
+    assert settled(CUDA, *long, "trainer.limit_train_batches=0.01", images=10**6)["compile"] == "lrn"
+    assert settled(CUDA, "model=alexnet_lrn", images=10**6)["compile"] == "lrn"
 
 
 def test_on_a_processor_a_long_run_compiles_normalisation_alone(compiler, monkeypatch):
@@ -84,7 +122,7 @@ def test_on_a_processor_a_long_run_compiles_normalisation_alone(compiler, monkey
 def test_accumulated_batches_make_a_run_longer(capability, compiler):
     capability(9, 0)
     steps = ["model=alexnet_lrn", "trainer.max_steps=1000"]
-    assert settled(CUDA, *steps)["compile"] is False
+    assert settled(CUDA, *steps)["compile"] == "lrn"
     assert settled(CUDA, *steps, "trainer.accumulate_grad_batches=100000")["compile"] is True
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -89,6 +89,7 @@ class Augment:
     pad: int
     crop: bool
     image_size: int
+    draw: Callable[..., Tensor] | None = field(default=None, repr=False)  # in place of `uniforms`
 
     def __call__(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
         """Map (N, C, H, W) uint8 to the same or, with `crop`, to (N, C, image_size, image_size) uint8."""
@@ -107,7 +108,7 @@ class Augment:
         if not (self.flip or self.pad or self.crop):
             return None
         side = min(stored, self.image_size) if self.crop else stored
-        draws = uniforms(indices, 3, "augment", seed, epoch)  # (N, 3): down, right, mirror
+        draws = (self.draw or uniforms)(indices, 3, "augment", seed, epoch)  # (N, 3): down, right, mirror
         offsets = (draws[:, :2] * (stored + 2 * self.pad - side + 1)).long()
         return Window(offsets, side, self.mirrored(indices, draws[:, 2], seed, epoch), self.pad)
 
@@ -118,7 +119,9 @@ class Augment:
         """
         if self.flip != "alternating":
             return (draws < 0.5) & bool(self.flip)
-        first = uniforms(indices, 1, "flip", seed)[:, 0] < 0.5  # the epoch is no part of the key
+        first = (self.draw or uniforms)(indices, 1, "flip", seed)[
+            :, 0
+        ] < 0.5  # the epoch is no part of the key
         return first ^ (epoch % 2 == 1)
 
 

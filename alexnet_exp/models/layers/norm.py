@@ -9,7 +9,9 @@ On a CPU the eager form goes a few images at a time, so that temporaries stay in
 its operations all threads wait for each other: cheap on a quiet machine, dear on one that other work shares.
 `compiled=True` has two such points instead of hundreds and is faster everywhere, for 10 to 30 seconds at the
 first step (a few, once torch has the kernel in its cache): worth it in long runs, so it is asked for, never
-assumed. In a network that is compiled or exported as a whole, the plain form is traced and fused.
+assumed. In a network that is compiled as a whole, the plain form is traced and fused. Left to itself the compiler
+would keep the padded squares in float32 for the backward pass, twice the size of a bfloat16 input and more; as a
+checkpoint the plain form keeps its input alone. An export has the plain form.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from alexnet_exp.models.layers.compiler import missing_compiler
 
@@ -87,8 +90,11 @@ class LocalResponseNorm(nn.Module):
         self.compiled = compiled
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
+        form: Callable[..., Tensor]
+        if torch.compiler.is_exporting():
             form = local_response_norm
+        elif torch.compiler.is_compiling():
+            form = _recomputed
         else:
             form = _compiled(x.device.type) if self.compiled and not x.is_meta else _Pieces.apply
         # Autocast may stay on: it lowers none of these operations.
@@ -105,7 +111,23 @@ def _compiled(device: str) -> Callable[..., Tensor]:
     if missing := missing_compiler(device):
         warnings.warn(f"lrn.compiled=true needs {missing}, not found; staying eager.", stacklevel=3)
         return _Pieces.apply
-    return torch.compile(local_response_norm, dynamic=True)  # one kernel for every batch and map size
+    if device != "cuda":
+        return torch.compile(_recomputed, dynamic=True)  # one kernel for every batch and map size
+    compiled = torch.compile(_recomputed)
+
+    def of_any_batch(x: Tensor, *settings: Any) -> Tensor:
+        # One kernel for each layer: sizes that are known when it is made save divisions in its index arithmetic.
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+        return compiled(x, *settings)
+
+    return of_any_batch
+
+
+def _recomputed(x: Tensor, *settings: Any) -> Tensor:
+    """Compute the plain form; its backward pass keeps `x` alone and computes the rest again."""
+    if not torch.is_grad_enabled():
+        return local_response_norm(x, *settings)
+    return checkpoint(local_response_norm, x, *settings, use_reentrant=False, preserve_rng_state=False)
 
 
 class _Pieces(torch.autograd.Function):

@@ -85,7 +85,7 @@ def variant(fit: Fit, precision: str, layout: str, compiled: bool | str) -> Step
     device = fit.trainer.strategy.root_device
     model = fresh(fit).to(device, dtype, memory_format=LAYOUTS[layout]).train()
     if compiled is True:
-        # For a second batch size torch would make kernels of any size; a run of that size has its own.
+        # Torch makes kernels for a few sizes of one network, and a benchmark may have more.
         torch.compiler.reset()
     compile_network(model, compiled)
     step = step_of(

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_exp.config.messages import explain
-from alexnet_exp.cores import limit_threads
 from alexnet_exp.errors import UserError
-from alexnet_exp.startup import keep_freed_memory
+from alexnet_exp.startup import before_torch
 from alexnet_exp.training.launch.ranks import die_with_parent, receive_settings
 from alexnet_exp.training.launch.signals import Stopped, ignore_signals
 
@@ -25,8 +24,7 @@ def take_part(module: str, work: Callable[..., Any]) -> int:
         work: Takes what the first rank hands to `Ranks.go`.
     """
     die_with_parent(int(sys.argv[2]))
-    keep_freed_memory()
-    limit_threads()
+    before_torch()
     ignore_signals()
     import_module(module)
     received = receive_settings()

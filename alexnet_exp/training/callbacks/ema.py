@@ -73,9 +73,9 @@ def update(average: list[Tensor], current: list[Tensor], decay: float) -> None:
     """
     pairs = list(zip(average, current, strict=True))
     moved = [(old, new.to(old.dtype)) for old, new in pairs if decay and old.is_floating_point()]
-    for old, new in pairs:
-        if not (decay and old.is_floating_point()):
-            old.copy_(new)
+    copied = [(old, new) for old, new in pairs if not (decay and old.is_floating_point())]
+    if copied:
+        torch._foreach_copy_([old for old, _ in copied], [new for _, new in copied])
     if moved:
         foreach_lerp_([old for old, _ in moved], [new for _, new in moved], 1.0 - decay)
 

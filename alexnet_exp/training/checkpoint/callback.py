@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.metrics_csv import MetricsCSV
 from alexnet_exp.training.callbacks.bad_step import check_weights
-from alexnet_exp.training.checkpoint.write import _BEST, LAST, link
+from alexnet_exp.training.checkpoint.write import _BEST, LAST, AtomicCheckpointIO, link
 from alexnet_exp.training.ending import run_ends
 from alexnet_exp.training.launch.signals import Stopped, agreed, due
 from alexnet_exp.training.lightning_internals import stay_inside_epoch, validates_now
@@ -106,6 +107,7 @@ class BestAndLast(Checkpoint):
         pl_module.check_finite()
         self._save(trainer)
         if self._stop is not None:
+            _io(trainer).wait()  # whoever starts the run again may be quick
             raise Stopped(self._stop, trainer.global_step)
 
     def _save(self, trainer: Trainer) -> None:
@@ -114,7 +116,7 @@ class BestAndLast(Checkpoint):
         trainer.save_checkpoint(self.last_path, weights_only=False)
         self._saved_seconds = time.monotonic()
         if self._better and trainer.is_global_zero:
-            link(self.last_path, self.best_path)
+            _io(trainer).after_save(partial(link, self.last_path, self.best_path))
         self._better = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -127,6 +129,9 @@ class BestAndLast(Checkpoint):
         # All ranks must save at the same time, and only the first is sure to see the files.
         self.best = trainer.strategy.broadcast(self.best)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _io(trainer).wait()  # both files are read next
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:
             return
@@ -134,6 +139,7 @@ class BestAndLast(Checkpoint):
         self._save(trainer)
         self._stop = self._stop or due(trainer.global_step, trainer)
         if self._stop is not None:
+            _io(trainer).wait()
             raise Stopped(self._stop, trainer.global_step)
 
     def _is_of_validation(self) -> bool:
@@ -174,3 +180,10 @@ class BestAndLast(Checkpoint):
         in_place = self.best_path.exists() or self.last_path.exists()
         best = state_dict["best"] if in_place else None
         self.best = {key: kind(best[key]) for key, kind in _BEST.items()} if best else None
+
+
+def _io(trainer: Trainer) -> AtomicCheckpointIO:
+    """Return what writes the files of a run."""
+    io = trainer.strategy.checkpoint_io
+    assert isinstance(io, AtomicCheckpointIO)
+    return io

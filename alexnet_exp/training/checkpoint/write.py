@@ -3,12 +3,18 @@
 A file of torch.save is a zip archive with a CRC-32 of every record, and every read of ours compares them
 (safe_load.py). So a checkpoint carries its checksum inside: none beside it can be lost, fall out of step or be copied
 without it, and nothing is added to the time of a save.
+
+On CUDA the next epoch does not wait: a save copies everything to main memory, and a thread writes it, one save at a
+time. Until it is done, the file is the one before. A CPU run writes at once: its cores are the ones that train.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +23,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.files import leftovers, replacing
+from alexnet_exp.tracking.log import log
 from alexnet_exp.training.checkpoint.read import checkpoints_before, read_checkpoint
 
 LAST = "last.ckpt"
@@ -28,18 +35,64 @@ class AtomicCheckpointIO(CheckpointIO):
 
     Args:
         keep_last: How many of the latest checkpoints stay: last.ckpt, last-1.ckpt (the one before it), and so on.
+        on_thread: Whether a thread writes; None: if something in the checkpoint lies on CUDA.
     """
 
-    def __init__(self, keep_last: int = 2) -> None:
-        self.keep_last = keep_last
+    def __init__(self, keep_last: int = 2, on_thread: bool | None = None) -> None:
+        self.keep_last, self.on_thread = keep_last, on_thread
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint.
+        """Write a checkpoint, or begin to; a save waits for the one before.
 
         Raises:
-            UserError: There is no room for it, or it cannot be written; what was there before is untouched.
+            UserError: There is no room for it or for the one before, or it cannot be written; what was there before is
+                untouched.
         """
-        path = Path(path)
+        self.wait()
+        on_thread = self.on_thread
+        if on_thread is None:
+            on_thread = any(tensor.is_cuda for tensor in _tensors(checkpoint))
+        if not on_thread:
+            self._write(checkpoint, Path(path))
+            return
+        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing = self._thread.submit(self._write, _in_main_memory(checkpoint), Path(path))
+
+    def after_save(self, act: Callable[[], None]) -> None:
+        """Do something once the latest save is on the disk: at once, or on the thread that writes it."""
+        if self._writing is None or self._thread is None:
+            act()
+            return
+        written = self._writing
+
+        def then() -> None:
+            written.result()
+            act()
+
+        self._writing = self._thread.submit(then)
+
+    def wait(self) -> None:
+        """Wait until the latest save is on the disk.
+
+        Raises:
+            UserError: It could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def teardown(self) -> None:
+        """Wait as well where a run has failed, whose own error counts; end the thread."""
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+        if self._writing is not None and (error := self._writing.exception()) is not None:
+            log.error("%s", error)
+        self._writing = None
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         try:
             for stale in leftovers(path):  # of a run killed while it wrote
                 stale.unlink()
@@ -56,11 +109,31 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        self.wait()
         # Not to the device it came from: another machine has none, and every rank would read onto the first one's.
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
+        self.wait()
         Path(path).unlink(missing_ok=True)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in a nest of dictionaries, lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _tensors(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
+
+
+def _in_main_memory(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy that shares nothing with what is trained on; waits for the device."""
+    copies = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in _tensors(checkpoint)}
+    return copy.deepcopy(checkpoint, copies)  # which takes these as copied already
 
 
 class _Told:

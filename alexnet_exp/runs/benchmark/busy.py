@@ -1,0 +1,71 @@
+"""How much of the machine other processes take while something is measured (Linux)."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+_LEAST = 0.1  # cores; a desktop at rest takes less
+_OTHERS_TIME = (0, 1, 2, 5, 6, 7)  # of /proc/stat: user, nice, system, irq, softirq, and what a host steals
+
+
+class OtherWork:
+    """As a context, the time in which it counts the CPU time of processes that this one did not start.
+
+    Args:
+        proc: Where the system tells; a folder that is not there counts as no other work.
+    """
+
+    def __init__(self, proc: Path = Path("/proc")) -> None:
+        self.proc = proc
+        self.cores = 0.0  # that others kept busy, on average
+
+    def disturbs(self, threads: int) -> bool:
+        """Return whether so many threads and the other work need more cores than there are."""
+        return self.cores > _LEAST and self.cores + threads > self.num_cores
+
+    @property
+    def num_cores(self) -> int:
+        return os.cpu_count() or 1
+
+    def __enter__(self) -> OtherWork:
+        self._start, self._before = time.monotonic(), self._others()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        seconds = time.monotonic() - self._start
+        # The system counts in hundredths of a second, and less than a second holds too few of them.
+        self.cores = max(0.0, self._others() - self._before) / seconds if seconds >= 1 else 0.0
+
+    def _others(self) -> float:
+        """Return the seconds of all cores so far, without those of this process and its descendants."""
+        try:
+            words = (self.proc / "stat").read_text().split("\n", 1)[0].split()[1:]
+        except OSError:
+            return 0.0
+        busy = sum(int(words[i]) for i in _OTHERS_TIME)
+        return (busy - _ticks_of_tree(self.proc, os.getpid())) / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks_of_tree(proc: Path, root: int) -> int:
+    """Return the CPU time of a process, of those below it, and of those among them that have ended.
+
+    Source: proc_pid_stat(5)
+    """
+    ticks, parents = {}, {}
+    for path in proc.glob("[0-9]*/stat"):
+        try:
+            # The name, in parentheses, may hold anything.
+            fields = path.read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        pid = int(path.parent.name)
+        parents[pid], ticks[pid] = int(fields[1]), sum(map(int, fields[11:15]))
+
+    def is_below(pid: int) -> bool:
+        while pid and pid != root:
+            pid = parents.get(pid, 0)
+        return pid == root
+
+    return sum(spent for pid, spent in ticks.items() if is_below(pid))

@@ -1,0 +1,124 @@
+"""Checkpoints that a thread writes, as in runs on CUDA: whole at any moment, in order, errors raised."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.training.checkpoint import write
+from alexnet_exp.training.checkpoint.write import AtomicCheckpointIO
+from tests.training.small_runs import assert_same_end, checkpoint, resume, run, train_until
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Lets no file be written before it is set."""
+    go, save = threading.Event(), torch.save
+
+    def wait(*arguments: Any) -> None:
+        assert go.wait(30)
+        save(*arguments)
+
+    monkeypatch.setattr(torch, "save", wait)
+    yield go
+    go.set()
+
+
+def read(path: Path) -> Any:
+    return torch.load(path, weights_only=True)
+
+
+def test_until_a_save_is_written_the_file_is_the_one_before(tmp_path: Path, held: threading.Event) -> None:
+    io, path, weight = AtomicCheckpointIO(on_thread=True), tmp_path / "last.ckpt", torch.zeros(3)
+    held.set()
+    io.save_checkpoint({"weight": weight}, path)
+    io.wait()
+    held.clear()
+    weight += 1
+    io.save_checkpoint({"weight": weight, "nested": [{"also": (weight,)}]}, path)
+    weight += 1  # the next step of training
+    assert read(path)["weight"].tolist() == [0, 0, 0]  # what a kill would leave
+    held.set()
+    io.wait()
+    assert read(path)["weight"].tolist() == read(path)["nested"][0]["also"][0].tolist() == [1, 1, 1]
+    assert read(tmp_path / "last-1.ckpt")["weight"].tolist() == [0, 0, 0]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last-1.ckpt", "last.ckpt"]
+
+
+def test_what_follows_a_save_waits_for_it_on_the_thread(tmp_path: Path, held: threading.Event) -> None:
+    io, path, seen = AtomicCheckpointIO(on_thread=True), tmp_path / "last.ckpt", list[bool]()
+    io.save_checkpoint({"step": 1}, path)
+    io.after_save(lambda: seen.append(path.exists()))
+    assert seen == []
+    held.set()
+    with pytest.raises(UserError, match="no config"):  # it is none of a run; but reading waits too
+        io.load_checkpoint(path)
+    assert seen == [True]
+    io.after_save(lambda: seen.append(True))  # nothing is being written: at once
+    assert seen == [True, True]
+    io.teardown()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("checkpoint")]
+
+
+def test_an_error_of_the_thread_is_raised_where_the_next_one_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    io, path, seen = AtomicCheckpointIO(on_thread=True), tmp_path / "last.ckpt", list[str]()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        for ask in (lambda: io.save_checkpoint({}, path), io.wait):
+            io.save_checkpoint({"step": 1}, path)
+            io.after_save(lambda: seen.append("linked"))
+            with pytest.raises(UserError, match="No space left on device"):
+                ask()
+        io.save_checkpoint({"step": 1}, path)
+        io.teardown()  # of a run that has failed: its own error counts
+    assert "No space left" in caplog.text
+    assert seen == [] and not list(tmp_path.iterdir())
+    io.save_checkpoint({"step": 2}, path)
+    io.wait()
+    assert read(path)["step"] == 2
+
+
+def test_a_copy_has_all_that_the_checkpoint_has() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    given = {"state_dict": model.state_dict(), "step": 3, "loops": {"a": [1, (2, None)]}}
+    copied = write._in_main_memory(given)
+    assert copied["state_dict"]._metadata == given["state_dict"]._metadata  # versions of the layers
+    assert list(copied["state_dict"]) == list(given["state_dict"]) and copied["loops"] == given["loops"]
+    for name, tensor in given["state_dict"].items():
+        assert torch.equal(copied["state_dict"][name], tensor)
+        assert copied["state_dict"][name].data_ptr() != tensor.data_ptr()
+
+
+def test_a_cpu_run_writes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"weight": torch.ones(1)}, tmp_path / "last.ckpt")
+    assert (tmp_path / "last.ckpt").exists() and io._thread is None
+
+
+def test_runs_end_and_resume_the_same_with_and_without_the_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["trainer.max_epochs=2", "callbacks.checkpoint.every_n_steps=2"]
+    run(tmp_path / "whole", *settings)
+    started = AtomicCheckpointIO.__init__
+    monkeypatch.setattr(
+        AtomicCheckpointIO, "__init__", lambda self, keep_last: started(self, keep_last, True)
+    )
+    train_until(tmp_path / "parts", 11, *settings)
+    assert checkpoint(tmp_path / "parts")["global_step"] == 10
+    resume(tmp_path / "parts")
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
