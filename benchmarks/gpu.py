@@ -258,7 +258,7 @@ def step_of(how: bool | str, size: int, rehearse: bool, lrn: bool = True) -> Cal
 
     device, side = ("cpu", 67) if rehearse else ("cuda", 227)
     torch.manual_seed(0)
-    model = create_model("alexnet_lrn", num_classes=10)
+    model = create_model("alexnet_lrn", num_classes=10, input_size=side)
     if not lrn:
         for module in list(model.modules()):
             for name, child in module.named_children():
