@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 .DEFAULT_GOAL := help
 
-.PHONY: help train test test-all chaos fuzz lint clean
+.PHONY: help train test test-all chaos fuzz gpu lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 12
@@ -39,6 +39,9 @@ chaos: .venv/installed-dev  ## kill 20 trainings at random moments, resume and c
 
 fuzz: .venv/installed-dev  ## random networks, settings, folders, images and checkpoints, many more than make test has
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=long $(ARGS)
+
+gpu: .venv/installed-dev  ## everything that is to be known of a GPU, in nine minutes; ARGS="--parts rates" runs some of it
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 clean:  ## remove the environment and caches (runs stay)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
