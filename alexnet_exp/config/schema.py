@@ -290,6 +290,7 @@ RULES: dict[str, Rule] = {
     "callbacks.early_stopping.mode": choice("min", "max"),
     "callbacks.early_stopping.patience": at_least(0),
     "callbacks.early_stopping.min_delta": number(),
+    "callbacks.early_stopping.threshold": number() | null,
     "callbacks.ema.enabled": flag,
     "callbacks.ema.decay": fraction,
     "callbacks.lr_monitor.enabled": flag,
@@ -308,7 +309,11 @@ RULES: dict[str, Rule] = {
     "logger.tensorboard.enabled": flag,
 }
 # Settings that older runs have not recorded, and what holds for those runs.
-ADDED: dict[str, Any] = {"published": None, "augment.contrast": None}
+ADDED: dict[str, Any] = {
+    "published": None,
+    "augment.contrast": None,
+    "callbacks.early_stopping.threshold": None,
+}
 # Settings that there were once: refused when typed, ignored where an old run has recorded them.
 RETIRED = {
     "trainer.limit_predict_batches": "it had no effect; name fewer images: alexnet-exp predict RUN 'photos/0*.jpg'",

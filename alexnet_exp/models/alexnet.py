@@ -77,12 +77,18 @@ def _room() -> Iterator[None]:
 # -------------------------------------------------------------------------------------------- operations
 
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "elu": nn.ELU, "gelu": nn.GELU, "leaky_relu": nn.LeakyReLU,
+    "silu": nn.SiLU,
+}  # fmt: skip
+
+
 def _operation(
     op: str, own: Any, net: spec.AlexNetConfig, channels: int, spatial: bool
 ) -> tuple[str, nn.Module]:
     """Return the suffix of the module's name and the module for one word of `before` or `then`."""
-    if op == "relu":
-        return "relu", nn.ReLU()
+    if op in ACTIVATIONS:
+        return op, ACTIVATIONS[op]()
     if op == "dropout":
         p = net.dropout if own.dropout is None else own.dropout
         return "dropout", nn.Dropout(p) if net.dropout_scaling == "train" else TestScaledDropout(p)

@@ -216,7 +216,8 @@ def known_keys() -> list[str]:
     return sorted({f.name for kind in kinds for f in fields(kind) if not f.name.startswith("_")})
 
 
-OPERATIONS = ("relu", "lrn", "spatial_norm", "max_pool", "avg_pool", "batch_norm", "dropout")
+ACTIVATIONS = ("relu", "tanh", "sigmoid", "elu", "gelu", "leaky_relu", "silu")  # torch's, with its defaults
+OPERATIONS = (*ACTIVATIONS, "lrn", "spatial_norm", "max_pool", "avg_pool", "batch_norm", "dropout")
 DROPOUT_SCALINGS = ("train", "test")
 _TOO_LARGE = 2**53  # what 64 bits do not hold ends in errors of many kinds within torch
 INITIALISATIONS = ("torch", "normal", "paper", "original", "caffe", "keras", "he")
@@ -354,7 +355,7 @@ def check_linear(where: str, layer: Any, last: bool) -> None:
         UserError: For an operation that needs a map, or out_features at the wrong place.
     """
     for op in (*layer.before, *layer.then):
-        if op not in ("relu", "dropout", "batch_norm"):
+        if op not in (*ACTIVATIONS, "dropout", "batch_norm"):
             raise UserError(f"{where}: {op} needs a map; it cannot stand beside a fully connected layer.")
     if last and layer.out_features is not None:
         raise UserError(

@@ -15,7 +15,7 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.models import AlexNet
 from tests.fuzz.refusal import check_sentence
 
-AFTER_CONV = ("relu", "lrn", "spatial_norm", "max_pool", "avg_pool", "batch_norm", "dropout")
+AFTER_CONV = ("relu", "tanh", "lrn", "spatial_norm", "max_pool", "avg_pool", "batch_norm", "dropout")
 AFTER_LINEAR = ("relu", "batch_norm", "dropout")
 CHANNELS = (4, 6, 8, 12)
 

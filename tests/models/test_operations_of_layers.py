@@ -11,9 +11,9 @@ from torch import nn
 
 from alexnet_exp import create_model, list_models
 from alexnet_exp.models import AlexNet
-from alexnet_exp.models.spec import OPERATIONS
+from alexnet_exp.models.spec import ACTIVATIONS, OPERATIONS
 
-SUFFIXES = "relu|lrn|spatial_norm|pool|bn|dropout"
+SUFFIXES = f"{'|'.join(ACTIVATIONS)}|lrn|spatial_norm|pool|bn|dropout"
 
 
 def network(features: dict[str, Any], **others: Any) -> AlexNet:
@@ -31,7 +31,27 @@ def test_an_operation_before_a_layer_and_after_it_is_there_twice(op: str):
     assert net(torch.randn(2, 3, 32, 32)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("op", ["relu", "batch_norm", "dropout"])
+# Definitions, not torch's modules.
+FUNCTIONS = {
+    "relu": lambda x: x.clamp(min=0),
+    "tanh": lambda x: 2 / (1 + (-2 * x).exp()) - 1,
+    "sigmoid": lambda x: 1 / (1 + (-x).exp()),
+    "elu": lambda x: torch.where(x > 0, x, x.exp() - 1),
+    "gelu": lambda x: x * (1 + torch.special.erf(x / 2**0.5)) / 2,
+    "leaky_relu": lambda x: torch.where(x > 0, x, 0.01 * x),
+    "silu": lambda x: x / (1 + (-x).exp()),
+}
+
+
+@pytest.mark.parametrize("op", ACTIVATIONS)
+def test_an_activation_is_what_its_name_says(op: str):
+    net = network({"conv1": {"out_channels": 4, "then": [op]}}).double()
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(net.features[1](x), FUNCTIONS[op](x), rtol=1e-12, atol=1e-12)
+    assert net.features._modules[f"conv1_{op}"] is net.features[1]
+
+
+@pytest.mark.parametrize("op", [*ACTIVATIONS, "batch_norm", "dropout"])
 def test_so_it_is_around_a_fully_connected_layer(op: str):
     fc6 = {"out_features": 5, "before": [op], "then": [op]}
     net = network({"conv1": {"out_channels": 4, "kernel_size": 32}}, classifier={"fc6": fc6, "fc8": {}})

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from alexnet_exp.data.loaders import Batch
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.inference import choose_device, resolve_checkpoint
+from alexnet_exp.models.alexnet import ACTIVATIONS
 from alexnet_exp.models.layers import LocallyConnected2d
 from alexnet_exp.runs.evaluate.data import check_images, choose_split, open_data, warn_of_changes
 from alexnet_exp.runs.figures.draw import Guess, Picture
@@ -158,7 +159,7 @@ def layers_of(network: nn.Module) -> dict[str, nn.Module]:
     for name, module in _units(network):
         if any(isinstance(part, (*_CONVOLUTIONS, nn.Linear)) for part in module.modules()):
             found[name], open_layer = module, name
-        elif isinstance(module, nn.ReLU) and open_layer is not None:
+        elif isinstance(module, tuple(ACTIVATIONS.values())) and open_layer is not None:
             found[open_layer], open_layer = module, None
     return found
 

@@ -163,8 +163,8 @@ def _recorded(run: RunDirectory) -> tuple[dict[str, Any], list[str]]:
         group, _, last = key.rpartition(".")
         saved.get(group, {}).pop(last, None)
     for key, value in ADDED.items():
-        group, _, last = key.rpartition(".")
-        (saved[group] if group else saved).setdefault(last, value)
+        if key not in flat(saved):
+            put(saved, key, value)
     return saved, _last_of_each(o for o in _overrides(run) if key_of(o) not in RETIRED)
 
 

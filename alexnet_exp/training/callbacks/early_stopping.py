@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
@@ -23,6 +24,7 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     Args:
         monitor: Metric that decides.
+        threshold: A value at which the run ends, at the end of the epoch that reaches it; None: none does.
         options: Of Lightning's.
     """
 
@@ -30,8 +32,9 @@ class EarlyStopping(callbacks.EarlyStopping):
     patience: int  # Lightning's
     best_score: Tensor  # likewise
 
-    def __init__(self, monitor: str, **options: Any) -> None:
+    def __init__(self, monitor: str, threshold: float | None = None, **options: Any) -> None:
         super().__init__(monitor, **options)
+        self.threshold = threshold
         self._of_validation = monitor.startswith("val/")
         self.best_epoch: int | None = None  # that the best value is from; the first is 1
         self._measured = False  # in this epoch
@@ -54,10 +57,19 @@ class EarlyStopping(callbacks.EarlyStopping):
         assert self.best_epoch is not None
         self._measured = False
         self.wait_count = epochs_begun(trainer) - self.best_epoch
-        if self.wait_count >= max(1, self.patience):
+        if self.wait_count >= max(1, self.patience) or self._is_reached():
             trainer.should_stop = True  # on every rank: all have the same values
             self.stopped_epoch = trainer.current_epoch
-            self.stopping_reason = EarlyStoppingReason.PATIENCE_EXHAUSTED
+            reasons = EarlyStoppingReason
+            self.stopping_reason = (
+                reasons.STOPPING_THRESHOLD if self._is_reached() else reasons.PATIENCE_EXHAUSTED
+            )
+
+    def _is_reached(self) -> bool:
+        """Return whether the best value is the threshold or better."""
+        if self.threshold is None:
+            return False
+        return not self.monitor_op(torch.tensor(self.threshold), self.best_score.cpu())
 
     def _check_measured(self, trainer: Trainer) -> None:
         if self.monitor not in trainer.callback_metrics:
@@ -92,7 +104,7 @@ class EarlyStopping(callbacks.EarlyStopping):
             return
         if self.starts_anew:
             self.wait_count, self.best_epoch = 0, None
-        if self.starts_anew or self.wait_count < patience:
+        if self.starts_anew or (self.wait_count < patience and not self._is_reached()):
             self.stopping_reason, self.stopped_epoch = EarlyStoppingReason.NOT_STOPPED, 0
 
 

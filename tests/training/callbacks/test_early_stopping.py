@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.run_reader import read_rows
 from alexnet_exp.training.callbacks.early_stopping import EarlyStopping
 from tests.training.small_runs import checkpoint, resume, run
 
@@ -86,3 +87,33 @@ def test_a_metric_that_is_not_measured_is_one_sentence() -> None:
     )  # fmt: skip
     with pytest.raises(UserError, match=r"monitor=val/top5 is not measured in this run; it has val/loss"):
         callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
+
+
+def test_a_run_ends_with_the_epoch_that_reaches_a_threshold_and_stays_there_when_resumed(
+    tmp_path: Path,
+) -> None:
+    watched = ["callbacks.early_stopping.monitor=train/top1", "callbacks.early_stopping.mode=max"]
+    typed = [
+        *STOPS,
+        *watched,
+        "callbacks.early_stopping.patience=9",
+        "optimizer.lr=0.01",
+        "trainer.max_epochs=4",
+    ]
+    tops = [row["train/top1"] for row in epochs(tmp_path / "whole", *typed)]
+    assert len(tops) == 4 and max(tops[:3]) > 0
+    threshold = max(tops[0], tops[1])
+    reached = next(i for i, top in enumerate(tops, 1) if top >= threshold)
+    run_dir = tmp_path / "stopped"
+    at = f"callbacks.early_stopping.threshold={threshold - 1e-6}"
+    assert len(epochs(run_dir, *typed, at)) == reached
+    (run_dir / "result.json").unlink()  # killed while it tested
+    again = resume(run_dir)
+    assert again is not None and again["epochs"] == reached
+    on = resume(run_dir, "callbacks.early_stopping.threshold=null")
+    assert on is not None and on["epochs"] == 4
+
+
+def epochs(directory: Path, *overrides: str) -> list[dict[str, float]]:
+    run(directory, *overrides)
+    return [row for row in read_rows(directory / "metrics.csv") if "train/top1" in row]
