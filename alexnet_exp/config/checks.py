@@ -145,6 +145,10 @@ def _check_combinations(config: Mapping[str, Any]) -> None:
         raise UserError(f"data.mean and data.std need {data['channels']} values each, as data.channels says.")
     if config["ckpt"] and config["weights"] != "none":
         raise UserError("ckpt= restores the network's weights too: leave weights= out, or ckpt=.")
+    if config["class_weights"] == "auto" and data.get("balanced") is True:
+        raise UserError(
+            "class_weights=auto and data.balanced=true both make up for rare classes: choose one of them."
+        )
     _check_monitors(config)
 
 

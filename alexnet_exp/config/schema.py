@@ -75,7 +75,10 @@ some_batches = at_least(1) | Rule(
     "a fraction above 0 up to 1.0", lambda v: isinstance(v, float) and 0.0 < v <= 1.0
 )
 batches = at_least(0) | Rule("a fraction from 0.0 to 1.0", lambda v: isinstance(v, float) and 0.0 <= v <= 1.0)
-metric = choice("val/top1", "val/top5", "val/loss", "train/loss", "train/top1", "train/top5")
+metric = choice(
+    "val/top1", "val/top5", "val/balanced_accuracy", "val/macro_f1", "val/loss", "train/loss", "train/top1",
+    "train/top5",
+)  # fmt: skip
 
 
 def _has_only(value: Any, rules: dict[str, Rule]) -> bool:
@@ -142,6 +145,11 @@ RULES: dict[str, Rule] = {
     "label_smoothing": Rule(
         "a number from 0 up to, not including, 1", lambda v: _is_number(v) and 0 <= v < 1
     ),
+    "class_weights": choice("none", "auto")
+    | Rule(
+        "{CLASS: weight, a number above 0}",
+        lambda v: isinstance(v, dict) and v != {} and all(positive.legal(w) for w in v.values()),
+    ),
     "resume": path | null,
     "ckpt": path | null,
     "weights": Rule("a path, torchvision, or none", path.legal),
@@ -182,6 +190,7 @@ RULES: dict[str, Rule] = {
     "data.test_subset": at_least(1) | null,
     "data.subset_seed": at_least(0) | null,
     "data.split_rule": choice("by_name", "by_order"),
+    "data.balanced": flag,
     "data.channels": Rule("1 or 3", lambda v: v in (1, 3) and _is_integer(v)),
     "data.image_size": at_least(1),
     "data.stored_size": at_least(1) | null,

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from alexnet_exp.data import workers
 from alexnet_exp.data.decode import read_stored
-from alexnet_exp.data.randomness import mix, permutation
+from alexnet_exp.data.randomness import balanced_order, mix, permutation
 from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.errors import UserError
 
@@ -30,7 +30,8 @@ class Batch(NamedTuple):
     """One rank's slice of a global batch.
 
     images (N, C, H, W): uint8 as stored, float after augmentation. labels (N,) int64. indices (N,) int64: positions
-    in the split. size: how many of the N count; less than N only for a rank without a share, which carries one
+    in the split, + its length for each earlier time in the epoch that a balanced order had the same image: augmentation
+    is drawn by them. size: how many of the N count; less than N only for a rank without a share, which carries one
     image for nothing so that all ranks step together. global_size: images over all ranks.
     """
 
@@ -58,6 +59,7 @@ class BatchPlan(Sampler):
         batch_size: Global batch, over all ranks.
         seed: None keeps the order of the split.
         order: Another fixed order, where there is no seed.
+        labels: (N,) of the images: the seed's order has classes equally often.
         rank: This process.
         world_size: All processes.
         repeated: Every epoch has the images and the order of the first.
@@ -74,6 +76,7 @@ class BatchPlan(Sampler):
     taken: int = 0
     device: torch.device | None = None  # where the indices are wanted: one copy an epoch
     order: Tensor | None = None
+    labels: Tensor | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass, and stand at its first batch."""
@@ -85,11 +88,17 @@ class BatchPlan(Sampler):
 
     def __iter__(self) -> Iterator[Slice]:
         order = torch.arange(self.num_images) if self.order is None else self.order
-        if self.seed is not None:
+        if self.seed is not None and self.labels is not None:
+            order = balanced_order(self.labels, self.seed, self.order_epoch())
+        elif self.seed is not None:
             order = permutation(self.num_images, "order", self.seed, self.order_epoch())
         order = order.to(self.device)
         for batch in range(self.start(), len(self)):
             yield self._slice(order[batch * self.batch_size : (batch + 1) * self.batch_size])
+
+    def positions(self, indices: Tensor) -> Tensor:
+        """Return where the images of a batch are in the split."""
+        return indices if self.labels is None else indices % self.num_images
 
     def images(self, batches: range) -> int:
         """Return how many images some batches of this epoch have, over all ranks."""
@@ -172,13 +181,14 @@ class ArrayLoader(Loader):
             return self._sent(self._mover)
         images, labels = self.source.images, self.source.labels
         return (
-            Batch(images.index_select(0, i), labels[i], i, size, global_size)
+            Batch(images.index_select(0, at := self.sampler.positions(i)), labels[at], i, size, global_size)
             for i, size, global_size in self.sampler
         )
 
     def _sent(self, mover: Mover) -> Iterator[Batch]:
         def send(part: Slice) -> tuple[Slice, Callable[[], list[Tensor]]]:
-            pinned = [gather_pinned(x, part.indices) for x in (self.source.images, self.source.labels)]
+            at = self.sampler.positions(part.indices)
+            pinned = [gather_pinned(x, at) for x in (self.source.images, self.source.labels)]
             return part, mover.send([*pinned, part.indices.pin_memory()])
 
         for part, receive in ahead(map(send, self.sampler)):
@@ -270,7 +280,7 @@ class _Decoder(Dataset):
         numbers, size, global_size = wanted
         try:
             images = [
-                read_stored(self.source.paths[i], self.channels, self.stored_size)
+                read_stored(self.source.paths[i % len(self.source)], self.channels, self.stored_size)
                 for i in numbers
                 if not self._unwanted.is_set()
             ]
@@ -281,7 +291,8 @@ class _Decoder(Dataset):
         if len(images) < len(numbers):
             return UserError("The batch was abandoned.")  # never read
         indices = torch.tensor(numbers)
-        return Batch(torch.stack(images), self.source.labels[indices], indices, size, global_size)
+        labels = self.source.labels[indices % len(self.source)]
+        return Batch(torch.stack(images), labels, indices, size, global_size)
 
 
 T = TypeVar("T")

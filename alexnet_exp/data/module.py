@@ -58,6 +58,7 @@ class ImageData(lightning.LightningDataModule):
         stored_size: Side of decoded image files, in pixels; None: 8/7 of the input.
         num_workers: Decoding processes; None: one per core, 8 at most.
         resident: Where images in memory are kept: 'auto', 'device', 'host' or 'off' (data/loaders.py).
+        balanced: Train in an order in which classes come equally often, as many images an epoch as there are.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class ImageData(lightning.LightningDataModule):
         stored_size: int | None = None,
         num_workers: int | None = None,
         resident: str = "auto",
+        balanced: bool = False,
     ) -> None:
         super().__init__()
         self.batch_size, self.channels, self.seed = batch_size, channels, seed
@@ -89,7 +91,7 @@ class ImageData(lightning.LightningDataModule):
         if split_rule not in RULES:
             raise UserError(f"data.split_rule={split_rule}: expected one of {', '.join(RULES)}.")
         self.split_rule = split_rule
-        self.num_workers, self.resident = num_workers, resident
+        self.num_workers, self.resident, self.balanced = num_workers, resident, balanced
         self._place = ""  # chosen once: memory that is free changes
         self._on_device: dict[str, ArraySource] = {}
         options = dict(augment or {})
@@ -237,6 +239,7 @@ class ImageData(lightning.LightningDataModule):
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         plan = BatchPlan(len(source), self.batch_size, self.seed if shuffle else None, rank, world_size)
         plan.order = self.spread(split) if spread else None
+        plan.labels = source.labels if shuffle and self.balanced else None
         if isinstance(source, ArraySource):
             return self._array_loader(split, source, plan)
         on_cuda = self._device().type == "cuda"

@@ -30,11 +30,12 @@ class ClassScore:
 
     @property
     def f1(self) -> float | None:
-        """Return the harmonic mean of precision and recall; None where either is undefined."""
-        if self.precision is None or self.recall is None:
+        """Return the harmonic mean of precision and recall; None of a class that is neither there nor predicted."""
+        if self.precision is None and self.recall is None:
             return None
-        total = self.precision + self.recall
-        return 2 * self.precision * self.recall / total if total else 0.0
+        precision, recall = self.precision or 0.0, self.recall or 0.0
+        total = precision + recall
+        return 2 * precision * recall / total if total else 0.0
 
 
 @dataclass

@@ -15,7 +15,19 @@ from alexnet_exp.config.overrides import GROUPS, prepare
 from alexnet_exp.config.schema import RULES
 
 # Of every kind that a rule takes.
-VALUES = ("5", "3", "0.5", "a", "true", "val/top1", "[0.5,0.5]", "[5,6]", "[0.5,0.5,0.5]", "00:01:00:00")
+VALUES = (
+    "5",
+    "3",
+    "0.5",
+    "a",
+    "true",
+    "val/top1",
+    "[0.5,0.5]",
+    "[5,6]",
+    "[0.5,0.5,0.5]",
+    "00:01:00:00",
+    "auto",
+)
 
 
 def some_value(settings: str) -> str:

@@ -151,7 +151,7 @@ def _write_classes(path: Path, rows: list[dict[str, Any]]) -> None:
 def _print_scores(console: Console, members: list[Member], outcome: Outcome) -> None:
     grid = Grid(box=None, pad_edge=False)
     grid.add_column("")
-    for name in ("top-1", "top-5", "loss", "calibration error"):
+    for name in ("top-1", "top-5", "balanced", "loss", "calibration error"):
         grid.add_column(name, justify="right")
     named = [
         (printable(str(member.path)), scores) for member, scores in zip(members, outcome.members, strict=True)
@@ -162,7 +162,7 @@ def _print_scores(console: Console, members: list[Member], outcome: Outcome) -> 
         top5 = f"{scores['top5']:.2%}" if "top5" in scores else ""
         label = name if len(named) > 1 else members[0].split
         grid.add_row(Text(label, overflow="fold"), f"{scores['top1']:.2%}", top5,
-                     f"{scores['loss']:.4f}", f"{scores['ece']:.4f}")  # fmt: skip
+                     f"{scores['balanced_accuracy']:.2%}", f"{scores['loss']:.4f}", f"{scores['ece']:.4f}")  # fmt: skip
     console.print(grid, highlight=False, soft_wrap=False)
 
 

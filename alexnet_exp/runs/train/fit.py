@@ -22,7 +22,7 @@ from rich.console import Console
 
 from alexnet_exp import cores
 from alexnet_exp.data.module import ImageData
-from alexnet_exp.errors import UserError, missing_extra
+from alexnet_exp.errors import UserError, missing_extra, printable
 from alexnet_exp.models.summary import LayerRow, layer_table
 from alexnet_exp.targets import build
 from alexnet_exp.tracking.log import log, quiet_lightning
@@ -52,6 +52,7 @@ from alexnet_exp.training.ending import validate_at_the_end
 from alexnet_exp.training.launch.ranks import device_type
 from alexnet_exp.training.launch.signals import training_loop
 from alexnet_exp.training.lightning_internals import leave_signals_to_us, make_profiler
+from alexnet_exp.training.metrics import class_weights
 
 OUR_CALLBACKS = (
     "checkpoint", "early_stopping", "ema", "lr_monitor", "progress_bar", "model_summary", "throughput",
@@ -147,6 +148,7 @@ def assemble(
         embed={"config": without_passwords(config), "preprocessing": data.preprocessing()},
         channels_last=config["channels_last"],
         splits=_splits(data),
+        class_weights=_class_weights(config, data, classes),
     )
     size = config["model"].get("input_size", config["data"]["image_size"])
     layers = layer_table(model, (data.channels, size, size))
@@ -161,6 +163,19 @@ def assemble(
     compile_network(model, config["compile"])
     use_fast_matmul(trainer.strategy.root_device)
     return Fit(config, data, classifier, trainer, layers, step_log, checkpoint)
+
+
+def _class_weights(
+    config: Mapping[str, Any], data: ImageData, classes: tuple[str, ...]
+) -> tuple[float, ...] | None:
+    """Return what each class weighs in the training loss, and say so."""
+    wanted = config["class_weights"]
+    weights = None if wanted == "none" else class_weights(wanted, classes, data.sources["train"].labels)
+    if weights is not None:
+        low, high = (end(range(len(weights)), key=weights.__getitem__) for end in (min, max))
+        log.info("Class weights: %s %.3g ... %s %.3g", printable(classes[low]), weights[low],
+                 printable(classes[high]), weights[high])  # fmt: skip
+    return weights
 
 
 def _check_validated(config: Mapping[str, Any], data: ImageData) -> None:

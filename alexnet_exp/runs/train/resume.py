@@ -22,7 +22,7 @@ from alexnet_exp.tracking.run_reader import Run
 
 # A resumed run is the same experiment: these decide what is trained, and stay as they were.
 _FIXED = (
-    "model", "data", "augment", "optimizer", "scheduler", "seed", "label_smoothing", "weights", "ckpt",
+    "model", "data", "augment", "optimizer", "scheduler", "seed", "label_smoothing", "class_weights", "weights", "ckpt",
     "trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
     "callbacks.ema",
 )  # fmt: skip
@@ -38,6 +38,8 @@ _WHOLE = ("experiment", "sweep")  # files that say what is trained, in settings 
 _RECORDED = "__recorded__"
 # What a run writes down: settings, never a flag, nor what Hydra itself would act upon.
 _SETTING = re.compile(r"(?!hydra\b)[+~]{0,2}(?!hydra\b)[A-Za-z_][\w./@-]*(=.*)?", re.DOTALL)
+# Settings that older versions did not have, with what those did.
+_SINCE = {"class_weights": "none", "callbacks.checkpoint.keep_last": 2}
 _GONE = object()  # the value of a setting that the changed settings no longer have
 
 
@@ -161,6 +163,10 @@ def _recorded(run: RunDirectory) -> tuple[dict[str, Any], list[str]]:
     for key in RETIRED:
         group, _, last = key.rpartition(".")
         saved.get(group, {}).pop(last, None)
+    known = _flat(saved)
+    for key, value in _SINCE.items():
+        if not any(f"{name}.".startswith(f"{key}.") for name in known):
+            _put(saved, key, value)
     return saved, _last_of_each(o for o in _overrides(run) if _key(o) not in RETIRED)
 
 

@@ -143,14 +143,15 @@ def _are_sums(value: Any) -> bool:
 
 
 def _are_metrics(value: Any) -> bool:
-    """Return whether a value can be the latest metrics: the same ones of every split."""
+    """Return whether a value can be the latest metrics: the same ones of every split, but for those of classes."""
     if not isinstance(value, dict) or not all(
         isinstance(k, str) and isinstance(v, float) for k, v in value.items()
     ):
         return False
     splits = {key.partition("/")[0] for key in value}
     names = [{key for key in value if key.startswith(f"{split}/")} for split in splits]
-    alike = len({frozenset(key.partition("/")[2] for key in each) for each in names}) <= 1
+    of_classes = {"balanced_accuracy", "macro_f1"}  # not counted in training
+    alike = len({frozenset(key.partition("/")[2] for key in each) - of_classes for each in names}) <= 1
     return alike and all({f"{split}/loss", f"{split}/top1"} <= value.keys() for split in splits)
 
 
