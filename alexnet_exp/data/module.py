@@ -16,6 +16,7 @@ from alexnet_exp import cores
 from alexnet_exp.data.augment.geometry import Preprocess
 from alexnet_exp.data.augment.pipeline import Pipeline
 from alexnet_exp.data.decode import read_stored
+from alexnet_exp.data.folds import fold_of_each
 from alexnet_exp.data.identity import Identity, facts, identify_ahead, lines, missing
 from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader, Loader, choose_place
 from alexnet_exp.data.sources import (
@@ -58,6 +59,9 @@ class ImageData(lightning.LightningDataModule):
         stored_size: Side of decoded image files, in pixels; None: 8/7 of the input.
         num_workers: Decoding processes; None: one per core, 8 at most.
         resident: Where images in memory are kept: 'auto', 'device', 'host' or 'off' (data/loaders.py).
+        folds: Cross-validation: the training images are cut into so many, and one of them validates (data/folds.py).
+        fold: Which one, from 0.
+        groups: Which images stay in one fold: a csv file or a regular expression.
         balanced: Train in an order in which classes come equally often, as many images an epoch as there are.
     """
 
@@ -82,6 +86,9 @@ class ImageData(lightning.LightningDataModule):
         num_workers: int | None = None,
         resident: str = "auto",
         balanced: bool = False,
+        folds: int | None = None,
+        fold: int = 0,
+        groups: str | None = None,
     ) -> None:
         super().__init__()
         self.batch_size, self.channels, self.seed = batch_size, channels, seed
@@ -92,6 +99,10 @@ class ImageData(lightning.LightningDataModule):
             raise UserError(f"data.split_rule={split_rule}: expected one of {', '.join(RULES)}.")
         self.split_rule = split_rule
         self.num_workers, self.resident, self.balanced = num_workers, resident, balanced
+        if folds is not None and not 0 <= fold < folds:
+            raise UserError(f"data.fold={fold}: expected 0 to {folds - 1}, since data.folds={folds}.")
+        self.folds, self.fold, self.groups = folds, fold, groups
+        self.unused_val = 0  # images of the data set's own val split, beside a fold that validates
         self._place = ""  # chosen once: memory that is free changes
         self._on_device: dict[str, ArraySource] = {}
         options = dict(augment or {})
@@ -151,6 +162,8 @@ class ImageData(lightning.LightningDataModule):
         """Take train_subset images, then validation from the rest, then test_subset; the result is in that order."""
         if "train" not in sources:  # a folder that is only evaluated on
             return sources
+        if self.folds is not None:
+            sources = self._with_fold(sources)
         train = rest = sources["train"]
         if self.train_subset is not None:
             train, rest = self._subset(train, "train", self.train_subset)
@@ -176,6 +189,26 @@ class ImageData(lightning.LightningDataModule):
         if self.test_subset is not None and "test" in cut:
             cut["test"], _ = self._subset(cut["test"], "test", self.test_subset)
         return {split: cut[split] for split in ("train", "val", "test") if split in cut}
+
+    def _with_fold(self, sources: dict[str, Source]) -> dict[str, Source]:
+        """Let one fold of the training images validate, and the others train; a val split of the data's own rests."""
+        assert self.folds is not None
+        whole = sources["train"]
+        is_val = fold_of_each(whole, self.folds, self.val_seed, self.groups) == self.fold
+        if not is_val.any() or is_val.all():
+            raise UserError(
+                f"data.folds={self.folds} leaves no images in fold {self.fold} or beside it: there are {len(whole)}."
+            )
+        by_name = isinstance(whole, FileSource) and whole.names() is not None
+        how = "by group" if self.groups else "by file name" if by_name else "at random"
+        cut = f"cut from train: fold {self.fold} of {self.folds} {how}, val_seed={self.val_seed}"
+        self.unused_val = len(sources.get("val", ()))
+        train, val = (whole.subset(torch.nonzero(part).flatten()) for part in (~is_val, is_val))
+        return {
+            **sources,
+            "train": replace(train, origin=f"{_origin(whole)} without fold {self.fold} of {self.folds}"),
+            "val": replace(val, origin=cut),
+        }
 
     def _subset(self, source: Source, split: str, count: int) -> tuple[Source, Source]:
         """Return `count` images of a split, and the others.
@@ -205,6 +238,8 @@ class ImageData(lightning.LightningDataModule):
         """Hand a line for each split to `say`, and warn of the classes that one has no images of."""
         for line in lines(self.facts()):
             say(line)
+        if self.unused_val:
+            say(f"The {self.unused_val:,} val images of the data are not used: fold {self.fold} validates.")
         for split, source in self.sources.items():
             if text := missing(split, source):
                 log.warning(text)

@@ -274,6 +274,7 @@ class ImageClassifier(lightning.LightningModule):
             self._report("test")
         else:
             meter.compute()
+            meter.reset()
         self.outcomes.confusion = meter.confusion_counts.cpu()
 
     def _report(self, split: str, reset: bool = True) -> None:

@@ -130,11 +130,14 @@ class Outcomes:
     confusion: Tensor | None = None  # (K, K) int64, rows are true labels
     mistakes: list[Outcome] = field(default_factory=list)  # worst first; filled by `gather`
     samples: list[Outcome] = field(default_factory=list)  # `wanted`, or the first images of the split
+    keep: bool = False  # every prediction
+    every: list[Outcome] = field(default_factory=list)  # in the order of the split; filled by `gather`
     wanted: Tensor | None = None  # positions of the samples in the split, int64 (S,), on the device
     _mistakes: list[Tensor] = field(
         default_factory=list
     )  # each (M, 4): probability, index, label, prediction
     _samples: list[Tensor] = field(default_factory=list)
+    _every: list[Tensor] = field(default_factory=list)
 
     def add(self, batch: Batch, logits: Tensor) -> None:
         """Keep what may be worth a look from one batch; nothing is copied from the device."""
@@ -142,6 +145,8 @@ class Outcomes:
         indices, labels = batch.indices[: batch.size], batch.labels[: batch.size]
         table = torch.stack([probabilities.double() if logits.device.type != "mps" else probabilities,
                              indices, labels, predictions], dim=1)  # fmt: skip
+        if self.keep:
+            self._every.append(table)
         wrong = torch.where(predictions == labels, -1.0, probabilities)
         self._mistakes.append(table[wrong.topk(min(NUM_MISTAKES, len(wrong))).indices])
         if self.wanted is not None:
@@ -157,6 +162,8 @@ class Outcomes:
         self.mistakes = sorted(worst, key=lambda o: (-o.probability, o.index))[:NUM_MISTAKES]
         samples = sorted(_everywhere(self._samples), key=lambda o: o.index)
         wanted = None if self.wanted is None else set(self.wanted.tolist())
+        if self.keep:
+            self.every = sorted(_everywhere(self._every), key=lambda o: o.index)
         self.samples = [o for o in samples if wanted is None or o.index in wanted][:NUM_SAMPLES]
 
 

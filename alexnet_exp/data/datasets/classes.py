@@ -97,7 +97,13 @@ class Folder(ImageData):
         look = self._bad_images if self.verify or self.on_bad_image == "skip" else None
         return dict(
             folder.scan(
-                self.root, self.val_fraction, self.val_seed, self.follow_links, look, rule=self.split_rule
+                self.root,
+                self.val_fraction,
+                self.val_seed,
+                self.follow_links,
+                look,
+                rule=self.split_rule,
+                in_folds=self.folds is not None,
             )
         )
 

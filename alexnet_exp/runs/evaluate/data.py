@@ -76,6 +76,8 @@ def _data_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
         return _whole_folder(typed)
     check_trust(config["data"], settings["trust"], "data")
     own = dict(config["data"])
+    if own.get("folds") and not is_own_data(own, typed):
+        own |= {"folds": None, "fold": 0, "groups": None}  # other images were in none of the folds
     for key in typed:
         if key not in own:
             raise UserError(f"The checkpoint's data set has no setting data.{key}.{nearest(key, own)}")

@@ -52,7 +52,7 @@ from alexnet_exp.training.ending import validate_at_the_end
 from alexnet_exp.training.launch.ranks import device_type
 from alexnet_exp.training.launch.signals import training_loop
 from alexnet_exp.training.lightning_internals import leave_signals_to_us, make_profiler
-from alexnet_exp.training.metrics import class_weights
+from alexnet_exp.training.metrics import Outcomes, class_weights
 
 OUR_CALLBACKS = (
     "checkpoint", "early_stopping", "ema", "lr_monitor", "progress_bar", "model_summary", "throughput",
@@ -119,6 +119,9 @@ class Fit:
         -1,
         None,
     )  # of metrics.csv: up to a step, and how many where that is known
+    fold: Outcomes | None = (
+        None  # what was predicted of the fold that this run has not trained on (data.folds)
+    )
     training_seconds: float | None = None  # of Trainer.fit, validation and checkpoints in it
 
     @property
@@ -353,8 +356,24 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
         if chosen:
             best = read_checkpoint(chosen)
             fit.classifier.load_state_dict(best["state_dict"])
+        if isinstance(data, ImageData) and data.folds is not None:
+            fit.fold = _predict_fold(fit)
+            if data.test_split == "val":
+                return True
         trainer.test(fit.classifier, datamodule=data, verbose=False)
     return True
+
+
+def _predict_fold(fit: Fit) -> Outcomes:
+    """Predict the fold that validates, for the out-of-fold table of `compare`."""
+    classifier, data, split = fit.classifier, fit.data, fit.classifier.test_split
+    data.test_split = classifier.test_split = "val"
+    classifier.outcomes = found = Outcomes(keep=True)
+    fit.trainer.test(classifier, datamodule=data, verbose=False)
+    found.gather()
+    if split != "val":
+        classifier.outcomes, data.test_split, classifier.test_split = Outcomes(), split, split
+    return found
 
 
 def _check_limits(fit: Fit) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_exp.report.evaluation import Evaluation, Sample
@@ -11,6 +13,7 @@ from alexnet_exp.runs.evaluate.scores import class_rows
 from alexnet_exp.tracking.environment import git_state, hardware, versions
 from alexnet_exp.tracking.metrics_csv import read_metrics
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.run_reader import text_file
 from alexnet_exp.training.ending import epochs_done
 
 if TYPE_CHECKING:
@@ -124,6 +127,18 @@ def first_filters(fit: Fit) -> np.ndarray | None:
         if isinstance(module, torch.nn.Conv2d):
             return module.weight.detach().float().cpu().numpy() if module.weight.shape[1] in (1, 3) else None
     return None
+
+
+def write_fold(path: Path, fit: Fit) -> None:
+    """Write what was predicted of each image of the fold that was not trained on, as evaluate's predictions.csv."""
+    source, classes = fit.data.sources["val"], fit.classifier.classes
+    assert fit.fold is not None
+    with text_file(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "label", "class_1", "probability_1"])
+        for o in fit.fold.every:
+            name = source.image_name(o.index)
+            writer.writerow([name, classes[o.label], classes[o.prediction], f"{o.probability:.6g}"])
 
 
 def log_pictures(fit: Fit, run: RunDirectory, loggers: list[Any]) -> None:
