@@ -197,6 +197,7 @@ RULES: dict[str, Rule] = {
     "data.channels": Rule("1 or 3", lambda v: v in (1, 3) and _is_integer(v)),
     "data.image_size": at_least(1),
     "data.stored_size": at_least(1) | null,
+    "data.fit": choice("crop", "squash", "pad"),
     "data.cache": choice("auto", "ram", "disk", "off"),
     "data.cache_dir": path | null,
     "data.resident": choice("auto", "device", "host", "off"),

@@ -203,9 +203,10 @@ class FileLoader(Loader):
         source: The files.
         plan: Which of them, when.
         channels: 1 or 3.
-        stored_size: Side of the central square after the shorter side is resized to it, in pixels.
+        stored_size: Side of the square that images are made into, in pixels.
         num_workers: Decoding processes; 0 decodes here.
         pin_memory: Whether batches are made for a CUDA device.
+        fit: How images that are not square become one; see `decode.stored`.
     """
 
     def __init__(
@@ -216,9 +217,10 @@ class FileLoader(Loader):
         stored_size: int,
         num_workers: int,
         pin_memory: bool = False,
+        fit: str = "crop",
     ) -> None:
         super().__init__(plan)
-        self._decoder = _Decoder(source, channels, stored_size, num_workers)
+        self._decoder = _Decoder(source, channels, stored_size, num_workers, fit)
         self._loader: DataLoader = DataLoader(
             self._decoder,
             batch_size=None,
@@ -262,8 +264,10 @@ def _unchanged(batch: Any) -> Any:
 
 
 class _Decoder(Dataset):
-    def __init__(self, source: FileSource, channels: int, stored_size: int, num_workers: int) -> None:
-        self.source, self.channels, self.stored_size = source, channels, stored_size
+    def __init__(
+        self, source: FileSource, channels: int, stored_size: int, num_workers: int, fit: str
+    ) -> None:
+        self.source, self.channels, self.stored_size, self.fit = source, channels, stored_size, fit
         # Set while nobody waits for what is being decoded.
         self._unwanted = multiprocessing.Event() if num_workers else threading.Event()
 
@@ -280,7 +284,9 @@ class _Decoder(Dataset):
         numbers, size, global_size = wanted
         try:
             images = [
-                read_stored(self.source.paths[i % len(self.source)], self.channels, self.stored_size)
+                read_stored(
+                    self.source.paths[i % len(self.source)], self.channels, self.stored_size, self.fit
+                )
                 for i in numbers
                 if not self._unwanted.is_set()
             ]

@@ -15,7 +15,7 @@ import torch
 from alexnet_exp import cores
 from alexnet_exp.data.augment.geometry import Preprocess
 from alexnet_exp.data.augment.pipeline import Pipeline
-from alexnet_exp.data.decode import read_stored
+from alexnet_exp.data.decode import FITS, read_stored
 from alexnet_exp.data.folds import fold_of_each
 from alexnet_exp.data.identity import Identity, facts, identify_ahead, lines, missing
 from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader, Loader, choose_place
@@ -57,6 +57,7 @@ class ImageData(lightning.LightningDataModule):
         split_rule: How files are cut: 'by_name', or 'by_order', which runs without a record of the rule keep
             (data/sources.py).
         stored_size: Side of decoded image files, in pixels; None: 8/7 of the input.
+        fit: How image files that are not square become one: 'crop', 'squash' or 'pad' (data/decode.py).
         num_workers: Decoding processes; None: one per core, 8 at most.
         resident: Where images in memory are kept: 'auto', 'device', 'host' or 'off' (data/loaders.py).
         folds: Cross-validation: the training images are cut into so many, and one of them validates (data/folds.py).
@@ -89,6 +90,7 @@ class ImageData(lightning.LightningDataModule):
         folds: int | None = None,
         fold: int = 0,
         groups: str | None = None,
+        fit: str = "crop",
     ) -> None:
         super().__init__()
         self.batch_size, self.channels, self.seed = batch_size, channels, seed
@@ -98,6 +100,9 @@ class ImageData(lightning.LightningDataModule):
         if split_rule not in RULES:
             raise UserError(f"data.split_rule={split_rule}: expected one of {', '.join(RULES)}.")
         self.split_rule = split_rule
+        if fit not in FITS:
+            raise UserError(f"data.fit={fit}: expected one of {', '.join(FITS)}.")
+        self.fit = fit
         self.num_workers, self.resident, self.balanced = num_workers, resident, balanced
         if folds is not None and not 0 <= fold < folds:
             raise UserError(f"data.fold={fold}: expected 0 to {folds - 1}, since data.folds={folds}.")
@@ -256,7 +261,7 @@ class ImageData(lightning.LightningDataModule):
             total = sum(source.images[part].double().sum(0) for part in chosen.split(64))
         else:
             plan, files = BatchPlan(len(chosen), 64), source.subset(chosen)
-            with closing(FileLoader(files, plan, self.channels, self.stored_size, self._workers())) as loader:
+            with closing(self._file_loader(files, plan)) as loader:
                 total = sum(batch.images.double().sum(0) for batch in loader)
         return (total / len(chosen)).float()
 
@@ -277,10 +282,13 @@ class ImageData(lightning.LightningDataModule):
         plan.labels = source.labels if shuffle and self.balanced else None
         if isinstance(source, ArraySource):
             return self._array_loader(split, source, plan)
-        on_cuda = self._device().type == "cuda"
-        loader = FileLoader(source, plan, self.channels, self.stored_size, self._workers(), on_cuda)
+        loader = self._file_loader(source, plan, self._device().type == "cuda")
         self._open.append(loader)
         return loader
+
+    def _file_loader(self, source: FileSource, plan: BatchPlan, pin_memory: bool = False) -> FileLoader:
+        workers = self._workers()
+        return FileLoader(source, plan, self.channels, self.stored_size, workers, pin_memory, self.fit)
 
     def _array_loader(self, split: str, source: ArraySource, plan: BatchPlan) -> ArrayLoader:
         device = self._device()
@@ -362,7 +370,7 @@ class ImageData(lightning.LightningDataModule):
         source = self.sources[split]
         if isinstance(source, ArraySource):
             return source.images[index]
-        return read_stored(source.paths[index], self.channels, self.stored_size)
+        return read_stored(source.paths[index], self.channels, self.stored_size, self.fit)
 
     def _side(self) -> int:
         """Return the side of images as they are stored; those in memory keep their own."""
@@ -374,6 +382,7 @@ class ImageData(lightning.LightningDataModule):
         return {
             "image_size": self.preprocess.image_size,
             "stored_size": self._side(),
+            "fit": self.fit,
             "crop": self.preprocess.crop,
             "mean": list(self.preprocess.mean),
             "std": list(self.preprocess.std),

@@ -96,5 +96,13 @@ class Evaluation:
         return [(t, p, int(errors[t, p])) for t, p in pairs if errors[t, p] > 0]
 
 
+def class_rows(scores: list[ClassScore]) -> list[dict[str, object]]:
+    """Return one plain row for each class."""
+    return [
+        {"class": s.name, "images": s.support, "precision": s.precision, "recall": s.recall, "f1": s.f1}
+        for s in scores
+    ]
+
+
 def _ratio(part: int, whole: int) -> float | None:
     return float(part) / float(whole) if whole else None

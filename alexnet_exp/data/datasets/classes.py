@@ -120,5 +120,6 @@ class Folder(ImageData):
 
     def decoded(self, sources: dict[str, Source]) -> dict[str, Source]:
         files = {split: source for split, source in sources.items() if isinstance(source, FileSource)}
-        cache = Cache(self.cache, self.cache_dir, self.channels, self.stored_size, self._workers())
+        workers = self._workers()
+        cache = Cache(self.cache, self.cache_dir, self.channels, self.stored_size, workers, self.fit)
         return {**sources, **cache.keep(files)}

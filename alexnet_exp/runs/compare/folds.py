@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_exp.report.evaluation import ClassScore, Evaluation
+from alexnet_exp.report.evaluation import ClassScore, Evaluation, class_rows
 from alexnet_exp.tracking.run_reader import Run
 
 PREDICTIONS = "predictions.csv"  # of a run with data.folds: the fold that it has not trained on
@@ -56,13 +56,9 @@ class OutOfFold:
 
     def record(self) -> dict[str, Any]:
         """Return plain values, for json."""
-        rows = [
-            {"class": s.name, "images": s.support, "precision": s.precision, "recall": s.recall, "f1": s.f1}
-            for s in self.scores
-        ]
         return {
             "seed": self.seed, "folds": self.folds, "missing": self.missing, "images": self.evaluation.total,
-            "accuracy": self.accuracy, "per_class": rows,
+            "accuracy": self.accuracy, "per_class": class_rows(self.scores),
         }  # fmt: skip
 
 

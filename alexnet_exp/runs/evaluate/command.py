@@ -42,6 +42,7 @@ _NOT_HERE = (
     "data.mean",
     "data.std",
     "data.stored_size",
+    "data.fit",
 )
 _FIGURES = ("conv1_filters", "confusion_matrix", "mistakes", "samples")
 _MADE = (

@@ -12,12 +12,12 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from alexnet_exp.errors import UserError, printable
-from alexnet_exp.report.evaluation import Evaluation, Sample
+from alexnet_exp.report.evaluation import Evaluation, Sample, class_rows
 from alexnet_exp.report.figures import draw_all
 from alexnet_exp.report.run import write_report
 from alexnet_exp.runs.evaluate.data import is_own_data
 from alexnet_exp.runs.evaluate.members import Member, Outcome
-from alexnet_exp.runs.evaluate.scores import BINS, class_rows
+from alexnet_exp.runs.evaluate.scores import BINS
 from alexnet_exp.tracking.environment import git_state, hardware, versions
 from alexnet_exp.tracking.log import log
 from alexnet_exp.tracking.run_directory import RunDirectory

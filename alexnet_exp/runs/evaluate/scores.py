@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from alexnet_exp.report.evaluation import ClassScore
 from alexnet_exp.training.metrics import macro_scores
 
 BINS = 15
@@ -80,11 +79,3 @@ def ensemble(tables: list[Table]) -> tuple[Table, dict[str, float]]:
     if mean.shape[1] > TOP:
         metrics["top5"] = float((top == labels[:, None]).any(axis=1).mean())
     return table, metrics | macro_scores(torch.from_numpy(table.confusion(mean.shape[1])))
-
-
-def class_rows(scores: list[ClassScore]) -> list[dict[str, object]]:
-    """Return one plain row for each class."""
-    return [
-        {"class": s.name, "images": s.support, "precision": s.precision, "recall": s.recall, "f1": s.f1}
-        for s in scores
-    ]

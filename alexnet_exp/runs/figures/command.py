@@ -43,6 +43,7 @@ _NOT_HERE = (
     "data.mean",
     "data.std",
     "data.stored_size",
+    "data.fit",
 )
 
 

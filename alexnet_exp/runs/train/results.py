@@ -6,10 +6,9 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_exp.report.evaluation import Evaluation, Sample
+from alexnet_exp.report.evaluation import Evaluation, Sample, class_rows
 from alexnet_exp.report.figures import draw_all
 from alexnet_exp.report.run import write_report
-from alexnet_exp.runs.evaluate.scores import class_rows
 from alexnet_exp.tracking.environment import git_state, hardware, versions
 from alexnet_exp.tracking.metrics_csv import read_metrics
 from alexnet_exp.tracking.run_directory import RunDirectory

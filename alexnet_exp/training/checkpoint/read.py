@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from alexnet_exp.data.decode import FITS
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.checkpoint.safe_load import load_safely
 
@@ -91,7 +92,10 @@ def is_preprocessing(value: Any) -> bool:
     image = mean is None or (
         isinstance(mean, Tensor) and mean.ndim == 3 and len(mean) == channels and mean.is_floating_point()
     )
-    return numbers and sides and image and "mean_image" in value and isinstance(value.get("crop"), bool)
+    fits = value.get("fit", "crop") in FITS
+    return (
+        numbers and sides and image and fits and "mean_image" in value and isinstance(value.get("crop"), bool)
+    )
 
 
 def _are_numbers(value: Any, count: int) -> bool:
