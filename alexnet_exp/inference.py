@@ -46,6 +46,7 @@ class Preprocessing:
 
     def __init__(self, recorded: dict[str, Any], augment: dict[str, Any]) -> None:
         self.stored_size, self.channels = int(recorded["stored_size"]), int(recorded["channels"])
+        self.fit = recorded.get("fit", "crop")  # of an older version: all were cropped
         fixed = (recorded["image_size"], list(recorded["mean"]), list(recorded["std"]), recorded["crop"])
         self.pipeline = Pipeline(Preprocess(*fixed), augment, recorded["mean_image"])
 
@@ -63,8 +64,8 @@ class Preprocessing:
     def stored(self, image: ImageLike) -> Tensor:
         """Return one image at the size that data sets store, (C, stored_size, stored_size) uint8."""
         if isinstance(image, str | os.PathLike):
-            return read_stored(os.fspath(image), self.channels, self.stored_size)
-        return stored(to_channels(read_image(image), self.channels), self.stored_size)
+            return read_stored(os.fspath(image), self.channels, self.stored_size, self.fit)
+        return stored(to_channels(read_image(image), self.channels), self.stored_size, self.fit)
 
 
 @dataclass(eq=False)

@@ -23,7 +23,7 @@ _WITH_CLASS = ("data", "optimizer")
 _TREATMENT = ("bias_lr_factor", "bias_weight_decay", "layers", "lr_scaling", "base_batch")
 # What a checkpoint's run has decided; data files name them, and who opens the checkpoint cannot.
 _OF_THE_CHECKPOINT = (
-    "augment", "model", "data.image_size", "data.channels", "data.mean", "data.std", "data.stored_size",
+    "augment", "model", "data.image_size", "data.channels", "data.mean", "data.std", "data.stored_size", "data.fit",
 )  # fmt: skip
 # Whichever file is chosen, these are there: all keys of some groups, a few of others.
 _WHOLE_GROUPS = ("augment", "trainer", "callbacks", "paths")
@@ -182,7 +182,27 @@ def _check_combinations(config: Mapping[str, Any]) -> None:
         raise UserError(f"data.mean and data.std need {data['channels']} values each, as data.channels says.")
     if config["ckpt"] and config["weights"] != "none":
         raise UserError("ckpt= restores the network's weights too: leave weights= out, or ckpt=.")
+    if config["class_weights"] == "auto" and data.get("balanced") is True:
+        raise UserError(
+            "class_weights=auto and data.balanced=true both make up for rare classes: choose one of them."
+        )
+    _check_folds(data)
     _check_monitors(config)
+
+
+def _check_folds(data: Mapping[str, Any]) -> None:
+    folds = data.get("folds") if _is_ours(data) else None
+    if folds is None:
+        for key in ("fold", "groups"):
+            if data.get(key) and _is_ours(data):
+                raise UserError(
+                    f"data.{key}={data[key]} needs data.folds, the number of folds: set data.folds=5."
+                )
+        return
+    if data["fold"] >= folds:
+        raise UserError(f"data.fold={data['fold']}: expected 0 to {folds - 1}, since data.folds={folds}.")
+    if data.get("val_fraction") is not None:
+        raise UserError("data.folds cuts the validation images: leave data.val_fraction out.")
 
 
 def _torch_arguments(optimizer: Mapping[str, Any]) -> set[str]:
@@ -234,7 +254,7 @@ def _check_monitors(config: Mapping[str, Any]) -> None:
         f"callbacks.{k}": callbacks[k] for k in ("early_stopping", "checkpoint") if callbacks[k]["enabled"]
     }
     unvalidated = {
-        "data.val_size=0": config["data"].get("val_size") == 0,
+        "data.val_size=0": config["data"].get("val_size") == 0 and not config["data"].get("folds"),
         "trainer.limit_val_batches=0": config["trainer"]["limit_val_batches"] == 0,
     }
     for key, watcher in watchers.items():

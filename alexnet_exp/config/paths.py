@@ -11,7 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 PATH_KEYS = (
     "resume", "sweep.resume", "weights", "data.root", "data.url", "data.data_dir", "paths.data_dir", "paths.output_dir",
-    "paths.cache_dir", "data.cache_dir", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.storage", "out",
+    "paths.cache_dir", "data.cache_dir", "data.groups", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.storage",
+    "out",
 )  # fmt: skip
 PATH_LISTS = ("ckpt", "images", "runs")  # one path, or a list in brackets
 

@@ -75,7 +75,10 @@ some_batches = at_least(1) | Rule(
     "a fraction above 0 up to 1.0", lambda v: isinstance(v, float) and 0.0 < v <= 1.0
 )
 batches = at_least(0) | Rule("a fraction from 0.0 to 1.0", lambda v: isinstance(v, float) and 0.0 <= v <= 1.0)
-metric = choice("val/top1", "val/top5", "val/loss", "train/loss", "train/top1", "train/top5")
+metric = choice(
+    "val/top1", "val/top5", "val/balanced_accuracy", "val/macro_f1", "val/loss", "train/loss", "train/top1",
+    "train/top5",
+)  # fmt: skip
 
 
 def _has_only(value: Any, rules: dict[str, Rule]) -> bool:
@@ -155,6 +158,11 @@ RULES: dict[str, Rule] = {
     "label_smoothing": Rule(
         "a number from 0 up to, not including, 1", lambda v: _is_number(v) and 0 <= v < 1
     ),
+    "class_weights": choice("none", "auto")
+    | Rule(
+        "{CLASS: weight, a number above 0}",
+        lambda v: isinstance(v, dict) and v != {} and all(positive.legal(w) for w in v.values()),
+    ),
     "published": _PUBLISHED | null,
     "resume": path | null,
     "ckpt": path | null,
@@ -197,9 +205,14 @@ RULES: dict[str, Rule] = {
     "data.test_subset": at_least(1) | null,
     "data.subset_seed": at_least(0) | null,
     "data.split_rule": choice("by_name", "by_order"),
+    "data.balanced": flag,
+    "data.folds": at_least(2) | null,
+    "data.fold": at_least(0),
+    "data.groups": path | null,
     "data.channels": Rule("1 or 3", lambda v: v in (1, 3) and _is_integer(v)),
     "data.image_size": at_least(1),
     "data.stored_size": at_least(1) | null,
+    "data.fit": choice("crop", "squash", "pad"),
     "data.cache": choice("auto", "ram", "disk", "off"),
     "data.cache_dir": path | null,
     "data.resident": choice("auto", "device", "host", "off"),
@@ -311,6 +324,8 @@ RULES: dict[str, Rule] = {
 # Settings that older runs have not recorded, and what holds for those runs.
 ADDED: dict[str, Any] = {
     "published": None,
+    "class_weights": "none",
+    "callbacks.checkpoint.keep_last": 2,
     "augment.contrast": None,
     "callbacks.early_stopping.threshold": None,
 }

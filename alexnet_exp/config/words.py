@@ -33,6 +33,8 @@ _SAME = {
     "optimizer=adam optimizer.betas": "adam_betas opt_betas",
     "optimizer=adam optimizer.eps": "opt_eps adam_epsilon epsilon",
     "label_smoothing": "ls smoothing label_smooth label_smoothing_factor",
+    "class_weights": "class_weight loss_weights cls_weights pos_weight",
+    "data.balanced": "balance balanced_sampler weighted_sampler class_balanced oversample",
     "model.dropout": "drop drop_rate dropout_rate p_drop drop_prob",
     "model.input_size": "imgsz img_size image_size img img_sz size crop_size train_crop_size resolution res "
     "target_size input_shape img_dim image_dim",

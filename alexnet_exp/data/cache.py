@@ -76,6 +76,7 @@ class Cache:
         channels: 1 or 3.
         size: Side of the stored images, in pixels.
         num_workers: Decoding processes.
+        fit: How images that are not square become one.
     """
 
     mode: str
@@ -83,6 +84,7 @@ class Cache:
     channels: int
     size: int
     num_workers: int
+    fit: str = "crop"
 
     def keep(self, sources: Mapping[str, FileSource]) -> Mapping[str, FileSource | DecodedSource]:
         """Return the splits with their images decoded, or as they are where nothing is kept.
@@ -157,7 +159,7 @@ class Cache:
 
     def _find(self, source: FileSource, folders: list[Path]) -> CacheFile:
         """Return the file in the first folder that has it whole, else in the first that can be written to."""
-        key = fingerprint(source.paths, source.root, self.channels, self.size)
+        key = fingerprint(source.paths, source.root, self.channels, self.size, self.fit)
         files = [CacheFile(folder, source, self.channels, self.size, key) for folder in folders]
         whole = next((file for file in files if file.is_whole()), None)
         return whole or next((f for f in files if _writable(f.folder)), files[0])
@@ -191,7 +193,8 @@ class Cache:
     def _decoded(self, source: FileSource) -> Generator[Tensor]:
         """Decode all files of a split in their order, by several processes, with a bar on a terminal."""
         plan = BatchPlan(len(source), _BATCH)
-        with closing(FileLoader(source, plan, self.channels, self.size, self.num_workers)) as loader:
+        loader = FileLoader(source, plan, self.channels, self.size, self.num_workers, fit=self.fit)
+        with closing(loader):
             yield from shown((batch.images for batch in loader), len(source), f"Decoding {source.name}")
 
 
@@ -371,7 +374,7 @@ def _name(source: FileSource) -> str:
     return source.name.replace(" ", "-")
 
 
-def fingerprint(paths: Sequence[str], root: str, channels: int, size: int) -> str:
+def fingerprint(paths: Sequence[str], root: str, channels: int, size: int, fit: str = "crop") -> str:
     """Return a hash of all that decides the pixels of files once they are decoded.
 
     Raises:
@@ -379,7 +382,14 @@ def fingerprint(paths: Sequence[str], root: str, channels: int, size: int) -> st
     """
     names = ("torch", "torchvision", "pillow", *(("torchcodec",) if torchcodec_installed() else ()))
     libraries = [f"{name} {version(name)}" for name in names]
-    digest = hashlib.sha256(repr((VERSION, libraries, channels, size)).encode())
+    decoding = (
+        VERSION,
+        libraries,
+        channels,
+        size,
+        *([] if fit == "crop" else [fit]),
+    )  # as older caches have it
+    digest = hashlib.sha256(repr(decoding).encode())
     for path in paths:
         try:
             found = os.stat(path)

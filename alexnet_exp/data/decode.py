@@ -33,6 +33,7 @@ _ENDINGS = ("jpg", "jpeg", "jfif", "jpe", "png", "gif", "bmp", "webp", "tif", "t
 # The first that is there and loads. torchcodec 0.17.0 was 1.02 to 1.08 times as fast as torchvision 0.29.2 (medians
 # of 12 alternating turns, 150 photographs of 400 x 533, one thread), and is imported in 0.06 s instead of 2.
 JPEG_DECODERS = ("torchcodec", "torchvision")
+FITS = ("crop", "squash", "pad")  # of images that are not square; see `stored`
 VERSION = 1  # of the pixels that come out: decoded images kept by another version are not used
 MAX_PIXELS = 178_956_970  # Pillow itself refuses larger ones as decompression bombs
 MAX_WHOLE_PIXELS = MAX_PIXELS // 2  # where no part of the size can be decoded: 1 GB of memory
@@ -50,19 +51,20 @@ def readable_extensions() -> tuple[str, ...]:
     return (*_ENDINGS, "avif", *(("heic", "heif") if heif.libheif_installed() else ()))
 
 
-def read_stored(path: str, channels: int, size: int) -> Tensor:
+def read_stored(path: str, channels: int, size: int, fit: str = "crop") -> Tensor:
     """Read an image as training, cache and prediction see it: uint8 (channels, size, size).
 
     Args:
         path: As `decode`.
         channels: 1 or 3.
         size: See `stored`.
+        fit: Likewise.
 
     Raises:
         UserError: As `decode`.
     """
     # Twice the size is left for the resize to shrink: its filter then hides how the decoder shrank.
-    return stored(decode(path, channels, enough=2 * size), size)
+    return stored(decode(path, channels, enough=2 * size), size, fit)
 
 
 def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS, enough: int = MAX_PIXELS) -> Tensor:
@@ -269,18 +271,23 @@ def luma(rgb: Tensor) -> Tensor:
     return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).to(torch.uint8).unsqueeze(0)
 
 
-def stored(image: Tensor, size: int) -> Tensor:
-    """Resize the shorter side to `size` (bilinear, antialiased) and keep the central square.
+def stored(image: Tensor, size: int, fit: str = "crop") -> Tensor:
+    """Make a square of an image, resized bilinearly with antialiasing.
 
     Args:
         image: uint8 (C, H, W).
         size: Side of the result in pixels.
+        fit: 'crop': the shorter side becomes `size`, and the central square is kept; 'squash': both sides become
+            `size`; 'pad': the longer side becomes `size`, and the rest is black, as much on either side.
 
     Returns:
         uint8 (C, size, size).
 
-    Source: Krizhevsky et al. 2012, section 2.
+    Source: 'crop': Krizhevsky et al. 2012, section 2; 'squash': Caffe's tools/convert_imageset.cpp with resize_height
+        and resize_width.
     """
+    if fit != "crop":
+        return _whole(image, size, fit)
     short, long = sorted(image.shape[1:])
     if long > 16 * short:  # a strip: its ends are never seen, and 1 x 60000 would grow to gigabytes
         image = _central(image, min(image.shape[1], 16 * short), min(image.shape[2], 16 * short))
@@ -289,6 +296,19 @@ def stored(image: Tensor, size: int) -> Tensor:
         wanted = [size if side == short else size * side // short for side in image.shape[1:]]
         image = functional.interpolate(image.unsqueeze(0), wanted, mode="bilinear", antialias=True).squeeze(0)
     return _central(image, size, size).contiguous()
+
+
+def _whole(image: Tensor, size: int, fit: str) -> Tensor:
+    long = max(image.shape[1:])
+    height, width = (size if fit == "squash" else max(1, size * side // long) for side in image.shape[1:])
+    if (height, width) != tuple(image.shape[1:]):
+        image = functional.interpolate(
+            image.unsqueeze(0), (height, width), mode="bilinear", antialias=True
+        ).squeeze(0)
+    if fit == "squash":
+        return image.contiguous()
+    top, left = round((size - height) / 2), round((size - width) / 2)
+    return functional.pad(image, (left, size - width - left, top, size - height - top))
 
 
 def _central(image: Tensor, height: int, width: int) -> Tensor:

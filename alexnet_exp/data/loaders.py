@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from alexnet_exp.data import workers
 from alexnet_exp.data.decode import read_stored
-from alexnet_exp.data.randomness import mix, permutation
+from alexnet_exp.data.randomness import balanced_order, mix, permutation
 from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.errors import UserError
 from alexnet_exp.torch_internals import end_workers
@@ -32,7 +32,8 @@ class Batch(NamedTuple):
     """One rank's slice of a global batch.
 
     images (N, C, H, W): uint8 as stored, float after augmentation. labels (N,) int64. indices (N,) int64: positions
-    in the split. size: how many of the N count; less than N only for a rank without a share, which carries one
+    in the split, + its length for each earlier time in the epoch that a balanced order had the same image: augmentation
+    is drawn by them. size: how many of the N count; less than N only for a rank without a share, which carries one
     image for nothing so that all ranks step together. global_size: images over all ranks.
     """
 
@@ -60,6 +61,7 @@ class BatchPlan(Sampler):
         batch_size: Global batch, over all ranks.
         seed: None keeps the order of the split.
         order: Another fixed order, where there is no seed.
+        labels: (N,) of the images: the seed's order has classes equally often.
         rank: This process.
         world_size: All processes.
         repeated: Every epoch has the images and the order of the first.
@@ -76,6 +78,7 @@ class BatchPlan(Sampler):
     taken: int = 0
     device: torch.device | None = None  # where the indices are wanted: one copy an epoch
     order: Tensor | None = None
+    labels: Tensor | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass, and stand at its first batch."""
@@ -87,11 +90,17 @@ class BatchPlan(Sampler):
 
     def __iter__(self) -> Iterator[Slice]:
         order = torch.arange(self.num_images) if self.order is None else self.order
-        if self.seed is not None:
+        if self.seed is not None and self.labels is not None:
+            order = balanced_order(self.labels, self.seed, self.order_epoch())
+        elif self.seed is not None:
             order = permutation(self.num_images, "order", self.seed, self.order_epoch())
         order = order.to(self.device)
         for batch in range(self.start(), len(self)):
             yield self._slice(order[batch * self.batch_size : (batch + 1) * self.batch_size])
+
+    def positions(self, indices: Tensor) -> Tensor:
+        """Return where the images of a batch are in the split."""
+        return indices if self.labels is None else indices % self.num_images
 
     def images(self, batches: range) -> int:
         """Return how many images some batches of this epoch have, over all ranks."""
@@ -178,13 +187,14 @@ class ArrayLoader(Loader):
             return self._sent(self._mover)
         images, labels = self.source.images, self.source.labels
         return (
-            Batch(images.index_select(0, i), labels[i], i, size, global_size)
+            Batch(images.index_select(0, at := self.sampler.positions(i)), labels[at], i, size, global_size)
             for i, size, global_size in self.sampler
         )
 
     def _sent(self, mover: Mover) -> Iterator[Batch]:
         def send(part: Slice) -> tuple[Slice, Callable[[], list[Tensor]]]:
-            pinned = [gather_pinned(x, part.indices) for x in (self.source.images, self.source.labels)]
+            at = self.sampler.positions(part.indices)
+            pinned = [gather_pinned(x, at) for x in (self.source.images, self.source.labels)]
             return part, mover.send([*pinned, part.indices.pin_memory()])
 
         # A new thread is on the first GPU, and what it does there would take some of that GPU's memory for good.
@@ -201,9 +211,10 @@ class FileLoader(Loader):
         source: The files.
         plan: Which of them, when.
         channels: 1 or 3.
-        stored_size: Side of the central square after the shorter side is resized to it, in pixels.
+        stored_size: Side of the square that images are made into, in pixels.
         num_workers: Decoding processes; 0 decodes here.
         pin_memory: Whether batches are made for a CUDA device.
+        fit: How images that are not square become one; see `decode.stored`.
     """
 
     def __init__(
@@ -214,9 +225,10 @@ class FileLoader(Loader):
         stored_size: int,
         num_workers: int,
         pin_memory: bool = False,
+        fit: str = "crop",
     ) -> None:
         super().__init__(plan)
-        self._decoder = _Decoder(source, channels, stored_size, num_workers)
+        self._decoder = _Decoder(source, channels, stored_size, num_workers, fit)
         self._loader: DataLoader = DataLoader(
             self._decoder,
             batch_size=None,
@@ -260,8 +272,10 @@ def _unchanged(batch: Any) -> Any:
 
 
 class _Decoder(Dataset):
-    def __init__(self, source: FileSource, channels: int, stored_size: int, num_workers: int) -> None:
-        self.source, self.channels, self.stored_size = source, channels, stored_size
+    def __init__(
+        self, source: FileSource, channels: int, stored_size: int, num_workers: int, fit: str
+    ) -> None:
+        self.source, self.channels, self.stored_size, self.fit = source, channels, stored_size, fit
         # Set while nobody waits for what is being decoded.
         self._unwanted = multiprocessing.Event() if num_workers else threading.Event()
 
@@ -278,7 +292,9 @@ class _Decoder(Dataset):
         numbers, size, global_size = wanted
         try:
             images = [
-                read_stored(self.source.paths[i], self.channels, self.stored_size)
+                read_stored(
+                    self.source.paths[i % len(self.source)], self.channels, self.stored_size, self.fit
+                )
                 for i in numbers
                 if not self._unwanted.is_set()
             ]
@@ -289,7 +305,8 @@ class _Decoder(Dataset):
         if len(images) < len(numbers):
             return UserError("The batch was abandoned.")  # never read
         indices = torch.tensor(numbers)
-        return Batch(torch.stack(images), self.source.labels[indices], indices, size, global_size)
+        labels = self.source.labels[indices % len(self.source)]
+        return Batch(torch.stack(images), labels, indices, size, global_size)
 
 
 T = TypeVar("T")

@@ -15,7 +15,8 @@ import torch
 from alexnet_exp import cores
 from alexnet_exp.data.augment.geometry import Preprocess
 from alexnet_exp.data.augment.pipeline import Pipeline
-from alexnet_exp.data.decode import read_stored
+from alexnet_exp.data.decode import FITS, read_stored
+from alexnet_exp.data.folds import fold_of_each
 from alexnet_exp.data.identity import Identity, facts, identify_ahead, lines, missing
 from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader, Loader, choose_place, share
 from alexnet_exp.data.randomness import EpochUniforms
@@ -57,8 +58,13 @@ class ImageData(lightning.LightningDataModule):
         split_rule: How files are cut: 'by_name', or 'by_order', which runs without a record of the rule keep
             (data/sources.py).
         stored_size: Side of decoded image files, in pixels; None: 8/7 of the input.
+        fit: How image files that are not square become one: 'crop', 'squash' or 'pad' (data/decode.py).
         num_workers: Decoding processes; None: one per core, 8 at most.
         resident: Where images in memory are kept: 'auto', 'device', 'host' or 'off' (data/loaders.py).
+        folds: Cross-validation: the training images are cut into so many, and one of them validates (data/folds.py).
+        fold: Which one, from 0.
+        groups: Which images stay in one fold: a csv file or a regular expression.
+        balanced: Train in an order in which classes come equally often, as many images an epoch as there are.
     """
 
     def __init__(
@@ -81,6 +87,11 @@ class ImageData(lightning.LightningDataModule):
         stored_size: int | None = None,
         num_workers: int | None = None,
         resident: str = "auto",
+        balanced: bool = False,
+        folds: int | None = None,
+        fold: int = 0,
+        groups: str | None = None,
+        fit: str = "crop",
     ) -> None:
         super().__init__()
         self.batch_size, self.channels, self.seed = batch_size, channels, seed
@@ -90,7 +101,14 @@ class ImageData(lightning.LightningDataModule):
         if split_rule not in RULES:
             raise UserError(f"data.split_rule={split_rule}: expected one of {', '.join(RULES)}.")
         self.split_rule = split_rule
-        self.num_workers, self.resident = num_workers, resident
+        if fit not in FITS:
+            raise UserError(f"data.fit={fit}: expected one of {', '.join(FITS)}.")
+        self.fit = fit
+        self.num_workers, self.resident, self.balanced = num_workers, resident, balanced
+        if folds is not None and not 0 <= fold < folds:
+            raise UserError(f"data.fold={fold}: expected 0 to {folds - 1}, since data.folds={folds}.")
+        self.folds, self.fold, self.groups = folds, fold, groups
+        self.unused_val = 0  # images of the data set's own val split, beside a fold that validates
         self._place = ""  # chosen once: memory that is free changes
         self._on_device: dict[str, ArraySource] = {}
         options = dict(augment or {})
@@ -150,6 +168,8 @@ class ImageData(lightning.LightningDataModule):
         """Take train_subset images, then validation from the rest, then test_subset; the result is in that order."""
         if "train" not in sources:  # a folder that is only evaluated on
             return sources
+        if self.folds is not None:
+            sources = self._with_fold(sources)
         train = rest = sources["train"]
         if self.train_subset is not None:
             train, rest = self._subset(train, "train", self.train_subset)
@@ -175,6 +195,26 @@ class ImageData(lightning.LightningDataModule):
         if self.test_subset is not None and "test" in cut:
             cut["test"], _ = self._subset(cut["test"], "test", self.test_subset)
         return {split: cut[split] for split in ("train", "val", "test") if split in cut}
+
+    def _with_fold(self, sources: dict[str, Source]) -> dict[str, Source]:
+        """Let one fold of the training images validate, and the others train; a val split of the data's own rests."""
+        assert self.folds is not None
+        whole = sources["train"]
+        is_val = fold_of_each(whole, self.folds, self.val_seed, self.groups) == self.fold
+        if not is_val.any() or is_val.all():
+            raise UserError(
+                f"data.folds={self.folds} leaves no images in fold {self.fold} or beside it: there are {len(whole)}."
+            )
+        by_name = isinstance(whole, FileSource) and whole.names() is not None
+        how = "by group" if self.groups else "by file name" if by_name else "at random"
+        cut = f"cut from train: fold {self.fold} of {self.folds} {how}, val_seed={self.val_seed}"
+        self.unused_val = len(sources.get("val", ()))
+        train, val = (whole.subset(torch.nonzero(part).flatten()) for part in (~is_val, is_val))
+        return {
+            **sources,
+            "train": replace(train, origin=f"{_origin(whole)} without fold {self.fold} of {self.folds}"),
+            "val": replace(val, origin=cut),
+        }
 
     def _subset(self, source: Source, split: str, count: int) -> tuple[Source, Source]:
         """Return `count` images of a split, and the others.
@@ -204,6 +244,8 @@ class ImageData(lightning.LightningDataModule):
         """Hand a line for each split to `say`, and warn of the classes that one has no images of."""
         for line in lines(self.facts()):
             say(line)
+        if self.unused_val:
+            say(f"The {self.unused_val:,} val images of the data are not used: fold {self.fold} validates.")
         for split, source in self.sources.items():
             if text := missing(split, source):
                 log.warning(text)
@@ -220,7 +262,7 @@ class ImageData(lightning.LightningDataModule):
             total = sum(source.images[part].double().sum(0) for part in chosen.split(64))
         else:
             plan, files = BatchPlan(len(chosen), 64), source.subset(chosen)
-            with closing(FileLoader(files, plan, self.channels, self.stored_size, self._workers())) as loader:
+            with closing(self._file_loader(files, plan)) as loader:
                 total = sum(batch.images.double().sum(0) for batch in loader)
         return (total / len(chosen)).float()
 
@@ -238,10 +280,10 @@ class ImageData(lightning.LightningDataModule):
         world_size, rank = self._ranks()
         plan = BatchPlan(len(source), self.batch_size, self.seed if shuffle else None, rank, world_size)
         plan.order = self.spread(split) if spread else None
+        plan.labels = source.labels if shuffle and self.balanced else None
         if isinstance(source, ArraySource):
             return self._array_loader(split, source, plan)
-        on_cuda = self._device().type == "cuda"
-        loader = FileLoader(source, plan, self.channels, self.stored_size, self._workers(), on_cuda)
+        loader = self._file_loader(source, plan, self._device().type == "cuda")
         self._open.append(loader)
         return loader
 
@@ -252,6 +294,10 @@ class ImageData(lightning.LightningDataModule):
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _file_loader(self, source: FileSource, plan: BatchPlan, pin_memory: bool = False) -> FileLoader:
+        workers = self._workers()
+        return FileLoader(source, plan, self.channels, self.stored_size, workers, pin_memory, self.fit)
 
     def _array_loader(self, split: str, source: ArraySource, plan: BatchPlan) -> ArrayLoader:
         device = self._device()
@@ -337,7 +383,7 @@ class ImageData(lightning.LightningDataModule):
         source = self.sources[split]
         if isinstance(source, ArraySource):
             return source.images[index]
-        return read_stored(source.paths[index], self.channels, self.stored_size)
+        return read_stored(source.paths[index], self.channels, self.stored_size, self.fit)
 
     def _side(self) -> int:
         """Return the side of images as they are stored; those in memory keep their own."""
@@ -349,6 +395,7 @@ class ImageData(lightning.LightningDataModule):
         return {
             "image_size": self.preprocess.image_size,
             "stored_size": self._side(),
+            "fit": self.fit,
             "crop": self.preprocess.crop,
             "mean": list(self.preprocess.mean),
             "std": list(self.preprocess.std),

@@ -27,6 +27,43 @@ def permutation(count: int, *key: int | str) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(mix(*key)))
 
 
+def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
+    """Return an order of N images (int64, (N,)) in which classes come equally often, all epochs of equal length.
+
+    Each class has its own endless order, one permutation of its images after the other, and every epoch takes the next
+    N / K of it: over the epochs all images of a class come equally often. Where K does not divide N, the classes take
+    turns to give one more. One image of each class follows another, in a random order of the classes each time, so
+    that every batch is balanced.
+
+    Args:
+        labels: (N,) int64, in main memory.
+        seed: Of the run.
+        epoch: Finished epochs.
+
+    Returns:
+        Positions, + N for each earlier time in this epoch that the same image came: it is augmented in another way.
+    """
+    count = len(labels)
+    by_class = labels.argsort(stable=True)
+    sizes = [size for size in torch.bincount(labels).tolist() if size]
+    share, left = divmod(count, len(sizes))
+    parts, turns, first = [], [], 0
+    for label, size in enumerate(sizes):
+        # Of the left * epoch images that earlier epochs had beside the even shares, this class gave every K-th.
+        start, end = (e * share + -(-(e * left - label) // len(sizes)) for e in (epoch, epoch + 1))
+        members, first = by_class[first : first + size], first + size
+        rounds = range(start // size, -(-end // size))
+        orders = [permutation(size, "balanced", seed, label, i) for i in rounds]
+        taken = torch.cat(orders)[start - rounds.start * size : end - rounds.start * size]
+        times = torch.bincount(taken, minlength=size)
+        again = taken.argsort(stable=True).argsort() - (times.cumsum(0) - times)[taken]
+        parts.append(members[taken] + again * count)
+        turns.append(torch.arange(end - start))
+    order, turn = torch.cat(parts), torch.cat(turns)
+    mixed = permutation(count, "order", seed, epoch)
+    return order[mixed[turn[mixed].argsort(stable=True)]]
+
+
 def uniforms(indices: Tensor, count: int, *key: int | str) -> Tensor:
     """Draw `count` numbers for each image, a function of `key` and the image's index.
 

@@ -56,6 +56,10 @@ PANELS = (
         Curve("train/top1", "train top-1", "train", "Training accuracy"),
         Curve("val/top1", "validation top-1", "val", "Validation accuracy"),
     )),
+    Panel("Balanced accuracy and macro F1", (
+        Curve("val/macro_f1", "validation macro F1", "val faint", "Validation macro F1"),
+        Curve("val/balanced_accuracy", "validation balanced accuracy", "val", "Validation balanced accuracy"),
+    ), small=True),
     Panel("Learning rate", (Curve("lr", "lr", "step"),), small=True),
     Panel("Images per second", (Curve("images_per_second", "training", "step"),), small=True),
 )  # fmt: skip

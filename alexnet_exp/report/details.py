@@ -20,7 +20,15 @@ def headline(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the numbers one looks for first: label, value."""
     metrics = result.get("metrics") or {}
     split = str(result.get("split") or "test")  # an evaluation says which it looked at
-    for name, label in (("top1", "top-1"), ("top5", "top-5"), ("loss", "loss"), ("ece", "calibration error")):
+    names = {
+        "top1": "top-1",
+        "top5": "top-5",
+        "balanced_accuracy": "balanced accuracy",
+        "macro_f1": "macro F1",
+        "loss": "loss",
+        "ece": "calibration error",
+    }
+    for name, label in names.items():
         if (value := numeric(metrics.get(f"{split}/{name}"))) is not None:
             yield f"{split} {label}", metric_text(name, value)
     best = result.get("best") or {}

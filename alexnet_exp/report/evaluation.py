@@ -32,11 +32,12 @@ class ClassScore:
 
     @property
     def f1(self) -> float | None:
-        """Return the harmonic mean of precision and recall; None where either is undefined."""
-        if self.precision is None or self.recall is None:
+        """Return the harmonic mean of precision and recall; None of a class that is neither there nor predicted."""
+        if self.precision is None and self.recall is None:
             return None
-        total = self.precision + self.recall
-        return 2 * self.precision * self.recall / total if total else 0.0
+        precision, recall = self.precision or 0.0, self.recall or 0.0
+        total = precision + recall
+        return 2 * precision * recall / total if total else 0.0
 
 
 @dataclass
@@ -90,6 +91,14 @@ class Evaluation:
     def most_confused(self, count: int = 8) -> list[tuple[int, int, int]]:
         """Return the (true, predicted, images) of the most frequent mistakes, most frequent first."""
         return most_confused(self.confusion, count)
+
+
+def class_rows(scores: list[ClassScore]) -> list[dict[str, object]]:
+    """Return one plain row for each class."""
+    return [
+        {"class": s.name, "images": s.support, "precision": s.precision, "recall": s.recall, "f1": s.f1}
+        for s in scores
+    ]
 
 
 def _ratio(part: int, whole: int) -> float | None:

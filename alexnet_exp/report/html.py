@@ -52,7 +52,7 @@ def environment() -> Environment:
 
 def is_share(metric: str | None) -> bool:
     """Return whether a metric is a fraction, shown in percent."""
-    return str(metric).rpartition("/")[2].startswith("top")
+    return str(metric).rpartition("/")[2].startswith(("top", "balanced_accuracy", "macro_f1"))
 
 
 def metric_text(metric: str | None, value: float) -> str:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from alexnet_exp.data import ImageData
 from alexnet_exp.data.augment.mixing import Mixing
 from alexnet_exp.data.loaders import Batch
-from alexnet_exp.data.randomness import mix
+from alexnet_exp.data.randomness import constant, mix
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.accumulation import Window
 from alexnet_exp.training.batch_norm import check_batch_norm
@@ -41,8 +41,8 @@ _NO_GRADIENT = re.compile(r"Function '(\w+)' returned nan values")  # how torch.
 class ImageClassifier(lightning.LightningModule):
     """Trains any network that maps images to logits.
 
-    Metrics: `train/loss`, `train/top1`, `val/...`, `test/...` (and top5 for more than five classes) once an epoch;
-    `train/loss_step` every `log_every_n_steps`.
+    Metrics: `train/loss`, `train/top1`, `val/...`, `test/...` (and top5 for more than five classes) once an epoch, of
+    val and test balanced_accuracy and macro_f1, too; `train/loss_step` every `log_every_n_steps`.
 
     Args:
         model: Maps (N, C, H, W) float to logits (N, K).
@@ -55,6 +55,9 @@ class ImageClassifier(lightning.LightningModule):
         channels_last: Whether weights and images lie in memory as NHWC.
         splits: Returns count, digest and origin of every split, for the same; empty where the data does not know. A
             function, since it takes time (data/identity.py).
+        class_weights: Of each class in the training loss; None: all alike. A loss is a sum over images divided by
+            their number, whatever they weigh: the gradient of a step keeps its meaning with accumulated and partial
+            batches and several ranks.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class ImageClassifier(lightning.LightningModule):
         embed: Mapping[str, Any] | None = None,
         channels_last: bool = False,
         splits: Callable[[], Splits] = dict,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -76,8 +80,10 @@ class ImageClassifier(lightning.LightningModule):
         self.optimizer_config, self.scheduler_config = dict(optimizer), dict(scheduler or {"name": "none"})
         self.label_smoothing, self.seed = label_smoothing, seed
         self.embed, self.splits = dict(embed or {}), splits
+        # No buffer: DDP would send it round at every step.
+        self.class_weights = None if class_weights is None else tuple(class_weights)
         self.train_meter = ClassificationMeter(len(classes))
-        self.val_meter = ClassificationMeter(len(classes))
+        self.val_meter = ClassificationMeter(len(classes), confusion=True)
         self.test_meter = ClassificationMeter(len(classes), confusion=True)
         self.outcomes = Outcomes()
         self.test_split = "test"  # another split is looked at without being reported as a test
@@ -165,7 +171,8 @@ class ImageClassifier(lightning.LightningModule):
         """Return each image's loss and the label it is counted by: of a mixed one, the label with the larger share."""
         mixing = self.mixing(batch)
         partners, shares = (None, None) if mixing is None else (mixing.partners, mixing.shares)
-        losses, labels = image_losses(logits, batch.labels, self.label_smoothing, partners, shares)
+        weights = None if self.class_weights is None else constant(self.class_weights, logits.device)
+        losses, labels = image_losses(logits, batch.labels, self.label_smoothing, partners, shares, weights)
         return losses[: batch.size], labels[: batch.size]
 
     def mixing(self, batch: Batch) -> Mixing | None:
@@ -235,8 +242,11 @@ class ImageClassifier(lightning.LightningModule):
 
     def _not_finite(self, what: str, step: int, indices: Tensor) -> UserError:
         data = getattr(self.trainer, "datamodule", None)
-        name = data.sources["train"].image_name if data is not None else "image {}".format
-        return not_finite(what, step, self.current_epoch, [name(index) for index in indices.tolist()])
+        name, count = "image {}".format, 0
+        if data is not None:
+            name, count = data.sources["train"].image_name, len(data.sources["train"])
+        numbers = [index % count if count else index for index in indices.tolist()]  # see Batch
+        return not_finite(what, step, self.current_epoch, [name(number) for number in numbers])
 
     # ---------------------------------------------------------------------------------------- once an epoch
 
@@ -276,7 +286,8 @@ class ImageClassifier(lightning.LightningModule):
             self._report("test")
         else:
             meter.compute()
-        self.outcomes.confusion = meter.confusion_counts
+            meter.reset()
+        self.outcomes.confusion = meter.confusion_counts.cpu()
 
     def _report(self, split: str, reset: bool = True) -> None:
         """Read a meter, give its values to callbacks and loggers, and reset it."""

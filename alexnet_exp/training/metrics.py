@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,23 @@ from torch.nn import functional
 from torchmetrics import Metric
 
 from alexnet_exp.data.loaders import Batch
+from alexnet_exp.errors import UserError, nearest
+
+
+def macro_scores(confusion: Tensor) -> dict[str, float]:
+    """Return balanced accuracy and macro F1: means over classes, in which a rare one counts as much as a common one.
+
+    Balanced accuracy is the mean recall of the classes that have images. Macro F1 is the mean F1 of the classes that
+    have images or were predicted, 0 where there is no hit. Both as in scikit-learn.
+
+    Args:
+        confusion: (K, K) counts of at least one image, rows are true labels; on any device, read once.
+    """
+    counts = torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)]).cpu().double()
+    hits, there, predicted = counts
+    recall = (hits / there)[there > 0]
+    f1 = (2 * hits / (there + predicted))[there + predicted > 0]
+    return {"balanced_accuracy": float(recall.mean()), "macro_f1": float(f1.mean())}
 
 
 class ClassificationMeter(Metric):
@@ -18,7 +36,7 @@ class ClassificationMeter(Metric):
 
     Args:
         num_classes: Logits of the network.
-        confusion: Whether to count (true, predicted) pairs too.
+        confusion: Whether to count (true, predicted) pairs too, which give balanced accuracy and macro F1.
     """
 
     full_state_update = False
@@ -52,21 +70,24 @@ class ClassificationMeter(Metric):
         counts[2] += len(labels)
         self.totals += counts
         if self.with_confusion:
-            cells = torch.bincount(labels * self.num_classes + best[:, 0], minlength=self.num_classes**2)
-            self.confusion += cells.view(self.num_classes, self.num_classes)
+            cells = labels * self.num_classes + best[:, 0]
+            if cells.is_cuda:  # where bincount reads the largest cell, and waits for the device
+                self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
+            else:
+                self.confusion += torch.bincount(cells, minlength=self.num_classes**2).view_as(self.confusion)
 
     def compute(self) -> dict[str, float]:
-        """Return loss, top1 and, for more than five classes, top5."""
+        """Return loss, top1, top5 for more than five classes, and `macro_scores` where pairs are counted."""
         if self.with_confusion:
-            self.confusion_counts = (
-                self.confusion.cpu()
-            )  # over all ranks, while torchmetrics has them together
+            self.confusion_counts = self.confusion  # over all ranks, while torchmetrics has them together
         loss, (top1, top5, images) = float(self.loss), self.totals.tolist()
         if images == 0:
             return {}
         values = {"loss": loss / images, "top1": top1 / images}
         if self.num_classes > 5:
             values["top5"] = top5 / images
+        if self.with_confusion:
+            values |= macro_scores(self.confusion)
         return values
 
     def state(self) -> Tensor:
@@ -109,11 +130,14 @@ class Outcomes:
     confusion: Tensor | None = None  # (K, K) int64, rows are true labels
     mistakes: list[Outcome] = field(default_factory=list)  # worst first; filled by `gather`
     samples: list[Outcome] = field(default_factory=list)  # `wanted`, or the first images of the split
+    keep: bool = False  # every prediction
+    every: list[Outcome] = field(default_factory=list)  # in the order of the split; filled by `gather`
     wanted: Tensor | None = None  # positions of the samples in the split, int64 (S,), on the device
     _mistakes: list[Tensor] = field(
         default_factory=list
     )  # each (M, 4): probability, index, label, prediction
     _samples: list[Tensor] = field(default_factory=list)
+    _every: list[Tensor] = field(default_factory=list)
 
     def add(self, batch: Batch, logits: Tensor) -> None:
         """Keep what may be worth a look from one batch; nothing is copied from the device."""
@@ -121,6 +145,8 @@ class Outcomes:
         indices, labels = batch.indices[: batch.size], batch.labels[: batch.size]
         table = torch.stack([probabilities.double() if logits.device.type != "mps" else probabilities,
                              indices, labels, predictions], dim=1)  # fmt: skip
+        if self.keep:
+            self._every.append(table)
         wrong = torch.where(predictions == labels, -1.0, probabilities)
         self._mistakes.append(table[wrong.topk(min(NUM_MISTAKES, len(wrong))).indices])
         if self.wanted is not None:
@@ -136,6 +162,8 @@ class Outcomes:
         self.mistakes = sorted(worst, key=lambda o: (-o.probability, o.index))[:NUM_MISTAKES]
         samples = sorted(_everywhere(self._samples), key=lambda o: o.index)
         wanted = None if self.wanted is None else set(self.wanted.tolist())
+        if self.keep:
+            self.every = sorted(_everywhere(self._every), key=lambda o: o.index)
         self.samples = [o for o in samples if wanted is None or o.index in wanted][:NUM_SAMPLES]
 
 
@@ -150,7 +178,12 @@ def _everywhere(tables: list[Tensor]) -> list[Outcome]:
 
 
 def image_losses(
-    logits: Tensor, labels: Tensor, smoothing: float, partners: Tensor | None, shares: Tensor | None
+    logits: Tensor,
+    labels: Tensor,
+    smoothing: float,
+    partners: Tensor | None,
+    shares: Tensor | None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return each image's loss and the label it is counted by.
 
@@ -160,10 +193,14 @@ def image_losses(
         smoothing: Share of the target spread over all classes.
         partners: (N,), position of the image that each is mixed with; None: no images are mixed.
         shares: (N,), of the image itself.
+        weights: (K,), by which the loss against a label of each class is multiplied. It is the label that decides, not
+            the classes that smoothing spreads it over (torch's `weight` weighs those apart); of a mixed image, each
+            label has its own weight.
     """
 
     def against(wanted: Tensor) -> Tensor:
-        return functional.cross_entropy(logits, wanted, reduction="none", label_smoothing=smoothing)
+        losses = functional.cross_entropy(logits, wanted, reduction="none", label_smoothing=smoothing)
+        return losses if weights is None else losses * weights[wanted].to(losses.dtype)
 
     losses = against(labels)
     if partners is not None and shares is not None:
@@ -171,3 +208,30 @@ def image_losses(
         losses = torch.lerp(against(others), losses, shares.to(losses.dtype))
         labels = torch.where(shares < 0.5, others, labels)
     return losses, labels
+
+
+def class_weights(
+    wanted: str | Mapping[str, float], classes: Sequence[str], labels: Tensor
+) -> tuple[float, ...] | None:
+    """Return the weight of each class in the training loss, or None where all are alike.
+
+    Args:
+        wanted: 'none'; 'auto': inverse to how often a class occurs, N / (K n_c) over the K classes that have images,
+            whose mean over the N images is 1; or weights by name, taken as they are, 1 for those not named.
+        classes: Names, in the order of their labels.
+        labels: (N,) of the training images.
+
+    Raises:
+        UserError: A name is not that of a class.
+    """
+    if wanted == "none":
+        return None
+    if not isinstance(wanted, Mapping):
+        counts = torch.bincount(labels, minlength=len(classes)).double()
+        weights = len(labels) / (counts.count_nonzero() * counts)
+        return tuple(torch.where(counts > 0, weights, 1.0).tolist())
+    named = {str(name): float(weight) for name, weight in wanted.items()}  # YAML reads a class 7 as a number
+    for name in named:
+        if name not in classes:
+            raise UserError(f"class_weights: there is no class {name}.{nearest(name, classes)}")
+    return tuple(named.get(name, 1.0) for name in classes)

@@ -12,8 +12,8 @@ from alexnet_exp.config.compose import compose, conf_dir, group, options, plain
 from alexnet_exp.settings import GROUPS
 
 TOP_LEVEL = [
-    "augment", "callbacks", "channels_last", "ckpt", "compile", "data", "label_smoothing", "logger", "model",
-    "optimizer",
+    "augment", "callbacks", "channels_last", "ckpt", "class_weights", "compile", "data", "label_smoothing", "logger",
+    "model", "optimizer",
     "paths", "resume", "scheduler", "seed", "sweep", "test", "test_weights", "trainer", "trust", "weights",
 ]  # fmt: skip
 GROUP_NAMES = [

@@ -16,7 +16,19 @@ from alexnet_exp.config.schema import RULES
 from alexnet_exp.settings import GROUPS
 
 # Of every kind that a rule takes.
-VALUES = ("5", "3", "0.5", "a", "true", "val/top1", "[0.5,0.5]", "[5,6]", "[0.5,0.5,0.5]", "00:01:00:00")
+VALUES = (
+    "5",
+    "3",
+    "0.5",
+    "a",
+    "true",
+    "val/top1",
+    "[0.5,0.5]",
+    "[5,6]",
+    "[0.5,0.5,0.5]",
+    "00:01:00:00",
+    "auto",
+)
 
 
 def some_value(settings: str) -> str:

@@ -155,6 +155,7 @@ def test_preprocessing_is_plain_values_that_say_all():
     assert rest == {
         "image_size": 6,
         "stored_size": 9,
+        "fit": "crop",
         "crop": True,
         "channels": 1,
         "whiten": False,

@@ -171,7 +171,7 @@ def test_scores_of_each_class_match_a_count_by_hand():
     cat, dog, owl, absent = Evaluation("val", ["cat", "dog", "owl", "absent"], confusion).per_class()
     assert (cat.support, cat.precision, cat.recall) == (3, 2 / 4, 2 / 3)
     assert (dog.support, dog.precision, dog.recall, dog.f1) == (2, 1 / 2, 1 / 2, 1 / 2)
-    assert (owl.support, owl.precision, owl.recall, owl.f1) == (1, None, 0.0, None)
+    assert (owl.support, owl.precision, owl.recall, owl.f1) == (1, None, 0.0, 0.0)
     assert (absent.support, absent.precision, absent.recall) == (0, None, None)
 
 

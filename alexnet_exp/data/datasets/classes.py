@@ -99,7 +99,13 @@ class Folder(ImageData):
         look = self._bad_images if self.verify or self.on_bad_image == "skip" else None
         return dict(
             folder.scan(
-                self.root, self.val_fraction, self.val_seed, self.follow_links, look, rule=self.split_rule
+                self.root,
+                self.val_fraction,
+                self.val_seed,
+                self.follow_links,
+                look,
+                rule=self.split_rule,
+                in_folds=self.folds is not None,
             )
         )
 
@@ -116,5 +122,6 @@ class Folder(ImageData):
 
     def decoded(self, sources: dict[str, Source]) -> dict[str, Source]:
         files = {split: source for split, source in sources.items() if isinstance(source, FileSource)}
-        cache = Cache(self.cache, self.cache_dir, self.channels, self.stored_size, self._workers())
+        workers = self._workers()
+        cache = Cache(self.cache, self.cache_dir, self.channels, self.stored_size, workers, self.fit)
         return {**sources, **cache.keep(files)}

@@ -38,6 +38,7 @@ def scan(
     bad_images: BadImages | None = None,
     val_classes: Mapping[str, str] | None = None,
     rule: str = "by_name",
+    in_folds: bool = False,
 ) -> dict[str, FileSource]:
     """Find the images of every split: "train", and "val" and "test" where there are any.
 
@@ -55,13 +56,14 @@ def scan(
         bad_images: Names the files to leave out, as if they were not there.
         val_classes: The val folder has no class folders: the class of each image by its name without ending.
         rule: 'by_name', or 'by_order': split folders, endings and cut of runs that have no record of the rule.
+        in_folds: Validation is cut from the training images afterwards: nothing is asked of `val_fraction`.
 
     Raises:
         UserError: A folder is missing, empty or a link that may not be followed, classes do not fit, or `val_fraction`
             does not.
     """
     root = os.path.expanduser(root)
-    folders = _checked_splits(root, val_fraction, rule)
+    folders = _checked_splits(root, val_fraction, rule, in_folds)
     walk = _Walk(root, follow_links, rule)
     if folders:
         found = {
@@ -138,7 +140,7 @@ def _folders_in(folder: str) -> set[str]:
     return {entry.name for entry in _entries(folder) if _is(entry.is_dir) and entry.name not in JUNK_FOLDERS}
 
 
-def _checked_splits(root: str, val_fraction: float | None, rule: str) -> dict[str, str]:
+def _checked_splits(root: str, val_fraction: float | None, rule: str, in_folds: bool) -> dict[str, str]:
     """Return `split_folders` of a root that can be read as `val_fraction` says.
 
     Raises:
@@ -156,7 +158,7 @@ def _checked_splits(root: str, val_fraction: float | None, rule: str) -> dict[st
         raise UserError(f"{root} has a folder {first} but none named train: add {root}/train.")
     if "val" in folders and val_fraction:
         raise UserError(f"{root} has a {folders['val']} folder of its own: leave data.val_fraction out.")
-    if not folders and val_fraction is None:
+    if not folders and val_fraction is None and not in_folds:
         inner = _further_down(root)
         below = f", or set data.root={inner}, if they are there" if inner else ""
         raise UserError(

@@ -67,6 +67,8 @@ class Streaming(ImageData):
                 raise UserError(
                     f"data=streaming has no data.{key}: chunks are read whole; prepare a smaller folder."
                 )
+        if self.fit != "crop" or self.folds is not None or self.balanced:
+            raise UserError("data=streaming has no data.fit, data.folds or data.balanced: data=folder has.")
         self.url, self.cache_dir = os.path.expanduser(url).rstrip("/"), cache_dir
         self._workers_before: int | None = None  # of the run that this one goes on from
         self._workers_of_all: int | None = None  # ranks

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed, and what several seeds tell: mean, sd, 95 % interval."""
+"""Runs that differ in nothing but seed or fold, and what several of them tell: mean, sd, 95 % interval."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
+from alexnet_exp.runs.compare.folds import OutOfFold, out_of_fold
 from alexnet_exp.tracking.run_reader import Run, Score, lower_is_better
 
-# What changes nothing in what is trained: the seed, where files lie, what watches the run.
+# What a run repeats of another: the seed, and the fold that validates (data.folds).
+REPEATS = ("seed", "data.fold")
+# What changes nothing in what is trained: these, where files lie, what watches the run.
 _APART = (
-    "seed", "resume", "trust", "published", "choices.", "paths.", "logger", "logger.", "callbacks.progress_bar.",
+    *REPEATS, "resume", "trust", "published", "choices.", "paths.", "logger", "logger.", "callbacks.progress_bar.",
     "callbacks.model_summary.", "data.data_dir", "data.download", "data.cache", "data.cache_dir", "data.resident",
 )  # fmt: skip
 
@@ -29,7 +32,7 @@ class Group:
     Args:
         runs: All of them, whatever became of them.
         metric: Of which metric the values are; None where no run has one.
-        values: One for each seed that finished.
+        values: One for each seed and fold that finished.
         counted: The runs that these are of.
     """
 
@@ -45,7 +48,12 @@ class Group:
     @property
     def seeds(self) -> int:
         """How many there are, whatever became of their runs."""
-        return len({str(run.seed) for run in self.runs})
+        return len({_repeat(run) for run in self.runs})
+
+    @cached_property
+    def out_of_fold(self) -> list[OutOfFold]:
+        """What the folds of each seed predicted together."""
+        return out_of_fold(self.runs)
 
     @property
     def mean(self) -> float | None:
@@ -101,6 +109,14 @@ class Comparison:
         return any(len(group.runs) > 1 for group in self.groups)
 
     @property
+    def repeats(self) -> str:
+        """What the runs of a configuration are over: seeds, folds, or both."""
+        many = {k for g in self.groups for k in REPEATS if len({str(r.config.get(k)) for r in g.runs}) > 1}
+        return {("data.fold",): "folds", REPEATS: "seeds and folds"}.get(
+            tuple(k for k in REPEATS if k in many), "seeds"
+        )
+
+    @property
     def stand_ins(self) -> int:
         """Runs that are judged by another metric than the one asked for."""
         return sum(score is not None and score.metric != self.metric for score in self.scores.values())
@@ -135,14 +151,14 @@ class Comparison:
 
     def group_settings(self, group: Group) -> dict[str, Any]:
         """Return what tells a group from the others: the settings of its runs without the seed."""
-        return {key: value for key, value in self.told(group.runs[0]).items() if key != "seed"}
+        return {key: value for key, value in self.told(group.runs[0]).items() if key not in REPEATS}
 
 
 def group_runs(runs: Sequence[Run], metric: str) -> list[Group]:
-    """Put runs together whose settings differ in the seed alone; the best mean comes first.
+    """Put runs together whose settings differ in seed and fold alone; the best mean comes first.
 
     A group's values are of one metric: the one asked for if any of its finished runs has it. Of several finished
-    runs with one seed the last counts, since they repeat each other.
+    runs with one seed and fold the last counts, since they repeat each other.
     """
     by_settings: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
@@ -162,12 +178,16 @@ def is_apart(key: str) -> bool:
 
 
 def _group(runs: list[Run], metric: str) -> Group:
-    last = {str(run.seed): run for run in runs if run.status == "finished"}
+    last = {_repeat(run): run for run in runs if run.status == "finished"}
     found = [(run, score) for run in last.values() if (score := run.score(metric)) is not None]
     metrics = [score.metric for _, score in found]
     used = metric if metric in metrics else next(iter(metrics), None)
     counted = [(run, score.value) for run, score in found if score.metric == used]
     return Group(runs, used, [value for _, value in counted], [run for run, _ in counted])
+
+
+def _repeat(run: Run) -> tuple[str, ...]:
+    return tuple(str(run.config.get(key)) for key in REPEATS)
 
 
 @lru_cache

@@ -58,6 +58,7 @@ def _group_record(comparison: Comparison, group: Group, number: int) -> dict[str
         **({"published": group.published} if group.published else {}),
         "best": comparison.is_best(group),
         "settings": comparison.group_settings(group),
+        **({"out_of_fold": [found.record() for found in group.out_of_fold]} if group.out_of_fold else {}),
     }
 
 
@@ -108,7 +109,13 @@ def notes(comparison: Comparison) -> list[str]:
     """Return what a reader of the table must know."""
     found = ["* best"] if comparison.best else []
     if comparison.with_seeds:
-        found.append("95 % interval of the mean over seeds (t distribution), of finished runs.")
+        found.append(
+            f"95 % interval of the mean over {comparison.repeats} (t distribution), of finished runs."
+        )
+    several = len(comparison.groups) > 1
+    for group in comparison.groups:
+        name = f"{configuration_text(comparison, group)}: " if several else ""
+        found += [f"{name}{each.text}" for each in group.out_of_fold]
     if comparison.usual:
         found.append(f"Unless a row says otherwise: {settings_text(comparison.usual)}")
     if comparison.stand_ins:

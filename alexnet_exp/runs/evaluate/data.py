@@ -51,6 +51,8 @@ def open_data(
     keys |= {key: recorded[key] for key in _FIXED}
     if "stored_size" in keys:
         keys["stored_size"] = recorded["stored_size"]
+    if "fit" in keys or recorded.get("fit", "crop") != "crop":
+        keys["fit"] = recorded.get("fit", "crop")
     keys["batch_size"] = settings["batch_size"] or config["data"]["batch_size"]
     check_recorded(config, ["augment"], "The checkpoint")
     # The mean image comes from the checkpoint; these images may be others.
@@ -58,7 +60,7 @@ def open_data(
     data: ImageData = build(keys, augment=augment, seed=config["seed"])
     apart = {"batch_size", "mean", "std"}  # images are the same without them
     if keys.get("cache", "off") == "off":
-        apart.add("stored_size")  # the source is files, which every member decodes as it needs
+        apart |= {"stored_size", "fit"}  # the source is files, which every member decodes as it needs
     same = json.dumps({k: v for k, v in keys.items() if k not in apart}, sort_keys=True, default=str)
     data.sources = opened.get(same, {})
     data.setup()
@@ -76,6 +78,8 @@ def _data_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
         return _whole_folder(typed)
     check_trust(config["data"], settings["trust"], "data")
     own = dict(config["data"])
+    if own.get("folds") and not is_own_data(own, typed):
+        own |= {"folds": None, "fold": 0, "groups": None}  # other images were in none of the folds
     for key in typed:
         if key not in own:
             raise UserError(f"The checkpoint's data set has no setting data.{key}.{nearest(key, own)}")

@@ -19,7 +19,14 @@ from alexnet_exp.data.loaders import Batch
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.models.layers.compiler import missing_compiler
-from alexnet_exp.runs.evaluate.data import check_images, choose_split, image_names, open_data, warn_of_changes
+from alexnet_exp.runs.evaluate.data import (
+    check_images,
+    choose_split,
+    image_names,
+    is_own_data,
+    open_data,
+    warn_of_changes,
+)
 from alexnet_exp.runs.evaluate.scores import TOP, Table, calibration_error, ensemble
 from alexnet_exp.tracking.log import quiet_lightning
 from alexnet_exp.training.automatic import compile_network, use_fast_matmul
@@ -128,9 +135,35 @@ def open_members(paths: list[str], settings: Mapping[str, Any]) -> list[Member]:
         check_images(data, split)
         warn_of_changes(checkpoint, Path(path), data, split)
         members.append(Member(Path(path), checkpoint, data, split))
+    _check_unseen(members, settings["data"])
     for member in members[1:]:
         _check_same_images(members[0], member)
     return members
+
+
+def _check_unseen(members: list[Member], typed: Mapping[str, Any]) -> None:
+    """Refuse an ensemble of folds on images that one of its members was trained on.
+
+    Raises:
+        UserError: Names the member.
+    """
+    first = members[0]
+    if len(members) == 1 or first.split == "test":
+        return
+    scored = set(image_names(first.data, first.split))
+    cut = first.split == "train" or first.data.origins[first.split].startswith("cut from train")
+    recut = {"folds", "fold", "groups", "val_seed"} & set(typed)  # who was trained on what is not known then
+    for member in members:
+        data = member.config["data"]
+        if not data.get("folds") or not is_own_data(data, typed):
+            continue
+        trained = member.data.sources.get("train")
+        if (recut and cut) or (trained and not scored.isdisjoint(image_names(member.data, "train"))):
+            raise UserError(
+                f"{member.path} was trained on some of these {first.split} images (data.folds={data['folds']} "
+                f"data.fold={data['fold']}): evaluate an ensemble of folds on split=test or other data, or see "
+                "alexnet-exp compare for their out-of-fold accuracy."
+            )
 
 
 def _check_same_images(first: Member, other: Member) -> None:

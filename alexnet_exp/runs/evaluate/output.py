@@ -11,12 +11,12 @@ from rich.console import Console
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.files import text_file
-from alexnet_exp.report.evaluation import Evaluation, Sample
+from alexnet_exp.report.evaluation import Evaluation, Sample, class_rows
 from alexnet_exp.report.figures import draw_all
 from alexnet_exp.report.run import write_report
 from alexnet_exp.runs.evaluate.data import is_own_data
 from alexnet_exp.runs.evaluate.members import Member, Outcome
-from alexnet_exp.runs.evaluate.scores import BINS, class_rows
+from alexnet_exp.runs.evaluate.scores import BINS
 from alexnet_exp.tracking.environment import provenance
 from alexnet_exp.tracking.log import log
 from alexnet_exp.tracking.run_directory import RunDirectory
@@ -151,12 +151,13 @@ def _print_scores(console: Console, members: list[Member], outcome: Outcome) -> 
     rows = [
         [
             name if len(named) > 1 else members[0].split, f"{scores['top1']:.2%}",
-            f"{scores['top5']:.2%}" if "top5" in scores else "", f"{scores['loss']:.4f}", f"{scores['ece']:.4f}",
+            f"{scores['top5']:.2%}" if "top5" in scores else "", f"{scores['balanced_accuracy']:.2%}",
+            f"{scores['loss']:.4f}", f"{scores['ece']:.4f}",
         ]
         for name, scores in named
     ]  # fmt: skip
-    head = ["", "top-1", "top-5", "loss", "calibration error"]
-    print_fitted(head, rows, console, numbers=range(1, 5))
+    head = ["", "top-1", "top-5", "balanced", "loss", "calibration error"]
+    print_fitted(head, rows, console, numbers=range(1, 6))
 
 
 def _print_classes(console: Console, rows: list[dict[str, Any]]) -> None:

@@ -1,12 +1,13 @@
-"""From probabilities to scores: accuracy, loss, calibration. Plain numpy."""
+"""From probabilities to scores: accuracy, loss, calibration."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from alexnet_exp.report.evaluation import ClassScore
+from alexnet_exp.training.metrics import macro_scores
 
 BINS = 15
 TOP = 5
@@ -65,7 +66,7 @@ def ensemble(tables: list[Table]) -> tuple[Table, dict[str, float]]:
         tables: Of the same images and classes, with `whole`.
 
     Returns:
-        The ensemble's table, and its loss, top1 and, for more than five classes, top5.
+        The ensemble's table, and its loss, top1, top5 for more than five classes, balanced accuracy and macro F1.
     """
     mean = sum(np.float64(1 / len(tables)) * table.whole for table in tables if table.whole is not None)
     assert isinstance(mean, np.ndarray)
@@ -77,12 +78,4 @@ def ensemble(tables: list[Table]) -> tuple[Table, dict[str, float]]:
     metrics = {"loss": float(loss), "top1": float(table.correct.mean())}
     if mean.shape[1] > TOP:
         metrics["top5"] = float((top == labels[:, None]).any(axis=1).mean())
-    return table, metrics
-
-
-def class_rows(scores: list[ClassScore]) -> list[dict[str, object]]:
-    """Return one plain row for each class."""
-    return [
-        {"class": s.name, "images": s.support, "precision": s.precision, "recall": s.recall, "f1": s.f1}
-        for s in scores
-    ]
+    return table, metrics | macro_scores(torch.from_numpy(table.confusion(mean.shape[1])))

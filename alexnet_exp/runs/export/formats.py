@@ -41,6 +41,7 @@ def describe(loaded: LoadedClassifier, preprocess: bool) -> dict[str, Any]:
         "input_size": own.image_size,
         "channels": loaded.preprocess.channels,
         "stored_size": loaded.preprocess.stored_size,
+        "fit": loaded.preprocess.fit,
         "centre_crop": bool(own.crop),
         "mean": [float(value) for value in own.mean],
         "std": [float(value) for value in own.std],
@@ -123,7 +124,8 @@ def _program(loaded: LoadedClassifier, preprocess: bool) -> ExportedProgram:
     model: nn.Module = loaded.model
     free: tuple[int, ...] = (0, 1, 2) if preprocess else (0,)  # axes
     if preprocess:
-        model = FromImages(model, copy.deepcopy(loaded.preprocess.pipeline), size, channels).eval()
+        pipeline = copy.deepcopy(loaded.preprocess.pipeline)
+        model = FromImages(model, pipeline, size, channels, loaded.preprocess.fit).eval()
         example = torch.zeros(2, size + 2, size + 3, 3, dtype=torch.uint8)
         with torch.inference_mode(False), torch.no_grad():
             model(example)  # makes constants that tracing must find made

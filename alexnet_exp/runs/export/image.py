@@ -21,44 +21,54 @@ class FromImages(nn.Module):
     Args:
         model: Maps (N, C, image_size, image_size) float32 to logits (N, K).
         pipeline: The checkpoint's own.
-        stored_size: Side of the central square that images are resized to first, in pixels.
+        stored_size: Side of the square that images are made into first, in pixels.
         channels: 1 or 3.
+        fit: How they become one; see `stored`.
     """
 
-    def __init__(self, model: nn.Module, pipeline: Pipeline, stored_size: int, channels: int) -> None:
+    def __init__(
+        self, model: nn.Module, pipeline: Pipeline, stored_size: int, channels: int, fit: str = "crop"
+    ) -> None:
         super().__init__()
         self.model = model
         self.pipeline = pipeline
-        self.stored_size, self.channels = stored_size, channels
+        self.stored_size, self.channels, self.fit = stored_size, channels, fit
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.permute(0, 3, 1, 2).to(torch.float32)  # (N, 3, H, W)
         if self.channels == 1:
             x = _luma(x)
         height, width = (torch.ones_like(x[0, 0]).sum(axis)[0] for axis in (0, 1))
-        short = torch.minimum(height, width)
+        other = torch.maximum(height, width) if self.fit == "pad" else torch.minimum(height, width)
         across, down = (
-            self._weights(side, short, line) for side, line in ((width, x[0, 0, 0]), (height, x[0, 0, :, 0]))
+            self._weights(side, other, line) for side, line in ((width, x[0, 0, 0]), (height, x[0, 0, :, 0]))
         )
         x = _rounded(x.double() @ across.T)  # (N, C, H, S); sums of products need more bits than float32 has
         x = _rounded(down @ x)  # (N, C, S, S)
         return self.model(self.pipeline.evaluate(x.float())).softmax(1)
 
-    def _weights(self, side: Tensor, short: Tensor, pixels: Tensor) -> Tensor:
+    def _weights(self, side: Tensor, other: Tensor, pixels: Tensor) -> Tensor:
         """Return what each stored pixel takes from each pixel of one side, (S, side) float64.
 
-        The triangle filter of an antialiased bilinear resize, cut to the central square.
+        The triangle filter of an antialiased bilinear resize, cut to the central square; all 0 for what is padded.
 
         Args:
             side: Length of the side, in pixels.
-            short: Length of the shorter one.
+            other: Length of the side that becomes S: the shorter one, or the longer one where the rest is padded.
             pixels: One line of the image along the side: (side,).
         """
         size = self.stored_size
-        used = torch.minimum(side, _LONGEST * short).double()
-        resized = torch.floor(size * used / short.double())
+        used = side.double()
+        if self.fit == "crop":
+            used = torch.minimum(side, _LONGEST * other).double()
+        resized = torch.full_like(used, size)
+        if self.fit != "squash":
+            resized = torch.floor(size * used / other.double()).clamp(min=1.0)
         scale = used / resized
-        first = _half(resized - size)  # of the central square, among resized pixels
+        first = _half(
+            resized - size
+        )  # of the central square, among resized pixels; below 0 where it is padded
+        first = -_half(size - resized) if self.fit == "pad" else first
         offset = _half(side.double() - used)
         steps = torch.arange(-1, size, dtype=torch.float64) + first
         steps = torch.cat(
@@ -69,7 +79,9 @@ class FromImages(nn.Module):
         distances = (places - centres[:, None]).abs() / scale.clamp(min=1.0)
         inside = (places > 0) & (places < used)
         weights = (1.0 - distances).clamp(min=0.0) * inside
-        return _in_15_bits(weights / weights.sum(1, keepdim=True))[1:]
+        if self.fit == "pad":
+            weights = weights * ((steps >= 0) & (steps < resized))[:, None]
+        return _in_15_bits(weights / weights.sum(1, keepdim=True).clamp(min=1e-9))[1:]
 
 
 def _in_15_bits(weights: Tensor) -> Tensor:

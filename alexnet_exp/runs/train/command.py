@@ -179,6 +179,10 @@ class _Session:
         heavy.show_summary(self.fit, self.console)
         heavy.train_and_test(self.fit, self.start)
         self.fit.classifier.outcomes.gather()
+        if self.fit.fold is not None:
+            from alexnet_exp.runs.train.results import write_fold
+
+            write_fold(self.run.path / "predictions.csv", self.fit)
 
     def _lost_a_rank(self, error: str) -> None:
         self._end("failed", error)

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from alexnet_exp import cores
 from alexnet_exp.data.module import ImageData
-from alexnet_exp.errors import UserError, missing_extra
+from alexnet_exp.errors import UserError, missing_extra, printable
 from alexnet_exp.models.summary import LayerRow, layer_table
 from alexnet_exp.settings import assigned
 from alexnet_exp.targets import build
@@ -57,6 +57,7 @@ from alexnet_exp.training.lightning_internals import (
     leave_signals_to_us,
     make_profiler,
 )
+from alexnet_exp.training.metrics import Outcomes, class_weights
 
 OUR_CALLBACKS = (
     "checkpoint", "early_stopping", "ema", "lr_monitor", "progress_bar", "model_summary", "throughput",
@@ -123,6 +124,9 @@ class Fit:
         -1,
         None,
     )  # of metrics.csv: up to a step, and how many where that is known
+    fold: Outcomes | None = (
+        None  # what was predicted of the fold that this run has not trained on (data.folds)
+    )
     training_seconds: float | None = None  # of Trainer.fit, validation and checkpoints in it
 
     @property
@@ -152,6 +156,7 @@ def assemble(
         embed={"config": without_passwords(config), "preprocessing": data.preprocessing()},
         channels_last=config["channels_last"],
         splits=_splits(data),
+        class_weights=_class_weights(config, data, classes),
     )
     size = config["model"].get("input_size", config["data"]["image_size"])
     layers = layer_table(model, (data.channels, size, size))
@@ -166,6 +171,19 @@ def assemble(
     compile_network(model, config["compile"])
     use_fast_matmul(trainer.strategy.root_device)
     return Fit(config, data, classifier, trainer, layers, step_log, checkpoint)
+
+
+def _class_weights(
+    config: Mapping[str, Any], data: ImageData, classes: tuple[str, ...]
+) -> tuple[float, ...] | None:
+    """Return what each class weighs in the training loss, and say so."""
+    wanted = config["class_weights"]
+    weights = None if wanted == "none" else class_weights(wanted, classes, data.sources["train"].labels)
+    if weights is not None:
+        low, high = (end(range(len(weights)), key=weights.__getitem__) for end in (min, max))
+        log.info("Class weights: %s %.3g ... %s %.3g", printable(classes[low]), weights[low],
+                 printable(classes[high]), weights[high])  # fmt: skip
+    return weights
 
 
 def _check_validated(config: Mapping[str, Any], data: ImageData) -> None:
@@ -342,8 +360,24 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
         if chosen:
             best = read_checkpoint(chosen)
             fit.classifier.load_state_dict(best["state_dict"])
+        if isinstance(data, ImageData) and data.folds is not None:
+            fit.fold = _predict_fold(fit)
+            if data.test_split == "val":
+                return True
         trainer.test(fit.classifier, datamodule=data, verbose=False)
     return True
+
+
+def _predict_fold(fit: Fit) -> Outcomes:
+    """Predict the fold that validates, for the out-of-fold table of `compare`."""
+    classifier, data, split = fit.classifier, fit.data, fit.classifier.test_split
+    data.test_split = classifier.test_split = "val"
+    classifier.outcomes = found = Outcomes(keep=True)
+    fit.trainer.test(classifier, datamodule=data, verbose=False)
+    found.gather()
+    if split != "val":
+        classifier.outcomes, data.test_split, classifier.test_split = Outcomes(), split, split
+    return found
 
 
 def _check_limits(fit: Fit) -> None:

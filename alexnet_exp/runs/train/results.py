@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_exp.report.evaluation import Evaluation, Sample
+from alexnet_exp.files import text_file
+from alexnet_exp.report.evaluation import Evaluation, Sample, class_rows
 from alexnet_exp.report.figures import draw_all
 from alexnet_exp.report.run import write_report
 from alexnet_exp.tracking.environment import provenance
@@ -81,17 +84,21 @@ def _from_fit(fit: Fit) -> dict[str, Any]:
     }
     if getattr(fit.data, "bad_images", None) is not None:  # of a folder whose files were looked at
         found["bad_images"] = fit.data.bad_images
+    if fit.classifier.class_weights is not None:
+        found["class_weights"] = dict(zip(fit.classifier.classes, fit.classifier.class_weights, strict=True))
     if fit.training_seconds is not None:
         found["training_seconds"] = round(fit.training_seconds, 2)
     if fit.step_log.images_per_second is not None:
         found["images_per_second"] = round(fit.step_log.images_per_second, 1)
     if fit.checkpoint is not None and fit.checkpoint.best is not None:
         found["best"] = {"metric": fit.checkpoint.monitor, **fit.checkpoint.best}
+    if (evaluation := evaluation_of(fit, pictures=False)) is not None:
+        found["per_class"] = class_rows(evaluation.per_class())
     return found
 
 
-def evaluation_of(fit: Fit) -> Evaluation | None:
-    """Return what the test found out, with the pictures of the images worth a look."""
+def evaluation_of(fit: Fit, pictures: bool = True) -> Evaluation | None:
+    """Return what the test found out, with the pictures of the images worth a look unless these are not wanted."""
     outcomes = fit.classifier.outcomes
     if outcomes.confusion is None:
         return None
@@ -99,8 +106,8 @@ def evaluation_of(fit: Fit) -> Evaluation | None:
         split=fit.classifier.test_split,
         classes=list(fit.classifier.classes),
         confusion=outcomes.confusion.numpy(),
-        mistakes=[_sample(fit, outcome) for outcome in outcomes.mistakes],
-        samples=[_sample(fit, outcome) for outcome in outcomes.samples],
+        mistakes=[_sample(fit, outcome) for outcome in outcomes.mistakes if pictures],
+        samples=[_sample(fit, outcome) for outcome in outcomes.samples if pictures],
     )
 
 
@@ -119,6 +126,18 @@ def first_filters(fit: Fit) -> np.ndarray | None:
         if isinstance(module, torch.nn.Conv2d):
             return module.weight.detach().float().cpu().numpy() if module.weight.shape[1] in (1, 3) else None
     return None
+
+
+def write_fold(path: Path, fit: Fit) -> None:
+    """Write what was predicted of each image of the fold that was not trained on, as evaluate's predictions.csv."""
+    source, classes = fit.data.sources["val"], fit.classifier.classes
+    assert fit.fold is not None
+    with text_file(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "label", "class_1", "probability_1"])
+        for o in fit.fold.every:
+            name = source.image_name(o.index)
+            writer.writerow([name, classes[o.label], classes[o.prediction], f"{o.probability:.6g}"])
 
 
 def log_pictures(fit: Fit, run: RunDirectory, loggers: list[Any]) -> None:

@@ -21,7 +21,7 @@ from alexnet_exp.tracking.run_directory import RunDirectory
 
 # A resumed run is the same experiment: these decide what is trained, and stay as they were.
 _FIXED = (
-    "model", "data", "augment", "optimizer", "scheduler", "seed", "label_smoothing", "weights", "ckpt",
+    "model", "data", "augment", "optimizer", "scheduler", "seed", "label_smoothing", "class_weights", "weights", "ckpt",
     "trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
     "callbacks.ema",
 )  # fmt: skip
@@ -162,8 +162,9 @@ def _recorded(run: RunDirectory) -> tuple[dict[str, Any], list[str]]:
     for key in RETIRED:
         group, _, last = key.rpartition(".")
         saved.get(group, {}).pop(last, None)
+    known = flat(saved)
     for key, value in ADDED.items():
-        if key not in flat(saved):
+        if not any(f"{name}.".startswith(f"{key}.") for name in known):
             put(saved, key, value)
     return saved, _last_of_each(o for o in _overrides(run) if key_of(o) not in RETIRED)
 

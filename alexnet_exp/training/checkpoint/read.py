@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from alexnet_exp.data.decode import FITS
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.checkpoint.safe_load import load_safely
 
@@ -91,7 +92,10 @@ def is_preprocessing(value: Any) -> bool:
     image = mean is None or (
         isinstance(mean, Tensor) and mean.ndim == 3 and len(mean) == channels and mean.is_floating_point()
     )
-    return numbers and sides and image and "mean_image" in value and isinstance(value.get("crop"), bool)
+    fits = value.get("fit", "crop") in FITS
+    return (
+        numbers and sides and image and fits and "mean_image" in value and isinstance(value.get("crop"), bool)
+    )
 
 
 def _are_numbers(value: Any, count: int) -> bool:
@@ -143,14 +147,15 @@ def _are_sums(value: Any) -> bool:
 
 
 def _are_metrics(value: Any) -> bool:
-    """Return whether a value can be the latest metrics: the same ones of every split."""
+    """Return whether a value can be the latest metrics: the same ones of every split, but for those of classes."""
     if not isinstance(value, dict) or not all(
         isinstance(k, str) and isinstance(v, float) for k, v in value.items()
     ):
         return False
     splits = {key.partition("/")[0] for key in value}
     names = [{key for key in value if key.startswith(f"{split}/")} for split in splits]
-    alike = len({frozenset(key.partition("/")[2] for key in each) for each in names}) <= 1
+    of_classes = {"balanced_accuracy", "macro_f1"}  # not counted in training
+    alike = len({frozenset(key.partition("/")[2] for key in each) - of_classes for each in names}) <= 1
     return alike and all({f"{split}/loss", f"{split}/top1"} <= value.keys() for split in splits)
 
 

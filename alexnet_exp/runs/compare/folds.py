@@ -1,0 +1,95 @@
+"""What folds tell together: each image as predicted by the one run that did not train on it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from alexnet_exp.report.evaluation import ClassScore, Evaluation, class_rows
+from alexnet_exp.tracking.run_reader import Run
+
+PREDICTIONS = "predictions.csv"  # of a run with data.folds: the fold that it has not trained on
+
+
+@dataclass
+class OutOfFold:
+    """The predictions of the folds of one configuration and seed.
+
+    Args:
+        seed: Of the runs.
+        folds: How many there are.
+        missing: Those without predictions: not finished, or not tested (test=false).
+        repeated: Images that several folds have predicted: their runs were cut in different ways.
+        evaluation: The confusion matrix of all images.
+    """
+
+    seed: Any
+    folds: int
+    missing: list[int]
+    repeated: int
+    evaluation: Evaluation
+
+    @property
+    def accuracy(self) -> float:
+        return self.evaluation.correct / self.evaluation.total
+
+    @property
+    def scores(self) -> list[ClassScore]:
+        return self.evaluation.per_class()
+
+    @property
+    def text(self) -> str:
+        """What is said in one line."""
+        found = self.evaluation
+        said = f"Out of fold, seed={self.seed}: {100 * self.accuracy:.2f} % of {found.total:,} images"
+        recall = np.mean([score.recall for score in self.scores if score.recall is not None])
+        said += f", balanced accuracy {100 * recall:.2f} %"
+        if self.missing:
+            said += f"; without fold {', '.join(map(str, self.missing))} of {self.folds}"
+        if self.repeated:
+            said += f"; {self.repeated:,} images are in several folds"
+        return said + "."
+
+    def record(self) -> dict[str, Any]:
+        """Return plain values, for json."""
+        return {
+            "seed": self.seed, "folds": self.folds, "missing": self.missing, "images": self.evaluation.total,
+            "accuracy": self.accuracy, "per_class": class_rows(self.scores),
+        }  # fmt: skip
+
+
+def out_of_fold(runs: Sequence[Run]) -> list[OutOfFold]:
+    """Read the predictions of runs of one configuration, for each seed; none where no run has folds and predictions."""
+    found = []
+    for seed in dict.fromkeys(str(run.seed) for run in runs):
+        same = [run for run in runs if str(run.seed) == seed and run.config.get("data.folds")]
+        last = {int(run.config["data.fold"]): run for run in same if run.status == "finished"}
+        rows = {fold: lines for fold, run in last.items() if (lines := _predictions(run))}
+        if not rows:
+            continue
+        folds = int(same[0].config["data.folds"])
+        everything = [row for fold in sorted(rows) for row in rows[fold]]
+        names = {name for row in everything for name in row[1:]}
+        classes = [str(c) for c in next(iter(last.values())).result.get("classes") or []]
+        classes += sorted(names - set(classes))
+        numbers = {name: i for i, name in enumerate(classes)}
+        confusion: np.ndarray = np.zeros((len(classes), len(classes)), dtype=np.int64)
+        for _, label, said in everything:
+            confusion[numbers[label], numbers[said]] += 1
+        repeated = len(everything) - len({row[0] for row in everything})
+        missing = [fold for fold in range(folds) if fold not in rows]
+        found.append(OutOfFold(same[0].seed, folds, missing, repeated, Evaluation("val", classes, confusion)))
+    return found
+
+
+def _predictions(run: Run) -> list[tuple[str, str, str]]:
+    """Return image, label and prediction of each line; none where the file is missing or damaged."""
+    try:
+        with (run.path / PREDICTIONS).open(newline="", encoding="utf-8") as file:
+            return [(row["image"], row["label"], row["class_1"]) for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, csv.Error):
+        return []
