@@ -110,7 +110,9 @@ VERBS = {
     "download": "prepare", "preprocess": "prepare", "cache": "prepare", "bench": "benchmark", "speed": "benchmark",
     "profile": "benchmark", "convert": "export", "onnx": "export", "deploy": "export", "diff": "compare",
     "report": "compare", "list": "models", "ls": "models", "info": "models", "summary": "models", "model": "models",
-    "wandb": "dashboard",
+    "wandb": "dashboard", "check": "inspect", "look": "inspect", "audit": "inspect", "analyze": "inspect",
+    "analyse": "inspect", "duplicates": "inspect", "dedup": "inspect", "dedupe": "inspect", "eda": "inspect",
+    "stats": "inspect", "data": "inspect", "dataset": "inspect",
 }  # fmt: skip
 # Words for what is not a setting here, and why.
 _NOT_SETTINGS = {

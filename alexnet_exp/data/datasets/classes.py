@@ -72,6 +72,7 @@ class Folder(ImageData):
         verify: Decode every file once before anything else, and name the first that is no image.
         on_bad_image: 'error', or 'skip': verify, and go on as if the bad files were not there.
         follow_links: Follow links that lead out of the folder, too.
+        exclude: A file with names relative to `root`, one a line: images that are left out.
         common: See `ImageData`.
     """
 
@@ -84,12 +85,13 @@ class Folder(ImageData):
         verify: bool = False,
         on_bad_image: str = "error",
         follow_links: bool = False,
+        exclude: str | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
         self.root, self.val_fraction, self.follow_links = root, val_fraction, follow_links
         self.cache, self.cache_dir = cache, cache_dir
-        self.verify, self.on_bad_image = verify, on_bad_image
+        self.verify, self.on_bad_image, self.exclude = verify, on_bad_image, exclude
         self.bad_images: int | None = None  # left out; None where nobody looked
 
     def load(self) -> dict[str, Source]:
@@ -97,7 +99,13 @@ class Folder(ImageData):
         look = self._bad_images if self.verify or self.on_bad_image == "skip" else None
         return dict(
             folder.scan(
-                self.root, self.val_fraction, self.val_seed, self.follow_links, look, rule=self.split_rule
+                self.root,
+                self.val_fraction,
+                self.val_seed,
+                self.follow_links,
+                look,
+                rule=self.split_rule,
+                exclude=self.exclude,
             )
         )
 
