@@ -88,7 +88,7 @@ def inspect(config: dict[str, Any], run_dir: Path, command: str) -> int:
         run.write_result({**result, "seconds": round(time.perf_counter() - started, 2)})
     if has_list:
         setting = shell_command([f"data.exclude={nearby(run_dir / 'exclude.txt')}"])
-        console.print(printable(f"leave out   the {len(found.left_out):,} copies in train: {setting}"))
+        console.print(printable(f"leave out   {len(found.left_out):,} training images with {setting}"))
     for what, place in (("report:       ", run_dir / "report.html"), ("run directory:", run_dir)):
         console.print(f"{what} {printable(nearby(place))}")
     return LEAKS if any(found.leaks.values()) else 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from alexnet_exp.runs.inspect.look import Look
-from alexnet_exp.runs.inspect.near import near_pairs
+from alexnet_exp.runs.inspect.near import LEAST_SIDE, near_pairs
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ def find_groups(look: Look) -> list[Group]:
         if not record.error:
             same[record.sha256].append(index)
     firsts = np.array([members[0] for members in same.values()], dtype=int)
+    least = look.sizes()[firsts].min(1)
+    firsts = firsts[(least == 0) | (least >= LEAST_SIDE)]
     pairs = near_pairs(look.small[firsts], look.hashes[firsts], look.contrasts[firsts])
     links = [(members[0], other) for members in same.values() for other in members[1:]]
     links += zip(firsts[pairs.left].tolist(), firsts[pairs.right].tolist(), strict=True)

@@ -22,6 +22,7 @@ from alexnet_exp.runs.inspect.near import SIDE, contrast, difference_hash, shrin
 
 Source = ArraySource | FileSource
 _FILES, _ARRAYS = 32, 1024  # images that are looked at together
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
 class Record(NamedTuple):
@@ -110,6 +111,20 @@ class Look(NamedTuple):
     def label(self, index: int) -> str:
         """Return the class of an image."""
         return self.classes[self.labels[index]]
+
+    def sizes(self) -> np.ndarray:
+        """Return width and height of every image, upright, int64 (N, 2); 0 where the file does not say."""
+        sizes = np.zeros((len(self), 2), dtype=np.int64)
+        start = 0
+        for source in self.sources.values():
+            if isinstance(source, ArraySource):
+                sizes[start : start + len(source)] = source.images.shape[-1], source.images.shape[-2]
+            start += len(source)
+        for index, record in enumerate(self.records):
+            if record.header is not None:
+                size = record.header.width, record.header.height
+                sizes[index] = size[::-1] if record.header.orientation in _TURNED else size
+        return sizes
 
 
 def look(sources: Mapping[str, Source], channels: int, stored_size: int, num_workers: int) -> Look:

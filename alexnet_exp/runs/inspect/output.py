@@ -31,7 +31,6 @@ MAX_ROWS = 30  # classes, and unreadable files
 MAX_LINES = 5  # leaks on the terminal
 NUM_AUGMENTED = 64
 THUMBNAIL = 128  # pixels
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
 class Findings(NamedTuple):
@@ -66,28 +65,13 @@ class Findings(NamedTuple):
         return [i for i in few if not self.look.records[i].error]
 
 
-def sizes(look: Look) -> np.ndarray:
-    """Return width and height of every image, upright, int64 (N, 2); 0 where the file does not say."""
-    found = np.zeros((len(look), 2), dtype=np.int64)
-    start = 0
-    for source in look.sources.values():
-        if isinstance(source, ArraySource):
-            found[start : start + len(source)] = source.images.shape[-1], source.images.shape[-2]
-        start += len(source)
-    for i, record in enumerate(look.records):
-        if record.header is not None:
-            size = record.header.width, record.header.height
-            found[i] = size[::-1] if record.header.orientation in _TURNED else size
-    return found
-
-
 # ------------------------------------------------------------------------------------------------ terminal
 
 
 def summary(found: Findings) -> Iterator[str]:
     """Yield the lines that are printed below those of the splits."""
     look = found.look
-    known = sizes(look)[[not record.error for record in look.records]]
+    known = look.sizes()[[not record.error for record in look.records]]
     if len(known):
         least, middle, most = (np.quantile(known, q, axis=0, method="nearest") for q in (0, 0.5, 1))
         same = (least == most).all()
@@ -134,9 +118,8 @@ def _duplicates(groups: Sequence[Group]) -> str:
             parts.append(
                 f"{len(chosen):,} group{'s' * (len(chosen) > 1)} of {what} copies ({images:,} images)"
             )
-    if differ := sum(group.conflicts for group in groups):
-        parts.append(f"{differ:,} of them with different labels")
-    return ", ".join(parts)
+    differ = sum(group.conflicts for group in groups)
+    return ", ".join(parts) + (f"; {differ:,} with different labels" if differ else "")
 
 
 def _size(size: np.ndarray) -> str:
@@ -152,7 +135,7 @@ def _formats(look: Look) -> Counter[str]:
 
 
 def _counted(counts: Counter[str], most: int = 8) -> str:
-    named = [f"{name} {n:,}" for name, n in counts.most_common(most)]
+    named = [f"{name} ({n:,})" for name, n in counts.most_common(most)]
     return ", ".join(named) + (", ..." if len(counts) > most else "") if named else "none"
 
 
@@ -172,7 +155,7 @@ def write_tables(folder: Path, found: Findings) -> bool:
             ["split", "image", "class", "width", "height", "format", "mode", "orientation", "bytes", "sha256", "hash",
              "error"]
         )  # fmt: skip
-        for i, (record, (width, height)) in enumerate(zip(look.records, sizes(look).tolist(), strict=True)):
+        for i, (record, (width, height)) in enumerate(zip(look.records, look.sizes().tolist(), strict=True)):
             header = record.header
             about = [header.format, header.mode, header.orientation] if header else ["", "", ""]
             bits = "" if record.error else f"{int(look.hashes[i]):016x}"
@@ -314,7 +297,7 @@ def _picture(look: Look, index: int) -> np.ndarray:
 def _shapes(found: Findings, data: ImageData) -> dict[str, Any]:
     look = found.look
     readable = [i for i, record in enumerate(look.records) if not record.error]
-    known = sizes(look)[readable]
+    known = look.sizes()[readable]
     known = known[known.min(1) > 0]
     rows: list[list[str]] = []
     if len(known):
