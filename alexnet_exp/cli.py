@@ -25,6 +25,7 @@ USAGE = """\
 alexnet-exp VERB [key=value ...]     settings and flags of a verb: alexnet-exp VERB --help
 
   train      train and test a network: alexnet-exp train model=alexnet_lrn data=cifar10
+  inspect    look at a data set: duplicates, leaks, sizes: alexnet-exp inspect data=folder data.root=FOLDER
   evaluate   scores of a checkpoint or an ensemble: alexnet-exp evaluate outputs/runs/RUN
   predict    name what is in images: alexnet-exp predict outputs/runs/RUN photos/
   figures    see what a network has learned: alexnet-exp figures outputs/runs/RUN
@@ -209,6 +210,7 @@ VERBS = {
     "evaluate": Verb(_ALL, ("ckpt...",), _appending),
     "export": Verb(_FILES, ("ckpt",)),
     "figures": Verb(_ALL, ("ckpt",), _appending),
+    "inspect": Verb(_FILES),
     "models": Verb(("config",), ("name",)),
     "predict": Verb(_FILES, ("ckpt", "images...")),
     "prepare": Verb(("config",), (), _naming_the_kind),

@@ -19,7 +19,7 @@ from tests.runs.made_runs import make_run
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (
     "evaluate", "predict", "figures", "compare", "export", "dashboard", "wandb", "train", "models", "benchmark",
-    "prepare",
+    "prepare", "inspect",
 )  # fmt: skip
 NEEDS = {
     "export": ("onnx", "onnxscript", "onnxruntime", "safetensors"),
@@ -64,11 +64,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _photos(folder: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    rng = np.random.default_rng(
+        0
+    )  # no two alike: inspect ends with another code where one is in train and val
     images = [f"FOLDER/{split}/{kind}/1.jpg" for split in ("train", "val") for kind in ("cat", "dog")]
     for name in ("photos/one.jpg", "photos/two.png", "a.jpg", "b.png", *images):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(folder / name)
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / name)
     (folder / "yesterday").touch()
     os.utime(folder / "yesterday", (0, 0))
 

@@ -38,7 +38,7 @@ def test_help_of_a_verb_is_short_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("train", "benchmark")])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("train", "benchmark", "inspect")])
 def test_help_names_every_setting_of_its_own(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = set(re.findall(r"[a-z_]+", said(capsys, verb, "--help")[1].partition("Settings: ")[2]))
     groups = {

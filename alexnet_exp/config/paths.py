@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 PATH_KEYS = (
-    "resume", "sweep.resume", "weights", "data.root", "data.url", "data.data_dir", "paths.data_dir", "paths.output_dir",
-    "paths.cache_dir", "data.cache_dir", "data.groups", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.storage",
-    "out",
+    "resume", "sweep.resume", "weights", "data.root", "data.url", "data.data_dir", "data.exclude", "data.groups",
+    "data.cache_dir", "paths.data_dir", "paths.output_dir", "paths.cache_dir", "hydra.run.dir", "hydra.sweep.dir",
+    "hydra.sweeper.storage", "out",
 )  # fmt: skip
 PATH_LISTS = ("ckpt", "images", "runs")  # one path, or a list in brackets
 

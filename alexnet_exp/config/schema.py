@@ -221,6 +221,7 @@ RULES: dict[str, Rule] = {
     "data.verify": flag,
     "data.on_bad_image": choice("error", "skip"),
     "data.follow_links": flag,
+    "data.exclude": path | null,
     "data.mean": list_of(number()),
     "data.std": list_of(positive),
     "optimizer._target_": text,

@@ -113,6 +113,9 @@ VERBS = {
     "profile": "benchmark", "convert": "export", "onnx": "export", "deploy": "export", "diff": "compare",
     "report": "compare", "list": "models", "ls": "models", "info": "models", "summary": "models", "model": "models",
     "wandb": "dashboard", "replicate": "reproduce", "published": "reproduce", "results": "reproduce",
+    "check": "inspect", "look": "inspect", "audit": "inspect", "analyze": "inspect",
+    "analyse": "inspect", "duplicates": "inspect", "dedup": "inspect", "dedupe": "inspect", "eda": "inspect",
+    "stats": "inspect", "data": "inspect", "dataset": "inspect",
 }  # fmt: skip
 # Words for what is not a setting here, and why.
 _NOT_SETTINGS = {

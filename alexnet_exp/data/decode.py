@@ -17,11 +17,11 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
@@ -139,6 +139,48 @@ def _without_text(data: bytes) -> bytes:
             kept.append(data[start:end])
         start = end
     return b"".join(kept)
+
+
+class Header(NamedTuple):
+    """What an image file says of itself: size in pixels before any rotation, EXIF orientation 1 to 8."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    orientation: int
+
+
+def read_header(data: bytes, path: str) -> Header:
+    """Read the header of a file that has been read; `path` is its name in messages.
+
+    Raises:
+        UserError: It is not an image, or its header is damaged.
+    """
+
+    def read(data: bytes) -> Header:
+        with Image.open(BytesIO(data), formats=FORMATS) as picture:
+            # Of a PNG, Pillow would decode all pixels in search of it.
+            known = picture.format != "PNG" or "exif" in picture.info
+            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1) if known else 1
+            valid = orientation if orientation in range(1, 9) else 1
+            width, height = picture.size
+            return Header(str(picture.format), picture.mode, width, height, valid)
+
+    with _explained(path):
+        if kind := heif.kind_of(data):
+            return Header(kind, "", *heif.measure(data, kind)[0], 1)
+        return _without_text_if_needed(read, data)
+
+
+def read_bytes(path: str) -> bytes:
+    """Return the bytes of a file, for `read_header` and `decode_bytes`.
+
+    Raises:
+        UserError: It cannot be read, is not a file, or is too large.
+    """
+    with _explained(path):
+        return _read(path)
 
 
 def _read(path: str) -> bytes:

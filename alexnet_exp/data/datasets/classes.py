@@ -74,6 +74,7 @@ class Folder(ImageData):
         verify: Decode every file once before anything else, and name the first that is no image.
         on_bad_image: 'error', or 'skip': verify, and go on as if the bad files were not there.
         follow_links: Follow links that lead out of the folder, too.
+        exclude: A file with names relative to `root`, one a line: images that are left out.
         common: See `ImageData`.
     """
 
@@ -86,12 +87,13 @@ class Folder(ImageData):
         verify: bool = False,
         on_bad_image: str = "error",
         follow_links: bool = False,
+        exclude: str | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
         self.root, self.val_fraction, self.follow_links = root, val_fraction, follow_links
         self.cache, self.cache_dir = cache, cache_dir
-        self.verify, self.on_bad_image = verify, on_bad_image
+        self.verify, self.on_bad_image, self.exclude = verify, on_bad_image, exclude
         self.bad_images: int | None = None  # left out; None where nobody looked
 
     def load(self) -> dict[str, Source]:
@@ -106,6 +108,7 @@ class Folder(ImageData):
                 look,
                 rule=self.split_rule,
                 in_folds=self.folds is not None,
+                exclude=self.exclude,
             )
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from alexnet_exp.data.datasets.left_out import JUNK_FOLDERS, LeftOut, counted
 from alexnet_exp.data.decode import readable_extensions
 from alexnet_exp.data.sources import FileSource, validation_by_name
-from alexnet_exp.errors import UserError, printable
+from alexnet_exp.errors import UserError, printable, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def scan(
     val_classes: Mapping[str, str] | None = None,
     rule: str = "by_name",
     in_folds: bool = False,
+    exclude: str | None = None,
 ) -> dict[str, FileSource]:
     """Find the images of every split: "train", and "val" and "test" where there are any.
 
@@ -57,10 +59,11 @@ def scan(
         val_classes: The val folder has no class folders: the class of each image by its name without ending.
         rule: 'by_name', or 'by_order': split folders, endings and cut of runs that have no record of the rule.
         in_folds: Validation is cut from the training images afterwards: nothing is asked of `val_fraction`.
+        exclude: A file with names relative to the root, one a line: images that are left out.
 
     Raises:
-        UserError: A folder is missing, empty or a link that may not be followed, classes do not fit, or `val_fraction`
-            does not.
+        UserError: A folder is missing, empty or a link that may not be followed, classes do not fit, `val_fraction`
+            does not, or `exclude` names an image that is not there.
     """
     root = os.path.expanduser(root)
     folders = _checked_splits(root, val_fraction, rule, in_folds)
@@ -73,8 +76,14 @@ def scan(
     else:
         found = {"train": _find_classes(root, walk)}
     walk.tell()
+    excluded = set() if exclude is None else _excluded(exclude, found, root)
+    origins = {split: _origin(folders, split) + _left_out(found[split], excluded, exclude) for split in found}
+    if excluded:
+        found = _without(found, excluded, "data.exclude leaves out all its images; remove the folder, too")
     if bad_images is not None:
-        found = _without(found, bad_images, root)
+        everything = [path for split in found.values() for paths in split.values() for path in paths]
+        bad = bad_images(everything, root)
+        found = _without(found, bad, "not one image can be decoded; mend or remove the folder")
     known = found.get("train") or set().union(*found.values())
     classes = tuple(sorted(known))
     if len(classes) == 1 and val_fraction != 0:
@@ -94,7 +103,7 @@ def scan(
     name = os.path.basename(os.path.abspath(root))
     depth = None if rule == "by_order" else 2 if folders else 1
     sources = {
-        split: _source(found[split], classes, f"{name} {split}", root, _origin(folders, split), depth)
+        split: _source(found[split], classes, f"{name} {split}", root, origins[split], depth)
         for split in found
     }
     return _cut(sources, val_fraction, seed) if val_fraction else sources
@@ -178,10 +187,45 @@ def _origin(folders: Mapping[str, str], split: str) -> str:
     return f"folder {folders[split]}" if folders else "data.root"
 
 
-def _without(found: dict[str, Classes], bad_images: BadImages, root: str) -> dict[str, Classes]:
-    """Return the splits without the files that are no images."""
-    everything = [path for split in found.values() for paths in split.values() for path in paths]
-    bad = bad_images(everything, root)
+def _excluded(file: str, found: dict[str, Classes], root: str) -> set[str]:
+    """Return the paths of the images that a file names, each relative to the root on a line.
+
+    Raises:
+        UserError: It cannot be read, or names what is no image of the data.
+    """
+    try:
+        with open(os.path.expanduser(file), encoding="utf-8", errors="surrogateescape") as lines:
+            names = [line for line in lines.read().split("\n") if line.strip()]
+    except OSError as error:
+        raise unreadable(f"data.exclude={file}", error) from error
+
+    def spelled(name: str) -> str:
+        return unicodedata.normalize("NFC", name)  # a Mac may store the same name decomposed
+
+    paths = {
+        spelled(os.path.relpath(path, root).replace(os.sep, "/")): path
+        for split in found.values()
+        for images in split.values()
+        for path in images
+    }
+    unknown = [name for name in names if spelled(name) not in paths]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise UserError(
+            f"data.exclude={file} names {unknown[0]}{more}, and {root} has no such image: names are relative to "
+            "data.root; data.exclude=null leaves nothing out."
+        )
+    return {paths[spelled(name)] for name in names}
+
+
+def _left_out(classes: Classes, excluded: set[str], file: str | None) -> str:
+    """Return what the origin of a split says of the images that are left out."""
+    count = sum(path in excluded for paths in classes.values() for path in paths)
+    return f" without {count} of {os.path.basename(str(file))}" if count else ""
+
+
+def _without(found: dict[str, Classes], bad: set[str], why: str) -> dict[str, Classes]:
+    """Return the splits without some files; a class that has no others is an error that says `why`."""
     left = {
         split: {name: [path for path in paths if path not in bad] for name, paths in classes.items()}
         for split, classes in found.items()
@@ -189,7 +233,7 @@ def _without(found: dict[str, Classes], bad_images: BadImages, root: str) -> dic
     for split in left:
         if empty := next((name for name, paths in left[split].items() if not paths), None):
             folder = os.path.dirname(found[split][empty][0])
-            raise UserError(f"{folder}: not one image can be decoded; mend or remove the folder.")
+            raise UserError(f"{folder}: {why}.")
     return left
 
 

@@ -40,7 +40,7 @@ class ImageNet(Folder):
 
     def load(self) -> dict[str, Source]:
         look = self._bad_images if self.verify or self.on_bad_image == "skip" else None
-        return dict(scan(self.root, self.follow_links, look, self.split_rule))
+        return dict(scan(self.root, self.follow_links, look, self.split_rule, self.exclude))
 
 
 def scan(
@@ -48,6 +48,7 @@ def scan(
     follow_links: bool = False,
     bad_images: folder.BadImages | None = None,
     rule: str = "by_name",
+    exclude: str | None = None,
 ) -> dict[str, FileSource]:
     """Find the images of both splits; the arguments are those of `folder.scan`.
 
@@ -57,7 +58,7 @@ def scan(
     root = os.path.expanduser(root)
     val = check_layout(root, rule)
     flat = validation_classes(root) if _is_flat(val) else None
-    found = folder.scan(root, None, 0, follow_links, bad_images, flat, rule)
+    found = folder.scan(root, None, 0, follow_links, bad_images, flat, rule, exclude=exclude)
     names = class_names(found["train"].classes)
     return {split: replace(source, classes=names) for split, source in found.items()}
 

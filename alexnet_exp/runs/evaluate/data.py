@@ -75,7 +75,7 @@ def _data_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
     """Return the keys of the data set: another one, or the checkpoint's own with what the user typed on top."""
     typed = dict(settings["data"])
     if "_target_" in typed:
-        return _whole_folder(typed)
+        return whole_folder(typed)
     check_trust(config["data"], settings["trust"], "data")
     own = dict(config["data"])
     if own.get("folds") and not is_own_data(own, typed):
@@ -97,7 +97,7 @@ def _data_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
         raise UserError(
             f"The checkpoint has {hidden[0]} as {REDACTED}, as an older version kept it; set it: {hidden[0]}=VALUE."
         )
-    return with_passwords(_whole_folder(own | typed) if "root" in typed else own | typed, "data")
+    return with_passwords(whole_folder(own | typed) if "root" in typed else own | typed, "data")
 
 
 def is_own_data(own: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
@@ -112,8 +112,8 @@ def is_own_data(own: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
     return where({**own, **typed}) == where(own)
 
 
-def _whole_folder(keys: dict[str, Any]) -> dict[str, Any]:
-    """Cut nothing off a folder that has no train folder, unless the settings say how: nothing is trained here."""
+def whole_folder(keys: dict[str, Any]) -> dict[str, Any]:
+    """Cut nothing off a folder that has no train folder, unless the settings say how: for verbs that train nothing."""
     root = os.path.expanduser(str(keys.get("root", "")))
     if keys["_target_"] != "alexnet_exp.data.Folder" or not os.path.isdir(root):
         return keys

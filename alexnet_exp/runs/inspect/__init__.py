@@ -1,0 +1,1 @@
+"""`alexnet-exp inspect`: what a data set holds, before anything is trained on it."""

@@ -1,0 +1,73 @@
+"""data.exclude: files that a list names are left out, and said; a name that is not there is refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.data.test_folder import names, touch
+
+from alexnet_exp.data import Folder
+from alexnet_exp.data.datasets import folder
+from alexnet_exp.data.identity import identify
+from alexnet_exp.errors import UserError
+
+FILES = tuple(f"train/{name}/{i}.jpg" for name in ("cat", "dog") for i in range(20))
+
+
+def listed(tmp_path: Path, *lines: str) -> str:
+    (tmp_path / "list.txt").write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    return str(tmp_path / "list.txt")
+
+
+def test_named_files_are_left_out_and_the_split_says_how_many(tmp_path: Path):
+    touch(tmp_path / "pets", *FILES, "val/cat/0.jpg", "val/dog/0.jpg")
+    chosen = listed(tmp_path, "train/cat/3.jpg", "", "train/dog/7.jpg", "train/dog/7.jpg")
+    whole, rest = (folder.scan(str(tmp_path / "pets"), exclude=file) for file in (None, chosen))
+    assert set(names(whole["train"])) - set(names(rest["train"])) == {"train/cat/3.jpg", "train/dog/7.jpg"}
+    assert rest["train"].origin == "folder train without 2 of list.txt"
+    assert rest["val"].origin == "folder val"
+    assert identify(rest["train"])["digest"] != identify(whole["train"])["digest"]
+    assert identify(rest["val"])["digest"] == identify(whole["val"])["digest"]
+
+
+def test_validation_is_cut_as_before(tmp_path: Path):
+    touch(tmp_path, *FILES)
+    root = str(tmp_path / "train")
+    whole = folder.scan(root, 0.3)
+    gone = names(whole["train"])[:4]
+    rest = folder.scan(root, 0.3, exclude=listed(tmp_path, *gone))
+    assert names(rest["val"]) == names(whole["val"])
+    assert names(rest["train"]) == names(whole["train"])[4:]
+
+
+def test_names_that_are_no_text_or_decomposed_are_found(tmp_path: Path):
+    odd = [os.fsdecode(b"train/cat/\xff.jpg"), "train/cat/e\u0301.jpg", "train/cat/ two words.jpg"]
+    touch(tmp_path, *FILES, *odd)
+    chosen = listed(tmp_path, odd[0], "train/cat/\u00e9.jpg", odd[2])
+    assert len(folder.scan(str(tmp_path), exclude=chosen)["train"]) == len(FILES)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["train/cat/99.jpg"], r"names train/cat/99\.jpg, and .* has no such image"),
+        (["cat/1.jpg", "cat/2.jpg"], r"names cat/1\.jpg and 1 more, and"),
+        ([f"train/dog/{i}.jpg" for i in range(20)], r"train/dog: data\.exclude leaves out all its images"),
+    ],
+)
+def test_a_list_that_does_not_fit_is_refused(tmp_path: Path, lines: list[str], said: str):
+    touch(tmp_path / "pets", *FILES)
+    with pytest.raises(UserError, match=said) as caught:
+        folder.scan(str(tmp_path / "pets"), exclude=listed(tmp_path, *lines))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_that_is_not_there_is_refused_and_the_data_set_takes_one(tmp_path: Path):
+    touch(tmp_path / "pets", *FILES)
+    common = {"batch_size": 4, "image_size": 16, "mean": [0.5], "std": [0.5], "split_rule": "by_name"}
+    with pytest.raises(UserError, match=r"data\.exclude=nowhere cannot be read: No such file"):
+        Folder(str(tmp_path / "pets"), exclude="nowhere", **common).load()
+    data = Folder(str(tmp_path / "pets"), exclude=listed(tmp_path, FILES[0]), **common)
+    assert len(data.load()["train"]) == len(FILES) - 1
