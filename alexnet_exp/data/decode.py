@@ -169,11 +169,13 @@ def read_header(data: bytes, path: str) -> Header:
             known = picture.format != "PNG" or "exif" in picture.info
             orientation = picture.getexif().get(ExifTags.Base.Orientation, 1) if known else 1
             valid = orientation if orientation in range(1, 9) else 1
-            return Header(str(picture.format), picture.mode, *picture.size, valid)
+            width, height = picture.size
+            return Header(str(picture.format), picture.mode, width, height, valid)
 
     with _explained(path):
         if kind := heif.kind_of(data):
-            return Header(kind, "", *heif.measure(data, kind)[0], 1)
+            (width, height), _ = heif.measure(data, kind)
+            return Header(kind, "", width, height, 1)
         return _without_text_if_needed(read, data)
 
 
