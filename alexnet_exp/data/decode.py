@@ -169,7 +169,8 @@ def read_header(data: bytes, path: str) -> Header:
 
     with _explained(path):
         if kind := heif.kind_of(data):
-            return Header(kind, "", *heif.measure(data, kind)[0], 1)
+            (width, height), _ = heif.measure(data, kind)
+            return Header(kind, "", width, height, 1)
         return _without_text_if_needed(read, data)
 
 

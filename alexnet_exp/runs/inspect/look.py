@@ -114,7 +114,7 @@ class Look(NamedTuple):
 
     def sizes(self) -> np.ndarray:
         """Return width and height of every image, upright, int64 (N, 2); 0 where the file does not say."""
-        sizes = np.zeros((len(self), 2), dtype=np.int64)
+        sizes: np.ndarray = np.zeros((len(self), 2), dtype=np.int64)
         start = 0
         for source in self.sources.values():
             if isinstance(source, ArraySource):
@@ -139,7 +139,8 @@ def look(sources: Mapping[str, Source], channels: int, stored_size: int, num_wor
     total = sum(map(len, sources.values()))
     channels = next((s.images.shape[1] for s in sources.values() if isinstance(s, ArraySource)), channels)
     small = np.zeros((total, channels, SIDE, SIDE), dtype=np.uint8)
-    hashes, contrasts = np.zeros(total, dtype=np.uint64), np.zeros(total, dtype=np.float32)
+    hashes: np.ndarray = np.zeros(total, dtype=np.uint64)
+    contrasts: np.ndarray = np.zeros(total, dtype=np.float32)
     records: list[Record] = []
     sums = np.zeros((3, channels))
     num_training = (
@@ -189,7 +190,7 @@ def _of_files(source: FileSource, channels: int, stored_size: int, num_workers: 
     loader: DataLoader = DataLoader(
         _Files(source.paths, channels, stored_size),
         batch_size=None,
-        sampler=parts,  # type: ignore[arg-type]
+        sampler=parts,
         num_workers=min(num_workers, len(parts)),
         collate_fn=_unchanged,
         worker_init_fn=workers.ignore_signals,

@@ -26,10 +26,10 @@ _MASKS = [sum(1 << bit for bit in range(band, 64, MOST_BITS + 1)) for band in ra
 _FLAT = 2.0  # grey levels: smaller steps are noise of an encoder, and would be random bits of plain areas
 _PAIRS = 1 << 22  # that are compared at a time
 # How far apart copies of an image may be, as shares of its contrast. What JPEG at quality 60 and scaling change stays
-# below the first. Up to the second, they must be far nearer to each other than to anything else: about half the
+# below the first. Up to the second, they must be far nearer to each other than to anything else: 0.4 of the
 # distance to the fifth nearest of 2,000 other images. Written digits differ by a fifth of their contrast without being
 # copies, and each has many such neighbours; the photographs that CIFAR-10 has twice differ by a third, and have none.
-RESAVED, ALIKE, ALONE = 0.08, 0.5, 0.48
+RESAVED, ALIKE, ALONE = 0.08, 0.35, 0.4
 _SAMPLE, _RANK = 2000, 5
 LEAST_SIDE = 16  # pixels: the 9 x 8 grey values of a smaller image are hardly less than the image
 PLAIN = 4.0  # grey levels: an image of less contrast has nothing by which to tell a copy
@@ -105,7 +105,7 @@ def _reach(coarse: np.ndarray, contrasts: np.ndarray) -> np.ndarray:
     sample = permutation(len(coarse), "near duplicates")[:_SAMPLE].numpy()
     rank = max(0, min(_RANK, len(sample) - 1) - 1)
     others = coarse[sample]
-    alone = np.empty(len(coarse), dtype=np.float32)
+    alone: np.ndarray = np.empty(len(coarse), dtype=np.float32)
     squares = (others**2).mean(1)
     for start in range(0, len(coarse), 4096):
         own = coarse[start : start + 4096]
@@ -118,7 +118,7 @@ def _reach(coarse: np.ndarray, contrasts: np.ndarray) -> np.ndarray:
 
 def _distance(images: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return the root mean square difference of pairs of images, float32 (M,)."""
-    distance = np.empty(len(left), dtype=np.float32)
+    distance: np.ndarray = np.empty(len(left), dtype=np.float32)
     for start in range(0, len(left), 1 << 14):
         part = slice(start, start + (1 << 14))
         apart = (images[left[part]].astype(np.float32) - images[right[part]]).reshape(len(left[part]), -1)

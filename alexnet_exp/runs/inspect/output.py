@@ -168,10 +168,10 @@ def write_tables(folder: Path, found: Findings) -> bool:
             ["group", "kind", "leak", "labels_differ", "split", "image", "class", "bits", "difference"]
         )
         for count, group in enumerate(found.groups, start=1):
-            about = ["exact" if group.exact else "near", int(group.leaks), int(group.conflicts)]
+            kind = ["exact" if group.exact else "near", int(group.leaks), int(group.conflicts)]
             for i in group.members:
                 apart = _apart(look, group.members[0], i)
-                writer.writerow([count, *about, look.splits[i], look.name(i), look.label(i), *apart])
+                writer.writerow([count, *kind, look.splits[i], look.name(i), look.label(i), *apart])
     # A name with a line break cannot stand in a list of lines.
     names = [name for i in found.left_out if not set(name := look.name(i)) & set("\r\n")]
     if not (look.of_files and names):
@@ -216,7 +216,6 @@ def write_page(path: Path, data: ImageData, found: Findings, result: Mapping[str
     """
     look = found.look
     splits = {split: facts(source, data.origins.get(split, "")) for split, source in look.sources.items()}
-    result = redact(dict(result))  # a page is made to be handed on
     write_html(
         path,
         "inspect.html",
@@ -245,7 +244,7 @@ def write_page(path: Path, data: ImageData, found: Findings, result: Mapping[str
         augmented=augmented(data, found),
         input_size=data.preprocess.image_size,
         thumbnail=THUMBNAIL,
-        origin=origin(result),
+        origin=origin(redact(dict(result))),  # a page is made to be handed on
     )
 
 
