@@ -19,6 +19,7 @@ from alexnet_exp.data.decode import Header, decode_bytes, read_bytes, read_heade
 from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.runs.inspect.near import SIDE, contrast, difference_hash, shrink
+from alexnet_exp.torch_internals import end_workers
 
 Source = ArraySource | FileSource
 _FILES, _ARRAYS = 32, 1024  # images that are looked at together
@@ -198,7 +199,7 @@ def _of_files(source: FileSource, channels: int, stored_size: int, num_workers: 
     try:
         yield from workers.start(loader)
     finally:
-        workers.end(loader)
+        end_workers(loader)
 
 
 def _unchanged(batch: Any) -> Any:
