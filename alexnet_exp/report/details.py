@@ -1,4 +1,4 @@
-"""What the report page shows of the run itself: headline, configuration, environment, command."""
+"""The facts on a report page: headline numbers, configuration, environment, command."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ FACTS = ("seed", "deterministic", "precision", "devices", "epochs", "steps")
 
 
 def numeric(value: Any) -> float | None:
-    """Return the value as float if it is a finite number, else None."""
+    """Return a finite number as float, anything else as None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def headline(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the numbers one looks for first: label, value."""
+    """Yield (label, value) of the most important results."""
     metrics = result.get("metrics") or {}
-    split = str(result.get("split") or "test")  # an evaluation says which it looked at
+    split = str(result.get("split") or "test")  # only an evaluation records its split
     for name, label in (("top1", "top-1"), ("top5", "top-5"), ("loss", "loss"), ("ece", "calibration error")):
         if (value := numeric(metrics.get(f"{split}/{name}"))) is not None:
             yield f"{split} {label}", metric_text(name, value)
@@ -46,7 +46,7 @@ def headline(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Group:
-    """One folding table of the configuration: rows of key, value as YAML, and whether the user typed it."""
+    """A group of settings: rows of (key, value as YAML, set on the command line), and how many were set."""
 
     name: str
     rows: list[tuple[str, str, bool]]
@@ -54,7 +54,7 @@ class Group:
 
 
 def configuration(records: Records) -> list[Group]:
-    """Return the configuration by group; settings outside any group come first."""
+    """Return the configuration by group, top-level settings first."""
     typed = {
         override.lstrip("+~").partition("=")[0].strip().replace("/", ".") for override in records.overrides
     }
@@ -83,7 +83,7 @@ def _yaml(value: Any) -> str:
 
 
 def origin(result: dict[str, Any]) -> dict[str, Any]:
-    """Return what parts.html shows under Reproduce and Environment: the commands that repeat a run, what it ran on."""
+    """Return the variables of `origin` in parts.html: the commands that reproduce a run, and its environment."""
     command, git = result.get("command"), result.get("git") or {}
     checkout = f"git checkout {git['commit']}\n" if git.get("commit") else ""
     return {
@@ -94,12 +94,15 @@ def origin(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _environment(result: dict[str, Any], git: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield hardware, versions and what else decides a run's numbers."""
+    """Yield (name, value) of hardware, versions and everything else that affects a run's numbers."""
     for key in FACTS:
         if result.get(key) is not None:
             yield key, _plain(result[key])
     if git.get("commit"):
-        yield "git commit", f"{str(git['commit'])[:12]}{' with changes' if git.get('dirty') else ''}"
+        yield (
+            "git commit",
+            f"{str(git['commit'])[:12]}{' with uncommitted changes' if git.get('dirty') else ''}",
+        )
     for group, title in (("images", "images: "), ("hardware", ""), ("versions", ""), ("wandb", "W&B ")):
         content = result.get(group)
         for key, value in _leaves(content, "") if isinstance(content, dict) else ():

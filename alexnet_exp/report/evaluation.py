@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind for pictures and tables: plain numpy, no networks."""
+"""The outcome of an evaluation, for figures and tables; numpy only, no networks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass
 class Sample:
-    """Hold one image as stored, uint8 (H, W, 3) or (H, W, 1), and what the network said about it."""
+    """One stored image, uint8 (H, W, 3) or (H, W, 1), with the network's prediction and its probability."""
 
     image: np.ndarray
     label: int
@@ -21,7 +21,7 @@ class Sample:
 
 @dataclass
 class ClassScore:
-    """Hold the scores of one class; None where nothing was there to divide by."""
+    """Scores of one class; None where a score is undefined (a division by zero)."""
 
     name: str
     support: int
@@ -30,7 +30,7 @@ class ClassScore:
 
     @property
     def f1(self) -> float | None:
-        """Return the harmonic mean of precision and recall; None where either is undefined."""
+        """The harmonic mean of precision and recall; None if either is undefined."""
         if self.precision is None or self.recall is None:
             return None
         total = self.precision + self.recall
@@ -39,14 +39,14 @@ class ClassScore:
 
 @dataclass
 class Evaluation:
-    """Hold the outcome on one split.
+    """The outcome on one split.
 
     Args:
         split: "test", "val" or "train".
-        classes: names of the K classes, in label order.
-        confusion: (K, K) counts, rows are the true classes.
-        mistakes: wrongly classified images, the most confident first.
-        samples: a fixed sample of predictions, right or wrong.
+        classes: Names of the K classes, in label order.
+        confusion: (K, K) counts; rows are true classes, columns predictions.
+        mistakes: Misclassified images, most confident first.
+        samples: A fixed sample of predictions, right or wrong.
     """
 
     split: str
@@ -59,20 +59,20 @@ class Evaluation:
         self.confusion = np.asarray(self.confusion, dtype=np.int64)
         expected = (len(self.classes), len(self.classes))
         if self.confusion.shape != expected:
-            raise ValueError(f"confusion must be {expected} for these classes, not {self.confusion.shape}")
+            raise ValueError(f"expected a confusion matrix of shape {expected}, not {self.confusion.shape}")
 
     @property
     def correct(self) -> int:
-        """Return how many images were classified correctly."""
+        """Number of correctly classified images."""
         return int(np.trace(self.confusion))
 
     @property
     def total(self) -> int:
-        """Return how many images were classified."""
+        """Number of images."""
         return int(self.confusion.sum())
 
     def row_shares(self) -> np.ndarray:
-        """Return (K, K) float64: each row's share of its true class, 0 for a class without images."""
+        """Return the confusion matrix normalised by row, (K, K) float64; 0 for a class without images."""
         support = self.confusion.sum(axis=1, keepdims=True)
         return self.confusion / np.maximum(support, 1)
 
@@ -87,9 +87,10 @@ class Evaluation:
         ]
 
     def most_confused(self, count: int = 8) -> list[tuple[int, int, int]]:
-        """Return the (true, predicted, images) of the most frequent mistakes, most frequent first."""
+        """Return (true, predicted, images) of the most frequent mistakes, most frequent first."""
         errors = self.confusion.copy()
         np.fill_diagonal(errors, 0)
+        # A stable sort, so that ties come in label order.
         order = np.argsort(-errors, axis=None, kind="stable")[:count]
         pairs = [divmod(int(flat), len(self.classes)) for flat in order]
         return [(t, p, int(errors[t, p])) for t, p in pairs if errors[t, p] > 0]
