@@ -10,7 +10,7 @@ from typing import Any
 from alexnet_exp.config import words
 from alexnet_exp.config.compose import conf_dir, options
 from alexnet_exp.config.overrides import GROUPS
-from alexnet_exp.config.schema import RETIRED, RULES, SCHEDULES
+from alexnet_exp.config.schema import RETIRED, RULES, SCHEDULES, Rule
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.models import spec
 from alexnet_exp.models.arithmetic import map_sizes
@@ -237,6 +237,17 @@ def _check_schedule(
 def shown(value: Any) -> str:
     """Write a value as the user would recognise it."""
     return repr(value) if isinstance(value, str) else "null" if value is None else str(value)
+
+
+def check_rules(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+    """Check the settings of a verb.
+
+    Raises:
+        UserError: Names the first illegal value.
+    """
+    for key, rule in rules.items():
+        if not rule.legal(values[key]):
+            raise UserError(f"invalid {key}={shown(values[key])}: expected {rule.text}.")
 
 
 _RESNET_KEYS = ("_target_", "stem", "input_size", "in_channels", "num_classes")

@@ -183,23 +183,15 @@ def _check(net: AlexNetConfig) -> None:
     channels = net.in_channels
     for name, layer in net.features.items():
         where = f"model.features.{name}"
-        _check_layer(where, layer, net)
+        check_layer(where, layer, net)
         check_convolution(where, layer, channels)
         _check_towers(where, layer.before, layer, net, channels)
         channels = layer.out_channels
         _check_towers(where, layer.then, layer, net, channels)
     for name, linear in net.classifier.items():
         where = f"model.classifier.{name}"
-        _check_layer(where, linear, net)
+        check_layer(where, linear, net)
         check_linear(where, linear, last=name == list(net.classifier)[-1])
-
-
-def _check_layer(where: str, layer: ConvLayer | LinearLayer, net: AlexNetConfig) -> None:
-    check_layer(where, layer)
-    for op in SHARED:
-        if op in (*layer.before, *layer.then) and hasattr(layer, op):
-            settings = inherit(getattr(layer, op), getattr(net, op))
-            check_operation(f"{where}.{op}", op, settings)
 
 
 def _check_towers(
@@ -302,12 +294,13 @@ def check_network(net: Any) -> None:
         raise UserError("model.classifier is empty: add at least the last layer, fc8: {}.")
 
 
-def check_layer(where: str, layer: Any) -> None:
-    """Check a layer's settings, and that none of them is ignored.
+def check_layer(where: str, layer: Any, net: AlexNetConfig) -> None:
+    """Check a layer's settings and operations, and that no setting is ignored.
 
     Args:
         where: Key of the layer: 'model.features.conv2'.
-        layer: A ConvLayer or LinearLayer of `spec`.
+        layer: A ConvLayer or LinearLayer.
+        net: The network, whose settings the operations inherit.
 
     Raises:
         UserError: Names the setting.
@@ -317,6 +310,9 @@ def check_layer(where: str, layer: Any) -> None:
     _check_value(where, vars(layer), _LAYER)
     _check_rounding(where, vars(layer))
     _check_use(where, layer)
+    for op in SHARED:
+        if op in (*layer.before, *layer.then) and hasattr(layer, op):
+            check_operation(f"{where}.{op}", op, inherit(getattr(layer, op), getattr(net, op)))
 
 
 def check_convolution(where: str, layer: Any, channels: int) -> None:

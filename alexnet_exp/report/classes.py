@@ -92,28 +92,23 @@ def _outcome(evaluation: Evaluation, i: int, j: int, share: float) -> str:
 
 def _picture(evaluation: Evaluation) -> dict[str, Any]:
     """Return a matrix that is too large for a table: an image, and a hover target for each of its dots."""
-    drawn = confusion_image(evaluation.confusion)
-    group = grouping(len(evaluation.classes))
+    drawn, group = confusion_image(evaluation.confusion), grouping(len(evaluation.classes))
+    shares, counts = evaluation.row_shares(), evaluation.confusion.ravel()
+    cells = np.flatnonzero(counts)
+    places: dict[tuple[int, int], str] = {}
+    # Largest cells first: they give a dot its tooltip, and are the ones to keep if there are too many dots.
+    for flat in cells[np.argsort(-counts[cells], kind="stable")]:
+        if len(places) == MAX_HOVER_CELLS:
+            break
+        i, j = divmod(int(flat), len(evaluation.classes))
+        places.setdefault((i // group, j // group), _outcome(evaluation, i, j, float(shares[i, j])))
     return {
         "matrix": None,
         "picture": encode(to_pil(drawn), "PNG"),
         "side": len(drawn),
         "group": group,
-        "places": _places(evaluation, group),
+        "places": [(*place, outcome) for place, outcome in places.items()],
     }
-
-
-def _places(evaluation: Evaluation, group: int) -> list[tuple[int, int, str]]:
-    """Return (row, column, tooltip of its largest cell) of each dot, the largest first."""
-    shares, counts = evaluation.row_shares(), evaluation.confusion.ravel()
-    cells = np.flatnonzero(counts)
-    outcomes: dict[tuple[int, int], str] = {}
-    for flat in cells[np.argsort(-counts[cells], kind="stable")]:
-        if len(outcomes) == MAX_HOVER_CELLS:
-            break
-        i, j = divmod(int(flat), len(evaluation.classes))
-        outcomes.setdefault((i // group, j // group), _outcome(evaluation, i, j, float(shares[i, j])))
-    return [(*place, outcome) for place, outcome in outcomes.items()]
 
 
 def _most_confused(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:

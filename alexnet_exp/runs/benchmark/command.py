@@ -1,7 +1,6 @@
-"""`alexnet-exp benchmark`: how fast this machine runs what this package does.
+"""`alexnet-exp benchmark`: measure training steps and start-up on this machine.
 
-Settings in, rows measured, a table, a chart and result.json out; the scripts of benchmarks/ do the same with
-measurements of their own.
+Prints a table and writes a chart and result.json; the scripts of benchmarks/ call it with their own measurements.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from alexnet_exp.config.checks import check_config, shown
+from alexnet_exp.config.checks import check_config, check_rules
 from alexnet_exp.config.schema import Rule, at_least, choice, flag, list_of, name, null
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.environment import git_state, hardware, versions
@@ -41,7 +40,7 @@ def _measure_startup(subject: Subject) -> list[Row]:
     return measure_startup(subject)
 
 
-# Values of `what`; torch is imported when they are called, after the settings have been checked.
+# Values of `what`. They import torch when called, so that errors in settings are reported without waiting for it.
 MEASUREMENTS: dict[str, Measurement] = {"step": _measure_step, "startup": _measure_startup}
 
 
@@ -60,7 +59,7 @@ RULES = {
     "step.compile": _several(flag),
     "step.batch_size": _several(at_least(1) | choice("auto")) | null,
 }
-_FORMER = ("baseline", "lrn", "workers")  # settings of the scripts now; configs written before may have them
+_FORMER = ("baseline", "lrn", "workers")  # now settings of the scripts; recorded configs may contain them
 
 
 def benchmark(
@@ -74,25 +73,27 @@ def benchmark(
     """Measure, print a table, draw a chart, and write result.json.
 
     Args:
-        config: Keys of conf/benchmark.yaml, those of a run among them.
-        overrides: What the user typed.
-        run_dir: Where result.json and figures/benchmark.png go.
+        config: Keys of conf/benchmark.yaml, including those of a run.
+        overrides: Overrides on the command line.
+        run_dir: Directory of result.json and figures/benchmark.png.
         command: The command line, for the record.
-        measurements: What `what` chooses from.
-        rules: Of the settings that are not a run's.
+        measurements: Choices of `what`.
+        rules: Rules of the benchmark's own settings.
 
     Returns:
-        What result.json holds.
+        The content of result.json.
 
     Raises:
-        UserError: For an illegal setting, or a device that does not exist.
+        UserError: Illegal setting, or a device that is not available.
     """
     rules = {"what": _several(choice("all", *measurements)), **rules}
     options = {key: config[key] for key in dict.fromkeys(key.split(".")[0] for key in rules)}
-    _check(options, rules)
+    groups = {name: group for name, group in options.items() if isinstance(group, dict)}
+    nested = {f"{name}.{key}": value for name, group in groups.items() for key, value in group.items()}
+    check_rules(options | nested, rules)
     check_config({k: v for k, v in config.items() if k not in (*options, *_FORMER)})
     if config["resume"] or config["ckpt"]:
-        raise UserError("A benchmark starts afresh: leave resume= and ckpt= out.")
+        raise UserError("A benchmark starts a new run: leave out resume= and ckpt=.")
     import torch
 
     device = _device(options["device"])
@@ -108,7 +109,7 @@ def benchmark(
         subject = Subject(options, own, device, Path(scratch))
         rows = _measure(chosen, subject, console)
     if subject.repeats < 5:
-        subject.notes.append(f"repeats={subject.repeats}: medians of fewer than five runs say little.")
+        subject.notes.append(f"repeats={subject.repeats}: medians of fewer than five runs are unreliable.")
     for note in subject.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     result = {
@@ -129,14 +130,6 @@ def benchmark(
     return result
 
 
-def _check(options: dict[str, Any], rules: Mapping[str, Rule]) -> None:
-    for key, rule in rules.items():
-        group, _, inner = key.partition(".")
-        value = options[group][inner] if inner else options[group]
-        if not rule.legal(value):
-            raise UserError(f"{key}={shown(value)} is not possible: it must be {rule.text}.")
-
-
 def _device(wanted: str) -> str:
     import torch
 
@@ -147,10 +140,10 @@ def _device(wanted: str) -> str:
 
 
 def _measure(measurements: Mapping[str, Measurement], subject: Subject, console: Console) -> list[Row]:
-    """Measure and print one kind after another; one that cannot be measured is noted, and the others stand.
+    """Run and print the measurements in turn; one that fails with a UserError becomes a note.
 
     Raises:
-        UserError: Of the first kind, if nothing can be measured.
+        UserError: The first one, if every measurement failed.
     """
     rows: list[Row] = []
     refusals: list[UserError] = []
@@ -170,7 +163,7 @@ def _measure(measurements: Mapping[str, Measurement], subject: Subject, console:
 
 # ------------------------------------------------------------------------------------------------ table and chart
 
-# Columns beside the case, shown where a comparison has them: key of the row, heading, how it is written.
+# Columns of the table as (key of a row, heading, format); only those that a comparison has are printed.
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("median_seconds", "ms", lambda v: _milliseconds(v)),
     ("images_per_second", "images/s", lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.1f}"),
@@ -186,7 +179,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 def print_rows(rows: list[Row], console: Console) -> None:
-    """Print a table for every comparison, 80 columns wide."""
+    """Print a table per comparison, 80 columns wide."""
     for what, group in _groups(rows):
         ratio = next((row["ratio_is"] for row in group if row.get("ratio_is")), None)
         console.print(f"\n[bold]{what}[/]", highlight=False)
@@ -214,18 +207,12 @@ def _table(group: list[Row]) -> Table:
 
 
 def draw_rows(rows: list[Row], path: Path) -> None:
-    """Draw a bar for every case, one panel for each comparison: images per second, or else milliseconds."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from alexnet_exp.report.figures import INK, MUTED, STYLE, TRAIN
+    """Draw one bar per case and one panel per comparison, in images per second or else milliseconds."""
+    from alexnet_exp.report.figures import INK, MUTED, TRAIN, page
 
     groups = [(what, group) for what, rows in _groups(rows) if (group := [r for r in rows if "n" in r])]
     heights = [0.9 + 0.3 * len(group) for _, group in groups]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.0, sum(heights)), dpi=120, layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
+    with page(path, 8.0, sum(heights)) as figure:
         axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
         for ax, (what, group) in zip(axes, groups, strict=True):
             speed = all("images_per_second" in row for row in group)
@@ -238,11 +225,9 @@ def draw_rows(rows: list[Row], path: Path) -> None:
             ax.margins(x=0.15)
             ax.set_xticks([])
             ax.spines[["top", "right", "bottom"]].set_visible(False)
-            unit = "images/s, more is better" if speed else "ms, less is better"
+            unit = "images/s, higher is better" if speed else "ms, lower is better"
             ax.set_title(what, loc="left", color=INK)
             ax.set_title(unit, loc="right", color=MUTED, fontsize=9)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png")
 
 
 def _groups(rows: list[Row]) -> list[tuple[str, list[Row]]]:
