@@ -240,7 +240,7 @@ def not_finite(rows: list[Row]) -> list[str]:
 def thin(points: list[Point], most: int = MAX_POINTS) -> list[Point]:
     """Return every n-th point up to `most`, always with the last; points are dropped, never averaged."""
     every = math.ceil(len(points) / most) or 1
-    return points[::-every][::-1]
+    return points[::-every][::-1]  # counted from the end, so that the last point is kept
 
 
 def y_axis(values: list[float], shares: bool = False) -> Axis:
@@ -252,6 +252,7 @@ def y_axis(values: list[float], shares: bool = False) -> Axis:
     """
     low, high = min(values), max(values)
     step = round_step((high - low) or abs(high) or 1.0, 4)
+    # 1e-9: a limit that is a multiple of the step, but for rounding, needs no tick beyond it.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     if first == last:
         first, last = first - 1, last + 1
@@ -276,5 +277,6 @@ def x_axis(low: float, high: float, ends: dict[float, float]) -> Axis:
 
 def round_step(span: float, count: int) -> float:
     """Return the smallest of 1, 2, 5 times a power of ten that divides the span into at most `count` parts."""
+    # The ideal step span / count lies between power and 10 * power, so that one of the candidates fits.
     power = 10.0 ** math.floor(math.log10(span / count))
     return next(power * factor for factor in (1, 2, 5, 10, 20) if power * factor * count >= span * (1 - 1e-9))

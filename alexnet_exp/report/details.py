@@ -58,6 +58,7 @@ def configuration(records: Records) -> list[Group]:
     typed = {
         override.lstrip("+~").partition("=")[0].strip().replace("/", ".") for override in records.overrides
     }
+    # A choice of a group (model=alexnet) is an override too, and is counted for its group below.
     scalars = {key: value for key, value in records.config.items() if not isinstance(value, dict)}
     groups = {"": scalars} if scalars else {}
     groups |= {key: value for key, value in records.config.items() if isinstance(value, dict)}
@@ -78,6 +79,7 @@ def _leaves(values: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _yaml(value: Any) -> str:
+    # safe_dump ends a bare scalar with a document marker, "...".
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
     return text.removesuffix("...\n").strip()
 

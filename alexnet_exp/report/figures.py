@@ -30,6 +30,7 @@ from alexnet_exp.report.pictures import (
 )
 from alexnet_exp.tracking.run_reader import Row, finite, replacing, series
 
+# The colours of the HTML pages in light mode.
 INK, MUTED, RULE, TRAIN, VAL = "#1d2126", "#626973", "#e3e3de", "#1f5ea8", "#cc5814"
 STYLE = {
     "font.size": 10,

@@ -51,7 +51,7 @@ def filter_grid(weight: np.ndarray) -> np.ndarray:
 
 def _columns(count: int) -> int:
     """Return the number of columns: full rows if possible, in a grid about twice as wide as high."""
-    wanted = math.sqrt(2 * count)
+    wanted = math.sqrt(2 * count)  # a divisor of `count` near it leaves no gap in the last row
     full = [columns for columns in range(1, count + 1) if count % columns == 0 and 0.7 < columns / wanted < 2]
     return min(full, key=lambda columns: abs(columns - wanted), default=min(count, math.ceil(wanted)))
 
@@ -116,6 +116,7 @@ def data_uri(image: np.ndarray, max_side: int = 224) -> str:
     picture = to_pil(image)
     if max(picture.size) <= 96 or picture.mode == "RGBA":
         return encode(picture, "PNG")
+    # JPEG only for large images: its artefacts would hide the pixels of small ones.
     picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     return encode(picture, "JPEG")
 

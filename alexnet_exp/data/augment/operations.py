@@ -100,7 +100,7 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     starts = constant((5.0, 3.0, 1.0), images.device).view(1, 3, 1, 1)
     k = (starts + angle[:, None]) % 6.0
     turned = most[:, None] - chroma[:, None] * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
-    return (turned * 255.999).to(torch.uint8)
+    return (turned * 255.999).to(torch.uint8)  # as torchvision: equal intervals for all 256 levels
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def _grey(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images.float()
     red, green, blue = images.float().split(1, dim=1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).floor_()
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).floor_()  # torchvision's coefficients
 
 
 # ------------------------------------------------------------------------------------------------ geometry

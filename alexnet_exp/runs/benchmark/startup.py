@@ -80,6 +80,7 @@ def _first_step(subject: Subject) -> float:
 
 
 def _run(command: list[str]) -> None:
+    # The variables that bash sets for a completion script; the other commands ignore them.
     completion = {"COMP_LINE": "train.py model=alexnet_", "COMP_POINT": "23"}
     environment = {**os.environ, **completion, "WANDB_MODE": "offline"}
     # In the current directory, not in the scratch folder, since paths in the settings may be relative.

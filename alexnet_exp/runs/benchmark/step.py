@@ -207,6 +207,7 @@ def largest_batch(try_batch: Callable[[int], int | None], most: int) -> int:
     Returns:
         Number of images; 0 if not even one fits.
     """
+    # Bisected to a sixteenth only: every attempt costs a compilation or a step near the memory limit.
     fits, fails, size = 0, most + 1, 1
     while fails - fits > max(1, fits // 16):
         if _fits(try_batch, size):

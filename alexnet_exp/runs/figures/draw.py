@@ -101,7 +101,7 @@ def overlay(heat: Heat) -> np.ndarray:
     factor = len(heat.heat) // len(heat.picture.image)
     grey = heat.picture.image.mean(-1, keepdims=True).repeat(factor, axis=0).repeat(factor, axis=1) / 255
     colours = colormaps["inferno"](heat.heat)[..., :3]
-    mixed = grey * 0.45 + 0.55 * colours
+    mixed = grey * 0.45 + 0.55 * colours  # the image stays recognisable under the brightest heat
     return np.round(255 * mixed.clip(0, 1)).astype(np.uint8)
 
 

@@ -203,7 +203,7 @@ def _predict_split(subject: Subject) -> tuple[Tensor, Tensor, Tensor]:
         indices, labels = (column[: batch.size].cpu() for column in (batch.indices, batch.labels))
         parts.append((indices, labels, said, certainty))
     indices, labels, said, certainty = (torch.cat(column) for column in zip(*parts, strict=True))
-    order = indices.argsort()
+    order = indices.argsort()  # the loader may deliver images in another order
     return labels[order], said[order], certainty[order]
 
 

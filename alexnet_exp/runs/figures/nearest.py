@@ -69,6 +69,7 @@ def search(features: np.ndarray, query: Tensor, count: int, leave_out: int = -1)
         distances[start : start + BLOCK] = (block - query).double().square().sum(1).sqrt().numpy()
     if leave_out >= 0:
         distances[leave_out] = np.inf
+    # Stable: ties are returned in the order of the data set.
     order = np.argsort(distances, kind="stable")[: min(count, len(features) - (leave_out >= 0))]
     return [(int(i), float(distances[i])) for i in order]
 
@@ -108,6 +109,7 @@ def _cache_folder(subject: Subject) -> Path:
 
 def fingerprint(subject: Subject) -> str:
     """Hash what the features depend on: the checkpoint file and the training images."""
+    # Versions may preprocess differently, and devices round differently.
     digest = hashlib.sha256(f"{FORMAT} {__version__} {subject.device.type}".encode())
     with open(subject.path, "rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -190,7 +190,7 @@ def write_predictions(
         errors: (file, reason) of files that could not be read.
         result: Content of result.json.
     """
-    result = redact(result)  # reports are shared
+    result = redact(result)  # reports are shared, and must not contain secrets
     count = result["images"]
     write_html(
         path,
