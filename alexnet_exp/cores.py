@@ -1,8 +1,8 @@
-"""How many cores this process may use: those it may run on, and no more than the CPU quota of its container.
+"""The number of cores that this process may use: its CPU affinity, limited by the CPU quota of its container.
 
-Docker's `--cpus`, Kubernetes' limits and systemd's CPUQuota leave all cores visible, and stop a process that has used
-up its share until the next period begins. Threads that wait for one another suffer most: 16 of them in a quota of 2
-spend seven eighths of the time stopped. Imports neither torch nor anything else of this package.
+Docker's `--cpus`, Kubernetes' limits and systemd's CPUQuota leave all cores visible, but throttle a process that has
+used up its quota until the next period. Threads that wait for each other suffer most: 16 threads with a quota of 2
+are stopped for seven eighths of the time. Imports neither torch nor anything else of this package.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-_V1 = ("cpu", "cpu,cpuacct", "cpuacct,cpu")  # where version 1 has its cpu controller, below sys/fs/cgroup
+_V1 = ("cpu", "cpu,cpuacct", "cpuacct,cpu")  # folders of the cpu controller in version 1, below sys/fs/cgroup
 _V2 = ("", "unified")
 _THREADS = "OMP_NUM_THREADS"
 _limited = False  # whether `limit_threads` has set it
@@ -22,34 +22,33 @@ def available_cores(root: Path = Path("/")) -> int:
     """Return the number of cores that this process may use, at least 1.
 
     Args:
-        root: Of the file system whose proc and sys/fs/cgroup name the quota.
+        root: Root of the file system with proc and sys/fs/cgroup.
     """
-    cores = _visible_cores()
-    # Rounded down: one thread more than the quota has room for makes all of them wait for it.
-    return max(1, min([cores, *map(int, _quotas(root))]))
+    # Rounded down: a single thread too many makes all others wait for it.
+    return max(1, min([_visible_cores(), *map(int, _quotas(root))]))
 
 
 def limit_threads() -> None:
-    """Have torch start no more threads than the quota has room for; call before torch is imported.
+    """Limit torch's threads to the quota; call before torch is imported.
 
-    The user's own OMP_NUM_THREADS stays. Without a quota torch chooses.
+    Respects the user's OMP_NUM_THREADS, and does nothing without a quota.
     """
     global _limited
     cores = available_cores()
     if cores == _visible_cores() or threads_are_typed():
         return
     os.environ[_THREADS], _limited = str(cores), True
-    if "torch" in sys.modules:  # which has read its environment
+    if "torch" in sys.modules:  # torch reads the variable only on import
         sys.modules["torch"].set_num_threads(min(cores, sys.modules["torch"].get_num_threads()))
 
 
 def threads_are_typed() -> bool:
-    """Return whether the user has chosen the number of threads."""
+    """Return whether the user has set the number of threads."""
     return _THREADS in os.environ and not _limited
 
 
 def environment() -> dict[str, str]:
-    """Return the environment for another process of ours, which limits its threads itself."""
+    """Return the environment for a child process, without our limit: it sets its own."""
     return {name: value for name, value in os.environ.items() if name != _THREADS or not _limited}
 
 
@@ -58,7 +57,7 @@ def _visible_cores() -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Yield, in cores, the quotas of this process's control groups and of all groups that contain them."""
+    """Yield the quotas in cores of this process's control groups and of all their ancestors."""
     for path in _groups(root, version=2):
         yield from _quota(path / "cpu.max")
     for path in _groups(root, version=1):
@@ -66,10 +65,10 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _groups(root: Path, version: int) -> Iterator[Path]:
-    """Yield the folders that may describe a group of this process.
+    """Yield the folders that may describe a control group of this process.
 
-    A container sees its own group where the first of all would be, and may be given the path that the host has for
-    it: so the folders above a path count even where the path does not exist.
+    A container sees its own group at the root, but may report the host's path for it: the parents of a path therefore
+    count even if the path does not exist.
     """
     group = _group(root, version)
     for place in _V2 if version == 2 else _V1:
@@ -78,7 +77,7 @@ def _groups(root: Path, version: int) -> Iterator[Path]:
 
 
 def _group(root: Path, version: int) -> PurePosixPath:
-    """Return the path of this process's group; the first of all where it is not known or outside the container."""
+    """Return the path of this process's group, or the root if it is unknown or outside the container."""
     try:
         lines = (root / "proc/self/cgroup").read_text(errors="surrogateescape").splitlines()
     except OSError:
@@ -92,7 +91,7 @@ def _group(root: Path, version: int) -> PurePosixPath:
 
 
 def _quota(*files: Path) -> Iterator[float]:
-    """Yield what files with a quota and its period allow; nothing where there is no limit, or none that is readable."""
+    """Yield quota / period as read from the files; nothing without a limit or if they cannot be read."""
     try:
         quota, period = (int(word) for file in files for word in file.read_text().split())
     except (OSError, ValueError):  # "max"

@@ -1,10 +1,10 @@
-"""A trained classifier for plain Python: everything it needs comes from its checkpoint."""
+"""Python API for trained classifiers; everything comes from the checkpoint."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,18 +30,18 @@ _ARTIFACT = re.compile(r"[^/\\:]+/[^/\\:]+/[^/\\:]+:[^/\\:]+")
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of one image, the first the best."""
+    """The most probable classes of one image, in descending order."""
 
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
 
 
 class Preprocessing:
-    """What an image goes through ahead of the network, as the checkpoint recorded it.
+    """The preprocessing of images, as recorded in a checkpoint.
 
     Args:
-        recorded: `preprocessing` of a checkpoint.
-        augment: Keys of conf/augment that the run had.
+        recorded: `preprocessing` of the checkpoint.
+        augment: conf/augment settings of the run.
     """
 
     def __init__(self, recorded: dict[str, Any], augment: dict[str, Any]) -> None:
@@ -51,18 +51,18 @@ class Preprocessing:
         self.pipeline = Pipeline(Preprocess(*fixed), augment, recorded["mean_image"])
 
     def __call__(self, images: Any) -> Tensor:
-        """Return what the network reads, (N, C, image_size, image_size) float32, for one image or several.
+        """Preprocess one or several images for the network: (N, C, image_size, image_size) float32.
 
         Args:
-            images: As `LoadedClassifier.predict` takes them.
+            images: See `LoadedClassifier.predict`.
 
         Raises:
-            UserError: If one of them is no image.
+            UserError: One of them is not an image.
         """
         return self.pipeline.evaluate(torch.stack([self.stored(image) for image in as_list(images)]))
 
     def stored(self, image: ImageLike) -> Tensor:
-        """Return one image at the size that data sets store, (C, stored_size, stored_size) uint8."""
+        """Resize and crop an image as data sets store it: (C, stored_size, stored_size) uint8."""
         if isinstance(image, str | os.PathLike):
             return read_stored(os.fspath(image), self.channels, self.stored_size, self.fit)
         return stored(to_channels(read_image(image), self.channels), self.stored_size, self.fit)
@@ -75,11 +75,11 @@ class LoadedClassifier:
     Args:
         model: Maps (N, C, H, W) float32 to logits (N, K).
         classes: K names.
-        preprocess: From images to what the network reads.
+        preprocess: From images to network input.
         config: All settings of the training run.
         path: The checkpoint.
-        device: Where the network is.
-        splits: What the images of its run were (data/identity.py); None in checkpoints of an older version.
+        device: Device of the network.
+        splits: Fingerprints of the run's images (data/identity.py); None in checkpoints of older versions.
     """
 
     model: nn.Module
@@ -91,19 +91,19 @@ class LoadedClassifier:
     splits: dict[str, Any] | None = None
 
     def predict(self, images: Any, top_k: int = 5, batch_size: int = 32) -> list[Prediction]:
-        """Name what is in images.
+        """Classify images.
 
         Args:
             images: Paths, PIL images, uint8 arrays (H, W), (H, W, 1|3) or (N, H, W, 1|3), uint8 tensors (C, H, W) or
                 (N, C, H, W), or a list of these.
-            top_k: Classes to name, at most as many as there are.
-            batch_size: Images that go through the network together.
+            top_k: Classes to return, at most all.
+            batch_size: Images per forward pass.
 
         Returns:
-            One prediction for each image.
+            One prediction per image.
 
         Raises:
-            UserError: If one of them is no image or cannot be decoded.
+            UserError: One of them is not an image or cannot be decoded.
         """
         everything, found = as_list(images), []
         for start in range(0, len(everything), batch_size):
@@ -112,13 +112,13 @@ class LoadedClassifier:
         return found
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Map images as stored, (N, C, S, S) uint8, to probabilities (N, K) float32 on the CPU."""
+        """Map stored images (N, C, S, S) uint8 to probabilities (N, K) float32 on CPU."""
         with torch.inference_mode():
             logits = self.model(self.preprocess.pipeline.evaluate(images.to(self.device)))
             return logits.float().softmax(1).cpu()
 
     def top(self, probabilities: Tensor, top_k: int = 5) -> list[Prediction]:
-        """Name the most probable classes of each row of (N, K)."""
+        """Return the most probable classes of each row of (N, K)."""
         values, labels = probabilities.topk(min(top_k, len(self.classes)), dim=1)
         return [
             Prediction(tuple(self.classes[i] for i in row), tuple(p))
@@ -135,10 +135,10 @@ def load_classifier(
         path: A checkpoint, a run directory (its best checkpoint), a W&B artifact 'entity/project/name:alias', or the
             name of a network that ships trained ('convnet_80sec').
         device: 'auto' (a GPU if there is one), 'cpu', 'cuda', 'cuda:1', 'mps'.
-        trust: Packages of yours whose network the checkpoint may name.
+        trust: Your own packages whose network class the checkpoint may name.
 
     Raises:
-        UserError: If the checkpoint cannot be had or read, or there is no such device.
+        UserError: The checkpoint cannot be found or read, or the device is not available.
     """
     place = choose_device(device)
     file = resolve_checkpoint(path)
@@ -151,10 +151,10 @@ def load_classifier(
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device that `name` means.
+    """Return the device of a name; 'auto' prefers a GPU.
 
     Raises:
-        UserError: If it is not here.
+        UserError: It is not available.
     """
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name = name.replace("gpu", "cuda")
@@ -163,15 +163,15 @@ def choose_device(name: str) -> torch.device:
     kind, _, index = name.partition(":")
     known = here.get(kind, False) and (not index or (kind == "cuda" and index.isdigit()))
     if not known or (index and int(index) >= torch.cuda.device_count()):
-        raise UserError(f"device={name} is not here: say device=cpu, or auto to take what is there.")
+        raise UserError(f"device={name} is not available: set device=cpu, or device=auto.")
     return torch.device(name)
 
 
 def resolve_checkpoint(source: str | os.PathLike[str]) -> Path:
-    """Return the checkpoint file that `source` means: a file, a run directory, or a W&B artifact.
+    """Return the checkpoint file of a path, a run directory or a W&B artifact.
 
     Raises:
-        UserError: If there is none.
+        UserError: There is none.
     """
     text = os.path.expanduser(os.fspath(source))
     if not os.path.exists(text) and _ARTIFACT.fullmatch(text):
@@ -184,25 +184,25 @@ def resolve_checkpoint(source: str | os.PathLike[str]) -> Path:
 
 
 def _download(name: str) -> Path:
-    """Fetch the checkpoint of a W&B artifact; wandb keeps it, so that it is downloaded once."""
+    """Download the checkpoint of a W&B artifact; wandb caches it."""
     try:
         import wandb
     except ImportError as error:
         raise UserError(
-            f"{name} is a W&B artifact, and wandb is not installed: pip install wandb."
+            f"{name} is a W&B artifact, but wandb is not installed: pip install wandb."
         ) from error
     try:
         folder = Path(wandb.Api(timeout=20).artifact(name, type="model").download())
     except (wandb.errors.Error, OSError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"The W&B artifact {name} could not be downloaded ({reason}): a network and `wandb login` are needed, or "
-            "give the checkpoint's file."
+            f"The W&B artifact {name} could not be downloaded ({reason}): check the network and `wandb login`, or use "
+            "a checkpoint file."
         ) from error
     files = sorted(folder.glob("*.ckpt"))
     if not files:
         raise UserError(
-            f"The W&B artifact {name} holds no .ckpt file: log it with logger.wandb.log_model=true."
+            f"The W&B artifact {name} contains no .ckpt file: log one with logger.wandb.log_model=true."
         )
     return files[0]
 
@@ -211,55 +211,38 @@ def _download(name: str) -> Path:
 
 
 def as_list(images: Any) -> list[ImageLike]:
-    """Return the single images of what `predict` takes."""
-    return list(_singles(images))
-
-
-def _singles(images: Any) -> Iterator[ImageLike]:
+    """Split the input of `predict` into single images; lists may be nested."""
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
-        for image in images:
-            yield from _singles(image)
-    elif isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
-        yield from images
-    else:
-        yield images
+        return [single for image in images for single in as_list(image)]
+    return list(images) if isinstance(images, Tensor | np.ndarray) and images.ndim == 4 else [images]
 
 
 def read_image(image: ImageLike) -> Tensor:
-    """Return one image that is in memory as uint8 (1 or 3, H, W).
+    """Convert an image in memory to uint8 (1 or 3, H, W).
 
     Raises:
-        UserError: If it is none of what `predict` takes, or cannot be decoded.
+        UserError: It is not a valid image, or cannot be decoded.
     """
     if isinstance(image, Image.Image):
         return from_pil(image)
-    if isinstance(image, np.ndarray):
-        return _checked(_from_array(image), f"an array {image.shape} of {image.dtype}")
-    if isinstance(image, Tensor):
-        tensor = image.cpu()
-        return _checked(
-            tensor[None] if tensor.ndim == 2 else tensor, f"{tuple(image.shape)} of {image.dtype}"
-        )
-    raise UserError(f"{type(image).__name__} is no image: give paths, PIL images, arrays or tensors.")
-
-
-def _from_array(image: np.ndarray) -> Tensor:
-    if image.dtype != np.uint8 or image.ndim not in (2, 3):
-        return torch.empty(0)
-    planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-    return torch.from_numpy(planes.copy())
-
-
-def _checked(image: Tensor, what: str) -> Tensor:
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel():
+    if not isinstance(image, np.ndarray | Tensor):
+        raise UserError(f"{type(image).__name__} is not an image: pass paths, PIL images, arrays or tensors.")
+    # Checked before conversion, which fails for some NumPy dtypes.
+    is_array = not isinstance(image, Tensor)
+    channels = 1 if image.ndim == 2 else image.shape[-1 if is_array else 0] if image.ndim == 3 else 0
+    if str(image.dtype) not in ("uint8", "torch.uint8") or channels not in (1, 3) or 0 in image.shape:
         raise UserError(
-            f"An image must be uint8: an array (H, W) or (H, W, 3), or a tensor (C, H, W); this one is {what}."
+            "An image must be uint8: an array (H, W) or (H, W, 3), or a tensor (C, H, W); this one is "
+            f"{'an array ' if is_array else ''}{tuple(image.shape)} of {image.dtype}."
         )
-    return image
+    planes = image.cpu() if isinstance(image, Tensor) else torch.from_numpy(image.copy())
+    if planes.ndim == 2:
+        return planes[None]
+    return planes.permute(2, 0, 1).contiguous() if is_array else planes
 
 
 def to_channels(image: Tensor, channels: int) -> Tensor:
-    """Turn uint8 (1 or 3, H, W) into (channels, H, W): grey is repeated, colour becomes luma."""
+    """Convert uint8 (1 or 3, H, W) to (channels, H, W): grey is repeated, colour becomes luma."""
     if len(image) == channels:
         return image
     return image.repeat(3, 1, 1) if channels == 3 else luma(image)

@@ -1,4 +1,4 @@
-"""The networks of conf/model/, by name, for plain Python."""
+"""Python API for the networks of conf/model/."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def list_models() -> list[str]:
-    """List the names that `create_model` and `model=` take."""
+    """List the names that `create_model` and `model=` accept."""
     return options("model")
 
 
@@ -32,7 +32,7 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> nn.Mo
         A module that maps images (N, in_channels, input_size, input_size) to logits (N, num_classes).
 
     Raises:
-        UserError: For an unknown name or key, or pretrained weights that are not there or do not fit the overrides.
+        UserError: Unknown name or key, or pretrained weights that are missing or do not fit the overrides.
     """
     if name not in list_models():
         raise UserError(f"There is no model {name!r}.{nearest(name, list_models())} See list_models().")

@@ -1,8 +1,8 @@
-"""The run against the hand-written PIL loop that tutorials and READMEs show, both from files to weights.
+"""A run against the hand-written PIL loop of tutorials and READMEs, both from image files to weight updates.
 
     python benchmarks/baseline.py [settings of train] [workers=2 repeats=7 steps=20 ...]
 
-Images go one by one through Pillow and torchvision's transforms, in a DataLoader with a few workers.
+The loop puts images one by one through Pillow and torchvision's transforms, in a DataLoader with a few workers.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from script import Settings, run
 
 # isort: split
 
-import itertools
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
@@ -34,21 +33,21 @@ from alexnet_exp.models.layers import LocalResponseNorm
 from alexnet_exp.runs.benchmark.loop import fresh
 from alexnet_exp.runs.benchmark.subject import Subject, title
 from alexnet_exp.runs.benchmark.timing import Row, rows
-from alexnet_exp.runs.benchmark.workers import Workers
+from alexnet_exp.runs.benchmark.workers import TurnLoader
 from alexnet_exp.runs.train.fit import Fit
 from alexnet_exp.startup import usual_limits
 from alexnet_exp.training.optim.build import build_optimizer
 
-SETTINGS: Settings = {"workers": (2, at_least(1))}  # processes of the DataLoader
-_KNOWN = ("flip", "pad", "crop", "resized_crop", "views")  # views are the test's
+SETTINGS: Settings = {"workers": (2, at_least(1))}  # worker processes of the DataLoader
+_KNOWN = ("flip", "pad", "crop", "resized_crop", "views")  # views affect only the test
 
 
 def measure_baseline(subject: Subject) -> list[Row]:
-    """Time a training step of `Trainer` on our data, and one of the loop in tutorials and READMEs.
+    """Time a training step of `Trainer`, and one of the loop in tutorials and READMEs.
 
-    Theirs is the same network in float32 with nn.LocalResponseNorm, torch's optimizer as it comes, each image by
-    itself through Pillow, ToTensor and Normalize in a DataLoader, and loss.item() at each step; memory that a step
-    frees goes back to the system, as in any other program.
+    The loop has the same network in float32 with nn.LocalResponseNorm, torch's default optimizer implementation, each
+    image separately through Pillow, ToTensor and Normalize in a DataLoader, loss.item() in every step, and the
+    allocator's default limits.
 
     Returns:
         Two rows; `ratio` of the first is how many times faster ours is.
@@ -59,7 +58,7 @@ def measure_baseline(subject: Subject) -> list[Row]:
     with PlainLoader(images, fit.data.batch_size, subject.options["workers"], device) as loader:
         loop = _Loop(fit, loader)
         with usual_limits():
-            loop.steps(1)
+            loop.steps(1)  # starts the workers
         times = take_turns(fit, loop.steps, subject, around=usual_limits)
     ours = f"ours: Trainer, {fit.trainer.precision}"
     named = {ours: times["ours"], "the hand-written PIL loop, 32-true": times["theirs"]}
@@ -84,7 +83,7 @@ class _Loop:
 
 
 def with_torch_lrn(net: nn.Module) -> nn.Module:
-    """Replace our local response normalisation by torch's, in place."""
+    """Replace our local response normalisation with torch's, in place."""
     for parent in list(net.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, LocalResponseNorm):
@@ -94,7 +93,7 @@ def with_torch_lrn(net: nn.Module) -> nn.Module:
 
 
 class _Towers(nn.Module):
-    """Each group of channels by itself: nn.LocalResponseNorm has no groups."""
+    """Normalise each group of channels separately; nn.LocalResponseNorm has no groups."""
 
     def __init__(self, layer: nn.Module, groups: int) -> None:
         super().__init__()
@@ -105,14 +104,14 @@ class _Towers(nn.Module):
 
 
 class PilImages(Dataset):
-    """Images one at a time through Pillow, as torchvision.datasets.CIFAR10 and ImageFolder give them.
+    """Images one at a time through Pillow, as from torchvision.datasets.CIFAR10 and ImageFolder.
 
     Args:
-        source: In memory or on disk; of decoded files, the files are read.
-        transform: From a Pillow image to a tensor.
+        source: In memory or on disk; of cached images, the original files are read.
+        transform: From a PIL image to a tensor.
 
     Raises:
-        UserError: For images that these do not read.
+        UserError: Images that torchvision's data sets cannot read.
     """
 
     def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor]) -> None:
@@ -120,7 +119,7 @@ class PilImages(Dataset):
         self.transform = transform
         self.labels = source.labels.tolist()
         if isinstance(source, ArraySource):
-            # (N, H, W, C) as torchvision keeps CIFAR-10; one channel has no last axis in Pillow
+            # (N, H, W, C) as in torchvision's CIFAR10; (N, H, W) for one channel, as Pillow expects
             pixels = source.images.permute(0, 2, 3, 1).contiguous().numpy()
             self.pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
         else:
@@ -140,10 +139,10 @@ class PilImages(Dataset):
 
 
 def _as_published(source: Source) -> Source:
-    """Return what others read: where pixels are kept decoded, the files that they came from.
+    """Return the images as published: for the decoded cache, the original files.
 
     Raises:
-        UserError: For images in chunks.
+        UserError: Images in chunks.
     """
     if isinstance(source, StreamSource):
         raise UserError("data=streaming is not compared with torchvision's loader: set data=folder.")
@@ -154,14 +153,14 @@ def _as_published(source: Source) -> Source:
 
 
 def transform_of(data: ImageData, augment: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
-    """Return torchvision's transforms that do what the run's augmentation does.
+    """Return the torchvision equivalent of the run's augmentation.
 
     Args:
-        data: Prepared; gives sizes and normalisation.
+        data: Prepared data module, for sizes and normalisation.
         augment: Keys of conf/augment.
 
     Raises:
-        UserError: For an augmentation that they are not compared with.
+        UserError: An augmentation without an equivalent here.
     """
     from torchvision import transforms
 
@@ -189,18 +188,17 @@ def transform_of(data: ImageData, augment: Mapping[str, Any]) -> Callable[[Image
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
-class PlainLoader:
-    """A shuffled DataLoader without end, whose workers pause while it is not its turn.
+class PlainLoader(TurnLoader[list[Tensor]]):
+    """An endless shuffled DataLoader whose workers pause outside their turn.
 
     Args:
-        dataset: Of images.
-        batch_size: Images.
-        workers: Processes.
-        device: Where the batches go.
+        dataset: Images and labels.
+        batch_size: Images per batch.
+        workers: Worker processes.
+        device: Device of the batches.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, workers: int, device: torch.device) -> None:
-        self.device = device
         self.loader = DataLoader(
             dataset,
             batch_size,
@@ -210,26 +208,14 @@ class PlainLoader:
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
         )
-        self._batches = self._endless()
-        self._workers = Workers()
 
-    def _endless(self) -> Generator[list[Tensor], None, None]:
-        while True:
-            for batch in self.loader:
-                yield [tensor.to(self.device, non_blocking=True) for tensor in batch]
+        def endless() -> Generator[list[Tensor], None, None]:
+            while True:
+                for batch in self.loader:
+                    yield [tensor.to(device, non_blocking=True) for tensor in batch]
 
-    def steps(self, count: int) -> Iterator[list[Tensor]]:
-        """Yield so many batches; the workers work until the last one is done with."""
-        with self._workers:
-            yield from itertools.islice(self._batches, count)
-
-    def __enter__(self) -> PlainLoader:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._workers.free()
-        self._batches.close()
-        self.loader._iterator = None
+        # A DataLoader shuts persistent workers down when its iterator is deleted.
+        super().__init__(endless(), lambda: setattr(self.loader, "_iterator", None))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Loading and augmentation without a network, and folders of JPEG files with their cache, against torchvision's.
+"""Loading and augmentation without a network, with and without the decoded cache, against torchvision.
 
     python benchmarks/data.py [settings of train] [workers=2 repeats=7 steps=20 ...]
 
-`workers` counts torchvision's processes, and our own where JPEG files are decoded.
+`workers` is the number of torchvision's worker processes, and of ours where JPEG files are decoded.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from alexnet_exp.runs.benchmark.timing import Row, alternate, rows
 from alexnet_exp.runs.benchmark.workers import RunLoader
 from alexnet_exp.targets import build
 
-_BATCH = 512  # of the kernels on one thread: large enough for their fixed costs not to count
+_BATCH = 512  # for the kernels on one thread: large enough to make fixed costs negligible
 
 
 def measure_data(subject: Subject) -> list[Row]:
-    """Time the run's loader, the kernels of CIFAR's augmentation on one thread, and folders of JPEG files.
+    """Time the run's loader, CIFAR augmentation on one thread, and folders of JPEG files.
 
     Returns:
-        Rows with images per second; `ratio` is how many times faster than torchvision's way.
+        Rows with images per second; `ratio` is how many times faster than torchvision.
     """
     return [
         *_compare("load and augment", _places(subject), subject),
@@ -43,13 +43,13 @@ def measure_data(subject: Subject) -> list[Row]:
 
 
 def _compare(what: str, ours: dict[str, Subject], subject: Subject, whole_epochs: bool = False) -> list[Row]:
-    """Time batches as the network gets them: ours in several ways, torchvision's from worker processes.
+    """Time batches as the network receives them: ours in several variants, torchvision's from worker processes.
 
     Args:
-        what: Begins the title.
-        ours: The same run with its images kept in different places, by name.
-        subject: Says how often, and how many workers.
-        whole_epochs: Time epochs instead of `steps` batches: the decoded cache is filled by the first one.
+        what: Start of the title.
+        ours: Variants of the run that keep images in different places, by name.
+        subject: Number of repeats, steps and workers.
+        whole_epochs: Time epochs instead of `steps` batches; the first fills the decoded cache.
     """
     workers, steps = subject.options["workers"], subject.options["steps"]
     fits = {name: one.fit() for name, one in ours.items()}
@@ -72,7 +72,7 @@ def _compare(what: str, ours: dict[str, Subject], subject: Subject, whole_epochs
 
 
 def take(loader: RunLoader | PlainLoader, count: int) -> None:
-    """Take so many batches and do nothing with them."""
+    """Consume `count` batches."""
     for _ in loader.steps(count):
         pass
 
@@ -86,7 +86,7 @@ def _places(subject: Subject) -> dict[str, Subject]:
 
 
 def _caches(subject: Subject) -> dict[str, Subject]:
-    """Return the run on its own folder (data=folder), or on one made for it: decoded each time, and once."""
+    """Return the run on its own folder, or on a generated one: decoding every time, and from the cache."""
     more = [f"data.num_workers={subject.options['workers']}"]
     if "data=folder" not in subject.overrides:
         kept = [o for o in subject.overrides if o.startswith(("paths", "trainer"))]

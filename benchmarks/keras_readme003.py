@@ -1,8 +1,8 @@
 """Time a training step of README 003's program: its network in Keras, Adam, batch 64, float32.
 
-What `python benchmarks/baseline.py experiment=readme003` is compared with. TensorFlow is no part of this
-project: `pip install tensorflow-cpu` into an environment of its own, then `python benchmarks/keras_readme003.py`.
-The digits are noise, padded to 32 and in three channels as there; how long a step takes does not depend on them.
+The reference for `python benchmarks/baseline.py experiment=readme003`. TensorFlow is not a dependency of this
+project: `pip install tensorflow-cpu` in a separate environment, then `python benchmarks/keras_readme003.py`.
+The images are noise, 32 x 32 with three channels as there; the time of a step does not depend on their content.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WARMUP = 8
 
 
 def network() -> models.Sequential:
-    """Return README 003's layers in its order; LRN with TensorFlow's defaults, ahead of ReLU."""
+    """Return README 003's layers in its order; LRN with TensorFlow's defaults, before ReLU."""
     chain = [layers.Input((32, 32, 3)), layers.Resizing(224, 224, interpolation="bilinear")]
     for channels, kernel in ((96, 11), (256, 5)):
         chain += [
@@ -38,7 +38,7 @@ def network() -> models.Sequential:
 
 
 class Clock(callbacks.Callback):
-    """Seconds from the end of one batch to the end of the next."""
+    """Record the time at the end of each batch."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Local response normalisation against torch's, alone and inside a training step of alexnet_lrn.
+"""Our local response normalisation against torch's, alone and within a training step of alexnet_lrn.
 
     python benchmarks/lrn.py [lrn.batch_size=32 lrn.compile=true repeats=7 ...] [trainer.precision=bf16-mixed ...]
 
-With `lrn.compile`, both are measured with torch.compile too, where a compiler is found (first call: 10 to 30 s).
+With `lrn.compile`, both are also measured with torch.compile if a compiler is found (first call: 10 to 30 s).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from alexnet_exp.training.automatic import settle_arithmetic, use_fast_matmul
 from alexnet_exp.zoo import create_model
 
 SETTINGS: Settings = {"lrn.batch_size": (32, at_least(1)), "lrn.compile": (True, flag)}
-# What alexnet_lrn normalises, for one image: (channels, side).
+# The maps that alexnet_lrn normalises, (channels, side).
 MAPS = ((96, 55), (256, 27))
 
 
 class _Case(NamedTuple):
-    """How a run of the same settings would compute."""
+    """Precision, memory format and device of a run with the same settings."""
 
     precision: str  # a key of PRECISIONS
     layout: str  # a key of LAYOUTS
@@ -55,36 +55,33 @@ class _Case(NamedTuple):
 def measure_lrn(subject: Subject) -> list[Row]:
     """Time forward and backward of LRN on both maps of alexnet_lrn, then whole training steps.
 
-    Precision and layout are those of the run: `trainer.precision` and `channels_last`, or what `auto` chooses.
+    Precision and memory format are those of the run: `trainer.precision` and `channels_last`, resolved if `auto`.
 
     Returns:
-        One row per case with its seconds; `ratio` is torch's eager time over the case's for the layer alone, with
-        `kept`, what it keeps for the backward pass over its input's bytes, and the case's time over the time without
-        LRN for the step.
+        One row per case. For the layer alone, `ratio` is torch's eager time over that of the case, and `kept` the bytes
+        saved for the backward pass over those of the input; for the step, `ratio` is its time over that without LRN.
 
     Raises:
-        UserError: For a precision that no hand-written step is here for.
+        UserError: Unsupported precision.
     """
     config = subject.config()
     settle_arithmetic(config, torch.device(subject.device))
     precision = known_precision(config["trainer"]["precision"])
     if precision == "bf16-true":
-        raise UserError(
-            "torch's layer does not compute in bfloat16 throughout: set trainer.precision=bf16-mixed."
-        )
+        raise UserError("torch's layer does not support pure bfloat16: set trainer.precision=bf16-mixed.")
     case = _Case(precision, layout_of(config), subject.device)
     options = subject.options["lrn"]
     _as_a_run(config["trainer"], subject.device)
     missing = missing_compiler(subject.device) if options["compile"] else None
     compiled = options["compile"] and missing is None
     if missing:
-        subject.notes.append(f"Nothing is compiled: that needs {missing}.")
+        subject.notes.append(f"Compiled cases are skipped: they need {missing}.")
     alone = [row for size in MAPS for row in _alone(case, size, options["batch_size"], subject, compiled)]
     return alone + _steps(case, options["batch_size"], subject, compiled)
 
 
 def _as_a_run(trainer: Mapping[str, Any], device: str) -> None:
-    """Let CUDA multiply and choose convolutions as it does in a run."""
+    """Set matmul precision and cuDNN's benchmark mode as in a run."""
     use_fast_matmul(torch.device(device))
     chosen = trainer["benchmark"]
     torch.backends.cudnn.benchmark = not trainer["deterministic"] if chosen is None else chosen
@@ -96,7 +93,7 @@ def _alone(
     """Time the layer on maps of (channels, side)."""
     channels, side = size
     shape = (batch_size, channels, side, side)
-    dtype = PRECISIONS[case.precision] or torch.float32  # what a convolution hands on
+    dtype = PRECISIONS[case.precision] or torch.float32  # of a convolution's output
     x, grad = (case.laid_out(torch.randn(shape, dtype=dtype)) for _ in range(2))
     with case.autocast():
         layers = _layers(compiled)
@@ -120,7 +117,7 @@ def _layers(compiled: bool) -> dict[str, nn.Module]:
 
 
 def _kept(layer: nn.Module, x: Tensor) -> float:
-    """Return the bytes kept for the backward pass over those of the input."""
+    """Return the bytes saved for the backward pass, relative to those of the input."""
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -130,7 +127,7 @@ def _kept(layer: nn.Module, x: Tensor) -> float:
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         out = layer(x.detach().requires_grad_())
-    del out  # until here, so that no two storages share an address
+    del out  # alive until here, so that no two storages can have the same address
     return sum(kept.values()) / x.untyped_storage().nbytes()
 
 

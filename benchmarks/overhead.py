@@ -1,8 +1,8 @@
-"""`Trainer`, with all that a run switches on, against a hand-written loop of the same step on the same batches.
+"""`Trainer`, with all callbacks and loggers of a run, against a hand-written loop with the same step and batches.
 
     python benchmarks/overhead.py [settings of train] [repeats=7 steps=20 ...]
 
-Both take turns, so that they meet the same machine.
+They alternate, so that both see the same state of the machine.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _SMALL = ("model=alexnet_cifar", "data=cifar10", "data.batch_size=8")
 
 
 def measure_overhead(subject: Subject) -> list[Row]:
-    """Time the run's own step both ways, and that of a small batch, which shows microseconds best.
+    """Time the step of the run, and of a small network and batch, for which the overhead is easiest to see.
 
     Returns:
-        Two rows for each; the first holds `overhead_microseconds` a step and `overhead`, the part of a step.
+        Two rows each; the first contains `overhead_microseconds` per step and `overhead`, its share of a step.
     """
     return [*_measure(subject), *_measure(_small(subject))]
 
 
 def _small(subject: Subject) -> Subject:
-    """Return the same logging and callbacks around the smallest network."""
+    """Return a run with the smallest network, and the same logging and callbacks."""
     kept = [o for o in subject.overrides if o.startswith(("logger", "callbacks", "trainer", "paths"))]
     small = Subject(subject.options, kept, subject.device, subject.scratch, subject.notes)
     return small.with_overrides(*_SMALL)
@@ -70,22 +70,22 @@ Around = Callable[[], AbstractContextManager[object]]
 
 
 class _Enough(Exception):
-    """Ends the run: there are figures enough."""
+    """Ends the run when all repeats are measured."""
 
 
 class Turns(Callback):
-    """After every turn of training steps, let the other side take as many; time both.
+    """Alternate between turns of `Trainer` and equally many steps of the other side; time both.
 
-    A turn lasts from the end of one batch to the end of a later one, so it holds everything that `Trainer` does for a
-    step. Both begin with a step that is not timed: it finds caches and memory as the other side left them. Turns in
-    which an epoch ended hold more than steps, and are not counted.
+    A turn lasts from the end of one batch to the end of a later one, so it includes everything that `Trainer` does for
+    a step. Each side starts its turn with an untimed step, which finds the caches and memory that the other side left
+    behind. Turns that contain the end of an epoch are discarded.
 
     Args:
-        other: Takes so many steps.
-        steps: In a turn.
-        repeats: Turns of each side that are timed.
-        wait: For the device.
-        around: What the other side's turn happens in; it is not timed.
+        other: Takes the given number of steps.
+        steps: Steps per turn.
+        repeats: Timed turns per side.
+        wait: Synchronises the device.
+        around: Context manager for the other side's turn; not timed.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Turns(Callback):
         self.workers = Workers()  # of `Trainer`
         self.ours: list[float] = []
         self.others: list[float] = []
-        self._taken, self._epoch, self._start = -1, -1, 0.0  # the first turn warms up
+        self._taken, self._epoch, self._start = -1, -1, 0.0  # epoch -1: the first turn is discarded as warmup
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.workers.go()
@@ -140,26 +140,26 @@ class Turns(Callback):
 def take_turns(
     fit: Fit, other: Callable[[int], object], subject: Subject, around: Around = contextlib.nullcontext
 ) -> dict[str, dict[str, float]]:
-    """Train with `Trainer`, every other turn being the other side's.
+    """Train with `Trainer`, alternating with the other side.
 
     Args:
-        fit: The run; it is used up.
-        other: Takes so many steps.
-        subject: Says how many steps a turn has, and how many turns there are.
+        fit: The run; cannot be used again.
+        other: Takes the given number of steps.
+        subject: Number of steps and repeats.
         around: See `Turns`.
 
     Returns:
-        `summary` of the seconds of one step: 'ours' and 'theirs'.
+        `summary` per step, as 'ours' and 'theirs'.
 
     Raises:
-        UserError: If an epoch is too short for a turn.
+        UserError: An epoch is too short for a turn.
     """
     batches = len(fit.data.sources["train"]) // fit.data.batch_size
     steps = min(subject.options["steps"], batches // 2 - 1)
     if steps < 1:
-        raise UserError(f"An epoch of {batches} batches is too short to be measured: lower data.batch_size.")
+        raise UserError(f"An epoch of {batches} batches is too short to measure: lower data.batch_size.")
     turns = Turns(other, steps, subject.repeats, waiting(subject.device), around)
-    # One row in every turn: more often than in a run, never less.
+    # At least one logged row per turn, so that the cost of logging is never missed.
     fit.trainer.log_every_n_steps = min(fit.trainer.log_every_n_steps, steps)
     fit.trainer.callbacks.append(turns)
     try:

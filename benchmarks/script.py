@@ -1,6 +1,6 @@
-"""What makes a measurement of this folder a command: `alexnet-exp benchmark` that measures it and nothing else.
+"""Run a measurement of this folder as a command: `alexnet-exp benchmark` with that measurement only.
 
-A script imports this module first: torch decides on large pages and threads when it and Lightning are imported.
+Scripts import this module first: allocator and threads must be set up before torch is imported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 before_torch()
 
-Settings = Mapping[str, tuple[Any, Rule]]  # key -> what it is unless typed, and what it may be
+Settings = Mapping[str, tuple[Any, Rule]]  # key -> (default, rule)
 
 
 def run(
@@ -33,12 +33,12 @@ def run(
     settings: Settings | None = None,
     arguments: list[str] | None = None,
 ) -> int:
-    """Run `alexnet-exp benchmark` with one measurement, named as its function: measure_NAME of NAME.py.
+    """Run `alexnet-exp benchmark` with one measurement, the function measure_NAME of NAME.py.
 
     Args:
         measure: The measurement.
-        settings: Those that only this script has.
-        arguments: As typed; those of the process if None.
+        settings: Additional settings of this script.
+        arguments: Command-line arguments; None for those of the process.
 
     Returns:
         Exit code.
@@ -47,7 +47,7 @@ def run(
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
         print(sys.modules[measure.__module__].__doc__)
-        print("All other settings are those of alexnet-exp benchmark.")
+        print("All other settings are as in alexnet-exp benchmark.")
         return 0
 
     def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> None:

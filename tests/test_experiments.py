@@ -189,7 +189,7 @@ TEN_VIEWS = re.compile(r"alexnet-exp evaluate RUN_DIR split=val views=ten_crop\b
 
 
 def test_a_figure_from_ten_views_says_how_it_is_got() -> None:
-    with_ten = {e for e in PUBLISHED if "ten views" in header(e)["Published"] and e.endswith("imagenet")}
+    with_ten = {e for e in PUBLISHED if "ten-crop" in header(e)["Published"] and e.endswith("imagenet")}
     assert with_ten == {e for e in EXPERIMENTS if TEN_VIEWS.match(header(e).get("Then", ""))}
     assert {"paper_imagenet", "original_imagenet", "owt_imagenet", "zfnet_imagenet"} <= with_ten
 

@@ -223,9 +223,9 @@ def test_every_command_says_our_version(arguments: list[str], capsys: pytest.Cap
     ("number", "said"),
     [
         (errno.EACCES, "(Permission denied): fix its permissions"),
-        (errno.EIO, "(Input/output error): the disk or network file system has a fault"),
+        (errno.EIO, "(Input/output error): the disk or network file system is faulty"),
         (errno.ENOSPC, "(No space left on device): free some space"),
-        (errno.EISDIR, "(Is a directory): it is a folder, and a file is expected"),
+        (errno.EISDIR, "(Is a directory): expected a file, but this is a folder"),
         (errno.EMFILE, "ulimit -n"),
     ],
 )

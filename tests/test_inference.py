@@ -1,4 +1,4 @@
-"""A classifier loaded in plain Python: from one file, for any kind of image, as in training."""
+"""The Python API for trained classifiers: any kind of image, preprocessed as in training."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def expected(run_dir: Path, images: torch.Tensor) -> torch.Tensor:
         return model(data.pipeline.evaluate(images)).softmax(1)
 
 
-def test_prediction_is_what_training_would_have_said(run_dir: Path, classifier: LoadedClassifier):
+def test_predictions_match_the_training_code(run_dir: Path, classifier: LoadedClassifier):
     images = load("test", 3).images[:7]
     probabilities = expected(run_dir, images)
     for found, row in zip(classifier.predict(images, top_k=10, batch_size=3), probabilities, strict=True):
@@ -54,7 +54,7 @@ def test_prediction_is_what_training_would_have_said(run_dir: Path, classifier: 
         assert found.probabilities == tuple(sorted(found.probabilities, reverse=True))
 
 
-def test_weights_are_the_averaged_ones(run_dir: Path, classifier: LoadedClassifier):
+def test_the_averaged_weights_are_loaded(run_dir: Path, classifier: LoadedClassifier):
     saved = checkpoint(run_dir, "best")
     name = "features.conv1.weight"
     loaded = classifier.model.get_parameter(name)
@@ -63,12 +63,12 @@ def test_weights_are_the_averaged_ones(run_dir: Path, classifier: LoadedClassifi
     assert not classifier.model.training
 
 
-def test_images_in_memory_keep_the_size_that_training_saw(classifier: LoadedClassifier):
+def test_images_in_memory_are_stored_at_the_training_size(classifier: LoadedClassifier):
     assert classifier.preprocess.stored_size == 8
     assert classifier.preprocess(Image.new("L", (40, 30))).shape == (1, 3, 32, 32)
 
 
-def test_one_picture_gives_the_same_in_every_form(classifier: LoadedClassifier, tmp_path: Path):
+def test_all_forms_of_an_image_give_the_same_prediction(classifier: LoadedClassifier, tmp_path: Path):
     pixels = np.random.default_rng(0).integers(0, 256, (21, 34, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     planes = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -89,7 +89,7 @@ def test_one_picture_gives_the_same_in_every_form(classifier: LoadedClassifier, 
     assert len(alone[0].classes) == 5
 
 
-def test_grey_forms_of_one_picture_agree(classifier: LoadedClassifier):
+def test_all_forms_of_a_grey_image_give_the_same_prediction(classifier: LoadedClassifier):
     grey = np.random.default_rng(0).integers(0, 256, (9, 9), dtype=np.uint8)
     forms = [
         grey,
@@ -113,17 +113,17 @@ def test_grey_forms_of_one_picture_agree(classifier: LoadedClassifier):
         (torch.zeros(3, 4, 4), r"this one is \(3, 4, 4\) of torch.float32"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), r"this one is \(4, 4, 3\)"),
         (np.zeros((0, 4), dtype=np.uint8), "must be uint8"),
-        (7, "int is no image"),
+        (7, "int is not an image"),
         ("nowhere.jpg", "nowhere.jpg cannot be read"),
     ],
     ids=["float array", "four channels", "float tensor", "channels last", "empty", "number", "no file"],
 )
-def test_what_is_no_image_is_told(classifier: LoadedClassifier, image: object, said: str):
+def test_invalid_images_are_refused(classifier: LoadedClassifier, image: object, said: str):
     with pytest.raises(UserError, match=said):
         classifier.predict([image])
 
 
-def test_callers_random_numbers_are_left_alone(run_dir: Path):
+def test_the_callers_random_state_is_unchanged(run_dir: Path):
     torch.manual_seed(1)
     first = torch.rand(3)
     torch.manual_seed(1)
@@ -131,7 +131,7 @@ def test_callers_random_numbers_are_left_alone(run_dir: Path):
     assert torch.equal(torch.rand(3), first)
 
 
-def test_checkpoint_alone_is_enough(run_dir: Path, classifier: LoadedClassifier, tmp_path: Path):
+def test_the_checkpoint_file_is_sufficient(run_dir: Path, classifier: LoadedClassifier, tmp_path: Path):
     (tmp_path / "only.ckpt").write_bytes((run_dir / "checkpoints" / "best.ckpt").read_bytes())
     alone = alexnet_exp.load_classifier(tmp_path / "only.ckpt", device="cpu")
     image = np.arange(64, dtype=np.uint8).reshape(8, 8)
@@ -140,7 +140,7 @@ def test_checkpoint_alone_is_enough(run_dir: Path, classifier: LoadedClassifier,
     assert alone.config["seed"] == 0
 
 
-def test_foreign_class_is_built_only_if_trusted(run_dir: Path, tmp_path: Path):
+def test_a_foreign_class_is_built_only_if_trusted(run_dir: Path, tmp_path: Path):
     saved = checkpoint(run_dir, "best")
     saved["config"]["model"]["_target_"] = "torch.nn.Identity"
     torch.save(saved, tmp_path / "foreign.ckpt")
@@ -149,12 +149,12 @@ def test_foreign_class_is_built_only_if_trusted(run_dir: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "cpu:1", "cuda:x"])
-def test_device_that_is_not_here_is_told(run_dir: Path, device: str):
-    with pytest.raises(UserError, match=f"device={device} is not here"):
+def test_an_unavailable_device_is_refused(run_dir: Path, device: str):
+    with pytest.raises(UserError, match=f"device={device} is not available"):
         alexnet_exp.load_classifier(run_dir, device=device)
 
 
-def test_wandb_artifact_without_a_network_or_key_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+def test_a_wandb_artifact_without_network_or_key_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
     import wandb
 
     def api(*_: object, **__: object) -> None:
@@ -167,7 +167,7 @@ def test_wandb_artifact_without_a_network_or_key_is_one_sentence(monkeypatch: py
         resolve_checkpoint("me/lab/model-a1b2:best")
 
 
-def test_wandb_artifact_gives_its_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_wandb_artifact_is_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     import wandb
 
     asked = []
@@ -188,6 +188,6 @@ def test_wandb_artifact_gives_its_checkpoint(monkeypatch: pytest.MonkeyPatch, tm
     assert asked == [("me/lab/model-a1b2:best", "model")]
 
 
-def test_import_of_the_package_does_not_load_torch():
+def test_importing_the_package_does_not_import_torch():
     code = "import sys, alexnet_exp; assert 'load_classifier' in alexnet_exp.__all__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0

@@ -1,4 +1,4 @@
-"""Networks by name in plain Python are those of the command line."""
+"""The Python API builds the same networks as the command line."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def shapes_only() -> Any:
         yield
 
 
-def test_models_are_the_files_of_the_folder():
+def test_models_are_the_files_of_conf_model():
     assert list_models() == sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
     assert {"alexnet", "alexnet_lrn", "alexnet_owt", "alexnet_cifar", "resnet18"} <= set(list_models())
 
 
-def test_models_are_found_at_the_top_of_the_package():
+def test_the_api_is_exported_by_the_package():
     assert alexnet_exp.create_model is create_model
     assert {"create_model", "list_models"} <= set(alexnet_exp.__all__)
     with pytest.raises(AttributeError, match="no attribute 'make_model'"):
@@ -42,7 +42,7 @@ def test_python_and_the_command_line_build_the_same(name: str):
     assert described(create_model(name, num_classes=7)) == described(build(composed))
 
 
-def test_nested_override_changes_one_key_and_keeps_the_rest():
+def test_a_nested_override_changes_only_its_key():
     model = create_model("alexnet", num_classes=10, features={"conv2": {"groups": 2}})
     same = plain(compose("train", ["model=alexnet", "model.features.conv2.groups=2", "model.num_classes=10"]))
     assert model.features.conv2.weight.shape == (256, 48, 5, 5)
@@ -50,7 +50,7 @@ def test_nested_override_changes_one_key_and_keeps_the_rest():
     assert described(model) == described(build(same["model"]))
 
 
-def test_overrides_of_one_call_do_not_reach_the_next():
+def test_overrides_do_not_leak_into_the_next_call():
     create_model("alexnet_cifar", features={"conv2": {"out_channels": 8}})
     assert create_model("alexnet_cifar").features.conv2.out_channels == 192
 
@@ -65,6 +65,6 @@ def test_overrides_of_one_call_do_not_reach_the_next():
         ("resnet18", {"clases": 10}, r"unexpected keyword argument 'clases'"),
     ],
 )
-def test_mistake_names_what_is_wrong(name: str, overrides: dict[str, Any], message: str):
+def test_the_error_names_what_is_wrong(name: str, overrides: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         create_model(name, **overrides)

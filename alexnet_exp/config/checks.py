@@ -21,7 +21,7 @@ from alexnet_exp.targets import TRUSTED, torch_optimizer
 _WITH_CLASS = ("data", "optimizer")
 # Settings of an optimizer that are ours, whatever its class.
 _TREATMENT = ("bias_lr_factor", "bias_weight_decay", "layers", "lr_scaling", "base_batch")
-# What a checkpoint's run has decided; data files name them, and who opens the checkpoint cannot.
+# Fixed by a checkpoint: the data yamls contain these keys, but a verb that opens one cannot override them.
 _OF_THE_CHECKPOINT = (
     "augment", "model", "data.image_size", "data.channels", "data.mean", "data.std", "data.stored_size", "data.fit",
 )  # fmt: skip
@@ -63,45 +63,45 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def check_rules(values: Mapping[str, Any], rules: Mapping[str, Rule], prefix: str = "") -> None:
-    """Check settings, each by its rule.
+    """Check settings against their rules.
 
     Args:
-        values: Has every key of the rules.
+        values: Contains every key of the rules.
         rules: By key.
-        prefix: Of the keys as they are typed, for the message.
+        prefix: Prefix of the keys on the command line, for the message.
 
     Raises:
-        UserError: For the first illegal value.
+        UserError: Names the first illegal value.
     """
     for key, rule in rules.items():
         if not rule.legal(values[key]):
-            raise UserError(f"{prefix}{key}={shown(values[key])} is not possible: it must be {rule.text}.")
+            raise UserError(f"invalid {prefix}{key}={shown(values[key])}: expected {rule.text}.")
 
 
 def beside_checkpoint(
     config: Mapping[str, Any], rules: Mapping[str, Rule], overrides: Iterable[str], instead: str = ""
 ) -> dict[str, Any]:
-    """Return the settings of a verb that opens a checkpoint with its data: what `checkpoint_data` takes, too.
+    """Return the settings of a verb that opens a checkpoint with its data, including those of `checkpoint_data`.
 
     Args:
         config: As composed.
-        rules: Of the verb's own settings.
-        overrides: What the user typed.
-        instead: Said to whoever sets what the checkpoint fixes.
+        rules: Rules of the verb's own settings.
+        overrides: Overrides on the command line.
+        instead: Ends the message about a setting that the checkpoint fixes, with an alternative.
 
     Raises:
-        UserError: For an illegal value, or a setting that the checkpoint fixes.
+        UserError: Illegal value, or a setting that the checkpoint fixes.
     """
     check_rules(config, rules)
     typed = {key_of(override) for override in overrides}
     for key in sorted(typed):
         if key == "data.batch_size":
-            raise UserError("data.batch_size is for training: say batch_size=N.")
+            raise UserError("data.batch_size is for training: set batch_size=N instead.")
         if key in _OF_THE_CHECKPOINT or key.startswith(("augment.", "model.")):
-            raise UserError(f"{key} is the checkpoint's own affair: leave it out{instead}.")
+            raise UserError(f"{key} is fixed by the checkpoint: leave it out{instead}.")
     data = dict(config.get("data") or {})
     if "cache" in data and "data.cache" not in typed:
-        data["cache"] = "off"  # of one split, every image is read once or twice
+        data["cache"] = "off"  # each image is read at most twice: building a cache would not pay
     data_dir = {"path": config["paths"]["data_dir"], "typed": "paths.data_dir" in typed}
     return {**{key: config[key] for key in rules}, "data": data, "data_dir": data_dir}
 
@@ -313,16 +313,14 @@ def check_network(model: Mapping[str, Any]) -> None:
         value = model.get(key, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             said = "null" if value is None else repr(value)
-            raise UserError(f"model.{key}={said} is not possible: it must be a whole number, 1 or more.")
+            raise UserError(f"invalid model.{key}={said}: expected a whole number, 1 or more.")
     target = model.get("_target_")
     if target == "alexnet_exp.models.resnet18":
         for key in model:
             if key not in _RESNET_KEYS:
                 raise UserError(unknown_in_network(f"model.{key}"))
         if model.get("stem") not in _STEMS:
-            raise UserError(
-                f"model.stem={model.get('stem')} is not possible: it must be {' or '.join(_STEMS)}."
-            )
+            raise UserError(f"invalid model.stem={model.get('stem')}: expected {' or '.join(_STEMS)}.")
     if target == "alexnet_exp.models.AlexNet":
         net = spec.parse_network({k: v for k, v in model.items() if k != "_target_"})
         map_sizes(net, net.input_size)

@@ -1,9 +1,9 @@
-"""Read one image file into a uint8 tensor, whatever its format; the errors name the file.
+"""Decode an image file of any supported format to a uint8 tensor; errors name the file.
 
-JPEG goes to torchcodec's decoder where that is installed, to torchvision's otherwise (both faster than Pillow, the same
-pixels). With the other formats they are about even, and Pillow gets more variants right. A JPEG much larger than what
-is kept of it goes to Pillow, which decodes it at a half, a quarter or an eighth of its size. HEIC and AVIF are
-torchcodec's alone. The content decides, not the file's extension.
+JPEGs are decoded by torchcodec if it is installed, else by torchvision: both are faster than Pillow and give the same
+pixels. For the other formats speed is about even, and Pillow gets more variants right. A JPEG much larger than needed
+goes to Pillow as well, which decodes it at 1/2, 1/4 or 1/8 of its size. Only torchcodec reads HEIC and AVIF.
+The format is taken from the content, not from the file extension.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from torch.nn import functional
 from alexnet_exp.data import heif
 from alexnet_exp.errors import UserError, unreadable
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # no others: Pillow starts programs for some
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # for some others Pillow starts external programs
 _ENDINGS = ("jpg", "jpeg", "jfif", "jpe", "png", "gif", "bmp", "webp", "tif", "tiff")
-# The first that is there and loads. torchcodec 0.17.0 was 1.02 to 1.08 times as fast as torchvision 0.29.2 (medians
-# of 12 alternating turns, 150 photographs of 400 x 533, one thread), and is imported in 0.06 s instead of 2.
+# Tried in this order. torchcodec 0.17.0 was 1.02 to 1.08 times as fast as torchvision 0.29.2 (medians of 12
+# alternating runs, 150 photographs of 400 x 533, one thread), and imports in 0.06 s instead of 2.
 JPEG_DECODERS = ("torchcodec", "torchvision")
-FITS = ("crop", "squash", "pad")  # of images that are not square; see `stored`
-VERSION = 1  # of the pixels that come out: decoded images kept by another version are not used
-MAX_PIXELS = 178_956_970  # Pillow itself refuses larger ones as decompression bombs
-MAX_WHOLE_PIXELS = MAX_PIXELS // 2  # where no part of the size can be decoded: 1 GB of memory
+FITS = ("crop", "squash", "pad")  # how `stored` makes an image square
+VERSION = 1  # of the decoded pixels: increase it when they change, which invalidates cached images
+MAX_PIXELS = 178_956_970  # Pillow refuses larger images as decompression bombs
+MAX_WHOLE_PIXELS = MAX_PIXELS // 2  # for formats without reduced-size decoding: 1 GB of memory
 MAX_BYTES = 1 << 30
 _PNG = b"\x89PNG\r\n\x1a\n"
 T = TypeVar("T")
@@ -45,41 +45,39 @@ log = logging.getLogger(__name__)
 
 
 def readable_extensions() -> tuple[str, ...]:
-    """Return the endings of the files that are images here, lower case, without the dot."""
+    """Return the supported file extensions, lower case, without the dot."""
     if not heif.torchcodec_installed():
         return _ENDINGS
     return (*_ENDINGS, "avif", *(("heic", "heif") if heif.libheif_installed() else ()))
 
 
 def read_stored(path: str, channels: int, size: int, fit: str = "crop") -> Tensor:
-    """Read an image as training, cache and prediction see it: uint8 (channels, size, size).
+    """Read an image as training, cache and prediction use it: uint8 (channels, size, size).
 
     Args:
-        path: As `decode`.
+        path: See `decode`.
         channels: 1 or 3.
         size: See `stored`.
         fit: Likewise.
 
     Raises:
-        UserError: As `decode`.
+        UserError: See `decode`.
     """
-    # Twice the size is left for the resize to shrink: its filter then hides how the decoder shrank.
+    # At least twice the size is decoded, so that the resize filters out the artefacts of reduced-size decoding.
     return stored(decode(path, channels, enough=2 * size), size, fit)
 
 
 def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS, enough: int = MAX_PIXELS) -> Tensor:
-    """Return the picture as uint8 (channels, H, W), upright, on white where it is transparent.
+    """Decode a file to uint8 (channels, H, W): EXIF orientation applied, transparency on white, first frame only.
 
     Args:
-        path: A jpg, png, gif, bmp, webp or tif file, or a heic or avif file where torchcodec is installed; of several
-            frames the first counts.
+        path: A jpg, png, gif, bmp, webp or tif file; with torchcodec also heic or avif.
         channels: 3 for RGB, 1 for ITU-R 601 luma.
-        max_pixels: Refuse pictures with more pixels, before they are decoded.
-        enough: Shorter side that will do: a JPEG twice as large or more comes at a half, a quarter or an eighth
-            of its size.
+        max_pixels: Refuse larger images before decoding them.
+        enough: Shorter side that suffices: a JPEG at least twice as large is decoded at 1/2, 1/4 or 1/8 of its size.
 
     Raises:
-        UserError: The file cannot be read, is not an image, is damaged, cut short or too large.
+        UserError: The file cannot be read, is not an image, is damaged, truncated or too large.
     """
     with _explained(path):
         return decode_bytes(_read(path), path, channels, max_pixels, enough)
@@ -88,7 +86,7 @@ def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS, enough: int =
 def decode_bytes(
     data: bytes, path: str, channels: int, max_pixels: int = MAX_PIXELS, enough: int = MAX_PIXELS
 ) -> Tensor:
-    """Decode a file that has been read; `path` is its name in messages. See `decode`."""
+    """Decode the content of a file; `path` is its name in messages. See `decode`."""
     with _explained(path):
         rgb = _without_text_if_needed(lambda data: _decode_rgb(data, path, max_pixels, enough), data)
     return rgb if channels == 3 else luma(rgb)
@@ -100,7 +98,7 @@ def _decode_rgb(data: bytes, path: str, max_pixels: int, enough: int) -> Tensor:
     with Image.open(BytesIO(data), formats=FORMATS) as picture:
         if picture.format == "TIFF":
             _quiet_libtiff()
-        is_jpeg = picture.format in ("JPEG", "MPO")  # MPO: with more pictures after it, as phones write
+        is_jpeg = picture.format in ("JPEG", "MPO")  # MPO: several JPEGs in one file, as phones write
         _check_pixels(path, picture.size, max_pixels if is_jpeg else min(max_pixels, MAX_WHOLE_PIXELS))
         return _decode_jpeg(data, picture, enough) if is_jpeg else _decode_any(picture)
 
@@ -112,13 +110,10 @@ def _check_pixels(path: str, size: tuple[int, int], most: int) -> None:
 
 
 def _without_text_if_needed(read: Callable[[bytes], T], data: bytes) -> T:
-    """Read a picture; if Pillow refuses the text or the colour profile in a PNG for their size, without them.
-
-    Neither is wanted, except for the orientation that a text of ordinary size may hold.
-    """
     try:
         return read(data)
     except ValueError:
+        # Pillow refuses PNGs with large text chunks or colour profiles; nothing here needs them.
         bare = _without_text(data)
         if len(bare) == len(data):
             raise
@@ -126,7 +121,7 @@ def _without_text_if_needed(read: Callable[[bytes], T], data: bytes) -> T:
 
 
 def _without_text(data: bytes) -> bytes:
-    """Return a PNG without its text and colour profile; any other file as it is.
+    """Strip text and colour profile from a PNG; return any other file unchanged.
 
     Source: PNG specification, 5.2 and 5.3: a signature, then chunks of length, name, content and checksum.
     """
@@ -142,7 +137,7 @@ def _without_text(data: bytes) -> bytes:
 
 
 class Header(NamedTuple):
-    """What an image file says of itself: size in pixels before any rotation, EXIF orientation 1 to 8."""
+    """The header of an image file: size in pixels before EXIF rotation, EXIF orientation 1 to 8."""
 
     format: str
     mode: str
@@ -152,7 +147,7 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes, path: str) -> Header:
-    """Read the header of a file that has been read; `path` is its name in messages.
+    """Parse the header in the content of a file; `path` is its name in messages.
 
     Raises:
         UserError: It is not an image, or its header is damaged.
@@ -160,7 +155,7 @@ def read_header(data: bytes, path: str) -> Header:
 
     def read(data: bytes) -> Header:
         with Image.open(BytesIO(data), formats=FORMATS) as picture:
-            # Of a PNG, Pillow would decode all pixels in search of it.
+            # For a PNG without it in front of the pixels, Pillow would decode them all.
             known = picture.format != "PNG" or "exif" in picture.info
             orientation = picture.getexif().get(ExifTags.Base.Orientation, 1) if known else 1
             valid = orientation if orientation in range(1, 9) else 1
@@ -175,7 +170,7 @@ def read_header(data: bytes, path: str) -> Header:
 
 
 def read_bytes(path: str) -> bytes:
-    """Return the bytes of a file, for `read_header` and `decode_bytes`.
+    """Return the content of a file, for `read_header` and `decode_bytes`.
 
     Raises:
         UserError: It cannot be read, is not a file, or is too large.
@@ -185,14 +180,15 @@ def read_bytes(path: str) -> bytes:
 
 
 def _read(path: str) -> bytes:
-    """Return the bytes of a file; neither waits for what is no file, nor takes what is no picture into memory.
+    """Return the content of a file.
 
     Raises:
         UserError: It is a pipe or device, or too large.
         OSError: It cannot be read.
     """
     found = os.stat(path)
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):  # opening a pipe may take for ever
+    # Opening a pipe may block forever. A folder is left to read_bytes, whose error says what it is.
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise UserError(f"{path} is not a file: replace or remove it.")
     if found.st_size > MAX_BYTES:
         raise UserError(f"{path} has {found.st_size} bytes, more than {MAX_BYTES}: shrink or remove it.")
@@ -201,7 +197,7 @@ def _read(path: str) -> bytes:
 
 @lru_cache
 def _quiet_libtiff() -> None:
-    """Keep libtiff from printing what it finds damaged: Pillow raises it, too, and our sentence says it."""
+    """Keep libtiff from printing to stderr; Pillow raises its errors as well."""
     package = Path(Image.__file__).parent
     for file in (*package.parent.glob("pillow.libs/libtiff*"), *package.glob(".dylibs/libtiff*")):
         with suppress(OSError, AttributeError):
@@ -210,7 +206,7 @@ def _quiet_libtiff() -> None:
 
 @contextmanager
 def _explained(path: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into one sentence; damaged files raise nearly anything."""
+    """Turn any exception of a decoder into a UserError that names the file."""
     try:
         yield
     except UserError:
@@ -224,10 +220,11 @@ def _explained(path: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} has more than {MAX_PIXELS} pixels: shrink or remove it.") from error
     except OSError as error:
-        if error.errno is None:  # Pillow's own complaint about the content
+        if error.errno is None:  # raised by Pillow about the content, not by the file system
             raise _damaged(path, error) from error
         raise unreadable(path, error) from error
     except Exception as error:
+        # Damaged files raise nearly anything: SyntaxError, IndexError, struct.error ...
         raise _damaged(path, error) from error
 
 
@@ -238,7 +235,7 @@ def _damaged(path: str, error: Exception) -> UserError:
 
 
 def _decode_jpeg(data: bytes, picture: Image.Image, enough: int) -> Tensor:
-    """Decode with one of JPEG_DECODERS; with Pillow what they cannot (CMYK, smaller) or refuse (in plainer words)."""
+    """Decode with one of JPEG_DECODERS, or with Pillow for CMYK, reduced sizes, and files the decoder rejects."""
     if min(picture.size) >= 2 * enough:
         picture.draft(None, (enough, enough))
         return _decode_any(picture)
@@ -247,13 +244,13 @@ def _decode_jpeg(data: bytes, picture: Image.Image, enough: int) -> Tensor:
         return _decode_any(picture)
     try:
         return decode_rgb(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    except RuntimeError:
+    except RuntimeError:  # Pillow may still read it, or say better what is wrong
         return _decode_any(picture)
 
 
 @lru_cache
 def _jpeg_decoder(names: tuple[str, ...]) -> Callable[[Tensor], Tensor] | None:
-    """Load the first decoder that is there, when the first image is decoded; None leaves Pillow."""
+    """Return the first decoder that is installed and loads; None to use Pillow."""
     for name in names:
         try:
             if name == "torchvision":
@@ -264,8 +261,8 @@ def _jpeg_decoder(names: tuple[str, ...]) -> Callable[[Tensor], Tensor] | None:
                 from torchcodec import decoders
 
                 return partial(decoders.decode_jpeg, mode="RGB")
-        except (ImportError, OSError, RuntimeError) as error:  # such as one built for another torch
-            log.debug("%s does not load, and another decoder takes its place: %s", name, error)
+        except (ImportError, OSError, RuntimeError) as error:  # such as a build for another torch
+            log.debug("%s does not load, trying the next decoder: %s", name, error)
     return None
 
 
@@ -274,7 +271,7 @@ def _decode_heif(data: bytes, path: str, kind: str, most: int) -> Tensor:
         raise UserError(f"{path} is {kind}, which needs {missing}; or convert or remove it.")
     size, pixels = heif.measure(data, kind)
     _check_pixels(path, size, most)
-    if pixels > MAX_PIXELS:  # all are decoded, and the first is kept
+    if pixels > MAX_PIXELS:  # torchcodec decodes all frames, although only the first is used
         raise UserError(
             f"{path} has {pixels} pixels in all its frames, more than {MAX_PIXELS}: shrink or remove it."
         )
@@ -288,10 +285,11 @@ def _decode_any(picture: Image.Image) -> Tensor:
     is_png = picture.format == "PNG"
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16") or (picture.mode == "I" and is_png):
-        wide = np.asarray(picture).astype(np.int32)  # Pillow's own conversion clips at 255
+        # Pillow's conversion would clip at 255 instead of scaling.
+        wide = np.asarray(picture).astype(np.int32)
         picture = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
     elif picture.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits, whose range is not known: save it with 8 or 16")
+        raise ValueError("its 32-bit pixels have no known range: save it with 8 or 16 bits")
     if picture.has_transparency_data:
         drawn = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)
@@ -299,23 +297,23 @@ def _decode_any(picture: Image.Image) -> Tensor:
 
 
 def from_pil(picture: Image.Image) -> Tensor:
-    """Return a picture that is already open as `decode` returns a file's: uint8 (3, H, W).
+    """Convert an open PIL image as `decode` does a file: uint8 (3, H, W).
 
     Raises:
-        UserError: If it cannot be decoded.
+        UserError: It cannot be decoded.
     """
     with _explained(getattr(picture, "filename", "") or "The picture"):
         return _decode_any(picture)
 
 
 def luma(rgb: Tensor) -> Tensor:
-    """Return the ITU-R 601 luma of uint8 (3, H, W) as uint8 (1, H, W): Pillow's mode "L", bit for bit."""
+    """Convert uint8 (3, H, W) to ITU-R 601 luma, uint8 (1, H, W); bit for bit Pillow's mode "L"."""
     red, green, blue = rgb.int()
     return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).to(torch.uint8).unsqueeze(0)
 
 
 def stored(image: Tensor, size: int, fit: str = "crop") -> Tensor:
-    """Make a square of an image, resized bilinearly with antialiasing.
+    """Make an image square, with a bilinear antialiased resize.
 
     Args:
         image: uint8 (C, H, W).
@@ -330,18 +328,18 @@ def stored(image: Tensor, size: int, fit: str = "crop") -> Tensor:
         and resize_width.
     """
     if fit != "crop":
-        return _whole(image, size, fit)
+        return _resize_whole(image, size, fit)
     short, long = sorted(image.shape[1:])
-    if long > 16 * short:  # a strip: its ends are never seen, and 1 x 60000 would grow to gigabytes
-        image = _central(image, min(image.shape[1], 16 * short), min(image.shape[2], 16 * short))
-        long = max(image.shape[1:])
+    # A strip: the crop drops its ends anyway, and resizing 1 x 60000 would take gigabytes.
+    if long > 16 * short:
+        image = _center_crop(image, min(image.shape[1], 16 * short), min(image.shape[2], 16 * short))
     if short != size:
         wanted = [size if side == short else size * side // short for side in image.shape[1:]]
         image = functional.interpolate(image.unsqueeze(0), wanted, mode="bilinear", antialias=True).squeeze(0)
-    return _central(image, size, size).contiguous()
+    return _center_crop(image, size, size).contiguous()
 
 
-def _whole(image: Tensor, size: int, fit: str) -> Tensor:
+def _resize_whole(image: Tensor, size: int, fit: str) -> Tensor:
     long = max(image.shape[1:])
     height, width = (size if fit == "squash" else max(1, size * side // long) for side in image.shape[1:])
     if (height, width) != tuple(image.shape[1:]):
@@ -354,6 +352,6 @@ def _whole(image: Tensor, size: int, fit: str) -> Tensor:
     return functional.pad(image, (left, size - width - left, top, size - height - top))
 
 
-def _central(image: Tensor, height: int, width: int) -> Tensor:
+def _center_crop(image: Tensor, height: int, width: int) -> Tensor:
     top, left = round((image.shape[1] - height) / 2), round((image.shape[2] - width) / 2)
     return image[:, top : top + height, left : left + width]

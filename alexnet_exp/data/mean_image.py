@@ -1,4 +1,4 @@
-"""A mean image that takes long: taken once, and kept in the cache folder."""
+"""Compute an expensive mean image once and keep it in the cache folder."""
 
 from __future__ import annotations
 
@@ -20,32 +20,34 @@ log = logging.getLogger(__name__)
 def kept_mean(
     folders: Iterable[Path], key: Sequence[object], shape: tuple[int, int, int], take: Callable[[], Tensor]
 ) -> Tensor:
-    """Return a mean image from the first folder that has it, else take it and keep it in the first that can.
+    """Return the cached mean image, or compute it and cache it in the first writable folder.
 
     Args:
-        folders: Where it may lie, best first.
-        key: All that decides its values.
+        folders: Cache folders, in order of preference.
+        key: Everything that determines the values.
         shape: (C, S, S).
-        take: Makes it, float32.
+        take: Computes the image, float32.
     """
     name = f"mean-image-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.npy"
     files = [folder / name for folder in folders]
     found = _first(files, shape)
     if found is not None:
         return found
-    with _alone(files[0]):  # of several runs or ranks one takes it, and the others wait
+    with _locked(files[0]):  # one of several runs or ranks computes it, the others wait
         found = _first(files, shape)
         if found is not None:
             return found
         image = take()
         if not any(_write(file, image.numpy()) for file in files):
-            log.warning("The mean image cannot be kept in %s: the next run takes it again.", files[0].parent)
+            log.warning(
+                "The mean image cannot be cached in %s: the next run computes it again.", files[0].parent
+            )
         return image
 
 
 @contextlib.contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """Hold the lock beside a file; where there can be none, go on without."""
+def _locked(file: Path) -> Iterator[None]:
+    """Hold the lock beside a file; without one if the folder does not allow it."""
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # a read-only folder, or a file system without locks
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +62,7 @@ def _first(files: Iterable[Path], shape: tuple[int, int, int]) -> Tensor | None:
 def _read(file: Path, shape: tuple[int, int, int]) -> Tensor | None:
     try:
         found = np.load(file)
-    except (OSError, ValueError, EOFError):  # not there, or not whole
+    except (OSError, ValueError, EOFError):  # missing or truncated
         return None
     return torch.from_numpy(found) if (found.shape, found.dtype) == (shape, np.float32) else None
 

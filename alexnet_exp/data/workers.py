@@ -1,4 +1,4 @@
-"""Processes that decode: signals are for the process that started them, and it ends them."""
+"""DataLoader workers that leave signals to the main process, which then shuts them down."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader
 
 from alexnet_exp.torch_internals import worker_processes
 
-# What a terminal, a batch system or systemd sends to every process of a job at once.
+# A terminal, SLURM or systemd sends these to every process of a job at once.
 SIGNALS = frozenset(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n))
 
 
 def ignore_signals(worker: int = 0) -> None:
-    """Leave it to the parent when a run ends: a worker that dies first is an error there. A `worker_init_fn`."""
+    """Ignore signals in a worker (a `worker_init_fn`): if it dies before the parent, the parent reports an error."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
@@ -25,19 +25,19 @@ def ignore_signals(worker: int = 0) -> None:
 
 
 def start(loader: DataLoader) -> Iterator[Any]:
-    """Begin a pass over a loader whose `worker_init_fn` is `ignore_signals`."""
+    """Start iterating over a loader whose `worker_init_fn` is `ignore_signals`."""
     with signals_blocked():
         batches = iter(loader)
     if workers := worker_processes(batches):
         for worker in workers:
-            worker.terminate = worker.kill  # torch's last resort, and SIGTERM is ignored
-        # Python ends the processes that are left when it exits by SIGTERM, and would wait for ever.
+            worker.terminate = worker.kill  # torch's last resort is SIGTERM, which they ignore
+        # At exit Python sends SIGTERM to the remaining children and joins them: it would wait forever.
         Finalize(batches, _kill, args=(workers,), exitpriority=0)
     return batches
 
 
 def _kill(workers: list[Any]) -> None:
-    with contextlib.suppress(RuntimeError):  # torch reports workers that die
+    with contextlib.suppress(RuntimeError):  # torch's SIGCHLD handler raises when a worker dies
         for worker in workers:
             if worker.is_alive():
                 worker.kill()
@@ -46,7 +46,7 @@ def _kill(workers: list[Any]) -> None:
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Block signals while workers are forked: until they ignore them, they have the handlers of this process."""
+    """Block signals while forking workers, which inherit our handlers until they start to ignore signals."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -1,4 +1,4 @@
-"""Networks only: plain `torch.nn.Module`s that map images to logits."""
+"""Networks: plain `torch.nn.Module`s that map images to logits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HOMES = {"AlexNet": "alexnet", "LocalResponseNorm": "layers", "layer_table": "s
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when a network is asked for: the schema in `spec` is read without it."""
+    """Import networks lazily, so that reading the schema in `spec` does not import torch."""
     if name in _HOMES:
         from importlib import import_module
 

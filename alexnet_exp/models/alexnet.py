@@ -1,4 +1,4 @@
-"""The AlexNet family: one class that builds any member from its layer list."""
+"""The AlexNet family: one class that builds every member from its yaml."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -27,21 +28,21 @@ from alexnet_exp.models.layers import (
 
 
 class AlexNet(nn.Module):
-    """A stack of convolutions and fully connected layers, in the order its yaml says.
+    """A stack of convolutions and fully connected layers, in the order of its yaml.
 
     Takes the keys of `spec.AlexNetConfig`. Parameters are named after the layers: `features.conv1.weight`,
     `classifier.fc6.bias`, `features.conv1_bn.weight`. `forward` maps images (N, in_channels, H, W) to logits
-    (N, num_classes), never to probabilities.
+    (N, num_classes), not probabilities.
 
     Raises:
-        UserError: For an unknown key or operation, or an input too small for the layers (names the layer).
+        UserError: Unknown key or operation, or an input too small for the layers (names the layer).
     """
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
         self.spec: spec.AlexNetConfig = spec.parse_network(config)
         self.input_size = self.spec.input_size
-        with _room():
+        with _clear_size_errors():
             self.features, channels, size = _features(self.spec)
             self.map_size = size if self.spec.map_size is None else self.spec.map_size
             self.classifier = _classifier(self.spec, channels * self.map_size**2)
@@ -50,22 +51,23 @@ class AlexNet(nn.Module):
         height, width = x.shape[-2:]
         x = self.features(x)
         if x.shape[-2:] != (self.map_size, self.map_size):
-            # Skipped where the map already fits: its backward refuses deterministic CUDA.
             if self.spec.map_size is None:
                 raise UserError(
                     f"The network was built for {self.input_size}x{self.input_size} images and got "
                     f"{height}x{width}: set model.input_size to the size of the images."
                 )
+            # Only where the size differs: adaptive pooling has no deterministic backward on CUDA.
             x = functional.adaptive_avg_pool2d(x, self.map_size)
         return self.classifier(torch.flatten(x, 1))
 
 
 @contextmanager
-def _room() -> Iterator[None]:
-    """Say in one sentence that weights are more than there is room for, or than torch can count."""
+def _clear_size_errors() -> Iterator[None]:
+    """Turn torch's errors about weights that do not fit in memory, or in an int64, into one sentence."""
     try:
         yield
     except RuntimeError as error:
+        # torch has no exception class for these; other RuntimeErrors are bugs and keep their traceback.
         if not re.search("overflow|memory", str(error)):
             raise
         reason = str(error).splitlines()[0]
@@ -86,7 +88,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 def _operation(
     op: str, own: Any, net: spec.AlexNetConfig, channels: int, spatial: bool
 ) -> tuple[str, nn.Module]:
-    """Return the suffix of the module's name and the module for one word of `before` or `then`."""
+    """Return (suffix of the module's name, module) for one operation of `before` or `then`."""
     if op in ACTIVATIONS:
         return op, ACTIVATIONS[op]()
     if op == "dropout":
@@ -102,6 +104,7 @@ def _operation(
         return "spatial_norm", SpatialResponseNorm(**settings)
     if op == "max_pool":
         return "pool", MaxPool2d(**settings)
+    # As in cuda-convnet, where a window at the border averages over the pixels inside the map only.
     return "pool", nn.AvgPool2d(**settings, count_include_pad=False)
 
 
@@ -114,23 +117,20 @@ def _add_operations(
     channels: int,
     spatial: bool,
 ) -> None:
-    """Add the modules of `before` or `then`, each under a name of its own: conv2_relu, a second one conv2_relu2."""
+    """Add the modules of `before` or `then` under unique names: conv2_relu, then conv2_relu2."""
     layers = net.features if spatial else net.classifier
     for op in ops:
         suffix, module = _operation(op, own, net, channels, spatial)
-        first = key = f"{name}_{suffix}"
-        number = 1
-        while key in modules or key in layers:
-            number += 1
-            key = f"{first}{number}"
-        modules[key] = module
+        names = (f"{name}_{suffix}{number}" for number in chain([""], count(2)))
+        # A layer may itself be called conv2_relu; checkpoints depend on its name.
+        modules[next(key for key in names if key not in modules and key not in layers)] = module
 
 
 # -------------------------------------------------------------------------------------------- building
 
 
 def _features(net: spec.AlexNetConfig) -> tuple[nn.Sequential, int, int]:
-    """Return the feature layers, and the channels and side of the last map."""
+    """Return (feature layers, channels of the last map, its side)."""
     modules: dict[str, nn.Module] = {}
     _add_operations(modules, net.input, "input", net, net, net.in_channels, True)
     channels, size = net.in_channels, net.input_size

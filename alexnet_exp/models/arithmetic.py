@@ -1,8 +1,9 @@
-"""Sizes of maps, on paper: the three rules by which published networks count windows. No torch here."""
+"""Feature map sizes without torch: the three rules by which published networks count windows."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from alexnet_exp.errors import UserError
@@ -10,14 +11,14 @@ from alexnet_exp.models import spec
 
 
 def border(size: int, kernel: int, stride: int, padding: int | str, ceil: bool) -> tuple[int, int]:
-    """Return the zeros before and after one axis.
+    """Return the padding before and after one axis.
 
     Args:
         size: Length of the axis in pixels.
-        kernel: Length of the window.
-        stride: Step of the window.
+        kernel: Kernel size along the axis.
+        stride: Stride along the axis.
         padding: Pixels on both sides, or 'same': ceil(size / stride) windows, the odd pixel after.
-        ceil: Whether a last window may reach past the end (cuda-convnet's 1 + ceil((2p + in - k) / s)).
+        ceil: Let the last window reach past the end (cuda-convnet's 1 + ceil((2p + in - k) / s)).
     """
     if padding == "same":
         total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
@@ -26,73 +27,67 @@ def border(size: int, kernel: int, stride: int, padding: int | str, ceil: bool) 
     if not ceil:
         return padding, padding
     windows = 1 + math.ceil((2 * padding + size - kernel) / stride)
-    return padding, max((windows - 1) * stride + kernel - size - padding, padding)
+    return padding, (windows - 1) * stride + kernel - size - padding
 
 
 def window_count(size: int, kernel: int, stride: int, padding: int | str, ceil: bool) -> int:
-    """Return the number of windows along an axis; zero or less when none fits."""
+    """Return the number of windows along an axis; 0 or less if the kernel does not fit."""
     before, after = border(size, kernel, stride, padding, ceil)
     return (size + before + after - kernel) // stride + 1
 
 
-def pooled(size: int, pool: dict[str, Any]) -> int:
-    """Return the side of a map after pooling; ceil_mode drops a window that would start past the image."""
+def pooled_size(size: int, pool: dict[str, Any]) -> int:
+    """Return the side of a map after pooling."""
     kernel, stride, padding, ceil = (pool[k] for k in ("kernel_size", "stride", "padding", "ceil_mode"))
     count = window_count(size, kernel, stride, padding, ceil)
+    # As in torch, ceil_mode drops a last window that would start in the padding on the far side.
     if ceil and padding != "same" and (count - 1) * stride >= size + padding:
         count -= 1
     return count
 
 
 def map_sizes(net: spec.AlexNetConfig, input_size: int) -> dict[str, int]:
-    """Follow one side of the image through the features.
+    """Compute the side of each layer's feature map.
 
     Returns:
-        The side after each layer and the operations around it, by layer name.
+        Layer name -> side after the layer and the operations around it, in pixels.
 
     Raises:
-        UserError: Where a map shrinks to nothing; names the layer, its input and the smallest that fits.
+        UserError: A map shrinks to nothing; names the layer, its input and the smallest image that fits.
     """
-    size, sizes = input_size, {}
-    for name, layer in net.features.items():
-        for what, new in _steps(net, layer, size):
-            if new < 1:
-                smallest = _smallest_input(net, input_size)
-                raise UserError(
-                    f"{name}: its {what} does not fit a {size}x{size} map (image {input_size}x{input_size}); "
-                    f"the smallest image that works is {smallest}x{smallest}: model.input_size={smallest}."
-                )
-            size = new
-        sizes[name] = size
+    sizes, before = {}, input_size
+    for name, what, size in _steps(net, input_size):
+        if size < 1:
+            smallest = _smallest_input(net, input_size)
+            raise UserError(
+                f"{name}: its {what} does not fit a {before}x{before} map (image {input_size}x{input_size}); "
+                f"the smallest image that works is {smallest}x{smallest}: model.input_size={smallest}."
+            )
+        sizes[name] = before = size
     return sizes
 
 
-def _steps(net: spec.AlexNetConfig, layer: spec.ConvLayer, size: int) -> list[tuple[str, int]]:
-    """Return (what, size after it) for the convolution and pools of a layer, up to the first that fails."""
-    steps = []
-    for what in [*layer.before, "conv", *layer.then]:
-        if what == "conv":
-            size = window_count(size, layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode)
-            what = f"{layer.kernel_size}x{layer.kernel_size} kernel"
-        elif what in ("max_pool", "avg_pool"):
-            settings = spec.inherit(getattr(layer, what), getattr(net, what))
-            size = pooled(size, settings)
-            what = f"{what} {settings['kernel_size']}x{settings['kernel_size']}"
-        else:
-            continue
-        steps.append((what, size))
-        if size < 1:
-            break
-    return steps
+def _steps(net: spec.AlexNetConfig, size: int) -> Iterator[tuple[str, str, int]]:
+    """Yield (layer, convolution or pool, side after it) for everything that changes the side of a map."""
+    for name, layer in net.features.items():
+        for op in [*layer.before, "conv", *layer.then]:
+            if op == "conv":
+                size = window_count(size, layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode)
+                what = f"{layer.kernel_size}x{layer.kernel_size} kernel"
+            elif op in ("max_pool", "avg_pool"):
+                settings = spec.inherit(getattr(layer, op), getattr(net, op))
+                size = pooled_size(size, settings)
+                what = f"{op} {settings['kernel_size']}x{settings['kernel_size']}"
+            else:
+                continue
+            yield name, what, size
+            if size < 1:  # the sizes that follow would mean nothing
+                return
 
 
 def _smallest_input(net: spec.AlexNetConfig, failing: int) -> int:
+    # Searched, not solved for: rounding up and 'same' padding have no exact inverse.
     for size in range(failing + 1, 4096):
-        current = size
-        for layer in net.features.values():
-            current = min([step for _, step in _steps(net, layer, current)], default=current)
-            if current < 1:
-                break
-        else:
+        if all(after >= 1 for _, _, after in _steps(net, size)):
             return size
     raise UserError("model.features shrinks every image below 4096 pixels to nothing.")

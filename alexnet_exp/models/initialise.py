@@ -1,4 +1,4 @@
-"""Where the weights start: all initialisation, in one table.
+"""Weight initialisation: every scheme in one table.
 
 | name     | weights                                                | biases                         |
 |----------|--------------------------------------------------------|--------------------------------|
@@ -10,9 +10,9 @@
 | keras    | Glorot uniform, bound sqrt(6 / (fan_in + fan_out))     | 0                              |
 | he       | N(0, sqrt(2 / fan_in))                                 | 0                              |
 
-The raised layers are conv2, conv4, conv5 and the hidden fully connected ones. `weight_std` and `bias_init`
-of a layer override its row. fan_in counts the inputs of one unit (inside its group), fan_out the kernel's
-pixels times the output channels, as Keras does.
+The raised layers are conv2, conv4, conv5 and the hidden fully connected ones. A layer's `weight_std` and
+`bias_init` override its row. fan_in counts the inputs of one unit (inside its group), fan_out is the kernel's
+area times the output channels, as in Keras.
 
 Source: paper section 5; layers-145.cfg of the released code; Caffe's bvlc_alexnet train_val.prototxt;
 Glorot & Bengio 2010; He et al. 2015.
@@ -31,15 +31,15 @@ _RAISED = ("conv2", "conv4", "conv5")
 def initialise(
     layer: nn.Module, name: str, scheme: str, *, hidden: bool, std: float | None, bias: float | None
 ) -> None:
-    """Set weight and bias of one layer in place.
+    """Initialise weight and bias of one layer in place.
 
     Args:
-        layer: A module with `weight` and perhaps `bias`.
-        name: The layer's name in the yaml ('conv2'): the paper's biases go by it.
+        layer: A module with a `weight` and a `bias` that may be None.
+        name: The layer's name in the yaml ('conv2'), which selects the paper's biases.
         scheme: A row of the table above.
-        hidden: Whether this is a fully connected layer that is not the last.
-        std: Standard deviation of the weights instead of the scheme's.
-        bias: Constant for the bias instead of the scheme's.
+        hidden: True for a fully connected layer that is not the last.
+        std: Overrides the scheme's standard deviation of the weights.
+        bias: Overrides the scheme's constant for the bias.
     """
     if std is not None:
         init.normal_(layer.weight, std=std)
@@ -71,7 +71,7 @@ def _weights(layer: nn.Module, name: str, scheme: str, hidden: bool) -> None:
 
 
 def _fans(layer: nn.Module) -> tuple[int, int]:
-    """Return fan_in and fan_out; untied weights count one position."""
+    """Return (fan_in, fan_out); for untied weights, those of one position."""
     kernel = layer.weight.shape[2:].numel() if isinstance(layer, nn.Conv2d) else 1
     if isinstance(layer, nn.Conv2d | nn.Linear):
         return layer.weight[0].numel(), kernel * layer.weight.shape[0]

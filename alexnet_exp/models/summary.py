@@ -1,4 +1,4 @@
-"""What a network is made of: one row per layer, counted without running it on real memory."""
+"""The layer table of a network: output shapes, parameters and multiply-adds, computed on the meta device."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from alexnet_exp.models.layers import LocallyConnected2d, SpatialResponseNorm
 
 @dataclass
 class LayerRow:
-    """One layer: output shape without the batch, learned parameters, multiply-adds for one image.
+    """One layer: output shape without the batch axis, trainable parameters, multiply-adds per image.
 
-    `receptive_field` is the side, in pixels of the image, of what one output value sees, padding included;
-    None where the network is not a plain chain (ResNet).
+    `receptive_field` is the side in image pixels, padding included; None unless the network is a plain chain.
     """
 
     name: str
@@ -29,14 +28,14 @@ class LayerRow:
 
 
 def layer_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[LayerRow]:
-    """List the leaf modules of a network in the order they run.
+    """List the leaf modules of a network in the order in which they run.
 
     Args:
         model: Any network that maps (N, C, H, W) to logits.
         image_shape: (C, H, W) of one image.
 
     Returns:
-        One row per leaf module that ran; the sums over rows are the network's parameters and multiply-adds.
+        One row per leaf module that ran; the rows add up to the network's parameters and multiply-adds.
     """
     rows: list[LayerRow] = []
     fields = _receptive_fields(model, image_shape[-1]) if isinstance(model, AlexNet) else {}
@@ -53,11 +52,11 @@ def layer_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
     ]
     was_training = model.training
     try:
-        # Meta tensors have shapes and no storage: even the largest network takes no memory here.
+        # Meta tensors have shapes but no storage: even the largest network takes no memory here.
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
         image = torch.empty((1, *image_shape), device="meta")
-        model.eval()
+        model.eval()  # batch norm would refuse a batch of one
         with torch.no_grad():
             torch.func.functional_call(model, meta, (image,))
     finally:
@@ -68,21 +67,21 @@ def layer_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
 
 
 def _multiply_adds(module: nn.Module, shape: tuple[int, ...]) -> int:
-    if isinstance(module, nn.Conv2d | LocallyConnected2d):
-        positions = shape[-1] * shape[-2]
-        per_position = module.weight.numel() // (positions if isinstance(module, LocallyConnected2d) else 1)
-        return positions * per_position
-    return module.weight.numel() if isinstance(module, nn.Linear) else 0
+    if isinstance(module, nn.Conv2d):
+        return module.weight.numel() * shape[-1] * shape[-2]
+    # Each weight is used once per image: untied ones belong to one position.
+    return module.weight.numel() if isinstance(module, nn.Linear | LocallyConnected2d) else 0
 
 
 def _receptive_fields(model: AlexNet, image_side: int) -> dict[str, int]:
-    """Return what each layer sees, by module name: a window adds (kernel - 1) * strides so far."""
+    """Return the receptive field by module name, in image pixels."""
+    # A window adds (kernel - 1) * jump, where jump is the product of all strides before it.
     field, jump, fields = 1, 1, {}
     for name, module in model.features.named_children():
         kernel, stride = _window(module)
         field, jump = field + (kernel - 1) * jump, jump * stride
         fields[f"features.{name}"] = field
-    # The last map itself counts, not map_size: what averages it still reads all of it.
+    # From the last map, not map_size: adaptive pooling reads all of it.
     sides = [image_side, *map_sizes(model.spec, image_side).values()]
     whole = field + (sides[-1] - 1) * jump
     return fields | {f"classifier.{name}": whole for name, _ in model.classifier.named_children()}
@@ -93,7 +92,6 @@ def _window(module: nn.Module) -> tuple[int, int]:
         return module.size, 1
     if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | LocallyConnected2d):
         return 1, 1
-    kernel, stride = module.kernel_size, module.stride
-    return kernel[0] if isinstance(kernel, tuple) else kernel, stride[0] if isinstance(
-        stride, tuple
-    ) else stride
+    # nn.Conv2d keeps pairs, the pools keep what they were given.
+    kernel, stride = (v[0] if isinstance(v, tuple) else v for v in (module.kernel_size, module.stride))
+    return kernel, stride

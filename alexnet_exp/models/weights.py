@@ -1,4 +1,4 @@
-"""torchvision's parameter names and ours, for loading published weights and handing ours on."""
+"""Convert state dicts between torchvision's parameter names and ours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def torchvision_to_ours(state: Mapping[str, Value]) -> dict[str, Value]:
     """Rename the keys of a torchvision AlexNet or ResNet-18 state dict for alexnet_owt or resnet18.
 
     Args:
-        state: Parameter name to tensor; names that torchvision's AlexNet does not have stay as they are.
+        state: Parameter name -> tensor; names that are not in torchvision's AlexNet are kept.
     """
     return _rename(state, _ALEXNET)
 

@@ -1,1 +1,1 @@
-"""Pages and pictures made of what was recorded."""
+"""HTML pages and figures from the records of runs."""

@@ -1,7 +1,7 @@
-"""The curves of runs: the one table of what is drawn together, and the geometry of its charts on pages.
+"""The table of curves that are drawn together, and the geometry of their charts on HTML pages.
 
-Pages draw SVG of our own (report/templates/charts.html): values under the pointer, light and dark, some 100 KB and no
-library of megabytes in a file that is mailed around. figures.py draws the same table with matplotlib for figures/.
+Pages contain hand-written SVG (templates/charts.html): about 100 KB with hover values and a dark theme, where a
+plotting library would add megabytes to every page. figures.py draws the same table with matplotlib for figures/.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from alexnet_exp.report.html import is_share, metric_text, number
 from alexnet_exp.tracking.run_reader import Point, Row, finite, series
 
-WIDTH, HEIGHT = 1000, 400  # of the SVG's own coordinates
+WIDTH, HEIGHT = 1000, 400  # in SVG units
 MAX_POINTS = 400
 
 
@@ -23,11 +23,11 @@ class Curve(NamedTuple):
     """One metric of a run.
 
     Args:
-        metric: As in metrics.csv.
-        label: In the legend, among the curves of its run.
-        style: CSS classes: `train` and `val` for values by epoch, `step` for those within epochs; `faint` is dashed,
+        metric: Column of metrics.csv.
+        label: Legend text.
+        style: CSS classes: `train` and `val` for values per epoch, `step` for values within epochs; `faint` is dashed,
             `behind` pale.
-        alone: Title of a chart of this metric alone, of several runs.
+        alone: Title of a chart that compares this metric between runs.
     """
 
     metric: str
@@ -37,7 +37,7 @@ class Curve(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """The curves of one chart, the last drawn on top; a small one has no PNG and no best epoch."""
+    """The curves of one chart, the last on top; a small chart has no PNG and does not mark the best epoch."""
 
     title: str
     curves: tuple[Curve, ...]
@@ -68,7 +68,7 @@ CURVES = {curve.metric: curve for panel in PANELS for curve in panel.curves}
 
 @dataclass
 class Axis:
-    """Map values from `low`..`high` to 0..`length` and name the ticks."""
+    """Map values from `low`..`high` to 0..`length`, with labelled ticks."""
 
     low: float
     high: float
@@ -83,13 +83,13 @@ class Axis:
         return round(self.length * (1 - share if self.upwards else share), 2)
 
     def percentage(self, value: float) -> str:
-        """Return the position in CSS."""
+        """Return the position as a CSS percentage."""
         return f"{100 * self(value) / self.length:.2f}%"
 
 
 @dataclass
 class Line:
-    """A curve on a chart: legend label, CSS classes, points in order of steps."""
+    """A curve on a chart: legend label, CSS classes, points in order of step."""
 
     label: str
     style: str
@@ -106,12 +106,12 @@ class Line:
 
     @property
     def dotted(self) -> bool:
-        """Whether each value has a dot: those of epochs if they are few, and one that has no neighbour."""
+        """Whether to mark the values with dots: a few values per epoch, or a single one, which makes no line."""
         return (len(self.points) <= 40 and not self.per_step) or len(self.finite) == 1
 
 
 class Stop(NamedTuple):
-    """A bar of the plot that shows the values in it on hover: a hairline, a dot on each line, and the text."""
+    """A vertical strip of the plot that on hover shows a hairline, a dot on each line, and the values."""
 
     left: float
     width: float
@@ -122,15 +122,15 @@ class Stop(NamedTuple):
 
 @dataclass
 class Chart:
-    """What templates/charts.html draws.
+    """A chart as templates/charts.html draws it.
 
     Args:
-        title: Its heading.
-        metric: That of its curves, or one of them: a share is shown in percent.
+        title: Heading.
+        metric: Metric of its curves, or one of them; decides whether values are percentages.
         lines: Each with at least one finite value.
         x: Axis of steps or epochs.
-        best_step: Where the best epoch ended.
-        small: Whether it is less high than the others.
+        best_step: Step at which the best epoch ended.
+        small: Draw it at less height.
     """
 
     title: str
@@ -150,12 +150,12 @@ class Chart:
 
     @property
     def best(self) -> float | None:
-        """Where the best epoch ended, on the drawing."""
+        """Position of the best epoch in SVG units, if it lies on the chart."""
         step = self.best_step
         return self.x(step) if step is not None and self.x.low <= step <= self.x.high else None
 
     def path(self, line: Line) -> str:
-        """Return the curve as an SVG path, broken where a value is not finite."""
+        """Return the curve as an SVG path, interrupted where a value is not finite."""
         commands, pen_down = [], False
         for point in line.points:
             if math.isfinite(point.value):
@@ -164,20 +164,20 @@ class Chart:
         return "".join(commands)
 
     def dots(self, points: list[Point]) -> str:
-        # Circles would be stretched into ellipses; a line of no length with round caps is not.
+        # The SVG is stretched, which turns circles into ellipses, but not the round caps of zero-length lines.
         return "".join(f"M{self.x(point.step)} {self.y(point.value)}h.01" for point in points)
 
     def _hover(self, entry: list[tuple[Line, Point]]) -> str:
-        """Return epoch and step, and below them the value of each line."""
+        """Return epoch and step, then the value of each line."""
         point = entry[-1][1]
         where = [] if point.epoch is None else [f"epoch {number(point.epoch)}"]
-        if point.step != point.epoch:  # a chart of several runs counts epochs alone
+        if point.step != point.epoch:  # charts that compare runs have epochs on the x axis
             where.append(f"step {point.step:,.0f}")
         values = [f"{line.label}: {self.text(point.value)}" for line, point in entry]
         return "\n".join([" · ".join(where), *values])
 
     def stops(self) -> list[Stop]:
-        """Return a place to hover for each epoch; for each step where no line has values by epoch."""
+        """Return a hover target per epoch, or per step if no line has values per epoch."""
         lines = [line for line in self.lines if not line.per_step] or self.lines
         by_place: dict[float, list[tuple[Line, Point]]] = {}
         for line in lines:
@@ -186,6 +186,7 @@ class Chart:
                 by_place.setdefault(place, []).append((line, point))
         entries = sorted(by_place.values(), key=lambda entry: entry[-1][1].step)
         centres = [self.x(entry[-1][1].step) for entry in entries]
+        # Each target reaches halfway to its neighbours.
         borders = [0.0, *[(a + b) / 2 for a, b in pairwise(centres)], float(WIDTH)]
         return [
             Stop(
@@ -200,7 +201,7 @@ class Chart:
 
 
 def run_charts(rows: list[Row], best_step: float | None = None) -> list[Chart]:
-    """Return the charts of all metrics that have at least one finite value."""
+    """Return the charts of all metrics with at least one finite value."""
     found = [(panel, lines) for panel in PANELS if (lines := _lines(rows, panel))]
     steps = [point.step for _, lines in found for line in lines for point in line.points]
     if not steps:
@@ -219,7 +220,7 @@ def _lines(rows: list[Row], panel: Panel) -> list[Line]:
 
 
 def epoch_ends(rows: list[Row]) -> dict[float, float]:
-    """Return the step at which each epoch ended, as far as an epoch's metrics were logged."""
+    """Return the step at which each epoch ended, for epochs with logged metrics."""
     ends: dict[float, float] = {}
     for metric, curve in CURVES.items():
         for point in [] if curve.style.startswith("step") else series(rows, metric):
@@ -235,38 +236,39 @@ def not_finite(rows: list[Row]) -> list[str]:
         points = series(rows, metric)
         bad = [point for point in points if not math.isfinite(point.value)]
         if bad:
-            rest = f"{len(bad)} of {len(points)} values are not finite, the first at step {bad[0].step:,.0f}."
-            sentences.append(f"{metric}: {rest}")
+            first = f"the first at step {bad[0].step:,.0f}"
+            sentences.append(f"{metric}: {len(bad)} of {len(points)} values are not finite, {first}.")
     return sentences
 
 
 def thin(points: list[Point], most: int = MAX_POINTS) -> list[Point]:
-    """Return every n-th point and always the last, at most `most`: each value on a page is one that was logged."""
+    """Return every n-th point up to `most`, always with the last; points are dropped, never averaged."""
     every = math.ceil(len(points) / most) or 1
-    return points[::-every][::-1]
+    return points[::-every][::-1]  # counted from the end, so that the last point is kept
 
 
 def y_axis(values: list[float], shares: bool = False) -> Axis:
-    """Return an axis from one round number to another that holds all values.
+    """Return an axis with round limits that covers all values.
 
     Args:
         values: One or more, finite.
-        shares: Name the ticks in percent.
+        shares: Label the ticks as percentages.
     """
     low, high = min(values), max(values)
     step = round_step((high - low) or abs(high) or 1.0, 4)
+    # 1e-9: a limit that is a multiple of the step, but for rounding, needs no tick beyond it.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     if first == last:
         first, last = first - 1, last + 1
     marks = [i * step for i in range(first, last + 1)]
     names = [f"{100 * mark:g} %" if shares else number(mark) for mark in marks]
-    if len(set(names)) < len(names):  # a loss that hardly moves: 2.303 five times
+    if len(set(names)) < len(names):  # a loss that hardly changes: 2.303 five times
         names = [f"{mark:.{max(0, -math.floor(math.log10(step)))}f}" for mark in marks]
     return Axis(marks[0], marks[-1], HEIGHT, list(zip(marks, names, strict=True)), upwards=True)
 
 
 def x_axis(low: float, high: float, ends: dict[float, float]) -> Axis:
-    """Return an axis of steps, labelled with epochs where they end if there are several."""
+    """Return an axis of steps, with ticks at the ends of epochs if there are several."""
     epochs = sorted(ends)
     if len(epochs) >= 2:
         every = max(1, round(round_step(epochs[-1] - epochs[0], 6)))
@@ -278,6 +280,7 @@ def x_axis(low: float, high: float, ends: dict[float, float]) -> Axis:
 
 
 def round_step(span: float, count: int) -> float:
-    """Return the smallest of 1, 2, 5 times a power of ten that cuts the span into at most `count` parts."""
+    """Return the smallest of 1, 2, 5 times a power of ten that divides the span into at most `count` parts."""
+    # The ideal step span / count lies between power and 10 * power, so that one of the candidates fits.
     power = 10.0 ** math.floor(math.log10(span / count))
     return next(power * factor for factor in (1, 2, 5, 10, 20) if power * factor * count >= span * (1 - 1e-9))

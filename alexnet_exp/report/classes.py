@@ -1,4 +1,4 @@
-"""What evaluation.html shows of classes: confusion matrix, scores of each class, pictures."""
+"""The contents of evaluation.html: confusion matrix, scores per class, sample images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_exp.report.evaluation import Evaluation, Sample
+from alexnet_exp.report.evaluation import Evaluation
 from alexnet_exp.report.html import percent
 from alexnet_exp.report.pictures import (
     confusion_image,
@@ -18,17 +18,17 @@ from alexnet_exp.report.pictures import (
     to_pil,
 )
 
-MAX_MATRIX_CLASSES = 50  # in a table; of more, the matrix is a picture
+MAX_MATRIX_CLASSES = 50  # in a table; with more classes the matrix is drawn as an image
 MAX_NUMBERED_CLASSES = 25
-MAX_HOVER_CELLS = 2000  # of a picture: as many as a page can hold
+MAX_HOVER_CELLS = 2000  # of the drawn matrix: each is an SVG element, and browsers slow down with more
 MAX_PICTURES = 24
-LOWEST = 15  # classes, by recall
+LOWEST = 15  # classes with the lowest recall
 SPLITS = {"test": "test set", "val": "validation set", "train": "training set"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the table: its images, CSS classes, shade from 0 to 1, number, and what hovering shows."""
+    """A cell of the table: number of images, CSS classes, shade in 0..1, text, and tooltip."""
 
     count: int
     style: str
@@ -37,11 +37,15 @@ class Cell:
     outcome: str
 
 
-def shown(evaluation: Evaluation) -> dict[str, Any]:
-    """Return what the template shows of an evaluation."""
+def template_context(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the variables of evaluation.html."""
     classes, scores = evaluation.classes, evaluation.per_class()
     as_table = len(classes) <= MAX_MATRIX_CLASSES
     known = [score for score in scores if score.recall is not None]
+    samples = (
+        ("Most confident mistakes", evaluation.mistakes),
+        ("Sample of predictions", evaluation.samples),
+    )
     return {
         "split": SPLITS.get(evaluation.split, evaluation.split),
         "correct": evaluation.correct,
@@ -52,15 +56,10 @@ def shown(evaluation: Evaluation) -> dict[str, Any]:
         "scores": scores,
         "lowest": [] if as_table else sorted(known, key=lambda score: score.recall or 0.0)[:LOWEST],
         "samples": [
-            ("Most confident mistakes", _named(evaluation.mistakes, classes)),
-            ("Sample of predictions", _named(evaluation.samples, classes)),
+            (title, [(s, classes[s.label], classes[s.prediction]) for s in group[:MAX_PICTURES]])
+            for title, group in samples
         ],
     }
-
-
-def _named(samples: list[Sample], classes: list[str]) -> list[tuple[Sample, str, str]]:
-    """Return samples with the names of their true and predicted class."""
-    return [(s, classes[s.label], classes[s.prediction]) for s in samples[:MAX_PICTURES]]
 
 
 def _table(evaluation: Evaluation) -> dict[str, Any]:
@@ -86,35 +85,30 @@ def _cell(evaluation: Evaluation, i: int, j: int, shade: float, share: float) ->
 
 
 def _outcome(evaluation: Evaluation, i: int, j: int, share: float) -> str:
-    """Return what hovering over a cell shows."""
+    """Return the tooltip of a cell."""
     pair = f"{evaluation.classes[i]} → {evaluation.classes[j]}"
     return f"{pair}: {evaluation.confusion[i, j]:,} ({percent(share, 1)} of the true class)"
 
 
 def _picture(evaluation: Evaluation) -> dict[str, Any]:
-    """Return a matrix that is too large for a table: a picture, and a place to hover over each of its dots."""
-    drawn = confusion_image(evaluation.confusion)
-    group = grouping(len(evaluation.classes))
+    """Return a matrix that is too large for a table: an image, and a hover target for each of its dots."""
+    drawn, group = confusion_image(evaluation.confusion), grouping(len(evaluation.classes))
+    shares, counts = evaluation.row_shares(), evaluation.confusion.ravel()
+    cells = np.flatnonzero(counts)
+    places: dict[tuple[int, int], str] = {}
+    # Largest cells first: they give a dot its tooltip, and are the ones to keep if there are too many dots.
+    for flat in cells[np.argsort(-counts[cells], kind="stable")]:
+        if len(places) == MAX_HOVER_CELLS:
+            break
+        i, j = divmod(int(flat), len(evaluation.classes))
+        places.setdefault((i // group, j // group), _outcome(evaluation, i, j, float(shares[i, j])))
     return {
         "matrix": None,
         "picture": encode(to_pil(drawn), "PNG"),
         "side": len(drawn),
         "group": group,
-        "places": _places(evaluation, group),
+        "places": [(*place, outcome) for place, outcome in places.items()],
     }
-
-
-def _places(evaluation: Evaluation, group: int) -> list[tuple[int, int, str]]:
-    """Return row and column of each dot of the picture, the fullest first, with the outcome of its largest cell."""
-    shares, counts = evaluation.row_shares(), evaluation.confusion.ravel()
-    cells = np.flatnonzero(counts)
-    outcomes: dict[tuple[int, int], str] = {}
-    for flat in cells[np.argsort(-counts[cells], kind="stable")]:
-        if len(outcomes) == MAX_HOVER_CELLS:
-            break
-        i, j = divmod(int(flat), len(evaluation.classes))
-        outcomes.setdefault((i // group, j // group), _outcome(evaluation, i, j, float(shares[i, j])))
-    return [(*place, outcome) for place, outcome in outcomes.items()]
 
 
 def _most_confused(evaluation: Evaluation) -> list[tuple[str, str, int, float]]:

@@ -1,4 +1,4 @@
-"""What the report page shows of the run itself: headline, configuration, environment, command."""
+"""The facts on a report page: headline numbers, configuration, environment, command."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ FACTS = ("seed", "deterministic", "precision", "devices", "epochs", "steps")
 
 
 def headline(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the numbers one looks for first: label, value."""
+    """Yield (label, value) of the most important results."""
     metrics = result.get("metrics") or {}
-    split = str(result.get("split") or "test")  # an evaluation says which it looked at
+    split = str(result.get("split") or "test")  # only an evaluation records its split
     names = {
         "top1": "top-1",
         "top5": "top-5",
@@ -69,7 +69,7 @@ def published_text(entry: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Group:
-    """One folding table of the configuration: rows of key, value as YAML, and whether the user typed it."""
+    """A group of settings: rows of (key, value as YAML, set on the command line), and how many were set."""
 
     name: str
     rows: list[tuple[str, str, bool]]
@@ -77,7 +77,8 @@ class Group:
 
 
 def configuration(settings: dict[str, Any], overrides: list[str]) -> list[Group]:
-    """Return the configuration by group; settings outside any group come first."""
+    """Return the configuration by group, top-level settings first."""
+    # A choice of a group (model=alexnet) is an override too, and is counted for its group below.
     typed = {key_of(override).replace("/", ".") for override in overrides}
     scalars = {key: value for key, value in settings.items() if not isinstance(value, dict)}
     groups = {"": scalars} if scalars else {}
@@ -91,12 +92,13 @@ def configuration(settings: dict[str, Any], overrides: list[str]) -> list[Group]
 
 
 def _yaml(value: Any) -> str:
+    # safe_dump ends a bare scalar with a document marker, "...".
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
     return text.removesuffix("...\n").strip()
 
 
 def origin(result: dict[str, Any]) -> dict[str, Any]:
-    """Return what parts.html shows under Reproduce and Environment: the commands that repeat a run, what it ran on."""
+    """Return the variables of `origin` in parts.html: the commands that reproduce a run, and its environment."""
     command, git = result.get("command"), result.get("git") or {}
     checkout = f"git checkout {git['commit']}\n" if git.get("commit") else ""
     return {
@@ -107,12 +109,15 @@ def origin(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _environment(result: dict[str, Any], git: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield hardware, versions and what else decides a run's numbers."""
+    """Yield (name, value) of hardware, versions and everything else that affects a run's numbers."""
     for key in FACTS:
         if result.get(key) is not None:
             yield key, _plain(result[key])
     if git.get("commit"):
-        yield "git commit", f"{str(git['commit'])[:12]}{' with changes' if git.get('dirty') else ''}"
+        yield (
+            "git commit",
+            f"{str(git['commit'])[:12]}{' with uncommitted changes' if git.get('dirty') else ''}",
+        )
     for group, title in (("images", "images: "), ("hardware", ""), ("versions", ""), ("wandb", "W&B ")):
         content = result.get(group)
         for key, value in flat(content).items() if isinstance(content, dict) else ():

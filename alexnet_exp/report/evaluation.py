@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind for pictures and tables: plain numpy, no networks."""
+"""The outcome of an evaluation, for figures and tables; numpy only, no networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alexnet_exp.tracking.confusion import most_confused, row_shares
 
 @dataclass
 class Sample:
-    """Hold one image as stored, uint8 (H, W, 3) or (H, W, 1), and what the network said about it."""
+    """One stored image, uint8 (H, W, 3) or (H, W, 1), with the network's prediction and its probability."""
 
     image: np.ndarray
     label: int
@@ -23,7 +23,7 @@ class Sample:
 
 @dataclass
 class ClassScore:
-    """Hold the scores of one class; None where nothing was there to divide by."""
+    """Scores of one class; None where a score is undefined (a division by zero)."""
 
     name: str
     support: int
@@ -32,7 +32,7 @@ class ClassScore:
 
     @property
     def f1(self) -> float | None:
-        """Return the harmonic mean of precision and recall; None of a class that is neither there nor predicted."""
+        """The harmonic mean of precision and recall; None for a class without images and predictions."""
         if self.precision is None and self.recall is None:
             return None
         precision, recall = self.precision or 0.0, self.recall or 0.0
@@ -42,14 +42,14 @@ class ClassScore:
 
 @dataclass
 class Evaluation:
-    """Hold the outcome on one split.
+    """The outcome on one split.
 
     Args:
         split: "test", "val" or "train".
-        classes: names of the K classes, in label order.
-        confusion: (K, K) counts, rows are the true classes.
-        mistakes: wrongly classified images, the most confident first.
-        samples: a fixed sample of predictions, right or wrong.
+        classes: Names of the K classes, in label order.
+        confusion: (K, K) counts; rows are true classes, columns predictions.
+        mistakes: Misclassified images, most confident first.
+        samples: A fixed sample of predictions, right or wrong.
     """
 
     split: str
@@ -62,20 +62,20 @@ class Evaluation:
         self.confusion = np.asarray(self.confusion, dtype=np.int64)
         expected = (len(self.classes), len(self.classes))
         if self.confusion.shape != expected:
-            raise ValueError(f"confusion must be {expected} for these classes, not {self.confusion.shape}")
+            raise ValueError(f"expected a confusion matrix of shape {expected}, not {self.confusion.shape}")
 
     @property
     def correct(self) -> int:
-        """Return how many images were classified correctly."""
+        """Number of correctly classified images."""
         return int(np.trace(self.confusion))
 
     @property
     def total(self) -> int:
-        """Return how many images were classified."""
+        """Number of images."""
         return int(self.confusion.sum())
 
     def row_shares(self) -> np.ndarray:
-        """See `confusion.row_shares`."""
+        """Return the confusion matrix normalised by row, (K, K) float64; 0 for a class without images."""
         return row_shares(self.confusion)
 
     def per_class(self) -> list[ClassScore]:
@@ -89,12 +89,12 @@ class Evaluation:
         ]
 
     def most_confused(self, count: int = 8) -> list[tuple[int, int, int]]:
-        """Return the (true, predicted, images) of the most frequent mistakes, most frequent first."""
+        """Return (true, predicted, images) of the most frequent mistakes, most frequent first."""
         return most_confused(self.confusion, count)
 
 
 def class_rows(scores: list[ClassScore]) -> list[dict[str, object]]:
-    """Return one plain row for each class."""
+    """Return the scores as one dictionary per class."""
     return [
         {"class": s.name, "images": s.support, "precision": s.precision, "recall": s.recall, "f1": s.f1}
         for s in scores

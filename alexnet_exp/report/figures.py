@@ -1,4 +1,4 @@
-"""Draw the pictures of a run as PNG files; matplotlib without pyplot, so that nothing global is touched."""
+"""Draw the figures of a run as PNG files, with matplotlib but without pyplot's global state."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 
 import matplotlib
@@ -30,6 +31,7 @@ from alexnet_exp.report.pictures import (
 )
 from alexnet_exp.tracking.run_reader import Row, finite, series
 
+# The colours of the HTML pages in light mode.
 INK, MUTED, RULE, TRAIN, VAL = "#1d2126", "#626973", "#e3e3de", "#1f5ea8", "#cc5814"
 STYLE = {
     "font.size": 10,
@@ -49,7 +51,7 @@ MAX_LABELLED, MAX_NUMBERED, MAX_PICTURES = 60, 25, 24
 def draw_all(
     run_dir: Path, rows: list[Row], evaluation: Evaluation | None = None, conv1: np.ndarray | None = None
 ) -> list[Path]:
-    """Draw every picture there is something to show for into run_dir/figures and return their paths."""
+    """Draw every figure that has data into run_dir/figures and return their paths."""
     folder = Path(run_dir) / "figures"
     made = []
     drawn = [curve.metric for panel in PANELS if not panel.small for curve in panel.curves]
@@ -68,9 +70,9 @@ def draw_all(
 
 @contextmanager
 def page(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Yield a figure, in inches, that is saved as PNG when all is drawn."""
+    """Yield a figure of this size in inches, and save it as PNG on leaving."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # A name in a script that matplotlib's font lacks is drawn as boxes; that is no reason to warn.
+        # matplotlib draws characters that its font lacks as boxes; a foreign class name is no reason to warn.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
@@ -94,6 +96,7 @@ def _draw_panel(axes: Axes, rows: list[Row], panel: Panel) -> None:
         if line.finite:
             axes.plot(
                 [point.step for point in line.points],
+                # Infinity as NaN, at which matplotlib breaks the line.
                 [point.value if math.isfinite(point.value) else math.nan for point in line.points],
                 color=VAL if "val" in style else TRAIN,
                 label=label,
@@ -105,24 +108,20 @@ def _draw_panel(axes: Axes, rows: list[Row], panel: Panel) -> None:
             )
     if is_share(panel.curves[0].metric):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    _decorate(axes, panel.title)
-
-
-def _decorate(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left")
+    axes.set_title(panel.title, loc="left")
     axes.set_xlabel("step")
     axes.grid(axis="y")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if axes.lines:
-        axes.legend(frameon=False, reverse=True)  # the last drawn lies on top, and is the one to look for
+        axes.legend(frameon=False, reverse=True)  # the curve that matters most is drawn last, on top
     else:
         axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", color=MUTED)
 
 
 def confusion_matrix(evaluation: Evaluation, path: Path) -> Path:
-    """Draw the confusion matrix: hits in blue, mistakes in orange; text where it fits."""
+    """Draw the confusion matrix: hits in blue, mistakes in orange, labels and counts where they fit."""
     count = len(evaluation.classes)
     side = min(max(3.5, 1.5 + 0.5 * count), 9.5)
     with page(path, side, side) as figure:
@@ -133,7 +132,7 @@ def confusion_matrix(evaluation: Evaluation, path: Path) -> Path:
             extent=(-0.5, count - 0.5, count - 0.5, -0.5),
         )
         group = grouping(count)
-        note = f"; a dot is the strongest of {group} × {group} cells" if group > 1 else ""
+        note = f"; each dot shows the strongest of {group} × {group} cells" if group > 1 else ""
         axes.set_title(f"Confusion matrix ({evaluation.split}){note}", loc="left")
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
@@ -163,11 +162,11 @@ def _write_counts(axes: Axes, confusion: np.ndarray) -> None:
 
 
 def conv1_filters(weight: np.ndarray, path: Path) -> Path:
-    """Draw the filters of the first convolution as a grid, as figure 3 of the AlexNet paper does.
+    """Draw the filters of the first convolution as a grid, as in figure 3 of the AlexNet paper.
 
     Args:
-        weight: (out, in, kH, kW) with in 1 or 3.
-        path: the PNG to write.
+        weight: (out, in, kH, kW) with `in` 1 or 3.
+        path: PNG to write.
     """
     grid = filter_grid(weight)
     margin = 12
@@ -180,34 +179,31 @@ def conv1_filters(weight: np.ndarray, path: Path) -> Path:
 
 
 def mistakes(samples: list[Sample], classes: list[str], path: Path) -> Path:
-    """Draw up to 24 images, each under 'true -> predicted probability'."""
-    shown = samples[:MAX_PICTURES]
-    columns = min(6, len(shown))
-    rows = math.ceil(len(shown) / columns)
+    """Draw up to 24 images, each titled 'true -> predicted probability'."""
+    samples = samples[:MAX_PICTURES]
+    columns = min(6, len(samples))
+    rows = math.ceil(len(samples) / columns)
     with page(path, 1.9 * columns, 2.25 * rows) as figure:
-        for place, axes in enumerate(np.ravel(figure.subplots(rows, columns, squeeze=False))):
-            axes.axis("off")
-            if place < len(shown):
-                _draw_sample(axes, shown[place], classes)
+        cells = np.ravel(figure.subplots(rows, columns, squeeze=False))
+        for sample, axes in zip_longest(samples, cells):
+            if sample is None:  # the rest of the last row
+                axes.axis("off")
+                continue
+            show(axes, sample.image)
+            true, predicted = plain(classes[sample.label], 20), plain(classes[sample.prediction], 14)
+            text = f"{true} ->\n{predicted} {sample.probability:.1%}"
+            axes.set_title(text, fontsize=8, loc="left", parse_math=False)
     return path
 
 
-def _draw_sample(axes: Axes, sample: Sample, classes: list[str]) -> None:
-    image = sample.image[..., 0] if sample.image.shape[-1] == 1 else sample.image
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    true, predicted = plain(classes[sample.label], 20), plain(classes[sample.prediction], 14)
-    text = f"{true} ->\n{predicted} {sample.probability:.1%}"
-    axes.set_title(text, fontsize=8, loc="left", parse_math=False)
-
-
 def plain(text: str, most: int) -> str:
-    """Return text that any font engine can draw: one line, valid Unicode, at most so many characters."""
+    """Make text drawable: one line, valid Unicode, at most `most` characters."""
     line = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def show(axes: Axes, image: np.ndarray) -> None:
-    """Draw an image, uint8 (H, W, 1|3|4), pixel by pixel and without axes."""
+    """Draw an image, uint8 (H, W, 1|3|4), without interpolation or axes."""
     picture = image[..., 0] if image.shape[-1] == 1 else image
     axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.axis("off")

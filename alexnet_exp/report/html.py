@@ -1,4 +1,4 @@
-"""Write pages from the templates beside this file: each is one file that needs no network, with every text escaped."""
+"""Render the templates to self-contained, escaped HTML pages; and the number formats that pages share."""
 
 from __future__ import annotations
 
@@ -21,42 +21,43 @@ def write_html(path: Path, template: str, **context: Any) -> Path:
     """Render a template into a file and return its path.
 
     Args:
-        path: The file.
+        path: File to write.
         template: Name of a file in templates/.
-        context: What the template shows. base.html takes `title` and `chips`, a list of short facts.
+        context: Variables of the template; base.html takes `title` and `chips`, a list of short facts.
     """
     text = environment().get_template(template).render(context)
     with replacing(path) as temporary:
-        # The name of an image file need not be valid UTF-8; it must not cost the page.
+        # File names need not be valid UTF-8.
         temporary.write_bytes(text.encode("utf-8", "replace"))
     return path
 
 
 @cache
 def environment() -> Environment:
-    """Return what renders the templates; a name that a template uses and nobody passes is an error."""
-    # Both imported here: the terminal's tables need the number formats below, and neither of these.
+    """Return the Jinja environment; undefined variables are errors."""
+    # Imported late: tables in the terminal use the number formats below, without templates or images.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     from alexnet_exp.report.pictures import data_uri
 
     loader = FileSystemLoader(TEMPLATES)
-    made = Environment(
+    env = Environment(
         autoescape=True, loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {"percent": percent, "number": number, "quantity": quantity, "data_uri": data_uri}
-    script = made.get_template("base.js").render().encode("utf-8")
-    made.globals["script_sha256"] = base64.b64encode(hashlib.sha256(script).digest()).decode("ascii")
-    return made
+    env.filters |= {"percent": percent, "number": number, "quantity": quantity, "data_uri": data_uri}
+    # The content security policy allows only this script, whatever a class or file name contains.
+    script = env.get_template("base.js").render().encode("utf-8")
+    env.globals["script_sha256"] = base64.b64encode(hashlib.sha256(script).digest()).decode("ascii")
+    return env
 
 
 def is_share(metric: str | None) -> bool:
-    """Return whether a metric is a fraction, shown in percent."""
+    """Return whether a metric is a fraction, to be shown as a percentage."""
     return str(metric).rpartition("/")[2].startswith(("top", "balanced_accuracy", "macro_f1"))
 
 
 def metric_text(metric: str | None, value: float) -> str:
-    """Return the value of a metric: in percent if it is a fraction."""
+    """Format the value of a metric, as a percentage if it is a fraction."""
     return percent(value) if is_share(metric) else number(value)
 
 
@@ -66,14 +67,14 @@ def points(difference: float) -> str:
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:
-    """Return 0.9722 as '97.22 %' (no-break space) and what is undefined as a dash."""
+    """Format 0.9722 as '97.22 %' (no-break space), undefined values as a dash."""
     if fraction is None or not math.isfinite(fraction):
         return "–"
     return f"{100 * fraction:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def quantity(value: float) -> str:
-    """Return 2472266 as '2.47 M'."""
+    """Format 2472266 as '2.47 M'."""
     for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e5, "k")):
         if abs(value) >= factor:
             return f"{value / (1e3 if unit == 'k' else factor):.3g}\N{NO-BREAK SPACE}{unit}"
@@ -81,7 +82,7 @@ def quantity(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number in few digits, thousands set apart."""
+    """Format a number with few digits and thousands separators."""
     if not math.isfinite(value):
         return "not finite"
     if abs(value) >= 1e9:
@@ -92,7 +93,7 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return 83.2 as '1 min 23 s'."""
+    """Format 83.2 as '1 min 23 s'."""
     if seconds < 60:
         return f"{seconds:.1f}\N{NO-BREAK SPACE}s"
     minutes, rest = divmod(round(seconds), 60)

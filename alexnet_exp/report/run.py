@@ -1,4 +1,4 @@
-"""Write report.html: one self-contained page about a run, for a browser with no network and no server."""
+"""Write report.html: a self-contained page about a run, to be opened without network or server."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_exp.report import charts as report_charts
-from alexnet_exp.report import classes as report_classes
-from alexnet_exp.report import details as report_details
+from alexnet_exp.report import charts, classes, details
 from alexnet_exp.report.evaluation import Evaluation
 from alexnet_exp.report.html import write_html
 from alexnet_exp.report.pictures import MAX_FILTERS, filter_grid, is_picture_of_filters
@@ -27,13 +25,13 @@ def write_report(
     """Write report.html into a run directory and return its path.
 
     Args:
-        run_dir: directory with any of config.yaml, overrides.yaml, result.json and metrics.csv.
-        evaluation: outcome on the test (or validation) split, if there was one.
-        conv1: weight of the first convolution, (out, in, kH, kW); shown where `in` is 1 or 3.
-        result: what result.json will hold, for a run that writes that file last.
+        run_dir: Directory with any of config.yaml, overrides.yaml, result.json and metrics.csv.
+        evaluation: Outcome on the test (or validation) split, if any.
+        conv1: Weight of the first convolution, (out, in, kH, kW); drawn if `in` is 1 or 3.
+        result: Replaces result.json, for a run that writes that file last.
     """
     run = Run(Path(run_dir))
-    # A page is made to be handed on.
+    # Reports are shared: they must not contain passwords or keys.
     settings, overrides = redact(run.settings), redact(run.overrides)
     result = redact(run.result if result is None else dict(result))
     best = result.get("best") or {}
@@ -45,15 +43,15 @@ def write_report(
         status=str(result.get("status") or "unfinished"),
         error=result.get("error"),
         problems=run.problems,
-        numbers=list(report_details.headline(result)),
-        published=list(report_details.published(result, settings)),
+        numbers=list(details.headline(result)),
+        published=list(details.published(result, settings)),
         trained=bool(run.rows) or "split" not in result,  # an evaluation has no curves
-        run_charts=report_charts.run_charts(run.rows, numeric(best.get("step"))),
-        not_finite=report_charts.not_finite(run.rows),
-        evaluation=report_classes.shown(evaluation) if evaluation else None,
+        run_charts=charts.run_charts(run.rows, numeric(best.get("step"))),
+        not_finite=charts.not_finite(run.rows),
+        evaluation=classes.template_context(evaluation) if evaluation else None,
         filters=_filters(conv1),
-        origin=report_details.origin(result),
-        config=report_details.configuration(settings, overrides),
+        origin=details.origin(result),
+        config=details.configuration(settings, overrides),
     )
 
 
@@ -61,9 +59,7 @@ def _filters(conv1: np.ndarray | None) -> dict[str, Any] | None:
     if conv1 is None or not is_picture_of_filters(conv1):
         return None
     count, channels, height, width = conv1.shape
-    cut = f", the first {MAX_FILTERS} shown" if count > MAX_FILTERS else ""
+    cut = f" (first {MAX_FILTERS} shown)" if count > MAX_FILTERS else ""
     kind = "colour" if channels == 3 else "grey"
-    text = (
-        f"{count} {kind} filters of {height} × {width}{cut}, each stretched from its minimum to its maximum."
-    )
+    text = f"{count} {kind} filters of {height} × {width}{cut}, each scaled from its minimum to its maximum."
     return {"grid": filter_grid(conv1), "text": text}

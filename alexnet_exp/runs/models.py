@@ -1,4 +1,4 @@
-"""`alexnet-exp models`: the networks of conf/model/, or the layers of one."""
+"""`alexnet-exp models`: list the networks of conf/model/, or the layers of one."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def models(config: Mapping[str, Any]) -> None:
         config: Keys of conf/models.yaml.
 
     Raises:
-        UserError: For an unknown name or format, or a number that cannot be.
+        UserError: Unknown name or format, or an illegal number.
     """
     name, format, input_size = config["name"], config["format"], config["input_size"]
     if format not in ("table", "json"):
-        raise UserError(f"format={format!r} is not possible: it must be table or json.")
+        raise UserError(f"invalid format={format!r}: expected table or json.")
     if name is not None and name not in list_models():
         raise UserError(
             f"There is no model {name!r}.{nearest(name, list_models())} alexnet-exp models lists all."
@@ -39,21 +39,22 @@ def models(config: Mapping[str, Any]) -> None:
     check_rules(changes, dict.fromkeys(changes, at_least(1)))
     if name is None and input_size is not None:
         raise UserError(
-            "input_size is for one network, few fit all sizes: alexnet-exp models NAME input_size=N."
+            "input_size needs a network, since few work at every size: alexnet-exp models NAME input_size=N."
         )
     if name is None:
         rows = [describe(each, changes) for each in list_models()]
-        _print_json(rows) if format == "json" else _print_networks(rows)
+        print(json.dumps(rows, indent=2)) if format == "json" else _print_networks(rows)
     else:
         _, layers = _layers(name, changes)
         if format == "json":
-            _print_json({**describe(name, changes), "layers": [dataclasses.asdict(row) for row in layers]})
+            facts = {**describe(name, changes), "layers": [dataclasses.asdict(row) for row in layers]}
+            print(json.dumps(facts, indent=2))
         else:
             _print_layers(layers)
 
 
 def describe(name: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return what is known of a network: size, counts, published accuracy in percent, source."""
+    """Return the facts about a network: input size, counts, published accuracy in percent, source."""
     config, layers = _layers(name, changes or {})
     header = _header(name)
     top1, top5 = _published(header.get("Published", ""))
@@ -82,7 +83,7 @@ def _layers(name: str, changes: dict[str, Any]) -> tuple[dict[str, Any], list[An
 
 
 def _header(name: str) -> dict[str, str]:
-    """Read the 'Key: text' comments that open a network's yaml; a text may go on over several lines."""
+    """Read the 'Key: text' comments at the top of a network's yaml; indented lines continue a text."""
     fields: dict[str, str] = {}
     key = None
     for line in (conf_dir() / "model" / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
@@ -97,15 +98,11 @@ def _header(name: str) -> dict[str, str]:
 
 
 def _published(text: str) -> tuple[float | None, float | None]:
-    """Read '57.1 / 80.2 %' or '77.22 %' at the start of a published result."""
+    """Parse '57.1 / 80.2 %' or '77.22 %' at the start of a published result."""
     if found := re.match(r"(?:about )?([\d.]+) / ([\d.]+) %", text):
         return float(found[1]), float(found[2])
     found = re.match(r"(?:about )?([\d.]+) %", text)
     return (float(found[1]) if found else None), None
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
 
 
 def _print_networks(rows: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The hand-written PIL loop reads the images that ours does, prepares them alike, and pauses out of turn."""
+"""The hand-written PIL loop reads the same images, preprocesses them alike, and pauses outside its turn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.runs.measured_runs import subject
 
 
 @pytest.mark.parametrize("augment", ["none", "flip_crop", "paper"])
-def test_torchvision_prepares_the_images_that_ours_are_compared_with(tmp_path: Path, augment: str) -> None:
+def test_torchvision_preprocesses_the_same_images(tmp_path: Path, augment: str) -> None:
     fit = subject(tmp_path, f"augment={augment}", "model.input_size=40").fit()
     images = PilImages(fit.data.sources["train"], transform_of(fit.data, fit.config["augment"]))
     image, label = images[5]
@@ -52,7 +52,7 @@ def test_a_crop_is_no_larger_than_the_stored_image(size: int, crop: int) -> None
     assert PilImages(source, transform)[0][0].shape == (3, size, size)
 
 
-def test_of_decoded_images_the_other_side_reads_the_files(tmp_path: Path) -> None:
+def test_the_pil_loop_reads_the_files_of_cached_images(tmp_path: Path) -> None:
     for shade in (10, 20, 30):
         Image.new("RGB", (8, 4), (shade,) * 3).save(tmp_path / f"{shade}.png")
     paths = tuple(str(tmp_path / f"{shade}.png") for shade in (10, 20, 30))
@@ -106,7 +106,7 @@ class _Slow(Dataset):
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
 
-def test_the_workers_of_the_other_side_pause_when_it_is_not_their_turn(tmp_path: Path) -> None:
+def test_the_workers_of_the_pil_loop_pause_outside_their_turn(tmp_path: Path) -> None:
     dataset = _Slow(tmp_path)
     with PlainLoader(dataset, 2, 1, torch.device("cpu")) as loader:
         for turn in range(2):

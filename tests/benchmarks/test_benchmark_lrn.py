@@ -1,4 +1,4 @@
-"""benchmarks/lrn.py, on maps so small that it takes a moment."""
+"""benchmarks/lrn.py, on very small maps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_lrn_writes_a_row_for_every_case(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_lrn_writes_a_row_per_case(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = [*CPU, "lrn.batch_size=2", f"hydra.run.dir={tmp_path / 'run'}"]
     assert run(lrn.measure_lrn, lrn.SETTINGS, arguments) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -63,7 +63,7 @@ def test_lrn_writes_a_row_for_every_case(capsys: pytest.CaptureFixture[str], tmp
     assert output.rstrip().endswith("result.json")
 
 
-def test_lrn_is_timed_in_the_run_s_precision_and_layout(
+def test_lrn_is_timed_in_the_precision_and_layout_of_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: set[tuple[torch.dtype, bool]] = set()
@@ -83,18 +83,18 @@ def test_lrn_is_timed_in_the_run_s_precision_and_layout(
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert all(row["what"].endswith("bf16-mixed channels_last") for row in result["rows"])
     assert asked == [torch.device("cpu")]
-    assert result["notes"][0] == "Nothing is compiled: that needs a C++ compiler (g++)."
+    assert result["notes"][0] == "Compiled cases are skipped: they need a C++ compiler (g++)."
     assert any("fewer than five" in note for note in result["notes"])  # repeats=1
 
 
-def test_what_a_layer_keeps_is_counted_in_inputs() -> None:
+def test_memory_kept_for_the_backward_pass_is_relative_to_the_input() -> None:
     x = torch.randn(2, 3, 4, 4)
     assert lrn._kept(nn.Identity(), x) == 0.0
     assert lrn._kept(nn.ReLU(), x) == 1.0  # its output
     assert lrn._kept(LocalResponseNorm(), x) == 1.0  # its input
 
 
-def test_torch_s_layer_normalises_each_tower_by_itself() -> None:
+def test_torchs_layer_normalises_each_tower_separately() -> None:
     towers = nn.Sequential(LocalResponseNorm(5, 1.0, groups=2))
     x = torch.randn(2, 8, 3, 3, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(with_torch_lrn(nn.Sequential(*towers))(x), towers(x))
@@ -112,7 +112,7 @@ def test_convolutions_are_chosen_as_in_a_run(
     assert torch.backends.cudnn.benchmark is chosen
 
 
-def test_the_networks_compared_differ_in_their_lrn_alone() -> None:
+def test_the_compared_networks_differ_only_in_their_lrn() -> None:
     ours = lrn.create_model("alexnet_lrn", num_classes=10)
     theirs = with_torch_lrn(lrn.create_model("alexnet_lrn", num_classes=10))
     theirs.load_state_dict(ours.state_dict())
@@ -123,7 +123,7 @@ def test_the_networks_compared_differ_in_their_lrn_alone() -> None:
     torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=1e-4, atol=1e-5)
 
 
-def test_threads_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_requested_number_of_threads_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     assert run(lrn.measure_lrn, lrn.SETTINGS, [*CPU, "lrn.batch_size=1", "threads=3"]) == 0

@@ -1,4 +1,4 @@
-"""`Trainer` and a hand-written loop take turns: the same steps, at the same time, nothing of the one in the other's."""
+"""`Trainer` alternates with a hand-written loop: equal steps, and neither disturbs the other's turns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.runs.measured_runs import on_linux, photographs, subject, working
 
 
 @on_linux
-def test_the_workers_of_trainer_pause_in_the_turns_of_the_others(tmp_path: Path) -> None:
+def test_trainers_workers_pause_in_the_turns_of_the_loop(tmp_path: Path) -> None:
     one = subject(tmp_path, *photographs(tmp_path))
     seen: list[list[bool]] = []
     times = take_turns(one.fit(), lambda steps: seen.append(working()), one)
@@ -26,7 +26,7 @@ def test_the_workers_of_trainer_pause_in_the_turns_of_the_others(tmp_path: Path)
     assert not multiprocessing.active_children()
 
 
-def test_what_a_turn_of_the_others_happens_in_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_context_of_a_turn_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
     def passes(seconds: float) -> None:
@@ -44,7 +44,7 @@ def test_what_a_turn_of_the_others_happens_in_is_not_timed(monkeypatch: pytest.M
     assert now[0] == 100 + 1 + 3 + 100
 
 
-def test_turns_have_the_same_steps_on_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_sides_take_the_same_number_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
     def other(steps: int) -> None:
@@ -68,7 +68,7 @@ def test_an_epoch_too_short_for_turns_is_refused(tmp_path: Path) -> None:
         take_turns(one.fit(), lambda steps: None, one)
 
 
-def test_what_would_end_a_run_does_not_end_its_turns(tmp_path: Path) -> None:
+def test_settings_that_end_a_run_do_not_end_its_turns(tmp_path: Path) -> None:
     limits = ("trainer.limit_train_batches=2", "trainer.fast_dev_run=true", "trainer.max_epochs=1")
     stopping = ("callbacks.early_stopping.enabled=true", "callbacks.early_stopping.patience=1")
     one = subject(tmp_path, "data.batch_size=200", *limits, *stopping)

@@ -1,4 +1,4 @@
-"""Each script of benchmarks/ is a command that measures, on work so small that it takes a moment."""
+"""Each script of benchmarks/ runs as a command, on very little work."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def measured(tmp_path: Path, measure: Callable[..., Any], *arguments: str) -> di
     return json.loads((tmp_path / "run" / "result.json").read_text())
 
 
-def test_trainer_takes_turns_with_the_hand_written_loop(tmp_path: Path) -> None:
+def test_trainer_alternates_with_the_hand_written_loop(tmp_path: Path) -> None:
     result = measured(tmp_path, overhead.measure_overhead, *NET)
     ours, theirs = rows_of(result, "overhead: alexnet_cifar, digits")
     assert (ours["case"], theirs["case"]) == ("Trainer", "by hand")
@@ -79,14 +79,14 @@ def test_data_is_compared_with_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_
         check_ratios(rows, rows[-1])
     assert {row["case"] for row in rows} >= {"ours, decoding", "ours, from the cache"}
     assert any("synthetic" in note for note in result["notes"])
-    assert not list((tmp_path / "no data").rglob("*")), "a benchmark writes nowhere but into its directory"
+    assert not list((tmp_path / "no data").rglob("*")), "a benchmark writes only into its directory"
 
 
-def test_a_script_runs_from_any_folder_and_says_a_mistake_in_one_line(tmp_path: Path) -> None:
+def test_a_script_runs_from_any_folder_and_reports_errors_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, str(FOLDER / "baseline.py"), "workers=0"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    message = "error: workers=0 is not possible: it must be a whole number, 1 or more.\n"
+    message = "error: invalid workers=0: expected a whole number, 1 or more.\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

@@ -203,14 +203,18 @@ def test_normalisation_fits_the_channels(shipped: dict[str, Any]):
         ("model.input_size", 5, r"conv1: its 11x11 kernel .* smallest image that works is \d+x\d+"),
         ("model.input_size", "abc", r"model\.input_size='abc' is not possible: .* whole number"),
         ("model.num_classes", None, r"model\.num_classes=null is not possible"),
-        ("model.dropout", 2.0, r"model\.dropout=2\.0 is not possible: it must be a number from 0 to 1"),
+        ("model.dropout", 2.0, r"invalid model\.dropout=2\.0: expected a number in \[0, 1\]"),
         (
             "model.features.conv2.then",
             ["rel"],
             r"model\.features\.conv2: unknown operation 'rel'.* mean relu",
         ),
         ("model.features.conv2.groups", 7, r"groups=7 does not divide its 96 input and 256 output channels"),
-        ("model.features.conv2.padding", "abc", r"conv2\.padding must be pixels or same, not 'abc'"),
+        (
+            "model.features.conv2.padding",
+            "abc",
+            r"conv2\.padding='abc': expected a number of pixels, or same",
+        ),
         ("model.foo", 3, r"model has no key 'foo'"),
     ],
 )

@@ -19,7 +19,7 @@ from alexnet_exp.errors import UserError
 
 @pytest.fixture
 def picture() -> Image.Image:
-    """A smooth RGB picture, 64 wide and 48 high, no two corners alike."""
+    """A smooth RGB image, 64 wide and 48 high, with four different corners."""
     across, down = np.linspace(0, 255, 64)[None, :], np.linspace(0, 255, 48)[:, None]
     planes = [across + 0 * down, down + 0 * across, (across + down) / 2]
     return Image.fromarray(np.stack(planes, 2).astype(np.uint8))
@@ -45,7 +45,7 @@ def pillow(path: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("extension", ["png", "bmp", "tif", "webp"])
-def test_lossless_formats_give_back_every_pixel(tmp_path: Path, picture: Image.Image, extension: str):
+def test_lossless_formats_keep_every_pixel(tmp_path: Path, picture: Image.Image, extension: str):
     options = {"lossless": True} if extension == "webp" else {}
     image = decode(save(tmp_path, f"a.{extension}", picture, **options), channels=3)
     assert image.dtype == torch.uint8
@@ -54,7 +54,7 @@ def test_lossless_formats_give_back_every_pixel(tmp_path: Path, picture: Image.I
 
 @pytest.mark.usefixtures("jpeg_decoder")
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30}, {"subsampling": 0}])
-def test_jpeg_pixels_are_those_of_pillow(tmp_path: Path, picture: Image.Image, options: dict[str, int]):
+def test_jpeg_pixels_match_pillow(tmp_path: Path, picture: Image.Image, options: dict[str, int]):
     path = save(tmp_path, "a.jpg", picture, **options)
     assert torch.equal(decode(path, channels=3), pillow(path))
 
@@ -65,24 +65,20 @@ any_size = pytest.mark.parametrize("size", [(1, 1), (7, 3), (16, 16), (17, 33), 
 @any_size
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.usefixtures("jpeg_decoder")
-def test_a_jpeg_of_any_size_and_mode_is_what_pillow_makes_of_it(
-    tmp_path: Path, size: tuple[int, int], mode: str
-):
+def test_jpegs_of_any_size_and_mode_match_pillow(tmp_path: Path, size: tuple[int, int], mode: str):
     path = save(tmp_path, "a.jpg", noise(1).resize(size).convert(mode))
     assert torch.equal(decode(path, channels=3), pillow(path))
 
 
 @any_size
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P"])
-def test_a_png_of_any_size_and_mode_is_what_pillow_makes_of_it(
-    tmp_path: Path, size: tuple[int, int], mode: str
-):
+def test_pngs_of_any_size_and_mode_match_pillow(tmp_path: Path, size: tuple[int, int], mode: str):
     path = save(tmp_path, "a.png", noise(1).resize(size).convert(mode))
     assert torch.equal(decode(path, channels=3), pillow(path))
 
 
 @pytest.mark.usefixtures("jpeg_decoder")
-def test_the_first_picture_of_a_phone_s_several_counts(tmp_path: Path, picture: Image.Image):
+def test_the_first_image_of_a_multi_picture_jpeg_is_used(tmp_path: Path, picture: Image.Image):
     path = save(tmp_path, "a.jpg", picture, format="MPO", save_all=True, append_images=[noise(0)])
     alone = save(tmp_path, "b.jpg", picture)
     with Image.open(path) as several:
@@ -90,7 +86,7 @@ def test_the_first_picture_of_a_phone_s_several_counts(tmp_path: Path, picture: 
     assert torch.equal(decode(path, channels=3), pillow(alone))
 
 
-def test_gif_palette_is_applied_and_the_first_frame_counts(tmp_path: Path, picture: Image.Image):
+def test_the_gif_palette_is_applied_and_the_first_frame_is_used(tmp_path: Path, picture: Image.Image):
     few_colours = picture.quantize(32)
     other = picture.rotate(180)
     path = save(tmp_path, "a.gif", few_colours, save_all=True, append_images=[other])
@@ -98,7 +94,7 @@ def test_gif_palette_is_applied_and_the_first_frame_counts(tmp_path: Path, pictu
 
 
 @pytest.mark.parametrize("extension", ["webp", "png", "tif"])
-def test_first_frame_of_an_animation_counts(tmp_path: Path, picture: Image.Image, extension: str):
+def test_the_first_frame_of_an_animation_is_used(tmp_path: Path, picture: Image.Image, extension: str):
     options = {"lossless": True} if extension == "webp" else {}
     path = save(
         tmp_path, f"a.{extension}", picture, save_all=True, append_images=[picture.rotate(180)], **options
@@ -107,7 +103,7 @@ def test_first_frame_of_an_animation_counts(tmp_path: Path, picture: Image.Image
 
 
 @pytest.mark.parametrize("extension", ["png", "webp", "tif"])
-def test_transparency_is_drawn_on_white(tmp_path: Path, picture: Image.Image, extension: str):
+def test_transparency_becomes_white(tmp_path: Path, picture: Image.Image, extension: str):
     alpha = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
     rgba = picture.copy()
     rgba.putalpha(Image.fromarray(alpha))
@@ -119,7 +115,7 @@ def test_transparency_is_drawn_on_white(tmp_path: Path, picture: Image.Image, ex
     assert image[:, :, 0].min() == 255
 
 
-def test_a_transparent_palette_entry_is_drawn_on_white(tmp_path: Path, picture: Image.Image):
+def test_a_transparent_palette_entry_becomes_white(tmp_path: Path, picture: Image.Image):
     palette = picture.quantize(16)
     clear = np.array(palette) == 3
     image = decode(save(tmp_path, "a.png", palette, transparency=3), channels=3)
@@ -129,7 +125,7 @@ def test_a_transparent_palette_entry_is_drawn_on_white(tmp_path: Path, picture: 
     assert torch.equal(image, expected)
 
 
-def test_grey_with_alpha_is_drawn_on_white(tmp_path: Path):
+def test_grey_with_alpha_becomes_white(tmp_path: Path):
     image = decode(save(tmp_path, "a.png", Image.new("LA", (4, 4), (0, 128))), channels=3)
     assert (image.int() - 127).abs().max() <= 1
 
@@ -168,7 +164,7 @@ def test_1_bit_png_is_black_and_white(tmp_path: Path, picture: Image.Image):
 
 def test_32_bit_float_is_refused(tmp_path: Path):
     path = save(tmp_path, "a.tif", Image.fromarray(np.ones((4, 4), np.float32)))
-    with pytest.raises(UserError, match="32 bits"):
+    with pytest.raises(UserError, match="32-bit pixels"):
         decode(path, channels=3)
 
 
@@ -193,9 +189,9 @@ def test_exif_orientation_is_applied(tmp_path: Path, picture: Image.Image, exten
 
 
 @pytest.mark.usefixtures("jpeg_decoder")
-@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 mean nothing
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 are undefined
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
-def test_jpeg_is_turned_as_pillow_turns_it(tmp_path: Path, orientation: int, options: dict[str, bool]):
+def test_jpeg_orientation_matches_pillow(tmp_path: Path, orientation: int, options: dict[str, bool]):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = save(tmp_path, "a.jpg", noise(2), exif=exif, **options)
@@ -203,7 +199,7 @@ def test_jpeg_is_turned_as_pillow_turns_it(tmp_path: Path, orientation: int, opt
         assert torch.equal(decode(path, channels=3), pixels(ImageOps.exif_transpose(stored_so)))
 
 
-def test_torchcodec_decodes_where_it_is_installed_and_is_imported_with_the_first_image(tmp_path: Path):
+def test_torchcodec_is_imported_with_the_first_image(tmp_path: Path):
     pytest.importorskip("torchcodec")
     path = save(tmp_path, "a.jpg", noise(0))
     code = (
@@ -231,7 +227,7 @@ def test_without_torchcodec_the_pixels_are_the_same(
         assert _jpeg_decoder(("torchcodec", "torchvision")).func.__module__.startswith("torchvision")
         monkeypatch.setitem(sys.modules, "torchvision.io", None)
         _jpeg_decoder.cache_clear()
-        assert torch.equal(decode(path, channels=3), expected)  # Pillow's alone
+        assert torch.equal(decode(path, channels=3), expected)  # by Pillow
     finally:
         _jpeg_decoder.cache_clear()
     assert ("torchcodec does not load" in caplog.text) == installed
@@ -242,7 +238,7 @@ def test_content_decides_not_the_extension(tmp_path: Path, picture: Image.Image)
     assert torch.equal(decode(path, channels=3), pixels(picture))
 
 
-def test_one_channel_is_the_luma_of_pillow(tmp_path: Path, picture: Image.Image):
+def test_one_channel_is_pillows_luma(tmp_path: Path, picture: Image.Image):
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     expected = torch.from_numpy(np.array(Image.fromarray(noise).convert("L")))
     assert torch.equal(luma(torch.from_numpy(noise).permute(2, 0, 1))[0], expected)
@@ -254,7 +250,7 @@ def test_one_channel_is_the_luma_of_pillow(tmp_path: Path, picture: Image.Image)
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "gif", "webp", "bmp", "tif"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_a_cut_file_is_an_error_not_a_grey_picture(tmp_path: Path, extension: str, share: float):
+def test_a_truncated_file_is_an_error_not_a_grey_image(tmp_path: Path, extension: str, share: float):
     path = Path(save(tmp_path, f"a.{extension}", noise(0)))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(UserError, match=f"{path} (cannot be decoded|is not an image)"):
@@ -264,7 +260,7 @@ def test_a_cut_file_is_an_error_not_a_grey_picture(tmp_path: Path, extension: st
 @pytest.mark.usefixtures("jpeg_decoder")
 @pytest.mark.parametrize("missing", [3, 4, 5, 50, 500])
 @pytest.mark.parametrize("seed", range(4, 7))
-def test_a_jpeg_short_of_a_few_bytes_is_an_error(tmp_path: Path, missing: int, seed: int):
+def test_a_jpeg_that_lacks_a_few_bytes_is_an_error(tmp_path: Path, missing: int, seed: int):
     path = Path(save(tmp_path, "a.jpg", noise(seed)))
     path.write_bytes(path.read_bytes()[:-missing])
     with pytest.raises(UserError, match=r"cannot be decoded \(.*truncated"):
@@ -272,8 +268,8 @@ def test_a_jpeg_short_of_a_few_bytes_is_an_error(tmp_path: Path, missing: int, s
 
 
 @pytest.mark.usefixtures("jpeg_decoder")
-def test_a_jpeg_that_lacks_its_end_marker_alone_is_whole(tmp_path: Path):
-    path = Path(save(tmp_path, "a.jpg", noise(4)))  # one whose last bits fill a byte: others are errors
+def test_a_jpeg_that_lacks_only_its_end_marker_is_complete(tmp_path: Path):
+    path = Path(save(tmp_path, "a.jpg", noise(4)))  # its last bits fill a byte; otherwise this is an error
     whole = decode(str(path), channels=3)
     path.write_bytes(path.read_bytes()[:-2])
     assert torch.equal(decode(str(path), channels=3), whole)
@@ -287,7 +283,7 @@ def test_a_jpeg_that_lacks_its_end_marker_alone_is_whole(tmp_path: Path):
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is not"),
     ],
 )
-def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, reason: str):
+def test_a_file_that_is_not_an_image_is_named(tmp_path: Path, content: bytes, reason: str):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"{path} {reason}"):
@@ -321,7 +317,7 @@ def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path):
 
 @pytest.mark.parametrize("size", [(64, 48), (48, 64), (300, 201), (31, 200), (500, 60)])
 @pytest.mark.parametrize("target", [32, 57])
-def test_stored_is_pillows_resize_and_central_crop(size: tuple[int, int], target: int):
+def test_stored_matches_pillows_resize_and_center_crop(size: tuple[int, int], target: int):
     across, down = np.arange(size[0])[None, :], np.arange(size[1])[:, None]
     waves = [127 + 120 * np.sin(across / 7 + shift) * np.cos(down / 5) for shift in range(3)]
     picture = Image.fromarray(np.stack(waves, 2).astype(np.uint8))
@@ -337,17 +333,17 @@ def test_stored_is_pillows_resize_and_central_crop(size: tuple[int, int], target
     assert difference.max() <= 4
 
 
-def test_stored_keeps_the_pixels_of_a_picture_that_fits(picture: Image.Image):
+def test_stored_keeps_the_pixels_of_an_image_that_fits(picture: Image.Image):
     image = pixels(picture)
     assert torch.equal(stored(image, 48), image[:, :, 8:56])
 
 
-def test_stored_enlarges_small_pictures():
+def test_stored_enlarges_small_images():
     image = torch.full((1, 5, 9), 77, dtype=torch.uint8)
     assert torch.equal(stored(image, 32), torch.full((1, 32, 32), 77, dtype=torch.uint8))
 
 
-def test_a_long_strip_is_cut_before_it_grows():
+def test_a_long_strip_is_cropped_before_resizing():
     strip = torch.arange(60_000).remainder(251).to(torch.uint8).view(1, 1, -1)
     image = stored(strip, 64)
     assert image.shape == (1, 64, 64)
@@ -365,18 +361,18 @@ def test_a_long_strip_is_cut_before_it_grows():
     ids=["zTXt", "iTXt", "iCCP", "tEXt"],
 )
 @pytest.mark.parametrize("after_the_pixels", [False, True])
-def test_text_of_any_size_in_a_png_does_not_matter(
+def test_text_of_any_size_in_a_png_is_ignored(
     tmp_path: Path, picture: Image.Image, kind: bytes, content: bytes, after_the_pixels: bool
 ):
     path = Path(save(tmp_path, "a.png", picture))
     data = path.read_bytes()
     chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-    place = len(data) - 12 if after_the_pixels else 33  # ahead of IEND; after IHDR
+    place = len(data) - 12 if after_the_pixels else 33  # before IEND or after IHDR
     path.write_bytes(data[:place] + chunk + data[place:])
     assert torch.equal(decode(str(path), 3), pixels(picture))
 
 
-def test_text_that_pillow_takes_still_says_which_side_is_up(tmp_path: Path, picture: Image.Image):
+def test_orientation_in_png_text_is_applied(tmp_path: Path, picture: Image.Image):
     about = PngImagePlugin.PngInfo()
     about.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
     path = save(tmp_path, "a.png", picture, pnginfo=about)
@@ -390,7 +386,7 @@ def test_a_png_with_text_and_too_many_pixels_is_refused(tmp_path: Path, picture:
         decode(save(tmp_path, "a.png", picture, pnginfo=about), 3, max_pixels=5)
 
 
-def test_a_file_that_is_no_image_is_told_the_formats_that_are_supported(tmp_path: Path):
+def test_the_error_for_a_file_that_is_not_an_image_lists_the_supported_formats(tmp_path: Path):
     path = tmp_path / "a.png"
     path.write_bytes(b"not a picture")
     with pytest.raises(UserError) as raised:

@@ -1,4 +1,4 @@
-"""Photographs far larger than what is kept of them are decoded at a part of their size, and look the same."""
+"""Photographs much larger than needed are decoded at a reduced size, and look the same."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
         ((2000, 2500), (250, 313)),
     ],
 )
-def test_large_jpegs_are_shrunk_while_they_are_decoded_but_not_below_what_is_enough(
+def test_large_jpegs_are_decoded_at_a_reduced_size_but_not_below_what_suffices(
     tmp_path: Path, size: tuple[int, int], expected: tuple[int, int]
 ):
     image = decode(save(tmp_path, photo(*size)), channels=3, enough=128)
@@ -50,7 +50,7 @@ def test_large_jpegs_are_shrunk_while_they_are_decoded_but_not_below_what_is_eno
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("subsampling", [0, 2])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_large_jpeg_looks_the_same_as_decoded_in_full(
+def test_a_reduced_jpeg_looks_the_same_as_decoded_in_full(
     tmp_path: Path, size: tuple[int, int], orientation: int, mode: str, subsampling: int, channels: int
 ):
     exif = Image.Exif()
@@ -64,7 +64,7 @@ def test_a_large_jpeg_looks_the_same_as_decoded_in_full(
     assert difference.max() <= 5
 
 
-def test_a_large_jpeg_cut_short_is_an_error(tmp_path: Path):
+def test_a_truncated_large_jpeg_is_an_error(tmp_path: Path):
     path = Path(save(tmp_path, photo(1100, 800)))
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(UserError, match=r"cannot be decoded \(.*truncated"):

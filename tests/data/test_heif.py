@@ -1,4 +1,4 @@
-"""HEIC and AVIF: read where torchcodec decodes them, named where not, and limited before a pixel is decoded."""
+"""HEIC and AVIF: decoded with torchcodec, refused by name without, and limited in size before decoding."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
     monkeypatch.setattr(heif, "libheif_installed", lambda: "libheif" not in missing)
 
 
-def test_what_can_be_read_depends_on_what_is_installed(monkeypatch: pytest.MonkeyPatch):
+def test_supported_formats_depend_on_the_installed_packages(monkeypatch: pytest.MonkeyPatch):
     without(monkeypatch)
     assert readable_extensions() == (*USUAL, "avif", "heic", "heif")
     without(monkeypatch, "libheif")
@@ -82,7 +82,7 @@ def test_what_can_be_read_depends_on_what_is_installed(monkeypatch: pytest.Monke
     ("version", "counts"),
     [("0.15.0", False), ("0.16.0", True), ("0.17.0+cpu", True), ("1.0", True), ("x", False)],
 )
-def test_a_torchcodec_without_image_decoders_does_not_count(
+def test_a_torchcodec_without_image_decoders_is_ignored(
     monkeypatch: pytest.MonkeyPatch, version: str, counts: bool
 ):
     monkeypatch.setattr(heif.util, "find_spec", lambda name: object())
@@ -95,7 +95,7 @@ def test_a_torchcodec_without_image_decoders_does_not_count(
 
 
 @needs_libheif
-def test_the_first_picture_of_a_heic_is_read(tmp_path: Path):
+def test_the_first_image_of_a_heic_is_decoded(tmp_path: Path):
     path = tmp_path / "a.jpg"  # the content decides
     path.write_bytes(HEIC)
     image = decode.decode(str(path), 3)
@@ -106,7 +106,7 @@ def test_the_first_picture_of_a_heic_is_read(tmp_path: Path):
 
 @needs_torchcodec
 @needs_avif
-def test_avif_has_the_pixels_that_pillow_finds(tmp_path: Path, picture: Image.Image):
+def test_avif_matches_pillow(tmp_path: Path, picture: Image.Image):
     path = tmp_path / "a.avif"
     path.write_bytes(avif(picture))
     with Image.open(path) as opened:
@@ -116,7 +116,7 @@ def test_avif_has_the_pixels_that_pillow_finds(tmp_path: Path, picture: Image.Im
 @needs_torchcodec
 @needs_avif
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_avif_is_turned_upright(tmp_path: Path, picture: Image.Image, orientation: int):
+def test_avif_orientation_is_applied(tmp_path: Path, picture: Image.Image, orientation: int):
     exif = Image.Exif()
     exif[0x0112] = orientation
     (tmp_path / "a.avif").write_bytes(avif(picture, quality=95, exif=exif))
@@ -131,7 +131,7 @@ def test_avif_is_turned_upright(tmp_path: Path, picture: Image.Image, orientatio
 
 @needs_torchcodec
 @needs_avif
-def test_the_first_frame_counts_and_transparency_is_drawn_on_white(tmp_path: Path, picture: Image.Image):
+def test_the_first_frame_is_used_and_transparency_becomes_white(tmp_path: Path, picture: Image.Image):
     path = tmp_path / "a.avif"
     path.write_bytes(avif(picture, save_all=True, append_images=[picture.rotate(180)] * 2))
     assert (decode.decode(str(path), 3).int() - pixels(picture).int()).abs().float().mean() < 3
@@ -145,7 +145,7 @@ def test_the_first_frame_counts_and_transparency_is_drawn_on_white(tmp_path: Pat
     [("torchcodec", "is HEIC, which needs torchcodec 0.16 or newer: pip install -e '"),
      ("libheif", "is HEIC, which needs libheif: apt install libheif1")],
 )  # fmt: skip
-def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, said: str):
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, said: str):
     if missing == "libheif":
         pytest.importorskip("torchcodec")
     without(monkeypatch, missing)
@@ -156,7 +156,7 @@ def test_a_torchcodec_that_does_not_load_is_named(tmp_path: Path, monkeypatch: p
     without(monkeypatch)
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     said = refusal(tmp_path / "a.heic", HEIC)
-    assert f"a torchcodec that goes with torch {torch.__version__}" in said
+    assert f"a torchcodec that matches torch {torch.__version__}" in said
 
 
 def patched(data: bytes, box: bytes, offset: int, *values: int) -> bytes:
@@ -182,7 +182,9 @@ BOMBS = {  # what claims to be large: box, offset, numbers, what is said
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_from_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_a_decompression_bomb_is_refused_before_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
     box, offset, values, said = BOMBS[name]
     monkeypatch.setattr(heif, "needed", lambda kind: None)
     monkeypatch.setattr(heif, "decode", lambda data, kind: pytest.fail("it was decoded"))
@@ -191,7 +193,7 @@ def test_a_bomb_is_refused_from_its_header(tmp_path: Path, monkeypatch: pytest.M
 
 
 @needs_avif
-def test_an_animation_of_too_many_frames_is_refused_from_its_header(
+def test_an_animation_with_too_many_frames_is_refused_before_decoding(
     tmp_path: Path, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(heif, "needed", lambda kind: None)
@@ -215,7 +217,7 @@ def test_a_header_without_a_size_is_refused(tmp_path: Path, monkeypatch: pytest.
 @needs_torchcodec
 @needs_avif
 @pytest.mark.parametrize("kind", ["AVIF", pytest.param("HEIC", marks=needs_libheif)])
-def test_flipped_bytes_give_a_picture_or_a_sentence(tmp_path: Path, picture: Image.Image, kind: str):
+def test_flipped_bytes_give_an_image_or_a_clear_error(tmp_path: Path, picture: Image.Image, kind: str):
     data = HEIC if kind == "HEIC" else avif(picture)
     dice, path, seen = random.Random(kind), tmp_path / "flipped.heic", {"picture": 0, "sentence": 0}
     for _ in range(100):
@@ -236,20 +238,18 @@ def test_flipped_bytes_give_a_picture_or_a_sentence(tmp_path: Path, picture: Ima
 @needs_torchcodec
 @needs_avif
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_cut_file_is_an_error(tmp_path: Path, picture: Image.Image, share: float):
+def test_a_truncated_file_is_an_error(tmp_path: Path, picture: Image.Image, share: float):
     data = avif(picture)
     assert "cannot be decoded" in refusal(tmp_path / "a.avif", data[: int(len(data) * share)])
 
 
-def test_other_files_of_boxes_are_no_images(tmp_path: Path):
+def test_other_files_made_of_boxes_are_not_images(tmp_path: Path):
     film = struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"isom", 512, b"isom", b"mp42")
     assert heif.kind_of(film) is None
     assert "is not an image" in refusal(tmp_path / "film.heic", film)
 
 
-def test_images_that_are_kept_decoded_name_the_torchcodec_that_may_have_decoded_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_cached_images_record_the_torchcodec_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     keys = set()
     monkeypatch.setattr(cache_file, "version", lambda name: "1.2")
     for installed in (True, False):

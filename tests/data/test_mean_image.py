@@ -1,4 +1,4 @@
-"""A mean image that several runs want at the same time."""
+"""The cached mean image, with several runs that need it at the same time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from alexnet_exp.data.mean_image import kept_mean
 
 
-def test_of_several_that_start_at_once_one_takes_the_mean_image(tmp_path: Path):
+def test_only_one_of_several_concurrent_runs_computes_the_mean_image(tmp_path: Path):
     taken: list[int] = []
 
     def take() -> torch.Tensor:
@@ -35,8 +35,8 @@ def test_of_several_that_start_at_once_one_takes_the_mean_image(tmp_path: Path):
     assert len(found) == 4
 
 
-def test_a_folder_that_cannot_be_written_costs_only_the_keeping(tmp_path: Path, caplog):
+def test_with_an_unwritable_folder_the_mean_image_is_not_cached(tmp_path: Path, caplog):
     (tmp_path / "file").write_text("no folder")
     image = kept_mean([tmp_path / "file" / "kept"], ["key"], (1, 2, 2), lambda: torch.ones(1, 2, 2))
     assert torch.equal(image, torch.ones(1, 2, 2))
-    assert "the next run takes it again" in caplog.text
+    assert "the next run computes it again" in caplog.text

@@ -41,7 +41,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 # ------------------------------------------------------------------------------------------------ mix
 
 
-def test_an_epoch_drawn_at_once_has_the_numbers_of_its_batches():
+def test_drawing_a_whole_epoch_at_once_gives_the_same_numbers():
     drawn = EpochUniforms(50)
     for epoch in (0, 0, 1, 0):
         for indices in torch.randperm(50).split(20):
@@ -52,18 +52,18 @@ def test_an_epoch_drawn_at_once_has_the_numbers_of_its_batches():
     assert len(drawn._drawn) == 2  # one epoch of each purpose is kept
 
 
-def test_mix_tells_values_types_and_places_apart():
+def test_mix_distinguishes_values_types_and_positions():
     keys = [(1,), (2,), ("1",), (1, 2), (2, 1), (12,), ("1", 2), (-1,), ("order", 0, 1), ("order", 1, 0)]
     assert len({mix(*key) for key in keys}) == len(keys)
 
 
-def test_mix_gives_seeds_of_63_bits():
+def test_mix_returns_63_bit_seeds():
     seeds = [mix("seed", i) for i in range(200)]
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert max(seeds) > 2**62 > min(seeds)
 
 
-def test_mix_never_changes_lest_stored_runs_go_on_in_another_order():
+def test_mix_is_stable_so_that_old_runs_resume_in_the_same_order():
     assert mix("order", 7, 3) == 6_970_498_340_325_694_984
 
 
@@ -71,13 +71,13 @@ def test_mix_never_changes_lest_stored_runs_go_on_in_another_order():
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])
-def test_a_permutation_holds_every_number_once(count: int):
+def test_a_permutation_contains_every_number_once(count: int):
     order = permutation(count, "order", 0, 0)
     assert order.dtype == torch.int64
     assert sorted(order.tolist()) == list(range(count))
 
 
-def test_a_permutation_depends_on_its_key_alone():
+def test_a_permutation_depends_only_on_its_key():
     torch.manual_seed(1)
     first = permutation(100, "order", 0, 5)
     torch.manual_seed(2)
@@ -86,7 +86,7 @@ def test_a_permutation_depends_on_its_key_alone():
         assert not torch.equal(permutation(100, *key), first)
 
 
-def test_drawing_leaves_torch_s_own_random_state_alone():
+def test_drawing_does_not_touch_torchs_random_state():
     before = torch.get_rng_state()
     permutation(10, "order", 0)
     uniforms(torch.arange(10), 3, "augment", 0, 0)
@@ -110,7 +110,7 @@ def test_uniforms_match_plain_integer_arithmetic(key: tuple[int | str, ...]):
     assert drawn.tolist() == expected
 
 
-def test_uniforms_of_an_image_do_not_depend_on_its_batch_or_place():
+def test_uniforms_of_an_image_do_not_depend_on_its_batch_or_position():
     whole = uniforms(torch.arange(1000), 4, "augment", 0, 0)
     order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
     assert torch.equal(uniforms(order, 4, "augment", 0, 0), whole[order])
@@ -128,7 +128,7 @@ def test_uniforms_differ_between_epochs_seeds_streams_and_far_images():
             assert (one == other).float().mean() < 0.001
 
 
-def test_uniforms_lie_in_0_to_below_1_with_the_right_moments():
+def test_uniforms_lie_in_0_1_with_the_right_moments():
     drawn = uniforms(torch.arange(200_000), 3, "augment", 0, 0).double()
     assert 0 <= drawn.min() < 1e-5
     assert 1 - 1e-5 < drawn.max() < 1
@@ -166,7 +166,7 @@ def test_one_image_draws_evenly_over_the_epochs():
 
 
 @pytest.mark.gpu
-def test_uniforms_on_cuda_are_those_of_the_cpu():
+def test_uniforms_on_cuda_match_the_cpu():
     indices = torch.arange(10_000) * 7919
     assert torch.equal(
         uniforms(indices.cuda(), 3, "augment", 0, 0).cpu(), uniforms(indices, 3, "augment", 0, 0)

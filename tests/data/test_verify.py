@@ -1,4 +1,4 @@
-"""Looking at every file before training: what is named, what is left out, and that the rest stays as it was."""
+"""Verifying every file before training: errors, skipped files, and that the rest is unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BAD = ("train/cat/2.jpg", "train/dog/0.jpg", "val/dog/1.jpg")
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two classes, two splits; three of the files are no images."""
+    """Two classes, two splits; three of the files are not images."""
     root = tmp_path / "pets"
     write_folder(root, {"train/cat": 5, "train/dog": 5, "val/cat": 2, "val/dog": 2})
     (root / BAD[0]).write_bytes((root / BAD[0]).read_bytes()[:200])
@@ -53,7 +53,7 @@ def test_the_first_bad_file_is_named_before_training(root: Path):
     assert "data.on_bad_image=skip" in said
 
 
-def test_without_verify_a_bad_file_is_named_when_it_is_met(root: Path):
+def test_without_verify_a_bad_file_is_named_when_it_is_read(root: Path):
     data = opened(root)
     assert data.bad_images is None
     with pytest.raises(UserError, match=r"cannot be decoded|is empty"):
@@ -62,7 +62,7 @@ def test_without_verify_a_bad_file_is_named_when_it_is_met(root: Path):
 
 @pytest.mark.parametrize("cache", ["off", "ram", "disk"])
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_skipping_is_as_if_the_bad_files_were_not_there(root: Path, cache: str, num_workers: int):
+def test_skipping_is_the_same_as_deleting_the_bad_files(root: Path, cache: str, num_workers: int):
     clean = root.parent / "clean"
     shutil.copytree(root, clean)
     for name in BAD:
@@ -80,7 +80,7 @@ def test_skipping_is_as_if_the_bad_files_were_not_there(root: Path, cache: str, 
         data.teardown()
 
 
-def test_images_are_cut_off_for_validation_after_the_bad_are_gone(root: Path):
+def test_the_validation_set_is_split_off_after_skipping_bad_files(root: Path):
     flat, clean = root / "train", root.parent / "clean"
     shutil.copytree(flat, clean)
     for name in BAD[:2]:
@@ -94,7 +94,7 @@ def test_images_are_cut_off_for_validation_after_the_bad_are_gone(root: Path):
         assert names[0] == names[1]
 
 
-def test_what_is_left_out_is_told(root: Path, caplog: pytest.LogCaptureFixture):
+def test_skipped_files_are_reported(root: Path, caplog: pytest.LogCaptureFixture):
     (root / "train/cat/\x1b[31mred.jpg").write_bytes(b"")
     with caplog.at_level(logging.WARNING):
         opened(root, on_bad_image="skip")
@@ -103,19 +103,19 @@ def test_what_is_left_out_is_told(root: Path, caplog: pytest.LogCaptureFixture):
     assert "\x1b" not in caplog.text
 
 
-def test_files_are_looked_at_once_for_all_runs(root: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_are_verified_once_for_all_runs(root: Path, monkeypatch: pytest.MonkeyPatch):
     assert opened(root, on_bad_image="skip").bad_images == 3
-    monkeypatch.setattr(verifying, "read_stored", None)  # a second look would fail
+    monkeypatch.setattr(verifying, "read_stored", None)  # decoding again would fail
     assert opened(root, on_bad_image="skip").bad_images == 3
     with pytest.raises(UserError, match="2 more"):
         opened(root, verify=True)
     monkeypatch.undo()
-    write_folder(root, {"train/dog": 1})  # mends train/dog/0.jpg
+    write_folder(root, {"train/dog": 1})  # repairs train/dog/0.jpg
     assert opened(root, on_bad_image="skip").bad_images == 2
 
 
 @pytest.mark.parametrize("kept", ["", "{", "[]", "3", '{"99": "x"}', '{"a": "b"}'])
-def test_a_damaged_record_is_not_believed(root: Path, kept: str):
+def test_a_damaged_record_is_ignored(root: Path, kept: str):
     opened(root, on_bad_image="skip")
     (record,) = (root.parent / "kept").glob("verified-*.json")
     assert set(json.loads(record.read_text())) == {"2", "5", "13"}
@@ -123,13 +123,15 @@ def test_a_damaged_record_is_not_believed(root: Path, kept: str):
     assert opened(root, on_bad_image="skip").bad_images == 3
 
 
-def test_a_place_that_cannot_be_written_costs_nothing_but_time(root: Path, monkeypatch: pytest.MonkeyPatch):
+def test_with_an_unwritable_cache_folder_files_are_verified_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+):
     (root.parent / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(root.parent / "file"))
     assert opened(root, on_bad_image="skip", cache_dir=str(root.parent / "file")).bad_images == 3
 
 
-def test_a_class_of_which_nothing_is_left_is_named(root: Path):
+def test_a_class_without_a_valid_image_is_named(root: Path):
     for path in (root / "val/cat").iterdir():
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"val/cat: not one image can be decoded"):

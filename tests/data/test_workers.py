@@ -1,4 +1,4 @@
-"""A signal to all processes of a run: those that decode leave it to the one that started them."""
+"""A signal to all processes of a run: workers leave it to the main process."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def signalled(log: Path, begun: Callable[[], object], number: int, *command: str) -> tuple[int, str, float]:
-    """Start a command in a group of its own, send the group a signal once it has begun, and return exit code, output
-    and the seconds that it took to end."""
+    """Start a command in its own process group, signal the group once it has begun, and return exit code, output
+    and the seconds that it took to exit."""
     with log.open("w") as out:
         running = subprocess.Popen(
             [sys.executable, "-m", "alexnet_exp.cli", *command],
@@ -48,7 +48,7 @@ def signalled(log: Path, begun: Callable[[], object], number: int, *command: str
     deadline = time.monotonic() + 120
     while not begun() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(0.5)  # the workers are at it
+    time.sleep(0.5)  # the workers are decoding
     os.killpg(running.pid, number)
     sent = time.monotonic()
     code = running.wait(60)
@@ -85,7 +85,7 @@ def test_a_signal_to_all_while_a_folder_is_decoded_ends_the_run_in_one_line(
     assert seconds < 30
 
 
-def test_a_signal_to_all_inside_an_epoch_is_said_once_and_the_step_is_saved(
+def test_a_signal_to_all_within_an_epoch_is_reported_once_and_the_step_is_saved(
     photos: Path, tmp_path: Path
 ) -> None:
     more = [

@@ -1,4 +1,4 @@
-"""Every network's logits against the same network written out in torch's own functions (compositions.py)."""
+"""Logits of every network against the same network written in plain torch functions (compositions.py)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDTH = 24  # two groups of 12, more than the widest window of an LRN
 
 
 def narrow(name: str) -> nn.Module:
-    """Build a network with its published geometry and few channels, with weights under which everything counts."""
+    """Build a network with its published geometry, few channels, and weights that let every layer matter."""
     torch.manual_seed(0)
     with torch.device("meta"):
         spec = create_model(name).spec
@@ -30,30 +30,30 @@ def narrow(name: str) -> nn.Module:
     for module in net.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.running_mean.normal_()
-            module.running_var.uniform_(0.002, 0.5)  # small enough for eps to be seen
+            module.running_var.uniform_(0.002, 0.5)  # small enough for eps to matter
     return net
 
 
 def images(net: nn.Module) -> Tensor:
-    """Return pixels of the size at which the sources feed them: LRN does little to small values."""
+    """Return pixels in the range the sources use: LRN hardly changes small values."""
     shape = (2, net.spec.in_channels, net.input_size, net.input_size)
     return 50 * torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", sorted(COMPOSITIONS))
-def test_the_logits_are_those_of_the_network_written_out(name: str):
+def test_logits_match_plain_torch(name: str):
     net = narrow(name)
     x = images(net)
     expected = COMPOSITIONS[name](net, x)
     assert expected.shape == (2, 5)
     assert (
         expected[0] - expected[1]
-    ).abs().min() > 1e-6 * expected.abs().max()  # there is something to compare
+    ).abs().min() > 1e-6 * expected.abs().max()  # the comparison is not trivial
     torch.testing.assert_close(net(x), expected, rtol=1e-8, atol=1e-10 * expected.abs().max().item())
 
 
-def test_every_network_is_written_out():
+def test_every_network_has_a_plain_torch_version():
     assert set(COMPOSITIONS) == set(published.SIDES)
 
 
@@ -76,7 +76,7 @@ def kuangliu(net: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_the_cifar_resnet_is_pytorch_cifars():
+def test_resnet18_cifar_matches_pytorch_cifar():
     torch.manual_seed(0)
     net = create_model("resnet18_cifar").eval()
     for module in net.modules():

@@ -1,4 +1,4 @@
-"""Every network runs forward and backward, in both precisions and layouts; its gradient reaches every parameter."""
+"""Forward and backward of every network, in both precisions and layouts; every parameter gets a gradient."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def step(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def gradients(net: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the gradients by parameter, and forget them."""
+    """Return the gradients by parameter name, and clear them."""
     found = {name: parameter.grad.float() for name, parameter in net.named_parameters()}
     net.zero_grad()
     return found
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_gradient_reaches_every_parameter(name: str):
+def test_every_parameter_gets_a_gradient(name: str):
     # Scaled up to pixels as the sources feed them: with std 1e-4 in conv1, small values leave no gradient.
     net, images = build(name)
     logits = step(net.train(), 50 * images)
@@ -53,13 +53,13 @@ def test_gradient_reaches_every_parameter(name: str):
     for parameter_name, grad in gradients(net).items():
         assert torch.isfinite(grad).all(), parameter_name
         if name == "alexnet_stride4" and parameter_name in ("features.conv4.weight", "features.conv5.weight"):
-            grad = grad[:, :, 1, 1]  # their borders see zeros alone: the last test of this file
+            grad = grad[:, :, 1, 1]  # their borders see only padding: the last test of this file
         # Four images leave some units dead, others dropped. The smallest share that gets here is a fifth.
         assert grad.count_nonzero() > grad.numel() / 8, parameter_name
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_logits_and_gradients_in_bfloat16_are_nearly_those_in_float32(name: str):
+def test_bfloat16_is_close_to_float32(name: str):
     net, images = build(name)
     net.eval()
     step(net, 50 * images)
@@ -89,12 +89,12 @@ def test_channels_last_gives_the_same_logits_and_gradients(name: str):
     logits = step(net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last))
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
     for parameter_name, grad in gradients(net).items():
-        # Of two maxima that differ by a rounding, a pool may take the other one.
+        # A pool may pick the other of two maxima that differ by a rounding error.
         difference = (grad - grads[parameter_name]).norm()
         assert difference < 0.05 * grads[parameter_name].norm(), parameter_name
 
 
-def test_borders_of_stride4s_last_kernels_never_get_a_gradient():
+def test_the_border_of_the_last_kernels_of_stride4_gets_no_gradient():
     # Their map is one pixel: a 3x3 kernel sees it in the middle and zeros around it (README 003).
     torch.manual_seed(0)
     net = create_model("alexnet_stride4")

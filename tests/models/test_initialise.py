@@ -1,4 +1,4 @@
-"""Where weights and biases start."""
+"""Initial weights and biases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAYERS = {"conv2": (128, 64, 3), "conv3": (96, 128, 3), "fc6": (256, 864), "fc8"
 
 
 def network(init: str) -> AlexNet:
-    """Return a small network that has a layer of every kind the schemes tell apart."""
+    """Return a small network with every kind of layer that the schemes distinguish."""
     torch.manual_seed(0)
     features = {
         "conv1": {"out_channels": 64, "kernel_size": 3},
@@ -37,7 +37,7 @@ def assert_normal(weight: torch.Tensor, std: float) -> None:
     count = weight.numel()
     assert abs(weight.std().item() / std - 1) < 5 / math.sqrt(2 * count)
     assert abs(weight.mean().item()) < 5 * std / math.sqrt(count)
-    assert weight.abs().max() > 3 * std  # neither uniform nor cut at two standard deviations
+    assert weight.abs().max() > 3 * std  # neither uniform nor truncated at two standard deviations
 
 
 def assert_uniform(values: torch.Tensor, bound: float) -> None:
@@ -78,7 +78,7 @@ def test_keras_is_glorot_uniform_without_biases():
     assert not any(layer(net, name).bias.any() for name in LAYERS)
 
 
-def test_torch_is_torchs_own():
+def test_torch_keeps_torchs_initialisation():
     net = network("torch")
     assert_uniform(layer(net, "conv2").weight, 1 / math.sqrt(64 * 9))
     assert_uniform(layer(net, "conv2").bias, 1 / math.sqrt(64 * 9))
@@ -86,7 +86,7 @@ def test_torch_is_torchs_own():
 
 
 @pytest.mark.parametrize(("init", "fan"), [("he", 16 * 9), ("torch", 16 * 9)])
-def test_untied_weights_count_the_inputs_of_one_position(init: str, fan: int):
+def test_fan_in_of_untied_weights_is_that_of_one_position(init: str, fan: int):
     torch.manual_seed(0)
     features = {"conv1": {"out_channels": 16}, "local2": {"out_channels": 32, "padding": 1, "local": True}}
     net = AlexNet(input_size=8, init=init, features=features, classifier={"fc8": {}}, num_classes=3)
@@ -123,7 +123,7 @@ def test_published_networks_start_as_published(name: str):
 
 
 @pytest.mark.parametrize("name", sorted(published.GLOROT))
-def test_networks_from_keras_start_with_glorot_s_uniform_weights(name: str):
+def test_keras_networks_start_with_glorot_uniform(name: str):
     net = published_network(name)
     for layer_name, (fan_in, fan_out) in published.GLOROT[name].items():
         assert_uniform(layer(net, layer_name).weight, math.sqrt(6 / (fan_in + fan_out)))
@@ -135,7 +135,7 @@ def test_networks_from_keras_start_with_glorot_s_uniform_weights(name: str):
 
 
 @pytest.mark.parametrize("name", sorted(published.TORCH_START))
-def test_the_others_start_as_torch_does(name: str):
+def test_the_others_start_as_in_torch(name: str):
     net = published_network(name)
     conv2 = layer(net, "conv2")
     bound = 1 / math.sqrt(conv2.weight[0].numel())
@@ -144,12 +144,12 @@ def test_the_others_start_as_torch_does(name: str):
     assert conv2.bias.std() > bound / 3
 
 
-def test_the_start_of_every_network_is_looked_at():
+def test_the_initialisation_of_every_network_is_tested():
     assert {*published.INITIAL, *published.GLOROT, *published.TORCH_START} == set(published.SIDES)
 
 
 @pytest.mark.parametrize("conv", ["conv1", "layer4.1.conv2"])
-def test_resnet18_cifar_starts_from_he_s_normal_over_fan_out(conv: str):
+def test_resnet18_cifar_starts_with_he_normal_over_fan_out(conv: str):
     torch.manual_seed(0)
     weight = create_model("resnet18_cifar").get_parameter(f"{conv}.weight")
     std = math.sqrt(2 / (weight.shape[0] * 9))

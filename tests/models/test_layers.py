@@ -1,4 +1,4 @@
-"""Padding rules, untied weights, the norm within a map and the original's dropout, against plain loops."""
+"""Padding rules, untied weights, spatial normalisation and test-scaled dropout, against plain loops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import slow_reference
 import torch
 from torch import nn
 
-from alexnet_exp.models.arithmetic import pooled, window_count
+from alexnet_exp.models.arithmetic import pooled_size, window_count
 from alexnet_exp.models.layers import (
     Conv2d,
     LocallyConnected2d,
@@ -34,7 +34,7 @@ def convolved(conv: Conv2d, x: torch.Tensor, before: int, outputs: int) -> torch
     ("size", "kernel", "stride"),
     [(9, 3, 1), (9, 3, 2), (10, 3, 2), (11, 5, 4), (8, 3, 4), (1, 3, 4), (7, 2, 1)],
 )
-def test_same_padding_is_tensorflows(size: int, kernel: int, stride: int):
+def test_same_padding_matches_tensorflow(size: int, kernel: int, stride: int):
     torch.manual_seed(0)
     conv, x = Conv2d(2, 3, kernel, stride, padding="same").double(), images(2, 2, size, size)
     outputs, before = slow_reference.tensorflow_same(size, kernel, stride)
@@ -72,7 +72,7 @@ def test_pooling_clips_its_last_window(size: int):
 
 
 @pytest.mark.parametrize("size", [6, 7, 28])
-def test_same_pooling_never_lets_the_border_win(size: int):
+def test_same_padded_max_pool_ignores_the_border(size: int):
     x = -images(1, 2, size, size).abs()
     outputs, before = slow_reference.tensorflow_same(size, 3, 2)
     expected = slow_reference.pool(x[0].numpy(), 3, 2, before, outputs, "max")
@@ -80,7 +80,7 @@ def test_same_pooling_never_lets_the_border_win(size: int):
 
 
 @pytest.mark.parametrize(("size", "kernel", "stride", "padding"), [(6, 3, 1, 1), (7, 3, 2, 0), (5, 2, 1, 0)])
-def test_untied_weights_are_their_own_at_every_position(size: int, kernel: int, stride: int, padding: int):
+def test_untied_weights_differ_at_every_position(size: int, kernel: int, stride: int, padding: int):
     torch.manual_seed(0)
     layer, x = LocallyConnected2d(2, 3, size, kernel, stride, padding).double(), images(2, 2, size, size)
     positions = layer.output_size**2
@@ -94,7 +94,7 @@ def test_untied_weights_are_their_own_at_every_position(size: int, kernel: int, 
     torch.testing.assert_close(layer(x), torch.from_numpy(np.stack(maps)))
 
 
-def test_untied_layer_with_one_filter_bank_everywhere_is_a_convolution():
+def test_an_untied_layer_with_equal_filter_banks_is_a_convolution():
     torch.manual_seed(0)
     layer, conv, x = (
         LocallyConnected2d(2, 3, 6, 3, padding=1),
@@ -108,7 +108,7 @@ def test_untied_layer_with_one_filter_bank_everywhere_is_a_convolution():
 
 
 @pytest.mark.parametrize(("size", "alpha"), [(3, 5e-5), (5, 1e-3), (3, 2.0)])
-def test_spatial_norm_is_cuda_convnets(size: int, alpha: float):
+def test_spatial_norm_matches_cuda_convnet(size: int, alpha: float):
     x = 10 * images(2, 2, 6, 7)
     expected = slow_reference.spatial_norm(x.numpy(), size, alpha, 0.75, 1.0)
     ours = SpatialResponseNorm(size, alpha, 0.75, 1.0)(x)
@@ -138,7 +138,7 @@ def test_layers_pass_gradcheck(layer: nn.Module):
     assert torch.autograd.gradcheck(lambda x, *_: layer(x), (x, *layer.parameters()))
 
 
-def test_original_dropout_scales_at_test_only():
+def test_test_scaled_dropout_scales_only_in_eval():
     torch.manual_seed(0)
     drop, x = TestScaledDropout(0.25), torch.full((20_000,), 3.0)
     dropped = drop(x)
@@ -147,7 +147,7 @@ def test_original_dropout_scales_at_test_only():
     assert torch.equal(drop.eval()(x), x * 0.75)
 
 
-def test_window_count_is_torchs():
+def test_window_count_matches_torch():
     for size in range(5, 14):
         for kernel, stride, padding in ((3, 2, 0), (3, 1, 1), (5, 4, 2), (2, 2, 0)):
             expected = nn.Conv2d(1, 1, kernel, stride, padding)(torch.zeros(1, 1, size, size)).shape[-1]
@@ -158,9 +158,9 @@ def test_window_count_is_torchs():
     ("kernel", "stride", "padding"), [(3, 2, 0), (3, 2, 1), (2, 3, 1), (2, 2, 1), (4, 5, 2)]
 )
 @pytest.mark.parametrize("ceil", [False, True])
-def test_pooled_size_is_torchs(kernel: int, stride: int, padding: int, ceil: bool):
+def test_pooled_size_matches_torch(kernel: int, stride: int, padding: int, ceil: bool):
     # With ceil_mode a window that would start past the image is dropped: 5 pixels, kernel 2, stride 3, padding 1.
     settings = {"kernel_size": kernel, "stride": stride, "padding": padding, "ceil_mode": ceil}
     for size in range(4, 15):
         expected = nn.MaxPool2d(**settings)(torch.zeros(1, 1, size, size)).shape[-1]
-        assert pooled(size, settings) == expected, size
+        assert pooled_size(size, settings) == expected, size

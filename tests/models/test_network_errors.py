@@ -1,4 +1,4 @@
-"""What a user is told when a network yaml cannot be built."""
+"""Error messages for network yamls that cannot be built."""
 
 from __future__ import annotations
 
@@ -37,26 +37,34 @@ def build(conv2: dict[str, Any] | None = None, **changes: Any) -> AlexNet:
         (
             {"then": ["spatial_norm"], "spatial_norm": {"size": 4}},
             {},
-            r"conv2\.spatial_norm\.size must be odd and 1 or more, not 4",
+            r"invalid model\.features\.conv2\.spatial_norm\.size=4: expected an odd integer >= 1\.",
         ),
-        ({"then": ["avg_pool"], "avg_pool": {"padding": "same"}}, {}, r"avg_pool knows no padding 'same'"),
         (
-            {"out_channels": -1},
+            {"then": ["avg_pool"], "avg_pool": {"padding": "same"}},
             {},
-            r"model\.features\.conv2\.out_channels must be a whole number, 1 or more, not -1",
+            r"avg_pool does not support padding=same",
         ),
-        ({"stride": 0}, {}, r"model\.features\.conv2\.stride must be a whole number, 1 or more, not 0"),
-        ({"groups": 0}, {}, r"model\.features\.conv2\.groups must be a whole number, 1 or more, not 0"),
-        ({"padding": "valid"}, {}, r"model\.features\.conv2\.padding must be pixels or same, not 'valid'"),
-        ({"local": True, "groups": 2}, {}, r"model\.features\.conv2: a local layer has no groups"),
-        ({}, {"num_classes": 0}, r"model\.num_classes must be a whole number, 1 or more, not 0"),
-        ({}, {"input_size": 0}, r"model\.input_size must be a whole number, 1 or more, not 0"),
-        ({}, {"init": "papper"}, r"model\.init='papper' is not known\. Did you mean paper"),
-        ({}, {"dropout_scaling": "both"}, r"model\.dropout_scaling must be train or test, not 'both'"),
+        ({"out_channels": -1}, {}, r"model\.features\.conv2\.out_channels=-1: expected an integer >= 1\."),
+        ({"stride": 0}, {}, r"model\.features\.conv2\.stride=0: expected an integer >= 1\."),
+        ({"groups": 0}, {}, r"model\.features\.conv2\.groups=0: expected an integer >= 1\."),
+        (
+            {"padding": "valid"},
+            {},
+            r"model\.features\.conv2\.padding='valid': expected a number of pixels, or same",
+        ),
+        ({"local": True, "groups": 2}, {}, r"model\.features\.conv2: a local layer does not support groups"),
+        ({}, {"num_classes": 0}, r"invalid model\.num_classes=0: expected an integer >= 1\."),
+        ({}, {"input_size": 0}, r"invalid model\.input_size=0: expected an integer >= 1\."),
+        ({}, {"init": "papper"}, r"invalid model\.init='papper': expected one of .*\. Did you mean paper"),
+        ({}, {"dropout_scaling": "both"}, r"invalid model\.dropout_scaling='both': expected train or test"),
         ({}, {"input": ["max_pool"]}, r"model\.input cannot pool"),
         ({}, {"classifier": {}}, r"model\.classifier is empty"),
         ({}, {"classifier": {"fc6": {}, "fc8": {}}}, r"model\.classifier\.fc6: .* needs out_features"),
-        ({}, {"classifier": {"fc8": {"before": ["max_pool"]}}}, r"classifier\.fc8: max_pool needs a map"),
+        (
+            {},
+            {"classifier": {"fc8": {"before": ["max_pool"]}}},
+            r"classifier\.fc8: max_pool needs a feature map",
+        ),
         (
             {"stride": 8, "kernel_size": 15},
             {},
@@ -64,14 +72,14 @@ def build(conv2: dict[str, Any] | None = None, **changes: Any) -> AlexNet:
         ),
     ],
 )
-def test_a_network_that_cannot_be_says_where_and_why(
+def test_an_impossible_network_says_where_and_why(
     conv2: dict[str, Any], changes: dict[str, Any], message: str
 ):
     with pytest.raises(UserError, match=message):
         build(conv2, **changes)
 
 
-WHOLE, ABOVE_0, AT_LEAST_0 = "a whole number, 1 or more", "a number above 0", "a number, 0 or more"
+WHOLE, ABOVE_0, AT_LEAST_0 = "an integer >= 1", "a number > 0", "a number >= 0"
 NAN, INFINITE = float("nan"), float("inf")
 
 
@@ -85,35 +93,33 @@ NAN, INFINITE = float("nan"), float("inf")
         ("lrn", "alpha", -1e-4, AT_LEAST_0),
         ("lrn", "alpha", NAN, AT_LEAST_0),
         ("lrn", "beta", INFINITE, "a finite number"),
-        ("spatial_norm", "size", -1, "odd and 1 or more"),
+        ("spatial_norm", "size", -1, "an odd integer >= 1"),
         ("spatial_norm", "k", -2.0, ABOVE_0),
         ("spatial_norm", "beta", NAN, "a finite number"),
         ("max_pool", "stride", 0, WHOLE),
         ("max_pool", "kernel_size", 0, WHOLE),
-        ("max_pool", "padding", -1, "pixels or same"),
-        ("max_pool", "padding", "valid", "pixels or same"),
+        ("max_pool", "padding", -1, "a number of pixels, or same"),
+        ("max_pool", "padding", "valid", "a number of pixels, or same"),
         ("avg_pool", "stride", -2, WHOLE),
         ("batch_norm", "eps", 0.0, ABOVE_0),
-        ("batch_norm", "momentum", 1.5, "a number from 0 to 1"),
+        ("batch_norm", "momentum", 1.5, "a number in [0, 1]"),
         ("batch_norm", "affine", "no", "true or false"),
         ("max_pool", "ceil_mode", 1, "true or false"),
     ],
 )
-def test_an_illegal_value_of_an_operation_is_named_in_a_layer_and_in_the_network(
-    op: str, key: str, value: Any, said: str
-):
-    message = rf"{op}\.{key} must be {re.escape(said)}, not {re.escape(repr(value))}\.$"
-    with pytest.raises(UserError, match=rf"^model\.features\.conv2\.{message}"):
+def test_an_illegal_value_of_an_operation_names_its_key(op: str, key: str, value: Any, said: str):
+    message = rf"{op}\.{key}={re.escape(repr(value))}: expected {re.escape(said)}\.$"
+    with pytest.raises(UserError, match=rf"^invalid model\.features\.conv2\.{message}"):
         build({"then": [op], op: {key: value}})
-    with pytest.raises(UserError, match=rf"^model\.{message}"):
+    with pytest.raises(UserError, match=rf"^invalid model\.{message}"):
         build(**{op: {key: value}})
 
 
 @pytest.mark.parametrize(
     ("layer", "key", "value", "said"),
     [
-        ("conv2", "padding", -1, "pixels or same"),
-        ("conv2", "padding", 1.5, "pixels or same"),
+        ("conv2", "padding", -1, "a number of pixels, or same"),
+        ("conv2", "padding", 1.5, "a number of pixels, or same"),
         ("conv2", "kernel_size", 0, WHOLE),
         ("conv2", "weight_std", -0.1, AT_LEAST_0),
         ("conv2", "bias_init", NAN, "a finite number"),
@@ -124,8 +130,8 @@ def test_an_illegal_value_of_an_operation_is_named_in_a_layer_and_in_the_network
         ("fc6", "weight_std", INFINITE, AT_LEAST_0),
     ],
 )
-def test_an_illegal_value_of_a_layer_is_named(layer: str, key: str, value: Any, said: str):
-    message = rf"\.{layer}\.{key} must be {re.escape(said)}, not {re.escape(repr(value))}\.$"
+def test_an_illegal_value_of_a_layer_names_its_key(layer: str, key: str, value: Any, said: str):
+    message = rf"\.{layer}\.{key}={re.escape(repr(value))}: expected {re.escape(said)}\.$"
     with pytest.raises(UserError, match=message):
         build({key: value}) if layer == "conv2" else build(
             classifier={"fc6": {"out_features": 7, key: value}, "fc8": {}}
@@ -135,8 +141,9 @@ def test_an_illegal_value_of_a_layer_is_named(layer: str, key: str, value: Any, 
 @pytest.mark.parametrize(
     ("conv2", "changes", "message"),
     [
-        ({}, {"map_size": 0}, r"model\.map_size must be a whole number, 1 or more, not 0"),
-        ({}, {"dropout": 1.5}, r"model\.dropout=1\.5 is not possible: it must be a number from 0 to 1"),
+        ({}, {"map_size": 0}, r"invalid model\.map_size=0: expected an integer >= 1"),
+        ({}, {"dropout": 1.5}, r"invalid model\.dropout=1\.5: expected a number in \[0, 1\]\."),
+        ({"dropout": -1}, {}, r"invalid model\.features\.conv2\.dropout=-1: expected a number in \[0, 1\]\."),
         ({}, {"input": ["lnr"]}, r"model\.input: unknown operation 'lnr'\. Did you mean lrn"),
         (
             {"then": ["max_pool"], "max_pool": {"kernel_size": 3, "padding": 2}},
@@ -146,28 +153,41 @@ def test_an_illegal_value_of_a_layer_is_named(layer: str, key: str, value: Any, 
         (
             {"then": ["max_pool"], "max_pool": {"padding": "same"}},
             {"max_pool": {"ceil_mode": True}},
-            r"conv2\.max_pool: padding=same rounds up already; leave ceil_mode or padding=same out",
+            r"conv2\.max_pool: padding=same already rounds up; remove ceil_mode or padding=same",
         ),
-        ({"padding": "same", "ceil_mode": True}, {}, r"conv2: padding=same rounds up already"),
-        ({"then": "relu"}, {}, r"conv2: operations are a list such as \[relu, max_pool\], not 'relu'"),
-        ({"max_pool": 3}, {}, r"conv2\.max_pool must have settings of its own \(kernel_size, .*\), not 3"),
-        ({}, {"lrn": None}, r"model\.lrn must have settings of its own \(size, .*\), not None"),
+        ({"padding": "same", "ceil_mode": True}, {}, r"conv2: padding=same already rounds up"),
+        (
+            {"then": "relu"},
+            {},
+            r"conv2: expected a list of operations such as \[relu, max_pool\], not 'relu'",
+        ),
+        ({"max_pool": 3}, {}, r"conv2\.max_pool=3: expected a mapping with keys kernel_size, "),
+        ({}, {"lrn": None}, r"invalid model\.lrn=None: expected a mapping with keys size, "),
+        (
+            {},
+            {"features": None},
+            r"invalid model\.features=None: expected a mapping from layer name to settings",
+        ),
         (
             {},
             {"classifier": {"fc8": {"out_features": 7}}},
             r"model\.classifier\.fc8\.out_features=7: the last layer has model\.num_classes outputs",
         ),
-        ({"local": True, "before": ["relu"]}, {}, r"conv2: a local layer has no .* operations before it"),
+        (
+            {"local": True, "before": ["relu"]},
+            {},
+            r"conv2: a local layer does not support .* operations before it",
+        ),
         (
             {"before": ["lrn"], "lrn": {"groups": 4}},
             {},
             r"conv2: lrn\.groups=4 does not divide its 6 channels",
         ),
         ({}, {"input": ["lrn"], "lrn": {"groups": 2}}, r"model\.input: lrn\.groups=2 does not divide its 3"),
-        ({}, {"avg_pool": {"padding": "same"}}, r"model\.avg_pool: avg_pool knows no padding 'same'"),
+        ({}, {"avg_pool": {"padding": "same"}}, r"model\.avg_pool: avg_pool does not support padding=same"),
     ],
 )
-def test_values_that_do_not_go_together_are_named(
+def test_values_that_do_not_fit_together_are_refused(
     conv2: dict[str, Any], changes: dict[str, Any], message: str
 ):
     with pytest.raises(UserError, match=message):
@@ -179,13 +199,13 @@ def test_values_that_do_not_go_together_are_named(
     [
         (
             {"lrn": {"k": 3.0}},
-            "model.features.conv2.lrn.k=3.0 does nothing: lrn is neither in before nor in then",
+            "model.features.conv2.lrn.k=3.0 does nothing: this layer has lrn neither in before nor in then",
         ),
         (
             {"then": ["relu"], "max_pool": {"stride": 1}},
             "model.features.conv2.max_pool.stride=1 does nothing",
         ),
-        ({"batch_norm": {"affine": False}}, "say model.features.conv2.batch_norm.affine=null."),
+        ({"batch_norm": {"affine": False}}, "set model.features.conv2.batch_norm.affine=null."),
         ({"dropout": 0.0}, "model.features.conv2.dropout=0.0 does nothing"),
         (
             {"bias": False, "bias_init": 1.0},
@@ -199,7 +219,7 @@ def test_a_setting_that_would_do_nothing_is_an_error(conv2: dict[str, Any], said
     assert said in str(caught.value)
 
 
-def test_a_setting_of_an_operation_ahead_of_the_layer_is_none():
+def test_an_operation_before_the_layer_uses_its_settings():
     net = build({"before": ["lrn"], "lrn": {"k": 3.0}})
     assert net.features.conv2_lrn.k == 3.0
 
@@ -208,13 +228,13 @@ def test_a_setting_of_an_operation_ahead_of_the_layer_is_none():
     "typed",
     ["model.dropout=0.3", "model.dropout_scaling=test", "model.lrn.k=1.0", "++model.batch_norm={eps: 0.1}"],
 )
-def test_a_typed_setting_of_an_operation_that_no_layer_has_is_an_error(typed: str):
+def test_an_override_of_an_operation_that_no_layer_has_is_an_error(typed: str):
     key = typed.lstrip("+").partition("=")[0]
     with pytest.raises(UserError, match=rf"^{re.escape(key)} does nothing: no layer of this network has"):
         check_typed(group("model", "alexnet_cifar"), ["seed=3", "model.max_pool.stride=3", typed])
 
 
-def test_a_typed_setting_of_an_operation_that_is_there_is_none():
+def test_an_override_of_an_operation_that_a_layer_has_is_accepted():
     check_typed(group("model", "alexnet_owt"), ["model.dropout=0.3", "model.max_pool.kernel_size=2"])
     check_typed(
         group("model", "alexnet_bn"), ["model.batch_norm.eps=0.1", "model.input_size=227", "model=mine"]
@@ -222,7 +242,7 @@ def test_a_typed_setting_of_an_operation_that_is_there_is_none():
     check_typed(group("model", "resnet18"), ["model.dropout=0.3"])  # refused elsewhere: no such key
 
 
-def test_images_of_another_size_name_the_setting():
+def test_images_of_another_size_name_the_setting_to_change():
     net = build()
     with pytest.raises(UserError, match=r"built for 16x16 images and got 20x18: set model\.input_size"):
         net(torch.zeros(1, 3, 20, 18))
@@ -238,8 +258,8 @@ def test_unknown_network_names_the_nearest():
         create_model("alexnet_lnr")
 
 
-def test_unknown_stem_is_refused():
-    with pytest.raises(UserError, match=r"model\.stem must be imagenet or cifar, not 'mnist'"):
+def test_an_unknown_stem_is_refused():
+    with pytest.raises(UserError, match=r"invalid model\.stem='mnist': expected imagenet or cifar"):
         create_model("resnet18", stem="mnist")
 
 

@@ -1,4 +1,4 @@
-"""Operations around a layer: each word is a module, under a name of its own and as wide as its place."""
+"""Operations around a layer: each becomes a module with a unique name and the width of its place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def network(features: dict[str, Any], **others: Any) -> AlexNet:
 
 
 @pytest.mark.parametrize("op", OPERATIONS)
-def test_an_operation_before_a_layer_and_after_it_is_there_twice(op: str):
+def test_an_operation_before_and_after_a_layer_is_built_twice(op: str):
     net = network({"conv1": {"out_channels": 4}, "conv2": {"out_channels": 6, "before": [op], "then": [op]}})
     conv1, before, conv2, after = net.features
     assert (conv1.out_channels, conv2.out_channels) == (4, 6)
@@ -44,7 +44,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("op", ACTIVATIONS)
-def test_an_activation_is_what_its_name_says(op: str):
+def test_an_activation_matches_its_definition(op: str):
     net = network({"conv1": {"out_channels": 4, "then": [op]}}).double()
     x = torch.randn(2, 4, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(net.features[1](x), FUNCTIONS[op](x), rtol=1e-12, atol=1e-12)
@@ -52,7 +52,7 @@ def test_an_activation_is_what_its_name_says(op: str):
 
 
 @pytest.mark.parametrize("op", [*ACTIVATIONS, "batch_norm", "dropout"])
-def test_so_it_is_around_a_fully_connected_layer(op: str):
+def test_an_operation_before_and_after_a_linear_layer_is_built_twice(op: str):
     fc6 = {"out_features": 5, "before": [op], "then": [op]}
     net = network({"conv1": {"out_channels": 4, "kernel_size": 32}}, classifier={"fc6": fc6, "fc8": {}})
     before, linear, after, _ = net.classifier
@@ -61,14 +61,14 @@ def test_so_it_is_around_a_fully_connected_layer(op: str):
         assert (before.num_features, after.num_features) == (4, 5)
 
 
-def test_the_second_of_a_name_gets_a_number():
+def test_a_repeated_operation_gets_a_number():
     ops = ["relu", "batch_norm", "max_pool", "relu", "avg_pool", "relu", "batch_norm"]
     net = network({"conv1": {"out_channels": 4, "then": ops}})
     expected = "conv1 conv1_relu conv1_bn conv1_pool conv1_relu2 conv1_pool2 conv1_relu3 conv1_bn2"
     assert [name for name, _ in net.features.named_children()] == expected.split()
 
 
-def test_a_layer_keeps_its_name_where_an_operation_would_have_it():
+def test_an_operation_does_not_take_the_name_of_a_layer():
     features = {"conv1": {"out_channels": 4, "then": ["relu"]}, "conv1_relu": {"out_channels": 5}}
     assert [name for name, _ in network(features).features.named_children()] == [
         "conv1",
@@ -79,7 +79,7 @@ def test_a_layer_keeps_its_name_where_an_operation_would_have_it():
 
 @pytest.mark.parametrize("name", [name for name in list_models() if not name.startswith("resnet")])
 def test_modules_of_a_shipped_network_are_named_for_layer_and_operation(name: str):
-    """Checkpoints go by these names: no number in them."""
+    """Checkpoints depend on these names; shipped networks have no numbers in them."""
     with torch.device("meta"):
         net = create_model(name)
     layers = "|".join(["input", *net.spec.features, *net.spec.classifier])

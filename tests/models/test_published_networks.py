@@ -1,4 +1,4 @@
-"""Every network of conf/model/ against what its source publishes; on the meta device, so without memory."""
+"""Every network of conf/model/ against its published numbers, on the meta device."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def test_header_states_source_input_parameters_accuracy_and_neighbours(name: str
 
 
 @pytest.mark.parametrize("name", ALEXNETS)
-def test_maps_have_the_published_sides(name: str):
+def test_feature_maps_have_the_published_sizes(name: str):
     windows = ("Conv2d", "MaxPool2d", "AvgPool2d", "LocallyConnected2d")
     assert tuple(row.output_shape[-1] for row in table(name) if row.type in windows) == published.SIDES[name]
 
 
-def test_resnet_stages_have_the_published_sides():
+def test_resnet_stages_have_the_published_sizes():
     sides = {row.name: row.output_shape[-1] for row in table("resnet18")}
     last = [f"layer{i}.1.conv2" for i in (1, 2, 3, 4)]
     assert [sides[name] for name in ("conv1", "maxpool", *last)] == [112, 56, 56, 28, 14, 7]
@@ -189,7 +189,7 @@ def test_cvgj_learns_scale_and_shift_on_the_input_only():
     assert all(m.bias is not None for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear))
 
 
-def test_receptive_fields_are_the_known_ones():
+def test_receptive_fields_match_published_values():
     rows = {row.name.split(".")[-1]: row.receptive_field for row in table("alexnet_lrn")}
     layers = ("conv1", "conv1_pool", "conv2", "conv2_pool", "conv3", "conv4", "conv5", "conv5_pool", "fc6")
     assert [rows[name] for name in layers] == [11, 19, 51, 67, 99, 131, 163, 195, 355]
@@ -198,7 +198,7 @@ def test_receptive_fields_are_the_known_ones():
     assert {row.receptive_field for row in table("resnet18")} == {None}
 
 
-def test_a_last_map_that_is_averaged_is_seen_whole():
+def test_the_classifier_sees_the_whole_last_map():
     def seen(**overrides: Any) -> tuple[int, int]:
         rows = {row.name: row for row in table("alexnet_owt", **overrides)}
         return rows["features.conv5_pool"].output_shape[-1], rows["classifier.fc6"].receptive_field
@@ -208,7 +208,7 @@ def test_a_last_map_that_is_averaged_is_seen_whole():
     assert seen(map_size=1) == (6, 195 + 5 * 32)
 
 
-def test_torchvision_alexnet_takes_63_pixels_and_no_fewer():
+def test_torchvision_alexnet_needs_63_pixels():
     assert table("alexnet_owt", input_size=63)[-1].output_shape == (1000,)
     with pytest.raises(UserError, match=r"input_size=63\."):
         build("alexnet_owt", input_size=62)
@@ -219,14 +219,14 @@ def test_alexnet_lrn_works_at_other_sizes(size: int):
     assert table("alexnet_lrn", input_size=size, num_classes=10)[-1].output_shape == (10,)
 
 
-def test_too_small_an_image_names_layer_size_and_remedy():
+def test_an_image_too_small_names_the_layer_and_the_smallest_size():
     with pytest.raises(UserError, match=r"conv5: its max_pool 3x3 does not fit a 2x2 map .*input_size=67\."):
         build("alexnet_lrn", input_size=64)
     with pytest.raises(UserError, match=r"conv1: its 11x11 kernel does not fit a 8x8 map"):
         build("alexnet_lrn", input_size=8)
 
 
-def test_names_of_parameters_follow_the_layers():
+def test_parameters_are_named_after_the_layers():
     names = [n for n, _ in build("alexnet_bn").named_parameters()]
     assert names[:4] == [
         "features.input_bn.weight",

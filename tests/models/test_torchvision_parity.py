@@ -1,4 +1,4 @@
-"""Our alexnet_owt and resnet18 against torchvision's networks with the same weights, in both directions."""
+"""alexnet_owt and resnet18 against torchvision's networks with the same weights, in both directions."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def test_torchvision_weights_give_torchvision_logits(ours: str, theirs: str, ima
     with torch.no_grad():
         expected = reference(images)
         torch.testing.assert_close(net(images), expected, rtol=0, atol=1e-5)
-        assert expected.std() > 1e-3  # the comparison has something to compare
+        assert expected.std() > 1e-3  # the comparison is not trivial
     back = ours_to_torchvision(net.state_dict())
     assert list(back) == list(reference.state_dict())
     assert all(torch.equal(back[name], value) for name, value in reference.state_dict().items())
 
 
-def test_alexnet_owt_takes_other_image_sizes_as_torchvision_does():
+def test_alexnet_owt_matches_torchvision_at_other_image_sizes():
     torch.manual_seed(0)
     reference = torchvision.models.alexnet(weights=None, num_classes=3).eval()
     with torch.device("meta"):
@@ -46,7 +46,7 @@ def test_alexnet_owt_takes_other_image_sizes_as_torchvision_does():
         torch.testing.assert_close(net(images), reference(images), rtol=0, atol=1e-5)
 
 
-def test_the_snippet_of_the_manual_hands_our_weights_to_torchvision(
+def test_the_documented_snippet_loads_our_weights_into_torchvision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     save_file = pytest.importorskip("safetensors.torch").save_file

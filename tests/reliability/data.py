@@ -259,9 +259,9 @@ PREPARED = Kind(
     (
         Bad("", "chunks is being written by another prepare", "a folder that another prepare is writing",
             _then(pets(), _writing)),
-        Bad("", "chunks was begun with size=64: say the same", "a folder begun with another size",
+        Bad("", "chunks was started with size=64: use the same", "a folder begun with another size",
             _then(pets(), _begun(size=64))),
-        Bad("", "chunks was begun with other images", "a folder begun with other images", _then(pets(), _begun())),
+        Bad("", "chunks was started with other images", "a folder begun with other images", _then(pets(), _begun())),
         Bad("", "chunks/prepare.json is damaged", "a prepare.json cut short",
             _then(pets(), text("chunks/prepare.json", '{"size": '))),
         Bad("", "chunks/prepare.json is damaged", "a prepare.json that is a list",

@@ -111,7 +111,7 @@ DASHBOARD = Kind(
     (
         Bad(
             "dashboard me/mine",
-            "W&B has no API key: `wandb login` sets one, or say dry_run=true",
+            "W&B has no API key: run `wandb login`, or set dry_run=true",
             environment=_NO_KEY,
         ),
     ),

@@ -132,14 +132,14 @@ def test_the_page_tells_what_the_run_did(finished):
         ("parameters", "2.47 M"),
         ("time", "1 min 23 s"),
         ("seed", "42"),
-        ("git commit", "0123456789ab with changes"),
+        ("git commit", "0123456789ab with uncommitted changes"),
         ("cpu count", "2"),
         ("torch", "2.15.0"),
     ]
     for label, value in expected:
         assert f"{label} {value}" in page.words
     assert "git checkout 0123456789abcdef0123456789abcdef01234567" in page.words
-    assert "changes that are not in that commit" in page.words
+    assert "changes that are not in this commit" in page.words
     assert "16 colour filters of 5 × 5" in page.words
     assert len(page.all("figure", "chart")) == 3
     assert list(finished.glob(".*")) == []
@@ -296,9 +296,9 @@ def test_a_result_given_by_the_caller_replaces_the_file(finished):
 
 def test_what_the_user_typed_is_marked(finished):
     page = Page(write_report(finished))
-    assert ["optimizer.lr", "0.1 typed"] in page.rows
+    assert ["optimizer.lr", "0.1 override"] in page.rows
     assert ["optimizer.momentum", "0.9"] in page.rows
-    assert "data 1 key 1 typed" in page.words
+    assert "data 1 key 1 override" in page.words
 
 
 def test_secrets_do_not_reach_the_page(tmp_path, monkeypatch):
@@ -327,7 +327,7 @@ def test_scores_of_a_class_that_never_came_are_dashes(tmp_path):
     page = Page(write_report(tmp_path, evaluation))
     assert ["absent", "0", "–", "–", "–"] in page.rows
     assert "3 of 3 images of the validation set" in page.words
-    assert "There are none." in page.words
+    assert "None." in page.words
 
 
 def test_pointing_at_a_matrix_that_is_a_picture_tells_its_cells(tmp_path):

@@ -183,5 +183,5 @@ def test_the_most_frequent_mistakes_come_first():
 
 
 def test_a_confusion_matrix_must_fit_its_classes():
-    with pytest.raises(ValueError, match=r"must be \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"shape \(2, 2\)"):
         Evaluation("test", ["a", "b"], np.zeros((3, 3)))

@@ -1,4 +1,4 @@
-"""`alexnet-exp benchmark`: what it measures, writes and refuses; on work so small that it takes a moment."""
+"""`alexnet-exp benchmark`: what it measures, writes and refuses, on very little work."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def check_ratios(rows: list[dict[str, Any]], reference: dict[str, Any]) -> None:
         assert row["ratio"] == pytest.approx(reference["median_seconds"] / row["median_seconds"])
 
 
-def test_steps_are_compared_in_every_combination(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_are_compared_in_all_combinations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = measured(tmp_path, "step", *NET, "step.precision=[32-true,bf16-mixed]", "step.batch_size=[4,8]")
     for size in (4, 8):
         rows = rows_of(result, f"step: alexnet_cifar, digits at 32, batch {size}")
@@ -79,7 +79,7 @@ def test_steps_are_compared_in_every_combination(tmp_path: Path, capsys: pytest.
     assert max(map(len, capsys.readouterr().out.splitlines()[:-1])) <= 80
 
 
-def test_operations_are_those_of_the_layer_table(tmp_path: Path) -> None:
+def test_flops_match_the_layer_table(tmp_path: Path) -> None:
     result = measured(tmp_path, "step", *NET, "step.precision=32-true", "step.layout=contiguous")
     (row,) = rows_of(result, "step:")
     # conv1 11x11x3 -> 4 channels at 8x8 and so on, counted by hand below: (positions, inputs x kernel, outputs)
@@ -107,13 +107,13 @@ def test_startup_is_timed_in_new_processes(monkeypatch: pytest.MonkeyPatch, tmp_
     assert {"model=alexnet_cifar", "data=digits"} <= set(first[0])
 
 
-def test_a_command_that_fails_is_no_figure() -> None:
+def test_a_command_that_fails_is_an_error() -> None:
     code = "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"
-    with pytest.raises(UserError, match="ended with 3: no such thing"):
+    with pytest.raises(UserError, match="failed with exit code 3: no such thing"):
         benchmark_startup._run([sys.executable, "-c", code])
 
 
-def test_several_kinds_are_measured_in_one_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_several_measurements_run_in_one_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def measuring(kind: str) -> Any:
         times = {"a": timing.summary([2.0, 4.0]), "b": timing.summary([1.0])}
         return lambda subject: timing.rows(kind, times, 6, "a")
@@ -144,7 +144,7 @@ def test_several_kinds_are_measured_in_one_command(monkeypatch: pytest.MonkeyPat
         ("step workers=4", "python benchmarks/data.py workers=4"),
     ],
 )
-def test_what_a_script_measures_now_is_answered_with_its_command(
+def test_former_measurements_are_answered_with_the_script(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: str, commands: str
 ) -> None:
     assert main(["benchmark", *arguments.split()]) == 1
@@ -155,7 +155,7 @@ def test_what_a_script_measures_now_is_answered_with_its_command(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_config_with_settings_that_scripts_have_now_still_loads(
+def test_a_recorded_config_with_former_settings_still_loads(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rows = timing.rows("step", {"a": timing.summary([1.0])})
@@ -165,7 +165,7 @@ def test_a_config_with_settings_that_scripts_have_now_still_loads(
     assert benchmark.benchmark({**config, **former}, [], tmp_path / "run", "benchmark step")["rows"] == rows
 
 
-def test_cases_take_turns_and_the_median_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cases_alternate_and_the_median_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, order = [0.0], []
     durations = {"a": iter([9, 9, 1, 5, 3]), "b": iter([9, 9, 2, 2, 8])}  # two of each warm up
 
@@ -184,7 +184,7 @@ def test_cases_take_turns_and_the_median_counts(monkeypatch: pytest.MonkeyPatch)
     assert (times["b"]["median_seconds"], times["b"]["least_seconds"]) == (2, 2)
 
 
-def test_what_does_not_fit_into_memory_is_said_and_not_drawn(
+def test_a_case_that_does_not_fit_in_memory_is_reported_and_not_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from rich.console import Console
@@ -212,23 +212,23 @@ def test_a_single_repeat_has_no_spread(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["lrrn"], r"what='lrrn' is not possible: it must be one of all, step, startup"),
-        (["step,lrrn"], r"what=\['step', 'lrrn'\] is not possible"),
-        (["device=gpu"], r"device='gpu' is not possible: it must be one of auto, cpu, cuda"),
-        (["repeats=0"], r"repeats=0 is not possible: it must be a whole number, 1 or more"),
-        (["repeats=x"], r"repeats='x' is not possible"),
-        (["repeats=true"], r"repeats=True is not possible"),
-        (["threads=abc"], r"threads='abc' is not possible: it must be a whole number, 1 or more, or null"),
-        (["step.compile=7"], r"step.compile=7 is not possible: it must be true or false"),
-        (["step.precision=[32-true,int4]"], r"step.precision=\['32-true', 'int4'\] is not possible"),
-        (["step.batch_size=most"], r"step.batch_size='most' is not possible.*or auto"),
+        (["lrrn"], r"invalid what='lrrn': expected one of all, step, startup"),
+        (["step,lrrn"], r"invalid what=\['step', 'lrrn'\]: expected"),
+        (["device=gpu"], r"invalid device='gpu': expected one of auto, cpu, cuda"),
+        (["repeats=0"], r"invalid repeats=0: expected a whole number, 1 or more"),
+        (["repeats=x"], r"invalid repeats='x': expected"),
+        (["repeats=true"], r"invalid repeats=True: expected"),
+        (["threads=abc"], r"invalid threads='abc': expected a whole number, 1 or more, or null"),
+        (["step.compile=7"], r"invalid step.compile=7: expected true or false"),
+        (["step.precision=[32-true,int4]"], r"invalid step.precision=\['32-true', 'int4'\]: expected"),
+        (["step.batch_size=most"], r"invalid step.batch_size='most': expected .*or auto"),
         (["repeat=3"], r"repeat"),
         (["optimizer.lr=-1"], r"optimizer.lr=-1 is not possible"),
-        (["resume=somewhere"], r"leave resume= and ckpt= out"),
+        (["resume=somewhere"], r"leave out resume= and ckpt="),
         (["step", "again"], r"'again' is no setting with a value"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing_behind(
+def test_an_error_in_settings_is_one_line_and_leaves_nothing_behind(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     assert main(["benchmark", *arguments]) == 1
@@ -238,7 +238,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_device_that_is_not_there_is_refused(
+def test_an_unavailable_device_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

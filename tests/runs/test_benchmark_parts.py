@@ -1,4 +1,4 @@
-"""The parts of the benchmark that decide whether its figures can be believed."""
+"""The parts of the benchmark on which the validity of its results depends."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_largest_batch_is_found_by_running_out_of_memory(capacity: int) -> N
 
 
 @pytest.mark.usefixtures("no_release")
-def test_the_search_ends_at_the_most_and_where_nothing_fits() -> None:
+def test_the_search_ends_at_the_limit_or_where_nothing_fits() -> None:
     def never(size: int) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
@@ -59,7 +59,7 @@ def test_the_search_ends_at_the_most_and_where_nothing_fits() -> None:
     assert largest_batch(never, 64) == 0
 
 
-def test_another_error_than_memory_is_not_hidden() -> None:
+def test_errors_other_than_out_of_memory_are_raised() -> None:
     def broken(size: int) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -67,7 +67,7 @@ def test_another_error_than_memory_is_not_hidden() -> None:
         largest_batch(broken, 64)
 
 
-def test_a_batch_that_would_fill_main_memory_is_refused_ahead_of_the_system(
+def test_a_batch_that_would_fill_main_memory_is_refused_before_the_kernel_kills(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(benchmark_step, "free_memory", lambda: 1000)
@@ -105,7 +105,7 @@ def test_the_hand_written_step_is_plain_sgd() -> None:
 
 
 @on_linux
-def test_our_own_workers_pause_when_it_is_not_their_turn(tmp_path: Path) -> None:
+def test_our_workers_pause_outside_their_turn(tmp_path: Path) -> None:
     with RunLoader(subject(tmp_path, *photographs(tmp_path)).fit()) as loader:
         for turn in range(2):
             assert [batch.size for batch in loader.steps(2)] == [8, 8], turn
@@ -114,7 +114,7 @@ def test_our_own_workers_pause_when_it_is_not_their_turn(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("compiled", [False, "lrn"])
-def test_a_step_is_compiled_as_it_says_whatever_the_run_is(
+def test_a_step_is_compiled_as_requested_whatever_the_run_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool | str
 ) -> None:
     fit = subject(tmp_path, "model.features.conv1.then=[relu,lrn,max_pool]", "compile=lrn").fit()
@@ -126,7 +126,7 @@ def test_a_step_is_compiled_as_it_says_whatever_the_run_is(
     torch.testing.assert_close(models[0].state_dict(), fit.classifier.model.state_dict(), rtol=0, atol=0)
 
 
-def test_batches_are_whole_and_augmented_anew_in_each_epoch(tmp_path: Path) -> None:
+def test_batches_are_complete_and_augmented_differently_in_each_epoch(tmp_path: Path) -> None:
     fit = subject(tmp_path, "data.batch_size=500").fit()
     batches = endless_batches(fit)
     taken = [next(batches) for _ in range(4)]
@@ -136,7 +136,7 @@ def test_batches_are_whole_and_augmented_anew_in_each_epoch(tmp_path: Path) -> N
     assert len({tuple(batch.indices[:20].tolist()) for batch in taken}) == 4
 
 
-def test_nothing_of_a_benchmark_leaves_the_machine(tmp_path: Path) -> None:
+def test_a_benchmark_uploads_nothing(tmp_path: Path) -> None:
     config = Subject({"repeats": 2}, ["logger=wandb", "logger.wandb.mode=online"], "cpu", tmp_path).config()
     assert config["logger"]["wandb"]["mode"] == "offline"
     assert config["trainer"]["accelerator"] == "cpu" and config["trainer"]["devices"] == 1
@@ -154,7 +154,7 @@ def test_synthetic_photographs_are_as_large_as_real_ones(
             assert picture.size == (WIDTH, HEIGHT)
 
 
-def test_a_kind_that_cannot_be_measured_leaves_the_others_their_figures(tmp_path: Path) -> None:
+def test_a_measurement_that_fails_does_not_affect_the_others(tmp_path: Path) -> None:
     def refused(subject: Subject) -> list[timing.Row]:
         raise UserError("Not here.")
 
@@ -178,7 +178,7 @@ def test_a_kind_that_cannot_be_measured_leaves_the_others_their_figures(tmp_path
         (["data=folder", "data.root=photographs"], True),
     ],
 )
-def test_a_first_step_is_timed_only_on_images_that_are_there(
+def test_the_first_step_is_timed_only_if_the_images_exist(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: list[str], here: bool
 ) -> None:
     started: list[list[str]] = []
@@ -196,7 +196,7 @@ def test_a_first_step_is_timed_only_on_images_that_are_there(
     assert all({"trainer.accelerator=cpu", *settings} <= set(command) for command in trained)
 
 
-def test_relative_paths_of_a_first_step_start_where_the_user_is(
+def test_relative_paths_of_the_first_step_are_relative_to_the_current_directory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -206,7 +206,7 @@ def test_relative_paths_of_a_first_step_start_where_the_user_is(
 
 
 @pytest.mark.parametrize(("compiled", "resets"), [(True, 1), (False, 0)])
-def test_kernels_are_made_for_the_size_that_is_measured(
+def test_kernels_are_compiled_for_the_measured_size(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: bool, resets: int
 ) -> None:
     calls: list[str] = []

@@ -1,4 +1,4 @@
-"""`alexnet-exp dashboard`: what W&B would be sent, without an account."""
+"""`alexnet-exp dashboard`: the requests to W&B, without an account."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def panels_of(spec: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 @needs_package
-def test_workspace_and_report_show_the_same_panels_of_the_project(spec: dict[str, Any]):
+def test_workspace_and_report_have_the_same_panels(spec: dict[str, Any]):
     workspace, report = (
         [(panel["viewType"], panel["config"]) for panel in panels] for panels in panels_of(spec).values()
     )
@@ -55,7 +55,7 @@ def test_workspace_and_report_show_the_same_panels_of_the_project(spec: dict[str
 
 
 @needs_package
-def test_panels_ask_for_what_a_run_records(spec: dict[str, Any]):
+def test_panels_use_keys_that_a_run_logs(spec: dict[str, Any]):
     recorded = {"train/loss_step", "images_per_second", "val/top1", "val/loss", "test/top1"}
     axes = {name: axis for name, axis in X_AXES.items() if not name.endswith("*")}
     lines = [p["config"] for p in panels_of(spec)["workspace"] if "Line Plot" in p["viewType"]]
@@ -69,7 +69,7 @@ def test_panels_ask_for_what_a_run_records(spec: dict[str, Any]):
 
 
 @needs_package
-def test_parallel_coordinates_have_an_axis_for_every_setting(spec: dict[str, Any]):
+def test_parallel_coordinates_have_an_axis_per_setting(spec: dict[str, Any]):
     (plot,) = [
         p["config"] for p in panels_of(spec)["workspace"] if p["viewType"] == "Parallel Coordinates Plot"
     ]
@@ -79,7 +79,7 @@ def test_parallel_coordinates_have_an_axis_for_every_setting(spec: dict[str, Any
 
 
 @needs_package
-def test_confusion_chart_reads_the_table_that_a_run_logs(spec: dict[str, Any]):
+def test_the_confusion_chart_reads_the_table_that_a_run_logs(spec: dict[str, Any]):
     (chart,) = [p["config"] for p in panels_of(spec)["workspace"] if p["viewType"] == "Vega2"]
     logged = confusion_panels(np.eye(2, dtype=int), ["a", "b"])["confusion_matrix"]
     logged.set_key("confusion_matrix")
@@ -104,7 +104,7 @@ def test_matrices_of_every_evaluation_are_shown(spec: dict[str, Any]):
 
 
 @needs_package
-def test_matrix_of_many_classes_is_shown_by_what_a_run_logs(spec: dict[str, Any]):
+def test_large_confusion_matrices_use_keys_that_a_run_logs(spec: dict[str, Any]):
     logged = confusion_panels(np.eye(101, dtype=int), [str(i) for i in range(101)])
     assert set(logged) == {"confusion_matrix", "confusion_mistakes"}
     panels = panels_of(spec)["workspace"]
@@ -114,14 +114,14 @@ def test_matrix_of_many_classes_is_shown_by_what_a_run_logs(spec: dict[str, Any]
 
 
 @needs_package
-def test_parts_can_be_chosen(tmp_path: Path):
+def test_parts_can_be_selected(tmp_path: Path):
     words = ["me/p", "dry_run=true", "parts=[report]", f"hydra.run.dir={tmp_path / 'out'}"]
     assert alexnet_exp("dashboard", *words) == 0
     assert list(json.loads((tmp_path / "out" / "dashboard.json").read_text())) == ["report"]
 
 
 @needs_package
-def test_without_a_key_one_line_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_without_an_api_key_the_error_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert alexnet_exp("dashboard", "me/p", f"hydra.run.dir={tmp_path / 'out'}") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "wandb login" in line
@@ -130,7 +130,7 @@ def test_without_a_key_one_line_says_what_to_do(tmp_path: Path, capsys: pytest.C
 
 
 @needs_package
-def test_server_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_rejected_request_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     from wandb_workspaces.workspaces import Workspace
 
@@ -138,7 +138,7 @@ def test_server_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
         raise RuntimeError("permission\ndenied")
 
     monkeypatch.setattr(Workspace, "save", refuse)
-    with pytest.raises(UserError, match="W&B did not take the workspace: permission denied"):
+    with pytest.raises(UserError, match="W&B rejected the workspace: permission denied"):
         dashboard(settings(), tmp_path / "out", "")
 
 
@@ -148,7 +148,7 @@ def settings(**changes: Any) -> dict[str, Any]:
     return config | changes
 
 
-def test_without_the_package_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_the_package_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "wandb_workspaces" else find(name, *a)
@@ -161,13 +161,13 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"project": "alone"}, "must be ENTITY/PROJECT"),
-        ({"project": "a/b/c"}, "must be ENTITY/PROJECT"),
-        ({"parts": []}, "asks for nothing"),
+        ({"project": "alone"}, "expected ENTITY/PROJECT"),
+        ({"project": "a/b/c"}, "expected ENTITY/PROJECT"),
+        ({"parts": []}, "selects nothing"),
         ({"parts": ["page"]}, "parts="),
         ({"columns": "seed"}, "columns="),
     ],
 )
-def test_mistakes_in_settings_are_said(tmp_path: Path, changes: dict[str, Any], said: str):
+def test_errors_in_settings_are_one_line(tmp_path: Path, changes: dict[str, Any], said: str):
     with pytest.raises(UserError, match=said):
         dashboard(settings(**changes), tmp_path / "out", "")

@@ -233,7 +233,7 @@ def test_a_file_that_computes_something_else_is_not_left(
     monkeypatch.setattr(export_formats, "write", write_other_weights)
     Path("old").write_text("an older export")
     said = refused(capsys, str(trained), f"format={kind}", "out=old")
-    assert "computes something else than PyTorch: largest difference 0.001" in said
+    assert "does not match PyTorch: largest difference 0.001" in said
     assert Path("old").read_text() == "an older export"
     assert left() == ["old"]
 
@@ -272,7 +272,7 @@ def test_images_of_a_folder_are_compared_in_their_own_sizes(
         (["nowhere.ckpt"], "ckpt=nowhere.ckpt: there is no such file or run directory."),
         (
             ["RUN", "format=tflite"],
-            "format='tflite' is not possible: it must be one of onnx, torch_export, safe",
+            "format='tflite': expected one of onnx, torch_export, safe",
         ),
         (
             ["RUN", "format=safetensors", "preprocess=true"],
@@ -280,7 +280,7 @@ def test_images_of_a_folder_are_compared_in_their_own_sizes(
         ),
         (
             ["RUN", "preprocess=yes please"],
-            "preprocess='yes please' is not possible: it must be true or false",
+            "preprocess='yes please': expected true or false",
         ),
         (["RUN", "forma=onnx"], "There is no setting forma. Did you mean format"),
         (

@@ -77,12 +77,12 @@ def test_every_figure_is_a_file_and_on_the_page(
     assert result["split"] == "test"
     assert len(result["sample"]) == 3
     lines = capsys.readouterr().out.splitlines()
-    assert any("grad_cam is left out" in line and "[figures]" in line for line in lines)
+    assert any("skipping grad_cam" in line and "[figures]" in line for line in lines)
     assert (tmp_path / "out" / "figures.html").stat().st_size > 20_000
 
 
 @pytest.mark.slow
-def test_grey_images_and_a_resnet_have_figures_too(grey_resnet: Path, tmp_path: Path):
+def test_figures_work_for_grey_images_and_a_resnet(grey_resnet: Path, tmp_path: Path):
     result = drawn(tmp_path / "out", grey_resnet, "sample=2", "split=val")
     assert set(result["figures"]) | set(result["left_out"]) == set(NAMES)
     assert set(result["left_out"]) <= {"grad_cam"}  # where captum is absent
@@ -97,7 +97,7 @@ def test_filters_and_weights_need_no_images(run_dir: Path, tmp_path: Path, monke
     assert result["split"] is None
 
 
-def test_sample_depends_on_the_seed_alone(run_dir: Path, tmp_path: Path):
+def test_the_sample_depends_only_on_the_seed(run_dir: Path, tmp_path: Path):
     first, again = (subject_of(run_dir, tmp_path, seed=1).sample for _ in range(2))
     assert first == again
     assert first != subject_of(run_dir, tmp_path, seed=2).sample
@@ -105,7 +105,7 @@ def test_sample_depends_on_the_seed_alone(run_dir: Path, tmp_path: Path):
     assert len(subject_of(run_dir, tmp_path, sample=1000).sample) == 60  # all there are
 
 
-def test_bars_are_what_predict_says(run_dir: Path, tmp_path: Path):
+def test_bars_match_predict(run_dir: Path, tmp_path: Path):
     subject = subject_of(run_dir, tmp_path)
     (guesses,) = FIGURES["top5"](subject).content
     classifier = package.load_classifier(run_dir, device="cpu")
@@ -124,7 +124,7 @@ def loaded(request: pytest.FixtureRequest, run_dir: Path, tmp_path: Path) -> Sub
     return subject
 
 
-def test_neighbours_are_those_of_a_slow_loop(loaded: Subject):
+def test_neighbours_match_a_slow_loop(loaded: Subject):
     subject = loaded
     (rows,) = FIGURES["nearest"](subject).content
     source = subject.data.sources["train"]
@@ -166,7 +166,7 @@ def test_search_finds_exact_ties_in_order_and_no_more_than_there_are():
     assert [i for i, _ in search(features, query, 9, leave_out=0)] == [2, 1, 3]
 
 
-def test_features_of_an_older_format_are_not_read(
+def test_features_of_an_older_format_are_ignored(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     subject = subject_of(run_dir, tmp_path)
@@ -175,7 +175,7 @@ def test_features_of_an_older_format_are_not_read(
     assert figures_nearest.fingerprint(subject) != now
 
 
-def test_mistakes_are_the_most_certain_ones_of_each_class(loaded: Subject):
+def test_mistakes_are_the_most_confident_ones_of_each_class(loaded: Subject):
     subject = loaded
     (classes,) = FIGURES["mistakes"](subject).content
     source = subject.data.sources["test"]
@@ -197,7 +197,7 @@ def test_mistakes_are_the_most_certain_ones_of_each_class(loaded: Subject):
     assert shares == sorted(shares, reverse=True)
 
 
-def test_grad_cam_is_the_weighted_sum_of_the_paper(run_dir: Path, tmp_path: Path):
+def test_grad_cam_matches_the_formula_of_the_paper(run_dir: Path, tmp_path: Path):
     pytest.importorskip("captum", reason="captum is not installed")
     subject = subject_of(run_dir, tmp_path, layer="conv2", sample=3)
     (heats,) = FIGURES["grad_cam"](subject).content
@@ -216,12 +216,12 @@ def test_grad_cam_is_the_weighted_sum_of_the_paper(run_dir: Path, tmp_path: Path
         np.testing.assert_allclose(heat.heat, scaled.numpy(), atol=1e-5)
 
 
-def test_grad_cam_looks_at_the_last_layer_whose_maps_can_show_a_place(run_dir: Path, tmp_path: Path):
+def test_grad_cam_uses_the_last_layer_with_maps_of_a_useful_size(run_dir: Path, tmp_path: Path):
     pytest.importorskip("captum", reason="captum is not installed")
     assert "Layer conv2, maps of 4 × 4" in FIGURES["grad_cam"](subject_of(run_dir, tmp_path)).text
 
 
-def test_a_layer_that_is_not_there_is_named_with_those_that_are(
+def test_the_error_for_an_unknown_layer_lists_the_known_ones(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     pytest.importorskip("captum", reason="captum is not installed")
@@ -233,7 +233,7 @@ def test_a_layer_that_is_not_there_is_named_with_those_that_are(
 
 
 @pytest.mark.parametrize("figure", ["nearest", "weight_histograms"])
-def test_a_layer_that_is_not_there_is_refused_before_images_are_read(
+def test_an_unknown_layer_is_refused_before_images_are_read(
     run_dir: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -244,10 +244,10 @@ def test_a_layer_that_is_not_there_is_refused_before_images_are_read(
     words = [f"which={figure}", "layer=conv", "device=cpu", f"hydra.run.dir={tmp_path / 'out'}"]
     assert alexnet_exp("figures", run_dir, *words) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "layer=conv: the network's layers with maps are conv1, conv2" in line
+    assert "invalid layer=conv: expected a layer with feature maps, one of conv1, conv2" in line
 
 
-def test_network_without_a_dense_layer_has_no_neighbours(run_dir: Path, tmp_path: Path):
+def test_a_network_without_a_linear_layer_has_no_neighbours(run_dir: Path, tmp_path: Path):
     subject = subject_of(run_dir, tmp_path)
     subject.network = torch.nn.Conv2d(3, 4, 3)
     with pytest.raises(LeftOutError, match="no fully connected layer"):
@@ -257,15 +257,15 @@ def test_network_without_a_dense_layer_has_no_neighbours(run_dir: Path, tmp_path
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("which=conv", "which='conv' is not possible: it must be all, or some of [filters"),
-        ("which=[]", "which=[] asks for no figure"),
-        ("sample=0", "sample=0 is not possible"),
-        ("model.input_size=64", "the checkpoint's own affair"),
-        ("device=tpu", "device=tpu is not here"),
+        ("which=conv", "invalid which='conv': expected all, or some of [filters"),
+        ("which=[]", "which=[] selects no figure"),
+        ("sample=0", "invalid sample=0: expected"),
+        ("model.input_size=64", "is fixed by the checkpoint"),
+        ("device=tpu", "device=tpu is not available"),
         ("ckpt=nowhere", "there is no such file"),
     ],
 )
-def test_mistakes_in_settings_are_one_line(
+def test_errors_in_settings_are_one_line(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, said: str
 ):
     first = [] if setting.startswith("ckpt") else [run_dir]

@@ -69,7 +69,7 @@ def stated_parameters(name: str) -> int:
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_the_parameters_are_those_of_the_yaml_s_header(rows: dict[str, dict[str, Any]], name: str) -> None:
+def test_parameters_match_the_header_of_the_yaml(rows: dict[str, dict[str, Any]], name: str) -> None:
     assert rows[name]["parameters"] == stated_parameters(name)
 
 
@@ -79,24 +79,24 @@ def test_the_published_accuracy_is_read_from_the_header(rows: dict[str, dict[str
 
 
 @pytest.mark.parametrize("name", MILLIONS)
-def test_the_multiply_adds_are_the_published_ones(rows: dict[str, dict[str, Any]], name: str) -> None:
+def test_multiply_adds_match_the_published_ones(rows: dict[str, dict[str, Any]], name: str) -> None:
     assert rows[name]["multiply_adds"] / 1e6 == pytest.approx(MILLIONS[name], rel=2e-3)
 
 
-def test_every_network_has_a_source_and_what_differs(rows: dict[str, dict[str, Any]]) -> None:
+def test_every_network_states_its_source_and_differences(rows: dict[str, dict[str, Any]]) -> None:
     for name, row in rows.items():
         assert row["name"] == name
         assert row["source"], name
         assert row["differs"], name
 
 
-def test_a_text_of_several_lines_is_read_to_its_end(rows: dict[str, dict[str, Any]]) -> None:
+def test_a_header_text_of_several_lines_is_read_completely(rows: dict[str, dict[str, Any]]) -> None:
     assert rows["alexnet_original"]["differs"].startswith("from alexnet_paper: block 1 is LRN")
     assert rows["alexnet_original"]["differs"].endswith("conv3 to conv5 start at std 0.03")
 
 
 @pytest.mark.usefixtures("described_once")
-def test_json_of_all_networks_holds_what_describe_returns(
+def test_json_of_all_networks_contains_what_describe_returns(
     capsys: pytest.CaptureFixture[str], rows: dict[str, dict[str, Any]]
 ) -> None:
     assert json.loads(printed(capsys, "format=json")) == [rows[name] for name in list_models()]
@@ -141,7 +141,7 @@ def test_a_bare_word_is_the_name_of_one_network(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.usefixtures("described_once")
 @pytest.mark.parametrize("width", [120, 80, 50, 40])
-def test_a_narrow_terminal_costs_columns_and_no_digit(
+def test_a_narrow_terminal_drops_columns_but_no_digits(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     rows: dict[str, dict[str, Any]],
@@ -169,7 +169,7 @@ def test_json_of_one_network_lists_its_layers(capsys: pytest.CaptureFixture[str]
     ]  # fmt: skip
 
 
-def test_classes_and_input_size_can_be_others(capsys: pytest.CaptureFixture[str]) -> None:
+def test_num_classes_and_input_size_can_be_changed(capsys: pytest.CaptureFixture[str]) -> None:
     ten = json.loads(printed(capsys, "alexnet", "num_classes=10", "format=json"))
     assert ten["parameters"] == 58_322_314
     small = json.loads(printed(capsys, "convnet_11pct", "input_size=32", "format=json"))
@@ -181,20 +181,20 @@ def test_classes_and_input_size_can_be_others(capsys: pytest.CaptureFixture[str]
     [
         (["alexnett"], r"There is no model 'alexnett'\. Did you mean alexnet"),
         (["name=../train"], r"There is no model '\.\./train'"),
-        (["format=xml"], r"format='xml' is not possible: it must be table or json"),
+        (["format=xml"], r"invalid format='xml': expected table or json"),
         (
             ["alexnet", "num_classes=0"],
-            r"num_classes=0 is not possible: it must be a whole number, 1 or more",
+            r"invalid num_classes=0: expected a whole number, 1 or more",
         ),
         (["alexnet", "num_classes=many"], r"num_classes='many' is not possible"),
         (["resnet18", "input_size=10.5"], r"input_size=10\.5 is not possible"),
         (["alexnet", "input_size=20"], r"conv2: its max_pool .*model\.input_size=67"),
-        (["input_size=64"], r"input_size is for one network"),
+        (["input_size=64"], r"input_size needs a network"),
         (["alexnet", "alexnet_lrn"], r"'alexnet_lrn' is no setting with a value"),
         (["nam=alexnet"], r"nam"),
     ],
 )
-def test_a_mistake_is_one_line(
+def test_an_error_in_settings_is_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert re.search(message, refused(capsys, *arguments))

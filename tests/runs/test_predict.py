@@ -1,4 +1,4 @@
-"""`alexnet-exp predict`: a row for every file, whatever it holds."""
+"""`alexnet-exp predict`: a row for every file, whatever its content."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def rows(out: Path) -> dict[str, dict[str, str]]:
         return {row["image"]: row for row in csv.DictReader(file)}
 
 
-def test_folder_gives_a_row_for_every_image_and_the_error_of_the_others(
+def test_a_folder_gives_a_row_per_image_and_errors_for_the_others(
     run_dir: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "out"
@@ -102,7 +102,7 @@ def test_folder_gives_a_row_for_every_image_and_the_error_of_the_others(
     }  # fmt: skip
 
 
-def test_orientation_of_a_photograph_is_followed(run_dir: Path, photos: Path):
+def test_exif_orientation_is_applied(run_dir: Path, photos: Path):
     classifier = package.load_classifier(run_dir, device="cpu")
     upright = classifier.preprocess.stored(photos / AWKWARD).float()
     turned = classifier.preprocess.stored(photos / "turned.jpg").float()
@@ -110,7 +110,7 @@ def test_orientation_of_a_photograph_is_followed(run_dir: Path, photos: Path):
     assert (turned.rot90(1, (1, 2)) - upright).abs().mean() > 10
 
 
-def test_words_of_the_shell_are_a_checkpoint_and_images(
+def test_positional_arguments_are_a_checkpoint_and_images(
     run_dir: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     words = [photos / "one.png", photos / AWKWARD]
@@ -120,7 +120,7 @@ def test_words_of_the_shell_are_a_checkpoint_and_images(
     assert "class_3" not in found[str(words[0])]
 
 
-def test_paths_come_from_standard_input(
+def test_paths_are_read_from_stdin(
     run_dir: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{photos / 'one.png'}\n\n{photos / 'nowhere.png'}\n"))
@@ -131,25 +131,25 @@ def test_paths_come_from_standard_input(
 
 
 @pytest.mark.parametrize("wanted", ["nowhere", "photos/*.webp", "photos/deeper", "images=[]"])
-def test_nothing_found_is_one_line(
+def test_no_images_is_one_line(
     run_dir: Path, photos: Path, wanted: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     capsys.readouterr()
     assert alexnet_exp("predict", run_dir, wanted, f"hydra.run.dir={tmp_path / 'out'}") == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: There is no image in ")
+    assert line.startswith("error: No image found in ")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("top_k=0", "top_k=0 is not possible: it must be a whole number, 1 or more."),
-        ("device=tpu", "device=tpu is not here"),
+        ("top_k=0", "invalid top_k=0: expected a whole number, 1 or more."),
+        ("device=tpu", "device=tpu is not available"),
         ("topk=3", "There is no setting topk. Did you mean top_k=3?"),
     ],
 )
-def test_mistake_is_one_line(
+def test_an_error_in_settings_is_one_line(
     run_dir: Path, photos: Path, typed: str, said: str, capsys: pytest.CaptureFixture[str]
 ):
     capsys.readouterr()
@@ -159,7 +159,7 @@ def test_mistake_is_one_line(
     assert not list(Path("outputs").glob("predict/*"))
 
 
-def test_network_whose_output_is_not_finite_is_refused(
+def test_a_network_with_non_finite_output_is_refused(
     run_dir: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ):
     checkpoint = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)
@@ -175,7 +175,7 @@ def test_network_whose_output_is_not_finite_is_refused(
 # --------------------------------------------------------------------------------------------------- files
 
 
-def test_pattern_and_folder_find_images_by_their_ending(photos: Path):
+def test_patterns_and_folders_find_images_by_extension(photos: Path):
     (photos / "deeper" / "B.JPG").touch()
     (photos / "deeper" / "a.tiff").touch()
     assert find_images("photos/deeper") == ["photos/deeper/B.JPG", "photos/deeper/a.tiff"]
@@ -183,19 +183,19 @@ def test_pattern_and_folder_find_images_by_their_ending(photos: Path):
     assert "photos/notes.txt" not in find_images("photos/*")
 
 
-def test_file_that_is_named_counts_whatever_its_name(photos: Path):
+def test_an_explicitly_named_file_may_have_any_extension(photos: Path):
     assert find_images("photos/notes.txt") == ["photos/notes.txt"]
     (photos / "[1].png").touch()  # not the pattern
     (photos / "1.png").touch()
     assert find_images("photos/[1].png") == ["photos/[1].png"]
 
 
-def test_file_that_is_named_twice_is_found_once(photos: Path):
+def test_a_file_named_twice_is_listed_once(photos: Path):
     assert find_images(["photos/one.png", "photos/o*.png", "photos/one.png"]) == ["photos/one.png"]
 
 
 def closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a folder be one that may not be read: to root, modes close none."""
+    """Make a folder unreadable; for root, file modes do not."""
     is_allowed, scandir, exists = os.access, os.scandir, os.path.exists
 
     def refuse(path: Any) -> Any:
@@ -209,33 +209,33 @@ def closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("wanted", ["photos", "photos/*.png", "photos/one.png", "photos/deeper/[ab].png"])
-def test_folder_that_may_not_be_read_is_not_said_to_be_empty(
+def test_an_unreadable_folder_is_not_reported_as_empty(
     photos: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
 ):
     folder = photos / "deeper" if "deeper" in wanted else photos
     closed(folder, monkeypatch)
-    with pytest.raises(UserError, match=rf"^{folder} may not be read: "):
+    with pytest.raises(UserError, match=rf"^{folder} is not readable: "):
         find_images(str(photos.parent / wanted))
 
 
-def test_folder_below_that_may_not_be_read_costs_a_warning(
+def test_an_unreadable_subfolder_is_a_warning(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     closed(photos / "deeper", monkeypatch)
     assert len(find_images(str(photos))) == len(GOOD) + len(BAD)
     said = capsys.readouterr().err
-    assert said == f"warning: {photos / 'deeper'} may not be read: its images are left out.\n"
+    assert said == f"warning: skipping {photos / 'deeper'}: permission denied.\n"
 
 
-def test_list_without_a_single_file_is_refused(photos: Path):
-    with pytest.raises(UserError, match=r"There is no image in a\.png, b\.png"):
+def test_a_list_of_missing_files_is_refused(photos: Path):
+    with pytest.raises(UserError, match=r"No image found in a\.png, b\.png"):
         find_images(["a.png", "b.png"])
 
 
 # ----------------------------------------------------------------------------------------------- terminal
 
 
-def test_table_fits_a_narrow_terminal():
+def test_the_table_fits_a_narrow_terminal():
     from rich.console import Console
 
     prediction: Any = package.inference.Prediction(("a class", "another"), (0.75, 0.25))
@@ -246,7 +246,7 @@ def test_table_fits_a_narrow_terminal():
     assert "75.0%" in "".join(lines)
 
 
-def test_long_table_is_cut_with_a_line_that_says_so(capsys: pytest.CaptureFixture[str]):
+def test_a_long_table_is_truncated_with_a_note(capsys: pytest.CaptureFixture[str]):
     from rich.console import Console
 
     print_rows([Row(f"{i}.png", error="damaged") for i in range(103)], Console())
@@ -256,7 +256,7 @@ def test_long_table_is_cut_with_a_line_that_says_so(capsys: pytest.CaptureFixtur
     assert "... and 3 more in predictions.csv" in printed
 
 
-def test_page_holds_24_images_and_counts_the_others(
+def test_the_figure_shows_24_images_and_counts_the_others(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     import alexnet_exp.runs.predict.output as output
@@ -277,7 +277,7 @@ def test_page_holds_24_images_and_counts_the_others(
 # ------------------------------------------------------------------------------------------- awkward files
 
 
-def test_name_that_is_no_text_is_written_and_read_back(run_dir: Path, photos: Path, tmp_path: Path):
+def test_a_name_that_is_not_utf8_is_written_and_read_back(run_dir: Path, photos: Path, tmp_path: Path):
     path = os.path.join(os.fsencode(photos), b"caf\xe9.png")
     os.rename(photos / "one.png", path)
     out = tmp_path / "out"
@@ -289,14 +289,14 @@ def test_name_that_is_no_text_is_written_and_read_back(run_dir: Path, photos: Pa
     assert os.fsencode(settings["images"][0]) == path
 
 
-def test_path_with_an_equals_sign_is_a_path(run_dir: Path, photos: Path, tmp_path: Path):
+def test_a_path_may_contain_an_equals_sign(run_dir: Path, photos: Path, tmp_path: Path):
     (tmp_path / "seed=0").symlink_to(run_dir)
     (photos / "one.png").rename("lr=0.1.png")
     assert alexnet_exp("predict", "seed=0", "lr=0.1.png", f"hydra.run.dir={tmp_path / 'out'}") == 0
     assert list(rows(tmp_path / "out")) == ["lr=0.1.png"]
 
 
-def test_file_that_vanishes_before_it_is_drawn_costs_its_picture_alone(
+def test_a_file_that_vanishes_before_it_is_drawn_loses_only_its_thumbnail(
     run_dir: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     import alexnet_exp.runs.predict.output as output
@@ -308,11 +308,11 @@ def test_file_that_vanishes_before_it_is_drawn_costs_its_picture_alone(
     with Image.open(tmp_path / "out" / "predictions.png") as drawn:
         assert min(drawn.size) > 100
     page = Page(tmp_path / "out" / "report.html")
-    assert page.words.count("no longer there") == 1
+    assert page.words.count("no longer available") == 1
     assert len(page.all("img")) == 1
 
 
-def test_page_shows_every_image_and_error_and_runs_no_name(run_dir: Path, photos: Path, tmp_path: Path):
+def test_the_page_shows_every_image_and_error_and_escapes_names(run_dir: Path, photos: Path, tmp_path: Path):
     hostile = '"><img src=x onerror=alert(1)>.png'
     (photos / "one.png").rename(photos / hostile)
     assert alexnet_exp("predict", run_dir, photos, f"hydra.run.dir={tmp_path / 'out'}") == 2

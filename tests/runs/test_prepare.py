@@ -1,4 +1,4 @@
-"""alexnet-exp prepare: what it writes, checks, refuses, and goes on with."""
+"""`alexnet-exp prepare`: what it writes, verifies, refuses and continues."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from alexnet_exp.cli import main
 from alexnet_exp.data import Folder, Streaming
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.prepare import chunks as prepare_chunks
-from alexnet_exp.runs.prepare.chunks import _alone, _begin, _mixed
+from alexnet_exp.runs.prepare.chunks import _alone, _begin, _shuffle
 from alexnet_exp.sweeps.job import identity, is_gone
 from tests.data.makers import write_folder
 
@@ -55,26 +55,26 @@ def out(root: Path, temporary: Path) -> Path:
     return out
 
 
-def test_folders_that_are_named_as_litdatas_own_are_left_alone(root: Path, out: Path):
+def test_folders_with_names_that_litdata_uses_are_untouched(root: Path, out: Path):
     assert len(list(root.rglob("*.jpg"))) == 11
     assert {path.parent.name for path in out.rglob("*.bin")} == {"train", "val"}
 
 
-def test_names_come_back_whatever_they_hold(root: Path, out: Path):
+def test_unusual_names_are_read_back(root: Path, out: Path):
     data = Streaming(url=str(out), batch_size=2, image_size=8, mean=[0.5], std=[0.5])
     names = [path for source in data.load().values() for path in source.paths]
     assert sorted(names) == sorted(str(out / path.relative_to(root)) for path in root.rglob("*.jpg"))
 
 
-def test_chunks_hold_all_classes_where_the_folder_lists_one_after_the_other():
+def test_chunks_contain_all_classes_although_folders_are_listed_class_by_class():
     tasks = [[f"{label}/{i}.jpg", label] for label in range(10) for i in range(100)]
-    mixed = _mixed(tasks)
+    mixed = _shuffle(tasks)
     assert sorted(mixed) == sorted(tasks)
     assert all(len({label for _, label in mixed[start : start + 100]}) == 10 for start in range(0, 1000, 100))
-    assert _mixed(tasks) == mixed  # an interrupted call goes on with the same
+    assert _shuffle(tasks) == mixed  # an interrupted run continues with the same order
 
 
-def test_a_name_that_is_no_text_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_name_that_is_not_utf8_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_folder(tmp_path / "data", {"train/cat": 1, "train/dog": 1, "val/dog": 1}, size=(8, 8))
     file = next((tmp_path / "data" / "val" / "dog").iterdir())
     file.rename(file.with_name("caf\udce9.jpg"))
@@ -85,7 +85,7 @@ def test_a_name_that_is_no_text_is_one_line(tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "out").exists()
 
 
-def test_what_litdata_prints_is_not_shown_and_need_not_be_text(capsys: pytest.CaptureFixture[str]):
+def test_litdatas_output_is_hidden_and_need_not_be_utf8(capsys: pytest.CaptureFixture[str]):
     with prepare_chunks._only_the_bar():
         print("Storing the files under \udce9")  # bytes of a folder's name
     assert capsys.readouterr().out == ""
@@ -105,7 +105,7 @@ def stored(folder: Path) -> list[dict]:
     return list(litdata.StreamingDataset(str(folder)))
 
 
-def test_images_are_shrunk_to_the_shorter_side(out: Path):
+def test_the_shorter_side_of_images_is_resized(out: Path):
     from io import BytesIO
 
     from PIL import Image
@@ -115,7 +115,7 @@ def test_images_are_shrunk_to_the_shorter_side(out: Path):
     assert {Image.open(BytesIO(item["image"])).size for item in items} == {(30, 20)}
 
 
-def test_the_manifest_counts_and_signs_what_was_written(out: Path):
+def test_the_manifest_has_counts_and_checksums(out: Path):
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["classes"] == ["cat", "dog"]
     assert (manifest["size"], manifest["quality"]) == (20, 80)
@@ -125,19 +125,19 @@ def test_the_manifest_counts_and_signs_what_was_written(out: Path):
         assert len(about["sha256"]) == 64
 
 
-def test_what_is_prepared_already_is_left(root: Path, out: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_complete_folder_is_not_written_again(root: Path, out: Path, capsys: pytest.CaptureFixture[str]):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert prepare(root, out, "size=20", "quality=80") == 0
     assert "prepared already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
-def test_a_place_with_other_images_is_refused(root: Path, out: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_folder_with_other_images_is_refused(root: Path, out: Path, capsys: pytest.CaptureFixture[str]):
     assert prepare(root, out, "size=30") == 1
-    assert "holds other images or another size" in capsys.readouterr().err
+    assert "contains other images or another size" in capsys.readouterr().err
 
 
-def test_a_folder_that_was_moved_holds_the_same_images(
+def test_a_moved_source_folder_counts_as_the_same_images(
     root: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     moved = Path(shutil.copytree(root, tmp_path / "moved"))
@@ -146,7 +146,7 @@ def test_a_folder_that_was_moved_holds_the_same_images(
 
 
 @pytest.mark.parametrize("change", ["another name", "another size"])
-def test_as_many_other_images_are_refused(
+def test_the_same_number_of_other_images_is_refused(
     change: str, root: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     file = min((Path(shutil.copytree(root, tmp_path / "changed")) / "train" / "cat").iterdir())
@@ -155,10 +155,10 @@ def test_as_many_other_images_are_refused(
     else:
         file.write_bytes(file.read_bytes() + b"\0")
     assert prepare(tmp_path / "changed", out, "size=20", "quality=80") == 1
-    assert "holds other images" in capsys.readouterr().err
+    assert "contains other images" in capsys.readouterr().err
 
 
-def test_an_image_that_was_changed_in_its_chunk_is_noticed(
+def test_an_image_that_was_changed_in_its_chunk_is_detected(
     root: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     copy = tmp_path / "copy"
@@ -175,7 +175,7 @@ def test_an_image_that_was_changed_in_its_chunk_is_noticed(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["quality=0"], "quality=0 is not possible: it must be a whole number from 1 to 100"),
+        (["quality=0"], "invalid quality=0: expected a whole number from 1 to 100"),
         (["cache=true"], "one of them"),
         (["data.kind=other"], "one of folder, imagenet"),
     ],
@@ -187,7 +187,7 @@ def test_illegal_settings_are_one_line(
     assert message in capsys.readouterr().err
 
 
-def test_the_cache_is_the_one_that_a_folder_reads(root: Path, tmp_path: Path):
+def test_data_folder_reads_the_prepared_cache(root: Path, tmp_path: Path):
     typed = ["data=folder", f"data.root={root}", "cache=true", "size=32", "num_workers=1"]
     assert main(["prepare", *typed, f"paths.cache_dir={tmp_path}"]) == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("images.npy")}
@@ -206,7 +206,7 @@ SETTINGS = {"size": 20, "quality": 80, "chunk_mb": 64, "num_workers": None}
 IMAGES = {"images": "names", "sizes": "1"}
 
 
-def test_what_goes_on_does_so_with_as_many_workers_as_before(tmp_path: Path):
+def test_an_interrupted_run_continues_with_the_same_number_of_workers(tmp_path: Path):
     assert _begin(str(tmp_path), {**SETTINGS, "num_workers": 3}, IMAGES) == 3
     assert _begin(str(tmp_path), SETTINGS, IMAGES) == 3
 
@@ -214,13 +214,13 @@ def test_what_goes_on_does_so_with_as_many_workers_as_before(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "images", "message"),
     [
-        ({"size": None}, IMAGES, "was begun with size=20: say the same"),
-        ({"quality": 90, "chunk_mb": 1}, IMAGES, "was begun with quality=80 chunk_mb=64: say the same"),
-        ({"num_workers": 4}, IMAGES, "was begun with num_workers=3"),
-        ({}, {"images": "others", "sizes": "1"}, "was begun with other images"),
+        ({"size": None}, IMAGES, "was started with size=20: use the same"),
+        ({"quality": 90, "chunk_mb": 1}, IMAGES, "was started with quality=80 chunk_mb=64: use the same"),
+        ({"num_workers": 4}, IMAGES, "was started with num_workers=3"),
+        ({}, {"images": "others", "sizes": "1"}, "was started with other images"),
     ],
 )
-def test_what_was_begun_in_another_way_is_not_mixed_with_it(
+def test_a_folder_started_with_other_settings_is_refused(
     tmp_path: Path, changes: dict, images: dict, message: str
 ):
     _begin(str(tmp_path), {**SETTINGS, "num_workers": 3}, IMAGES)
@@ -228,21 +228,19 @@ def test_what_was_begun_in_another_way_is_not_mixed_with_it(
         _begin(str(tmp_path), {**SETTINGS, **changes}, images)
 
 
-def test_an_image_that_was_mended_in_between_is_taken(tmp_path: Path):
+def test_an_image_that_was_repaired_meanwhile_is_accepted(tmp_path: Path):
     _begin(str(tmp_path), {**SETTINGS, "num_workers": 3}, IMAGES)
     assert _begin(str(tmp_path), SETTINGS, IMAGES | {"sizes": "2"}) == 3
     assert json.loads((tmp_path / "prepare.json").read_text())["sizes"] == "2"
 
 
-def test_what_an_older_version_has_begun_is_not_called_damaged(tmp_path: Path):
+def test_a_folder_of_an_older_version_is_not_reported_as_damaged(tmp_path: Path):
     (tmp_path / "prepare.json").write_text(json.dumps({**SETTINGS, "num_workers": 3, "images": "names"}))
     with pytest.raises(UserError, match="written by an older version"):
         _begin(str(tmp_path), SETTINGS, IMAGES)
 
 
-def test_where_files_cannot_be_locked_prepare_goes_on_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_prepare_works_on_file_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(lock: object, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -264,7 +262,7 @@ def test_a_second_prepare_into_the_same_folder_is_one_line(
 
 
 @pytest.mark.slow
-def test_an_image_that_cannot_be_read_is_one_line_and_once_mended_the_rest_follows(
+def test_a_damaged_image_is_one_line_and_once_repaired_the_run_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     root, out = tmp_path / "images", tmp_path / "out"
@@ -276,14 +274,14 @@ def test_an_image_that_cannot_be_read_is_one_line_and_once_mended_the_rest_follo
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert str(broken) in line
     broken.write_bytes(whole)
-    root = root.rename(tmp_path / "moved")  # and goes on all the same
+    root = root.rename(tmp_path / "moved")  # and continues all the same
     assert prepare(root, out, "size=20") == 0
     assert len(stored(out / "train")) == 4
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")
-def test_what_was_interrupted_twice_ends_as_what_never_was(tmp_path: Path):
+def test_a_run_interrupted_twice_equals_an_uninterrupted_one(tmp_path: Path):
     root, settings = tmp_path / "images", ["size=299", "quality=95", "chunk_mb=1"]
     write_folder(root, {"train/cat": 40, "train/dog": 40, "val/cat": 2}, size=(400, 300))
     assert interrupted(signal.SIGINT, 1, root, tmp_path / "parts", *settings) == 130

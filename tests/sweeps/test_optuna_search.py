@@ -80,7 +80,7 @@ def test_the_page_shows_history_importance_and_every_trial(found: tuple[Path, st
     page = (folder / "sweep.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert len(re.findall(r'<span class="pill finished"', page)) == 6
-    assert "This repeats it:" in page
+    assert "To reproduce it:" in page
     assert not re.search(r'(src|href)="https?:', page)
     assert str(folder / "sweep.html") in printed
     assert len((folder / "summary.csv").read_text().splitlines()) >= 7

@@ -1,1 +1,1 @@
-"""From uint8 batches to floats on the device; every image draws its own parameters."""
+"""Augmentation and normalisation of uint8 batches on the device; every image draws its own parameters."""

@@ -1,4 +1,4 @@
-"""PCA colour noise, in the two forms that are called AlexNet's, and TensorFlow's contrast."""
+"""AlexNet's PCA colour noise, in its two forms: the paper's and the released code's; and TensorFlow's contrast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from alexnet_exp.data.randomness import constant, uniforms
 
 STRENGTH = 0.1  # standard deviation of the random factors
-# Eigenvalues of RGB in 0..1 over ImageNet, largest first, and their eigenvectors as columns.
+# Eigenvalues of ImageNet's RGB in 0..1, largest first, and eigenvectors as columns.
 # Source: tensorpack, examples/ImageNetModels/alexnet.py
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
 EIGENVECTORS = (
@@ -19,7 +19,7 @@ EIGENVECTORS = (
     (-0.5808, -0.0045, -0.8140),
     (-0.5836, -0.6948, 0.4203),
 )
-# Standard deviations of RGB in 0..255 that the 2012 code's data carry, largest first.
+# Standard deviations of RGB in 0..255 in the data files of the 2012 code, largest first.
 # Source: cuda-convnet2 make-data/input_meta, color_pca
 DEVIATIONS = (121.78006, 37.09389, 19.72083)
 DEVIATION_VECTORS = (
@@ -30,12 +30,12 @@ DEVIATION_VECTORS = (
 
 
 def colour_shift(indices: Tensor, form: str, seed: int, epoch: int) -> Tensor:
-    """Draw one colour for each image, added to all of its pixels.
+    """Draw a colour per image, to be added to all of its pixels.
 
     Args:
         indices: (N,) int64 positions in the split.
-        form: 'paper': vectors times (random factor times eigenvalue); 'source': times standard deviation.
-        seed: Of the run.
+        form: 'paper': eigenvectors times random factor times eigenvalue; 'source': times standard deviation.
+        seed: Seed of the run.
         epoch: Finished epochs.
 
     Returns:
@@ -48,19 +48,19 @@ def colour_shift(indices: Tensor, form: str, seed: int, epoch: int) -> Tensor:
     factors = STRENGTH * _normals(indices, 3, "colour", seed, epoch)  # (N, 3)
     weighted = factors * constant(spread, indices.device)
     first, second, third = constant(vectors, indices.device).T
-    # Not a matrix product: its rounding depends on how many images there are.
+    # Not a matrix product, whose rounding depends on the batch size.
     shift = weighted[:, :1] * first + weighted[:, 1:2] * second + weighted[:, 2:] * third
     return shift[:, :, None, None]
 
 
-def with_contrast(x: Tensor, indices: Tensor, limits: Sequence[float], seed: int, epoch: int) -> Tensor:
-    """Scale each image about the mean of each of its channels, by one factor for all channels, without clipping.
+def scale_contrast(x: Tensor, indices: Tensor, limits: Sequence[float], seed: int, epoch: int) -> Tensor:
+    """Scale the contrast of each image about its channel means, by one factor for all channels, without clipping.
 
     Args:
         x: (N, C, H, W) float32, normalised or not.
         indices: (N,) int64 positions in the split.
-        limits: Least and most factor.
-        seed: Of the run.
+        limits: Smallest and largest factor.
+        seed: Seed of the run.
         epoch: Finished epochs.
 
     Source: `tf.image.random_contrast`.
@@ -72,7 +72,7 @@ def with_contrast(x: Tensor, indices: Tensor, limits: Sequence[float], seed: int
 
 
 def _normals(indices: Tensor, count: int, *key: int | str) -> Tensor:
-    """Draw `count` standard normal numbers for each image (Box and Muller)."""
+    """Draw `count` standard normal numbers per image (Box-Muller)."""
     draws = uniforms(indices, 2 * count, *key)
     radius = torch.sqrt(-2.0 * torch.log1p(-draws[:, :count]))
     return radius * torch.cos(2.0 * math.pi * draws[:, count:])

@@ -1,4 +1,4 @@
-"""Augmentation and normalisation, on the device, with parameters drawn for each image."""
+"""Crops, flips, erasing and normalisation on the device, with parameters drawn per image."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from alexnet_exp.data.randomness import uniforms
 
 @dataclass
 class Preprocess:
-    """From stored uint8 images to what the network reads; the same for every image.
+    """Deterministic preprocessing: stored uint8 images to network input.
 
     Args:
-        image_size: Side the network takes, in pixels.
-        mean: Per channel, of pixels in 0..1.
-        std: Per channel.
-        crop: Take the centre of a larger stored image instead of resizing all of it.
+        image_size: Side of the network's input in pixels.
+        mean: Per channel, for pixels in 0..1.
+        std: Per channel, likewise.
+        crop: Center-crop larger stored images instead of resizing them.
     """
 
     image_size: int
@@ -34,10 +34,11 @@ class Preprocess:
         """Map (N, C, H, W) uint8 to (N, C, image_size, image_size) float32; the mean image is (C, H, W)."""
         mean = None if mean_image is None else self.centre(mean_image[None])
         images = self.centre(images)
+        # `finish` casts other dtypes to a new tensor, but would overwrite the caller's floats.
         return self.finish(images.clone() if images.dtype == torch.float32 else images, mean)
 
     def centre(self, images: Tensor) -> Tensor:
-        """Return the central square of the size the network takes, where there is a choice and `crop` asks for it."""
+        """Center-crop (N, C, S, S) to `image_size` if `crop` is set and the images are larger."""
         size = self.image_size
         if not self.crop or images.shape[-1] <= size:
             return images
@@ -45,44 +46,45 @@ class Preprocess:
         return images[:, :, top : top + size, top : top + size]
 
     def finish(self, images: Tensor, mean: Tensor | None = None) -> Tensor:
-        """Cast, subtract a mean image of the same size, resize where the size differs, normalise.
+        """Cast to float32, subtract a mean image of the same size, resize if needed, normalise.
 
-        Images that are float32 already are the caller's to lose: they are worked on in place.
+        Overwrites float32 `images`.
         """
         x = images.to(torch.float32)
         if mean is not None:
             x.sub_(mean)
-        # Normalising and resizing can change places, and whichever image is smaller is normalised.
+        # Normalising and resizing commute: normalise whichever is smaller, before or after the resize.
         if x.shape[-1] > self.image_size:
-            return self._normalised(self._resized(x, antialias=True))
-        x = self._normalised(x)
-        return x if x.shape[-1] == self.image_size else self._resized(x, antialias=False)
+            return self._normalise(self._resize(x, antialias=True))
+        x = self._normalise(x)
+        return x if x.shape[-1] == self.image_size else self._resize(x, antialias=False)
 
-    def _resized(self, x: Tensor, antialias: bool) -> Tensor:
+    def _resize(self, x: Tensor, antialias: bool) -> Tensor:
         size = (self.image_size, self.image_size)
-        # Antialias matters only when shrinking, and costs when enlarging.
+        # Antialiasing changes nothing when enlarging, but costs time.
         return functional.interpolate(x, size, mode="bilinear", align_corners=False, antialias=antialias)
 
-    def _normalised(self, x: Tensor) -> Tensor:
+    def _normalise(self, x: Tensor) -> Tensor:
         mean, scale = self._constants_on(x.device)
-        return x.sub_(mean).mul_(scale)  # in place: half the time of one more copy on a CPU
+        return x.sub_(mean).mul_(scale)  # in place: half the time of another copy on CPU
 
     def _constants_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._constants:
             mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+            # Scaled to pixels in 0..255, so that normalising needs no division by 255.
             self._constants[device] = (255.0 * mean, 1.0 / (255.0 * std))
         return self._constants[device]
 
 
 @dataclass
 class Augment:
-    """Random crop and mirror image at the stored size, in uint8.
+    """Random crop and horizontal flip of stored uint8 images.
 
     Args:
-        flip: Mirror each image with probability 1/2; 'alternating': by chance in the first epoch, then in every other.
-        pad: Zeros around the stored image before a random crop of the stored size, in pixels.
+        flip: Flip each image with probability 1/2; 'alternating': at random in the first epoch, then every other epoch.
+        pad: Zero padding before a random crop of the stored size, in pixels.
         crop: Random crop of `image_size` out of a larger stored image.
-        image_size: Side the network takes, in pixels.
+        image_size: Side of the network's input in pixels.
     """
 
     flip: bool | str
@@ -92,106 +94,104 @@ class Augment:
     draw: Callable[..., Tensor] | None = field(default=None, repr=False)  # in place of `uniforms`
 
     def __call__(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
-        """Map (N, C, H, W) uint8 to the same or, with `crop`, to (N, C, image_size, image_size) uint8."""
+        """Map (N, C, H, W) uint8 to the same shape or, with `crop`, to (N, C, image_size, image_size)."""
         window = self.window(indices, images.shape[-1], seed, epoch)
         return images if window is None else window.cut(images)
 
     def window(self, indices: Tensor, stored: int, seed: int, epoch: int) -> Window | None:
-        """Draw where to cut each image and whether to mirror it; None if nothing is random.
+        """Draw the crop and flip of each image; None if neither is enabled.
 
         Args:
             indices: (N,) int64 positions in the split.
-            stored: Side of the stored images.
-            seed: Of the run.
+            stored: Side of the stored images in pixels.
+            seed: Seed of the run.
             epoch: Finished epochs.
         """
         if not (self.flip or self.pad or self.crop):
             return None
         side = min(stored, self.image_size) if self.crop else stored
-        draws = (self.draw or uniforms)(indices, 3, "augment", seed, epoch)  # (N, 3): down, right, mirror
+        draws = (self.draw or uniforms)(indices, 3, "augment", seed, epoch)  # (N, 3): down, right, flip
         offsets = (draws[:, :2] * (stored + 2 * self.pad - side + 1)).long()
-        return Window(offsets, side, self.mirrored(indices, draws[:, 2], seed, epoch), self.pad)
+        return Window(offsets, side, self.flips(indices, draws[:, 2], seed, epoch), self.pad)
 
-    def mirrored(self, indices: Tensor, draws: Tensor, seed: int, epoch: int) -> Tensor:
-        """Tell which images are mirrored, (N,) bool, from numbers (N,) drawn for this epoch.
+    def flips(self, indices: Tensor, draws: Tensor, seed: int, epoch: int) -> Tensor:
+        """Return which images to flip, (N,) bool, given uniform numbers (N,) drawn for this epoch.
 
-        Source: of 'alternating', K. Jordan, 94% on CIFAR-10 in 3.29 seconds on a single GPU, 2024, section 3.6
+        Source of 'alternating': K. Jordan, 94% on CIFAR-10 in 3.29 seconds on a single GPU, 2024, section 3.6
         """
         if self.flip != "alternating":
             return (draws < 0.5) & bool(self.flip)
-        first = (self.draw or uniforms)(indices, 1, "flip", seed)[
-            :, 0
-        ] < 0.5  # the epoch is no part of the key
-        return first ^ (epoch % 2 == 1)
+        # Keyed without the epoch: each image keeps its first draw, and every odd epoch inverts it.
+        return ((self.draw or uniforms)(indices, 1, "flip", seed)[:, 0] < 0.5) ^ (epoch % 2 == 1)
 
 
 @dataclass
 class Window:
-    """A square for each image of a batch.
+    """A square crop for each image of a batch.
 
     Args:
         offsets: (N, 2) int64, down and right, in the padded image.
-        side: Of the square.
-        mirrored: (N,) bool.
-        pad: Zeros around the images.
+        side: Side of the crop in pixels.
+        flipped: (N,) bool, flip horizontally.
+        pad: Zero padding around the images in pixels.
     """
 
     offsets: Tensor
     side: int
-    mirrored: Tensor
+    flipped: Tensor
     pad: int = 0
 
     def cut(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, side, side)."""
         if self.pad:
             images = functional.pad(images, (self.pad,) * 4)
-        # Copying squares beats gathering pixels where there are many in each (227: 1.0 ms for 64 images, not 3.0;
-        # 32: 2.9 ms for 512, not 0.8), and a device would be asked for each.
+        # On CPU, slicing image by image beats one gather for large crops (64 of 227: 1.0 ms instead of 3.0) and
+        # loses for small ones (512 of 32: 2.9 instead of 0.8). On a GPU, reading the offsets would sync.
         crop = _crop_each if images.device.type == "cpu" and self.side >= 96 else _crop
-        return crop(images, self.offsets, self.side, self.mirrored)
+        return crop(images, self.offsets, self.side, self.flipped)
 
 
-def _crop_each(images: Tensor, offsets: Tensor, side: int, mirrored: Tensor) -> Tensor:
+def _crop_each(images: Tensor, offsets: Tensor, side: int, flipped: Tensor) -> Tensor:
     """Do the same as `_crop`, image by image."""
     cut = images.new_empty((*images.shape[:2], side, side))
-    for target, image, (down, right), mirror in zip(
-        cut, images, offsets.tolist(), mirrored.tolist(), strict=True
+    for target, image, (down, right), flip in zip(
+        cut, images, offsets.tolist(), flipped.tolist(), strict=True
     ):
         square = image[:, down : down + side, right : right + side]
-        target.copy_(square.flip(2) if mirror else square)
+        target.copy_(square.flip(2) if flip else square)
     return cut
 
 
-def _crop(images: Tensor, offsets: Tensor, side: int, mirrored: Tensor) -> Tensor:
-    """Cut a square of `side` pixels at `offsets` (N, 2) out of each image; mirror it where `mirrored` (N,)."""
+def _crop(images: Tensor, offsets: Tensor, side: int, flipped: Tensor) -> Tensor:
+    """Cut a square of `side` pixels at `offsets` (N, 2) out of each image; flip it where `flipped` (N,)."""
     count, channels, height, width = images.shape
     steps = torch.arange(side, device=images.device)
     tops = torch.arange(count * channels, device=images.device).view(count, channels, 1) * height
-    rows = tops + offsets[:, :1, None] + steps  # (N, C, side), counted over the whole batch
-    columns = offsets[:, 1:] + torch.where(mirrored[:, None], side - 1 - steps, steps)  # (N, side)
-    # Rows first: they are copied whole, so that the slow gather reads no more than it must.
+    rows = tops + offsets[:, :1, None] + steps  # (N, C, side), numbered over the whole batch
+    columns = offsets[:, 1:] + torch.where(flipped[:, None], side - 1 - steps, steps)  # (N, side)
+    # Rows first: they are contiguous copies, and leave less for the slower gather.
     strips = images.flatten(0, 2).index_select(0, rows.flatten()).view(count, channels * side, width)
     cut = strips.gather(2, columns[:, None].expand(-1, channels * side, -1))
     return cut.unflatten(1, (channels, side))
 
 
-ATTEMPTS = 10  # as torchvision: the first of ten drawn shapes that fits, else the whole image
+ATTEMPTS = 10  # as in torchvision: use the first of ten drawn shapes that fits, else the whole image
 
 
 def random_boxes(
     indices: Tensor, scale: Sequence[float], ratio: Sequence[float], seed: int, epoch: int
 ) -> tuple[Tensor, Tensor]:
-    """Draw a part of a square for each image.
+    """Draw the box of a random resized crop for each image.
 
     Args:
         indices: (N,) int64 positions in the split.
-        scale: Least and largest share of the area.
-        ratio: Least and largest width over height, drawn evenly in its logarithm.
-        seed: Of the run.
+        scale: Minimum and maximum fraction of the area.
+        ratio: Minimum and maximum width over height, drawn log-uniformly.
+        seed: Seed of the run.
         epoch: Finished epochs.
 
     Returns:
-        Top left corner (N, 2) as (x, y) and size (N, 2) as (width, height), in shares of the side.
+        Top left corner (N, 2) as (x, y) and size (N, 2) as (width, height), as fractions of the side.
     """
     draws = uniforms(indices, 2 * ATTEMPTS + 2, "resized crop", seed, epoch)
     sizes = random_shapes(draws, scale, ratio)
@@ -200,15 +200,15 @@ def random_boxes(
 
 
 def random_shapes(draws: Tensor, scale: Sequence[float], ratio: Sequence[float]) -> Tensor:
-    """Make ten rectangles for each image from its first twenty numbers.
+    """Turn the first 20 numbers of each image into 10 candidate rectangles.
 
     Args:
-        draws: (N, 20 or more) evenly distributed in 0..1.
-        scale: Least and largest share of the area.
-        ratio: Least and largest first side over second, drawn evenly in its logarithm.
+        draws: (N, 20 or more), uniform in 0..1.
+        scale: Minimum and maximum fraction of the area.
+        ratio: Minimum and maximum first side over second, drawn log-uniformly.
 
     Returns:
-        (N, 10, 2) sides, in shares of the image's.
+        (N, 10, 2) sides, as fractions of the image's.
     """
     areas = scale[0] + (scale[1] - scale[0]) * draws[:, :ATTEMPTS]
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -217,33 +217,32 @@ def random_shapes(draws: Tensor, scale: Sequence[float], ratio: Sequence[float])
 
 
 def first_that_fits(sizes: Tensor, fits: Tensor, otherwise: float) -> Tensor:
-    """Take the first of several sizes (N, 10, 2) both sides of which fit, or `otherwise`; return (N, 2)."""
+    """Return the first of the sizes (N, 10, 2) of which both sides fit, else `otherwise`: (N, 2)."""
+    # Chosen without a branch, so that no result has to be read back from the device.
     fits = fits.all(2)
     first = fits.float().argmax(1)
     chosen = sizes[torch.arange(len(sizes), device=sizes.device), first]
     return torch.where(fits.any(1, keepdim=True), chosen, otherwise)
 
 
-def resized_crop(images: Tensor, corner: Tensor, size: Tensor, side: int, mirrored: Tensor) -> Tensor:
-    """Cut a part out of each image and resize it, bilinearly.
+def resized_crop(images: Tensor, corner: Tensor, size: Tensor, side: int, flipped: Tensor) -> Tensor:
+    """Crop a box out of each image and resize it bilinearly, without antialiasing.
 
     Args:
         images: (N, C, H, W), any real dtype.
-        corner: (N, 2) top left, in shares of the side.
-        size: (N, 2) width and height, in shares of the side.
-        side: Of the result, in pixels.
-        mirrored: (N,) bool.
+        corner: (N, 2) top left as (x, y), as fractions of the side.
+        size: (N, 2) width and height, as fractions of the side.
+        side: Side of the result in pixels.
+        flipped: (N,) bool, flip horizontally.
 
     Returns:
         (N, C, side, side) float32.
     """
-    steps = (torch.arange(side, device=images.device) + 0.5) / side  # centres of the new pixels, in 0..1
-    across = torch.where(mirrored[:, None], 1.0 - steps, steps)
+    steps = (torch.arange(side, device=images.device) + 0.5) / side  # centers of the new pixels, in 0..1
+    across = torch.where(flipped[:, None], 1.0 - steps, steps)
     x = corner[:, :1] + size[:, :1] * across  # (N, side)
     y = corner[:, 1:] + size[:, 1:] * steps
-    grid = torch.stack(
-        [x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=3
-    )  # (N, side, side, 2)
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=3)  # (N, side, side, 2)
     return functional.grid_sample(
         images.float(), 2.0 * grid - 1.0, mode="bilinear", padding_mode="border", align_corners=False
     )
@@ -251,14 +250,14 @@ def resized_crop(images: Tensor, corner: Tensor, size: Tensor, side: int, mirror
 
 @dataclass(frozen=True)
 class Erasing:
-    """Erases a rectangle of some images; works on normalised ones, where the mean colour is 0.
+    """Erase a rectangle of some images. Expects normalised images, in which 0 is the mean colour.
 
-    Source: Zhong et al. 2017, in torchvision's form (transforms.RandomErasing, value=0).
+    Source: Zhong et al. 2017, as in torchvision.transforms.RandomErasing with value=0.
 
     Args:
-        probability: Of an image.
-        scale: Least and largest share of the area.
-        ratio: Least and largest height over width, drawn evenly in its logarithm.
+        probability: Probability that an image is erased.
+        scale: Minimum and maximum fraction of the area.
+        ratio: Minimum and maximum height over width, drawn log-uniformly.
     """
 
     probability: float
@@ -266,7 +265,7 @@ class Erasing:
     ratio: Sequence[float]
 
     def __call__(self, x: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
-        """Map (N, C, S, S) float to the same."""
+        """Map (N, C, S, S) float to the same shape."""
         corner, size = self.boxes(indices, x.shape[-1], seed, epoch)
         return x.masked_fill(inside(corner, corner + size, x.shape[-1]), 0.0)
 
@@ -275,12 +274,12 @@ class Erasing:
 
         Args:
             indices: (N,) int64 positions in the split.
-            side: Of the images, in pixels.
-            seed: Of the run.
+            side: Side of the images in pixels.
+            seed: Seed of the run.
             epoch: Finished epochs.
 
         Returns:
-            Top left corner and size, (N, 2) int64 down and across, in pixels; size 0 where nothing is erased.
+            Top left corner and size, (N, 2) int64 as (down, across) in pixels; size 0 where nothing is erased.
         """
         draws = uniforms(indices, 2 * ATTEMPTS + 3, "erasing", seed, epoch)
         sizes = (side * random_shapes(draws, self.scale, self.ratio)).round()
@@ -291,12 +290,12 @@ class Erasing:
 
 
 def inside(start: Tensor, end: Tensor, side: int) -> Tensor:
-    """Tell which pixels lie in a rectangle of each image.
+    """Return the mask of a rectangle in each image.
 
     Args:
         start: (N, 2) int64 first row and column.
-        end: (N, 2) int64 first row and column after it.
-        side: Of the images, in pixels.
+        end: (N, 2) int64 last row and column, exclusive.
+        side: Side of the images in pixels.
 
     Returns:
         (N, 1, side, side) bool.

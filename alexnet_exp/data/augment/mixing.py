@@ -1,4 +1,4 @@
-"""Mixup and CutMix: each image takes part of another one of its batch, and its label with it."""
+"""Mixup and CutMix: each image is mixed with another of its batch, and so are their labels."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from alexnet_exp.data.randomness import uniforms
 
 
 class Mixing(NamedTuple):
-    """What each image of a batch is mixed with.
+    """Mixing parameters of a batch.
 
-    partners: (N,) int64 positions in the batch. shares: (N,) float32, of the image itself, which is also the share of
-    its own label; the rest is the partner's. start, end: (N, 2) int64, first row and column of the rectangle that
-    CutMix takes from the partner, and first ones after it. cut: (N,) bool, CutMix rather than Mixup.
+    partners: (N,) int64 positions in the batch. shares: (N,) float32 weight of the image and of its own label; the
+    partner's is 1 - share. start, end: (N, 2) int64 first and last (exclusive) row and column of the rectangle that
+    CutMix takes from the partner. cut: (N,) bool, CutMix instead of Mixup.
     """
 
     partners: Tensor
@@ -32,21 +32,22 @@ class Mixing(NamedTuple):
         outside = (~inside(self.start, self.end, x.shape[-1])).to(x.dtype)
         shares = self.shares.to(x.dtype)[:, None, None, None]
         own = torch.where(self.cut[:, None, None, None], outside, shares)  # (N, 1, S, S)
-        return torch.lerp(x[self.partners], x, own)  # exact where `own` is 0 or 1
+        # lerp is exact at weights 0 and 1: CutMix copies pixels without rounding.
+        return torch.lerp(x[self.partners], x, own)
 
 
 @dataclass(frozen=True)
 class Mixer:
-    """Draws the parameters of Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) for each image.
+    """Draw the parameters of Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) for each image.
 
-    With both, a coin decides for each image. The partner is the neighbour in the batch, which the loader has shuffled:
-    the first with the second, the third with the fourth. A rank mixes within its own slice, so results do not depend
-    on the number of ranks as long as every slice starts at an even position (batch 128 on 1, 2 or 4 ranks, say).
+    With both enabled, each image flips a coin. Partners are neighbours in the shuffled batch: first and second, third
+    and fourth. Each rank mixes within its own slice, so results do not depend on the number of ranks as long as every
+    slice starts at an even position (such as batch 128 on 1, 2 or 4 ranks).
 
     Args:
-        mixup: Both parameters of the Beta distribution of the share; 0 for no Mixup.
+        mixup: alpha of the Beta(alpha, alpha) distribution of the share; 0 disables Mixup.
         cutmix: The same for CutMix.
-        side: Of the network's input, in pixels.
+        side: Side of the network's input in pixels.
     """
 
     mixup: float
@@ -54,32 +55,33 @@ class Mixer:
     side: int
 
     def draw(self, indices: Tensor, seed: int, epoch: int) -> Mixing:
-        """Draw for the images at `indices`, (N,) int64 positions in the split."""
+        """Draw the mixing of a batch, given its (N,) int64 positions in the split."""
         draws = uniforms(indices, 4, "mixing", seed, epoch)
         cut = draws[:, 0] < (0.0 if not self.cutmix else 0.5 if self.mixup else 1.0)
         alphas = {alpha for alpha in (self.mixup, self.cutmix) if alpha}
         quantiles = {alpha: beta_quantile(alpha, draws[:, 1]) for alpha in alphas}
         start, end = self._rectangles(quantiles[self.cutmix or self.mixup], draws[:, 2:], cut)
         area = (end - start).prod(1)
+        # The share of a label is that of the pixels: the rectangle may have been clipped at the border.
         shares = torch.where(cut, 1.0 - area / self.side**2, quantiles[self.mixup or self.cutmix])
-        return Mixing(_neighbours(len(indices), indices.device), shares, start, end, cut)
+        partners = torch.arange(len(indices), device=indices.device) ^ 1
+        # The last image of an odd batch pairs with the previous one.
+        partners = torch.where(partners < len(indices), partners, max(len(indices) - 2, 0))
+        return Mixing(partners, shares, start, end, cut)
 
     def _rectangles(self, shares: Tensor, places: Tensor, cut: Tensor) -> tuple[Tensor, Tensor]:
-        """Lay a square of area 1 - share around a random pixel; what sticks out is lost."""
+        """Center a square of area 1 - share on a random pixel, clipped at the border; empty unless `cut`."""
         half = (self.side * (1.0 - shares).sqrt()).long() // 2
         centre = (self.side * places).long()  # (N, 2)
         start, end = (centre - half[:, None]).clamp(min=0), (centre + half[:, None]).clamp(max=self.side)
         return start, torch.where(cut[:, None], end, start)
 
 
-def _neighbours(count: int, device: torch.device) -> Tensor:
-    """Pair positions; the last of an odd number takes the one before it."""
-    partners = torch.arange(count, device=device) ^ 1
-    return torch.where(partners < count, partners, max(count - 2, 0))
-
-
 def beta_quantile(alpha: float, share: Tensor) -> Tensor:
-    """Return the quantiles of Beta(alpha, alpha) at `share` (0..1)."""
+    """Return the quantiles of Beta(alpha, alpha) at probabilities `share` in 0..1.
+
+    torch's own sampler draws from the global generator; mixing must be a function of (seed, epoch, index).
+    """
     places, below = _beta_table(alpha, share.device)
     lower = torch.minimum(share, 1.0 - share)  # the distribution is symmetric
     right = torch.searchsorted(below, lower, right=True).clamp(1, len(below) - 1)
@@ -91,7 +93,8 @@ def beta_quantile(alpha: float, share: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _beta_table(alpha: float, device: torch.device, steps: int = 4096) -> tuple[Tensor, Tensor]:
-    """Integrate the density from 0 to 1/2, over x ** min(alpha, 1): there it has no pole."""
+    """Tabulate the CDF from 0 to 1/2 as (points x ** min(alpha, 1), CDF there)."""
+    # With alpha < 1 the density has a pole at 0, which the substitution x ** alpha removes.
     power = min(alpha, 1.0)
     places = torch.linspace(0.0, 0.5**power, steps, dtype=torch.float64)
     x = places ** (1.0 / power)

@@ -1,7 +1,7 @@
-"""Changes of uint8 images, with a strength for each image of a batch.
+"""Image operations on uint8 batches with a separate strength per image.
 
-torchvision's functions take one strength for a whole batch; these give its pixels (to one grey level of rounding).
-Sums over pixels are sums of whole numbers, so that no image depends on the others of its batch.
+torchvision's functions take one strength per batch; these give the same pixels, up to one grey level of rounding.
+Sums over pixels are integer sums: in floats their rounding, and so the result, would depend on the batch size.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from torch.nn import functional
 
 from alexnet_exp.data.randomness import constant
 
-# (N, C, H, W) uint8 and (N,) float32 strengths to (N, C, H, W) uint8.
+# (N, C, H, W) uint8 images and (N,) float32 strengths -> (N, C, H, W) uint8.
 Operation = Callable[[Tensor, Tensor], Tensor]
 
 
 def apply_chosen(
     images: Tensor, chosen: Tensor, strengths: Tensor, operations: Sequence[Operation]
 ) -> Tensor:
-    """Apply operations to each image, one after another, each time the one that is chosen for it.
+    """Apply S operations in sequence to each image, as chosen per image.
 
-    Images of one operation go through it together. An accelerator is waited for once, to read how many they are.
+    Images with the same operation are processed together.
 
     Args:
-        images: (N, C, H, W) uint8.
+        images: (N, C, H, W) uint8; not modified.
         chosen: (N, S) int64, positions in `operations`.
         strengths: (N, S) float32.
-        operations: What can be chosen.
+        operations: The operations to choose from.
 
     Returns:
-        (N, C, H, W) uint8; the images that went in are left as they are.
+        (N, C, H, W) uint8.
     """
     images = images.clone(memory_format=torch.contiguous_format)
     known = torch.arange(len(operations), device=images.device)
-    counts = (chosen[..., None] == known).sum(0).tolist()  # (S, operations)
+    counts = (chosen[..., None] == known).sum(0).tolist()  # (S, operations): the only device sync
     order = chosen.argsort(dim=0, stable=True)
     for step, sizes in enumerate(counts):
         for operation, group in zip(operations, order[:, step].split(sizes), strict=True):
@@ -68,24 +68,24 @@ def contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with a picture smoothed by ones around a five; the border stays."""
+    """Blend with the image smoothed by a 3x3 kernel of ones around a five; border pixels are unchanged."""
     x = images.to(torch.int16)
     rows = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
     sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * x[:, :, 1:-1, 1:-1]
     smooth = images.float()
-    smooth[:, :, 1:-1, 1:-1] = (2 * sums + 13) // 26  # the thirteenth part, rounded
+    smooth[:, :, 1:-1, 1:-1] = (2 * sums + 13) // 26  # sums / 13, rounded to nearest
     return _blend(smooth, images, factor)
 
 
 def hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of colours.
+    """Rotate the hue.
 
     Args:
         images: (N, C, H, W) uint8.
-        shift: (N,) in turns; 1 is all the way round.
+        shift: (N,) in turns; 1 is a full turn.
 
     Returns:
-        (N, C, H, W) uint8; grey images as they are.
+        (N, C, H, W) uint8; images with one channel unchanged.
     """
     if images.shape[1] == 1:
         return images
@@ -96,14 +96,15 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     span = torch.where(chroma == 0, 1.0, chroma)
     angle = torch.where(most == green, 2.0 + (blue - red) / span, 4.0 + (red - green) / span)
     angle = torch.where(most == red, (green - blue) / span, angle) + 6.0 * shift[:, None, None]  # in sixths
+    # HSV back to RGB without branches: each channel is a trapezoid over the hue, shifted by a third of a turn.
     starts = constant((5.0, 3.0, 1.0), images.device).view(1, 3, 1, 1)
     k = (starts + angle[:, None]) % 6.0
     turned = most[:, None] - chroma[:, None] * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
-    return (turned * 255.999).to(torch.uint8)
+    return (turned * 255.999).to(torch.uint8)  # as torchvision: equal intervals for all 256 levels
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keep so many of the 8 bits."""
+    """Keep the `bits` highest of the 8 bits."""
     dropped = 2 ** (8 - bits.round().to(torch.int16))
     return images & (256 - dropped).to(torch.uint8)[:, None, None, None]
 
@@ -126,66 +127,66 @@ def equalize(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _blend(other: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """Go from `other` (factor 0) to the images (factor 1) and beyond."""
+    """Interpolate from `other` (factor 0) to the images (factor 1), or extrapolate beyond them."""
     mixed = other + factor[:, None, None, None] * (images - other)
     return mixed.clamp_(0.0, 255.0).to(torch.uint8)
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Return brightness in whole numbers, (N, 1, H, W) float32; a picture of one channel is its own."""
+    """Return luma as whole numbers, (N, 1, H, W) float32; images with one channel unchanged."""
     if images.shape[1] == 1:
         return images.float()
     red, green, blue = images.float().split(1, dim=1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).floor_()
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).floor_()  # torchvision's coefficients
 
 
 # ------------------------------------------------------------------------------------------------ geometry
 
 
 def shear_x(images: Tensor, slope: Tensor) -> Tensor:
-    x, y = _centres(images)
-    return _sampled(images, x + slope[:, None, None] * y, y)
+    x, y = _centers(images)
+    return _sample(images, x + slope[:, None, None] * y, y)
 
 
 def shear_y(images: Tensor, slope: Tensor) -> Tensor:
-    x, y = _centres(images)
-    return _sampled(images, x, y + slope[:, None, None] * x)
+    x, y = _centers(images)
+    return _sample(images, x, y + slope[:, None, None] * x)
 
 
 def translate_x(images: Tensor, pixels: Tensor) -> Tensor:
-    x, y = _centres(images)
-    return _sampled(images, x - pixels.trunc()[:, None, None], y)
+    x, y = _centers(images)
+    return _sample(images, x - pixels.trunc()[:, None, None], y)
 
 
 def translate_y(images: Tensor, pixels: Tensor) -> Tensor:
-    x, y = _centres(images)
-    return _sampled(images, x, y - pixels.trunc()[:, None, None])
+    x, y = _centers(images)
+    return _sample(images, x, y - pixels.trunc()[:, None, None])
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Turn counter-clockwise about the centre."""
+    """Rotate counter-clockwise about the center."""
     across, down = images.shape[3] / 2, images.shape[2] / 2
-    x, y = _centres(images)
+    x, y = _centers(images)
     angle = torch.deg2rad(degrees)[:, None, None]
     cos, sin, x, y = angle.cos(), angle.sin(), x - across, y - down
-    return _sampled(images, cos * x - sin * y + across, sin * x + cos * y + down)
+    return _sample(images, cos * x - sin * y + across, sin * x + cos * y + down)
 
 
-def _centres(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the pixels' centres from the top left corner, (1, 1, W) across and (1, H, 1) down."""
+def _centers(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pixel centers from the top left corner: x (1, 1, W) and y (1, H, 1)."""
     height, width = images.shape[2:]
     x = torch.arange(width, device=images.device) + 0.5
     y = torch.arange(height, device=images.device) + 0.5
     return x.view(1, 1, width), y.view(1, height, 1)
 
 
-def _sampled(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Take for each pixel the nearest one to (x, y), black outside.
+def _sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Sample the nearest pixel at (x, y) for each output pixel, black outside.
 
     Args:
         images: (N, C, H, W) uint8.
-        x: Across, of any shape that broadcasts to (N, H, W), in pixels from the left edge.
-        y: Down, likewise from the top.
+        x: Pixels from the left edge; broadcasts to (N, H, W).
+        y: Pixels from the top, likewise.
     """
     count, _, height, width = images.shape
     x, y = (place.expand(count, height, width) for place in (x * (2 / width) - 1, y * (2 / height) - 1))

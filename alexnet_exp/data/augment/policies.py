@@ -1,4 +1,4 @@
-"""RandAugment, TrivialAugment and colour jitter: operations that are drawn for each image."""
+"""RandAugment, TrivialAugment and colour jitter, drawn per image."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from alexnet_exp.data.augment.operations import Operation, apply_chosen
 from alexnet_exp.data.randomness import constant, uniforms
 from alexnet_exp.errors import UserError
 
-BINS = 31  # of strength, from none to the greatest
+BINS = 31  # magnitude bins, from none to the maximum
 
 
 class Action(NamedTuple):
-    """An operation, and its strength at bin 0 and at the last."""
+    """An operation, its strength at bin 0, and by how much it has changed at the last bin."""
 
     operation: Operation
     start: float = 0.0
@@ -28,7 +28,7 @@ class Action(NamedTuple):
 
 
 def _space(slope: float, pixels: float, degrees: float, blend: float, bits: int) -> tuple[Action, ...]:
-    """List the operations of both policies, which differ in how far they go."""
+    """Return the operations that both policies share, up to the given maximum strengths."""
     return (
         Action(operations.identity),
         Action(operations.shear_x, 0.0, slope, True),
@@ -49,7 +49,7 @@ def _space(slope: float, pixels: float, degrees: float, blend: float, bits: int)
 
 @lru_cache(maxsize=16)
 def _strengths(space: tuple[Action, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return start (K,), change by bin (K, 31) and whether a change has a sign (K,) of K operations."""
+    """Return start (K,), change per bin (K, 31) and whether the change has a random sign (K,) of K operations."""
     start = torch.tensor([action.start for action in space], device=device)
     change = torch.stack([torch.linspace(0.0, action.reach, BINS) for action in space]).to(device)
     return start, change, torch.tensor([action.signed for action in space], device=device)
@@ -57,13 +57,13 @@ def _strengths(space: tuple[Action, ...], device: torch.device) -> tuple[Tensor,
 
 @dataclass(frozen=True)
 class RandAugment:
-    """So many operations for each image, all of one strength; which and of which sign is drawn.
+    """A fixed number of random operations per image, all at the same magnitude.
 
-    Source: Cubuk et al. 2020, in torchvision's form (transforms.RandAugment).
+    Source: Cubuk et al. 2020, as in torchvision.transforms.RandAugment.
 
     Args:
-        num_ops: Operations for each image.
-        magnitude: Bin of strength, 0 to 30.
+        num_ops: Operations per image.
+        magnitude: Magnitude bin, 0 to 30.
     """
 
     num_ops: int = 2
@@ -71,19 +71,20 @@ class RandAugment:
 
     def __call__(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
         """Map (N, C, H, W) uint8 to the same."""
+        # The paper translates by up to 150 pixels of 331-pixel images.
         space = _space(0.3, 150.0 / 331.0 * images.shape[-1], 30.0, 0.9, 4)
         draws = uniforms(indices, 2 * self.num_ops, "randaugment", seed, epoch)
         chosen = (draws[:, : self.num_ops] * len(space)).long()
-        return _applied(
+        return _apply(
             images, space, chosen, torch.full_like(chosen, self.magnitude), draws[:, self.num_ops :]
         )
 
 
 @dataclass(frozen=True)
 class TrivialAugment:
-    """One operation for each image, of any strength.
+    """One random operation per image, at a random magnitude.
 
-    Source: Müller and Hutter 2021, the wide space, in torchvision's form (transforms.TrivialAugmentWide).
+    Source: Müller and Hutter 2021, wide space, as in torchvision.transforms.TrivialAugmentWide.
     """
 
     def __call__(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
@@ -91,31 +92,28 @@ class TrivialAugment:
         space = _space(0.99, 32.0, 135.0, 0.99, 6)
         draws = uniforms(indices, 3, "trivialaugment", seed, epoch)
         chosen, bins = (draws[:, :1] * len(space)).long(), (draws[:, 1:2] * BINS).long()
-        return _applied(images, space, chosen, bins, draws[:, 2:])
+        return _apply(images, space, chosen, bins, draws[:, 2:])
 
 
-def _applied(
-    images: Tensor, space: tuple[Action, ...], chosen: Tensor, bins: Tensor, signs: Tensor
-) -> Tensor:
-    """Apply the operations `chosen` (N, S) with strength `bins` (N, S), downwards where `signs` (N, S) < 1/2."""
+def _apply(images: Tensor, space: tuple[Action, ...], chosen: Tensor, bins: Tensor, signs: Tensor) -> Tensor:
+    """Apply operations `chosen` (N, S) at magnitudes `bins` (N, S), negated where `signs` (N, S) < 1/2."""
     start, change, signed = _strengths(space, images.device)
-    downwards = signed[chosen] & (signs < 0.5)
     by = change[chosen, bins]
-    strengths = start[chosen] + torch.where(downwards, -by, by)
+    strengths = start[chosen] + torch.where(signed[chosen] & (signs < 0.5), -by, by)
     return apply_chosen(images, chosen, strengths, [action.operation for action in space])
 
 
 @dataclass(frozen=True)
 class ColourJitter:
-    """Brightness, contrast, saturation and hue of each image, in an order drawn for it.
+    """Jitter brightness, contrast, saturation and hue of each image, in random order.
 
     Source: torchvision.transforms.ColorJitter.
 
     Args:
-        brightness: Greatest change of the factor 1; 0 leaves brightness alone.
+        brightness: Maximum deviation of the factor from 1; 0 disables it.
         contrast: Likewise.
         saturation: Likewise.
-        hue: Greatest shift, in turns.
+        hue: Maximum shift, in turns.
     """
 
     brightness: float = 0.0
@@ -126,7 +124,7 @@ class ColourJitter:
     def __call__(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
         """Map (N, C, H, W) uint8 to the same."""
         used = {name: width for name, width in vars(self).items() if width}
-        limits = tuple(_limits(name, width) for name, width in used.items())
+        limits = tuple((-w, w) if n == "hue" else (max(0.0, 1.0 - w), 1.0 + w) for n, w in used.items())
         draws = uniforms(indices, 2 * len(used), "colour jitter", seed, epoch)
         order = draws[:, len(used) :].argsort(dim=1, stable=True)  # (N, used)
         low, high = constant(limits, images.device).T
@@ -135,15 +133,11 @@ class ColourJitter:
         return apply_chosen(images, order, strengths.gather(1, order), changes)
 
 
-def _limits(name: str, width: float) -> tuple[float, float]:
-    return (-width, width) if name == "hue" else (max(0.0, 1.0 - width), 1.0 + width)
-
-
 def build_policy(options: Mapping[str, Any]) -> RandAugment | TrivialAugment | None:
-    """Make the policy that the keys of conf/augment ask for.
+    """Build the policy that the keys of conf/augment select.
 
     Raises:
-        UserError: For settings of RandAugment without it.
+        UserError: Settings of RandAugment without policy=randaugment.
     """
     given = {key: options[key] for key in ("num_ops", "magnitude") if options.get(key) is not None}
     name = options.get("policy") or "none"
@@ -151,7 +145,7 @@ def build_policy(options: Mapping[str, Any]) -> RandAugment | TrivialAugment | N
         return RandAugment(**given)
     if given:
         raise UserError(
-            f"Only RandAugment has augment.{' and augment.'.join(given)}: say augment.policy=randaugment, or "
+            f"Only RandAugment uses augment.{' and augment.'.join(given)}: set augment.policy=randaugment, or "
             "augment.num_ops=null augment.magnitude=null."
         )
     return TrivialAugment() if name == "trivialaugment" else None

@@ -1,4 +1,4 @@
-"""Layers that torch lacks, or does slowly."""
+"""Layers that torch lacks or runs slowly."""
 
 from alexnet_exp.models.layers.compiler import missing_compiler
 from alexnet_exp.models.layers.conv import Conv2d, LocallyConnected2d, MaxPool2d

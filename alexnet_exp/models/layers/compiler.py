@@ -1,4 +1,4 @@
-"""What torch.compile needs on this machine besides torch."""
+"""The C or C++ compiler that torch.compile calls."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 
 
 def missing_compiler(device: str) -> str | None:
-    """Return in a few words the compiler that torch.compile calls and that is not here; None if it is.
+    """Describe the compiler that torch.compile needs and cannot find; None if nothing is missing.
 
     Args:
-        device: 'cuda', where Triton builds its launchers in C, or 'cpu', where inductor writes C++; others need none.
+        device: 'cuda' (Triton builds its launchers in C) or 'cpu' (Inductor emits C++); others need no compiler.
 
     Source: triton/runtime/build.py, torch/_inductor/config.py (cpp.cxx)
     """

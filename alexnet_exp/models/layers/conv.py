@@ -12,17 +12,17 @@ from alexnet_exp.models.arithmetic import border
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` for square maps that also knows 'same' with a stride, and ceil arithmetic.
+    """`nn.Conv2d` for square maps, with strided 'same' padding and `ceil_mode`.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Side of the kernel.
-        stride: Step of the kernel.
+        in_channels: Input channels.
+        out_channels: Output channels.
+        kernel_size: Side of the kernel in pixels.
+        stride: Stride in pixels.
         padding: Pixels on every side, or 'same': ceil(in / stride) outputs, the odd pixel right and below.
         groups: Number of groups.
-        bias: Whether there is one.
-        ceil_mode: Whether a last window may read zeros past the right and bottom border (224 -> 55).
+        bias: Add a bias.
+        ceil_mode: Let the last window read zeros past the right and bottom border (224 -> 55).
 
     Source: TensorFlow's padding rule; cuda-convnet layer.py `modulesX`.
     """
@@ -38,7 +38,7 @@ class Conv2d(nn.Conv2d):
         bias: bool = True,
         ceil_mode: bool = False,
     ) -> None:
-        # Plain padding stays torch's own; the two rules pad ahead of an unpadded convolution.
+        # torch rejects 'same' with a stride and has no ceil_mode: both pad ahead of an unpadded convolution.
         self.rule = (padding, ceil_mode) if padding == "same" or ceil_mode else None
         torch_padding = 0 if self.rule else padding
         super().__init__(
@@ -52,7 +52,7 @@ class Conv2d(nn.Conv2d):
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """`nn.MaxPool2d` that also knows padding 'same' (the border never wins)."""
+    """`nn.MaxPool2d` with padding 'same'; padded pixels never win."""
 
     def __init__(
         self, kernel_size: int, stride: int, padding: int | str = 0, ceil_mode: bool = False
@@ -67,16 +67,16 @@ class MaxPool2d(nn.MaxPool2d):
 
 
 class LocallyConnected2d(nn.Module):
-    """A convolution with untied weights: its own filter bank and bias at every position.
+    """A convolution with untied weights: a separate filter bank and bias at every position.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
+        in_channels: Input channels.
+        out_channels: Output channels.
         input_size: Side of the square input map; fixed, since every position has its own weights.
-        kernel_size: Side of the kernel.
-        stride: Step of the kernel.
+        kernel_size: Side of the kernel in pixels.
+        stride: Stride in pixels.
         padding: Zeros on every side.
-        bias: Whether there is one, per position and channel.
+        bias: Add a bias per position and channel.
 
     Source: cuda-convnet's `local` layer.
     """
@@ -92,12 +92,8 @@ class LocallyConnected2d(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.kernel_size, self.stride, self.padding, self.out_channels = (
-            kernel_size,
-            stride,
-            padding,
-            out_channels,
-        )
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.out_channels = out_channels
         self.output_size = (input_size + 2 * padding - kernel_size) // stride + 1
         positions, fan_in = self.output_size**2, in_channels * kernel_size**2
         self.weight = nn.Parameter(torch.empty(positions, out_channels, fan_in))
@@ -107,9 +103,8 @@ class LocallyConnected2d(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        columns = functional.unfold(
-            x, self.kernel_size, padding=self.padding, stride=self.stride
-        )  # (N, fan_in, P)
+        # im2col, then one matrix product per position: P = output_size**2 products of (N, fan_in) x (fan_in, out).
+        columns = functional.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)
         out = torch.bmm(columns.permute(2, 0, 1), self.weight.mT)  # (P, N, out_channels)
         if self.bias is not None:
             out = out + self.bias[:, None]

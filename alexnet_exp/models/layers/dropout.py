@@ -1,4 +1,4 @@
-"""Dropout as the 2012 code did it."""
+"""Dropout as in the 2012 code."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 
 class TestScaledDropout(nn.Module):
-    """Zero units with probability `p` in training without rescaling; multiply by 1 - p at test.
+    """Zero units with probability `p` in training without rescaling; multiply by 1 - p at test time.
 
-    `nn.Dropout` scales in training instead. The two are the same function class but not the same trajectory:
-    the gradients that reach the weights differ by 1 - p.
+    `nn.Dropout` rescales in training instead. Both express the same networks but train differently: the gradients
+    that reach the weights differ by the factor 1 - p.
 
     Source: Krizhevsky et al. 2012, section 4.2; src/layer.cu HiddenSexLayer.
     """
 
-    __test__ = False  # not a test class, whatever pytest thinks of the name
+    __test__ = False  # pytest would collect the class for its name
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()

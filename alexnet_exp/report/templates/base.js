@@ -1,4 +1,4 @@
-// Without this script the browser's own tooltips tell the same values.
+// Without this script the browser's tooltips show the same values.
 document.documentElement.classList.add("scripted");
 
 for (const chart of document.querySelectorAll(".chart")) {

@@ -1,1 +1,1 @@
-"""`alexnet-exp benchmark`: speed on this machine."""
+"""`alexnet-exp benchmark`: measure speed on this machine."""

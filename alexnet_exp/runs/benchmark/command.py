@@ -1,7 +1,6 @@
-"""`alexnet-exp benchmark`: how fast this machine runs what this package does.
+"""`alexnet-exp benchmark`: measure training steps and start-up on this machine.
 
-Settings in, rows measured, a table, a chart and result.json out; the scripts of benchmarks/ do the same with
-measurements of their own.
+Prints a table and writes a chart and result.json; the scripts of benchmarks/ call it with their own measurements.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def _measure_startup(subject: Subject) -> list[Row]:
     return measure_startup(subject)
 
 
-# Values of `what`; torch is imported when they are called, after the settings have been checked.
+# Values of `what`. They import torch when called, so that errors in settings are reported without waiting for it.
 MEASUREMENTS: dict[str, Measurement] = {"step": _measure_step, "startup": _measure_startup}
 
 
@@ -61,7 +60,7 @@ RULES = {
     "step.compile": _several(flag),
     "step.batch_size": _several(at_least(1) | choice("auto")) | null,
 }
-_FORMER = ("baseline", "lrn", "workers")  # settings of the scripts now; configs written before may have them
+_FORMER = ("baseline", "lrn", "workers")  # now settings of the scripts; recorded configs may contain them
 
 
 def benchmark(
@@ -75,25 +74,25 @@ def benchmark(
     """Measure, print a table, draw a chart, and write result.json.
 
     Args:
-        config: Keys of conf/benchmark.yaml, those of a run among them.
-        overrides: What the user typed.
-        run_dir: Where result.json and figures/benchmark.png go.
+        config: Keys of conf/benchmark.yaml, including those of a run.
+        overrides: Overrides on the command line.
+        run_dir: Directory of result.json and figures/benchmark.png.
         command: The command line, for the record.
-        measurements: What `what` chooses from.
-        rules: Of the settings that are not a run's.
+        measurements: Choices of `what`.
+        rules: Rules of the benchmark's own settings.
 
     Returns:
-        What result.json holds.
+        The content of result.json.
 
     Raises:
-        UserError: For an illegal setting, or a device that does not exist.
+        UserError: Illegal setting, or a device that is not available.
     """
     rules = {"what": _several(choice("all", *measurements)), **rules}
     options = {key: config[key] for key in dict.fromkeys(key.split(".")[0] for key in rules)}
     check_rules(flat(options, whole=RULES), rules)
     check_config({k: v for k, v in config.items() if k not in (*options, *_FORMER)})
     if config["resume"] or config["ckpt"]:
-        raise UserError("A benchmark starts afresh: leave resume= and ckpt= out.")
+        raise UserError("A benchmark starts a new run: leave out resume= and ckpt=.")
     import torch
 
     device = _device(options["device"])
@@ -109,8 +108,8 @@ def benchmark(
         subject = Subject(options, own, device, Path(scratch))
         rows = _measure(chosen, subject, console)
     if subject.repeats < 5:
-        subject.notes.append(f"repeats={subject.repeats}: medians of fewer than five runs say little.")
-    subject.notes[:] = dict.fromkeys(subject.notes)  # a repeated measurement repeats its own
+        subject.notes.append(f"repeats={subject.repeats}: medians of fewer than five runs are unreliable.")
+    subject.notes[:] = dict.fromkeys(subject.notes)  # a repeated measurement repeats its notes
     for note in subject.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     result = {
@@ -139,10 +138,10 @@ def _device(wanted: str) -> str:
 
 
 def _measure(measurements: Mapping[str, Measurement], subject: Subject, console: Console) -> list[Row]:
-    """Measure and print one kind after another; one that cannot be measured is noted, and the others stand.
+    """Run and print the measurements in turn; one that fails with a UserError becomes a note.
 
     Raises:
-        UserError: Of the first kind, if nothing can be measured.
+        UserError: The first one, if every measurement failed.
     """
     rows: list[Row] = []
     refusals: list[UserError] = []
@@ -184,7 +183,7 @@ def _undisturbed(kind: str, measure: Measurement, subject: Subject) -> list[Row]
 
 # ------------------------------------------------------------------------------------------------ table and chart
 
-# Columns beside the case, shown where a comparison has them: key of the row, heading, how it is written.
+# Columns of the table as (key of a row, heading, format); only those that a comparison has are printed.
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("median_seconds", "ms", lambda v: _milliseconds(v)),
     ("images_per_second", "images/s", lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.1f}"),
@@ -200,7 +199,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 def print_rows(rows: list[Row], console: Console) -> None:
-    """Print a table for every comparison."""
+    """Print a table per comparison."""
     for what, group in _groups(rows):
         ratio = next((row["ratio_is"] for row in group if row.get("ratio_is")), None)
         console.print(f"\n[bold]{what}[/]", highlight=False)
@@ -224,7 +223,7 @@ def _print_group(group: list[Row], console: Console) -> None:
 
 
 def draw_rows(rows: list[Row], path: Path) -> None:
-    """Draw a bar for every case, one panel for each comparison: images per second, or else milliseconds."""
+    """Draw one bar per case and one panel per comparison, in images per second or else milliseconds."""
     from alexnet_exp.report.figures import INK, MUTED, TRAIN, page
 
     groups = [(what, group) for what, rows in _groups(rows) if (group := [r for r in rows if "n" in r])]
@@ -242,7 +241,7 @@ def draw_rows(rows: list[Row], path: Path) -> None:
             ax.margins(x=0.15)
             ax.set_xticks([])
             ax.spines[["top", "right", "bottom"]].set_visible(False)
-            unit = "images/s, more is better" if speed else "ms, less is better"
+            unit = "images/s, higher is better" if speed else "ms, lower is better"
             ax.set_title(what, loc="left", color=INK)
             ax.set_title(unit, loc="right", color=MUTED, fontsize=9)
 

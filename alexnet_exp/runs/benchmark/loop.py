@@ -1,4 +1,4 @@
-"""Training steps written by hand: what `Trainer` is measured against, and what steps on one batch are timed with."""
+"""Hand-written training steps: the reference for `Trainer`, and the step that is timed on a fixed batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alexnet_exp.targets import build
 from alexnet_exp.training.automatic import compile_network
 from alexnet_exp.training.optim.build import build_optimizer
 
-# What autocast computes in; None: nothing is cast.
+# Autocast dtype; None without autocast.
 PRECISIONS = {"32-true": None, "bf16-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -25,13 +25,13 @@ Step = Callable[[Tensor, Tensor], Tensor]
 def step_of(
     model: nn.Module, optimizer: torch.optim.Optimizer, precision: str, smoothing: float = 0.0
 ) -> Step:
-    """Return a function (images, labels) -> loss that takes one training step, in as few lines as people write.
+    """Return a function (images, labels) -> loss that takes one plain training step.
 
     Args:
-        model: On its device, in its layout and dtype.
-        optimizer: Of its parameters.
+        model: On its device, in its memory format and dtype.
+        optimizer: Optimizer of its parameters.
         precision: A key of PRECISIONS.
-        smoothing: Of the labels.
+        smoothing: Label smoothing.
     """
     device = next(model.parameters()).device.type
     dtype = PRECISIONS[precision]
@@ -50,19 +50,20 @@ def step_of(
 
 
 def known_precision(precision: str) -> str:
-    """Return a key of PRECISIONS as it is.
+    """Return the precision if it is a key of PRECISIONS.
 
     Raises:
-        UserError: If it is none.
+        UserError: It is not.
     """
     if precision not in PRECISIONS:
-        known = ", ".join(PRECISIONS)
-        raise UserError(f"trainer.precision={precision} is not compared: set one of {known}.")
+        raise UserError(
+            f"trainer.precision={precision} cannot be benchmarked: use one of {', '.join(PRECISIONS)}."
+        )
     return precision
 
 
 def fresh(fit: Fit) -> nn.Module:
-    """Return the run's network as its settings describe it, in float32, NCHW, and not compiled by `compile`."""
+    """Return a copy of the run's network in float32 and NCHW, not compiled by `compile`."""
     network: nn.Module = build(fit.config["model"])
     network.load_state_dict(fit.classifier.model.state_dict())
     return network
@@ -75,17 +76,17 @@ def variant(fit: Fit, precision: str, layout: str, compiled: bool | str) -> Step
         fit: The run.
         precision: A key of PRECISIONS.
         layout: A key of LAYOUTS.
-        compiled: As the run's `compile`.
+        compiled: See `compile` of a run.
 
     Raises:
-        UserError: For a precision that no hand-written step is here for.
+        UserError: Unsupported precision.
     """
     known_precision(precision)
     dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
     device = fit.trainer.strategy.root_device
     model = fresh(fit).to(device, dtype, memory_format=LAYOUTS[layout]).train()
     if compiled is True:
-        # Torch makes kernels for a few sizes of one network, and a benchmark may have more.
+        # torch specialises its kernels for a few sizes of one network, and a benchmark may have more.
         torch.compiler.reset()
     compile_network(model, compiled)
     step = step_of(
@@ -95,10 +96,10 @@ def variant(fit: Fit, precision: str, layout: str, compiled: bool | str) -> Step
 
 
 def as_the_run(fit: Fit) -> Step:
-    """Return the hand-written step that computes what the run's own step computes."""
+    """Return the hand-written equivalent of the run's training step."""
     return variant(fit, str(fit.trainer.precision), layout_of(fit.config), fit.config["compile"])
 
 
 def layout_of(config: Mapping[str, Any]) -> str:
-    """Return the layout of a run, a key of LAYOUTS."""
+    """Return the memory format of a run, a key of LAYOUTS."""
     return "channels_last" if config["channels_last"] else "contiguous"

@@ -1,4 +1,4 @@
-"""From typing a command to its answer, each time in a new process."""
+"""Time from starting a command to its result, each time in a new process."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _LIMIT = 300  # seconds
 
 
 class FirstStep(Callback):
-    """Write down when the first training step was done, and stop.
+    """Record when the first training step ends, and stop the run.
 
     Args:
-        path: The file.
+        path: File to write.
     """
 
     def __init__(self, path: str) -> None:
@@ -38,11 +38,11 @@ class FirstStep(Callback):
 
 
 def measure_startup(subject: Subject) -> list[Row]:
-    """Time help, tab completion, the import, and the first training step of the run, turn by turn.
+    """Time help, tab completion, imports, and the first training step of the run, in alternation.
 
     Returns:
-        One row each; two show what Python and torch with Lightning take by themselves. The first step is left out
-        where the run's images are not there.
+        One row each; Python alone, and the import of torch and Lightning, serve as references. The first step is
+        skipped if the run's images are missing.
     """
     quick = {
         "python": [sys.executable, "-c", "pass"],
@@ -53,10 +53,10 @@ def measure_startup(subject: Subject) -> list[Row]:
     }
     times = alternate({k: partial(_run, v) for k, v in quick.items()}, subject.repeats, "cpu", warmup=1)
     if subject.has_images():
-        first = [_first_step(subject) for _ in range(subject.repeats + 1)]
+        first = [_first_step(subject) for _ in range(subject.repeats + 1)]  # the first fills the caches
         times["first step of train"] = summary(first[1:])
     else:
-        subject.notes.append("The first step of train is not timed: the images of the run were not found.")
+        subject.notes.append("The first step of train is not timed, because the run's images were not found.")
     return rows("start-up", times)
 
 
@@ -80,10 +80,11 @@ def _first_step(subject: Subject) -> float:
 
 
 def _run(command: list[str]) -> None:
+    # The variables that bash sets for a completion script; the other commands ignore them.
     completion = {"COMP_LINE": "train.py model=alexnet_", "COMP_POINT": "23"}
     environment = {**os.environ, **completion, "WANDB_MODE": "offline"}
-    # Here, not in the scratch folder: relative paths of the settings start at this directory.
+    # In the current directory, not in the scratch folder, since paths in the settings may be relative.
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_LIMIT)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise UserError(f"{' '.join(command)} ended with {done.returncode}: {lines[-1]}")
+        lines = done.stderr.strip().splitlines() or ["no output"]
+        raise UserError(f"{' '.join(command)} failed with exit code {done.returncode}: {lines[-1]}")

@@ -1,6 +1,6 @@
-"""Training steps on one fixed batch, in every combination asked for; and the same with real data.
+"""Time training steps on a fixed batch in all requested combinations, and with the run's data.
 
-The machine's limits are measured beside them: the fastest matrix product, peak memory, the largest batch that fits.
+Also measured, as references: peak matrix multiplication speed, peak memory, and the largest batch that fits.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from alexnet_exp.runs.train.fit import Fit
 from alexnet_exp.startup import give_back
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_SHARE = (
-    0.7  # of the free main memory that a batch may take; past it Linux ends processes instead of refusing
-)
+# Of free main memory, for one batch: Linux does not refuse memory that it does not have, but kills processes.
+_SHARE = 0.7
 _MATRIX = {"cuda": 8_192, "cpu": 2_048}  # rows and columns
-_LARGEST = {"cuda": 16_384, "cpu": 1_024}  # images: more than anything here gains from
+_LARGEST = {"cuda": 16_384, "cpu": 1_024}  # images; beyond this nothing here gets faster
 
 
 class Variant(NamedTuple):
-    """One way to compute the same step."""
+    """One way of computing the step."""
 
     precision: str
     layout: str
@@ -45,15 +44,15 @@ class Variant(NamedTuple):
 
 class _Ready(NamedTuple):
     run: Callable[[], object]
-    memory: int | None  # bytes at the peak of the first step
+    memory: int | None  # peak of the first step in bytes
 
 
 def measure_step(subject: Subject) -> list[Row]:
-    """Time the training step of every network, batch size, precision, layout and compilation that `step` names.
+    """Time the training step for every combination of network, batch size, precision, layout and compilation in `step`.
 
     Returns:
-        For every network and batch size one row per variant, with images and operations per second, the share of the
-        machine's matrix peak, and the memory at the peak; then the run's own step on one batch and on real data.
+        For every network and batch size one row per variant, with images and FLOPs per second, the share of the
+        machine's peak, and peak memory; then the run's own step on one batch and on real data.
     """
     chosen = subject.options["step"]
     variants = [
@@ -66,7 +65,7 @@ def measure_step(subject: Subject) -> list[Row]:
         one = subject if name is None else subject.with_overrides(f"model={name}")
         fit = one.fit()
         what = title(fit, one.overrides).rpartition(", batch")[0]
-        # Two for a multiply-add; three passes of equal cost: forward, and backward twice.
+        # Two FLOPs per multiply-add; the backward pass, for weights and for inputs, costs twice the forward pass.
         operations = 2 * 3 * sum(layer.multiply_adds for layer in fit.layers)
         for size in _list(chosen["batch_size"]):
             if size == "auto":
@@ -78,7 +77,7 @@ def measure_step(subject: Subject) -> list[Row]:
                     row["flops_per_second"] = operations * row["images_per_second"]
             made += group
         release()
-    # Once more: other work on the machine may have been in the way the first time.
+    # Measured again, in case other processes slowed down the first measurement.
     peaks = {p: max(peak, matmul_peak(p, subject.device)) for p, peak in peaks.items()}
     for row in made:
         if "error" not in row:
@@ -88,7 +87,7 @@ def measure_step(subject: Subject) -> list[Row]:
 
 
 def _compare(fit: Fit, variants: list[Variant], size: int, what: str, subject: Subject) -> list[Row]:
-    """Time the variants turn by turn; those that do not fit into memory say so."""
+    """Time the variants in alternation; those that do not fit in memory get a row that says so."""
     ready: dict[Variant, _Ready] = {}
     failed = []
     for v in variants:
@@ -108,7 +107,7 @@ def _compare(fit: Fit, variants: list[Variant], size: int, what: str, subject: S
 
 
 def _largest(fit: Fit, v: Variant, what: str, subject: Subject) -> Row:
-    """Find the largest batch that fits, and time it alone: two of them would not fit together."""
+    """Find and time the largest batch that fits; alone, since two such variants would not fit in memory together."""
     room = RoomInMemory()
 
     def try_batch(size: int) -> None:
@@ -125,7 +124,7 @@ def _largest(fit: Fit, v: Variant, what: str, subject: Subject) -> Row:
     (row,) = rows(what, times, images=size)
     limited = size == _LARGEST[subject.device]
     row |= {**v._asdict(), "batch_size": size, "peak_memory": ready.memory, "limited": limited}
-    del ready
+    del ready  # before the next variant looks for its largest batch
     release()
     return row
 
@@ -135,7 +134,7 @@ def _out_of_memory(what: str, v: Variant, size: int) -> Row:
 
 
 def _prepare(fit: Fit, v: Variant, size: int, device: str) -> _Ready:
-    """Make a variant's step and take one, so that it is compiled and known to fit."""
+    """Build a variant and run it once, so that it is compiled and known to fit."""
     side = fit.config["data"]["image_size"]
     with peak_memory(device) as peak:
         images = torch.randn(size, fit.data.channels, side, side, device=device)
@@ -146,7 +145,7 @@ def _prepare(fit: Fit, v: Variant, size: int, device: str) -> _Ready:
 
 
 def measure_wait(subject: Subject) -> list[Row]:
-    """Time the run's own step, written by hand, on one batch over and over and on batches from the loader."""
+    """Time the hand-written equivalent of the run's step on one fixed batch, and on batches from the loader."""
     fit = subject.fit()
     step, count = as_the_run(fit), subject.options["steps"]
     with RunLoader(fit) as loader:
@@ -177,10 +176,10 @@ def _list(value: Any) -> list[Any]:
 
 @contextmanager
 def peak_memory(device: str) -> Iterator[list[int]]:
-    """Measure how much memory the body takes at most, on top of what is taken already.
+    """Measure the peak memory of the body, on top of what is already in use.
 
     Yields:
-        A list that holds the bytes afterwards; empty where the system does not tell (CPU outside Linux).
+        A list that contains the bytes afterwards; empty if the system does not report them (CPU outside Linux).
     """
     found: list[int] = []
     if device == "cuda":
@@ -189,8 +188,8 @@ def peak_memory(device: str) -> Iterator[list[int]]:
         yield found
         found.append(torch.cuda.max_memory_allocated() - before)
     elif _RESET.exists():
-        give_back()  # memory that is kept would not be counted when it is taken again
-        _RESET.write_text("5")  # Linux: the peak starts again from what is resident now
+        give_back()  # memory cached by the allocator would not count when reused
+        _RESET.write_text("5")  # resets VmHWM to the current VmRSS
         before = _resident("VmRSS")
         yield found
         found.append(max(0, _resident("VmHWM") - before))
@@ -199,16 +198,16 @@ def peak_memory(device: str) -> Iterator[list[int]]:
 
 
 def largest_batch(try_batch: Callable[[int], int | None], most: int) -> int:
-    """Find the largest batch that fits: double until it does not, then halve the gap to a sixteenth.
+    """Find the largest batch that fits: double until it fails, then bisect to within a sixteenth.
 
     Args:
-        try_batch: Takes a training step with so many images; returns the bytes it took, if known, and raises as torch
-            does when memory runs out.
-        most: Where to stop.
+        try_batch: Runs a training step with this many images, and raises torch's errors when memory runs out.
+        most: Upper limit.
 
     Returns:
-        Images; 0 if not even one fits.
+        Number of images; 0 if not even one fits.
     """
+    # Bisected to a sixteenth only: every attempt costs a compilation or a step near the memory limit.
     fits, fails, size = 0, most + 1, 1
     while fails - fits > max(1, fits // 16):
         if _fits(try_batch, size):
@@ -233,31 +232,32 @@ def _fits(try_batch: Callable[[int], int | None], size: int) -> bool:
 
 
 def release() -> None:
-    """Give back the memory of what nobody refers to."""
+    """Free the memory of unreferenced objects."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 class RoomInMemory:
-    """Refuses a batch that would fill main memory, judged by what smaller ones took."""
+    """Refuse a batch that would fill main memory, judging by smaller ones."""
 
     def __init__(self) -> None:
         self._per_image = 0.0
 
     def check(self, size: int) -> None:
-        """Raise MemoryError if a batch of `size` is likely not to fit."""
+        """Raise MemoryError if a batch of `size` probably does not fit."""
         if size * self._per_image > _SHARE * free_memory():
             raise MemoryError(f"{size} images would fill main memory")
 
     def learn(self, size: int, num_bytes: int | None) -> None:
-        """Remember what a batch took."""
+        """Record the memory of a batch."""
         if num_bytes is not None:
+            # Small batches are dominated by fixed costs: keep the largest estimate until there is a better one.
             self._per_image = max(num_bytes / size, self._per_image if size < 16 else 0.0)
 
 
 def free_memory() -> int:
-    """Return the bytes of main memory that can still be had; 2**62 where the system does not tell."""
+    """Return the available main memory in bytes; 2**62 if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -266,17 +266,17 @@ def free_memory() -> int:
 
 
 def matmul_peak(precision: str, device: str) -> float:
-    """Return the most operations a second of a large matrix product in the dtype of a precision."""
+    """Return the FLOPs per second of a large matrix product in the dtype of a precision, best of seven."""
     size = _MATRIX[device]
     dtype = torch.bfloat16 if precision == "bf16-true" else PRECISIONS[precision] or torch.float32
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    wait, least = waiting(device), float("inf")
+    wait, best = waiting(device), float("inf")
     for _ in range(7):
         start = time.perf_counter()
         torch.mm(a, b)
         wait()
-        least = min(least, time.perf_counter() - start)
-    return 2.0 * size**3 / least
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
 
 
 def _resident(key: str) -> int:

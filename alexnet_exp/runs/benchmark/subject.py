@@ -1,4 +1,4 @@
-"""What a benchmark measures: the run that the same settings would start, on its data or on noise of the same shape."""
+"""The run that a benchmark measures, on its own data or on noise of the same shape."""
 
 from __future__ import annotations
 
@@ -22,21 +22,20 @@ from alexnet_exp.runs.train.fit import Fit, make_loggers
 from alexnet_exp.settings import assigned, key_of
 from alexnet_exp.tracking.run_directory import RunDirectory
 
-SYNTHETIC = "synthetic"  # data.root=synthetic: a folder of JPEG files made for the occasion
 
-
-class _Nowhere(io.TextIOBase):
-    """A terminal that nobody looks at."""
-
+class _NullFile(io.TextIOBase):
     def write(self, text: str) -> int:
         return len(text)
 
 
+SYNTHETIC = "synthetic"  # data.root=synthetic: a temporary folder of generated JPEG files
+
+
 @dataclass(frozen=True)
 class Published:
-    """Files of a data set and the shape that noise takes in their place."""
+    """Files of a data set, and the shape of the noise that replaces it if they are missing."""
 
-    files: tuple[str, ...]  # any of them, below data_dir, means that it is there
+    files: tuple[str, ...]  # below data_dir; one of them suffices
     images: int
     side: int
 
@@ -48,11 +47,11 @@ PUBLISHED = {
 
 
 class Noise(ImageData):
-    """Random images of ten classes in the shape of a data set that is not there.
+    """Random images of ten classes, in the shape of a missing data set.
 
     Args:
-        images: How many train; a tenth as many test.
-        side: In pixels.
+        images: Number of training images; there is a tenth as many test images.
+        side: Side in pixels.
         common: See `ImageData`.
     """
 
@@ -73,9 +72,9 @@ class Noise(ImageData):
         return ArraySource(images, torch.arange(count) % 10, classes, f"noise {split}")
 
 
-WIDTH, HEIGHT = 500, 375  # ImageNet's usual size
+WIDTH, HEIGHT = 500, 375  # the most common size in ImageNet
 CLASSES, FILES_PER_CLASS, VALIDATION_PER_CLASS = 4, 128, 2
-_DISTINCT = 8  # pictures; files differ by a shift
+_DISTINCT = 8  # generated images; the files are shifted copies of them
 
 
 def write_jpegs(root: Path) -> Path:
@@ -94,14 +93,14 @@ def write_jpegs(root: Path) -> Path:
 
 
 def _picture(seed: int) -> np.ndarray:
-    """Return smooth colours under fine grain, uint8 (H, W, 3): about 70 kB as JPEG, as photographs are."""
+    """Return smooth colours with fine grain, uint8 (H, W, 3): about 70 kB as JPEG, like a photograph."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), dtype=np.float32)
     return (smooth + random.normal(0, 9, (HEIGHT, WIDTH, 1))).clip(0, 255).astype(np.uint8)
 
 
-# What would end a run, or its epochs, before a turn of steps does.
+# Settings that would otherwise end a run, or an epoch, during a measurement.
 UNENDING: dict[str, Any] = {
     "max_epochs": 100_000, "max_steps": -1, "max_time": None, "fast_dev_run": False, "overfit_batches": 0.0,
     "limit_train_batches": 1.0, "val_check_interval": 1.0, "check_val_every_n_epoch": 1,
@@ -110,14 +109,14 @@ UNENDING: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """The run to be measured.
+    """The run to measure.
 
     Args:
-        options: Settings of the benchmark itself: keys of conf/benchmark.yaml that are not a run's.
-        overrides: Those of the run, as typed.
+        options: The benchmark's own settings in conf/benchmark.yaml.
+        overrides: Overrides of the run.
         device: 'cpu' or 'cuda'.
-        scratch: A folder that is gone after the benchmark.
-        notes: What a reader of the figures must know; grows.
+        scratch: A folder that is deleted after the benchmark.
+        notes: Remarks on the results, appended to while measuring.
     """
 
     options: dict[str, Any]
@@ -131,16 +130,16 @@ class Subject:
         return self.options["repeats"]
 
     def with_overrides(self, *more: str) -> Subject:
-        """Return the same with other settings, which replace typed ones of the same key."""
+        """Return a copy with more overrides, which replace those of the same key."""
         keys = {key_of(override) for override in more}
         kept = [override for override in self.overrides if key_of(override) not in keys]
         return Subject(self.options, [*kept, *more], self.device, self.scratch, self.notes)
 
     def config(self) -> dict[str, Any]:
-        """Compose the settings of the run, on one device, with nothing sent anywhere.
+        """Compose the settings of the run for one device, without uploads to W&B.
 
         Raises:
-            UserError: For a setting that cannot be.
+            UserError: Illegal setting.
         """
         accelerator = "gpu" if self.device == "cuda" else "cpu"
         config = plain(compose("train", self.overrides))
@@ -154,41 +153,42 @@ class Subject:
         return config
 
     def data(self, config: dict[str, Any]) -> ImageData:
-        """Read the images, or make noise in their shape and note it."""
+        """Read the images, or generate noise of the same shape and add a note."""
         data = config["data"]
         if _is_missing(data):
             published = PUBLISHED[data["_target_"]]
             name = data["_target_"].rpartition(".")[2]
-            self._note(f"{name} is not in {data['data_dir']}: noise of the same shape instead.")
+            self._note(f"{name} was not found in {data['data_dir']}: measured with noise of the same shape.")
             taken = {k: v for k, v in data.items() if k not in ("data_dir", "download")}
             target = f"{Noise.__module__}.{Noise.__name__}"
             config["data"] = {**taken, "_target_": target, "images": published.images, "side": published.side}
         elif data.get("root") == SYNTHETIC:
-            self._note("The image folder is synthetic: JPEG files of 500 x 375 pixels made for the occasion.")
+            self._note("The image folder is synthetic: generated JPEG files of 500 x 375 pixels.")
             data["root"] = str(write_jpegs(self.scratch / "jpegs"))
         return heavy.prepare_data(config)
 
     def has_images(self) -> bool:
-        """Tell whether the run has images of its own, rather than some that `data` makes for the occasion."""
+        """Return whether the run's images exist, so that `data` need not generate any."""
         data = self.config()["data"]
         return not _is_missing(data) and data.get("root") != SYNTHETIC
 
     def fit(self, tracked: bool = False) -> Fit:
-        """Put the run together as `train` would.
+        """Assemble the run as `train` does.
 
         Args:
-            tracked: Whether its loggers take part.
+            tracked: Include its loggers.
         """
         config = self.config()
         data = self.data(config)
         heavy.fit_to_data(config, data, self.overrides)
-        # Only now: what compile=auto chooses depends on the length of the run.
+        # Only now, since compile=auto depends on the length of the run.
         config["trainer"] |= UNENDING
         config["callbacks"]["early_stopping"]["enabled"] = False
         run = RunDirectory(tempfile.mkdtemp(dir=self.scratch))
         loggers = make_loggers(config, run) if tracked else []
-        unseen = Console(file=_Nowhere(), force_terminal=True)  # the bar is drawn, as in a run
-        fit = heavy.assemble(config, data, run.path, loggers, unseen)
+        # Drawn as on a terminal, so that the progress bar costs what it does in a run.
+        console = Console(file=_NullFile(), force_terminal=True)
+        fit = heavy.assemble(config, data, run.path, loggers, console)
         data.trainer = fit.trainer
         return fit
 
@@ -198,7 +198,7 @@ class Subject:
 
 
 def _is_missing(data: dict[str, Any]) -> bool:
-    """Tell whether the files of a published data set are not there."""
+    """Return whether this is a published data set whose files are missing."""
     published = PUBLISHED.get(data["_target_"])
     return published is not None and not any(
         (Path(data["data_dir"]) / name).exists() for name in published.files
@@ -206,7 +206,7 @@ def _is_missing(data: dict[str, Any]) -> bool:
 
 
 def title(fit: Fit, overrides: list[str]) -> str:
-    """Return what runs, in a few words: 'alexnet_lrn, cifar10 at 227, batch 64'."""
+    """Describe a run in a few words: 'alexnet_lrn, cifar10 at 227, batch 64'."""
     chosen = assigned(overrides)
     network = chosen.get("model") or chosen.get("experiment") or "alexnet_cifar"
     source = fit.data.sources["train"].name.removesuffix(" train")

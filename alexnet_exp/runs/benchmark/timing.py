@@ -1,4 +1,4 @@
-"""Timing that noise disturbs least: cases alternate, medians count."""
+"""Robust timing: cases alternate, so that all see the same machine, and medians are reported."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 import torch
 
-Row = dict[str, Any]  # one measured case; see `rows`
+Row = dict[str, Any]  # a measured case; see `rows`
 
 
 def alternate(
     cases: Mapping[str, Callable[[], object]], repeats: int, device: str, warmup: int = 2, parts: int = 1
 ) -> dict[str, dict[str, float]]:
-    """Time several cases turn by turn.
+    """Time several cases in alternation.
 
     Args:
-        cases: What to time, by name.
-        repeats: Timed runs of each.
-        device: 'cpu' or 'cuda'; the latter is waited for.
-        warmup: Runs of each that are not timed.
-        parts: Steps in one run; the figures are for a single step.
+        cases: Functions to time, by name.
+        repeats: Timed runs per case.
+        device: 'cpu' or 'cuda', which is synchronised after each run.
+        warmup: Untimed runs per case.
+        parts: Steps per run; results are per step.
 
     Returns:
-        `summary` of the seconds of each case.
+        `summary` of each case.
     """
     wait = waiting(device)
     for run in cases.values():
@@ -43,16 +43,16 @@ def alternate(
 
 
 def waiting(device: str) -> Callable[[], None]:
-    """Return what waits until the device has done its work."""
+    """Return the function that synchronises the device."""
     return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
 def summary(seconds: list[float], parts: int = 1) -> dict[str, float]:
-    """Return median, standard deviation and least of the seconds, and n.
+    """Return median, standard deviation and minimum in seconds, and n.
 
     Args:
-        seconds: Of each timed run.
-        parts: Steps in one run; the figures are for a single step.
+        seconds: Duration of each run.
+        parts: Steps per run; results are per step.
     """
     each = [s / parts for s in seconds]
     return {
@@ -69,13 +69,13 @@ def rows(
     images: int | None = None,
     reference: str | None = None,
 ) -> list[Row]:
-    """Make the rows of one comparison.
+    """Return the rows of a comparison.
 
     Args:
-        what: Its title.
+        what: Title of the comparison.
         times: `summary` of every case, by name.
-        images: Images of one run, for images per second.
-        reference: The case whose median the ratios divide by the case's own: above 1 is faster than it.
+        images: Images per step, for images per second.
+        reference: The case to compare with; `ratio` is its median over that of the case, so > 1 is faster.
     """
     made = []
     for case, figures in times.items():

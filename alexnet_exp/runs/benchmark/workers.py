@@ -1,4 +1,4 @@
-"""The run's training batches without end, by worker processes that pause while it is not their side's turn."""
+"""Endless training batches of a run, from worker processes that pause outside their turn."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import Generic, Self, TypeVar
 
 from alexnet_exp.data.loaders import Batch
 from alexnet_exp.runs.train.fit import Fit
 from alexnet_exp.training.lightning_internals import augment_as_in_training
 
+T = TypeVar("T")
+
 
 class Workers:
-    """The processes that one side of a comparison has started; as a context, its turn.
+    """The worker processes of one side of a comparison; as a context manager, that side's turn.
 
-    Out of turn they would fill their queues in the time of the other side: batches that cost nothing in their own
-    turn, and cores taken from the other.
+    Outside their turn they would prefetch batches, which take cores from the other side and then cost nothing in their
+    own turn.
     """
 
     def __init__(self) -> None:
@@ -26,7 +29,7 @@ class Workers:
         self._others: set[int] = set()
 
     def go(self) -> None:
-        """Let them work; processes that start before the next `stop` are theirs."""
+        """Resume them; processes that start before the next `stop` belong to this side."""
         self._others = _running() - self._pids
         self._send(signal.SIGCONT)
 
@@ -36,7 +39,7 @@ class Workers:
         self._send(signal.SIGSTOP)
 
     def free(self) -> None:
-        """Let them go for good: a paused process cannot be asked to end."""
+        """Resume them for good: a stopped process would not react to a shutdown."""
         self._send(signal.SIGCONT)
         self._pids = set()
 
@@ -49,7 +52,7 @@ class Workers:
 
     def _send(self, number: int) -> None:
         for pid in self._pids:
-            with contextlib.suppress(ProcessLookupError):  # it has died: the loader says why
+            with contextlib.suppress(ProcessLookupError):  # it has died; the loader reports why
                 os.kill(pid, number)
 
 
@@ -57,36 +60,47 @@ def _running() -> set[int]:
     return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
 
 
-class RunLoader:
-    """The run's training batches without end, as the network gets them; as a context, it ends its workers.
+class TurnLoader(Generic[T]):
+    """Endless batches, whose workers pause outside their turn; as a context manager, shuts them down.
+
+    Args:
+        batches: Endless batches.
+        close: Shuts down the workers.
+    """
+
+    def __init__(self, batches: Generator[T, None, None], close: Callable[[], object]) -> None:
+        self._batches, self._close = batches, close
+        self._workers = Workers()
+
+    def steps(self, count: int) -> Iterator[T]:
+        """Yield `count` batches; the workers run until the consumer is done with the last."""
+        with self._workers:
+            yield from itertools.islice(self._batches, count)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._workers.free()
+        self._batches.close()
+        self._close()
+
+
+class RunLoader(TurnLoader[Batch]):
+    """The augmented training batches of a run.
 
     Args:
         fit: The run.
     """
 
     def __init__(self, fit: Fit) -> None:
-        self.fit = fit
-        self._batches = endless_batches(fit)
-        self._workers = Workers()
-
-    def steps(self, count: int) -> Iterator[Batch]:
-        """Yield so many batches; the workers work until the last one is done with."""
-        with self._workers:
-            yield from itertools.islice(self._batches, count)
-
-    def __enter__(self) -> RunLoader:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._workers.free()
-        self._batches.close()
-        self.fit.data.teardown()
+        super().__init__(endless_batches(fit), fit.data.teardown)
 
 
 def endless_batches(fit: Fit) -> Generator[Batch, None, None]:
-    """Yield training batches as the network gets them: loaded, on the device, augmented.
+    """Yield training batches as the network receives them: loaded, on the device, augmented.
 
-    A smaller last batch is left out, so that every step is the same work.
+    Smaller last batches are skipped, so that all steps do the same work.
     """
     augment_as_in_training(fit.trainer)
     data, device = fit.data, fit.trainer.strategy.root_device

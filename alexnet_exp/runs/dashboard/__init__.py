@@ -1,1 +1,1 @@
-"""`alexnet-exp dashboard`: a W&B workspace and a report."""
+"""`alexnet-exp dashboard`: create a W&B workspace and report."""

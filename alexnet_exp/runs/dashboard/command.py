@@ -1,4 +1,4 @@
-"""`alexnet-exp dashboard`: a W&B workspace and a report, built from code."""
+"""`alexnet-exp dashboard`: create a W&B workspace and report from code."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ RULES = {
 
 
 def dashboard(config: dict[str, Any], run_dir: Path, command: str) -> dict[str, Any]:
-    """Build a workspace and a report for a W&B project; save them there, or write what would be saved to a file.
+    """Create a workspace and a report in a W&B project, or write them to a file with `dry_run`.
 
     Args:
         config: Keys of conf/dashboard.yaml.
-        run_dir: Where dashboard.json and result.json go.
+        run_dir: Directory of dashboard.json and result.json.
         command: The command line, for the record.
 
     Returns:
-        What result.json holds: the addresses, or the file.
+        The content of result.json: URLs, or the file.
 
     Raises:
-        UserError: For an illegal setting, a package or an API key that is missing, or a server that refuses.
+        UserError: Illegal setting, missing package or API key, or W&B rejects the request.
     """
     entity, project = _check(config)
     require_wandb()
@@ -49,7 +49,7 @@ def dashboard(config: dict[str, Any], run_dir: Path, command: str) -> dict[str, 
         raise UserError(f"dashboard needs {missing_extra('wandb-workspaces', 'dashboard')}")
     if not config["dry_run"] and not has_api_key(base_url()):
         raise UserError(
-            "W&B has no API key: `wandb login` sets one, or say dry_run=true to write the dashboard to a file."
+            "W&B has no API key: run `wandb login`, or set dry_run=true to write the dashboard to a file."
         )
     made = _build(entity, project, config)
     console, run = Console(soft_wrap=True, highlight=False), RunDirectory(run_dir)
@@ -71,25 +71,25 @@ def dashboard(config: dict[str, Any], run_dir: Path, command: str) -> dict[str, 
 
 
 def _check(config: dict[str, Any]) -> tuple[str, str]:
-    """Return entity and project.
+    """Check the settings; return (entity, project).
 
     Raises:
-        UserError: For an illegal setting.
+        UserError: Illegal setting.
     """
     check_rules(config, RULES)
     if not config["parts"]:
-        raise UserError("parts=[] asks for nothing: say parts=[workspace], parts=[report] or both.")
+        raise UserError("parts=[] selects nothing: set parts=[workspace], parts=[report] or both.")
     found = re.fullmatch(r"([\w.-]+)/([\w. -]+)", config["project"])
     if not found:
         raise UserError(
-            f"project={config['project']} must be ENTITY/PROJECT, as in the address of a W&B project."
+            f"invalid project={config['project']}: expected ENTITY/PROJECT, as in the URL of a W&B project."
         )
     return found[1], found[2]
 
 
 def _build(entity: str, project: str, config: dict[str, Any]) -> dict[str, Any]:
     with warnings.catch_warnings():
-        # wandb-workspaces is written for pydantic 1, and pydantic 2 tells everybody who imports it.
+        # wandb-workspaces uses pydantic 1's API, about which pydantic 2 warns on import.
         warnings.simplefilter("ignore", DeprecationWarning)
         from alexnet_exp.runs.dashboard import panels
 
@@ -100,11 +100,11 @@ def _build(entity: str, project: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _save(part: Any, name: str) -> str:
-    """Save a workspace or report, and return its address."""
+    """Save a workspace or report; return its URL."""
     try:
         part.save()
     except Exception as error:
-        # Of wandb, its HTTP client or the server: whatever it is, the user can only read it.
+        # From wandb, its HTTP client or the server; there is no common base class.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"W&B did not take the {name}: {reason}") from error
+        raise UserError(f"W&B rejected the {name}: {reason}") from error
     return str(part.url)

@@ -1,4 +1,4 @@
-"""A W&B workspace and a report about the runs of this package, as code."""
+"""The panels of the W&B workspace and report."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import wandb_workspaces.workspaces as workspaces
 from alexnet_exp.runs.evaluate.command import SPLITS, VIEWS
 from alexnet_exp.tracking.wandb.media import wandb_place
 
-# What tracking records with each run: the file of conf/model and conf/data.
+# Config keys in W&B with the names of the conf/model and conf/data files of a run.
 GROUPS = {"model": "names.model", "data set": "names.data"}
-Panels: TypeAlias = list[Any]  # wandb-workspaces exports no name for what may stand there
-WIDTH, HEIGHT = 12, 8  # of a panel; a row has 24
+Panels: TypeAlias = list[Any]  # wandb-workspaces exports no common type of panels
+WIDTH, HEIGHT = 12, 8  # of a panel, in grid units; a row has 24
 
 
 @dataclass(frozen=True)
 class Part:
-    """Panels that belong together, with a sentence about them."""
+    """A group of panels with a title and a sentence about it."""
 
     title: str
     text: str
@@ -28,24 +28,18 @@ class Part:
 
 
 def parts(columns: Sequence[str]) -> list[Part]:
-    """Return everything that workspace and report show.
+    """Return the parts of both workspace and report.
 
     Args:
-        columns: Settings that the parallel coordinates have an axis for.
+        columns: Settings to show as axes of the parallel coordinates plot.
     """
     return [
-        Part("Accuracy", "Mean over the runs of a group; the band is their spread.", _accuracy()),
-        Part("Loss", "Over finished epochs; each point of the training loss is one logged step.", _loss()),
+        Part("Accuracy", "Mean over the runs of a group; the band is min to max.", _accuracy()),
+        Part("Loss", "By epoch; the training loss by logged step.", _loss()),
         Part("Sweep", "One line per run, from its settings to its accuracy.", _sweep(columns)),
-        Part(
-            "Confusion matrix",
-            "Of the test images, or validation where there is no test split.",
-            _confusion(),
-        ),
-        Part(
-            "Predictions", "The same images for every run, and the filters of the first layer.", _pictures()
-        ),
-        Part("Throughput", "Images a second in training, data loading included.", _throughput()),
+        Part("Confusion matrix", "Of the test split, or of validation without one.", _confusion()),
+        Part("Predictions", "The same images for every run, and the first-layer filters.", _pictures()),
+        Part("Throughput", "Training images per second, including data loading.", _throughput()),
     ]
 
 
@@ -59,7 +53,7 @@ def _bars(what: str, metric: str, group: str = "model") -> reports.BarPlot:
 
 
 def _grouped(what: str, group: str) -> dict[str, Any]:
-    """Return what curves and bars of groups of runs have in common."""
+    """Return the settings shared by curves and bars of grouped runs."""
     return {
         "title": f"{what} by {group}",
         "groupby": reports.Config(GROUPS[group]),
@@ -104,13 +98,13 @@ def _confusion() -> Panels:
         chart_fields=fields,
         chart_strings={"title": "Confusion matrix"},
     )
-    many = [  # what confusion_panels logs where a chart would have too many cells
-        _media("Of more than 100 classes", ["confusion_matrix"], 2),
+    many = [  # what confusion_panels logs for matrices that are too large for a chart
+        _media("More than 100 classes", ["confusion_matrix"], 2),
         reports.WeavePanelSummaryTable(table_name="confusion_mistakes"),
     ]
-    # Whatever views and split an evaluation of the run's own data had; a run shows those that it logged.
+    # All splits and views that `evaluate` may have logged; W&B hides keys that a run does not have.
     evaluated = [f"{wandb_place(split, views)}/confusion_matrix" for split in SPLITS for views in VIEWS]
-    return [chart, _media("Of alexnet-exp evaluate", evaluated, 2), *many]
+    return [chart, _media("From alexnet-exp evaluate", evaluated, 2), *many]
 
 
 def _media(title: str, keys: list[str], columns: int) -> reports.MediaBrowser:
@@ -125,19 +119,19 @@ def _pictures() -> Panels:
 
 
 def _throughput() -> Panels:
-    what, metric = "Images a second", "images_per_second"
+    what, metric = "Images per second", "images_per_second"
     return [_curve(what, metric, x="step"), _bars(what, metric)]
 
 
 def _placed(panels: Panels) -> Panels:
-    """Put panels into rows of two."""
+    """Arrange panels in rows of two."""
     for i, panel in enumerate(panels):
         panel.layout = reports.Layout(x=WIDTH * (i % 2), y=HEIGHT * (i // 2), w=WIDTH, h=HEIGHT)
     return panels
 
 
 def workspace(entity: str, project: str, name: str, columns: Sequence[str]) -> workspaces.Workspace:
-    """Return a workspace, not saved yet."""
+    """Return an unsaved workspace."""
     sections = [
         workspaces.Section(name=part.title, panels=_placed(part.panels), is_open=i < 3)
         for i, part in enumerate(parts(columns))
@@ -154,10 +148,10 @@ def workspace(entity: str, project: str, name: str, columns: Sequence[str]) -> w
 
 
 def report(entity: str, project: str, name: str, columns: Sequence[str]) -> reports.Report:
-    """Return a report, not saved yet."""
+    """Return an unsaved report."""
     blocks: list[Any] = [reports.TableOfContents()]
     for part in parts(columns):
-        # Without a project of its own a set of runs is the report's; with one, writing it down would ask the server.
+        # Without a project a run set belongs to the report's; with one, serialising it would query the server.
         runs = reports.Runset(name="Runs")
         grid = reports.PanelGrid(runsets=[runs], panels=_placed(part.panels))
         blocks += [reports.H1(text=part.title), reports.P(text=part.text), grid]

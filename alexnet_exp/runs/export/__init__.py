@@ -1,1 +1,1 @@
-"""`alexnet-exp export`: a network for another runtime."""
+"""`alexnet-exp export`: convert a network for another runtime."""

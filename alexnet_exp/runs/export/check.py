@@ -1,7 +1,8 @@
-"""Whether an exported network computes what PyTorch computes: on real images where the data is there."""
+"""Parity check of an exported network against PyTorch, on real images if the data set is available."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,16 +21,16 @@ from alexnet_exp.tracking.redact import with_passwords
 from alexnet_exp.training.checkpoint.identity import changed_split
 
 COUNT = 32
-_SIZES = ((0, 0), (7, 0), (0, 13), (40, 3))  # pixels that made-up images are larger than the stored ones
+_EXTRA = ((0, 0), (7, 0), (0, 13), (40, 3))  # by which noise images exceed the stored size, in pixels
 
 
 class Parity(NamedTuple):
-    """How far an exported network is from the one in PyTorch.
+    """How close the outputs of an exported network are to PyTorch's.
 
     Args:
-        images: How many were compared.
-        difference: Largest of any output.
-        agreeing: Images for which both have the same most probable class.
+        images: Number of images compared.
+        difference: Largest absolute difference of any output.
+        agreeing: Number of images with the same top-1 prediction.
     """
 
     images: int
@@ -43,22 +44,22 @@ class Parity(NamedTuple):
 def images_to_check(
     loaded: LoadedClassifier, trust: Sequence[str], data_dir: str
 ) -> tuple[list[Tensor], str]:
-    """Return images to compare on, each uint8 (H, W, 3) of its own size, and where they are from.
+    """Return images for the check, each uint8 (H, W, 3) of its own size, and a description of their origin.
 
-    They are those of the checkpoint's own data if it is there, spread over the split; else noise from a fixed seed.
+    Images of the checkpoint's data set, spread over the split; seeded noise if the data set cannot be read.
 
     Args:
         loaded: The checkpoint.
         trust: Packages whose classes it may name.
-        data_dir: Where data sets lie here, if they are no longer where the checkpoint had them.
+        data_dir: Where to look for the data set if it has moved since training.
     """
     try:
-        return _own_images(_open(loaded, trust, data_dir), loaded)
+        return _real_images(_open(loaded, trust, data_dir), loaded)
     except (UserError, OSError) as error:
-        return _noise(loaded), f"seeded noise, since the checkpoint's own data cannot be read: {error}"
+        return _noise(loaded), f"seeded noise, because the checkpoint's data cannot be read: {error}"
 
 
-def _own_images(data: Any, loaded: LoadedClassifier) -> tuple[list[Tensor], str]:
+def _real_images(data: Any, loaded: LoadedClassifier) -> tuple[list[Tensor], str]:
     split = next(name for name in ("test", "val", "train") if len(data.sources.get(name, ())))
     source = data.sources[split]
     places = torch.linspace(0, len(source) - 1, min(COUNT, len(source))).long().tolist()
@@ -71,12 +72,10 @@ def _own_images(data: Any, loaded: LoadedClassifier) -> tuple[list[Tensor], str]
     where = f"{len(images)} images of the {split} split"
     if loaded.splits:
         now = identify(source, data.origins.get(split, ""))
-        where = (
-            f"{where}; {changed}"
-            if (changed := changed_split(loaded.splits, loaded.path, split, now))
-            else where
-        )
-    return [_as_rgb(image) for image in images], where
+        if changed := changed_split(loaded.splits, loaded.path, split, now):
+            where = f"{where}; {changed}"
+    # uint8 (1 or 3, H, W) -> (H, W, 3)
+    return [image.expand(3, -1, -1).permute(1, 2, 0).contiguous() for image in images], where
 
 
 def _open(loaded: LoadedClassifier, trust: Sequence[str], data_dir: str) -> Any:
@@ -87,7 +86,7 @@ def _open(loaded: LoadedClassifier, trust: Sequence[str], data_dir: str) -> Any:
     if "download" in settings:
         settings["download"] = False
     if settings.get("cache") is not None:
-        settings["cache"] = "off"  # a few images are needed, not all
+        settings["cache"] = "off"  # only a few images are needed
     data = build(
         settings, augment={**loaded.config["augment"], "mean_image": "none"}, seed=loaded.config["seed"]
     )
@@ -95,15 +94,10 @@ def _open(loaded: LoadedClassifier, trust: Sequence[str], data_dir: str) -> Any:
     return data
 
 
-def _as_rgb(image: Tensor) -> Tensor:
-    """Turn uint8 (1 or 3, H, W) into (H, W, 3)."""
-    return image.expand(3, -1, -1).permute(1, 2, 0).contiguous()
-
-
 def _noise(loaded: LoadedClassifier) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     side = loaded.preprocess.stored_size
-    sizes = [(side + _SIZES[i % 4][0], side + _SIZES[i % 4][1], 3) for i in range(COUNT)]
+    sizes = [(side + _EXTRA[i % 4][0], side + _EXTRA[i % 4][1], 3) for i in range(COUNT)]
     return [torch.randint(0, 256, size, generator=generator, dtype=torch.uint8) for size in sizes]
 
 
@@ -111,32 +105,23 @@ def _noise(loaded: LoadedClassifier) -> list[Tensor]:
 def check(
     loaded: LoadedClassifier, run: Callable[[Tensor], Tensor], images: Sequence[Tensor], preprocess: bool
 ) -> Parity:
-    """Compare an exported network with the checkpoint's own path through PyTorch.
+    """Compare an exported network with the checkpoint in PyTorch.
 
     Args:
         loaded: The checkpoint.
         run: The exported network.
         images: uint8 (H, W, 3), of any sizes.
-        preprocess: The exported network takes the images as they are and returns probabilities.
+        preprocess: The exported network takes these images and returns probabilities.
     """
     stored = torch.stack([loaded.preprocess.stored(image.numpy()) for image in images])
     inputs = loaded.preprocess.pipeline.evaluate(stored)  # (N, C, S, S)
     expected = loaded.model(inputs)
     if preprocess:
         expected = expected.softmax(1)
-        found = torch.cat([run(batch) for batch in _batches(images)])
+        groups = itertools.groupby(images, key=lambda image: image.shape)  # only equal sizes can be stacked
+        found = torch.cat([run(torch.stack(list(group))) for _, group in groups])
     else:
+        # Two batch sizes, since an exported graph may have fixed the one it was traced with.
         found = torch.cat([run(inputs[:1]), run(inputs[1:])] if len(inputs) > 1 else [run(inputs)])
     agreeing = int((expected.argmax(1) == found.argmax(1)).sum())
     return Parity(len(images), float((expected - found).abs().max()), agreeing)
-
-
-def _batches(images: Sequence[Tensor]) -> list[Tensor]:
-    """Put neighbours of one size into one batch."""
-    batches: list[list[Tensor]] = []
-    for image in images:
-        if batches and batches[-1][0].shape == image.shape:
-            batches[-1].append(image)
-        else:
-            batches.append([image])
-    return [torch.stack(batch) for batch in batches]

@@ -1,4 +1,4 @@
-"""`alexnet-exp export`: a trained network for another runtime, checked against PyTorch before it is handed out."""
+"""`alexnet-exp export`: convert a trained network for another runtime, and check it against PyTorch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from alexnet_exp.report.details import origin
 from alexnet_exp.report.html import number, percent, write_html
 from alexnet_exp.tracking.redact import redact
 
-TOLERANCE = 1e-4  # largest difference of an output to PyTorch's
+TOLERANCE = 1e-4  # largest accepted difference from PyTorch's outputs
 RULES = {
     "ckpt": text,
     "format": choice("onnx", "torch_export", "safetensors"),
@@ -39,19 +39,19 @@ _NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2", "safetensors": "mod
 
 
 def export(config: dict[str, Any], run_dir: Path, command: str) -> Path:
-    """Write a trained network in another format, and compare what it computes there.
+    """Write a trained network in another format, and compare its outputs with PyTorch's.
 
     Args:
         config: Keys of conf/export.yaml.
-        run_dir: Where the file, report.html and result.json go, unless `out` names another place for the file alone.
+        run_dir: Directory of the file, report.html and result.json; with `out` only the file is written, to `out`.
         command: The command line, for the record.
 
     Returns:
-        The file.
+        The exported file.
 
     Raises:
-        UserError: For an illegal setting, a package that is missing, a checkpoint that cannot be read, or outputs that
-            differ from PyTorch's; no file is left then.
+        UserError: Illegal setting, missing package, checkpoint that cannot be read, or outputs that differ from
+            PyTorch's; no file is left behind.
     """
     _check(config)
     from alexnet_exp.inference import load_classifier
@@ -69,7 +69,11 @@ def export(config: dict[str, Any], run_dir: Path, command: str) -> Path:
         with place, replacing(path) as temporary:
             write(loaded, kind, config["preprocess"], metadata, temporary)
             parity = check(loaded, reader(loaded, kind, temporary), images, config["preprocess"])
-            _judge(parity, kind)
+            if not parity.difference <= TOLERANCE:  # also true for NaN
+                raise UserError(
+                    f"format={kind} does not match PyTorch: {parity}, allowed {TOLERANCE:g}; no file was written. "
+                    "format=safetensors exports only the weights."
+                )
             facts = {"checkpoint": str(loaded.path), "bytes": temporary.stat().st_size}
             result = _record(command, path, kind, metadata, parity, source) | facts
     except OSError as error:
@@ -89,19 +93,11 @@ def _check(config: Mapping[str, Any]) -> None:
     kind = config["format"]
     if kind == "safetensors" and config["preprocess"]:
         raise UserError(
-            "format=safetensors holds weights alone: preprocess=true needs format=onnx or torch_export."
+            "format=safetensors contains only weights: preprocess=true needs format=onnx or torch_export."
         )
     missing = [name for name in _NEEDS[kind] if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"format={kind} needs {missing_extra(', '.join(missing), 'export')}")
-
-
-def _judge(parity: Parity, kind: str) -> None:
-    if not parity.difference <= TOLERANCE:  # NaN is no agreement
-        raise UserError(
-            f"format={kind} computes something else than PyTorch: {parity}, and {TOLERANCE:g} is allowed; no file was "
-            "written. format=safetensors carries the weights alone."
-        )
 
 
 def _record(
@@ -123,18 +119,18 @@ def _record(
     }
 
 
-MAX_CLASSES = 20  # named outside the list of all
+MAX_CLASSES = 20  # listed on the page before the rest is folded
 
 
 def write_export(path: Path, result: dict[str, Any], loading: str) -> None:
-    """Write the page.
+    """Write report.html.
 
     Args:
-        path: The file.
-        result: What result.json will hold.
-        loading: Python that loads the exported file.
+        path: File to write.
+        result: Content of result.json.
+        loading: Python code that loads the exported file.
     """
-    result = redact(result)  # a page is made to be handed on
+    result = redact(result)  # reports are shared
     metadata, parity = result["metadata"], result["parity"]
     write_html(
         path,
@@ -147,8 +143,8 @@ def write_export(path: Path, result: dict[str, Any], loading: str) -> None:
         ],
         numbers=[
             ("size", f"{result['bytes'] / 2**20:.1f}\N{NO-BREAK SPACE}MiB"),
-            ("largest difference to PyTorch", number(parity["difference"])),
-            ("same most probable class", percent(parity["agreeing"] / parity["images"], 1)),
+            ("largest difference from PyTorch", number(parity["difference"])),
+            ("same top-1 prediction", percent(parity["agreeing"] / parity["images"], 1)),
             ("images compared", number(parity["images"])),
         ],
         loading=loading,

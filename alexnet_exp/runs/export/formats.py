@@ -1,4 +1,4 @@
-"""Writing a network as ONNX, torch.export or safetensors, and running it from there."""
+"""Write a network as ONNX, torch.export or safetensors, and run it from the file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from alexnet_exp.zoo import list_models
 
 
 def describe(loaded: LoadedClassifier, preprocess: bool) -> dict[str, Any]:
-    """Return what another runtime must know of a network."""
+    """Return the metadata that another runtime needs."""
     own = loaded.preprocess.pipeline.preprocess
     augment = loaded.config["augment"]
     takes = "uint8 RGB images (N, H, W, 3), any size" if preprocess else "float32 (N, C, S, S), normalised"
@@ -52,11 +52,11 @@ def describe(loaded: LoadedClassifier, preprocess: bool) -> dict[str, Any]:
 
 
 def model_name(config: Mapping[str, Any], path: Path = Path()) -> str:
-    """Return the file of conf/model that a network was built from; 'custom' where none builds the same.
+    """Return the name in conf/model of the network, or 'custom' if none has the same settings.
 
     Args:
         config: `model` of the settings.
-        path: Of the checkpoint: a name that its directory has is tried first, since composing all takes seconds.
+        path: The checkpoint: names that occur in its path are tried first, since composing all takes seconds.
     """
     free = ("num_classes", "in_channels")
     wanted = {key: value for key, value in config.items() if key not in free}
@@ -69,17 +69,17 @@ def model_name(config: Mapping[str, Any], path: Path = Path()) -> str:
 def write(
     loaded: LoadedClassifier, kind: str, preprocess: bool, metadata: Mapping[str, Any], path: Path
 ) -> None:
-    """Write a network with its metadata, every value of it as JSON.
+    """Write a network and its metadata; non-string values become JSON.
 
     Args:
         loaded: The checkpoint.
         kind: 'onnx', 'torch_export' or 'safetensors'.
-        preprocess: Put the preprocessing in front and softmax behind.
+        preprocess: Include preprocessing before and softmax after the network.
         metadata: See `describe`.
-        path: The file.
+        path: File to write.
 
     Raises:
-        UserError: If the format cannot hold this network.
+        UserError: The format cannot express this network.
     """
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     if kind == "safetensors":
@@ -91,7 +91,7 @@ def write(
     with _quiet():
         program = _program(loaded, preprocess)
         if kind == "torch_export":
-            buffer = io.BytesIO()  # a file would have to end in .pt2 to be written without a warning
+            buffer = io.BytesIO()  # torch.export.save warns about file names that do not end in .pt2
             torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(dict(metadata))})
             path.write_bytes(buffer.getvalue())
         else:
@@ -119,26 +119,26 @@ def _complete(loaded: LoadedClassifier, weights: dict[str, Tensor]) -> dict[str,
 
 
 def _program(loaded: LoadedClassifier, preprocess: bool) -> ExportedProgram:
-    """Trace a network with free batch size, and height and width where it takes images as they are."""
+    """Trace a network with dynamic batch size and, with preprocessing, dynamic height and width."""
     size, channels = loaded.preprocess.stored_size, loaded.preprocess.channels
     model: nn.Module = loaded.model
-    free: tuple[int, ...] = (0, 1, 2) if preprocess else (0,)  # axes
+    dynamic: tuple[int, ...] = (0, 1, 2) if preprocess else (0,)  # axes
     if preprocess:
         pipeline = copy.deepcopy(loaded.preprocess.pipeline)
         model = FromImages(model, pipeline, size, channels, loaded.preprocess.fit).eval()
         example = torch.zeros(2, size + 2, size + 3, 3, dtype=torch.uint8)
         with torch.inference_mode(False), torch.no_grad():
-            model(example)  # makes constants that tracing must find made
+            model(example)  # fills the caches of constants, which cannot be created while tracing
     else:
         side = loaded.preprocess.pipeline.preprocess.image_size
         example = torch.zeros(2, channels, side, side)
-    shapes = (dict.fromkeys(free, Dim.DYNAMIC),)
+    shapes = (dict.fromkeys(dynamic, Dim.DYNAMIC),)
     try:
         return torch.export.export(model, (example,), dynamic_shapes=shapes)
     except (RuntimeError, ValueError) as error:  # torch.compile's are of RuntimeError
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"torch.export cannot trace this network ({reason}): format=safetensors can hold it."
+            f"torch.export cannot trace this network ({reason}): use format=safetensors."
         ) from error
 
 
@@ -148,11 +148,11 @@ def _write_onnx(program: ExportedProgram, preprocess: bool, texts: Mapping[str, 
         exported = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=names[0], output_names=names[1]
         )
-    except RuntimeError as error:  # torch.onnx.OnnxExporterError is one
+    except RuntimeError as error:  # including torch.onnx.OnnxExporterError
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"ONNX cannot express this network ({reason}): say format=torch_export.") from error
+        raise UserError(f"ONNX cannot express this network ({reason}): use format=torch_export.") from error
     if exported is None:
-        raise UserError("torch.onnx gave no program: say format=torch_export.")
+        raise UserError("torch.onnx returned no program: use format=torch_export.")
     exported.model.metadata_props.update(texts)
     exported.model.producer_name, exported.model.producer_version = "alexnet_exp", __version__
     exported.save(str(path), external_data=False)
@@ -160,7 +160,7 @@ def _write_onnx(program: ExportedProgram, preprocess: bool, texts: Mapping[str, 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what the exporters tell their own developers."""
+    """Silence the exporters' log messages and warnings, which are meant for their developers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -175,7 +175,7 @@ def _quiet() -> Iterator[None]:
 
 
 def reader(loaded: LoadedClassifier, kind: str, path: Path) -> Callable[[Tensor], Tensor]:
-    """Return a function that runs the network in a file as its users will: not with ours."""
+    """Return a function that runs the exported file with the runtime that its users will have."""
     readers = {"onnx": _onnx, "torch_export": _torch_export, "safetensors": _safetensors}
     return readers[kind](loaded, path)
 
@@ -197,7 +197,7 @@ def _safetensors(loaded: LoadedClassifier, path: Path) -> Callable[[Tensor], Ten
 
     model = copy.deepcopy(loaded.model)
     for tensor in model.state_dict().values():
-        tensor.zero_()  # what the file does not bring is missed
+        tensor.zero_()  # so that a weight missing from the file is noticed
     model.load_state_dict(load_file(path))
     return model
 
@@ -205,17 +205,24 @@ def _safetensors(loaded: LoadedClassifier, path: Path) -> Callable[[Tensor], Ten
 def how_to_load(
     kind: str, preprocess: bool, metadata: Mapping[str, Any], name: str, checkpoint: str | Path
 ) -> str:
-    """Return Python that loads an exported file and, unless it holds weights alone, runs it once.
+    """Return Python code that loads an exported file and, except for safetensors, runs it once.
 
     Args:
-        kind: As `write`.
-        preprocess: Likewise.
-        metadata: Likewise.
-        name: Of the file.
-        checkpoint: What was exported, as seen from where the code runs.
+        kind: See `write`.
+        preprocess: See `write`.
+        metadata: See `describe`.
+        name: Name of the file.
+        checkpoint: Path of the exported checkpoint, relative to where the code runs.
     """
     if kind == "safetensors":
-        return "\n".join(_loading_weights(metadata, name, checkpoint))
+        network = f"alexnet_exp.load_classifier({str(checkpoint)!r}).model"
+        if metadata["model"] != "custom":
+            sizes = f"num_classes={len(metadata['classes'])}, in_channels={metadata['channels']}"
+            network = f"alexnet_exp.create_model({metadata['model']!r}, {sizes})"
+        return (
+            "import alexnet_exp\nfrom safetensors.torch import load_file\n\n"
+            f"network = {network}\nnetwork.load_state_dict(load_file({name!r}))\nnetwork.eval()"
+        )
     side = metadata["input_size"]
     shape = (1, 240, 320, 3) if preprocess else (1, metadata["channels"], side, side)
     returned, dtype = ("probabilities", "uint8") if preprocess else ("logits", "float32")
@@ -227,18 +234,3 @@ def how_to_load(
         run = f"{returned} = network(images)"
     example = f"images = {modules[0]}.zeros({shape}, dtype={modules[0]}.{dtype})  # {metadata['takes']}"
     return "\n".join([*[f"import {module}" for module in modules], "", load, example, run])
-
-
-def _loading_weights(metadata: Mapping[str, Any], name: str, checkpoint: str | Path) -> list[str]:
-    network = f"alexnet_exp.load_classifier({str(checkpoint)!r}).model"  # none of conf/model
-    if metadata["model"] != "custom":
-        sizes = f"num_classes={len(metadata['classes'])}, in_channels={metadata['channels']}"
-        network = f"alexnet_exp.create_model({metadata['model']!r}, {sizes})"
-    return [
-        "import alexnet_exp",
-        "from safetensors.torch import load_file",
-        "",
-        f"network = {network}",
-        f"network.load_state_dict(load_file({name!r}))",
-        "network.eval()",
-    ]

@@ -1,1 +1,1 @@
-"""`alexnet-exp figures`: what a network has learned."""
+"""`alexnet-exp figures`: visualise what a network has learned."""

@@ -1,7 +1,8 @@
-"""`alexnet-exp figures`: what a network has learned, as pictures and on one page."""
+"""`alexnet-exp figures`: visualise what a network has learned, as PNG files and one HTML page."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -38,19 +39,19 @@ RULES = {
 
 
 def figures(config: dict[str, Any], overrides: list[str], run_dir: Path, command: str) -> dict[str, Any]:
-    """Draw what a network has learned; write figures.html and a PNG file of each figure.
+    """Draw the figures of a network; write figures.html and one PNG file per figure.
 
     Args:
         config: Keys of conf/figures.yaml.
-        overrides: What the user typed.
-        run_dir: Where everything goes; must not hold another run.
+        overrides: Overrides on the command line.
+        run_dir: Output directory; must not contain another run.
         command: The command line, for the record.
 
     Returns:
-        What result.json holds.
+        The content of result.json.
 
     Raises:
-        UserError: For an illegal setting, or a checkpoint or images that cannot be read; no figure is left then.
+        UserError: Illegal setting, or a checkpoint or images that cannot be read; no figure is written.
     """
     settings = check_settings(config, overrides)
     from alexnet_exp.runs.figures.subject import open_subject
@@ -70,32 +71,34 @@ def figures(config: dict[str, Any], overrides: list[str], run_dir: Path, command
 
 
 def check_settings(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Return the settings without what belongs to the checkpoint.
+    """Return the settings, without those that the checkpoint determines.
 
     Raises:
-        UserError: For an illegal value, or a setting that the checkpoint fixes.
+        UserError: Illegal value, or a setting that the checkpoint determines.
     """
     settings = beside_checkpoint(config, RULES, overrides)
     wanted = settings["which"] if isinstance(settings["which"], list) else [settings["which"]]
     settings["which"] = [name for name in NAMES if name in wanted or "all" in wanted]
     if not settings["which"]:
-        raise UserError("which=[] asks for no figure: say which=all or some of them.")
+        raise UserError("which=[] selects no figure: set which=all, or name some.")
     return settings | {"cache_dir": config["paths"]["cache_dir"], "views": "centre"}
 
 
 def _make(subject: Subject, which: list[str], console: Console) -> tuple[list[Figure], dict[str, str]]:
-    """Return the figures, and why the others are left out."""
-    from alexnet_exp.runs.figures.make import FIGURES, check_layer
+    """Return the figures, and for each skipped one the reason."""
+    from alexnet_exp.runs.figures.make import FIGURES, grad_cam_layer
     from alexnet_exp.runs.figures.subject import LeftOutError
 
-    check_layer(subject)
+    if subject.settings["layer"] is not None:
+        with contextlib.suppress(LeftOutError):
+            grad_cam_layer(subject)  # an unknown layer ends the command before it reads images
     made, left_out = [], {}
     for name in (name for name in FIGURES if name in which):
         try:
             made.append(FIGURES[name](subject))
         except LeftOutError as reason:
             left_out[name] = str(reason)
-            console.print(f"{name} is left out: {reason}", markup=False)
+            console.print(f"skipping {name}: {reason}", markup=False)
     return made, left_out
 
 
@@ -104,16 +107,12 @@ def _draw(run: RunDirectory, subject: Subject, made: list[Figure], left_out: dic
 
     for figure in made:
         KINDS[figure.name].draw(*figure.content, run.path / "figures" / f"{figure.name}.png")
-    about = [("checkpoint", _name(subject)), ("classes", f"{len(subject.classes):,}")]
-    if "data" in subject.__dict__:  # read, because a figure asked for it
+    folder, name = subject.path.parent, subject.path.name
+    name = folder.parent.name if folder.name == "checkpoints" else name  # the run, if the file belongs to one
+    about = [("checkpoint", name), ("classes", f"{len(subject.classes):,}")]
+    if subject.has_read_data:
         about.append(("images", subject.data.sources[subject.split].name))
     write_page(made, run.path, about, left_out)
-
-
-def _name(subject: Subject) -> str:
-    """Return the name of the run, or the file's where it lies in none."""
-    inside = subject.path.parent.name == "checkpoints"
-    return subject.path.parent.parent.name if inside else subject.path.name
 
 
 def _result(
@@ -121,7 +120,7 @@ def _result(
 ) -> dict[str, Any]:
     from alexnet_exp.tracking.environment import provenance
 
-    uses_images = "data" in subject.__dict__
+    uses_images = subject.has_read_data
     return {
         "status": "finished",
         "command": command,

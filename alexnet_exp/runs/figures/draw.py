@@ -1,8 +1,9 @@
-"""Figures made of images: top-5 bars, neighbours, mistakes by class, what speaks for a class."""
+"""What each figure contains, and how it is drawn as a PNG file."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +19,16 @@ COLUMNS = 4
 
 
 def draw_guesses(guesses: list[Guess], path: Path) -> None:
-    """Draw images over their true class and five bars, the true class in another colour: the paper's figure 4, left."""
+    """Draw images with their top-5 bars, the true class highlighted, as in figure 4 (left) of the paper."""
     columns = min(COLUMNS, len(guesses))
     rows, bars = math.ceil(len(guesses) / columns), max(len(guess.bars) for guess in guesses)
     with page(path, max(2.3 * columns, 2.6), (2.4 + 0.21 * bars) * rows) as figure:
         grid = figure.add_gridspec(rows, columns)
         for i, guess in enumerate(guesses):
-            _guess(figure, grid[i // columns, i % columns], guess, bars)
+            _draw_guess(figure, grid[i // columns, i % columns], guess, bars)
 
 
-def _guess(figure: Figure, place: SubplotSpec, guess: Guess, bars: int) -> None:
+def _draw_guess(figure: Figure, place: SubplotSpec, guess: Guess, bars: int) -> None:
     inner = place.subgridspec(2, 1, height_ratios=[1.9, 0.21 * bars], hspace=0.02)
     above, below = figure.add_subplot(inner[0]), figure.add_subplot(inner[1])
     show(above, guess.picture.image)
@@ -42,13 +43,10 @@ def _guess(figure: Figure, place: SubplotSpec, guess: Guess, bars: int) -> None:
 
 
 def draw_neighbours(rows: list[Neighbours], path: Path) -> None:
-    """Draw each image with the training images nearest to it in its row: the paper's figure 4, right."""
-    columns = 1 + max(len(row.found) for row in rows)
-    with page(path, 1.35 * columns, 1.55 * len(rows)) as figure:
-        axes = figure.subplots(len(rows), columns, squeeze=False, width_ratios=[1.15] + [1] * (columns - 1))
-        for line, row in zip(axes, rows, strict=True):
-            for cell in line:
-                cell.axis("off")
+    """Draw each image and its nearest training images in a row, as in figure 4 (right) of the paper."""
+    columns = max(len(row.found) for row in rows)
+    with page(path, 1.35 * (1 + columns), 1.55 * len(rows)) as figure:
+        for line, row in zip(_cells(figure, len(rows), [1.15] + [1] * columns), rows, strict=True):
             show(line[0], row.picture.image)
             _title(line[0], row.picture.label, INK, "bold")
             for cell, (picture, distance) in zip(line[1:], row.found, strict=False):
@@ -57,19 +55,23 @@ def draw_neighbours(rows: list[Neighbours], path: Path) -> None:
                 _title(cell, text, TRAIN if picture.label == row.picture.label else VAL)
 
 
+def _cells(figure: Figure, rows: int, widths: Sequence[float]) -> np.ndarray:
+    """Return rows of axes without frames; those that stay empty then show nothing."""
+    axes: np.ndarray = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
+    for cell in axes.ravel():
+        cell.axis("off")
+    return axes
+
+
 def _title(axes: Axes, text: str, colour: str, weight: str = "normal") -> None:
     axes.set_title(plain(text, 24), fontsize=7.5, color=colour, fontweight=weight, parse_math=False, pad=3)
 
 
 def draw_mistakes(classes: list[ClassMistakes], path: Path) -> None:
-    """Draw the most confident mistakes of each class in a row."""
+    """Draw the most confident mistakes, one row per class."""
     columns = max(len(each.guesses) for each in classes)
     with page(path, 1.1 + 1.4 * columns, 1.6 * len(classes)) as figure:
-        widths = [0.75] + [1] * columns
-        axes = figure.subplots(len(classes), columns + 1, squeeze=False, width_ratios=widths)
-        for line, each in zip(axes, classes, strict=True):
-            for cell in line:
-                cell.axis("off")
+        for line, each in zip(_cells(figure, len(classes), [0.75] + [1] * columns), classes, strict=True):
             text = f"{plain(each.name, 16)}\n{each.wrong:,} of {each.total:,}\nwrong"
             line[0].text(0.0, 0.5, text, va="center", fontsize=9, color=INK, parse_math=False)
             for cell, guess in zip(line[1:], each.guesses, strict=False):
@@ -79,13 +81,11 @@ def draw_mistakes(classes: list[ClassMistakes], path: Path) -> None:
 
 
 def draw_heats(heats: list[Heat], path: Path) -> None:
-    """Draw each image beside itself under its heat."""
+    """Draw each image next to its heat map."""
     columns = min(COLUMNS, len(heats))
     rows = math.ceil(len(heats) / columns)
     with page(path, 3.0 * columns, 1.78 * rows) as figure:
-        axes = figure.subplots(rows, 2 * columns, squeeze=False)
-        for cell in axes.ravel():
-            cell.axis("off")
+        axes = _cells(figure, rows, [1] * (2 * columns))
         for i, heat in enumerate(heats):
             left, right = axes[i // columns, 2 * (i % columns) :][:2]
             show(left, heat.picture.image)
@@ -95,26 +95,26 @@ def draw_heats(heats: list[Heat], path: Path) -> None:
 
 
 def overlay(heat: Heat) -> np.ndarray:
-    """Lay heat over its image, which is grey there; (H, W, 3) uint8, as large as the heat."""
+    """Blend a heat map with its image in grey; (H, W, 3) uint8, as large as the heat map."""
     from matplotlib import colormaps
 
     factor = len(heat.heat) // len(heat.picture.image)
     grey = heat.picture.image.mean(-1, keepdims=True).repeat(factor, axis=0).repeat(factor, axis=1) / 255
     colours = colormaps["inferno"](heat.heat)[..., :3]
-    mixed = grey * 0.45 + 0.55 * colours
+    mixed = grey * 0.45 + 0.55 * colours  # the image stays recognisable under the brightest heat
     return np.round(255 * mixed.clip(0, 1)).astype(np.uint8)
 
 
-TILES = 16  # maps in a row
-TILE = 48  # pixels of a map's side, at least
+TILES = 16  # maps per row
+TILE = 48  # minimum side of a drawn map in pixels
 
 
 def draw_filters(towers: list[np.ndarray], path: Path) -> None:
-    """Draw the filters of the first convolution, as figure 3 of the AlexNet paper does.
+    """Draw the filters of the first convolution, as in figure 3 of the AlexNet paper.
 
     Args:
-        towers: (out, in, kH, kW) with in 1 or 3, for each of the towers that the network is built of.
-        path: The PNG to write.
+        towers: (out, in, kH, kW) with `in` 1 or 3, for each tower of the network.
+        path: PNG to write.
     """
     grids = [filter_grid(weight) for weight in towers]
     width = max(grid.shape[1] for grid in grids) / 90
@@ -128,9 +128,9 @@ def draw_filters(towers: list[np.ndarray], path: Path) -> None:
 
 
 def draw_maps(picture: Picture, layers: list[Maps], path: Path) -> None:
-    """Draw an image and, layer by layer, what it becomes."""
+    """Draw an image and its activation maps, layer by layer."""
     sheets = [sheet(layer.maps) for layer in layers]
-    heights = [2.0] + [9.6 * len_ratio(each) + 0.35 for each in sheets]
+    heights = [2.0] + [9.6 * each.shape[0] / each.shape[1] + 0.35 for each in sheets]
     with page(path, 9.8, sum(heights)) as figure:
         axes: list[Axes] = list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
         show(axes[0], picture.image)
@@ -144,13 +144,8 @@ def draw_maps(picture: Picture, layers: list[Maps], path: Path) -> None:
             cell.set_title(text, loc="left", fontsize=9, color=MUTED, pad=4)
 
 
-def len_ratio(image: np.ndarray) -> float:
-    """Return height over width."""
-    return image.shape[0] / image.shape[1]
-
-
 def sheet(maps: np.ndarray) -> np.ndarray:
-    """Lay maps out in rows of sixteen, on one scale from 0 to almost the largest value.
+    """Arrange maps in rows of sixteen, on a common scale from 0 to almost the largest value.
 
     Args:
         maps: (n, h, w).
@@ -159,6 +154,7 @@ def sheet(maps: np.ndarray) -> np.ndarray:
         (H, W) in 0..1, NaN between the maps.
     """
     count, height, width = maps.shape
+    # Not the maximum: a single extreme value would darken everything else.
     high = float(np.quantile(maps, 0.998)) or float(maps.max())
     scaled = (np.maximum(maps, 0) / high).clip(0, 1) if high > 0 else np.zeros_like(maps)
     factor = max(1, round(TILE / max(height, width)))
@@ -173,7 +169,7 @@ def sheet(maps: np.ndarray) -> np.ndarray:
 
 
 def draw_histograms(histograms: list[Histogram], path: Path) -> None:
-    """Draw one small histogram for each layer, counts on a logarithmic scale."""
+    """Draw one small histogram per layer, with counts on a logarithmic scale."""
     columns = min(4, len(histograms))
     rows = math.ceil(len(histograms) / columns)
     with page(path, 2.6 * columns, 1.75 * rows) as figure:
@@ -182,7 +178,7 @@ def draw_histograms(histograms: list[Histogram], path: Path) -> None:
             cell.axis("off")
         for cell, each in zip(axes, histograms, strict=False):
             cell.stairs(each.counts, each.edges, fill=True, color=TRAIN, alpha=0.75)
-            cell.set_yscale("symlog", linthresh=1)
+            cell.set_yscale("symlog", linthresh=1)  # linear below 1, so that empty bins can be drawn
             cell.set_title(each.name, loc="left", fontsize=8.5, parse_math=False, pad=4)
             cell.set_xlabel(each.note, fontsize=7)
             cell.tick_params(which="both", length=0, labelsize=7)
@@ -193,7 +189,7 @@ def draw_histograms(histograms: list[Histogram], path: Path) -> None:
 
 @dataclass
 class Picture:
-    """An image, uint8 (H, W, 1) or (H, W, 3), with the class it shows and its name in the data set."""
+    """An image, uint8 (H, W, 1) or (H, W, 3), with its true class and its name in the data set."""
 
     image: np.ndarray
     label: str
@@ -202,7 +198,7 @@ class Picture:
 
 @dataclass
 class Guess:
-    """An image and the classes that the network finds most probable, the best first."""
+    """An image and the most probable classes with their probabilities, the best first."""
 
     picture: Picture
     bars: list[tuple[str, float]]
@@ -214,26 +210,26 @@ class Guess:
 
 @dataclass
 class Neighbours:
-    """An image and those nearest to it, with their Euclidean distances, the nearest first."""
+    """An image and its nearest neighbours with their Euclidean distances, the nearest first."""
 
     picture: Picture
     found: list[tuple[Picture, float]]
 
 
 def three_digits(distance: float) -> str:
-    """Return 0.05 as '0.0500' and 1 as '1.00': distances stand side by side."""
+    """Format 0.05 as '0.0500' and 1 as '1.00', so that distances side by side are easy to compare."""
     return f"{distance:#.3g}".rstrip(".")
 
 
 @dataclass
 class Heat:
-    """What in an image speaks for a class.
+    """The evidence for a class in an image.
 
     Args:
-        picture: What the network saw of the image.
-        heat: (f * H, f * W) float, 0 to 1: a whole number of values for each pixel of the picture.
-        said: The class.
-        probability: Of the class.
+        picture: The image as the network saw it.
+        heat: (f * H, f * W) float in 0..1, for an integer factor f.
+        said: The predicted class.
+        probability: Its probability.
     """
 
     picture: Picture
@@ -254,7 +250,7 @@ class ClassMistakes:
 
 @dataclass
 class Maps:
-    """The maps of one layer for one image: the strongest of `total`, (n, h, w) float, in the order of the channels."""
+    """Activation maps of one layer for one image: the strongest of `total`, (n, h, w) float, in channel order."""
 
     layer: str
     maps: np.ndarray
@@ -263,7 +259,7 @@ class Maps:
 
 @dataclass
 class Histogram:
-    """How often each value occurs in a layer: `edges` has one more than `counts`; `note` is a line of figures."""
+    """The values of a layer: counts (bins,), edges (bins + 1,), and a line of statistics."""
 
     name: str
     counts: np.ndarray
@@ -272,7 +268,7 @@ class Histogram:
 
 
 def histogram(name: str, values: np.ndarray, note: str = "", bins: int = 60) -> Histogram:
-    """Count the finite values in equal bins from the smallest to the largest."""
+    """Count the finite values in equal bins between their minimum and maximum."""
     values = np.asarray(values, dtype=np.float64).ravel()
     values = values[np.isfinite(values)]
     if not values.size:

@@ -1,4 +1,4 @@
-"""What the figures are made from: a network, the images of its data set, and a sample of them."""
+"""The input of all figures: a network, its data set, and a sample of images."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ TOP = 5
 
 
 class LeftOutError(Exception):
-    """A figure that cannot be made of this network; says why."""
+    """Raised with the reason when a figure does not apply to a network."""
 
 
 @dataclass(eq=False)
 class Subject:
-    """A network and its images, which are read when a figure first asks for them.
+    """A network and its images, which are read only when a figure needs them.
 
     Args:
         path: The checkpoint.
-        checkpoint: What it holds.
+        checkpoint: Its content.
         network: In evaluation mode, on `device`.
-        device: That computes.
+        device: Where the network runs.
         settings: Keys of conf/figures.yaml.
     """
 
@@ -57,6 +57,11 @@ class Subject:
     @cached_property
     def data(self) -> ImageData:
         return open_data(self.checkpoint, self.settings, {})
+
+    @property
+    def has_read_data(self) -> bool:
+        """Whether a figure has used `data`: cached_property stores it in the instance on first use."""
+        return "data" in self.__dict__
 
     @cached_property
     def split(self) -> str:
@@ -75,26 +80,26 @@ class Subject:
 
     @cached_property
     def inputs(self) -> Tensor:
-        """What the network reads of the sampled images, (N, C, H, W) float32."""
+        """Preprocessed sampled images, (N, C, H, W) float32."""
         stored = torch.stack([self.data.stored_image(self.split, i) for i in self.sample])
         return self.prepared(stored)
 
     @cached_property
     def probabilities(self) -> Tensor:
-        """Of the sampled images, (N, K)."""
+        """Probabilities of the sampled images, (N, K)."""
         return self.predict(self.inputs)
 
     def prepared(self, stored: Tensor) -> Tensor:
-        """Map stored images (N, C, S, S) uint8 to what the network reads."""
+        """Preprocess stored images (N, C, S, S) uint8 for the network."""
         return self.data.pipeline.evaluate(stored.to(self.device))
 
     def predict(self, x: Tensor) -> Tensor:
-        """Map what the network reads to probabilities (N, K) float32 on the CPU."""
+        """Map preprocessed images to probabilities (N, K) float32 on CPU."""
         with torch.inference_mode():
             return self.network(x).float().softmax(1).cpu()
 
     def batches(self, split: str, title: str) -> Iterator[Batch]:
-        """Yield the images of a split as stored, in the loader's order; a bar on a terminal says how far it is."""
+        """Yield the stored images of a split in the loader's order, with a progress bar on a terminal."""
         screen = Console(stderr=True)
         try:
             loader = self.data.loader(split)
@@ -103,7 +108,7 @@ class Subject:
             self.data.teardown()
 
     def picture(self, index: int, split: str | None = None, seen: bool = False) -> Picture:
-        """Return an image of a split as stored, or the part of it that the network sees."""
+        """Return an image of a split as stored or, with `seen`, the crop that the network sees."""
         split = split or self.split
         source, image = self.data.sources[split], self.data.stored_image(split, index)
         if seen:
@@ -112,23 +117,25 @@ class Subject:
         return Picture(pixels, self.classes[int(source.labels[index])], source.image_name(index))
 
     def guess(self, index: int, probabilities: Tensor) -> Guess:
-        """Return an image of the split with its best five of probabilities (K,)."""
+        """Return an image of the split with its top five of probabilities (K,)."""
         values, labels = probabilities.topk(min(TOP, len(self.classes)))
         bars = [(self.classes[i], p) for i, p in zip(labels.tolist(), values.tolist(), strict=True)]
         return Guess(self.picture(index), bars)
 
 
 def open_subject(settings: Mapping[str, Any]) -> Subject:
-    """Load the checkpoint that the settings name.
+    """Load the checkpoint named in the settings.
 
     Raises:
-        UserError: If it cannot be had or read, or there is no such device.
+        UserError: It cannot be found or read, or the device is not available.
     """
     device = choose_device(settings["device"])
     path = resolve_checkpoint(settings["ckpt"])
     checkpoint = read_checkpoint(path)
-    kept = ("config", "preprocessing", "classes", "state_dict", "splits")
-    checkpoint = {k: checkpoint.get(k) for k in kept}
+    # Without the optimizer's state, which can be twice as large as the weights.
+    checkpoint = {
+        k: checkpoint.get(k) for k in ("config", "preprocessing", "classes", "state_dict", "splits")
+    }
     network = network_of(checkpoint, settings["trust"]).to(device).eval()
     return Subject(path, checkpoint, network, device, settings)
 
@@ -137,9 +144,9 @@ _CONVOLUTIONS = (nn.Conv2d, LocallyConnected2d)
 
 
 def first_towers(network: nn.Module) -> list[np.ndarray]:
-    """Return the filters (out, in, kH, kW) of the first convolution, split as the second one reads their maps.
+    """Return the filters (out, in, kH, kW) of the first convolution, split by the groups of the second.
 
-    One array, or several where the second convolution is grouped: as on the two GPUs of 2012.
+    A grouped second convolution means several towers, as on the two GPUs of 2012; otherwise there is one array.
     """
     convolutions = [m for m in network.modules() if isinstance(m, _CONVOLUTIONS)]
     if not convolutions or not isinstance(convolutions[0], nn.Conv2d):
@@ -150,9 +157,9 @@ def first_towers(network: nn.Module) -> list[np.ndarray]:
 
 
 def layers_of(network: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules whose output stands for a layer: its activation, or the layer where none follows.
+    """Return by layer name the module with its output: the ReLU after the layer, or the layer if none follows.
 
-    For an AlexNet conv1, conv2 ... fc8, for a ResNet the stem, its four stages and fc.
+    For an AlexNet conv1, conv2 ... fc8; for a ResNet the stem, its four stages and fc.
     """
     found: dict[str, nn.Module] = {}
     open_layer = None
@@ -165,7 +172,7 @@ def layers_of(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def _units(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the parts of a network in order; AlexNets hold theirs in `features` and `classifier`."""
+    """Yield the top-level modules of a network in order; those of an AlexNet are in `features` and `classifier`."""
     for name, child in network.named_children():
         if isinstance(child, nn.Sequential) and name in ("features", "classifier"):
             yield from child.named_children()
@@ -179,35 +186,35 @@ def last_linear(network: nn.Module) -> nn.Linear | None:
 
 
 @contextmanager
-def listening(modules: dict[str, nn.Module], inputs: bool = False) -> Iterator[dict[str, Tensor]]:
-    """Yield what the modules put out (or take in) at the next passes, by name; each pass replaces the last."""
-    heard: dict[str, Tensor] = {}
+def record(modules: dict[str, nn.Module], inputs: bool = False) -> Iterator[dict[str, Tensor]]:
+    """Yield a dictionary that receives the outputs (or inputs) of the modules in each forward pass, by name."""
+    recorded: dict[str, Tensor] = {}
 
-    def listener(name: str) -> Callable[..., None]:
-        # A copy: a later operation may work in place.
-        def listen(module: nn.Module, taken: tuple[Tensor, ...], given: Tensor) -> None:
-            heard[name] = (taken[0] if inputs else given).detach().float().clone()
+    def hook(name: str) -> Callable[..., None]:
+        def store(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            # A copy, since a later operation may work in place.
+            recorded[name] = (args[0] if inputs else output).detach().float().clone()
 
-        return listen
+        return store
 
-    handles = [module.register_forward_hook(listener(name)) for name, module in modules.items()]
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
     try:
-        yield heard
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()
 
 
 def responses(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Return what each layer answers to images x (N, C, H, W), in the order of the layers."""
+    """Return the activations of each layer on images x (N, C, H, W), in the order of the layers."""
     layers = layers_of(network)
-    with torch.inference_mode(), listening(layers) as heard:
+    with torch.inference_mode(), record(layers) as outputs:
         network(x)
-    return {name: heard[name] for name in layers if name in heard}
+    return {name: outputs[name] for name in layers if name in outputs}
 
 
 def hidden(network: nn.Module, last: nn.Linear, x: Tensor) -> Tensor:
-    """Return what the last layer reads of images x (N, C, H, W): the features (N, F), float32."""
-    with torch.inference_mode(), listening({"last": last}, inputs=True) as heard:
+    """Return the input of the last layer for images x (N, C, H, W): features (N, F), float32."""
+    with torch.inference_mode(), record({"last": last}, inputs=True) as recorded:
         network(x)
-    return heard["last"]
+    return recorded["last"]

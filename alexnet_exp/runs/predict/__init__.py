@@ -1,1 +1,1 @@
-"""`alexnet-exp predict`: what is in images."""
+"""`alexnet-exp predict`: classify images."""

@@ -35,21 +35,21 @@ MAX_ROWS = 100
 
 @dataclass
 class Row:
-    """One file: what the network said, or why it could not be asked."""
+    """The prediction for one file, or the reason why it could not be read."""
 
     path: str
     prediction: Prediction | None = None
     error: str | None = None
 
     def pairs(self) -> list[tuple[str, float]]:
-        """Return class names with their probabilities, the most probable first."""
+        """Return (class name, probability), the most probable first."""
         found = self.prediction
         return list(zip(found.classes, found.probabilities, strict=True)) if found else []
 
 
 def print_rows(rows: list[Row], console: Console) -> None:
-    """Print the first hundred rows, in as many columns as there are."""
-    if not console.is_terminal:  # a file or pipe has no width to fit
+    """Print the first hundred rows, fitted to the width of the terminal."""
+    if not console.is_terminal:  # files and pipes have no width
         console = Console(width=200)
     table = Table("image", "prediction", box=None, pad_edge=False)
     for column in table.columns:
@@ -66,17 +66,19 @@ def print_rows(rows: list[Row], console: Console) -> None:
 
 
 def write_all(run: RunDirectory, rows: list[Row], facts: dict[str, Any]) -> None:
-    """Write predictions.csv, .jsonl and .png, report.html, and result.json last of all.
+    """Write predictions.csv, .jsonl and .png, report.html, and result.json last.
 
     Args:
-        run: Where to.
-        rows: One for each file.
-        facts: Keys of result.json that are known already.
+        run: Output directory.
+        rows: One per file.
+        facts: Entries of result.json.
     """
     _write_csv(run.path / "predictions.csv", rows)
     with text_file(run.path / "predictions.jsonl") as file:
         for row in rows:
-            file.write(json.dumps(_as_json(row), ensure_ascii=False) + "\n")
+            found = [{"class": name, "probability": p} for name, p in row.pairs()]
+            entry = {"error": row.error} if row.error else {"predictions": found}
+            file.write(json.dumps({"image": row.path, **entry}, ensure_ascii=False) + "\n")
     good = [row for row in rows if row.prediction is not None]
     errors = [(row.path, row.error) for row in rows if row.error is not None]
     answers = [Answer(row.path, row.pairs(), thumbnail(row.path)) for row in good[:MAX_SHOWN]]
@@ -104,23 +106,17 @@ def _write_csv(path: Path, rows: list[Row]) -> None:
             writer.writerow([row.path, row.error or "", *(cells or [""] * len(header))])
 
 
-def _as_json(row: Row) -> dict[str, Any]:
-    if row.error:
-        return {"image": row.path, "error": row.error}
-    return {"image": row.path, "predictions": [{"class": name, "probability": p} for name, p in row.pairs()]}
-
-
 MAX_PICTURES, COLUMNS, MAX_BARS = 24, 6, 5
-SIDE = 256  # pixels of a thumbnail at most
+SIDE = 256  # maximum side of a thumbnail in pixels
 
 
 def draw_predictions(answers: Sequence[Answer], path: Path, left_out: int = 0) -> None:
-    """Draw images with their most probable classes on one page.
+    """Draw images with their most probable classes.
 
     Args:
         answers: At most 24.
-        path: The PNG to write.
-        left_out: Images that are not on the page, for its last line.
+        path: PNG to write.
+        left_out: Number of images that are not drawn, for the caption.
     """
     columns = min(COLUMNS, len(answers))
     lines = math.ceil(len(answers) / columns)
@@ -143,10 +139,8 @@ def _draw(figure: Figure, place: SubplotSpec, answer: Answer, bars: int) -> None
     else:
         show(above, answer.image)
     above.set_title(plain(os.path.basename(answer.path), 24), fontsize=8, color=INK, parse_math=False)
-    said = answer.bars[:bars]
-    heights = range(len(said))
-    below.barh(heights, [p for _, p in said], height=0.86, color=TRAIN, alpha=0.35)
-    for height, (name, p) in zip(heights, said, strict=True):
+    for height, (name, p) in enumerate(answer.bars[:bars]):
+        below.barh(height, p, height=0.86, color=TRAIN, alpha=0.35)
         text = f"{plain(name, 22)}  {p:.0%}"
         below.text(0.02, height, text, va="center", fontsize=8, color=INK, parse_math=False)
     below.set(xlim=(0, 1), ylim=(bars - 0.5, -0.5), xticks=[], yticks=[])
@@ -155,7 +149,7 @@ def _draw(figure: Figure, place: SubplotSpec, answer: Answer, bars: int) -> None
 
 
 def thumbnail(path: str) -> np.ndarray | None:
-    """Return the whole image, upright, (H, W, 3) uint8 of at most 256 pixels a side; None if it is gone by now."""
+    """Return the uncropped image, (H, W, 3) uint8, at most 256 pixels a side; None if the file is gone by now."""
     try:
         picture = to_pil(decode(path, 3, enough=SIDE).permute(1, 2, 0).numpy())
     except UserError:
@@ -165,18 +159,18 @@ def thumbnail(path: str) -> np.ndarray | None:
 
 
 MAX_SHOWN = 100  # images, and as many errors
-GONE = "no longer there"  # a file that was read, and could not be read again for its picture
+GONE = "no longer available"  # a file that could not be read a second time, for its thumbnail
 THUMBNAIL = 112  # pixels
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said about one file.
+    """An image with its prediction, as drawn.
 
     Args:
-        path: Of the file.
-        bars: Class names with probabilities, the most probable first.
-        image: (H, W, 3) uint8; None if the file cannot be read any more.
+        path: The file.
+        bars: (class name, probability), the most probable first.
+        image: (H, W, 3) uint8; None if the file can no longer be read.
     """
 
     path: str
@@ -187,15 +181,15 @@ class Answer:
 def write_predictions(
     path: Path, answers: Sequence[Answer], errors: Sequence[tuple[str, str]], result: dict[str, Any]
 ) -> None:
-    """Write the page.
+    """Write report.html.
 
     Args:
-        path: The file.
-        answers: The first of the images; at most 100 are shown.
-        errors: Files that could not be read, each with the reason.
-        result: What result.json will hold: `images`, `errors`, `checkpoint` and the command among it.
+        path: File to write.
+        answers: The first images; at most 100 are shown.
+        errors: (file, reason) of files that could not be read.
+        result: Content of result.json.
     """
-    result = redact(result)  # a page is made to be handed on
+    result = redact(result)  # reports are shared, and must not contain secrets
     count = result["images"]
     write_html(
         path,

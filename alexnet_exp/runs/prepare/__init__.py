@@ -1,1 +1,1 @@
-"""`alexnet-exp prepare`: images made ready for training."""
+"""`alexnet-exp prepare`: prepare images for training."""

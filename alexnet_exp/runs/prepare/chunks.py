@@ -1,4 +1,4 @@
-"""Its chunks: each split written by LitData, read back and compared, the manifest last."""
+"""Write each split as LitData chunks, read it back and compare; write the manifest last."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from alexnet_exp.data.streaming.write import Encoder, write
 from alexnet_exp.errors import UserError, shell_command, unreadable
 from alexnet_exp.files import locked, replacing
 
-BEGUN = "prepare.json"  # beside the manifest: what was asked for, so that it goes on in the same way
-LOCK = ".lock"  # beside it: held while a folder is written
+BEGUN = "prepare.json"  # the settings, so that an interrupted run is continued with the same
+LOCK = ".lock"  # held while a folder is written
 ASKED = ("size", "quality", "chunk_mb", "num_workers")
 
 
 def write_chunks(sources: Mapping[str, FileSource], config: Mapping[str, Any], console: Console) -> None:
-    """Write every split to `out`; one that is there whole is left, one that was interrupted goes on.
+    """Write every split to `out`; skip complete ones, continue an interrupted one.
 
     Raises:
-        UserError: `out` holds other images, was begun with other settings, is being written by another command, or is
-            not what was to be written.
+        UserError: `out` contains other images, was started with other settings, is being written by another command,
+            or the written images differ from the originals.
     """
     url = os.path.expanduser(str(config["out"])).rstrip("/")
     url = url if is_remote(url) else os.path.abspath(url)
@@ -50,7 +50,7 @@ def write_chunks(sources: Mapping[str, FileSource], config: Mapping[str, Any], c
         "quality": config["quality"] if config["size"] else None,
         "splits": {},
     }
-    with _alone(url):
+    with _lock(url):
         if _exists(url, MANIFEST):
             _compare(read_manifest(url), manifest, images, url)
             console.print(f"prepared already: {url}", markup=False)
@@ -63,8 +63,10 @@ def write_chunks(sources: Mapping[str, FileSource], config: Mapping[str, Any], c
                     f"{split}: writing {len(source)} images in {url}", markup=False, highlight=False
                 )
                 with _only_the_bar():
-                    write(_mixed(tasks[split]), f"{url}/{split}", encoder, workers, config["chunk_mb"] << 20)
-            manifest["splits"][split] = _verified(f"{url}/{split}", source) | {"origin": source.origin}
+                    write(
+                        _shuffle(tasks[split]), f"{url}/{split}", encoder, workers, config["chunk_mb"] << 20
+                    )
+            manifest["splits"][split] = _verify(f"{url}/{split}", source) | {"origin": source.origin}
             console.print(f"{split}: {len(source)} images, checked", markup=False)
         _put(url, MANIFEST, json.dumps(manifest, indent=1))
     url_setting = shell_command([f"data.url={config['out']}"])
@@ -72,11 +74,11 @@ def write_chunks(sources: Mapping[str, FileSource], config: Mapping[str, Any], c
 
 
 @contextlib.contextmanager
-def _alone(url: str) -> Iterator[None]:
-    """Hold a folder for this command; one that is whole, and object storage, which knows no locks, are free to all.
+def _lock(url: str) -> Iterator[None]:
+    """Lock a folder for this command, unless it is complete or on object storage, which has no locks.
 
     Raises:
-        UserError: Another command is writing there, or nobody may.
+        UserError: Another command is writing there, or the folder is not writable.
     """
     if is_remote(url) or _exists(url, MANIFEST):
         yield
@@ -93,18 +95,18 @@ def _alone(url: str) -> Iterator[None]:
 
 
 def _begin(url: str, config: Mapping[str, Any], images: Mapping[str, str]) -> int:
-    """Note what is asked for, or compare it with what an interrupted call has begun.
+    """Record the settings, or compare them with those of an interrupted run.
 
     Args:
-        url: Where the chunks go.
-        config: What is asked for.
+        url: Output folder.
+        config: Keys of conf/prepare.yaml.
         images: Digests of the images.
 
     Returns:
-        The number of workers.
+        The number of workers, which also determines the chunks.
 
     Raises:
-        UserError: The two would be mixed.
+        UserError: Settings or images differ.
     """
     asked = {**{key: config[key] for key in ASKED}, **images}
     if not _exists(url, BEGUN):
@@ -114,19 +116,19 @@ def _begin(url: str, config: Mapping[str, Any], images: Mapping[str, str]) -> in
     begun = _begun(url)
     asked["num_workers"] = asked["num_workers"] or begun["num_workers"]
     if different := [f"{key}={shown(begun[key])}" for key in ASKED if begun[key] != asked[key]]:
-        raise UserError(f"{url} was begun with {' '.join(different)}: say the same, or remove the folder.")
+        raise UserError(f"{url} was started with {' '.join(different)}: use the same, or remove the folder.")
     if begun["images"] != asked["images"]:
-        raise UserError(f"{url} was begun with other images: choose another out, or remove the folder.")
-    if begun["sizes"] != asked["sizes"]:  # such as an image that could not be read, and has been mended
+        raise UserError(f"{url} was started with other images: choose another out, or remove the folder.")
+    if begun["sizes"] != asked["sizes"]:  # such as a damaged image that has been replaced since
         _put(url, BEGUN, json.dumps(asked, indent=1))
     return asked["num_workers"]
 
 
 def _begun(url: str) -> dict[str, Any]:
-    """Read what was asked for.
+    """Read the recorded settings.
 
     Raises:
-        UserError: It is not what prepare writes there.
+        UserError: The file is damaged or from an older version.
     """
     text = fetch_text(url, BEGUN)
     try:
@@ -135,8 +137,8 @@ def _begun(url: str) -> dict[str, Any]:
         begun = None
     if isinstance(begun, dict) and set(begun) == {*ASKED, "images"}:
         raise UserError(
-            f"{url} was written by an older version of alexnet_exp, which did not note the sizes of the images: train "
-            "with it if it is whole, or choose another out."
+            f"{url} was written by an older version of alexnet_exp, which did not record image sizes: train with it "
+            "if it is complete, or choose another out."
         )
     if not isinstance(begun, dict) or not set(begun) >= {*ASKED, "images", "sizes"}:
         raise UserError(f"{url}/{BEGUN} is damaged: remove the folder, and prepare again.")
@@ -144,28 +146,28 @@ def _begun(url: str) -> dict[str, Any]:
 
 
 def _tasks(source: FileSource) -> list[list[Any]]:
-    """Return [name, label] of every image; a folder that was moved gives the same."""
+    """Return [name, label] of every image, with names relative to the root: moving the folder does not matter."""
     names = [source.image_name(i) for i in range(len(source))]
     for name in names:
-        if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that are no text
-            raise UserError(f"{name}: the name is not UTF-8, and a chunk holds text; rename the file.")
+        if any("\ud800" <= character <= "\udfff" for character in name):  # how Python decodes invalid UTF-8
+            raise UserError(f"{name}: the name is not valid UTF-8, which chunks require; rename the file.")
     return [list(task) for task in zip(names, source.labels.tolist(), strict=True)]
 
 
-def _mixed(tasks: list[list[Any]]) -> list[list[Any]]:
-    """Return images in an order of chance, always the same.
+def _shuffle(tasks: list[list[Any]]) -> list[list[Any]]:
+    """Shuffle the images, always in the same way.
 
-    Folders list class by class, and what is read shuffles chunks and the images of each: chunks of one class would
-    make batches of one class.
+    Streaming shuffles only the chunks and the images within each. Folders are listed class by class: without this,
+    chunks, and therefore batches, would contain a single class.
     """
     return random.Random(0).sample(tasks, len(tasks))
 
 
 def _digests(tasks: Mapping[str, list[list[Any]]], sources: Mapping[str, FileSource]) -> dict[str, str]:
-    """Return hashes of all images: names below the root and labels; sizes. A folder that was moved has the same.
+    """Hash all images: 'images' covers names and labels, 'sizes' the file sizes.
 
     Raises:
-        UserError: If one of the files is gone.
+        UserError: A file is gone.
     """
     names, sizes = hashlib.sha256(), hashlib.sha256()
     for split, source in sources.items():
@@ -182,21 +184,21 @@ def _digests(tasks: Mapping[str, list[list[Any]]], sources: Mapping[str, FileSou
 def _compare(
     found: Mapping[str, Any], wanted: Mapping[str, Any], images: Mapping[str, str], url: str
 ) -> None:
-    """Refuse a place that holds something else."""
+    """Refuse a folder with other images."""
     begun = _begun(url)
     same = all(found[key] == wanted[key] for key in ("classes", "size", "quality"))
     if not same or any(begun[key] != images[key] for key in images):
-        raise UserError(f"{url} holds other images or another size: choose another out, or remove it.")
+        raise UserError(f"{url} contains other images or another size: choose another out, or remove it.")
 
 
-def _verified(url: str, source: FileSource) -> dict[str, Any]:
-    """Read a split back, compare it with what was to be written, and list it.
+def _verify(url: str, source: FileSource) -> dict[str, Any]:
+    """Read a split back, compare it with the source, and write the list of its images.
 
     Returns:
-        Its count, bytes and a checksum of labels, names and images in the order of the chunks.
+        Its count, bytes, and a checksum of labels, names and images in the order of the chunks.
 
     Raises:
-        UserError: An image is missing, double or damaged, or has another label.
+        UserError: An image is missing, duplicated, damaged or mislabelled.
     """
     expected = dict(zip(map(source.image_name, range(len(source))), source.labels.tolist(), strict=True))
     digest, num_bytes, lines = hashlib.sha256(), 0, []
@@ -205,14 +207,15 @@ def _verified(url: str, source: FileSource) -> dict[str, Any]:
         name, label, data = item["name"], item["label"], item["image"]
         if expected.pop(name, None) != label or zlib.crc32(data) != item["crc32"]:
             raise UserError(
-                f"{url}: {name} is damaged, double or mislabelled: remove the folder, and prepare again."
+                f"{url}: {name} is damaged, duplicated or mislabelled: remove the folder, and prepare it again."
             )
         digest.update(f"{label}\t{name}\t{len(data)}\n".encode("utf-8", "surrogateescape") + data)
         num_bytes += len(data)
         lines.append(f"{label}\t{json.dumps(name)}\n")
     if expected:
         raise UserError(
-            f"{url} lacks {len(expected)} images, such as {next(iter(expected))}: remove the folder, and prepare again."
+            f"{url} lacks {len(expected)} images, such as {next(iter(expected))}: remove the folder, and prepare it "
+            "again."
         )
     _put(url, IMAGES, "".join(lines))
     return {"count": len(lines), "bytes": num_bytes, "sha256": digest.hexdigest()}
@@ -228,7 +231,7 @@ def _exists(url: str, name: str) -> bool:
 
 
 def _put(url: str, name: str, content: str) -> None:
-    """Write a small file beside the chunks."""
+    """Write a small file next to the chunks."""
     if not is_remote(url):
         with replacing(Path(url, name)) as part:
             part.write_text(content, encoding="utf-8")
@@ -241,9 +244,9 @@ def _put(url: str, name: str, content: str) -> None:
 
 @contextlib.contextmanager
 def _only_the_bar() -> Iterator[None]:
-    """Let LitData show its bar where there is a terminal, and nothing of its own steps.
+    """Silence LitData, except for its progress bar on a terminal.
 
-    The bar cannot be turned off alone; what fails is raised, and what was written is read back.
+    It has no switch for either. Nothing is lost: errors are raised, and the chunks are read back.
     """
     with (
         open(os.devnull, "w", encoding="utf-8", errors="replace") as nowhere,
@@ -253,5 +256,5 @@ def _only_the_bar() -> Iterator[None]:
         try:
             yield
         except BaseException:
-            print(file=sys.stderr)  # its bar is left in the middle of a line
+            print(file=sys.stderr)  # the bar leaves the cursor in the middle of a line
             raise

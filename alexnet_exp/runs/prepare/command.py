@@ -1,4 +1,4 @@
-"""`alexnet-exp prepare`: images made ready for training, as chunks for data=streaming or as the decode-once cache."""
+"""`alexnet-exp prepare`: prepare images for training, as chunks for data=streaming or as the decode-once cache."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ CACHE_SIZE = 256  # what data=folder stores for networks of 224 and 227 pixels
 
 
 def prepare(config: Mapping[str, Any]) -> None:
-    """Write chunks or the cache, and check what was written.
+    """Write chunks or the cache, and verify what was written.
 
     Args:
         config: Keys of conf/prepare.yaml.
 
     Raises:
-        UserError: For an illegal setting, images that cannot be read, or a copy that is not the original.
+        UserError: Illegal setting, images that cannot be read, or a copy that differs from the original.
     """
     _check(config)
     console = Console(soft_wrap=True, highlight=False)
@@ -54,10 +54,9 @@ def prepare(config: Mapping[str, Any]) -> None:
 def _check(config: Mapping[str, Any]) -> None:
     rules = RULES | {f"data.{key}": SETTINGS[f"data.{key}"] for key in DATA_KEYS}
     rules["data.kind"] = choice("folder", "imagenet")
-    values = {**config, **{f"data.{key}": value for key, value in config["data"].items()}}
-    check_rules(values, rules)
+    check_rules({**config, **{f"data.{key}": value for key, value in config["data"].items()}}, rules)
     if config["cache"] == (config["out"] is not None):
-        raise UserError("Say where chunks go with out=DIR_OR_URL, or cache=true for the cache; one of them.")
+        raise UserError("Set either out=DIR_OR_URL for chunks, or cache=true for the cache.")
 
 
 def _sources(settings: Mapping[str, Any]) -> dict[str, FileSource]:

@@ -29,7 +29,7 @@ def noise(count: int, channels: int, side: int) -> Tensor:
 
 
 def slow_augment(image: np.ndarray, options: dict, image_size: int, draws: list[float]) -> np.ndarray:
-    """Crop and mirror one image, (C, H, W), pixel by pixel."""
+    """Crop and flip one image, (C, H, W), pixel by pixel."""
     channels, stored, _ = image.shape
     pad = options["pad"]
     side = min(stored, image_size) if options["crop"] else stored
@@ -40,8 +40,8 @@ def slow_augment(image: np.ndarray, options: dict, image_size: int, draws: list[
         for x in range(side):
             row, column = top + y, left + x
             if 0 <= row < stored and 0 <= column < stored:
-                mirror = options["flip"] and draws[2] < 0.5
-                out[:, y, side - 1 - x if mirror else x] = image[:, row, column]
+                flip = options["flip"] and draws[2] < 0.5
+                out[:, y, side - 1 - x if flip else x] = image[:, row, column]
     return out
 
 
@@ -59,7 +59,7 @@ def spread(counts: Tensor) -> float:
 @pytest.mark.parametrize(
     ("count", "stored", "image_size"), [(12, 13, 10), (12, 13, 13), (12, 13, 40), (3, 99, 97)]
 )
-def test_a_batch_is_what_a_loop_over_its_images_gives(
+def test_a_batch_matches_a_loop_over_its_images(
     options: dict, channels: int, count: int, stored: int, image_size: int
 ):
     images, indices = noise(count, channels, side=stored), torch.arange(count) * 31 + 5
@@ -72,13 +72,13 @@ def test_a_batch_is_what_a_loop_over_its_images_gives(
     assert np.array_equal(result.numpy(), expected)
 
 
-def test_without_options_the_batch_comes_back_itself():
+def test_without_options_the_batch_is_returned_unchanged():
     images = noise(4, 3, 8)
     assert Augment(False, 0, False, image_size=6)(images, torch.arange(4), 0, 0) is images
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_the_images_that_go_in_are_left_as_they_are(options: dict):
+def test_the_input_is_not_modified(options: dict):
     images = noise(8, 3, 13)
     before = images.clone()
     Augment(**options, image_size=10)(images, torch.arange(8), 0, 0)
@@ -86,14 +86,14 @@ def test_the_images_that_go_in_are_left_as_they_are(options: dict):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_copies_of_one_image_in_a_batch_are_cut_differently(options: dict):
+def test_copies_of_an_image_in_a_batch_are_cropped_differently(options: dict):
     images = noise(1, 3, 13).expand(64, -1, -1, -1)
     result = Augment(**options, image_size=10)(images, torch.arange(64), 0, 0)
     possible = (9 if options["pad"] == 1 else 16) if options["pad"] or options["crop"] else 2
     assert len(result.unique(dim=0)) >= min(possible, 64) * 0.9
 
 
-def test_an_image_is_cut_alike_in_any_batch_but_not_in_another_epoch_or_run():
+def test_a_crop_depends_on_seed_epoch_and_index_but_not_on_the_batch():
     images, indices = noise(64, 3, 13), torch.arange(64)
     cut = Augment(True, 4, False, image_size=13)
     whole = cut(images, indices, seed=0, epoch=0)
@@ -105,7 +105,7 @@ def test_an_image_is_cut_alike_in_any_batch_but_not_in_another_epoch_or_run():
         assert same.float().mean() < 0.1
 
 
-def test_two_ranks_together_give_the_batches_of_one():
+def test_two_ranks_together_see_the_batches_of_one():
     images = noise(23, 3, 13)
     cut = Augment(True, 4, False, image_size=13)
 
@@ -119,35 +119,35 @@ def test_two_ranks_together_give_the_batches_of_one():
         assert torch.equal(torch.cat([a, b]), together)
 
 
-def test_half_of_the_images_are_mirrored_each_epoch():
+def test_half_of_the_images_are_flipped_in_each_epoch():
     images = torch.tensor([[0, 1], [0, 1]], dtype=torch.uint8).expand(20_000, 1, 2, 2)
     for epoch in range(3):
         result = Augment(True, 0, False, image_size=2)(images, torch.arange(20_000), 0, epoch)
         assert abs(result[:, 0, 0, 0].float().mean().item() - 0.5) < 4 * 0.5 / math.sqrt(20_000)
 
 
-def mirrored(cut: Augment, indices: Tensor, seed: int, epoch: int) -> Tensor:
-    """Show each index two pixels, and tell whether they come back the other way round."""
+def flipped(cut: Augment, indices: Tensor, seed: int, epoch: int) -> Tensor:
+    """Return which indices are flipped, seen on images of two pixels."""
     pair = torch.tensor([0, 1], dtype=torch.uint8).expand(len(indices), 1, 2, 2)
     return cut(pair, indices, seed, epoch)[:, 0, 0, 0] == 1
 
 
-def test_alternating_mirrors_each_image_in_every_other_epoch():
+def test_alternating_flips_each_image_in_every_other_epoch():
     cut, indices = Augment("alternating", 0, False, image_size=2), torch.arange(20_000) * 3
-    first = mirrored(cut, indices, seed=4, epoch=0)
+    first = flipped(cut, indices, seed=4, epoch=0)
     assert torch.equal(first, uniforms(indices, 1, "flip", 4)[:, 0] < 0.5)
     assert abs(first.float().mean().item() - 0.5) < 4 * 0.5 / math.sqrt(20_000)
     for epoch in range(1, 6):
-        assert torch.equal(mirrored(cut, indices, seed=4, epoch=epoch), first ^ (epoch % 2 == 1))
-    other_run = mirrored(cut, indices, seed=5, epoch=0) == first
+        assert torch.equal(flipped(cut, indices, seed=4, epoch=epoch), first ^ (epoch % 2 == 1))
+    other_run = flipped(cut, indices, seed=5, epoch=0) == first
     assert abs(other_run.float().mean().item() - 0.5) < 4 * 0.5 / math.sqrt(20_000)
 
 
-def test_alternating_leaves_the_crops_as_they_are_and_independent_of_it():
+def test_alternating_does_not_change_the_crops():
     images, indices = noise(64, 3, 13), torch.arange(64)
     plain = Augment(False, 4, False, image_size=13)(images, indices, 0, 1)
     turning = Augment("alternating", 4, False, image_size=13)
-    turned = mirrored(Augment("alternating", 0, False, image_size=2), indices, 0, 1)[:, None, None, None]
+    turned = flipped(Augment("alternating", 0, False, image_size=2), indices, 0, 1)[:, None, None, None]
     assert torch.equal(turning(images, indices, 0, 1), torch.where(turned, plain.flip(3), plain))
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     parts = [turning(images[part], part, 0, 1) for part in order.split(5)]
@@ -157,9 +157,7 @@ def test_alternating_leaves_the_crops_as_they_are_and_independent_of_it():
 @pytest.mark.parametrize(
     ("flip", "pad", "crop", "cuts"), [(False, 2, False, 25), (True, 2, False, 50), (True, 0, True, 32)]
 )
-def test_every_position_and_both_mirror_images_are_equally_frequent(
-    flip: bool, pad: int, crop: bool, cuts: int
-):
+def test_every_position_and_flip_is_equally_frequent(flip: bool, pad: int, crop: bool, cuts: int):
     image = torch.arange(1, 82, dtype=torch.uint8).view(1, 1, 9, 9).expand(10_000, -1, -1, -1)
     result = Augment(flip, pad, crop, image_size=6)(image, torch.arange(10_000), 0, 0)
     distinct, counts = result.flatten(1).unique(dim=0, return_counts=True)
@@ -169,7 +167,9 @@ def test_every_position_and_both_mirror_images_are_equally_frequent(
 
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-24])
 @pytest.mark.parametrize("side", [*range(1, 18), 31, 32, 33, 63, 64, 65])
-def test_the_smallest_and_largest_draws_stay_inside(monkeypatch: pytest.MonkeyPatch, draw: float, side: int):
+def test_the_smallest_and_largest_draws_stay_inside_the_image(
+    monkeypatch: pytest.MonkeyPatch, draw: float, side: int
+):
     monkeypatch.setattr(
         augment, "uniforms", lambda indices, count, *key: torch.full((len(indices), count), draw)
     )
@@ -180,7 +180,7 @@ def test_the_smallest_and_largest_draws_stay_inside(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", OPTIONS)
-def test_cuda_gives_the_same_pixels_as_the_cpu(options: dict):
+def test_cuda_matches_the_cpu(options: dict):
     images, indices = noise(64, 3, 32), torch.arange(64)
     cut, prepare = Augment(**options, image_size=28), Preprocess(28, [0.5] * 3, [0.2] * 3)
     expected = cut(images, indices, 0, 0)
@@ -214,13 +214,13 @@ def test_resize_and_normalise_match_torchvision_in_float64(stored: int, size: in
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=2e-5)
 
 
-def test_grey_images_take_one_mean_and_one_std():
+def test_grey_images_use_one_mean_and_std():
     images = noise(5, 1, 32)
     expected = slow_preprocess(images, 32, [0.3], [0.4])
     torch.testing.assert_close(Preprocess(32, [0.3], [0.4])(images).double(), expected, rtol=0, atol=2e-5)
 
 
-def test_black_and_white_become_the_values_worked_out_by_hand():
+def test_black_and_white_become_the_values_computed_by_hand():
     images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 4, 4)
     result = Preprocess(4, [0.5, 0.0, 0.25], [0.5, 1.0, 0.25])(images)
     assert result[0, :, 0, 0].tolist() == [-1.0, 0.0, -1.0]
@@ -228,7 +228,7 @@ def test_black_and_white_become_the_values_worked_out_by_hand():
 
 
 @pytest.mark.parametrize(("stored", "size"), [(36, 32), (35, 32), (256, 227), (7, 2)])
-def test_crop_takes_the_centre_as_torchvision_does(stored: int, size: int):
+def test_crop_matches_torchvisions_center_crop(stored: int, size: int):
     images = noise(3, 3, stored)
     expected = slow_preprocess(reference.center_crop(images, [size, size]), size, MEAN, STD)
     result = Preprocess(size, MEAN, STD, crop=True)(images)
@@ -242,19 +242,19 @@ def test_crop_enlarges_stored_images_that_are_too_small(stored: int):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_preprocessing_leaves_its_images_as_they_are(dtype: torch.dtype):
+def test_preprocessing_does_not_modify_its_input(dtype: torch.dtype):
     images = noise(3, 3, 8).to(dtype)
     before = images.clone()
     Preprocess(8, MEAN, STD)(images)
     assert torch.equal(images, before)
 
 
-def test_floats_that_were_made_on_the_way_are_not_copied_again():
+def test_intermediate_floats_are_not_copied_again():
     images = noise(3, 3, 8).float()
     assert Preprocess(8, MEAN, STD).finish(images).data_ptr() == images.data_ptr()
 
 
-def test_the_whole_way_matches_a_loop_that_uses_torchvision():
+def test_the_whole_pipeline_matches_a_torchvision_loop():
     images, indices = noise(6, 3, 20), torch.arange(6)
     options = {"flip": True, "pad": 0, "crop": True}
     draws = uniforms(indices, 3, "augment", 0, 0).tolist()

@@ -1,4 +1,4 @@
-"""PCA colour noise against a loop in float64 that has its own constants."""
+"""PCA colour noise against a float64 loop with its own constants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alexnet_exp.data.augment.pipeline import Pipeline
 from alexnet_exp.data.randomness import uniforms
 from alexnet_exp.errors import UserError
 
-# The components as the sources list them: spread, then (R, G, B) of the vector.
+# The components as in the sources: scale, then (R, G, B) of the vector.
 PAPER = [  # eigenvalues of pixels in 0..1
     (0.2175, (-0.5675, -0.5808, -0.5836)),
     (0.0188, (0.7192, -0.0045, -0.6948)),
@@ -30,7 +30,7 @@ FORMS = {"paper": PAPER, "source": SOURCE}
 
 
 def slow_shift(index: int, form: str, seed: int, epoch: int) -> list[float]:
-    """Return the colour that one image gets, for pixels in 0..1: Box and Muller, component by component."""
+    """Return the colour of one image, for pixels in 0..1: Box-Muller, component by component."""
     draws = uniforms(torch.tensor([index]), 6, "colour", seed, epoch)[0].tolist()
     colour = [0.0, 0.0, 0.0]
     for k, (spread, vector) in enumerate(FORMS[form]):
@@ -50,7 +50,7 @@ def noise(count: int) -> Tensor:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_image_gets_the_colour_that_a_loop_gives_it(form: str) -> None:
+def test_colours_match_a_loop_over_the_images(form: str) -> None:
     indices = torch.tensor([0, 7, 123_456, 1_281_166])
     expected = torch.tensor([slow_shift(int(i), form, 3, 5) for i in indices], dtype=torch.float64)
     shift = colour_shift(indices, form, 3, 5)
@@ -58,12 +58,12 @@ def test_every_image_gets_the_colour_that_a_loop_gives_it(form: str) -> None:
     torch.testing.assert_close(shift[:, :, 0, 0].double(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_source_s_channels_move_by_seven_and_a_half_grey_levels() -> None:
+def test_the_sources_noise_has_a_deviation_of_seven_and_a_half_grey_levels() -> None:
     spread = 255 * colour_shift(torch.arange(40_000), "source", 0, 0).flatten(1).std(0)
     assert spread.tolist() == pytest.approx([7.40, 7.20, 7.70], rel=0.02)
 
 
-def test_the_paper_s_noise_along_the_first_component_is_half_of_the_source_s() -> None:
+def test_the_papers_noise_along_the_first_component_is_half_of_the_sources() -> None:
     for form, grey_levels in (("paper", 5.55), ("source", 12.18)):
         first = torch.tensor(FORMS[form][0][1])
         along = 255 * colour_shift(torch.arange(40_000), form, 0, 0).flatten(1) @ first
@@ -84,7 +84,7 @@ def test_the_factors_of_the_components_are_independent_standard_normals() -> Non
         assert (share - within).abs().max() < 4 * math.sqrt(within * (1 - within) / 40_000)
 
 
-def test_the_colour_depends_on_seed_epoch_and_index_alone() -> None:
+def test_the_colour_depends_only_on_seed_epoch_and_index() -> None:
     indices = torch.arange(50)
     whole = colour_shift(indices, "source", 1, 2)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
@@ -97,7 +97,7 @@ def test_the_colour_depends_on_seed_epoch_and_index_alone() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_all_pixels_of_an_image_move_by_one_colour_before_they_are_normalised(form: str) -> None:
+def test_all_pixels_of_an_image_shift_by_one_colour_before_normalisation(form: str) -> None:
     images, indices = noise(5), torch.arange(5) + 11
     result = pipeline(colour_noise=form).train(images, indices, seed=4, epoch=1)
     for n, index in enumerate(indices.tolist()):
@@ -107,11 +107,11 @@ def test_all_pixels_of_an_image_move_by_one_colour_before_they_are_normalised(fo
         )
         expected = (images[n].double() / 255 - mean + colour) / std
         if form == "source":
-            expected /= 1.1  # the code shrinks what it has added noise to
+            expected /= 1.1  # the released code shrinks the result
         torch.testing.assert_close(result[n].double(), expected, rtol=0, atol=2e-5)
 
 
-def test_the_noise_ends_after_its_epochs_and_never_reaches_the_test() -> None:
+def test_the_noise_ends_after_its_epochs_and_is_absent_from_evaluation() -> None:
     noisy, plain = pipeline(colour_noise="source", colour_noise_epochs=67), pipeline()
     images, indices = noise(4), torch.arange(4)
     clean = plain.evaluate(images)
@@ -122,7 +122,7 @@ def test_the_noise_ends_after_its_epochs_and_never_reaches_the_test() -> None:
     assert torch.equal(noisy.evaluate(images), clean)
 
 
-def test_grey_images_have_no_colour_noise() -> None:
+def test_colour_noise_on_grey_images_is_refused() -> None:
     made = Pipeline(Preprocess(6, [0.4], [0.2]), {"colour_noise": "paper"})
     with pytest.raises(UserError, match=r"colour_noise needs three channels"):
         made.train(noise(2)[:, :1], torch.arange(2), 0, 0)

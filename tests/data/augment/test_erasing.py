@@ -17,7 +17,7 @@ SCALE, RATIO = (0.02, 0.33), (0.3, 3.3)
 
 
 def slow_erase(image: Tensor, draws: list[float], erasing: Erasing) -> Tensor:
-    """Erase a rectangle of one image, (C, S, S), as torchvision's class does with these numbers."""
+    """Erase a rectangle of one image, (C, S, S), as torchvision does with these numbers."""
     side, image = image.shape[-1], image.clone()
     if draws[22] >= erasing.probability:
         return image
@@ -42,7 +42,7 @@ def slow_erase(image: Tensor, draws: list[float], erasing: Erasing) -> Tensor:
 @pytest.mark.parametrize(
     ("scale", "ratio"), [(SCALE, RATIO), ((0.3, 1.0), (0.2, 5.0)), ((1.0, 1.0), (1.0, 1.0))]
 )
-def test_erasing_is_a_loop_over_the_images(
+def test_erasing_matches_a_loop_over_the_images(
     side: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -56,13 +56,13 @@ def test_erasing_is_a_loop_over_the_images(
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Return the greatest difference between the shares of two samples below any value (Kolmogorov and Smirnov)."""
+    """Return the two-sample Kolmogorov-Smirnov statistic."""
     values = torch.cat([a, b]).sort().values
     shares = [torch.searchsorted(x.sort().values, values, right=True) / len(x) for x in (a, b)]
     return float((shares[0] - shares[1]).abs().max())
 
 
-def test_rectangles_are_spread_as_torchvision_s() -> None:
+def test_rectangles_are_distributed_as_torchvisions() -> None:
     count, side = 4000, 1000
     torch.manual_seed(0)
     image = torch.empty(1).expand(3, side, side)
@@ -70,18 +70,18 @@ def test_rectangles_are_spread_as_torchvision_s() -> None:
     theirs = torch.tensor(drawn, dtype=torch.float64).T
     corner, size = Erasing(1.0, SCALE, RATIO).boxes(torch.arange(count), side, seed=0, epoch=0)
     for ours, expected in zip(torch.cat([corner, size], dim=1).T, theirs, strict=True):
-        # Of two samples of one distribution, fewer than one pair in a million lies further apart.
+        # Two samples of one distribution exceed this less than once in a million.
         assert distance(ours.double(), expected) < 2.7 * math.sqrt(2 / count)
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
-def test_as_many_images_are_erased_as_asked(probability: float) -> None:
+def test_the_requested_fraction_of_images_is_erased(probability: float) -> None:
     _, size = Erasing(probability, SCALE, RATIO).boxes(torch.arange(10_000), 32, seed=0, epoch=0)
     erased = (size > 0).all(1).float().mean()
     assert abs(erased - probability) <= 4 * math.sqrt(probability * (1 - probability) / 10_000)
 
 
-def test_erasing_depends_on_seed_epoch_and_index_alone() -> None:
+def test_erasing_depends_only_on_seed_epoch_and_index() -> None:
     x, indices = torch.ones(40, 1, 16, 16), torch.arange(40)
     erasing = Erasing(1.0, SCALE, RATIO)
     whole = erasing(x, indices, 1, 2)
@@ -92,20 +92,20 @@ def test_erasing_depends_on_seed_epoch_and_index_alone() -> None:
         assert (erasing(x, indices, seed, epoch) == whole).flatten(1).all(1).float().mean() < 0.1
 
 
-def test_inside_is_from_the_first_row_and_column_to_before_the_last() -> None:
+def test_inside_includes_the_start_and_excludes_the_end() -> None:
     mask = inside(torch.tensor([[1, 0], [2, 2]]), torch.tensor([[3, 1], [2, 2]]), side=4)
     assert mask.shape == (2, 1, 4, 4)
     assert mask.nonzero().tolist() == [[0, 0, 1, 0], [0, 0, 2, 0]]
 
 
-def test_the_erased_part_is_the_mean_colour_after_normalisation() -> None:
+def test_the_erased_part_has_the_mean_colour_after_normalisation() -> None:
     images = torch.full((20, 3, 12, 12), 255, dtype=torch.uint8)
     prepare = Preprocess(12, [0.3, 0.4, 0.5], [0.2, 0.25, 0.3])
     plain = Pipeline(prepare, {}).train(images, torch.arange(20), 0, 0)
     options = {"erasing": {"probability": 1.0, "scale": SCALE, "ratio": RATIO}}
     erased = Pipeline(prepare, options).train(images, torch.arange(20), 0, 0)
     gone = erased == 0
-    assert torch.equal(gone.all(1), gone.any(1))  # of all channels
+    assert torch.equal(gone.all(1), gone.any(1))  # in all channels
     share = gone.float().mean((1, 2, 3))
     assert share.min() > 0 and share.max() < 0.5
     assert torch.equal(erased[~gone], plain[~gone])

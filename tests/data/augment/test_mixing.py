@@ -19,7 +19,7 @@ MIXERS = [Mixer(0.4, 0.0, 12), Mixer(0.0, 1.0, 12), Mixer(0.2, 1.0, 12)]
 
 
 def slow_mix(x: Tensor, indices: Tensor, mixer: Mixer, seed: int, epoch: int) -> tuple[Tensor, list[float]]:
-    """Mix image by image and pixel by pixel; return the images and each one's share of its own."""
+    """Mix pixel by pixel; return the images and the share of each image's own label."""
     side, out, shares = x.shape[-1], x.clone(), []
     for n, (coin, share, down, across) in enumerate(uniforms(indices, 4, "mixing", seed, epoch).tolist()):
         partner = n + 1 if n % 2 == 0 else n - 1
@@ -40,7 +40,7 @@ def slow_mix(x: Tensor, indices: Tensor, mixer: Mixer, seed: int, epoch: int) ->
 
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("count", [16, 15, 1])
-def test_a_mixed_batch_is_what_a_loop_over_its_images_gives(mixer: Mixer, count: int) -> None:
+def test_a_mixed_batch_matches_a_loop_over_its_images(mixer: Mixer, count: int) -> None:
     generator = torch.Generator().manual_seed(0)
     x, indices = torch.randn(count, 3, 12, 12, generator=generator), torch.arange(count) * 31 + 5
     expected, shares = slow_mix(x, indices, mixer, seed=7, epoch=2)
@@ -51,7 +51,7 @@ def test_a_mixed_batch_is_what_a_loop_over_its_images_gives(mixer: Mixer, count:
     assert torch.equal(x, before)
 
 
-def test_cutmix_takes_pixels_as_they_are() -> None:
+def test_cutmix_copies_pixels_exactly() -> None:
     x = torch.arange(8 * 12 * 12, dtype=torch.float32).view(8, 1, 12, 12) / 7
     mixing = Mixer(0.0, 1.0, 12).draw(torch.arange(8), 0, 0)
     mixed = mixing.apply(x)
@@ -60,7 +60,7 @@ def test_cutmix_takes_pixels_as_they_are() -> None:
     torch.testing.assert_close(own.float().mean((1, 2, 3)), mixing.shares)
 
 
-def test_with_both_a_coin_decides_for_each_image() -> None:
+def test_with_both_enabled_each_image_flips_a_coin() -> None:
     cut = Mixer(0.2, 1.0, 12).draw(torch.arange(10_000), 0, 0).cut
     assert abs(cut.float().mean() - 0.5) < 4 * 0.5 / math.sqrt(10_000)
     assert not Mixer(0.2, 0.0, 12).draw(torch.arange(100), 0, 0).cut.any()
@@ -68,7 +68,7 @@ def test_with_both_a_coin_decides_for_each_image() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8])
-def test_every_image_has_its_neighbour_as_partner(count: int) -> None:
+def test_the_partner_of_an_image_is_its_neighbour(count: int) -> None:
     partners = MIXERS[0].draw(torch.arange(count) + 100, 0, 0).partners.tolist()
     assert (
         partners == [[0], [1, 0], [1, 0, 3, 2, 5, 4, 5], [1, 0, 3, 2, 5, 4, 7, 6]][[1, 2, 7, 8].index(count)]
@@ -76,7 +76,7 @@ def test_every_image_has_its_neighbour_as_partner(count: int) -> None:
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_a_share_depends_on_seed_epoch_and_index_alone(mixer: Mixer) -> None:
+def test_a_share_depends_only_on_seed_epoch_and_index(mixer: Mixer) -> None:
     indices = torch.arange(40)
     whole = mixer.draw(indices, 1, 2).shares
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
@@ -87,7 +87,7 @@ def test_a_share_depends_on_seed_epoch_and_index_alone(mixer: Mixer) -> None:
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_ranks_with_even_slices_mix_as_one_device(mixer: Mixer) -> None:
+def test_ranks_with_even_slices_mix_as_a_single_device(mixer: Mixer) -> None:
     x = torch.randn(20, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
     def batches(rank: int, world_size: int) -> list[Tensor]:
@@ -97,11 +97,11 @@ def test_ranks_with_even_slices_mix_as_one_device(mixer: Mixer) -> None:
     alone = batches(0, 1)
     for world_size in (2, 4):
         ranks = [batches(rank, world_size) for rank in range(world_size)]
-        for i in range(2):  # the last batch, of 4, is cut into odd slices by four ranks
+        for i in range(2):  # four ranks cut the last batch of 4 into odd slices
             assert torch.equal(torch.cat([rank[i] for rank in ranks]), alone[i])
 
 
-def test_mixing_comes_last_in_the_pipeline_and_not_in_evaluation() -> None:
+def test_mixing_is_the_last_step_of_training_and_absent_from_evaluation() -> None:
     images = torch.randint(0, 256, (10, 3, 12, 12), dtype=torch.uint8)
     indices, prepare = torch.arange(10), Preprocess(12, [0.5] * 3, [0.25] * 3)
     erasing = {"probability": 1.0, "scale": [0.02, 0.33], "ratio": [0.3, 3.3]}
@@ -126,7 +126,7 @@ def test_mixing_comes_last_in_the_pipeline_and_not_in_evaluation() -> None:
         (3.0, lambda x: 10 * x**3 - 15 * x**4 + 6 * x**5),
     ],
 )
-def test_quantiles_undo_the_known_distribution(alpha: float, below: object) -> None:
+def test_quantiles_invert_the_known_distribution(alpha: float, below: object) -> None:
     share = torch.linspace(0, 1, 2001, dtype=torch.float64)
     x = beta_quantile(alpha, share.float()).double()
     assert ((x >= 0) & (x <= 1)).all()
@@ -134,13 +134,13 @@ def test_quantiles_undo_the_known_distribution(alpha: float, below: object) -> N
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 0.8, 1.5, 8.0, 100.0])
-def test_quantiles_of_even_numbers_are_spread_as_numpy_s_beta(alpha: float) -> None:
+def test_quantiles_are_distributed_as_numpys_beta(alpha: float) -> None:
     count = 20_000
     ours = beta_quantile(alpha, uniforms(torch.arange(count), 1, "test")[:, 0]).double().numpy()
     theirs = np.random.default_rng(0).beta(alpha, alpha, count)
     assert np.isfinite(ours).all()
     values = np.sort(np.concatenate([ours, theirs]))
     shares = [np.searchsorted(np.sort(x), values, side="right") / count for x in (ours, theirs)]
-    # float32 joins what lies within a rounding of 1: compared where both can tell values apart.
+    # float32 merges values within a rounding error of 1: compare where both can resolve them.
     inner = (values > 1e-6) & (values < 1 - 1e-6)
     assert np.abs(shares[0] - shares[1])[inner].max() < 2.7 * math.sqrt(2 / count)

@@ -1,4 +1,4 @@
-"""Operations with a strength for each image, against torchvision's on one image at a time."""
+"""Operations with a strength per image, against torchvision's on one image at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as reference
 from alexnet_exp.data.augment import operations
 from alexnet_exp.data.augment.operations import apply_chosen
 
-# Our function, torchvision's name for it in its policies, and the strength that we give for its magnitude.
+# Our function, its name in torchvision's policies, and our strength for torchvision's magnitude.
 PAIRS: list[tuple[str, str, Any]] = [
     ("identity", "Identity", lambda m: m),
     ("shear_x", "ShearX", lambda m: m),
@@ -34,7 +34,7 @@ PAIRS: list[tuple[str, str, Any]] = [
 
 
 def pictures(count: int, channels: int, side: int) -> Tensor:
-    """Make smooth pictures of different contrast, with some noise, and a flat one."""
+    """Make smooth images of different contrast, with some noise, and a constant one."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, channels, 4, 4, generator=generator) * 200 + 20
     smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
@@ -52,7 +52,7 @@ def theirs(image: Tensor, name: str, strength: float) -> Tensor:
 
 
 def assert_alike(result: Tensor, expected: Tensor, far: float = 0.004) -> None:
-    """Allow one grey level in 5 % of the values, and anything where rounding chose the neighbour."""
+    """Allow one grey level in 5 % of the values, and anything where rounding picked the neighbouring pixel."""
     assert result.dtype == torch.uint8
     apart = (result.int() - expected.int()).abs()
     assert (apart > 0).float().mean() <= 0.05
@@ -61,7 +61,7 @@ def assert_alike(result: Tensor, expected: Tensor, far: float = 0.004) -> None:
 
 @pytest.mark.parametrize(("ours", "name", "strength"), PAIRS, ids=[pair[0] for pair in PAIRS])
 @pytest.mark.parametrize(("channels", "side"), [(3, 32), (1, 28), (3, 33)])
-def test_each_image_gets_its_own_strength_as_torchvision_gives_it(
+def test_each_image_gets_its_strength_as_in_torchvision(
     ours: str, name: str, strength: Any, channels: int, side: int
 ) -> None:
     images = pictures(16, channels, side)
@@ -74,14 +74,14 @@ def test_each_image_gets_its_own_strength_as_torchvision_gives_it(
         assert (result != images).any()
 
 
-def test_hue_turns_as_torchvision_s_does_on_each_image() -> None:
+def test_hue_matches_torchvision_on_each_image() -> None:
     images = pictures(11, 3, 32)
     shifts = torch.linspace(-0.5, 0.5, 11)
     expected = [reference.adjust_hue(i, s) for i, s in zip(images, shifts.tolist(), strict=True)]
     assert_alike(operations.hue(images, shifts), torch.stack(expected), far=0.0)
 
 
-def test_hue_knows_the_colours_and_leaves_grey_alone() -> None:
+def test_hue_rotates_pure_colours_and_leaves_grey_unchanged() -> None:
     red = torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1).expand(3, -1, 1, 1)
     turned = operations.hue(red, torch.tensor([0.0, 1 / 3, -1 / 3]))
     assert turned[:, :, 0, 0].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
@@ -97,7 +97,7 @@ def test_a_factor_of_one_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("side", [1, 2])
-def test_sharpness_leaves_images_that_are_all_border_as_they_are(side: int) -> None:
+def test_sharpness_does_not_change_images_that_are_all_border(side: int) -> None:
     images = torch.randint(0, 256, (3, 3, side, side), dtype=torch.uint8)
     assert torch.equal(operations.sharpness(images, torch.tensor([0.0, 0.37, 1.9])), images)
 
@@ -122,7 +122,7 @@ def times(images: Tensor, strength: Tensor) -> Tensor:
     return images * strength.to(torch.uint8)[:, None, None, None]
 
 
-def test_operations_come_one_after_another_each_image_with_its_own() -> None:
+def test_operations_are_applied_in_sequence_as_chosen_per_image() -> None:
     images = torch.arange(1, 5, dtype=torch.uint8).view(4, 1, 1, 1)
     chosen = torch.tensor([[0, 1], [1, 0], [0, 0], [1, 1]])
     strengths = torch.tensor([[10.0, 2.0], [3.0, 20.0], [1.0, 5.0], [2.0, 4.0]])
@@ -132,7 +132,7 @@ def test_operations_come_one_after_another_each_image_with_its_own() -> None:
     assert torch.equal(images, before)
 
 
-def test_an_operation_that_no_image_has_is_not_called() -> None:
+def test_an_operation_chosen_by_no_image_is_not_called() -> None:
     def never(images: Tensor, strength: Tensor) -> Tensor:
         raise AssertionError
 

@@ -1,4 +1,4 @@
-"""What happens to a batch between storage and network, against loops over its images in float64."""
+"""The pipeline from stored images to network input, against float64 loops over single images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def slow_window(
             if form == "aligned":
                 pixel = pixel - mean[:, row, column] if inside else pixel
             if form == "centre":
-                pixel = pixel - mean[:, edge + y, edge + across]  # the mean image is never moved or mirrored
+                pixel = pixel - mean[:, edge + y, edge + across]  # the mean image is never shifted or flipped
             out[:, y, across] = pixel
     return out
 
@@ -61,7 +61,7 @@ def slow_window(
 
 @pytest.mark.parametrize("form", ["none", "aligned", "centre"])
 @pytest.mark.parametrize(("pad", "crop"), [(0, True), (2, False), (0, False)])
-def test_the_mean_image_goes_off_where_the_loop_takes_it_off(form: str, pad: int, crop: bool) -> None:
+def test_the_mean_image_is_subtracted_as_in_the_loop(form: str, pad: int, crop: bool) -> None:
     images, mean = noise(12, 13), noise(7, 13, seed=1).float().mean(0)
     indices = torch.arange(12) * 31 + 5
     size = 9 if crop else 13
@@ -74,13 +74,13 @@ def test_the_mean_image_goes_off_where_the_loop_takes_it_off(form: str, pad: int
 
 
 @pytest.mark.parametrize("form", ["aligned", "centre"])
-def test_at_test_the_centre_of_the_mean_image_goes_off_the_centre(form: str) -> None:
+def test_evaluation_subtracts_the_center_of_the_mean_image(form: str) -> None:
     images, mean = noise(3, 13), noise(7, 13, seed=1).float().mean(0)
     result = pipeline(9, mean, crop=True, mean_image=form).evaluate(images)
     torch.testing.assert_close(result, images[:, :, 2:11, 2:11] - mean[:, 2:11, 2:11], rtol=0, atol=1e-3)
 
 
-def test_the_mean_image_goes_off_before_the_image_is_resized_and_normalised() -> None:
+def test_the_mean_image_is_subtracted_before_resizing_and_normalising() -> None:
     images, mean = noise(3, 8), noise(7, 8, seed=1).float().mean(0)
     result = pipeline(16, mean, grey=False, mean_image="centre").evaluate(images)
     large = torch.nn.functional.interpolate(images.double() - mean.double(), (16, 16), mode="bilinear")
@@ -88,24 +88,24 @@ def test_the_mean_image_goes_off_before_the_image_is_resized_and_normalised() ->
     torch.testing.assert_close(result.double(), (large / 255 - mean_colour) / std, rtol=0, atol=2e-5)
 
 
-def test_an_aligned_mean_image_has_no_place_in_a_resized_part() -> None:
+def test_an_aligned_mean_image_does_not_work_with_resized_crops() -> None:
     parts = {"scale": [0.08, 1.0], "ratio": [0.75, 1.33]}
-    with pytest.raises(UserError, match=r"mean_image=aligned has no meaning with augment\.resized_crop"):
+    with pytest.raises(UserError, match=r"mean_image=aligned does not work with augment\.resized_crop"):
         pipeline(9, resized_crop=parts, mean_image="aligned")
 
 
 # ------------------------------------------------------------------------------------------------ crops
 
 
-def test_all_81_crops_of_24_pixels_out_of_32_and_their_mirror_images_are_equally_frequent() -> None:
+def test_all_81_crops_of_24_pixels_out_of_32_and_their_flips_are_equally_frequent() -> None:
     count = 16_200
     places = torch.stack(torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij"))  # (down, right)
     images = places[None].to(torch.uint8).expand(count, -1, -1, -1)
     made = Pipeline(Preprocess(24, [0.0] * 2, [1 / 255] * 2, crop=True), {"flip": True, "crop": True})
     corners = made.train(images, torch.arange(count), 0, 0)[:, :, 0, [0, 23]].round().long()
     down, first, last = corners[:, 0, 0], corners[:, 1, 0], corners[:, 1, 1]
-    mirrored = (first > last).long()
-    kinds = (down * 9 + torch.minimum(first, last)) * 2 + mirrored
+    flipped = (first > last).long()
+    kinds = (down * 9 + torch.minimum(first, last)) * 2 + flipped
     assert (int(down.min()), int(down.max()), int(first.min())) == (0, 8, 0)
     counts = torch.bincount(kinds, minlength=162).double()
     chi_square = ((counts - 100) ** 2 / 100).sum()
@@ -124,14 +124,14 @@ def test_crops_of_224_pixels_out_of_256_reach_offsets_0_to_32_evenly() -> None:
 
 
 @pytest.mark.parametrize("whiten", [False, True])
-def test_a_centre_crop_in_training_is_the_test_s(whiten: bool) -> None:
+def test_a_center_crop_in_training_matches_evaluation(whiten: bool) -> None:
     images = noise(4, 12)
     made = pipeline(8, grey=False, centre_crop=True, whiten=whiten)
     assert torch.equal(made.train(images, torch.arange(4), 0, 0), made.evaluate(images))
     assert made.evaluate(images).shape == (4, 3, 8, 8)
 
 
-def test_training_depends_on_seed_epoch_and_index_alone() -> None:
+def test_training_depends_only_on_seed_epoch_and_index() -> None:
     images, indices = noise(40, 12), torch.arange(40)
     made = pipeline(8, grey=False, crop=True, flip=True, colour_noise="paper")
     whole = made.train(images, indices, 1, 2)
@@ -151,9 +151,9 @@ def slow_whiten(image: np.ndarray) -> np.ndarray:
     return (x - x.mean()) / max(x.std(), 1.0 / math.sqrt(x.size))
 
 
-def test_each_image_is_whitened_by_tensorflow_s_formula() -> None:
+def test_whitening_matches_tensorflows_formula() -> None:
     images = noise(5, 28)
-    images[1] = 77  # one colour: no variance
+    images[1] = 77  # constant: no variance
     images[2] //= 128
     result = Pipeline(Preprocess(28, [0.0] * 3, [1.0] * 3), {"whiten": True}).evaluate(images)
     for n in range(5):
@@ -164,14 +164,14 @@ def test_each_image_is_whitened_by_tensorflow_s_formula() -> None:
     assert result[1].abs().max() < 1e-5
 
 
-def test_an_image_of_little_contrast_is_divided_by_the_least_deviation() -> None:
+def test_an_image_of_low_contrast_is_divided_by_the_minimum_deviation() -> None:
     images = torch.full((1, 3, 4, 4), 100, dtype=torch.uint8)
     images[0, 0, 0, 0] = 101  # standard deviation 0.00056 in 0..1, the least is 1 / sqrt(48) = 0.144
     result = Pipeline(Preprocess(4, [0.0] * 3, [1.0] * 3), {"whiten": True}).evaluate(images)
     assert result[0, 0, 0, 0].item() == pytest.approx((1 / 255) * (47 / 48) * math.sqrt(48), rel=1e-3)
 
 
-def test_what_is_cut_is_whitened_not_what_is_stored() -> None:
+def test_the_crop_is_whitened_not_the_stored_image() -> None:
     images, indices = noise(6, 12), torch.arange(6)
     options = {"crop": True, "flip": True}
     cut = Pipeline(Preprocess(8, [0.0] * 3, [1.0] * 3, crop=True), options).train(images, indices, 0, 0)
@@ -184,7 +184,7 @@ def test_what_is_cut_is_whitened_not_what_is_stored() -> None:
 
 
 @pytest.mark.parametrize(("stored", "size"), [(32, 24), (256, 224), (8, 5), (6, 6)])
-def test_ten_views_are_the_corners_and_the_centre_and_their_mirror_images(stored: int, size: int) -> None:
+def test_ten_crop_is_corners_and_center_and_their_flips(stored: int, size: int) -> None:
     images = noise(2, stored)
     views = pipeline(size, crop=True).views(images, "ten_crop")
     assert views.shape == (2, 10, 3, size, size)
@@ -196,7 +196,7 @@ def test_ten_views_are_the_corners_and_the_centre_and_their_mirror_images(stored
     torch.testing.assert_close(views[:, 4], pipeline(size, crop=True).evaluate(images), rtol=0, atol=1e-3)
 
 
-def test_an_aligned_mean_image_moves_with_the_view_and_a_centre_one_stays() -> None:
+def test_an_aligned_mean_image_follows_the_view_and_a_centre_one_does_not() -> None:
     images, mean = noise(2, 12), noise(7, 12, seed=1).float().mean(0)
     aligned = pipeline(8, mean, crop=True, mean_image="aligned").views(images, "ten_crop")
     fixed = pipeline(8, mean, crop=True, mean_image="centre").views(images, "ten_crop")
@@ -207,7 +207,7 @@ def test_an_aligned_mean_image_moves_with_the_view_and_a_centre_one_stays() -> N
     torch.testing.assert_close(fixed[:, 7], corner.flip(3) - mean[:, 2:10, 2:10], rtol=0, atol=1e-3)
 
 
-def test_each_view_is_whitened_by_itself() -> None:
+def test_each_view_is_whitened_separately() -> None:
     made = Pipeline(Preprocess(8, [0.0] * 3, [1.0] * 3, crop=True), {"whiten": True})
     images = noise(2, 12)
     third = made.views(images, "ten_crop")[1, 2]
@@ -216,7 +216,7 @@ def test_each_view_is_whitened_by_itself() -> None:
     )
 
 
-def test_flip_is_the_centre_and_its_mirror_image_and_centre_has_no_axis_of_views() -> None:
+def test_flip_stacks_the_center_and_its_flip_and_centre_has_no_view_axis() -> None:
     made, images = pipeline(8, crop=True), noise(3, 12)
     assert torch.equal(made.views(images, "centre"), made.evaluate(images))
     both = made.views(images, "flip")
@@ -225,7 +225,7 @@ def test_flip_is_the_centre_and_its_mirror_image_and_centre_has_no_axis_of_views
 
 
 @pytest.mark.parametrize("options", [{}, {"crop": True}, {"whiten": True}])
-def test_flip_translate_is_airbench_s_six_views(options: dict[str, Any]) -> None:
+def test_flip_translate_is_airbenchs_six_views(options: dict[str, Any]) -> None:
     made, images = pipeline(8, grey=False, **options), noise(3, 12)
     views, centre = made.views(images, "flip_translate"), made.evaluate(images)
     assert views.shape == (3, 6, 3, 8, 8)
@@ -237,21 +237,21 @@ def test_flip_translate_is_airbench_s_six_views(options: dict[str, Any]) -> None
         assert torch.equal(views[:, v + 3], views[:, v].flip(3))
 
 
-def test_alternating_flips_reach_resized_parts_too() -> None:
+def test_alternating_flips_apply_to_resized_crops() -> None:
     images, indices = noise(32, 12), torch.arange(32)
     parts = {"scale": [0.2, 1.0], "ratio": [0.75, 1.33]}
     made, still = (pipeline(8, flip=flip, resized_crop=parts) for flip in ("alternating", False))
     even, odd = made.augment.window(indices, 12, 0, 0), made.augment.window(indices, 12, 0, 1)
     assert even is not None and odd is not None
-    assert torch.equal(even.mirrored, ~odd.mirrored)
+    assert torch.equal(even.flipped, ~odd.flipped)
     expected = still.train(images, indices, 0, 1)
-    expected[odd.mirrored] = expected[odd.mirrored].flip(3)
+    expected[odd.flipped] = expected[odd.flipped].flip(3)
     torch.testing.assert_close(made.train(images, indices, 0, 1), expected, rtol=0, atol=2e-3)
 
 
-def test_ten_views_of_images_that_are_too_small_are_refused_before_training() -> None:
+def test_ten_crop_of_images_that_are_too_small_is_refused_before_training() -> None:
     made = pipeline(32, crop=True, views="ten_crop")
-    message = r"ten_crop needs stored images no smaller than the input: they have 8 pixels, the input 32"
+    message = r"ten_crop needs stored images at least as large as the input: they have 8 pixels, the input 32"
     with pytest.raises(UserError, match=message):
         made.views(noise(1, 8), "ten_crop")
     with pytest.raises(UserError, match=message):

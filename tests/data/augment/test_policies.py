@@ -1,4 +1,4 @@
-"""RandAugment, TrivialAugment and colour jitter, against loops that give one image at a time to torchvision."""
+"""RandAugment, TrivialAugment and colour jitter against torchvision, one image at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RELATIVE = ("Brightness", "Color", "Contrast", "Sharpness")
 
 
 def slow_action(image: Tensor, space: dict[str, Any], draw: float, level: int, sign: float) -> Tensor:
-    """Apply the operation of torchvision's `space` that a number in 0..1 chooses."""
+    """Apply the operation of torchvision's `space` selected by a number in 0..1."""
     name = list(space)[math.floor(draw * len(space))]
     magnitudes, signed = space[name]
     magnitude = float(magnitudes[level]) if magnitudes.ndim else 0.0
@@ -33,7 +33,7 @@ def slow_action(image: Tensor, space: dict[str, Any], draw: float, level: int, s
 
 
 @pytest.mark.parametrize(("channels", "side"), [(3, 32), (1, 28)])
-def test_trivialaugment_is_a_loop_over_the_images(channels: int, side: int) -> None:
+def test_trivialaugment_matches_a_loop_over_the_images(channels: int, side: int) -> None:
     images, indices = pictures(64, channels, side), torch.arange(64) * 31 + 5
     space = TrivialAugmentWide()._augmentation_space(31)
     expected = [
@@ -46,7 +46,7 @@ def test_trivialaugment_is_a_loop_over_the_images(channels: int, side: int) -> N
 
 
 @pytest.mark.parametrize(("num_ops", "magnitude"), [(1, 30), (2, 9), (3, 15)])
-def test_randaugment_is_a_loop_over_the_images(num_ops: int, magnitude: int) -> None:
+def test_randaugment_matches_a_loop_over_the_images(num_ops: int, magnitude: int) -> None:
     images, indices = pictures(64, 3, 32), torch.arange(64) * 31 + 5
     space = TheirRandAugment()._augmentation_space(31, (32, 32))
     draws = uniforms(indices, 2 * num_ops, "randaugment", 7, 2).tolist()
@@ -56,7 +56,9 @@ def test_randaugment_is_a_loop_over_the_images(num_ops: int, magnitude: int) -> 
             image = slow_action(image, space, numbers[step], magnitude, numbers[num_ops + step])
         expected.append(image)
     result = RandAugment(num_ops, magnitude)(images, indices, seed=7, epoch=2)
-    assert_alike(result, torch.stack(expected), far=0.01)  # a level of difference grows in what comes after
+    assert_alike(
+        result, torch.stack(expected), far=0.01
+    )  # later operations amplify a difference of one level
 
 
 def slow_jitter(image: Tensor, widths: dict[str, float], draws: list[float]) -> Tensor:
@@ -78,13 +80,13 @@ def slow_jitter(image: Tensor, widths: dict[str, float], draws: list[float]) -> 
         {"saturation": 0.8},
     ],
 )
-def test_colour_jitter_is_a_loop_over_the_images(widths: dict[str, float]) -> None:
+def test_colour_jitter_matches_a_loop_over_the_images(widths: dict[str, float]) -> None:
     images, indices = pictures(48, 3, 32), torch.arange(48) * 31 + 5
     draws = uniforms(indices, 2 * len(widths), "colour jitter", 7, 2).tolist()
     expected = torch.stack([slow_jitter(i, widths, d) for i, d in zip(images, draws, strict=True)])
     apart = (ColourJitter(**widths)(images, indices, seed=7, epoch=2).int() - expected.int()).abs()
     assert apart.float().mean() < 0.1
-    assert (apart > 2).float().mean() < 0.01  # a level of difference grows in what comes after
+    assert (apart > 2).float().mean() < 0.01  # later operations amplify a difference of one level
 
 
 CHANGES = [
@@ -95,7 +97,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_depends_on_seed_epoch_and_index_alone(change: Any) -> None:
+def test_a_change_depends_only_on_seed_epoch_and_index(change: Any) -> None:
     images, indices = pictures(60, 3, 16), torch.arange(60)
     before = images.clone()
     whole = change(images, indices, 1, 2)
@@ -110,7 +112,7 @@ def test_a_change_depends_on_seed_epoch_and_index_alone(change: Any) -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_copies_of_one_image_in_a_batch_are_changed_differently(change: Any) -> None:
+def test_copies_of_an_image_in_a_batch_are_changed_differently(change: Any) -> None:
     images = pictures(2, 3, 16)[1:].expand(64, -1, -1, -1)
     assert len(change(images, torch.arange(64), 0, 0).unique(dim=0)) > 20
 
@@ -135,7 +137,7 @@ def test_operations_are_equally_frequent_and_half_of_the_signs_negative(
 # ------------------------------------------------------------------------------------------------ settings
 
 
-def test_the_settings_choose_the_policy_and_null_is_torchvision_s_default() -> None:
+def test_the_settings_select_the_policy_and_null_is_torchvisions_default() -> None:
     assert build_policy({"policy": "none", "num_ops": None}) is None
     assert build_policy({"policy": "trivialaugment"}) == TrivialAugment()
     theirs_by_default = TheirRandAugment()
@@ -146,7 +148,9 @@ def test_the_settings_choose_the_policy_and_null_is_torchvision_s_default() -> N
 
 @pytest.mark.parametrize("policy", ["none", "trivialaugment"])
 def test_settings_of_randaugment_without_it_are_refused(policy: str) -> None:
-    with pytest.raises(UserError, match=r"Only RandAugment has augment\.num_ops and augment\.magnitude: say"):
+    with pytest.raises(
+        UserError, match=r"Only RandAugment uses augment\.num_ops and augment\.magnitude: set"
+    ):
         build_policy({"policy": policy, "num_ops": 2, "magnitude": 0})
 
 
@@ -165,18 +169,18 @@ def test_policy_and_jitter_come_after_the_crop_and_before_normalisation(pad: int
     assert torch.equal(made.evaluate(images), pipeline().evaluate(images))
 
 
-def test_policy_takes_resized_parts_rounded_to_grey_levels() -> None:
+def test_policies_work_on_resized_crops_rounded_to_grey_levels() -> None:
     images, indices = pictures(24, 3, 20), torch.arange(24)
     parts = {"scale": [0.2, 1.0], "ratio": [0.75, 1.33]}
     resized = pipeline(resized_crop=parts).train(images, indices, 3, 1)
     expected = TrivialAugment()(resized.round().to(torch.uint8), indices, 3, 1).float()
     result = pipeline(resized_crop=parts, policy="trivialaugment").train(images, indices, 3, 1)
-    assert ((result - expected).abs() > 1e-3).float().mean() < 0.001  # halves may be rounded either way
+    assert ((result - expected).abs() > 1e-3).float().mean() < 0.001  # ties may round either way
 
 
-def test_colour_of_grey_images_cannot_be_jittered() -> None:
+def test_saturation_and_hue_of_grey_images_cannot_be_jittered() -> None:
     grey = Preprocess(16, [0.5], [0.2])
-    with pytest.raises(UserError, match=r"saturation and hue need three channels: say data\.channels=3"):
+    with pytest.raises(UserError, match=r"saturation and hue need three channels; set data\.channels=3"):
         Pipeline(grey, {"colour_jitter": {"brightness": 0.2, "hue": 0.1}})
     Pipeline(grey, {"colour_jitter": {"brightness": 0.2, "hue": 0.0}}).train(
         torch.zeros(2, 1, 16, 16, dtype=torch.uint8), torch.arange(2), 0, 0

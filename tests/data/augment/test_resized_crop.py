@@ -23,15 +23,15 @@ def noise(count: int, side: int) -> Tensor:
     return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
-def slow_crop(image: Tensor, corner: list[float], size: list[float], side: int, mirrored: bool) -> Tensor:
-    """Resize a part of one image, (C, S, S), pixel by pixel, in float64."""
+def slow_crop(image: Tensor, corner: list[float], size: list[float], side: int, flipped: bool) -> Tensor:
+    """Crop and resize one image, (C, S, S), pixel by pixel, in float64."""
     stored, x = image.shape[-1], image.double()
     out = torch.zeros(len(image), side, side, dtype=torch.float64)
 
     def around(share: float) -> tuple[int, int, float]:
         place = min(
             max(share * stored - 0.5, 0.0), stored - 1.0
-        )  # between the centres of the border's pixels
+        )  # clamped to the centers of the border pixels
         low = min(int(place), stored - 1)
         return low, min(low + 1, stored - 1), place - low
 
@@ -41,12 +41,12 @@ def slow_crop(image: Tensor, corner: list[float], size: list[float], side: int, 
             left, right, across = around(corner[0] + size[0] * (column + 0.5) / side)
             upper = (1 - across) * x[:, top, left] + across * x[:, top, right]
             lower = (1 - across) * x[:, bottom, left] + across * x[:, bottom, right]
-            out[:, row, side - 1 - column if mirrored else column] = (1 - down) * upper + down * lower
+            out[:, row, side - 1 - column if flipped else column] = (1 - down) * upper + down * lower
     return out
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Return the greatest difference between the shares of two samples below any value (Kolmogorov and Smirnov)."""
+    """Return the two-sample Kolmogorov-Smirnov statistic."""
     values = torch.cat([a, b]).sort().values
     shares = [torch.searchsorted(x.sort().values, values, right=True) / len(x) for x in (a, b)]
     return float((shares[0] - shares[1]).abs().max())
@@ -56,8 +56,10 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("scale", "ratio"), [(SCALE, RATIO), ((0.5, 1.0), (0.5, 2.0))])
-def test_boxes_are_spread_as_torchvision_s(scale: tuple[float, float], ratio: tuple[float, float]) -> None:
-    count, side = 4000, 10_000  # so large that torchvision's whole pixels do not matter
+def test_boxes_are_distributed_as_torchvisions(
+    scale: tuple[float, float], ratio: tuple[float, float]
+) -> None:
+    count, side = 4000, 10_000  # so large that torchvision's rounding to pixels does not matter
     image = torch.empty(1).expand(3, side, side)
     torch.manual_seed(0)
     drawn = [RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(count)]
@@ -69,11 +71,11 @@ def test_boxes_are_spread_as_torchvision_s(scale: tuple[float, float], ratio: tu
     }  # fmt: skip
     theirs = {"area": height * width, "ratio": width / height, "x": left, "y": top, "right": left + width}
     for name, values in ours.items():
-        # Of two samples of one distribution, fewer than one pair in a million lies further apart.
+        # Two samples of one distribution exceed this less than once in a million.
         assert distance(values.double(), theirs[name]) < 2.7 * math.sqrt(2 / count), name
 
 
-def test_boxes_lie_inside_and_keep_to_their_limits() -> None:
+def test_boxes_lie_inside_the_image_and_within_their_limits() -> None:
     corner, size = random_boxes(torch.arange(20_000), SCALE, RATIO, seed=1, epoch=0)
     assert (corner >= 0).all()
     assert (corner + size <= 1 + 1e-6).all()
@@ -90,7 +92,7 @@ def test_a_shape_that_never_fits_gives_the_whole_image() -> None:
     assert torch.equal(corner, torch.zeros(100, 2))
 
 
-def test_a_box_depends_on_seed_epoch_and_index_alone() -> None:
+def test_a_box_depends_only_on_seed_epoch_and_index() -> None:
     def boxes(indices: Tensor, seed: int, epoch: int) -> Tensor:
         return torch.cat(random_boxes(indices, SCALE, RATIO, seed, epoch), dim=1)
 
@@ -105,62 +107,62 @@ def test_a_box_depends_on_seed_epoch_and_index_alone() -> None:
 
 
 @pytest.mark.parametrize(("stored", "side"), [(11, 6), (6, 9), (8, 8)])
-def test_pixels_are_those_of_a_slow_loop(stored: int, side: int) -> None:
+def test_pixels_match_a_slow_loop(stored: int, side: int) -> None:
     images = noise(8, stored)
     corner, size = random_boxes(torch.arange(8), SCALE, RATIO, seed=3, epoch=0)
-    mirrored = torch.arange(8) % 2 == 1
-    result = resized_crop(images, corner, size, side, mirrored)
+    flipped = torch.arange(8) % 2 == 1
+    result = resized_crop(images, corner, size, side, flipped)
     assert result.dtype == torch.float32
     for n in range(8):
-        expected = slow_crop(images[n], corner[n].tolist(), size[n].tolist(), side, bool(mirrored[n]))
+        expected = slow_crop(images[n], corner[n].tolist(), size[n].tolist(), side, bool(flipped[n]))
         torch.testing.assert_close(result[n].double(), expected, rtol=0, atol=2e-3)  # of 255
 
 
 @pytest.mark.parametrize("side", [5, 16, 23])
-def test_the_whole_image_is_resized_as_torch_does_without_antialias(side: int) -> None:
+def test_the_whole_image_is_resized_as_by_torch_without_antialias(side: int) -> None:
     images = noise(3, 16)
     result = resized_crop(images, torch.zeros(3, 2), torch.ones(3, 2), side, torch.zeros(3, dtype=torch.bool))
     expected = functional.interpolate(images.float(), (side, side), mode="bilinear", align_corners=False)
     torch.testing.assert_close(result, expected, rtol=0, atol=2e-3)
 
 
-def test_a_part_of_whole_pixels_is_cut_and_resized_inside_its_border() -> None:
+def test_a_box_of_whole_pixels_matches_crop_and_resize_away_from_its_border() -> None:
     images = noise(2, 16)
     corner, size = torch.tensor([[0.25, 0.5]]).expand(2, 2), torch.tensor([[0.5, 0.25]]).expand(2, 2)
     result = resized_crop(images, corner, size, 12, torch.zeros(2, dtype=torch.bool))
     cut = images[:, :, 8:12, 4:12].float()
     expected = functional.interpolate(cut, (12, 12), mode="bilinear", align_corners=False)
-    # At the border, pixels outside of the part shine in: three of the 12 rows lie within a pixel's half.
+    # At the border, pixels outside the box blend in: three of the 12 rows lie within half a pixel.
     torch.testing.assert_close(result[:, :, 2:-2, 1:-1], expected[:, :, 2:-2, 1:-1], rtol=0, atol=2e-3)
 
 
-def test_a_mirrored_part_is_the_mirror_image_of_the_part() -> None:
+def test_a_flipped_box_is_the_flip_of_the_box() -> None:
     images = noise(6, 20)
     corner, size = random_boxes(torch.arange(6), SCALE, RATIO, seed=0, epoch=0)
     yes = torch.ones(6, dtype=torch.bool)
-    plain, mirrored = (resized_crop(images, corner, size, 14, m) for m in (~yes, yes))
-    torch.testing.assert_close(mirrored, plain.flip(3), rtol=0, atol=2e-3)
-    assert not torch.allclose(mirrored, plain)
+    plain, flipped = (resized_crop(images, corner, size, 14, m) for m in (~yes, yes))
+    torch.testing.assert_close(flipped, plain.flip(3), rtol=0, atol=2e-3)
+    assert not torch.allclose(flipped, plain)
 
 
 # ------------------------------------------------------------------------------------------------ in the pipeline
 
 
-def test_training_takes_boxes_half_of_them_mirrored_and_the_test_the_centre() -> None:
+def test_training_uses_boxes_with_half_of_them_flipped_and_evaluation_the_center() -> None:
     images, indices = noise(16, 20), torch.arange(16) + 3
     made = Pipeline(Preprocess(14, [0.5] * 3, [0.25] * 3, crop=True), OPTIONS)
     corner, size = random_boxes(indices, SCALE, RATIO, 5, 2)
-    mirrored = uniforms(indices, 3, "augment", 5, 2)[:, 2] < 0.5
-    assert 0 < mirrored.sum() < 16
+    flipped = uniforms(indices, 3, "augment", 5, 2)[:, 2] < 0.5
+    assert 0 < flipped.sum() < 16
     result = made.train(images, indices, seed=5, epoch=2)
     for n in range(16):
-        cut = slow_crop(images[n], corner[n].tolist(), size[n].tolist(), 14, bool(mirrored[n]))
+        cut = slow_crop(images[n], corner[n].tolist(), size[n].tolist(), 14, bool(flipped[n]))
         torch.testing.assert_close(result[n].double(), (cut / 255 - 0.5) / 0.25, rtol=0, atol=1e-4)
     centre = images[:, :, 3:17, 3:17].double()
     torch.testing.assert_close(made.evaluate(images).double(), (centre / 255 - 0.5) / 0.25, rtol=0, atol=1e-5)
 
 
-def test_without_flip_no_part_is_mirrored() -> None:
+def test_without_flip_no_box_is_flipped() -> None:
     images, indices = noise(16, 20), torch.arange(16)
     made = Pipeline(Preprocess(14, [0.0] * 3, [1 / 255] * 3), {**OPTIONS, "flip": False})
     expected = resized_crop(
@@ -170,7 +172,7 @@ def test_without_flip_no_part_is_mirrored() -> None:
 
 
 @pytest.mark.parametrize("stored", [20, 14, 9])
-def test_the_centre_of_the_mean_image_goes_off_whatever_the_part(stored: int) -> None:
+def test_the_center_of_the_mean_image_is_subtracted_from_every_box(stored: int) -> None:
     images, indices = noise(4, stored), torch.arange(4)
     mean = noise(5, stored).float().mean(0)
     made = Pipeline(
