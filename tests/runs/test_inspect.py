@@ -277,7 +277,7 @@ def test_the_hash_says_which_values_exceed_their_right_neighbour():
 
 
 def test_strokes_that_nearly_agree_are_no_copies_where_many_do():
-    """Each of 196 different '1's is within 27 % of another's contrast; only the image saved twice, with noise, counts."""
+    """Each of 196 different '1's is within 27 % of another's contrast; only the image saved twice is a pair."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:32, :32]
     strokes = [
