@@ -15,6 +15,7 @@ from rich.console import Console
 
 from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, conf_dir, group, options, plain
+from alexnet_exp.config.overrides import RENAMED, prepare
 from alexnet_exp.runs.train import fit
 from tests.data.makers import write_cifar10, write_folder, write_mnist
 from tests.published_recipes import AUGMENT, PUBLISHED, SCHEDULES, TORCHVISION
@@ -57,7 +58,7 @@ def test_the_header_says_what_the_command_the_source_and_the_figures(experiment:
     others = {"Then", "Its bugs", "Differs"}
     assert [k for k in keys if k not in others] == ["Command", "Source", "Published", "Measured"]
     assert (keys[0], keys[-2:]) == ("Command", ["Published", "Measured"])
-    assert ("Its bugs" in keys) == (experiment.startswith("readme") and experiment != "readme004_resnet18")
+    assert ("Its bugs" in keys) == (experiment in {*RENAMED["experiment"].values()} - {"resnet18_imagenet"})
     assert max(map(len, lines)) <= 125
 
 
@@ -124,11 +125,11 @@ def test_the_augmentation_is_the_published_one(experiment: str) -> None:
 def test_the_pixels_are_scaled_as_published(experiment: str) -> None:
     data = settings(experiment)["data"]
     scaled = {"mean": data["mean"], "std": data["std"]}
-    if experiment in ("readme001", "tensorpack_imagenet", *TORCHVISION):
+    if experiment in ("lrn_folder", "tensorpack_imagenet", *TORCHVISION):
         assert scaled == IMAGENET
-    elif experiment in ("icpm", "readme003") or experiment.startswith("alexnet_small"):
+    elif experiment in ("icpm", "stride4_mnist") or experiment.startswith("alexnet_small"):
         assert scaled == {"mean": [0.0] * 3, "std": [1.0] * 3}
-    elif experiment == "readme000_pytorch":
+    elif experiment == "alexnet_227_cifar10":
         assert scaled == {"mean": [0.5] * 3, "std": [0.5] * 3}
     elif experiment in ("alexnet_cifar", "resnet18_cifar"):
         assert scaled == {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
@@ -140,19 +141,22 @@ def test_the_subsets_and_the_validation_are_those_of_the_readmes() -> None:
     cuts = ("train_subset", "test_subset", "val_size")
     of = {
         name: tuple(settings(name)["data"][key] for key in cuts)
-        for name in ("readme000_pytorch", "readme000_keras")
+        for name in ("alexnet_227_cifar10", "keras_bn_cifar10")
     }
-    assert of == {"readme000_pytorch": (1000, 1000, 0), "readme000_keras": (10_000, 1000, 0)}
-    readme003 = settings("readme003")
-    assert (readme003["data"]["val_size"], readme003["data"]["val_split"]) == (2000, "last")
-    assert readme003["test_weights"] == "last"
-    assert (readme003["optimizer"]["_target_"], readme003["optimizer"]["eps"]) == ("torch.optim.Adam", 1e-7)
+    assert of == {"alexnet_227_cifar10": (1000, 1000, 0), "keras_bn_cifar10": (10_000, 1000, 0)}
+    stride4_mnist = settings("stride4_mnist")
+    assert (stride4_mnist["data"]["val_size"], stride4_mnist["data"]["val_split"]) == (2000, "last")
+    assert stride4_mnist["test_weights"] == "last"
+    assert (stride4_mnist["optimizer"]["_target_"], stride4_mnist["optimizer"]["eps"]) == (
+        "torch.optim.Adam",
+        1e-7,
+    )
 
 
 def test_recipes_on_cifar10_train_on_all_of_its_images() -> None:
     for experiment in PUBLISHED:
         data = settings(experiment)["data"]
-        if data["_target_"].endswith("CIFAR10") and not experiment.startswith("readme"):
+        if data["_target_"].endswith("CIFAR10") and experiment not in RENAMED["experiment"].values():
             assert (data["val_size"], data["train_subset"], data["test_subset"]) == (0, None, None), (
                 experiment
             )
@@ -258,3 +262,12 @@ def test_an_experiment_trains_a_step_and_tests_a_batch(
     assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(torch.isfinite(p).all() for p in after)
     assert int(made.classifier.test_meter.confusion_counts.sum()) == 4
+
+
+def test_former_names_of_experiments_still_work() -> None:
+    for old, new in RENAMED["experiment"].items():
+        assert new in EXPERIMENTS and old not in EXPERIMENTS
+        assert prepare([f"experiment={old}"]) == [f"experiment={new}"]
+    assert (
+        prepare(["-m", "experiment=readme003,convnet_80sec"])[-1] == "experiment=stride4_mnist,convnet_80sec"
+    )

@@ -59,7 +59,7 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = (), verb: str = 
     for setting in settings:
         _check_form(setting)
         _check_for_sweeps(setting, sweep)
-    prepared = [quoted(setting, sweep) for setting in settings]
+    prepared = [quoted(renamed(setting), sweep) for setting in settings]
     typed = assigned(prepared)
     if "sweep.resume" in typed and typed["sweep.resume"] not in _NULL:
         if not sweep:
@@ -70,6 +70,29 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = (), verb: str = 
     if resumed_directory(settings) and "hydra.run.dir" not in typed:
         prepared.append(f"hydra.run.dir={typed['resume']}")
     return [*flags, *prepared]
+
+
+# Files of conf/ under the names that they used to have: these still work.
+RENAMED = {
+    "experiment": {
+        "readme000_keras": "keras_bn_cifar10",
+        "readme000_pytorch": "alexnet_227_cifar10",
+        "readme001": "lrn_folder",
+        "readme002_keras": "valid_imagenet",
+        "readme002_pytorch": "features_6400_imagenet",
+        "readme003": "stride4_mnist",
+        "readme004_alexnet": "two_fc_imagenet",
+        "readme004_resnet18": "resnet18_imagenet",
+    }
+}
+
+
+def renamed(setting: str) -> str:
+    """Return a setting that chooses files of conf/ (`experiment=a,b` in a sweep) with their current names."""
+    mark, key, value = parse(setting)
+    if key not in RENAMED or value is None:
+        return setting
+    return f"{mark}{key}={','.join(RENAMED[key].get(name, name) for name in value.split(','))}"
 
 
 def resumed_directory(arguments: Sequence[str]) -> str | None:

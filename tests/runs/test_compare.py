@@ -194,7 +194,7 @@ def test_the_files_that_a_run_recorded_name_it(tmp_path: Path):
     recorded = {"experiment": "baseline", "model": "mine", "data": "stripes", "debug": "none"}
     make_run(tmp_path / "new", 0.5, typed=typed, choices=recorded)
     make_run(tmp_path / "old", 0.5, typed=typed)
-    make_run(tmp_path / "shipped", 0.5, typed=["experiment=readme001"])
+    make_run(tmp_path / "shipped", 0.5, typed=["experiment=lrn_folder"])
     new, old, shipped = find_runs([tmp_path])
     assert choices(new) == {"experiment": "baseline", "model": "mine", "data": "stripes"}
     assert choices(old) == {"experiment": "baseline"}  # of the files that are not here nothing is claimed

@@ -59,15 +59,15 @@ def test_a_resumed_run_has_taken_at_least_as_long_as_its_images() -> None:
 def test_the_cost_is_that_of_the_published_table() -> None:
     # From the layer sizes: 12.35 M multiply-adds, 50,000 images, 10 epochs.
     assert row("convnet_80sec").flop == pytest.approx(6 * 12_354_176 * 500_000)
-    assert row("readme003").images == 5 * 58_000
+    assert row("stride4_mnist").images == 5 * 58_000
     assert row("convnet_80sec", ["trainer.limit_train_batches=2"]).images == 10 * 256
     assert row("convnet_80sec", ["data=digits"]).images is None
 
 
 def test_names_and_groups_stand_for_rows() -> None:
-    assert [each.name for each in chosen(["readme003", "mnist"])] == ["readme003"]
+    assert [each.name for each in chosen(["stride4_mnist", "mnist"])] == ["stride4_mnist"]
     assert {"convnet_80sec", "tf_tutorial", "icpm"} <= set(names())
-    assert not {"cifar10_fast", "readme001", "none"} & set(names())
+    assert not {"cifar10_fast", "lrn_folder", "none"} & set(names())
     of = {name: data_of(name) for name in names()}
     assert of["caffe_cifar_quick"] == of["convnet_11pct"] == "cifar10" and of["zfnet_imagenet"] == "imagenet"
     with pytest.raises(UserError, match=r"no published result 'convnet_80sek'\. Did you mean convnet_80sec"):
@@ -206,9 +206,9 @@ def test_a_list_has_all_results_and_trains_nothing(
         return {each.name: 1000.0 for each in rows}
 
     monkeypatch.setattr(command, "measured_rates", rates)
-    code, text = said(capsys, "list", "convnet_80sec", "readme003")
+    code, text = said(capsys, "list", "convnet_80sec", "stride4_mnist")
     assert code == 0 and "convnet_80sec cifar10 74.00 % test/top1 500 k 3.7e+13 about 8.3 min 0" in text
-    assert text.index("readme003") < text.index("convnet_80sec")
+    assert text.index("stride4_mnist") < text.index("convnet_80sec")
     assert trained.ran == [] and not Path("outputs").exists()
 
 

@@ -293,8 +293,8 @@ def test_a_recorded_run_names_nothing_that_hydra_acts_upon(tmp_path: Path):
 
 
 def test_another_experiment_is_refused(run: Path):
-    with pytest.raises(UserError, match=r"same experiment, and experiment=readme001 would change"):
-        resumed(run, "experiment=readme001")
+    with pytest.raises(UserError, match=r"same experiment, and experiment=lrn_folder would change"):
+        resumed(run, "experiment=lrn_folder")
 
 
 def test_run_with_a_model_of_the_users_own_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.config.hydra_internals import store
-from alexnet_exp.config.overrides import quoted, resumed_directory
+from alexnet_exp.config.overrides import quoted, renamed, resumed_directory
 from alexnet_exp.config.paths import expand_home
 from alexnet_exp.config.schema import ADDED, RETIRED, RULES
 from alexnet_exp.errors import UserError
@@ -166,7 +166,7 @@ def _recorded(run: RunDirectory) -> tuple[dict[str, Any], list[str]]:
     for key, value in ADDED.items():
         if not any(f"{name}.".startswith(f"{key}.") for name in known):
             put(saved, key, value)
-    return saved, _last_of_each(o for o in _overrides(run) if key_of(o) not in RETIRED)
+    return saved, _last_of_each(o for o in map(renamed, _overrides(run)) if key_of(o) not in RETIRED)
 
 
 def _store(saved: dict[str, Any], first: list[str], typed: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Time a training step of README 003's program: its network in Keras, Adam, batch 64, float32.
 
-The reference for `python benchmarks/baseline.py experiment=readme003`. TensorFlow is not a dependency of this
-project: `pip install tensorflow-cpu` in a separate environment, then `python benchmarks/keras_readme003.py`.
+The reference for `python benchmarks/baseline.py experiment=stride4_mnist`. TensorFlow is not a dependency of this
+project: `pip install tensorflow-cpu` in a separate environment, then `python benchmarks/keras_stride4.py`.
 The images are noise, 32 x 32 with three channels as there; the time of a step does not depend on their content.
 """
 
