@@ -14,13 +14,13 @@ from alexnet_exp.settings import GROUPS
 TOP_LEVEL = [
     "augment", "callbacks", "channels_last", "ckpt", "class_weights", "compile", "data", "label_smoothing", "logger",
     "model", "optimizer",
-    "paths", "resume", "scheduler", "seed", "sweep", "test", "test_weights", "trainer", "trust", "weights",
+    "paths", "published", "resume", "scheduler", "seed", "sweep", "test", "test_weights", "trainer", "trust", "weights",
 ]  # fmt: skip
 GROUP_NAMES = [
     "augment", "callbacks", "data", "debug", "experiment", "hydra", "logger", "model", "optimizer", "paths",
     "scheduler", "sweep", "trainer",
 ]  # fmt: skip
-TOGETHER = ("data", "augment", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "sweep")
+TOGETHER = ("data", "augment", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths")
 
 
 def side_by_side() -> list[list[str]]:
@@ -63,6 +63,11 @@ def test_optional_group_can_be_none(name: str):
 @pytest.mark.parametrize("overrides", side_by_side(), ids=" ".join)
 def test_every_option_is_made_of_legal_settings(overrides: list[str]):
     check_config(composed(*overrides))
+
+
+@pytest.mark.parametrize("name", options("sweep"))
+def test_every_sweep_is_made_of_legal_settings(name: str):
+    check_config(composed(f"sweep={name}"))
 
 
 @pytest.mark.parametrize("name", options("model"))

@@ -53,6 +53,15 @@ def test_a_fold_that_is_missing_or_an_image_in_two_is_said(tmp_path: Path) -> No
     assert "2 images are in several folds" in to_markdown(summarise(tmp_path, "val/top1"))
 
 
+def test_a_run_from_before_these_settings_is_one_more_seed_of_the_same(tmp_path: Path) -> None:
+    new = {"balanced": False, "folds": None, "fold": 0, "groups": None, "fit": "crop"}
+    make_run(tmp_path / "old", 0.9, data={"batch_size": 8})
+    make_run(tmp_path / "new", 0.8, data={"batch_size": 8, **new}, class_weights="none", seed=1)
+    comparison = summarise(tmp_path)
+    assert [group.n for group in comparison.groups] == [2] and comparison.keys == ["seed"]
+    assert comparison.repeats == "seeds"
+
+
 def member(fold: int, split: str, folds: int | None = 2) -> Any:
     from alexnet_exp.runs.evaluate.members import Member
 

@@ -15,6 +15,12 @@ from alexnet_exp.tracking.run_reader import Run, Score, lower_is_better
 
 # What a run repeats of another: the seed, and the fold that validates (data.folds).
 REPEATS = ("seed", "data.fold")
+# Settings that older versions did not have, with what those did: a run without them is the same as one that has these.
+SINCE = {
+    "class_weights": "none", "data.balanced": False, "data.folds": None, "data.fold": 0, "data.groups": None,
+    "data.fit": "crop",
+}  # fmt: skip
+_GONE = object()
 # What changes nothing in what is trained: these, where files lie, what watches the run.
 _APART = (
     *REPEATS, "resume", "trust", "published", "choices.", "paths.", "logger", "logger.", "callbacks.progress_bar.",
@@ -111,7 +117,9 @@ class Comparison:
     @property
     def repeats(self) -> str:
         """What the runs of a configuration are over: seeds, folds, or both."""
-        many = {k for g in self.groups for k in REPEATS if len({str(r.config.get(k)) for r in g.runs}) > 1}
+        many = {
+            k for g in self.groups for i, k in enumerate(REPEATS) if len({_repeat(r)[i] for r in g.runs}) > 1
+        }
         return {("data.fold",): "folds", REPEATS: "seeds and folds"}.get(
             tuple(k for k in REPEATS if k in many), "seeds"
         )
@@ -169,7 +177,8 @@ def group_runs(runs: Sequence[Run], metric: str) -> list[Group]:
 
 
 def _signature(run: Run) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((key, repr(value)) for key, value in run.config.items() if not is_apart(key)))
+    own = {key: value for key, value in run.config.items() if SINCE.get(key, _GONE) != value}
+    return tuple(sorted((key, repr(value)) for key, value in own.items() if not is_apart(key)))
 
 
 def is_apart(key: str) -> bool:
@@ -187,7 +196,7 @@ def _group(runs: list[Run], metric: str) -> Group:
 
 
 def _repeat(run: Run) -> tuple[str, ...]:
-    return tuple(str(run.config.get(key)) for key in REPEATS)
+    return tuple(str(run.config.get(key, SINCE.get(key))) for key in REPEATS)
 
 
 @lru_cache

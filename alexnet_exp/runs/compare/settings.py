@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from alexnet_exp.config.compose import chosen_files, compose
-from alexnet_exp.runs.compare.groups import REPEATS, is_apart
+from alexnet_exp.runs.compare.groups import REPEATS, SINCE, is_apart
 from alexnet_exp.settings import GROUPS, key_of, parse
 from alexnet_exp.tracking.run_reader import Run
 
@@ -76,7 +76,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
     for key in dict.fromkeys(key for run in runs for key in run.config):
         if is_apart(key) and key not in REPEATS:
             continue
-        values = [repr(run.config.get(key)) for run in runs]  # 1 batch is not 1.0 of all
+        values = [repr(run.config.get(key, SINCE.get(key))) for run in runs]  # 1 batch is not 1.0 of all
         unlike = set(values) - {"'auto'"} if key in _SETTLED else set(values)
         if len(unlike) > 1 and (_is_typed(key, typed) or not _follows(values, chosen)):
             found.append(key)
