@@ -46,7 +46,7 @@ class Preprocessing:
 
     def __init__(self, recorded: dict[str, Any], augment: dict[str, Any]) -> None:
         self.stored_size, self.channels = int(recorded["stored_size"]), int(recorded["channels"])
-        self.fit = recorded.get("fit", "crop")  # of an older version: all were cropped
+        self.fit = recorded.get("fit", "crop")  # older versions always cropped
         fixed = (recorded["image_size"], list(recorded["mean"]), list(recorded["std"]), recorded["crop"])
         self.pipeline = Pipeline(Preprocess(*fixed), augment, recorded["mean_image"])
 

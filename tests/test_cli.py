@@ -37,19 +37,19 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 MISTAKES = [
-    (["data.batch_size=abc"], "data.batch_size='abc' is not possible: it must be a whole number, 1 or more."),
-    (["data.batch_size=0"], "data.batch_size=0 is not possible: it must be a whole number, 1 or more."),
-    (["data.batch_size=-1"], "data.batch_size=-1 is not possible: it must be a whole number, 1 or more."),
-    (["data.batch_size=1.5"], "data.batch_size=1.5 is not possible: it must be a whole number, 1 or more."),
-    (["data.batch_size=null"], "data.batch_size=null is not possible: it must be a whole number, 1 or more."),
-    (["optimizer.lr=fast"], "optimizer.lr='fast' is not possible: it must be a number above 0."),
-    (["optimizer.lr=-1"], "optimizer.lr=-1 is not possible: it must be a number above 0."),
-    (["trainer.devices=two"], "trainer.devices='two' is not possible: it must be auto, or a whole number"),
+    (["data.batch_size=abc"], "invalid data.batch_size='abc': expected a whole number, 1 or more."),
+    (["data.batch_size=0"], "invalid data.batch_size=0: expected a whole number, 1 or more."),
+    (["data.batch_size=-1"], "invalid data.batch_size=-1: expected a whole number, 1 or more."),
+    (["data.batch_size=1.5"], "invalid data.batch_size=1.5: expected a whole number, 1 or more."),
+    (["data.batch_size=null"], "invalid data.batch_size=null: expected a whole number, 1 or more."),
+    (["optimizer.lr=fast"], "invalid optimizer.lr='fast': expected a number above 0."),
+    (["optimizer.lr=-1"], "invalid optimizer.lr=-1: expected a number above 0."),
+    (["trainer.devices=two"], "invalid trainer.devices='two': expected auto, or a whole number"),
     (
         ["trainer.precision=float8"],
-        "trainer.precision='float8' is not possible: it must be one of auto, 32-true, bf16-mixed,",
+        "invalid trainer.precision='float8': expected one of auto, 32-true, bf16-mixed,",
     ),
-    (["scheduler.name=cosin"], "scheduler.name='cosin' is not possible: it must be one of none, step,"),
+    (["scheduler.name=cosin"], "invalid scheduler.name='cosin': expected one of none, step,"),
     (["trainer.devics=2"], "There is no setting trainer.devics. Did you mean trainer.devices?"),
     (["+trainer.devics=2"], "There is no setting trainer.devics. Did you mean trainer.devices?"),
     (["model=alexnett"], "model=alexnett: conf/model has no file alexnett.yaml. Did you mean alexnet,"),
@@ -57,7 +57,7 @@ MISTAKES = [
     (["optimizer=sdg"], "Did you mean sgd?"),
     (["+experiment=nothing"], "experiment=nothing: conf/experiment has no file nothing.yaml."),
     (["model.features.conv2.grups=2"], "Did you mean groups"),
-    (["model.input_size=abc"], "model.input_size='abc' is not possible: it must be a whole number."),
+    (["model.input_size=abc"], "invalid model.input_size='abc': expected a whole number."),
     (["model=alexnet", "model.input_size=5"], "conv1: its 11x11 kernel does not fit a 5x5 map"),
     (
         ["model.features.conv2.then=[rel]"],

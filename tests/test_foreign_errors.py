@@ -147,8 +147,8 @@ def test_in_a_run_one_line_is_printed_and_recorded_and_the_traceback_is_in_its_l
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        (f"logger.wandb.tags=[{'x' * 70}]", "it must be a list, each 1 to 64 characters"),
-        ("logger.wandb.tags=['']", "it must be a list, each 1 to 64 characters"),
+        (f"logger.wandb.tags=[{'x' * 70}]", "expected a list, each 1 to 64 characters"),
+        ("logger.wandb.tags=['']", "expected a list, each 1 to 64 characters"),
         ("logger.wandb.project=a/b", "text without / "),
         (f"logger.wandb.project={'x' * 129}", "1 to 128 characters"),
         (f"logger.wandb.group={'x' * 129}", "1 to 128 characters"),

@@ -252,11 +252,11 @@ _PATTERNS: list[tuple[str, Callable[..., str]]] = [
     ),
     (
         r"Value '([^']*)'.*? could not be converted to (\w+).*?full_key: (\S+)",
-        lambda value, kind, key: f"{key}={value!r} is not possible: it must be {_kind(kind)}.",
+        lambda value, kind, key: f"invalid {key}={value!r}: expected {_kind(kind)}.",
     ),
     (
         r"Value '([^']*)' is not a valid bool.*?full_key: (\S+)",
-        lambda value, key: f"{key}={value!r} is not possible: it must be true or false.",
+        lambda value, key: f"invalid {key}={value!r}: expected true or false.",
     ),
     (
         r"Error merging override \+{1,2}model\.(features|classifier)\.([^.=\s]+).*?"
@@ -269,17 +269,15 @@ _PATTERNS: list[tuple[str, Callable[..., str]]] = [
     ),
     (
         r"Error merging override ([^=\s]+)=(.*?)\s+Invalid value assigned: \w+ is not a ListConfig",
-        lambda key, value: f"{key}={value} is not possible: it must be a list; say '{key}=[{value}]'.",
+        lambda key, value: f"invalid {key}={value}: expected a list, '{key}=[{value}]'.",
     ),
     (
         r"Error merging override ([^=\s]+)=(.*?)\s+Invalid type assigned: \w+ is not a subclass of (\w+)",
-        lambda key, value, _: (
-            f"{key}={value} is not possible: it has settings of its own, such as {key}.KEY=VALUE."
-        ),
+        lambda key, value, _: f"invalid {key}={value}: it is a group of settings, set as {key}.KEY=VALUE.",
     ),
     (
         r"Error merging override ([^=\s]+)=(.*?)\s+field '[^']+' is not Optional",
-        lambda key, _: f"{key}=null is not possible: it needs a value.",
+        lambda key, _: f"invalid {key}=null: it needs a value.",
     ),
 ]
 

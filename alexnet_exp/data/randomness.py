@@ -28,20 +28,20 @@ def permutation(count: int, *key: int | str) -> Tensor:
 
 
 def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
-    """Return an order of N images (int64, (N,)) in which classes come equally often, all epochs of equal length.
+    """Return a class-balanced order of N images, int64 (N,); every epoch has N positions.
 
-    Each class has its own endless order, one permutation of its images after the other, and every epoch takes the next
-    N / K of it: over the epochs all images of a class come equally often. Where K does not divide N, the classes take
-    turns to give one more. One image of each class follows another, in a random order of the classes each time, so
-    that every batch is balanced.
+    Each class has an endless sequence of permutations of its images, of which every epoch takes the next N / K: over
+    the epochs, all images of a class are used equally often. If K does not divide N, the classes contribute the
+    remainder in turn. Each round draws one image per class, in a random order of the classes, so that every batch is
+    balanced.
 
     Args:
-        labels: (N,) int64, in main memory.
-        seed: Of the run.
+        labels: (N,) int64, on CPU.
+        seed: Seed of the run.
         epoch: Finished epochs.
 
     Returns:
-        Positions, + N for each earlier time in this epoch that the same image came: it is augmented in another way.
+        Positions, plus N per earlier use of the image in this epoch, so that each use is augmented differently.
     """
     count = len(labels)
     by_class = labels.argsort(stable=True)
@@ -49,7 +49,7 @@ def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
     share, left = divmod(count, len(sizes))
     parts, turns, first = [], [], 0
     for label, size in enumerate(sizes):
-        # Of the left * epoch images that earlier epochs had beside the even shares, this class gave every K-th.
+        # Of the left * epoch remainder images of earlier epochs, this class contributed every K-th.
         start, end = (e * share + -(-(e * left - label) // len(sizes)) for e in (epoch, epoch + 1))
         members, first = by_class[first : first + size], first + size
         rounds = range(start // size, -(-end // size))
@@ -85,20 +85,20 @@ def uniforms(indices: Tensor, count: int, *key: int | str) -> Tensor:
 
 
 class EpochUniforms:
-    """`uniforms` of all images of a split, drawn once for each key and looked up for each batch.
+    """`uniforms` for all images of a split, drawn once per key and indexed by each batch.
 
-    Drawing takes some thirty kernels on a GPU, which is longer than the work that small networks have for it.
+    Drawing launches some thirty kernels on a GPU, which takes longer than a step of a small network.
 
     Args:
-        num_images: Of the split.
+        num_images: Number of images in the split.
     """
 
     def __init__(self, num_images: int) -> None:
         self.num_images = num_images
-        self._drawn: dict[Any, tuple[tuple[int | str, ...], Tensor]] = {}  # the latest of each purpose
+        self._drawn: dict[Any, tuple[tuple[int | str, ...], Tensor]] = {}  # the latest draw per purpose
 
     def __call__(self, indices: Tensor, count: int, *key: int | str) -> Tensor:
-        """Return what `uniforms` returns."""
+        """Return the same numbers as `uniforms`."""
         purpose = (key[0], count, indices.device)
         if purpose not in self._drawn or self._drawn[purpose][0] != key:
             everything = torch.arange(self.num_images, device=indices.device)

@@ -49,7 +49,7 @@ def headline(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def published(
     result: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, str, str, str]]:
-    """Yield metric, what is published, this run's own, the difference in points, and the source, of each figure."""
+    """Yield (metric, published value, value of this run, difference in points, source) per published figure."""
     entries = result.get("published") or settings.get("published")
     metrics = result.get("metrics") or {}
     for entry in entries if isinstance(entries, list) else []:
@@ -60,7 +60,7 @@ def published(
 
 
 def published_text(entry: Mapping[str, Any]) -> str:
-    """Return a published figure with what must be known to compare it: '77.22 % (best epoch)'."""
+    """Format a published figure with its conditions: '77.22 % (best epoch)'."""
     views = str(entry.get("views", "")).replace("_", "-")
     epoch = {"best": "best epoch"}.get(entry["epoch"], "")
     about = ", ".join(filter(None, [epoch, views]))

@@ -62,7 +62,7 @@ def metric_text(metric: str | None, value: float) -> str:
 
 
 def points(difference: float) -> str:
-    """Return the difference of two fractions in percentage points: '+0.60'."""
+    """Format the difference of two fractions in percentage points: '+0.60'."""
     return f"{100 * difference:+.2f}"
 
 

@@ -56,18 +56,18 @@ def message(*overrides: str, verb: str = "train") -> str:
             "data.batch_size=${nope}: there is no setting nope to take the value from.",
         ),
         ("seed=${oc.env:NO_SUCH_VARIABLE}", "seed: the environment variable NO_SUCH_VARIABLE is not set."),
-        ("model.input_size=abc", "model.input_size='abc' is not possible: it must be a whole number."),
-        ("model.dropout=abc", "model.dropout='abc' is not possible: it must be a number."),
+        ("model.input_size=abc", "invalid model.input_size='abc': expected a whole number."),
+        ("model.dropout=abc", "invalid model.dropout='abc': expected a number."),
         (
             "model.features.conv2.bias=perhaps",
-            "conv2.bias='perhaps' is not possible: it must be true or false.",
+            "conv2.bias='perhaps': expected true or false.",
         ),
-        ("model.features.conv2.then=relu", "it must be a list; say 'model.features.conv2.then=[relu]'."),
+        ("model.features.conv2.then=relu", "expected a list, 'model.features.conv2.then=[relu]'."),
         (
             "model.features.conv2.then=null",
-            "model.features.conv2.then=null is not possible: it needs a value.",
+            "invalid model.features.conv2.then=null: it needs a value.",
         ),
-        ("model.features.conv2=3", "it has settings of its own, such as model.features.conv2.KEY=VALUE."),
+        ("model.features.conv2=3", "it is a group of settings, set as model.features.conv2.KEY=VALUE."),
     ],
 )
 def test_mistake_in_an_override_is_told_in_one_line(override: str, said: str):

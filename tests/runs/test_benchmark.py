@@ -223,7 +223,7 @@ def test_a_single_repeat_has_no_spread(
         (["step.precision=[32-true,int4]"], r"invalid step.precision=\['32-true', 'int4'\]: expected"),
         (["step.batch_size=most"], r"invalid step.batch_size='most': expected .*or auto"),
         (["repeat=3"], r"repeat"),
-        (["optimizer.lr=-1"], r"optimizer.lr=-1 is not possible"),
+        (["optimizer.lr=-1"], r"invalid optimizer.lr=-1: expected"),
         (["resume=somewhere"], r"leave out resume= and ckpt="),
         (["step", "again"], r"'again' is no setting with a value"),
     ],

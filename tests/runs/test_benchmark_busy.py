@@ -84,7 +84,7 @@ def test_a_disturbed_measurement_is_repeated_and_the_calmer_one_stands(
     for others, case in (([0.9, 0.3], "1"), ([0.3, 0.9], "0")):
         rows, notes = measured(others)
         assert [row["case"] for row in rows] == [case]
-        assert notes[0].startswith(f"The machine was busy: other processes took {others[0]} of ")
-        assert "calmer time (0.3)" in notes[0]
+        assert notes[0].startswith(f"The machine was busy: other processes used {others[0]} of ")
+        assert "quieter one (0.3)" in notes[0]
     rows, notes = measured([0.0])
     assert (len(rows), notes) == (1, [])

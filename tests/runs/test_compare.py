@@ -331,7 +331,7 @@ def test_a_folder_that_nobody_may_enter_costs_a_warning(
         (["sweep", "where=optimizer.lr>fast"], "fast is no number"),
         (["sweep", "where=lr>1"], "no run has a setting or metric lr."),
         (["sweep", "where=seed=77"], "lets none of the 7 runs through"),
-        (["sweep", "format=xml"], "format='xml' is not possible: it must be one of table, csv"),
+        (["sweep", "format=xml"], "invalid format='xml': expected one of table, csv"),
         (["sweep", "out=table.txt"], "say format=csv, markdown or json"),
         (["sweep", "out=nowhere/table.csv", "page=false"], "nowhere/table.csv cannot be written"),
         (["sweep", "sorted=seed"], "There is no setting sorted. Did you mean sort,"),

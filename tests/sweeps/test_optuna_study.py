@@ -145,10 +145,10 @@ def test_a_storage_is_made_one_that_the_working_directory_does_not_change(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_trials": 0}, r"hydra\.sweeper\.n_trials=0 is not possible"),
-        ({"sampler_arguments": 3}, r"hydra\.sweeper\.sampler_arguments=3 is not possible"),
+        ({"n_trials": 0}, r"invalid hydra\.sweeper\.n_trials=0: expected"),
+        ({"sampler_arguments": 3}, r"invalid hydra\.sweeper\.sampler_arguments=3: expected"),
         ({"metric": "test/top1"}, "must be one of val/top1"),  # settings are not chosen by the test images
-        ({"seed": -1}, r"hydra\.sweeper\.seed=-1 is not possible"),
+        ({"seed": -1}, r"invalid hydra\.sweeper\.seed=-1: expected"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, Any], message: str):

@@ -85,13 +85,14 @@ class Augment:
         pad: Zero padding before a random crop of the stored size, in pixels.
         crop: Random crop of `image_size` out of a larger stored image.
         image_size: Side of the network's input in pixels.
+        draw: Replaces `uniforms`, with the same numbers.
     """
 
     flip: bool | str
     pad: int
     crop: bool
     image_size: int
-    draw: Callable[..., Tensor] | None = field(default=None, repr=False)  # in place of `uniforms`
+    draw: Callable[..., Tensor] | None = field(default=None, repr=False)
 
     def __call__(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
         """Map (N, C, H, W) uint8 to the same shape or, with `crop`, to (N, C, image_size, image_size)."""

@@ -3,15 +3,15 @@
 `nn.LocalResponseNorm` is an average pool over a 5-D view and a pow: several times slower, it keeps four
 copies of its input for the backward pass, and its CUDA backward is not deterministic. Here the window is
 summed by doubling (5 = 4 + 1 channels: three additions), the power 0.75 comes from square roots, and the
-backward pass keeps the input alone and computes the denominator again.
+backward pass saves only the input and recomputes the denominator.
 
-On a CPU the eager form goes a few images at a time, so that temporaries stay in the cache. Between any two of
-its operations all threads wait for each other: cheap on a quiet machine, dear on one that other work shares.
-`compiled=True` has two such points instead of hundreds and is faster everywhere, for 10 to 30 seconds at the
-first step (a few, once torch has the kernel in its cache): worth it in long runs, so it is asked for, never
-assumed. In a network that is compiled as a whole, the plain form is traced and fused. Left to itself the compiler
-would keep the padded squares in float32 for the backward pass, twice the size of a bfloat16 input and more; as a
-checkpoint the plain form keeps its input alone. An export has the plain form.
+On CPU the eager form processes a few images at a time, so that temporaries stay in the cache. Its threads
+synchronise after every operation: cheap on an idle machine, expensive on a shared one. `compiled=True` has two
+such barriers instead of hundreds and is faster everywhere, but costs 10 to 30 seconds at the first step (a few,
+once torch has cached the kernel): worth it in long runs, so it is opt-in. In a network that is compiled as a
+whole, the plain form is traced and fused. By default the compiler would save the padded squares in float32 for
+the backward pass, more than twice the size of a bfloat16 input; under activation checkpointing the plain form
+saves only its input. Exports use the plain form.
 """
 
 from __future__ import annotations
@@ -29,15 +29,13 @@ from torch.utils.checkpoint import checkpoint
 
 from alexnet_exp.models.layers.compiler import missing_compiler
 
-_PIECE = (
-    2**21
-)  # values that one piece has on a CPU: 8 MB in float32, of which a few temporaries exist at once
+_PIECE = 2**21  # values per piece on CPU: 8 MB in float32, and a few temporaries of this size
 
 
 def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, groups: int = 1) -> Tensor:
     """Divide each value by (k + alpha / size * sum of squares over `size` neighbouring channels) ** beta.
 
-    The plain form, in differentiable operations: what is compiled and exported.
+    The plain form in differentiable operations, for compilation and export.
 
     Args:
         x: Activations (N, C, H, W).
@@ -45,7 +43,7 @@ def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: floa
         alpha: Coefficient of the mean square, as in torch, Caffe and cuda-convnet (divided by `size`).
         beta: Exponent.
         k: Constant.
-        groups: Normalise inside each of so many equal groups of channels.
+        groups: Number of equal groups of channels, normalised separately.
 
     Returns:
         The normalised activations in the dtype of `x`; computed in float32 (or float64).
@@ -70,8 +68,8 @@ class LocalResponseNorm(nn.Module):
         alpha: Coefficient, divided by `size` as in torch, Caffe and the original code.
         beta: Exponent.
         k: Constant.
-        groups: Normalise inside each of so many equal groups of channels (the towers of the original).
-        compiled: Compile at the first use; where the compiler that this needs is missing: a warning, and eager.
+        groups: Number of equal groups of channels, normalised separately (the towers of the original).
+        compiled: Compile at the first use; without a compiler, warn and run eagerly.
 
     Source: Krizhevsky et al. 2012, section 3.3.
     """
@@ -107,16 +105,16 @@ class LocalResponseNorm(nn.Module):
 
 @cache
 def _compiled(device: str) -> Callable[..., Tensor]:
-    """Return the compiled function, or the eager one with a warning where there is no compiler."""
+    """Return the compiled function or, with a warning, the eager one if there is no compiler."""
     if missing := missing_compiler(device):
         warnings.warn(f"lrn.compiled=true needs {missing}, not found; staying eager.", stacklevel=3)
         return _Pieces.apply
     if device != "cuda":
-        return torch.compile(_recomputed, dynamic=True)  # one kernel for every batch and map size
+        return torch.compile(_recomputed, dynamic=True)  # one kernel for all batch and map sizes
     compiled = torch.compile(_recomputed)
 
     def of_any_batch(x: Tensor, *settings: Any) -> Tensor:
-        # One kernel for each layer: sizes that are known when it is made save divisions in its index arithmetic.
+        # One kernel per layer: static sizes save divisions in its index arithmetic.
         torch._dynamo.maybe_mark_dynamic(x, 0)
         return compiled(x, *settings)
 
@@ -124,7 +122,7 @@ def _compiled(device: str) -> Callable[..., Tensor]:
 
 
 def _recomputed(x: Tensor, *settings: Any) -> Tensor:
-    """Compute the plain form; its backward pass keeps `x` alone and computes the rest again."""
+    """Compute the plain form, saving only `x` for the backward pass, which recomputes the rest."""
     if not torch.is_grad_enabled():
         return local_response_norm(x, *settings)
     return checkpoint(local_response_norm, x, *settings, use_reentrant=False, preserve_rng_state=False)

@@ -1,4 +1,4 @@
-"""How much of the machine other processes take while something is measured (Linux)."""
+"""CPU load by other processes during a measurement (Linux)."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import os
 import time
 from pathlib import Path
 
-_LEAST = 0.1  # cores; a desktop at rest takes less
-_OTHERS_TIME = (0, 1, 2, 5, 6, 7)  # of /proc/stat: user, nice, system, irq, softirq, and what a host steals
+_LEAST = 0.1  # cores; an idle desktop uses less
+_OTHERS_TIME = (0, 1, 2, 5, 6, 7)  # columns of /proc/stat: user, nice, system, irq, softirq, steal
 
 
 class OtherWork:
-    """As a context, the time in which it counts the CPU time of processes that this one did not start.
+    """Context manager that measures the CPU time of processes that this one did not start.
 
     Args:
-        proc: Where the system tells; a folder that is not there counts as no other work.
+        proc: The proc file system; if it does not exist, no other work is reported.
     """
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self.proc = proc
-        self.cores = 0.0  # that others kept busy, on average
+        self.cores = 0.0  # kept busy by other processes, on average
 
     def disturbs(self, threads: int) -> bool:
-        """Return whether so many threads and the other work need more cores than there are."""
+        """Return whether this many threads and the other work need more cores than the machine has."""
         return self.cores > _LEAST and self.cores + threads > self.num_cores
 
     @property
@@ -35,11 +35,11 @@ class OtherWork:
 
     def __exit__(self, *error: object) -> None:
         seconds = time.monotonic() - self._start
-        # The system counts in hundredths of a second, and less than a second holds too few of them.
+        # The kernel counts in hundredths of a second: too coarse for less than a second.
         self.cores = max(0.0, self._others() - self._before) / seconds if seconds >= 1 else 0.0
 
     def _others(self) -> float:
-        """Return the seconds of all cores so far, without those of this process and its descendants."""
+        """Return the busy seconds of all cores since boot, without those of this process and its descendants."""
         try:
             words = (self.proc / "stat").read_text().split("\n", 1)[0].split()[1:]
         except OSError:
@@ -49,14 +49,14 @@ class OtherWork:
 
 
 def _ticks_of_tree(proc: Path, root: int) -> int:
-    """Return the CPU time of a process, of those below it, and of those among them that have ended.
+    """Return the CPU time of a process and its descendants, including those that have ended.
 
     Source: proc_pid_stat(5)
     """
     ticks, parents = {}, {}
     for path in proc.glob("[0-9]*/stat"):
         try:
-            # The name, in parentheses, may hold anything.
+            # The process name, in parentheses, may contain anything.
             fields = path.read_text(errors="replace").rpartition(")")[2].split()
         except OSError:
             continue  # it has ended

@@ -160,7 +160,7 @@ def _measure(measurements: Mapping[str, Measurement], subject: Subject, console:
 
 
 def _undisturbed(kind: str, measure: Measurement, subject: Subject) -> list[Row]:
-    """Measure; where other processes needed the same cores, note it, measure again and keep the calmer of the two."""
+    """Measure; if other processes competed for the cores, add a note, repeat, and keep the less disturbed rows."""
     import torch
 
     from alexnet_exp.runs.benchmark.busy import OtherWork
@@ -175,8 +175,8 @@ def _undisturbed(kind: str, measure: Measurement, subject: Subject) -> list[Row]
     cores, measured = min(tries, key=lambda each: each[0])
     if len(tries) > 1:
         subject.notes.append(
-            f"The machine was busy: other processes took {tries[0][0]:.1f} of {other.num_cores} cores while {kind} was "
-            f"measured, and {tries[1][0]:.1f} when it was repeated; the figures are from the calmer time ({cores:.1f})."
+            f"The machine was busy: other processes used {tries[0][0]:.1f} of {other.num_cores} cores while {kind} was "
+            f"measured, and {tries[1][0]:.1f} in the repetition; the figures are from the quieter one ({cores:.1f})."
         )
     return measured
 

@@ -99,7 +99,7 @@ def write(
 
 
 def _complete(loaded: LoadedClassifier, weights: dict[str, Tensor]) -> dict[str, str]:
-    """Return what predict, evaluate and weights= need of a file, and the record of the run that it is from."""
+    """Return the metadata that predict, evaluate and weights= need, with the record of the run if there is one."""
     own = loaded.preprocess.pipeline.preprocess
     preprocessing = {
         "image_size": own.image_size,
@@ -135,7 +135,7 @@ def _program(loaded: LoadedClassifier, preprocess: bool) -> ExportedProgram:
     shapes = (dict.fromkeys(dynamic, Dim.DYNAMIC),)
     try:
         return torch.export.export(model, (example,), dynamic_shapes=shapes)
-    except (RuntimeError, ValueError) as error:  # torch.compile's are of RuntimeError
+    except (RuntimeError, ValueError) as error:  # the exceptions of torch._dynamo are RuntimeErrors
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"torch.export cannot trace this network ({reason}): use format=safetensors."

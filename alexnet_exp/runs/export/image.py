@@ -23,7 +23,7 @@ class FromImages(nn.Module):
         pipeline: The checkpoint's preprocessing.
         stored_size: Side of the square after the first resize, in pixels.
         channels: 1 or 3.
-        fit: How they become one; see `stored`.
+        fit: How an image becomes this square; see `stored`.
     """
 
     def __init__(
@@ -65,9 +65,8 @@ class FromImages(nn.Module):
             resized = torch.floor(size * used / other.double()).clamp(min=1.0)
         scale = used / resized
         # torch.round rounds halves to even, as Python's round does in `stored`.
-        first = torch.round(
-            (resized - size) / 2
-        )  # first pixel of the crop, after resizing; negative with padding
+        # First pixel of the crop, after resizing; negative with padding.
+        first = torch.round((resized - size) / 2)
         offset = torch.round((side.double() - used) / 2)
         steps = torch.arange(-1, size, dtype=torch.float64) + first
         # (1 + S,): with a row for the image's edge, whose weight is the largest and sets the 15-bit scale.

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from alexnet_exp.config.checks import check_config, shown
+from alexnet_exp.config.checks import check_config, check_rules
 from alexnet_exp.config.compose import compose
 from alexnet_exp.config.schema import at_least, choice, list_of, name, null, path
 from alexnet_exp.errors import UserError, printable
@@ -59,9 +59,7 @@ def reproduce(config: dict[str, Any], overrides: list[str], run_dir: Path, comma
     Raises:
         UserError: For an illegal setting or an unknown name.
     """
-    for key, rule in RULES.items():
-        if not rule.legal(config[key]):
-            raise UserError(f"{key}={shown(config[key])} is not possible: it must be {rule.text}.")
+    check_rules(config, RULES)
     settings = [o for o in overrides if o.partition("=")[0].lstrip("+") not in RULES]
     for override in settings:
         key = override.partition("=")[0].lstrip("+~").partition(".")[0]
