@@ -148,7 +148,7 @@ def test_predict_decodes_in_as_many_threads_as_the_quota_has_room_for(
     asked: list[int] = []
     pool = predict.ThreadPoolExecutor
     monkeypatch.setattr(predict, "ThreadPoolExecutor", lambda count: asked.append(count) or pool(count))
-    assert list(predict._predicted(None, [], 1, 1)) == []  # type: ignore[arg-type]
+    assert list(predict._predict(None, [], 1, 1)) == []  # type: ignore[arg-type]
     assert asked == [three]
 
 

@@ -144,7 +144,7 @@ def test_features_are_computed_once_for_a_checkpoint(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (first,) = FIGURES["nearest"](subject_of(run_dir, tmp_path, sample=2)).content
-    monkeypatch.setattr(figures_nearest, "_write", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(Subject, "batches", lambda *_: pytest.fail("computed again"))
     (again,) = FIGURES["nearest"](subject_of(run_dir, tmp_path, sample=2)).content
     assert [[d for _, d in row.found] for row in first] == [[d for _, d in row.found] for row in again]
     other = subject_of(run_dir, tmp_path, sample=2)

@@ -23,7 +23,7 @@ from alexnet_exp.cli import main
 from alexnet_exp.data import Folder, Streaming
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.prepare import chunks as prepare_chunks
-from alexnet_exp.runs.prepare.chunks import _alone, _begin, _shuffle
+from alexnet_exp.runs.prepare.chunks import _begin, _lock, _shuffle
 from alexnet_exp.sweeps.job import identity, is_gone
 from tests.data.makers import write_folder
 
@@ -245,7 +245,7 @@ def test_prepare_works_on_file_systems_without_locks(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(files.fcntl, "flock", refuse)
-    with _alone(str(tmp_path)):
+    with _lock(str(tmp_path)):
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert list(tmp_path.iterdir()) == []
 
@@ -253,7 +253,7 @@ def test_prepare_works_on_file_systems_without_locks(tmp_path: Path, monkeypatch
 def test_a_second_prepare_into_the_same_folder_is_one_line(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    with _alone(str(tmp_path)):
+    with _lock(str(tmp_path)):
         assert prepare(root, tmp_path) == 1
         assert capsys.readouterr().err == (
             f"error: {tmp_path} is being written by another prepare: wait for it, or choose another out.\n"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.tracking.run_reader import read_rows
+from alexnet_exp.tracking.run_reader import read_metrics
 from alexnet_exp.training.callbacks.early_stopping import EarlyStopping
 from tests.training.small_runs import checkpoint, resume, run
 
@@ -116,4 +116,4 @@ def test_a_run_ends_with_the_epoch_that_reaches_a_threshold_and_stays_there_when
 
 def epochs(directory: Path, *overrides: str) -> list[dict[str, float]]:
     run(directory, *overrides)
-    return [row for row in read_rows(directory / "metrics.csv") if "train/top1" in row]
+    return [row for row in read_metrics(directory / "metrics.csv") if "train/top1" in row]
