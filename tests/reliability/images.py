@@ -48,7 +48,7 @@ IMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         _file(_TIFF[:60] + b"\xff" * 200 + _TIFF[260:]),
         "cannot be decoded",
     ),
-    "a TIFF of 32-bit numbers": ("wide.tif", _wide, "its pixels have 32 bits, whose range is not known"),
+    "a TIFF of 32-bit numbers": ("wide.tif", _wide, "its 32-bit pixels have no known range"),
     "a picture of another format (ICO)": (
         "a.ico.png",
         _file(_encoded("ICO", sizes=[(16, 16)])),

@@ -25,7 +25,7 @@ def exported(folder: Path, **metadata: Any) -> Path:
 
 def test_page_tells_size_agreement_and_how_to_load_the_file(tmp_path: Path):
     page = Page(exported(tmp_path / "out"))
-    for said in ("size 3.0 MiB", "largest difference to PyTorch 2.5e-08", "31 of 32 images", "whiten false",
+    for said in ("size 3.0 MiB", "largest difference from PyTorch 2.5e-08", "31 of 32 images", "whiten false",
                  f"load('{ATTACK}')", f"{ATTACK}, {QUOTES}"):  # fmt: skip
         assert said in page.words
     assert len(page.all("script")) == 1

@@ -245,7 +245,7 @@ def test_without_the_data_noise_is_compared_and_it_is_said(
     checkpoint["config"]["data"] |= {"_target_": "alexnet_exp.data.CIFAR10", "data_dir": "nowhere"}
     torch.save(checkpoint, "alone.ckpt")
     said = export(capsys, "alone.ckpt", "format=safetensors", "out=net.safetensors")
-    assert "seeded noise, since the checkpoint's own data cannot be read" in said
+    assert "seeded noise, because the checkpoint's data cannot be read" in said
     assert not Path("nowhere").exists()
 
 

@@ -80,7 +80,7 @@ def test_a_name_that_is_not_utf8_is_one_line(tmp_path: Path, capsys: pytest.Capt
     file.rename(file.with_name("caf\udce9.jpg"))
     assert prepare(tmp_path / "data", tmp_path / "out") == 1
     assert capsys.readouterr().err == (
-        "error: val/dog/caf\\udce9.jpg: the name is not UTF-8, and a chunk holds text; rename the file.\n"
+        "error: val/dog/caf\\udce9.jpg: the name is not valid UTF-8, which chunks require; rename the file.\n"
     )
     assert not (tmp_path / "out").exists()
 
