@@ -83,7 +83,7 @@ def test_a_precision_that_this_cpu_emulates_is_said_in_one_line(
     assert automatic.emulated(precision) == lacking
     settled(CPU, f"trainer.precision={precision}")
     assert len(caplog.records) == (1 if lacking else 0)
-    assert not lacking or (f"no instructions for {lacking}" in caplog.text and "32-true" in caplog.text)
+    assert not lacking or (f"no {lacking} instructions" in caplog.text and "32-true" in caplog.text)
     caplog.clear()
     settled(CUDA, f"trainer.precision={precision}", "channels_last=false", "compile=false")
     settled(CPU)  # auto
@@ -134,7 +134,7 @@ def test_what_compiling_lacks_is_said(capability, compiler, monkeypatch):
 
     capability(6, 1)
     assert chosen(CUDA) == (
-        False, "compile=false (compiling would pay, and needs a GPU of compute capability 7.0 or more)"
+        False, "compile=false (compiling would pay off, but needs a GPU of compute capability 7.0 or more)"
     )  # fmt: skip
     capability(9, 0)
     assert chosen(CUDA) == (True, "compile=true")
@@ -143,9 +143,9 @@ def test_what_compiling_lacks_is_said(capability, compiler, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert chosen(CUDA) == (
         False,
-        "compile=false (compiling would pay, and needs a C compiler (gcc or clang))",
+        "compile=false (compiling would pay off, but needs a C compiler (gcc or clang))",
     )
-    assert chosen(CPU) == (False, "compile=false (compiling would pay, and needs a C++ compiler (g++))")
+    assert chosen(CPU) == (False, "compile=false (compiling would pay off, but needs a C++ compiler (g++))")
 
 
 def test_compiling_normalisation_leaves_the_rest():

@@ -84,7 +84,7 @@ def test_a_slice_of_one_value_is_refused_with_a_batch_size_that_fits(
 
 
 def test_where_no_batch_size_fits_it_says_so() -> None:
-    with pytest.raises(UserError, match=r"it takes more training images\.$"):
+    with pytest.raises(UserError, match=r"use more training images\.$"):
         check(pooled(nn.BatchNorm1d(3)), 1, 4)
 
 

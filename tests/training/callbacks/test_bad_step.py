@@ -38,7 +38,7 @@ def diverged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_error_names_step_and_images(diverged: tuple[Path, str]) -> None:
     run_dir, said = diverged
     found = re.search(r"The loss is not finite at step (\d+) \(epoch \d\), with (train image \d+)", said)
-    assert found and "resume=RUN_DIR trainer.detect_anomaly=true comes to the step again" in said
+    assert found and "resume=RUN_DIR trainer.detect_anomaly=true repeats it" in said
     assert "\n" not in said
     logged = (run_dir / "train.log").read_text()
     assert f"The images of step {found[1]}: " in logged and found[2] in logged
@@ -90,7 +90,7 @@ def test_on_an_accelerator_the_images_of_the_first_bad_step_are_named(
         part = x[first:last] if step == 0 else x[first:last] / 0
         made.training_step(Batch(part, y[first:last], torch.arange(first, last), 2, 2), 0)
     with pytest.raises(
-        UserError, match=r"step 2 \(epoch 0\), with image 2, image 3; .*detect_anomaly=true comes"
+        UserError, match=r"step 2 \(epoch 0\), with image 2, image 3; .*detect_anomaly=true repeats"
     ):
         made.check_finite()
 

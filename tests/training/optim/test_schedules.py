@@ -134,9 +134,7 @@ def test_dexp_falls_in_equal_stretches() -> None:
 
 @pytest.mark.parametrize("option", [{"bias_factor": 10.0}, {"bias_steps": 2}])
 def test_dexp_of_biases_needs_biases_of_their_own(option: dict[str, Any]) -> None:
-    with pytest.raises(
-        UserError, match=f"scheduler.{next(iter(option))} needs biases with a rate of their own"
-    ):
+    with pytest.raises(UserError, match=f"scheduler.{next(iter(option))} needs a separate rate for biases"):
         rates_of("dexp", **option)
 
 
