@@ -238,7 +238,7 @@ def test_a_cell_of_the_table_is_true(
         except UserError as error:
             refusal = str(error)
     said = [r.getMessage() for r in caplog.records if r.name.startswith("alexnet_exp")]
-    said = [line for line in said if "images" in line or "goes by class name" in line]
+    said = [line for line in said if "images" in line or "is matched by class name" in line]
     outcome = "refused" if refusal else "said" if said else "runs"
     assert outcome == expected, refusal or said
     assert len(said) == (expected == "said")
@@ -264,7 +264,7 @@ def test_a_resume_on_renamed_classes_is_refused_and_leaves_the_run_as_it_was(
     root = f"data.root={tmp_path / 'base'}"
     assert command("train", f"resume={tmp_path / 'run'}", root, "trainer.max_epochs=6") == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "was trained on other classes: zebra is new, ant is gone." in line and "set weights=" in line
+    assert "was trained on different classes: zebra is new, ant is gone." in line and "set weights=" in line
     assert {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f in kept} == kept
 
 
@@ -361,7 +361,7 @@ def test_a_new_run_from_mid_epoch_begins_that_epoch_again_on_other_images(
     assert held["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 1
     assert float(held["train_sums"].sum()) == 0.0  # of a finished epoch
     assert [row["epoch"] for row in rows(new) if "val/top1" in row] == [1]
-    assert "The unfinished epoch begins again" in (new / "train.log").read_text()
+    assert "Restarting the unfinished epoch" in (new / "train.log").read_text()
 
 
 def test_weights_go_by_class_name_and_a_line_says_which(
@@ -378,7 +378,9 @@ def test_weights_go_by_class_name_and_a_line_says_which(
     fresh = assembled(tmp_path, made / "run", root, seed=1).classifier.model.state_dict()
     assert torch.equal(here[2], fresh["classifier.fc8.weight"][2])
     said = [record.getMessage() for record in caplog.records if "Weights from" in record.getMessage()]
-    assert said[0].endswith("classifier.fc8 goes by class name (kept bee, cat; new zebra; dropped ant).")
+    assert said[0].endswith(
+        "classifier.fc8 is matched by class name (kept bee, cat; new zebra; dropped ant)."
+    )
 
 
 def test_weights_trained_on_images_prepared_otherwise_say_so(
@@ -387,9 +389,9 @@ def test_weights_trained_on_images_prepared_otherwise_say_so(
     data = {**RunDirectory(made / "run").config()["data"], "mean": [0.5] * 3, "std": [0.25] * 3}
     assembled(tmp_path, made / "run", made / "base", weights=str(made / "run"), data=data)
     (said,) = [
-        record.getMessage() for record in caplog.records if "prepared otherwise" in record.getMessage()
+        record.getMessage() for record in caplog.records if "different preprocessing" in record.getMessage()
     ]
-    assert "mean [0.485, 0.456, 0.406] there and [0.5, 0.5, 0.5] here" in said and "std" in said
+    assert "mean is [0.5, 0.5, 0.5] and was [0.485, 0.456, 0.406]" in said and "std" in said
 
 
 def test_an_evaluation_on_some_of_the_classes_is_enough(
@@ -458,12 +460,12 @@ def test_a_run_on_an_older_checkpoint_compares_classes_alone_and_says_so(
     assembled(tmp_path / "old", tmp_path / "old", tmp_path / "base", resume=str(tmp_path / "old"))
     (said,) = [r.getMessage() for r in caplog.records if r.name.startswith("alexnet_exp")]
     assert said.endswith(
-        "does not record its images (it is of an older version): only its classes are compared."
+        "is from an older version and does not record its images: only its classes are compared."
     )
     _evaluate(tmp_path, tmp_path / "old", tmp_path / "base")
     assert len([r for r in caplog.records if r.name.startswith("alexnet_exp")]) == 1
     _renamed(tmp_path / "base")
-    with pytest.raises(UserError, match="other classes: zebra is new, ant is gone"):
+    with pytest.raises(UserError, match="different classes: zebra is new, ant is gone"):
         assembled(tmp_path, tmp_path / "old", tmp_path / "base", ckpt=str(tmp_path / "old"))
 
 

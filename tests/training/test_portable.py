@@ -107,7 +107,7 @@ def test_a_run_comes_through_its_exported_file_unchanged(
     shutil.copytree(folder / "run0", folder / NAME)
     capsys.readouterr()
     assert load_classifier(NAME, "cpu").path.parent == Path(NAME) / "checkpoints"
-    assert "not the network of that name that ships" in capsys.readouterr().err
+    assert "not the pretrained network of the same name" in capsys.readouterr().err
 
 
 def test_training_starts_from_the_weights_that_ship(folder: Path) -> None:

@@ -68,11 +68,11 @@ def test_no_class_hides_in_the_depth(
 
 DIGITS = {"batch_size": 1, "image_size": 8, "mean": [0.5], "std": [0.5]}
 SETTINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "ten billion classes": (in_model(num_classes=10**10), "do not fit its own network"),
+    "ten billion classes": (in_model(num_classes=10**10), "do not fit its network"),
     "a number beyond counting": (in_model(num_classes=2**2000), "1 or more, and below 9007199254740992"),
     "a layer of 10 TB": (
         lambda s: s["config"]["model"]["features"]["conv1"].update(out_channels=10**11),
-        "do not fit its own network",
+        "do not fit its network",
     ),
     "a kernel of text": (
         lambda s: s["config"]["model"]["features"]["conv1"].update(kernel_size="big"),
@@ -85,20 +85,20 @@ SETTINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "layers that are none": (in_model(features=7), "must name layers and their settings"),
     "a data set as the network": (
         lambda s: s["config"].update(model={"_target_": "alexnet_exp.data.Digits", **DIGITS}),
-        "is no network",
+        "is not an nn.Module",
     ),
     "images of a million pixels' side": (lambda s: s["preprocessing"].update(stored_size=10**6), "its preprocessing"),
-    "another size than the network's": (lambda s: s["preprocessing"].update(image_size=900), "cannot take its images"),
+    "another image size": (lambda s: s["preprocessing"].update(image_size=900), "does not accept its images"),
     "channels that are a tensor": (lambda s: s["preprocessing"].update(channels=torch.zeros(2)), "its preprocessing"),
     "no mean": (lambda s: s["preprocessing"].update(mean=None), "its preprocessing"),
     "no preprocessing": (lambda s: s.pop("preprocessing"), "its preprocessing"),
     "classes that are numbers": (lambda s: s.update(classes=list(range(10))), "its classes"),
-    "too few classes": (lambda s: s.update(classes=["one"]), "names 1 classes"),
+    "too few classes": (lambda s: s.update(classes=["one"]), "has 1 classes"),
     "settings that are none": (lambda s: s.update(config=[1]), "its config"),
     "settings without a model": (lambda s: s["config"].pop("model"), "its config"),
     "weights that are none": (lambda s: s.update(state_dict={"a": 1}), "its state_dict"),
     "weights of other names": (lambda s: s.update(state_dict={1: torch.zeros(1)}), "its state_dict"),
-    "no weights": (lambda s: s.update(state_dict={}), "do not fit its own network"),
+    "no weights": (lambda s: s.update(state_dict={}), "do not fit its network"),
     "augmentation that is none": (lambda s: s["config"]["augment"].update(views=7), r"augment\.views=7"),
 }  # fmt: skip
 

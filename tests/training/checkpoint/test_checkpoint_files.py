@@ -109,7 +109,7 @@ def test_a_full_disk_without_hard_links_is_said_in_one_sentence(
     monkeypatch.setattr(os, "link", fail(errno.EPERM))
     monkeypatch.setattr(shutil, "copyfile", fail(errno.ENOSPC))
     with pytest.raises(
-        UserError, match=r"best\.ckpt cannot be written \(No space left on device\); best\.ckpt of before"
+        UserError, match=r"best\.ckpt cannot be written \(No space left on device\); the previous best\.ckpt"
     ):
         link(tmp_path / "last.ckpt", tmp_path / "best.ckpt")
     assert (tmp_path / "best.ckpt").read_bytes() == b"old"
@@ -160,7 +160,7 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_used(
     result = resume(stopped)
     assert result is not None and (result["status"], result["steps"]) == ("finished", 21)
     said = (stopped / "train.log").read_text()
-    assert f"The checkpoint before it is used: {stopped}/checkpoints/last-1.ckpt, of step 7." in said
+    assert f"Using the previous checkpoint instead: {stopped}/checkpoints/last-1.ckpt, of step 7." in said
     assert re.search(message, said)
     assert_same_end(whole, stopped)
 
@@ -248,7 +248,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_checkpoint_before(
     said = run_until_full(tmp_path / "run", 20_000)  # there is room for small files
     shown = "".join(capfd.readouterr())
     assert "\n" not in said
-    assert "last.ckpt cannot be written (File too large); last.ckpt of before is whole" in said
+    assert "last.ckpt cannot be written (File too large); the previous last.ckpt is intact" in said
     assert f"go on with resume={tmp_path / 'run'}" in said
     assert "Traceback" not in shown and "Logging error" not in shown
     assert steps(tmp_path / "run") == {"best.ckpt": 7, "last.ckpt": 7}

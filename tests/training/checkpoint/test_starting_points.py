@@ -191,13 +191,16 @@ def test_a_layer_that_stood_still_may_be_let_go_under_plateau(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("other", "said"),
-    [("optimizer=adam", "SGD there, Adam here"), ("optimizer.bias_lr_factor=2", "other parameter groups")],
+    [
+        ("optimizer=adam", "SGD there, Adam here"),
+        ("optimizer.bias_lr_factor=2", "its parameter groups do not match"),
+    ],
 )
 def test_ckpt_of_another_optimizer_says_what_to_do(
     first: Path, tmp_path: Path, other: str, said: str
 ) -> None:
     message = refusal(tmp_path / "new", *ON, other, f"ckpt={first}")
-    assert said in message and f"say weights={first / 'checkpoints' / 'last.ckpt'}" in message
+    assert said in message and f"set weights={first / 'checkpoints' / 'last.ckpt'}" in message
 
 
 def test_ckpt_of_another_network_names_the_parameter(first: Path, tmp_path: Path) -> None:
@@ -248,7 +251,7 @@ def test_weights_can_be_a_plain_state_dict(first: Path, tmp_path: Path) -> None:
     file = plain_file(tmp_path / "weights.pt", network(first))
     run(tmp_path / "run", *STAY, f"weights={file}")
     assert same(network(tmp_path / "run"), network(first))
-    assert "they have no class names" in (tmp_path / "run" / "train.log").read_text()
+    assert "without class names" in (tmp_path / "run" / "train.log").read_text()
 
 
 def test_a_plain_state_dict_of_another_number_of_classes_gets_a_new_last_layer(
@@ -257,7 +260,7 @@ def test_a_plain_state_dict_of_another_number_of_classes_gets_a_new_last_layer(
     file = plain_file(tmp_path / "weights.pt", network(first))
     run(tmp_path / "run", *STAY, f"weights={file}", "model.num_classes=12")
     said = (tmp_path / "run" / "train.log").read_text()
-    assert "classifier.fc8 is new: 10 classes there, 12 here" in said
+    assert "classifier.fc8 is reinitialised: it has 12 classes, the weights 10" in said
 
 
 def test_weights_for_more_classes_keep_the_rows_of_those_they_know_and_say_so(

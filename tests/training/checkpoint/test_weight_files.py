@@ -86,7 +86,7 @@ def test_a_file_without_tensors_is_one_line(tmp_path: Path, content: Any) -> Non
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(UserError) as caught:
         load_weights(classifier(), str(tmp_path / "a.pt"))
-    assert "holds no weights" in str(caught.value) or "is of another network" in str(caught.value)
+    assert "holds no weights" in str(caught.value) or "is from a different network" in str(caught.value)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])

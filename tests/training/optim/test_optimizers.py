@@ -109,7 +109,7 @@ def test_the_rate_is_scaled_by_the_images_of_a_step(
         weights, biases = build_optimizer(network(), settings, global_batch=8192).param_groups
     assert (weights["lr"], biases["lr"]) == (pytest.approx(lr), pytest.approx(2 * lr))
     assert bool(caplog.messages) == (how != "none")
-    assert how == "none" or f"{lr:g}, from 0.1 for 256 images" in caplog.text
+    assert how == "none" or f"{lr:g}: scaled from 0.1 at batch size 256" in caplog.text
 
 
 def test_a_rate_for_a_batch_that_nobody_knows_cannot_be_scaled() -> None:
@@ -147,7 +147,7 @@ def test_a_layer_goes_by_its_whole_name_or_by_an_end_that_no_other_has() -> None
 
 def test_a_short_name_of_several_layers_lists_them() -> None:
     with pytest.raises(
-        UserError, match=r"optimizer\.layers\.conv1 could be first\.conv1, second\.conv1: give the"
+        UserError, match=r"optimizer\.layers\.conv1 is ambiguous \(first\.conv1, second\.conv1\)"
     ):
         with_rates(conv1=0.5)
 

@@ -169,5 +169,5 @@ def test_a_schedule_over_the_run_needs_its_length(name: str) -> None:
 
 
 def test_an_unknown_schedule_is_named() -> None:
-    with pytest.raises(UserError, match="'sawtooth' is not known"):
+    with pytest.raises(UserError, match=r"invalid scheduler\.name='sawtooth': expected none"):
         build_schedule(optimizer(), {"name": "sawtooth"}, RunLength(8, 2))
