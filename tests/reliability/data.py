@@ -98,7 +98,7 @@ FOLDERS = Kind(
     ),
     base=(*FILES, "data=folder", "data.root=pets"),
     leaves="a failed run",
-    notes=("10 images are decoded once",),
+    notes=("Decoding 10 images once",),
 )  # fmt: skip
 SKIPPED = Kind(
     "A class without a readable image",
@@ -173,12 +173,12 @@ CIFAR10 = Kind(
     "Files of CIFAR-10",
     "named with where to get them; no code in them runs, and the run's result.json says so",
     (
-        Bad("", "batches.meta is missing (downloads are switched off)", "no files, and data.download=false"),
+        Bad("", "batches.meta is missing (downloads are disabled)", "no files, and data.download=false"),
         Bad("", "test_batch is missing", "one file of six",
             _then(cifar(), lambda here: (here / "data/cifar-10-batches-py/test_batch").unlink())),
         Bad("", "data_batch_2 is damaged", "a batch cut short",
             _then(cifar(), _cut(f"data/cifar-10-batches-py/{_BATCH}"))),
-        Bad("", "it asks for posix.system", "a batch that calls os.system",
+        Bad("", "it refers to posix.system", "a batch that calls os.system",
             cifar(_BATCH, lambda batch: [batch, Call()])),
         Bad("", "a label is not one of the 10 classes", "a label of 10",
             cifar(_BATCH, lambda b: b | {"labels": [10] * 10})),
@@ -210,14 +210,14 @@ MNIST = Kind(
     "Files of MNIST",
     "named with where to get them; the run's result.json says so",
     (
-        Bad("", "one of four files, is missing (downloads are switched off)", "no files, and data.download=false"),
+        Bad("", "one of four files, is missing (downloads are disabled)", "no files, and data.download=false"),
         Bad("", f"{_IMAGES}.gz is damaged", "a file cut short", _then(mnist(), _cut(f"data/MNIST/raw/{_IMAGES}.gz"))),
         Bad("", "its first bytes are 0x00000803, not 0x00000801", "images in the place of labels",
             mnist(_LABELS, np.zeros((40, 28, 28), np.uint8))),
         Bad("", "label 11 is not a digit", "a label of 11", mnist(_LABELS, np.full(40, 11, np.uint8))),
         Bad("", "its images are 32 x 32, not 28 x 28", "images of another size",
             mnist(_IMAGES, np.zeros((40, 32, 32), np.uint8))),
-        Bad("", "its header promises 4278190080 bytes", "a header that promises 4 GB", _then(
+        Bad("", "its header claims 4278190080 bytes", "a header that promises 4 GB", _then(
             mnist(), lambda here: (here / f"data/MNIST/raw/{_LABELS}.gz").unlink(),
             text(f"data/MNIST/raw/{_LABELS}", b"\0\0\x08\x01\xff\0\0\0"))),
     ),
@@ -278,7 +278,7 @@ RUNS = Kind(
     "refused before the first step; the run's result.json says so",
     (
         Bad("data.val_size=5000", "are left beside the first 200 (data.train_subset)"),
-        Bad("data.train_subset=null data.val_size=5000", "data.val_size=5000 leaves nothing to train on"),
+        Bad("data.train_subset=null data.val_size=5000", "invalid data.val_size=5000: expected at most"),
         Bad("model.num_classes=5", "model.num_classes=5 is too small: the data has 10 classes"),
         Bad("model.in_channels=1", "model.in_channels=1 does not fit data.channels=3"),
         Bad("model._target_=my_package.Net", "_target_: my_package.Net cannot be imported"),

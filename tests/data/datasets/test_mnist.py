@@ -63,7 +63,7 @@ def test_missing_data_without_a_network_names_file_place_and_source(tmp_path: Pa
     folder = tmp_path / "MNIST" / "raw"
     assert str(folder / f"{IMAGES}.gz") in str(caught.value)
     assert f"https://ossci-datasets.s3.amazonaws.com/mnist/{IMAGES}.gz" in str(caught.value)
-    assert f"put it into {folder}." in str(caught.value)
+    assert f" to {folder}." in str(caught.value)
     assert not folder.exists()
 
 

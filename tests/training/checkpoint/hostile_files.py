@@ -190,13 +190,13 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda p: write(p, {"state_dict": Calls(os.system, canary()), "config": {}}),
         r"it refers to posix\.system",
     ),
-    "builtins.eval": (lambda p: write(p, plain(a=Calls(eval, "open('canary', 'w')"))), r"it refers to __builtin__\.eval"),
-    "builtins.exec": (lambda p: write(p, plain(a=Calls(exec, "open('canary', 'w')"))), r"it refers to __builtin__\.exec"),
+    "builtins.eval": (lambda p: write(p, plain(a=Calls(eval, "open('canary', 'w')"))), r"to __builtin__\.eval"),
+    "builtins.exec": (lambda p: write(p, plain(a=Calls(exec, "open('canary', 'w')"))), r"to __builtin__\.exec"),
     "builtins.open": (
         lambda p: write(p, plain(a=Calls(open, "canary", "w"))),
         "open, but only tensors and plain values are allowed",
     ),
-    "builtins.getattr": (lambda p: write(p, plain(a=Calls(getattr, "os", "system"))), r"it refers to __builtin__\.getattr"),
+    "builtins.getattr": (lambda p: write(p, plain(a=Calls(getattr, "os", "system"))), r"to __builtin__\.getattr"),
     "subprocess.Popen": (
         lambda p: write(p, plain(a=Calls(subprocess.Popen, ["touch", "canary"]))),
         "Popen, but only tensors and plain values",
@@ -236,7 +236,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "4 GB from 1 KB": (
         lambda p: write(p, plain(a=Calls(bytearray, Calls(bytearray, 1 << 31)))),
-        r"it refers to __builtin__\.bytearray",
+        r"to __builtin__\.bytearray",
     ),
     "values repeated by a conversion": (
         lambda p: write(p, plain(a=Calls(
