@@ -182,11 +182,11 @@ def test_a_budget_takes_the_cheapest_that_fit(
     ("typed", "message"),
     [
         (["convnet_80sek"], "Did you mean convnet_80sec"),
-        (["convnet_80sec", "seed=4"], "seeds=N runs the seeds 0 to N - 1"),
+        (["convnet_80sec", "seed=4"], "use seeds=N, which runs seeds 0 to N - 1"),
         (["convnet_80sec", "seeds=0"], "a whole number, 1 or more"),
         (["convnet_80sec", "budget=2"], "such as 90min or 2h"),
-        (["paper_imagenet"], "needs the images: data.root=IMAGENET"),
-        (["record"], "Say which runs"),
+        (["paper_imagenet"], "needs ImageNet: set data.root=DIR"),
+        (["record"], "No runs given"),
         (["convnet_80sec", "optimizer.lr=-1"], "optimizer.lr=-1"),
     ],
 )
@@ -248,7 +248,7 @@ def test_only_a_finished_run_with_the_published_settings_is_recorded(
     write_run(tmp_path / "changed", ["experiment=convnet_80sec", "optimizer.lr=1"], 0.1)
     write_run(tmp_path / "failed", ["experiment=convnet_80sec"], 0.1, status="failed")
     for name, message in {
-        "changed": "(optimizer.lr=1): it is no reproduction",
+        "changed": "(optimizer.lr=1): record unmodified runs only",
         "failed": "is failed",
     }.items():
         assert main(["reproduce", "record", str(tmp_path / name), f"out={tmp_path / 'out'}"]) == 1

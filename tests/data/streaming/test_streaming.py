@@ -183,7 +183,7 @@ def test_the_rest_of_an_epoch_in_another_order_is_told(url: str, caplog: pytest.
     assert not caplog.records
     began.sampler.taken = 3
     Rank(url, workers=2).shuffled().load_state_dict(began.state_dict())
-    assert "began with data.num_workers=1 on 1 devices, and goes on with 2 on 1" in caplog.text
+    assert "started with data.num_workers=1 on 1 devices and continues with 2 on 1" in caplog.text
 
 
 def test_the_mean_image_is_taken_once_and_kept(
