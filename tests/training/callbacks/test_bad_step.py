@@ -71,7 +71,7 @@ def test_detect_anomaly_finds_a_gradient_that_is_not_finite(tmp_path: Path) -> N
         train(config, typed, tmp_path, "python train.py")
 
 
-def test_detect_anomaly_leaves_a_healthy_run_as_it_is(tmp_path: Path) -> None:
+def test_detect_anomaly_does_not_change_a_healthy_run(tmp_path: Path) -> None:
     run(tmp_path / "a", "trainer.detect_anomaly=true", "test=false")
     run(tmp_path / "b", "test=false")
     a, b = (checkpoint(tmp_path / name)["state_dict"] for name in "ab")
@@ -95,7 +95,7 @@ def test_on_an_accelerator_the_images_of_the_first_bad_step_are_named(
         made.check_finite()
 
 
-def test_the_command_that_made_a_step_again_says_what_to_do_instead() -> None:
+def test_the_removed_replay_command_names_its_replacement() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "alexnet_exp.runs.bad_step", "bad_step.pt"],
         capture_output=True,

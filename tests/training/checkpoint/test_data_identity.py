@@ -33,14 +33,14 @@ def split(count: int, digest: str | None = "a", origin: str = "") -> dict[str, A
         (None, split(3), "val is new (3 images)"),
     ],
 )  # fmt: skip
-def test_a_split_that_has_changed_says_how(
+def test_the_change_of_a_split_is_described(
     before: dict[str, Any] | None, now: dict[str, Any] | None, said: str | None
 ) -> None:
     given = [{} if about is None else {"val": about} for about in (before, now)]
     assert split_changes(*given).get("val") == said
 
 
-def test_classes_that_have_changed_are_named() -> None:
+def test_changed_classes_are_named() -> None:
     assert class_changes(["a", "b"], ["a", "b"]) is None
     assert class_changes(["a", "b"], ["b", "c", "d"]) == "c, d are new, a is gone"
     assert class_changes(["a", "b"], ["b", "a"]) == "their order is now b, a; it was a, b"
@@ -48,7 +48,7 @@ def test_classes_that_have_changed_are_named() -> None:
     assert (class_changes(many, []) or "").endswith("class 9 and 20 more are gone")
 
 
-def test_two_classes_of_one_name_stay_two() -> None:
+def test_two_classes_of_the_same_name_stay_distinct() -> None:
     there = ["crane", "maillot", "crane", "dog"]
     assert match_classes(["crane", "dog", "crane"], there) == [0, 3, 2]
     assert kept_rows(there, ["crane", "crane", "cat"])[0] == {0: 0, 1: 2}

@@ -78,7 +78,7 @@ def downloads(reference: tuple[str, nn.Module], monkeypatch: pytest.MonkeyPatch)
     return asked
 
 
-def test_torchvision_s_weights_are_those_of_the_network(
+def test_torchvision_s_weights_give_torchvision_s_logits(
     reference: tuple[str, nn.Module], downloads: list[WeightsEnum]
 ) -> None:
     network, theirs = reference
@@ -88,7 +88,7 @@ def test_torchvision_s_weights_are_those_of_the_network(
     assert_same(network, ours, theirs)
 
 
-def test_ten_classes_get_a_new_last_layer_and_say_so(
+def test_other_classes_reinitialise_the_last_layer_and_log_it(
     reference: tuple[str, nn.Module], downloads: list[WeightsEnum]
 ) -> None:
     network, theirs = reference
@@ -155,14 +155,14 @@ def test_a_file_may_hold_the_weights_in_several_forms(form: str, tmp_path: Path)
         assert torch.equal(a, b)
 
 
-def test_the_names_of_a_network_of_the_user_s_own_stay_as_they_are(tmp_path: Path) -> None:
+def test_names_of_a_custom_network_are_kept(tmp_path: Path) -> None:
     theirs, ours = (nn.ModuleDict({"module": nn.Linear(2, 3)}) for _ in range(2))
     torch.save(theirs.state_dict(), tmp_path / "own.pth")
     load_weights(ImageClassifier(ours, list("abc"), group("optimizer", "sgd")), str(tmp_path / "own.pth"))
     assert torch.equal(ours["module"].weight, theirs["module"].weight)
 
 
-def test_numbered_names_of_a_network_of_the_user_s_own_are_not_taken_for_torchvision_s(
+def test_numbered_names_of_a_custom_network_are_not_mistaken_for_torchvision_s(
     tmp_path: Path,
 ) -> None:
     theirs, ours = (
