@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+
 from alexnet_exp.data.cache import DecodedSource
 from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.errors import printable
