@@ -1,11 +1,11 @@
-"""Decode once: which images are kept decoded, and where.
+"""Decode once: a cache of decoded images.
 
-`disk`: in a mapped file per split (cache_file.py), which later runs and other processes use too. `ram`: in the memory
-of this process. `auto`: `disk` if there is room. Kept images are uint8 (N, C, S, S) at the size that decoding gives, so
-a cached run has the same batches as one that decodes, byte by byte.
+`disk`: one memory-mapped file per split, shared with later runs and other processes. `ram`: in the memory of this
+process. `auto`: `disk` if there is room. Cached images are uint8 (N, C, S, S) exactly as decoded, so batches are the
+same byte by byte with and without the cache.
 
-Channels come first because the batches are made of them: cropping channels-last images took 2.4 times as long, and
-copying them took the same (one core of a Xeon, 64 images of 256 x 256).
+Channels first: cropping channels-last images took 2.4 times as long, copying them just as long (one Xeon core,
+64 images of 256 x 256).
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ from alexnet_exp.files import leftovers, locked, replacing
 log = logging.getLogger(__name__)
 Part = TypeVar("Part", bound=Sized)
 MODES = ("auto", "ram", "disk", "off")
-AUTO_BYTES = 20e9  # what auto writes at most
-AUTO_SHARE = 0.5  # of the free disk space, likewise
+AUTO_BYTES = 20e9  # limit of auto
+AUTO_SHARE = 0.5  # limit of auto, as a share of the free disk space
 _BATCH = 64  # images decoded at a time
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DecodedSource(ArraySource):
-    """Image files whose pixels are at hand.
+    """Image files with their decoded pixels.
 
     Args:
-        files: Where they came from.
+        files: The files.
     """
 
     files: FileSource
@@ -68,11 +68,11 @@ class DecodedSource(ArraySource):
 
 @dataclass(frozen=True)
 class Cache:
-    """How images are decoded and kept.
+    """How images are decoded and cached.
 
     Args:
         mode: 'auto', 'ram', 'disk' or 'off'.
-        folder: Where files of `disk` go; None: the user's cache folder, which also serves where this one cannot.
+        folder: Folder of the `disk` cache. None, or not writable: the user's cache folder.
         channels: 1 or 3.
         size: Side of the stored images, in pixels.
         num_workers: Decoding processes.
@@ -87,10 +87,10 @@ class Cache:
     fit: str = "crop"
 
     def keep(self, sources: Mapping[str, FileSource]) -> Mapping[str, FileSource | DecodedSource]:
-        """Return the splits with their images decoded, or as they are where nothing is kept.
+        """Return the splits with decoded images, or unchanged if nothing is cached.
 
         Raises:
-            UserError: An image cannot be decoded, or what was asked for does not fit.
+            UserError: If an image cannot be decoded, or the requested cache does not fit.
         """
         if self.mode == "off":
             return sources
@@ -103,10 +103,10 @@ class Cache:
             reason = error.strerror or str(error)
             if self.mode == "disk":
                 raise UserError(
-                    f"The decoded images cannot be kept ({error.filename or 'cache'}: {reason}): say "
-                    "data.cache=off, or paths.cache_dir=DIR with a folder that has room."
+                    f"Cannot cache the decoded images ({error.filename or 'cache'}: {reason}): set data.cache=off, "
+                    "or paths.cache_dir=DIR to a writable folder with enough space."
                 ) from error
-            log.warning("The decoded images cannot be kept (%s): they are decoded in every epoch.", reason)
+            log.warning("Cannot cache the decoded images (%s): decoding them in every epoch.", reason)
             return sources
 
     def _in_memory(self, sources: Mapping[str, FileSource]) -> dict[str, DecodedSource]:
@@ -114,9 +114,9 @@ class Cache:
         free = _free_memory()
         if free is not None and num_bytes > free:
             raise UserError(
-                f"data.cache=ram needs {_size(num_bytes)}, and {_size(free)} of memory are free: say disk or off."
+                f"data.cache=ram needs {_size(num_bytes)} of memory, but {_size(free)} are free: set data.cache=disk."
             )
-        log.info("The images are decoded once, into memory (%s, data.cache=ram).", _size(num_bytes))
+        log.info("Decoding all images once, into memory (%s, data.cache=ram).", _size(num_bytes))
         kept = {}
         for split, source in sources.items():
             images = torch.empty((len(source), self.channels, self.size, self.size), dtype=torch.uint8)
@@ -130,10 +130,10 @@ class Cache:
     def _on_disk(
         self, sources: Mapping[str, FileSource], folders: list[Path]
     ) -> Mapping[str, FileSource | DecodedSource]:
-        """Map the files that are there, and build the others in the first folder that can be written to."""
+        """Map existing cache files, and build the others in the first writable folder."""
         new = [s for s in sources.values() if not any(has_namesake(folder, s) for folder in folders)]
         place = next(filter(_writable, folders), folders[0])
-        # To find what is kept means to look at every file: in vain where there is nothing, and no room for it.
+        # Finding a cache costs a stat of every image: skip it if there is no cache and no room for one.
         if new and not self._fits(sum(map(self._bytes, new)), place):
             return sources
         found = {split: self._find(source, folders) for split, source in sources.items()}
@@ -144,12 +144,12 @@ class Cache:
         if missing:
             count = sum(file.shape[0] for file in missing)
             log.info(
-                "%d images are decoded once, into %s (%s, data.cache=%s; data.cache=off does without).",
+                "Decoding %d images once, into %s (%s, data.cache=%s; data.cache=off disables the cache).",
                 count, missing[0].folder.parent, _size(needed), self.mode,
             )  # fmt: skip
         else:
             log.info(
-                "Decoded images are read from %s (data.cache=%s).",
+                "Reading decoded images from %s (data.cache=%s).",
                 next(iter(found.values())).folder.parent, self.mode,
             )  # fmt: skip
         for split, source in sources.items():
@@ -158,31 +158,31 @@ class Cache:
         return {split: _with_pixels(source, found[split].open()) for split, source in sources.items()}
 
     def _find(self, source: FileSource, folders: list[Path]) -> CacheFile:
-        """Return the file in the first folder that has it whole, else in the first that can be written to."""
+        """Return the cache file in the first folder that has it complete, else in the first writable one."""
         key = fingerprint(source.paths, source.root, self.channels, self.size, self.fit)
         files = [CacheFile(folder, source, self.channels, self.size, key) for folder in folders]
         whole = next((file for file in files if file.is_whole()), None)
         return whole or next((f for f in files if _writable(f.folder)), files[0])
 
     def _fits(self, needed: int, folder: Path) -> bool:
-        """Return whether auto may write so much; tell why not.
+        """Return whether the cache may take this much space; log why not.
 
         Raises:
-            UserError: It was asked for and there is no room.
+            UserError: If data.cache=disk and there is not enough space.
         """
         free = shutil.disk_usage(_existing(folder)).free
         if self.mode == "disk":
             if needed > free:
                 raise UserError(
-                    f"data.cache=disk needs {_size(needed)} in {folder}, and {_size(free)} are free: say "
+                    f"data.cache=disk needs {_size(needed)} in {folder}, but {_size(free)} are free: set "
                     "data.cache=off or another paths.cache_dir."
                 )
             return True
         if needed <= min(AUTO_BYTES, AUTO_SHARE * free):
             return True
         log.info(
-            "The images are decoded in every epoch: kept, they would take %s of the %s free in %s "
-            "(data.cache=disk keeps them all the same).",
+            "Decoding the images in every epoch: a cache would take %s of the %s free in %s "
+            "(data.cache=disk caches them anyway).",
             _size(needed), _size(free), folder,
         )  # fmt: skip
         return False
@@ -191,7 +191,7 @@ class Cache:
         return len(source) * self.channels * self.size**2
 
     def _decoded(self, source: FileSource) -> Generator[Tensor]:
-        """Decode all files of a split in their order, by several processes, with a bar on a terminal."""
+        """Decode all files of a split in order, in worker processes, with a progress bar on a terminal."""
         plan = BatchPlan(len(source), _BATCH)
         loader = FileLoader(source, plan, self.channels, self.size, self.num_workers, fit=self.fit)
         with closing(loader):
@@ -205,11 +205,11 @@ def _with_pixels(source: FileSource, images: Tensor) -> DecodedSource:
 
 
 def places(folder: str | None, root: str) -> list[Path]:
-    """Return the folders that may hold caches, best first; never one inside the data set itself.
+    """Return the folders that may hold caches, best first, none of them inside the data set.
 
     Args:
         folder: paths.cache_dir.
-        root: The data set's folder, which a cache would add a class to.
+        root: The data set's folder, in which a cache would look like another class.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alexnet_exp"
     wanted = [Path(folder).expanduser().absolute(), home] if folder else [home]
@@ -217,18 +217,18 @@ def places(folder: str | None, root: str) -> list[Path]:
 
 
 def _existing(folder: Path) -> Path:
-    """Return the folder or the nearest one above it that exists."""
+    """Return the folder or its nearest existing parent."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _writable(folder: Path) -> bool:
     nearest = _existing(folder)
-    # A folder that nobody may write to is meant to stay as it is, even where root could.
+    # Respect read-only mode bits even as root, for whom os.access is always true.
     return nearest.is_dir() and os.access(nearest, os.W_OK) and bool(nearest.stat().st_mode & 0o222)
 
 
 def _free_memory() -> int | None:
-    """Return the bytes of memory that can be had, where the system says so."""
+    """Return the available memory in bytes; None if unknown (not Linux)."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -237,10 +237,10 @@ def _free_memory() -> int | None:
 
 
 def shown(batches: Iterable[Part], count: int, title: str) -> Generator[Part]:
-    """Hand the batches on, with a progress bar on the first rank's terminal."""
+    """Yield the batches, with a progress bar on the terminal of rank 0."""
     on_terminal = sys.stderr.isatty() and os.environ.get("LOCAL_RANK", "0") == "0"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Drawn from here alone: a thread that draws could hold a lock while the decoding processes are forked.
+    # No refresh thread: it could hold a lock while the worker processes are forked.
     drawn = {"console": Console(stderr=True), "transient": True, "auto_refresh": False}
     with Progress(*columns, disable=not on_terminal, **drawn) as bar:
         task = bar.add_task(title, total=count)
@@ -253,7 +253,7 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
 
 
-_CHUNK = 1 << 24  # bytes read at a time for the checksum
+_CHUNK = 1 << 24  # read size for the checksum, in bytes
 _KEY_LENGTH = 16
 _LOCK = "lock"
 
@@ -262,14 +262,14 @@ class CacheFile:
     """The decoded images of one split.
 
     Args:
-        folder: Where caches lie.
-        source: The files.
+        folder: Folder of all caches.
+        source: The image files.
         channels: 1 or 3.
         size: Side of the stored images.
-        key: Their fingerprint; None: taken now, which looks at every file.
+        key: Their fingerprint; None: computed here, with a stat of every file.
 
     Raises:
-        UserError: If one of the files is gone.
+        UserError: If one of the files is missing.
     """
 
     def __init__(
@@ -287,7 +287,7 @@ class CacheFile:
         return count * channels * size * size
 
     def is_whole(self) -> bool:
-        """Return whether the file is there as it was built; one that was copied or touched is read, once, to know."""
+        """Return whether the cache is complete; one that was copied or touched is verified once by its checksum."""
         try:
             manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
             found = self.data.stat()
@@ -299,24 +299,24 @@ class CacheFile:
                 return False
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        with contextlib.suppress(OSError):  # where nobody may write, it is read every time
+        with contextlib.suppress(OSError):  # read-only: verified every time
             self._write_manifest(manifest["crc32"])
         return True
 
     def open(self) -> Tensor:
-        """Return the images, uint8 (N, C, S, S), mapped: read from disk when touched, and never to be written to."""
+        """Return the images, uint8 (N, C, S, S), memory-mapped and read-only."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return torch.from_numpy(np.load(self.data, mmap_mode="r"))
 
     def build(self, batches: Callable[[], Generator[Tensor]]) -> None:
-        """Write the images, unless another process does so first: then wait for it.
+        """Write the images, or wait if another process is already doing so.
 
         Args:
-            batches: Begins to decode: uint8 (n, C, S, S), in the order of the files.
+            batches: Starts decoding: yields uint8 (n, C, S, S), in file order.
 
         Raises:
-            OSError: If they cannot be written.
+            OSError: If the cache cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as held:
@@ -353,7 +353,7 @@ class CacheFile:
             part.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
     def _remove_stale(self) -> None:
-        """Remove what killed builds of any cache in this place have left."""
+        """Remove leftovers of killed builds of any cache in this folder."""
         for folder in self.folder.parent.glob("*/"):
             if parts := leftovers(folder / self.data.name):
                 with (
@@ -366,7 +366,7 @@ class CacheFile:
 
 
 def has_namesake(folder: Path, source: FileSource) -> bool:
-    """Return whether a folder holds decoded images of a split of this name, which may be of other files."""
+    """Return whether a folder has a cache of a split of this name, possibly of other files."""
     return any(folder.glob(f"{glob.escape(_name(source))}-{'?' * _KEY_LENGTH}"))
 
 
@@ -375,10 +375,10 @@ def _name(source: FileSource) -> str:
 
 
 def fingerprint(paths: Sequence[str], root: str, channels: int, size: int, fit: str = "crop") -> str:
-    """Return a hash of all that decides the pixels of files once they are decoded.
+    """Return a hash of everything that determines the decoded pixels.
 
     Raises:
-        UserError: If one of the files is gone.
+        UserError: If one of the files is missing.
     """
     names = ("torch", "torchvision", "pillow", *(("torchcodec",) if torchcodec_installed() else ()))
     libraries = [f"{name} {version(name)}" for name in names]
@@ -401,7 +401,7 @@ def fingerprint(paths: Sequence[str], root: str, channels: int, size: int, fit: 
 
 
 def _write_all(file: IO[bytes], parts: Iterable[Any]) -> int:
-    """Write blocks of bytes one after the other; return the checksum of the whole."""
+    """Write blocks of bytes; return the CRC-32 of all of them."""
     checksum = 0
     for part in parts:
         file.write(part)

@@ -1,4 +1,4 @@
-"""What a split holds, as a count and a digest: a checkpoint keeps both, so that other images are noticed later."""
+"""The identity of a split, as count and digest; stored in checkpoints, so that changed images are noticed later."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from alexnet_exp.data.cache import DecodedSource
 from alexnet_exp.data.sources import ArraySource, FileSource
@@ -20,15 +19,15 @@ Identity = dict[str, dict[str, Any]]  # split -> count, digest and origin
 
 
 def identify(source: Any, origin: str = "") -> dict[str, Any]:
-    """Return how many images a split has, a digest of them in their order, and where they came from.
+    """Return the number of images in a split, a digest of them in order, and their origin.
 
-    The digest is over names relative to the data set's folder, sizes in bytes and names of classes; of images in
-    memory over pixels and classes. A folder that has moved is the same data, and a cache changes nothing. What it
-    does not see is a file that was edited without a change of its size: that would mean to read all of them.
+    The digest covers paths relative to the data set's folder, file sizes and class names; for images in memory, pixels
+    and classes. Moving the folder or caching does not change it. A file edited without a change of size goes unnoticed:
+    detecting that would mean reading every file.
 
     Args:
-        source: A split; None for the digest where it is neither of files nor in memory.
-        origin: One short phrase, with the rule that cut the split.
+        source: A split; a custom source, neither files nor arrays, has no digest (None).
+        origin: A short phrase that includes the splitting rule.
     """
     if isinstance(source, DecodedSource):
         source = source.files if source.numbers is None else source.files.subset(source.numbers)
@@ -36,57 +35,52 @@ def identify(source: Any, origin: str = "") -> dict[str, Any]:
 
 
 def identify_ahead(sources: Mapping[str, Any], origins: Mapping[str, str]) -> Callable[[], Identity]:
-    """Identify splits in a thread, since the sizes of a million files take seconds; the function waits for it."""
+    """Identify splits in a thread (a million stat calls take seconds); the returned function waits for the result."""
     splits = dict(sources)
 
-    def all_of_them() -> Identity:
+    def identify_all() -> Identity:
         return {split: identify(source, origins.get(split, "")) for split, source in splits.items()}
 
-    with_one = ThreadPoolExecutor(1, thread_name_prefix="identify")
-    found = with_one.submit(all_of_them)
-    with_one.shutdown(wait=False)
-    return lambda: (
-        found.result()
-    )  # a plain function: copies of a network, as its moving average is, can share it
+    executor = ThreadPoolExecutor(1, thread_name_prefix="identify")
+    found = executor.submit(identify_all)
+    executor.shutdown(wait=False)
+    # A plain function, because the module is deep-copied for the moving average and a Future cannot be.
+    return lambda: found.result()
 
 
 def _digest(source: Any) -> str | None:
     if not isinstance(source, FileSource | ArraySource):
         return None
-    digest = hashlib.sha256(_text(_named(source.labels, source.classes)))
+    # By class name: the label of a class changes when other classes are added.
+    digest = hashlib.sha256(_text([source.classes[label] for label in source.labels.tolist()]))
     if isinstance(source, ArraySource):
         digest.update(source.images.contiguous().numpy().data)
         return digest.hexdigest()
     root = os.path.join(source.root, "")
     digest.update(_text([path.removeprefix(root) for path in source.paths]))
-    checksum = getattr(source, "sha256", None)  # of data=streaming: what its index says
+    checksum = getattr(source, "sha256", None)  # data=streaming: the checksum in its index
     digest.update(_text([checksum] if checksum else [str(_size(path)) for path in source.paths]))
     return digest.hexdigest()
 
 
-def _named(labels: Tensor, classes: tuple[str, ...]) -> list[str]:
-    """Return the class of every image by name: its number is another one among other classes."""
-    return [classes[label] for label in labels.tolist()]
-
-
 def _text(values: list[str]) -> bytes:
-    text = unicodedata.normalize("NFC", "\0".join([*values, "\n"]))  # a Mac may store names decomposed
+    text = unicodedata.normalize("NFC", "\0".join([*values, "\n"]))  # macOS may store names decomposed
     return text.encode("utf-8", "surrogateescape")
 
 
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
-    except OSError:  # gone since it was found: for the loader to say
+    except OSError:  # deleted since it was listed: the loader reports it
         return -1
 
 
-_NAMED = 5  # classes without an image
-_LONGEST = 40  # characters of a class name
+_NAMED = 5  # empty classes listed by name
+_LONGEST = 40  # characters shown of a class name
 
 
 def facts(source: ArraySource | FileSource, origin: str) -> dict[str, Any]:
-    """Return images, classes, smallest and largest class and origin of a split, as plain values."""
+    """Return number of images and classes, smallest and largest class, and origin of a split, as plain values."""
     counts = _counts(source)
     present = [i for i, count in enumerate(counts) if count]
     ends = {"smallest": min(present, key=counts.__getitem__), "largest": max(present, key=counts.__getitem__)}
@@ -113,7 +107,7 @@ def lines(splits: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def missing(split: str, source: ArraySource | FileSource) -> str:
-    """Say which classes have no image in a split, or return an empty string."""
+    """Name the classes without images in a split; empty if there are none."""
     names = [_short(name) for name, count in zip(source.classes, _counts(source), strict=True) if not count]
     if not names:
         return ""

@@ -1,4 +1,4 @@
-"""What a data set is before any loading: uint8 images in memory or paths on disk, with labels and classes."""
+"""Data sets before loading: uint8 images in memory or paths on disk, with labels and classes; how they are split."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class ArraySource:
         labels: int64 (N,), each an index into `classes`.
         classes: Class names.
         name: Data set and split, for messages: "cifar10 train".
-        numbers: Each image's position in its split as published, int64 (N,); made when left out.
-        origin: Where the images came from and which rule cut them, in a few words.
+        numbers: Each image's position in the published split, int64 (N,); None: 0, 1, ...
+        origin: Where the images came from and how they were split, in a few words.
     """
 
     images: Tensor
@@ -45,7 +45,7 @@ class ArraySource:
         return len(self.labels)
 
     def image_name(self, index: int) -> str:
-        """Return "test image 17": the number counts in the published split, also after cuts."""
+        """Return "test image 17", counted in the published split even in a subset."""
         number = index if self.numbers is None else int(self.numbers[index])
         return f"{self.name.split()[-1]} image {number}"
 
@@ -67,7 +67,7 @@ class ArraySource:
 
 @dataclass(frozen=True, eq=False)
 class FileSource:
-    """Images that stay on disk until they are needed.
+    """Images on disk, read on demand.
 
     Args:
         paths: One file per image, `root` included.
@@ -75,9 +75,9 @@ class FileSource:
         classes: Class names.
         name: Data set and split, for messages: "clothing val".
         root: The folder that image names are relative to.
-        origin: Where the images came from and which rule cut them, in a few words.
-        depth: How many folders of an image's name stand for its split and class: data.split_rule=by_name goes by the
-            rest. None: the source is cut by order.
+        origin: Where the images came from and how they were split, in a few words.
+        depth: How many leading folders of an image's name are split and class; data.split_rule=by_name hashes the rest.
+            None: the source is split by order.
     """
 
     paths: tuple[str, ...]
@@ -96,7 +96,7 @@ class FileSource:
         return os.path.relpath(self.paths[index], self.root)
 
     def names(self) -> list[str] | None:
-        """Return the images' paths inside their class folders, or None where the source is cut by order."""
+        """Return the images' paths inside their class folders; None if the source is split by order."""
         if self.depth is None:
             return None
         return ["/".join(self.image_name(i).split(os.sep)[self.depth :]) for i in range(len(self))]
@@ -118,27 +118,25 @@ class FileSource:
 
 def check_count(count: int, available: int, name: str) -> None:
     if not 1 <= count <= available:
-        raise UserError(
-            f"{name} has {available} images: the first {count} cannot be taken, ask for 1 to {available}."
-        )
+        raise UserError(f"invalid subset of {name}: expected 1 to {available} images, not {count}.")
 
 
 def repeat_grey(images: Tensor, channels: int) -> Tensor:
-    """Return grey uint8 images (N, H, W) as (N, channels, H, W), the same values in every channel.
+    """Repeat grey uint8 images (N, H, W) over channels: (N, channels, H, W).
 
     Raises:
         UserError: `channels` is neither 1 nor 3.
     """
     if channels not in (1, 3):
-        raise UserError(f"data.channels={channels}: images have 1 (grey) or 3 (RGB) channels.")
+        raise UserError(f"invalid data.channels={channels}: expected 1 (grey) or 3 (RGB).")
     return images.unsqueeze(1).repeat(1, channels, 1, 1)
 
 
 def is_file(path: str) -> bool:
-    """Return whether a file is there; unlike os.path.isfile, not False for one in a folder that may not be entered.
+    """Return whether a file exists; unlike os.path.isfile, raises for one in a folder without permission.
 
     Raises:
-        UserError: The machine does not say.
+        UserError: If the system does not allow to check.
     """
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
@@ -149,38 +147,38 @@ def is_file(path: str) -> bool:
 
 
 def fetch(url: str, path: str, md5: str, missing: str, allowed: bool) -> None:
-    """Download `url` to `path`, or say what is missing, where it goes and where it is published.
+    """Download `url` to `path`, or say what is missing, where to get it and where to put it.
 
     Args:
-        url: Where the file is published.
-        path: Where it goes; its folder is made.
+        url: Source.
+        path: Destination; its folder is created.
         md5: Checksum of the published file.
-        missing: The file that was looked for, for the message.
-        allowed: False only gives the message.
+        missing: The missing file, for the message.
+        allowed: Whether downloads are enabled.
 
     Raises:
-        UserError: Downloads are off, or this one failed; without a network within seconds.
+        UserError: If downloads are disabled or this one failed (within seconds if there is no network).
     """
-    reason = "downloads are switched off"
+    reason = "downloads are disabled"
     if allowed:
         try:
             return _download(url, path, md5)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             reason = f"the download failed: {' '.join(str(error).split())}"
-    raise UserError(f"{missing} is missing ({reason}): get {url} and put it into {os.path.dirname(path)}.")
+    raise UserError(f"{missing} is missing ({reason}): download {url} to {os.path.dirname(path)}.")
 
 
 def _download(url: str, path: str, md5: str) -> None:
-    """Download to `path`, which holds the whole file or does not exist."""
+    """Download to `path` atomically."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=3).close()
     except urllib.error.HTTPError as error:
-        error.close()  # the server answers: whether it has the file is for the download to say
+        error.close()  # the server is reachable; the download reports whether it has the file
 
     from torchvision.datasets.utils import download_url
 
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30)  # torchvision sets none: a stalled connection would hang for ever
+    socket.setdefaulttimeout(30)  # torchvision sets none, so a stalled connection would hang forever
     try:
         with replacing(path) as part:
             download_url(url, part.parent, part.name, md5)
@@ -193,29 +191,30 @@ RULES = ("by_name", "by_order")
 
 def draw(name: str, *key: int | str) -> float:
     """Return a number in [0, 1) that depends on `name` and `key` alone."""
-    text = unicodedata.normalize("NFC", name)  # a Mac may store the same name decomposed
+    text = unicodedata.normalize("NFC", name)  # macOS may store the same name decomposed
     data = "/".join([*map(str, key), text]).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest(), "big") / 2**48
 
 
 def validation_by_name(labels: Tensor, names: Sequence[str], fraction: float, seed: int) -> Tensor:
-    """Mark the images that validate, as bool (N,): those whose number is below `fraction`.
+    """Mark the validation images, as bool (N,): those whose hash, a number in [0, 1), is below `fraction`.
 
-    The numbers vary, so shares do too. A class keeps the image with the largest number for training. Where there are so
-    few images that none at all validates, each class that `fraction` gives half an image or more gives its first.
+    Since the hash is random, so is the exact share. Every class keeps at least the image with the largest hash for
+    training. If so few images would leave the validation set empty, each class in which `fraction` amounts to half an
+    image or more contributes the one with the smallest hash.
 
     Args:
         labels: (N,) int64.
-        names: Paths relative to the class folders: renaming a class moves nothing. Classes with the same file names
-            (0001.jpg ...) are cut alike.
-        fraction: Share to validate with, 0 to below 1.
-        seed: Chooses which.
+        names: Paths relative to the class folders, so renaming a class changes nothing. Classes with the same file
+            names (0001.jpg, ...) are split alike.
+        fraction: Share of validation images, in [0, 1).
+        seed: Seed of the hash.
     """
     key = ("validation", seed)
     numbers = _numbers(names, *key)
     counts = torch.bincount(labels)
     chosen = numbers < fraction
-    # The largest of each class: the last of its images in the order of the numbers.
+    # Sort by class, then by hash: the last image of each class has its largest hash.
     order = numbers.argsort(stable=True)
     order = order[labels[order].argsort(stable=True)]
     chosen[order[counts.cumsum(0)[counts > 0] - 1]] = False
@@ -226,20 +225,20 @@ def validation_by_name(labels: Tensor, names: Sequence[str], fraction: float, se
 
 
 def even_subset(labels: Tensor, names: Sequence[str], count: int, seed: int) -> Tensor:
-    """Choose `count` images, the same number of every class as far as each has so many.
+    """Choose `count` images, the same number from every class as far as possible.
 
     Args:
         labels: (N,) int64.
-        names: Of the images, relative to their class folders.
+        names: Paths relative to the class folders.
         count: 1 to N.
-        seed: Chooses which.
+        seed: Seed of the selection.
 
     Returns:
         Indices (int64, ascending).
     """
     left = torch.bincount(labels)
     taken = torch.zeros_like(left)
-    # Classes that are used up drop out, and the others share what is still to be chosen.
+    # Exhausted classes drop out; the others share the remainder.
     while (missing := count - int(taken.sum())) > 0:
         open_classes = torch.nonzero(left > taken).flatten()
         if missing < len(open_classes):
@@ -256,7 +255,7 @@ def _numbers(names: Sequence[str], *key: int | str) -> Tensor:
 
 
 def _lowest(labels: Tensor, names: Sequence[str], counts: Sequence[int], *key: int | str) -> Tensor:
-    """Return the `counts` images of each class whose names draw the lowest numbers, as ascending indices."""
+    """Return the `counts` images of each class with the smallest hashes, as ascending indices."""
     numbers = _numbers(names, *key)
     chosen = [
         members[numbers[members].argsort(stable=True)[:count]]
@@ -267,42 +266,43 @@ def _lowest(labels: Tensor, names: Sequence[str], counts: Sequence[int], *key: i
 
 
 def spread_order(labels: Tensor) -> Tensor:
-    """Return an order (int64, (N,)) in which the first few images show the whole split.
+    """Return a fixed order (int64, (N,)) whose first images are representative of the whole split.
 
-    It begins with one image of every class; from there on each class comes up as often as its size says. It is always
-    the same.
+    It starts with one image of every class; after that, classes appear in proportion to their size.
     """
     counts = torch.bincount(labels)
     shuffled = permutation(len(labels), "spread")
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     of = labels[by_class]
     turns = (torch.arange(len(labels)) - (counts.cumsum(0) - counts)[of]).double() / counts[of]
-    mixed = permutation(len(labels), "turns")  # classes whose turn is the same come in no order of their own
+    mixed = permutation(len(labels), "turns")  # shuffles classes with equal turns
     return by_class[mixed[turns[mixed].argsort(stable=True)]]
 
 
 def split_validation(
     labels: Tensor, val_size: int, how: str, seed: int, keep: int = 1, names: Sequence[str] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Divide images into training and validation.
+    """Split images into training and validation.
 
     Args:
         labels: (N,) int64.
-        val_size: Images to validate with; 0 is legal.
-        how: 'last' takes the last in file order; 'random' is stratified: every class gives its share.
-        seed: Chooses the images of a random split.
-        keep: Images that must be left to train on.
-        names: A random split goes by them, relative to the class folders, instead of by position.
+        val_size: Number of validation images; 0 is allowed.
+        how: 'last' takes the last in file order; 'random' is stratified by class.
+        seed: Seed of a random split.
+        keep: Number of images that must remain for training.
+        names: Paths relative to the class folders: a random split hashes them instead of using positions.
 
     Returns:
-        Indices (int64, ascending) of the training and of the validation images.
+        Indices (int64, ascending) of the training and the validation images.
 
     Raises:
-        UserError: If nothing is left to train on.
+        UserError: If fewer than `keep` images remain for training.
     """
     count = len(labels)
     if val_size > count - keep:
-        raise UserError(f"data.val_size={val_size} leaves nothing to train on: there are {count} images.")
+        raise UserError(
+            f"invalid data.val_size={val_size}: expected at most {count - keep} ({count} images in total)."
+        )
     if how == "last":
         order = torch.arange(count)
         return order[: count - val_size], order[count - val_size :]
@@ -318,7 +318,7 @@ def split_validation(
 
 
 def _shares(counts: Tensor, total: int) -> list[int]:
-    """Divide `total` in proportion to `counts`, largest remainders first."""
+    """Apportion `total` to classes in proportion to `counts`, by largest remainder."""
     exact = counts.double() * total / counts.sum()
     shares = exact.floor().long()
     remainders = (exact - shares).argsort(descending=True, stable=True)

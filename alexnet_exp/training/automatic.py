@@ -1,6 +1,6 @@
-"""What `auto` means on this machine: precision, layout and compilation, chosen once and recorded in config.yaml.
+"""Resolve `auto` for this machine: precision, memory format and compilation, chosen once and recorded in config.yaml.
 
-A resumed run reads the choices from there, so that it goes on with the same arithmetic on another machine.
+A resumed run reads them from there, so it keeps the same arithmetic even on a different machine.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from alexnet_exp.models.summary import LayerRow, layer_table
 from alexnet_exp.targets import build
 from alexnet_exp.tracking.log import log
 
-# Compiling takes 10 s to a minute. A run of less arithmetic than this does not win it back: about two minutes of
-# training on a data-centre GPU, a quarter of an hour on two CPU cores. On CUDA local response normalisation is compiled
-# in every run: that takes seconds, and its eager form takes longer than the rest of a step.
+# Compiling takes 10 s to a minute, which only pays off above this much arithmetic: about two minutes of training on a
+# data-centre GPU, a quarter of an hour on two CPU cores. On CUDA, local response normalisation is always compiled: it
+# takes seconds, and the eager version is slower than the rest of the training step.
 _LONG_RUN_FLOPS = {"cuda": 1e16, "cpu": 2e14}
 
 _CPU = Path("/proc/cpuinfo")
-# Flags of Linux (x86, then ARM) for the instructions that oneDNN computes in 16 bits with; one of them is enough.
+# Linux CPU flags (x86, then ARM) for the 16-bit instructions that oneDNN uses; any one of them is enough.
 _INSTRUCTIONS = {
     "bfloat16": {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16", "svebf16"},
     "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
@@ -36,22 +36,22 @@ def settle(config: dict[str, Any], device: torch.device, num_images: int) -> lis
     """Replace every `auto` of precision, channels_last and compile.
 
     Args:
-        config: Settings of a run whose network is complete; changed in place.
-        device: That trains.
-        num_images: Training images, for the length of the run.
+        config: Run settings with the network filled in; changed in place.
+        device: Training device.
+        num_images: Size of the training set, to estimate the length of the run.
 
     Returns:
-        A phrase for every choice that is not the plain one, for the log, and for what is missing for one.
+        Non-default choices, one phrase each for the log; also what is missing where compiling would pay off.
     """
-    said = settle_arithmetic(config, device)
+    choices = settle_arithmetic(config, device)
     if config["compile"] == "auto":
         wanted = _worth_compiling(config, device, num_images)
-        lacking = _lacking(device) if wanted else None
+        lacking = _missing_for_compile(device) if wanted else None
         config["compile"] = False if lacking else wanted
         if wanted:
-            why = f" (compiling would pay, and needs {lacking})" if lacking else ""
-            said.append(f"compile={str(config['compile']).lower()}{why}")
-    return said
+            why = f" (compiling would pay off, but needs {lacking})" if lacking else ""
+            choices.append(f"compile={str(config['compile']).lower()}{why}")
+    return choices
 
 
 def settle_arithmetic(config: dict[str, Any], device: torch.device) -> list[str]:
@@ -59,40 +59,40 @@ def settle_arithmetic(config: dict[str, Any], device: torch.device) -> list[str]
 
     Args:
         config: Changed in place.
-        device: That trains.
+        device: Training device.
 
     Returns:
-        As `settle`.
+        See `settle`.
     """
-    said = []
+    choices = []
     trainer = config["trainer"]
     if trainer["precision"] == "auto":
         trainer["precision"] = _precision(device)
         if trainer["precision"] != "32-true":
-            said.append(f"trainer.precision={trainer['precision']}")
+            choices.append(f"trainer.precision={trainer['precision']}")
     elif device.type == "cpu" and (dtype := emulated(str(trainer["precision"]))):
         log.warning(
-            "trainer.precision=%s: this CPU has no instructions for %s and emulates it, many times slower than "
+            "trainer.precision=%s: this CPU has no %s instructions and emulates them, many times slower than "
             "float32; set trainer.precision=32-true.", trainer["precision"], dtype,
         )  # fmt: skip
     if config["channels_last"] == "auto":
-        # On a CPU oneDNN chooses layouts for itself, and channels-last convolutions in bfloat16 can be much slower.
+        # On CPU oneDNN picks its own layouts, and channels-last convolutions in bfloat16 can be much slower.
         config["channels_last"] = device.type == "cuda" and trainer["precision"] != "32-true"
         if config["channels_last"]:
-            said.append("channels_last=true")
-    return said
+            choices.append("channels_last=true")
+    return choices
 
 
 def use_fast_matmul(device: torch.device) -> None:
-    """Let CUDA multiply float32 in TF32: 10 bits of mantissa, accumulated in float32; convolutions do by default."""
+    """Use TF32 for float32 matmuls on CUDA (10-bit mantissa, float32 accumulation); convolutions do by default."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
 
 
 def compile_network(model: nn.Module, how: bool | str) -> None:
-    """Compile in place: the whole network (True), its local response normalisation alone ('lrn'), or nothing."""
+    """Compile in place: the whole network (True), only its local response normalisation ('lrn'), or nothing (False)."""
     if how is True:
-        # With sizes that vary, the last batch of an epoch would have slower kernels made, for all batches after it.
+        # With dynamic shapes, the short last batch of an epoch would slow down all later batches.
         model.compile(dynamic=False)
     elif how == "lrn":
         for module in model.modules():
@@ -101,11 +101,11 @@ def compile_network(model: nn.Module, how: bool | str) -> None:
 
 
 def emulated(precision: str) -> str | None:
-    """Return the 16-bit dtype of a precision of Lightning's that this CPU has no instructions for.
+    """Return the 16-bit dtype that a Lightning precision uses, if this CPU can only emulate it.
 
-    None: it has them, nothing is computed in 16 bits, or the system does not say (other than Linux).
+    None if the CPU has the instructions, if nothing runs in 16 bits, or if the flags are unknown (not Linux).
     """
-    # On CPU Lightning takes bfloat16 for 16-mixed as well.
+    # On CPU Lightning runs 16-mixed in bfloat16, too.
     dtype = (
         "float16" if precision == "16-true" else "bfloat16" if precision.startswith(("bf16", "16")) else None
     )
@@ -116,18 +116,18 @@ def emulated(precision: str) -> str | None:
 
 
 def _precision(device: torch.device) -> str:
-    # bfloat16 before Ampere is emulated, and slower than float32.
+    # Before Ampere, bfloat16 is emulated and slower than float32.
     fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return "bf16-mixed" if fast else "32-true"
 
 
 def _worth_compiling(config: Mapping[str, Any], device: torch.device, num_images: int) -> bool | str:
-    """Return what is worth compiling in a run of this length; see `compile_network`."""
+    """Return the `compile_network` mode that pays off in a run of this length."""
     least = _LONG_RUN_FLOPS.get(device.type)
     if least is None or sys.platform != "linux" or config["trainer"]["fast_dev_run"]:
         return False
     rows = _layers(config)
-    # Forward, and twice that backward; a multiply-add is two operations.
+    # The backward pass costs twice the forward pass; a multiply-add is two operations.
     flops = 6.0 * sum(row.multiply_adds for row in rows) * _training_images(config, num_images)
     is_long, on_cuda = flops >= least, device.type == "cuda"
     if is_long and on_cuda:
@@ -136,16 +136,16 @@ def _worth_compiling(config: Mapping[str, Any], device: torch.device, num_images
     return "lrn" if has_lrn and (is_long or on_cuda) else False
 
 
-def _lacking(device: torch.device) -> str | None:
-    """Return what compiling needs and this machine has not; None if it has all."""
-    # Triton has no code for GPUs before Volta.
+def _missing_for_compile(device: torch.device) -> str | None:
+    """Return what this machine lacks for compiling, or None."""
+    # Triton does not support GPUs before Volta.
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0):
         return "a GPU of compute capability 7.0 or more"
     return missing_compiler(device.type)
 
 
 def _training_images(config: Mapping[str, Any], num_images: int) -> float:
-    """Estimate how many images a run will train on, counting every epoch."""
+    """Estimate how many images a run trains on, summed over its epochs."""
     trainer, batch_size = config["trainer"], config["data"]["batch_size"]
     limit = trainer["overfit_batches"] or trainer["limit_train_batches"]
     epoch = num_images * limit if isinstance(limit, float) else min(num_images, limit * batch_size)

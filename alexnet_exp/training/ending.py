@@ -1,6 +1,6 @@
-"""How a run ends: no epoch that it ends in goes without a validation, and an end inside an epoch can be resumed from.
+"""How a run ends: the last epoch is always validated, and a run that ends inside an epoch can be resumed.
 
-Lightning ends an epoch wherever training ends, and validates at its own times alone.
+Lightning counts the epoch as finished wherever training ends, and only validates on its own schedule.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from alexnet_exp.training.lightning_internals import (
 
 
 def run_ends(trainer: Trainer) -> bool:
-    """Return whether training ends with the batch just trained, whatever ends it but a signal."""
+    """Return whether training ends after the current batch, for any reason other than a signal."""
     if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
         return True
     if trainer.should_stop and may_stop_early(trainer):  # trainer.max_time
@@ -29,20 +29,20 @@ def run_ends(trainer: Trainer) -> bool:
 
 
 def epochs_done(trainer: Trainer) -> int:
-    """Return how many epochs have been trained to their end, the one that ends just now included."""
+    """Return how many epochs are complete, including one that is just ending."""
     begun, ended = epochs_begun(trainer), epochs_ended(trainer)
-    if begun == ended:  # Lightning counts the epoch that the run has ended in, too
+    if begun == ended:  # Lightning also counts an epoch that the run ended inside
         return ended - int(begun > 0 and inside_epoch(trainer))
-    # Validation after an epoch's last batch comes before the epoch is counted as ended.
+    # Validation after the last batch runs before Lightning counts the epoch.
     return ended + int(batches_begun(trainer) >= trainer.num_training_batches)
 
 
 def validate_at_the_end(trainer: Trainer) -> None:
-    """Have a run validate once more where it ends inside an epoch, or in one that validates nothing."""
+    """Add a validation if the run ends inside an epoch, or in one without a scheduled validation."""
 
-    def is_left_out() -> bool:
+    def is_missing() -> bool:
         every = trainer.check_val_every_n_epoch
         not_this_epoch = every is not None and (trainer.current_epoch + 1) % every != 0
         return trainer.enable_validation and (inside_epoch(trainer) or not_this_epoch) and run_ends(trainer)
 
-    also_validate(trainer, is_left_out)
+    also_validate(trainer, is_missing)

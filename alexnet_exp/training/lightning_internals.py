@@ -1,7 +1,7 @@
-"""What is used of Lightning's private parts, and of how its loops count: 2.6, read in 2.6.6.
+"""Everything that depends on Lightning's private parts and on how its loops count (written against 2.6.6).
 
-tests/training/test_lightning_internals.py fails for each name that Lightning renames, no longer calls or no longer
-counts by. Nothing else in this package knows the loops.
+tests/training/test_lightning_internals.py fails as soon as Lightning renames one of these names, stops calling it or
+counts differently. No other module of this package touches the loops.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batch
 from lightning.pytorch.trainer.states import RunningStage
 from torch import nn
 
-# Lightning writes the name of every hook into this attribute of the module, dozens of times a step.
+# Module attribute that Lightning sets to the name of the running hook, dozens of times per step.
 HOOK_NAME = "_current_fx_name"
 
 
@@ -30,43 +30,43 @@ HOOK_NAME = "_current_fx_name"
 
 
 def find_devices(accelerator: str, devices: Any, num_nodes: int) -> list[Any]:
-    """Return the devices that a trainer of these settings would take, of this machine; a Trainer would announce them.
+    """Return the devices of this machine that a Trainer would use; building one would also print them.
 
     Raises:
-        MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError: If they do not exist.
+        MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError: If such devices do not exist.
     """
     connector = _AcceleratorConnector(accelerator=accelerator, devices=devices, num_nodes=num_nodes)
     return list(connector._parallel_devices)
 
 
 def check_limit(stage: RunningStage, num_batches: int, limit: float) -> None:
-    """Refuse a trainer.limit_*_batches that is less than one batch; Lightning looks when the split's turn comes.
+    """Refuse a trainer.limit_*_batches below one batch; Lightning itself only checks when the split is first used.
 
     Raises:
-        MisconfigurationException: Names the setting.
+        MisconfigurationException: If the limit rounds down to no batch.
     """
     _parse_num_batches(stage, num_batches, limit)
 
 
 def leave_signals_to_us(trainer: Trainer) -> None:
-    """Take Lightning's own handling of signals out of a trainer; training/launch/signals.py does it.
+    """Disable Lightning's signal handling; training/launch/signals.py does it instead.
 
     Args:
         trainer: Not run yet.
     """
-    # Its handler of SIGTERM calls a collective operation from inside the signal, and ranks hang in it.
+    # Its SIGTERM handler runs a collective inside the signal handler, where ranks can deadlock.
     trainer._signal_connector.register_signal_handlers = lambda: None
-    # On several devices it asks before every step whether the first rank has had one, which waits for the device.
+    # With several devices it broadcasts the SIGTERM flag before every step, which is a device sync.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def augment_as_in_training(trainer: Trainer) -> None:
-    """Let the data module of a trainer that does not run give its batches as a training step gets them."""
+    """Make the data module of an idle trainer transfer batches as in training, augmentation included."""
     trainer.training = True
 
 
 class NoProfiler(PassThroughProfiler):
-    """Profiles nothing; Lightning's own makes a generator for each of thirty actions a step."""
+    """No profiling. Lightning's PassThroughProfiler creates a generator for each of about thirty actions per step."""
 
     def profile(self, action_name: str) -> contextlib.AbstractContextManager[None]:
         return _NOTHING
@@ -76,21 +76,21 @@ _NOTHING = contextlib.nullcontext()
 
 
 def make_profiler(name: str | None, run_dir: Path) -> Profiler:
-    """Return a profiler that writes into a run directory; of no name, one that does nothing."""
+    """Return a profiler that writes into the run directory, or a no-op if `name` is None."""
     kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
     return kinds[name](dirpath=run_dir, filename="profile") if name else NoProfiler()
 
 
-# ---------------------------------------------------------------------------------------- where a run stands
+# ---------------------------------------------------------------------------------------- progress
 
 
 def epochs_begun(trainer: Trainer) -> int:
-    """Return how many epochs have begun, those before a resume included; trainer.current_epoch lags behind it."""
+    """Return how many epochs have begun, including those before a resume; trainer.current_epoch lags behind."""
     return int(trainer.fit_loop.epoch_progress.current.ready)
 
 
 def epochs_ended(trainer: Trainer) -> int:
-    """Return how many epochs have ended; it is counted before the callbacks of an epoch's end are called."""
+    """Return how many epochs have ended; Lightning counts before it calls on_train_epoch_end."""
     return int(trainer.fit_loop.epoch_progress.current.processed)
 
 
@@ -100,22 +100,22 @@ def batches_begun(trainer: Trainer) -> int:
 
 
 def batch_of_run(trainer: Trainer) -> int:
-    """Return the number of this batch in the whole run, from 0; several batches may share an optimizer step."""
+    """Return the index of this batch in the whole run, from 0; differs from global_step under accumulation."""
     return int(trainer.fit_loop.total_batch_idx)
 
 
 def inside_epoch(trainer: Trainer) -> bool:
-    """Return whether the epoch has more batches; asked at its end, whether the run has ended inside it."""
+    """Return whether the epoch has batches left; at the end of a run, whether it ended inside an epoch."""
     return not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
 
 def accumulates(trainer: Trainer) -> bool:
-    """Return whether gradients wait for further batches of the same optimizer step."""
+    """Return whether the optimizer step still waits for further batches (gradient accumulation)."""
     return bool(trainer.fit_loop._should_accumulate())
 
 
 def may_stop_early(trainer: Trainer) -> bool:
-    """Return whether trainer.should_stop ends the run: not before trainer.min_epochs and trainer.min_steps."""
+    """Return whether trainer.should_stop takes effect: not before trainer.min_epochs and trainer.min_steps."""
     return bool(trainer.fit_loop._can_stop_early)
 
 
@@ -123,15 +123,15 @@ def may_stop_early(trainer: Trainer) -> bool:
 
 
 def validates_now(trainer: Trainer) -> bool:
-    """Return whether a validation follows this batch, for whatever reason."""
+    """Return whether validation runs after this batch, for any reason."""
     return bool(trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
 
 
 def validates_by_schedule(trainer: Trainer) -> bool:
-    """Return whether the settings ask for a validation after this batch.
+    """Return whether the settings schedule a validation after this batch.
 
-    One that comes only because the run ends must leave no trace in what a resumed run does: the run that never
-    stopped has not had it.
+    A validation that only runs because the run stops must not affect the resumed run: an uninterrupted run would not
+    have had it.
     """
     loop = trainer.fit_loop.epoch_loop
     stops, trainer.should_stop = trainer.should_stop, False
@@ -142,11 +142,11 @@ def validates_by_schedule(trainer: Trainer) -> bool:
 
 
 def also_validate(trainer: Trainer, wanted: Callable[[], bool]) -> None:
-    """Have a trainer validate after further batches than its settings say, which know the batch numbers alone.
+    """Make a trainer validate after additional batches; its settings can only express fixed intervals.
 
     Args:
         trainer: Not run yet.
-        wanted: Asked after each batch that no validation follows anyway.
+        wanted: Called after each batch without a scheduled validation.
     """
     loop = trainer.fit_loop.epoch_loop
     is_due = loop._should_check_val_fx
@@ -157,32 +157,32 @@ def also_validate(trainer: Trainer, wanted: Callable[[], bool]) -> None:
 
 
 def complete_loops(trainer: Trainer) -> None:
-    """Bring counters and loader to where the checkpoint was written, which Lightning does in part.
+    """Restore the counters and loader state that Lightning leaves behind on resume.
 
     Args:
-        trainer: As training starts, with what Lightning has restored.
+        trainer: At on_train_start, after Lightning has restored its part.
     """
     loop = trainer.fit_loop
-    if loop.restarted_on_epoch_end:  # in a run counted in steps, Lightning would end the finished epoch again
+    if loop.restarted_on_epoch_end:  # with max_steps, Lightning would end the finished epoch a second time
         loop.epoch_progress.increment_completed()
         loop.reset_restart_stage()
         _Loop.restarting.fset(loop, False)
-    # The augmentation draws by epoch, and a run counted in steps would have the number of the one before.
+    # Augmentation is keyed by epoch; with max_steps the counter would still name the previous one.
     loop.epoch_progress.current.completed = loop.epoch_progress.current.processed
-    # The loader was made to count the steps, before the checkpoint was read, and stands at the start.
+    # The loader was created before the checkpoint was read (to count steps), so it is still at the start.
     loop._load_combined_loader_states()
 
 
 def epochs_of(checkpoint: Mapping[str, Any]) -> int:
-    """Return how many epochs a checkpoint has trained to their end."""
+    """Return the number of complete epochs in a checkpoint."""
     return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
 
 def stay_inside_epoch(trainer: Trainer, checkpoint: MutableMapping[str, Any]) -> None:
-    """Have the checkpoint of a run that has ended inside an epoch say so: Lightning has counted the epoch as done.
+    """Correct a checkpoint of a run that ended inside an epoch, which Lightning has counted as finished.
 
     Args:
-        trainer: At the end of an epoch, or inside one, where nothing is to be done.
+        trainer: Saving a checkpoint; a no-op unless the run just ended inside an epoch.
         checkpoint: Changed in place.
     """
     loops = checkpoint["loops"]["fit_loop"]
@@ -192,24 +192,24 @@ def stay_inside_epoch(trainer: Trainer, checkpoint: MutableMapping[str, Any]) ->
     for counted in epochs.values():
         counted["processed"] -= 1
     if validates_by_schedule(trainer) and not accumulates(trainer):
-        # Lightning leaves the validation out where it resumes, and counts the batch there.
+        # On resume Lightning skips this validation and counts the batch itself.
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
 def rewind_epoch(checkpoint: Mapping[str, Any]) -> bool:
-    """Send a checkpoint from the middle of an epoch back to its start.
+    """Rewind a checkpoint taken inside an epoch to the start of that epoch.
 
     Args:
         checkpoint: Changed in place, before Lightning restores it.
 
     Returns:
-        Whether it was in the middle of one.
+        False if the checkpoint was at an epoch boundary and stays as it is.
     """
     loops = checkpoint["loops"]["fit_loop"]
     batches = loops["epoch_loop.batch_progress"]
     if batches["is_last_batch"]:
         return False
-    # Lightning counts up the batch at whose end it saved, if it did.
+    # Lightning marks a batch as completed on restore if it saved at the end of that batch; cancel that out.
     pending = batches["total"]["processed"] - batches["total"]["completed"]
     batches["current"] = {"ready": 0, "started": 0, "processed": 0, "completed": -pending}
     for place in loops["state_dict"].get("combined_loader", []):
@@ -219,12 +219,12 @@ def rewind_epoch(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def is_restoring(frames: Sequence[FrameSummary]) -> bool:
-    """Return whether an error comes from Lightning's restoring of a checkpoint, by its traceback."""
+    """Return whether an error was raised while Lightning restored a checkpoint, judging by its traceback."""
     return any(frame.filename.endswith("checkpoint_connector.py") for frame in frames)
 
 
 def is_of_a_setting(frames: Sequence[FrameSummary]) -> bool:
-    """Return whether an error comes from counting batches, which judges settings such as trainer.val_check_interval."""
+    """Return whether an error is about a setting such as val_check_interval, checked when Lightning counts batches."""
     return frames[-1].name in ("setup_data", _parse_num_batches.__name__)
 
 
@@ -232,7 +232,7 @@ def is_of_a_setting(frames: Sequence[FrameSummary]) -> bool:
 
 
 def average_on(callback: WeightAveraging, device: torch.device) -> None:
-    """Set the device of the average before its `setup`, which knows only that of a module not moved yet."""
+    """Set the device of the average. Call it before `setup`, which takes that of a module not moved yet."""
     callback._device = device
 
 

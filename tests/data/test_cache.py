@@ -155,11 +155,11 @@ def test_a_full_disk_ends_disk_and_lets_auto_go_on(
     source = scan(str(root))["train"]
     with no_file_over(1000):
         with pytest.raises(
-            UserError, match=r"File too large\): say data\.cache=off, or paths\.cache_dir=DIR"
+            UserError, match=r"File too large\): set data\.cache=off, or paths\.cache_dir=DIR"
         ):
             keep(source, "disk", tmp_path / "kept")
         assert keep(source, "auto", tmp_path / "kept") is source
-    assert "cannot be kept (File too large): they are decoded in every epoch" in caplog.text
+    assert "Cannot cache the decoded images (File too large): decoding them in every epoch" in caplog.text
     assert not list((tmp_path / "kept").rglob("images*"))
     assert isinstance(keep(source, "auto", tmp_path / "kept"), DecodedSource)
 
@@ -177,7 +177,7 @@ def test_auto_decodes_every_time_what_would_take_too_much(
         monkeypatch.setattr(cache_module, "AUTO_BYTES", needed - 1)
     source = scan(str(root))["train"]
     assert keep(source, "auto", tmp_path / "kept") is source
-    assert "The images are decoded in every epoch" in caplog.text
+    assert "Decoding the images in every epoch" in caplog.text
     assert not (tmp_path / "kept").exists()
     assert isinstance(keep(source, "disk", tmp_path / "kept"), DecodedSource)
     assert isinstance(keep(source, "auto", tmp_path / "kept"), DecodedSource)  # there now: nothing to write
@@ -186,13 +186,13 @@ def test_auto_decodes_every_time_what_would_take_too_much(
 def test_disk_says_how_much_room_is_missing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = type("Usage", (), {"free": 0})
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"data\.cache=disk needs 0 MB in .*kept, and 0 MB are free"):
+    with pytest.raises(UserError, match=r"data\.cache=disk needs 0 MB in .*kept, but 0 MB are free"):
         keep(scan(str(root))["train"], "disk", tmp_path / "kept")
 
 
 def test_ram_says_how_much_memory_is_missing(root: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cache_module, "_free_memory", lambda: 10)
-    with pytest.raises(UserError, match=r"data\.cache=ram needs 0 MB, and 0 MB of memory are free"):
+    with pytest.raises(UserError, match=r"data\.cache=ram needs 0 MB of memory, but 0 MB are free"):
         keep(scan(str(root))["train"], "ram", None)
 
 

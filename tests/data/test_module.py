@@ -98,11 +98,11 @@ def test_images_keep_their_published_numbers_through_the_cuts():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"val_size": 22}, "data.val_size=22 leaves nothing to train on: there are 22 images"),
+        ({"val_size": 22}, "invalid data.val_size=22: expected at most 21"),
         ({"train_subset": 10, "val_size": 13}, "only 12 images are left .* say data.val_size=12 or less"),
-        ({"train_subset": 23}, "made train has 22 images: the first 23 cannot be taken"),
-        ({"train_subset": 0}, "made train has 22 images: the first 0 cannot be taken"),
-        ({"test_subset": 10}, "made test has 9 images: the first 10 cannot be taken"),
+        ({"train_subset": 23}, "invalid subset of made train: expected 1 to 22 images, not 23"),
+        ({"train_subset": 0}, "invalid subset of made train: expected 1 to 22 images, not 0"),
+        ({"test_subset": 10}, "invalid subset of made test: expected 1 to 9 images, not 10"),
     ],
 )
 def test_cuts_that_do_not_fit_are_refused(options: dict[str, int], message: str):

@@ -76,9 +76,7 @@ def test_the_last_images_in_file_order_validate():
 @pytest.mark.parametrize("how", ["random", "last"])
 @pytest.mark.parametrize("val_size", [10, 11])
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(how: str, val_size: int):
-    with pytest.raises(
-        UserError, match=f"data.val_size={val_size} leaves nothing to train on: there are 10 images"
-    ):
+    with pytest.raises(UserError, match=f"invalid data.val_size={val_size}: expected at most 9"):
         split_validation(shuffled_labels(5, 5), val_size, how, seed=0)
 
 

@@ -222,7 +222,7 @@ def test_other_classes_are_refused_with_both_lists(
 ):
     said = refused(capsys, tmp_path / "out", made[0] / "run0", "data=digits")
     assert "classes that the checkpoint was not trained on: 0, 1, 2," in said
-    assert "It knows airplane, automobile," in said
+    assert "of the checkpoint: airplane, automobile," in said
 
 
 def test_moved_data_is_found_by_its_new_place(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

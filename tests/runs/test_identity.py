@@ -226,7 +226,7 @@ def test_the_table_has_every_change_and_every_verb() -> None:
 
 
 @pytest.mark.parametrize(("change", "verb", "expected"), table(), ids=lambda text: text)
-def test_a_cell_of_the_table_is_true(
+def test_every_cell_of_the_table_is_true(
     change: str, verb: str, expected: str, changed: dict[str, tuple[Path, Path]], tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -238,7 +238,7 @@ def test_a_cell_of_the_table_is_true(
         except UserError as error:
             refusal = str(error)
     said = [r.getMessage() for r in caplog.records if r.name.startswith("alexnet_exp")]
-    said = [line for line in said if "images" in line or "goes by class name" in line]
+    said = [line for line in said if "images" in line or "is matched by class name" in line]
     outcome = "refused" if refusal else "said" if said else "runs"
     assert outcome == expected, refusal or said
     assert len(said) == (expected == "said")
@@ -254,7 +254,7 @@ def command(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def test_a_resume_on_renamed_classes_is_refused_and_leaves_the_run_as_it_was(
+def test_resuming_on_renamed_classes_is_refused_and_leaves_the_run_unchanged(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(made / "run", tmp_path / "run")
@@ -264,7 +264,7 @@ def test_a_resume_on_renamed_classes_is_refused_and_leaves_the_run_as_it_was(
     root = f"data.root={tmp_path / 'base'}"
     assert command("train", f"resume={tmp_path / 'run'}", root, "trainer.max_epochs=6") == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "was trained on other classes: zebra is new, ant is gone." in line and "set weights=" in line
+    assert "was trained on different classes: zebra is new, ant is gone." in line and "set weights=" in line
     assert {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f in kept} == kept
 
 
@@ -276,7 +276,7 @@ def test_a_resume_on_renamed_classes_is_refused_and_leaves_the_run_as_it_was(
         ("trainer.val_check_interval=500", "trainer.val_check_interval"),
     ],
 )
-def test_a_resume_with_a_mistake_in_its_settings_leaves_the_run_as_it_was(
+def test_resuming_with_invalid_settings_leaves_the_run_unchanged(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mistake: str, said: str
 ) -> None:
     run = shutil.copytree(made / "run", tmp_path / "run")
@@ -302,7 +302,7 @@ def test_a_refused_resume_starts_no_wandb_run(
     assert command("train", f"resume={run}", f"data.root={root}", "trainer.max_epochs=6") == 1
 
 
-def test_a_resume_that_ends_in_a_fault_ahead_of_its_first_step_leaves_the_run_as_it_was(
+def test_a_resume_that_fails_before_its_first_step_leaves_the_run_unchanged(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = shutil.copytree(made / "run", tmp_path / "run")
@@ -346,7 +346,7 @@ def stopped(made: Path) -> Path:
 
 
 @pytest.mark.parametrize("left", ["[0]", "[0-6]"], ids=["less than it had trained on", "less"])
-def test_a_new_run_from_mid_epoch_begins_that_epoch_again_on_other_images(
+def test_a_new_run_from_mid_epoch_restarts_that_epoch_on_changed_images(
     made: Path, stopped: Path, tmp_path: Path, left: str
 ) -> None:
     root, new = tmp_path / "base", tmp_path / "new"
@@ -361,10 +361,10 @@ def test_a_new_run_from_mid_epoch_begins_that_epoch_again_on_other_images(
     assert held["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 1
     assert float(held["train_sums"].sum()) == 0.0  # of a finished epoch
     assert [row["epoch"] for row in rows(new) if "val/top1" in row] == [1]
-    assert "The unfinished epoch begins again" in (new / "train.log").read_text()
+    assert "Restarting the unfinished epoch" in (new / "train.log").read_text()
 
 
-def test_weights_go_by_class_name_and_a_line_says_which(
+def test_weights_are_matched_by_class_name_and_logged(
     made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "base"
@@ -378,21 +378,23 @@ def test_weights_go_by_class_name_and_a_line_says_which(
     fresh = assembled(tmp_path, made / "run", root, seed=1).classifier.model.state_dict()
     assert torch.equal(here[2], fresh["classifier.fc8.weight"][2])
     said = [record.getMessage() for record in caplog.records if "Weights from" in record.getMessage()]
-    assert said[0].endswith("classifier.fc8 goes by class name (kept bee, cat; new zebra; dropped ant).")
+    assert said[0].endswith(
+        "classifier.fc8 is matched by class name (kept bee, cat; new zebra; dropped ant)."
+    )
 
 
-def test_weights_trained_on_images_prepared_otherwise_say_so(
+def test_weights_trained_with_different_preprocessing_are_warned_about(
     made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = {**RunDirectory(made / "run").config()["data"], "mean": [0.5] * 3, "std": [0.25] * 3}
     assembled(tmp_path, made / "run", made / "base", weights=str(made / "run"), data=data)
     (said,) = [
-        record.getMessage() for record in caplog.records if "prepared otherwise" in record.getMessage()
+        record.getMessage() for record in caplog.records if "different preprocessing" in record.getMessage()
     ]
-    assert "mean [0.485, 0.456, 0.406] there and [0.5, 0.5, 0.5] here" in said and "std" in said
+    assert "mean is [0.5, 0.5, 0.5] and was [0.485, 0.456, 0.406]" in said and "std" in said
 
 
-def test_an_evaluation_on_some_of_the_classes_is_enough(
+def test_a_subset_of_the_classes_can_be_evaluated(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "two"
@@ -411,7 +413,7 @@ def test_an_evaluation_on_some_of_the_classes_is_enough(
     assert all(Path(line.split(",")[0]).parent.name == line.split(",")[1] for line in lines)
 
 
-def test_an_evaluation_on_a_folder_of_one_class_is_enough(made: Path, tmp_path: Path) -> None:
+def test_a_folder_of_one_class_can_be_evaluated(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "base" / "test" / "bee", tmp_path / "mine" / "bee")
     out = tmp_path / "out"
     typed = ["data=folder", f"data.root={tmp_path / 'mine'}", "data.num_workers=0", "device=cpu"]
@@ -421,7 +423,7 @@ def test_an_evaluation_on_a_folder_of_one_class_is_enough(made: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("chosen", [["data=folder"], []])
-def test_an_evaluation_on_a_folder_with_a_test_split_alone_is_enough(
+def test_a_folder_with_only_a_test_split_can_be_evaluated(
     made: Path, tmp_path: Path, chosen: list[str]
 ) -> None:
     shutil.copytree(made / "base" / "test", tmp_path / "mine" / "Test")
@@ -445,7 +447,7 @@ def test_classes_with_composed_and_decomposed_letters_are_the_same() -> None:
     assert first == second
 
 
-def test_a_run_on_an_older_checkpoint_compares_classes_alone_and_says_so(
+def test_an_older_checkpoint_is_compared_by_classes_only_with_a_warning(
     made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(made / "run", tmp_path / "old")
@@ -458,16 +460,16 @@ def test_a_run_on_an_older_checkpoint_compares_classes_alone_and_says_so(
     assembled(tmp_path / "old", tmp_path / "old", tmp_path / "base", resume=str(tmp_path / "old"))
     (said,) = [r.getMessage() for r in caplog.records if r.name.startswith("alexnet_exp")]
     assert said.endswith(
-        "does not record its images (it is of an older version): only its classes are compared."
+        "is from an older version and does not record its images: only its classes are compared."
     )
     _evaluate(tmp_path, tmp_path / "old", tmp_path / "base")
     assert len([r for r in caplog.records if r.name.startswith("alexnet_exp")]) == 1
     _renamed(tmp_path / "base")
-    with pytest.raises(UserError, match="other classes: zebra is new, ant is gone"):
+    with pytest.raises(UserError, match="different classes: zebra is new, ant is gone"):
         assembled(tmp_path, tmp_path / "old", tmp_path / "base", ckpt=str(tmp_path / "old"))
 
 
-def test_a_changed_test_split_is_said_and_a_moved_folder_or_a_cache_is_not(
+def test_a_changed_test_split_is_reported_but_not_a_moved_folder_or_a_cache(
     made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(made / "run", tmp_path / "run")

@@ -41,7 +41,7 @@ def test_a_verdict_is_one_of_three() -> None:
     assert verdict() == "not yet measured"
 
 
-def test_seeds_of_several_commits_are_pooled_with_a_note_and_other_settings_not_at_all() -> None:
+def test_seeds_of_several_commits_are_pooled_with_a_note_but_not_other_settings() -> None:
     found = [evidence(0, 0.7), evidence(1, 0.8, commit="b" * 40), evidence(1, 0.74, commit="b" * 40)]
     changed = Evidence(evidence(2, 0.1).result, ("trainer.max_epochs=1",))
     pooled, other = figures("x", [ENTRY], [*found, changed])
@@ -64,8 +64,13 @@ def test_the_cost_is_that_of_the_published_table() -> None:
     assert row("convnet_80sec", ["data=digits"]).images is None
 
 
+<<<<<<< HEAD
 def test_names_and_groups_stand_for_rows() -> None:
     assert [each.name for each in chosen(["stride4_mnist", "mnist"])] == ["stride4_mnist"]
+=======
+def test_names_and_groups_select_rows() -> None:
+    assert [each.name for each in chosen(["readme003", "mnist"])] == ["readme003"]
+>>>>>>> lang3
     assert {"convnet_80sec", "tf_tutorial", "icpm"} <= set(names())
     assert not {"cifar10_fast", "lrn_folder", "none"} & set(names())
     of = {name: data_of(name) for name in names()}
@@ -140,7 +145,7 @@ def said(capsys: pytest.CaptureFixture[str], *typed: str) -> tuple[int, str]:
     return code, " ".join((out + err).replace("\N{NO-BREAK SPACE}", " ").split())
 
 
-def test_the_same_command_again_runs_what_has_not_finished(
+def test_repeating_the_command_runs_what_has_not_finished(
     trained: type[Trained], capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, text = said(capsys, "convnet_80sec", "seeds=3", "logger=none")
@@ -155,7 +160,7 @@ def test_the_same_command_again_runs_what_has_not_finished(
     assert "within 1 point" in page and "alexnet-exp reproduce convnet_80sec seeds=4" in page
 
 
-def test_other_settings_lie_apart_and_say_so(
+def test_other_settings_get_their_own_folder_and_are_named(
     trained: type[Trained], capsys: pytest.CaptureFixture[str]
 ) -> None:
     said(capsys, "convnet_80sec", "seeds=1")
@@ -167,7 +172,7 @@ def test_other_settings_lie_apart_and_say_so(
     assert "within 1 point" in text
 
 
-def test_a_budget_takes_the_cheapest_that_fit(
+def test_a_budget_selects_the_cheapest_that_fit(
     trained: type[Trained], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = {"convnet_80sec": 500.0, "convnet_19pct": 500.0}  # 1,000 and 14,000 seconds a seed
@@ -182,11 +187,11 @@ def test_a_budget_takes_the_cheapest_that_fit(
     ("typed", "message"),
     [
         (["convnet_80sek"], "Did you mean convnet_80sec"),
-        (["convnet_80sec", "seed=4"], "seeds=N runs the seeds 0 to N - 1"),
+        (["convnet_80sec", "seed=4"], "use seeds=N, which runs seeds 0 to N - 1"),
         (["convnet_80sec", "seeds=0"], "a whole number, 1 or more"),
         (["convnet_80sec", "budget=2"], "such as 90min or 2h"),
-        (["paper_imagenet"], "needs the images: data.root=IMAGENET"),
-        (["record"], "Say which runs"),
+        (["paper_imagenet"], "needs ImageNet: set data.root=DIR"),
+        (["record"], "No runs given"),
         (["convnet_80sec", "optimizer.lr=-1"], "optimizer.lr=-1"),
     ],
 )
@@ -215,7 +220,7 @@ def test_a_list_has_all_results_and_trains_nothing(
 # ------------------------------------------------------------------------------------------------ records
 
 
-def test_a_record_is_what_the_run_says_without_places(
+def test_a_record_has_the_results_of_a_run_without_paths(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = tmp_path / "runs"
@@ -248,7 +253,7 @@ def test_only_a_finished_run_with_the_published_settings_is_recorded(
     write_run(tmp_path / "changed", ["experiment=convnet_80sec", "optimizer.lr=1"], 0.1)
     write_run(tmp_path / "failed", ["experiment=convnet_80sec"], 0.1, status="failed")
     for name, message in {
-        "changed": "(optimizer.lr=1): it is no reproduction",
+        "changed": "(optimizer.lr=1): record unmodified runs only",
         "failed": "is failed",
     }.items():
         assert main(["reproduce", "record", str(tmp_path / name), f"out={tmp_path / 'out'}"]) == 1
@@ -256,7 +261,7 @@ def test_only_a_finished_run_with_the_published_settings_is_recorded(
     assert not (tmp_path / "out").exists()
 
 
-def test_where_a_run_lies_and_what_watches_it_is_no_difference(tmp_path: Path) -> None:
+def test_location_and_trackers_of_a_run_are_not_differences(tmp_path: Path) -> None:
     apart = ["trainer=cpu", "logger=csv", "data.download=false", "callbacks.progress_bar.enabled=false"]
     write_run(tmp_path / "0", ["experiment=convnet_80sec", "seed=3", *apart], 0.75)
     write_run(tmp_path / "1", ["experiment=convnet_80sec", "callbacks.ema.enabled=true"], 0.75)

@@ -52,7 +52,7 @@ def test_ckpt_of_a_run_that_has_nothing_left_to_do_is_refused(tmp_path: Path) ->
 def test_a_run_that_is_to_be_shorter_than_it_is_says_so(tmp_path: Path) -> None:
     run(tmp_path / "first", "test=false", "trainer.max_epochs=4", "trainer.limit_train_batches=1")
     (tmp_path / "first" / "result.json").unlink()  # killed before its end
-    with pytest.raises(UserError, match=r"cannot be resumed from: .*Trainer\(max_epochs=2\)"):
+    with pytest.raises(UserError, match=r"^Cannot resume from .*Trainer\(max_epochs=2\)"):
         resume(tmp_path / "first", "trainer.max_epochs=2")
     with pytest.raises(
         UserError, match=r"already trained 4 steps: say trainer\.max_steps=N, more than that\.$"

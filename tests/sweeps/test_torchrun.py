@@ -50,24 +50,24 @@ def trainer(devices: Any, nodes: int = 1) -> dict[str, Any]:
     [
         (
             ALONE, trainer(2),
-            "trainer.devices=2 with trainer.num_nodes=1 takes 2 processes, and SLURM has started 1: ask for --nodes=1 "
-            r"--ntasks-per-node=2 and start the command with srun \(in a notebook or a terminal: put "
-            r"SLURM_JOB_NAME=interactive ahead of it\), or say trainer.devices=1.",
+            "trainer.devices=2 with trainer.num_nodes=1 needs 2 processes, but SLURM has started 1: request --nodes=1 "
+            r"--ntasks-per-node=2 and start the command with srun \(in a notebook or a terminal: set "
+            r"SLURM_JOB_NAME=interactive\), or set trainer.devices=1.",
         ),
         ({"SLURM_NTASKS": "2"}, trainer(2), "SLURM has started 1"),  # the shell of salloc --job-name=mine
-        (STEP, trainer(1), "takes 1 process, and SLURM has started 2"),
-        (STEP, trainer("auto"), "trainer.devices=auto with trainer.num_nodes=1 takes 1 process"),
+        (STEP, trainer(1), "needs 1 process, but SLURM has started 2"),
+        (STEP, trainer("auto"), "trainer.devices=auto with trainer.num_nodes=1 needs 1 process"),
         (STEP, trainer(1, 3), "--nodes=3 --ntasks-per-node=1 and .* trainer.num_nodes=1 trainer.devices=2"),
-        (TORCHRUN, trainer(2, 2), "torchrun has started 2: start it with --nnodes=2 --nproc-per-node=2"),
+        (TORCHRUN, trainer(2, 2), "torchrun has started 2: use --nnodes=2 --nproc-per-node=2"),
         ({"LOCAL_RANK": "0", "WORLD_SIZE": "1"}, trainer(2), r"launcher \(WORLD_SIZE\) has started 1"),
         (
             TWO_MACHINES, trainer(8),
-            "takes 8 processes, and torchrun has started 16 on 2 machines: start it with --nnodes=1 "
-            "--nproc-per-node=8, or say trainer.num_nodes=2 trainer.devices=8.",
+            "needs 8 processes, but torchrun has started 16 on 2 nodes: use --nnodes=1 "
+            "--nproc-per-node=8, or set trainer.num_nodes=2 trainer.devices=8.",
         ),
-        (TWO_MACHINES, trainer(4, 4), "takes 16 processes, and torchrun has started 16 on 2 machines"),
-        ({**STEP, "SLURM_STEP_NUM_NODES": "2"}, trainer(2), "say trainer.num_nodes=2 trainer.devices=1"),
-        ({}, trainer(1, 2), "num_nodes=2 would wait for the other machines for ever"),
+        (TWO_MACHINES, trainer(4, 4), "needs 16 processes, but torchrun has started 16 on 2 nodes"),
+        ({**STEP, "SLURM_STEP_NUM_NODES": "2"}, trainer(2), "set trainer.num_nodes=2 trainer.devices=1"),
+        ({}, trainer(1, 2), "num_nodes=2 would wait for the other nodes forever"),
     ],
 )  # fmt: skip
 def test_a_launcher_must_have_started_a_process_for_each_device(
@@ -131,7 +131,7 @@ def test_processes_that_share_a_run_must_be_told_its_directory(
 ):
     for name, value in environment.items():
         processes.setenv(name, value)
-    with pytest.raises(UserError, match="say resume=DIR"):
+    with pytest.raises(UserError, match="set resume=DIR"):
         check_processes(["seed=1"])
     with pytest.raises(UserError, match="leave -m out"):
         check_processes(["-m", "seed=1,2", "resume=here"])
@@ -144,7 +144,7 @@ def test_restarts_need_a_store_of_their_own(processes: pytest.MonkeyPatch):
         processes.setenv(name, value)
     check_processes(["resume=here"])
     processes.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    with pytest.raises(UserError, match="start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+    with pytest.raises(UserError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
         check_processes(["resume=here"])
 
 
@@ -152,7 +152,7 @@ def test_tasks_that_lightning_would_refuse_are_refused_in_a_sentence(processes: 
     for name, value in STEP.items():
         processes.setenv(name, value)
     processes.delenv("SLURM_NTASKS_PER_NODE")
-    with pytest.raises(UserError, match="--ntasks=2: ask for tasks by --ntasks-per-node"):
+    with pytest.raises(UserError, match="--ntasks=2: use --ntasks-per-node"):
         check_processes(["resume=here"])
 
 
@@ -174,7 +174,7 @@ def test_one_of_several_processes_that_does_not_know_which_is_refused(
     processes.setenv(name, "1")
     check_processes([])
     processes.setenv(name, "2")
-    with pytest.raises(UserError, match=f"{name}=2 says that this is one of several"):
+    with pytest.raises(UserError, match=f"{name}=2 is set, but no rank"):
         check_processes(["resume=here"])
     processes.setenv("NODE_RANK", "1")
     check_processes(["resume=here"])
@@ -190,7 +190,7 @@ def test_a_job_of_several_tasks_must_be_started_with_srun(processes: pytest.Monk
     processes.setenv("SLURM_PROCID", "0")
     processes.setenv("SLURM_NTASKS", "2")
     with pytest.raises(
-        UserError, match="has 2 tasks, and this is a single process: start the command with srun"
+        UserError, match="has 2 tasks, but only one process is running: start the command with srun"
     ):
         check_processes(["resume=here"])
     check_processes(["-m", "seed=1,2"])  # its jobs are no tasks of SLURM's

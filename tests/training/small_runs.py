@@ -70,7 +70,7 @@ def rows(run_dir: Path) -> list[dict[str, float]]:
 
 
 def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
-    """Read a checkpoint of a run; only tensors and plain values are let in."""
+    """Read a checkpoint of a run; only tensors and plain values are allowed."""
     return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
 
 

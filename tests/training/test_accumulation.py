@@ -103,7 +103,7 @@ def made(count: int) -> Made:
         (22, 0.8, 3, [15, 5]),
     ],
 )
-def test_a_step_is_the_mean_over_its_images(
+def test_a_step_uses_the_mean_gradient_over_its_images(
     precision: str, count: int, limit: float | None, accumulate: int, images: list[int], tmp_path: Path
 ) -> None:
     steps = fit(
@@ -119,7 +119,7 @@ def test_a_step_is_the_mean_over_its_images(
 @pytest.mark.parametrize(
     "count", [10, 9, 13]
 )  # in batches of 4: with a partial one, and with a rank that has no share
-def test_slices_of_all_ranks_and_batches_make_the_gradient_of_one_batch(
+def test_accumulated_slices_of_all_ranks_give_the_gradient_of_one_large_batch(
     ranks: int, accumulate: int, count: int
 ) -> None:
     source = made(count).load()["train"]
@@ -173,7 +173,7 @@ def test_two_ranks_that_accumulate_step_as_one_batch(tmp_path: Path, monkeypatch
         assert one == pytest.approx(two, rel=1e-6)
 
 
-def test_what_is_logged_is_the_loss_of_the_batch_whatever_is_accumulated(tmp_path: Path) -> None:
+def test_the_logged_loss_does_not_depend_on_accumulation(tmp_path: Path) -> None:
     still = [*PLAIN, "optimizer.lr=1e-30", "trainer.log_every_n_steps=1"]
     run(tmp_path / "one", *still)
     run(tmp_path / "three", *still, "trainer.accumulate_grad_batches=3")
@@ -185,7 +185,7 @@ def test_what_is_logged_is_the_loss_of_the_batch_whatever_is_accumulated(tmp_pat
     )  # the last batch of each step
 
 
-def test_a_new_run_from_inside_an_epoch_with_fewer_batches_a_step_counts_the_images_it_sees(
+def test_a_new_run_from_inside_an_epoch_with_fewer_batches_per_step_counts_the_images_it_sees(
     tmp_path: Path,
 ) -> None:
     # Saved after 3 of 7 batches; in twos, the fourth batch alone makes a step.
@@ -198,7 +198,7 @@ def test_a_new_run_from_inside_an_epoch_with_fewer_batches_a_step_counts_the_ima
     assert max(error for _, error in steps) < 1e-10
 
 
-def test_batches_without_a_plan_are_taken_to_be_of_one_size() -> None:
+def test_batches_of_a_custom_loader_are_assumed_to_have_equal_sizes() -> None:
     batch = next(iter(ArrayLoader(made(5).load()["train"], BatchPlan(5, 5))))  # type: ignore[arg-type]
     window = Window()
     for length in (4, float("inf")):
@@ -210,7 +210,7 @@ def test_batches_without_a_plan_are_taken_to_be_of_one_size() -> None:
 
 
 @pytest.mark.parametrize("with_gradients", [True, False])
-def test_a_step_resumed_in_its_middle_is_the_mean_over_the_images_whose_gradients_it_has(
+def test_a_partly_accumulated_step_averages_over_the_images_it_has_gradients_of(
     with_gradients: bool,
 ) -> None:
     loader = ArrayLoader(made(13).load()["train"], BatchPlan(13, 5))  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
 
 
-def test_a_processor_trains_in_float32_and_the_plain_layout():
+def test_a_cpu_trains_in_float32_and_channels_first():
     config = settled(CPU)
     assert (config["trainer"]["precision"], config["channels_last"], config["compile"]) == (
         "32-true", False, False,
@@ -74,7 +74,7 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd{}\n"
         ("bf16-mixed", "a system that says nothing", None),
     ],
 )
-def test_a_precision_that_this_cpu_emulates_is_said_in_one_line(
+def test_a_precision_that_the_cpu_emulates_is_warned_about_in_one_line(
     monkeypatch, tmp_path, caplog, precision, cpu, lacking
 ):
     monkeypatch.setattr(automatic, "_CPU", tmp_path / "cpuinfo")
@@ -83,14 +83,14 @@ def test_a_precision_that_this_cpu_emulates_is_said_in_one_line(
     assert automatic.emulated(precision) == lacking
     settled(CPU, f"trainer.precision={precision}")
     assert len(caplog.records) == (1 if lacking else 0)
-    assert not lacking or (f"no instructions for {lacking}" in caplog.text and "32-true" in caplog.text)
+    assert not lacking or (f"no {lacking} instructions" in caplog.text and "32-true" in caplog.text)
     caplog.clear()
     settled(CUDA, f"trainer.precision={precision}", "channels_last=false", "compile=false")
     settled(CPU)  # auto
     assert not caplog.records
 
 
-def test_what_the_user_says_holds(capability):
+def test_explicit_settings_are_kept(capability):
     capability(9, 0)
     config = settled(CUDA, "trainer.precision=32-true", "channels_last=true", "compile=true")
     assert (config["trainer"]["precision"], config["channels_last"], config["compile"]) == (
@@ -100,7 +100,7 @@ def test_what_the_user_says_holds(capability):
     )
 
 
-def test_only_a_long_run_is_compiled_and_normalisation_always_on_a_gpu(capability, compiler):
+def test_only_long_runs_are_compiled_but_lrn_always_on_a_gpu(capability, compiler):
     capability(9, 0)
     long = ["model=alexnet_lrn", "trainer.max_epochs=90"]
     assert settled(CUDA, *long)["compile"] is True
@@ -112,7 +112,7 @@ def test_only_a_long_run_is_compiled_and_normalisation_always_on_a_gpu(capabilit
     assert settled(CUDA, "model=alexnet_lrn", images=10**6)["compile"] == "lrn"
 
 
-def test_on_a_processor_a_long_run_compiles_normalisation_alone(compiler, monkeypatch):
+def test_on_cpu_a_long_run_compiles_only_lrn(compiler, monkeypatch):
     assert settled(CPU, "model=alexnet_lrn")["compile"] == "lrn"
     assert settled(CPU, "model=alexnet")["compile"] is False  # has none
     monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -126,7 +126,7 @@ def test_accumulated_batches_make_a_run_longer(capability, compiler):
     assert settled(CUDA, *steps, "trainer.accumulate_grad_batches=100000")["compile"] is True
 
 
-def test_what_compiling_lacks_is_said(capability, compiler, monkeypatch):
+def test_the_log_says_what_compiling_lacks(capability, compiler, monkeypatch):
     def chosen(device: torch.device) -> tuple[bool, str]:
         config, _ = settings("trainer.max_epochs=30", "model=alexnet_lrn")
         said = settle(config, device, 10**8)
@@ -134,7 +134,7 @@ def test_what_compiling_lacks_is_said(capability, compiler, monkeypatch):
 
     capability(6, 1)
     assert chosen(CUDA) == (
-        False, "compile=false (compiling would pay, and needs a GPU of compute capability 7.0 or more)"
+        False, "compile=false (compiling would pay off, but needs a GPU of compute capability 7.0 or more)"
     )  # fmt: skip
     capability(9, 0)
     assert chosen(CUDA) == (True, "compile=true")
@@ -143,12 +143,12 @@ def test_what_compiling_lacks_is_said(capability, compiler, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert chosen(CUDA) == (
         False,
-        "compile=false (compiling would pay, and needs a C compiler (gcc or clang))",
+        "compile=false (compiling would pay off, but needs a C compiler (gcc or clang))",
     )
-    assert chosen(CPU) == (False, "compile=false (compiling would pay, and needs a C++ compiler (g++))")
+    assert chosen(CPU) == (False, "compile=false (compiling would pay off, but needs a C++ compiler (g++))")
 
 
-def test_compiling_normalisation_leaves_the_rest():
+def test_compiling_lrn_leaves_other_layers_eager():
     model = create_model("alexnet_lrn", num_classes=10)
     compile_network(model, "lrn")
     norms = [m for m in model.modules() if isinstance(m, LocalResponseNorm)]
@@ -156,7 +156,7 @@ def test_compiling_normalisation_leaves_the_rest():
     assert all(m.compiled for m in norms)
 
 
-def test_the_choices_stand_in_config_yaml_and_in_the_checkpoint(tmp_path):
+def test_the_choices_are_recorded_in_config_yaml_and_the_checkpoint(tmp_path):
     run(tmp_path / "run")
     text = (tmp_path / "run" / "config.yaml").read_text()
     assert "precision: 32-true" in text

@@ -83,8 +83,8 @@ def test_a_slice_of_one_value_is_refused_with_a_batch_size_that_fits(
     check(network, images, better, ranks)
 
 
-def test_where_no_batch_size_fits_it_says_so() -> None:
-    with pytest.raises(UserError, match=r"it takes more training images\.$"):
+def test_no_suggestion_is_made_if_no_batch_size_fits() -> None:
+    with pytest.raises(UserError, match=r"use more training images\.$"):
         check(pooled(nn.BatchNorm1d(3)), 1, 4)
 
 
@@ -97,18 +97,18 @@ def test_where_no_batch_size_fits_it_says_so() -> None:
         Picky(),  # the first step says it
     ],
 )
-def test_a_network_that_can_take_one_image_is_left_alone(network: nn.Module) -> None:
+def test_a_network_that_accepts_single_images_passes(network: nn.Module) -> None:
     check(network, 17, 16)
 
 
-def test_batches_that_are_not_trained_on_do_not_count() -> None:
+def test_batches_beyond_the_end_of_the_run_do_not_count() -> None:
     network = pooled(nn.BatchNorm1d(3))
     check(network, 17, 16, num_training_batches=1)
     check(network, 33, 16, max_steps=1, accumulate_grad_batches=2)
     check(sync_norm(), 19, 16, ranks=2)  # such layers see 3 images
 
 
-def test_the_check_leaves_network_and_random_numbers_as_they_were() -> None:
+def test_the_check_changes_neither_network_nor_random_state() -> None:
     network = pooled(nn.BatchNorm1d(3))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     modes = [module.training for module in network.modules()]
@@ -121,7 +121,7 @@ def test_the_check_leaves_network_and_random_numbers_as_they_were() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
-def test_a_run_ends_before_its_first_step(tmp_path: Path) -> None:
+def test_a_run_is_refused_before_its_first_step(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"^data\.batch_size=16 leaves a batch of a single image \(17 training"
     ):

@@ -37,7 +37,7 @@ def read(path: Path) -> Any:
     return torch.load(path, weights_only=True)
 
 
-def test_until_a_save_is_written_the_file_is_the_one_before(tmp_path: Path, held: threading.Event) -> None:
+def test_the_previous_file_stays_until_a_save_is_written(tmp_path: Path, held: threading.Event) -> None:
     io, path, weight = AtomicCheckpointIO(on_thread=True), tmp_path / "last.ckpt", torch.zeros(3)
     held.set()
     io.save_checkpoint({"weight": weight}, path)
@@ -54,7 +54,7 @@ def test_until_a_save_is_written_the_file_is_the_one_before(tmp_path: Path, held
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last-1.ckpt", "last.ckpt"]
 
 
-def test_what_follows_a_save_waits_for_it_on_the_thread(tmp_path: Path, held: threading.Event) -> None:
+def test_actions_after_a_save_wait_for_it_on_the_thread(tmp_path: Path, held: threading.Event) -> None:
     io, path, seen = AtomicCheckpointIO(on_thread=True), tmp_path / "last.ckpt", list[bool]()
     io.save_checkpoint({"step": 1}, path)
     io.after_save(lambda: seen.append(path.exists()))
@@ -69,7 +69,7 @@ def test_what_follows_a_save_waits_for_it_on_the_thread(tmp_path: Path, held: th
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("checkpoint")]
 
 
-def test_an_error_of_the_thread_is_raised_where_the_next_one_is_asked_for(
+def test_an_error_of_the_thread_is_raised_at_the_next_save(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*arguments: Any) -> None:
@@ -92,7 +92,7 @@ def test_an_error_of_the_thread_is_raised_where_the_next_one_is_asked_for(
     assert read(path)["step"] == 2
 
 
-def test_a_copy_has_all_that_the_checkpoint_has() -> None:
+def test_the_copy_has_everything_in_the_checkpoint() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     given = {"state_dict": model.state_dict(), "step": 3, "loops": {"a": [1, (2, None)]}}
     copied = write._in_main_memory(given)
@@ -103,7 +103,7 @@ def test_a_copy_has_all_that_the_checkpoint_has() -> None:
         assert copied["state_dict"][name].data_ptr() != tensor.data_ptr()
 
 
-def test_a_cpu_run_writes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_run_writes_synchronously(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     io = AtomicCheckpointIO()
     io.save_checkpoint({"weight": torch.ones(1)}, tmp_path / "last.ckpt")
     assert (tmp_path / "last.ckpt").exists() and io._thread is None

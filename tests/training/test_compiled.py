@@ -87,7 +87,7 @@ CONSTANTS = (5, 1e-4, 0.75, 2.0)
 
 
 @pytest.mark.parametrize("backend", [PARTITIONED, pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_normalisation_keeps_its_input_alone(backend: str) -> None:
+def test_compiled_lrn_saves_only_its_input(backend: str) -> None:
     plain = torch.compile(lambda x: lrn.local_response_norm(x, *CONSTANTS), backend=backend)
     assert kept(plain, inputs()) > 3  # why it is a checkpoint
     assert kept(torch.compile(LocalResponseNorm(*CONSTANTS), backend=backend), inputs()) == 1
@@ -106,7 +106,7 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
     return counter
 
 
-def test_on_cuda_one_kernel_of_a_layer_is_for_every_batch(as_on_cuda: CompileCounterWithBackend) -> None:
+def test_on_cuda_one_kernel_per_layer_serves_every_batch(as_on_cuda: CompileCounterWithBackend) -> None:
     norm, eager = LocalResponseNorm(*CONSTANTS, compiled=True), LocalResponseNorm(*CONSTANTS)
     for batch in (4, 3, 7, 2):
         x, y = inputs(batch=batch), inputs(batch=batch)
@@ -123,7 +123,7 @@ def test_on_cuda_one_kernel_of_a_layer_is_for_every_batch(as_on_cuda: CompileCou
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_compiled_normalisation_on_cuda_is_near_float64_and_keeps_its_input_alone(dtype: torch.dtype) -> None:
+def test_compiled_lrn_on_cuda_is_close_to_float64_and_saves_only_its_input(dtype: torch.dtype) -> None:
     x = inputs("cuda").detach().to(dtype).requires_grad_()
     wide = x.detach().double().cpu().requires_grad_()
     assert kept(LocalResponseNorm(*CONSTANTS, compiled=True), x) == 1
@@ -132,7 +132,7 @@ def test_compiled_normalisation_on_cuda_is_near_float64_and_keeps_its_input_alon
     assert error < {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
 
 
-def test_a_network_is_compiled_for_the_sizes_that_it_meets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_is_compiled_for_the_sizes_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: asked.append(options))
     compile_network(nn.ReLU(), True)

@@ -192,7 +192,7 @@ def test_a_limit_of_less_than_one_batch_is_refused_as_lightning_does_later() -> 
     assert "_parse_num_batches" in calls(_FitLoop.setup_data)
 
 
-def test_a_trainer_that_does_not_run_can_say_that_it_trains() -> None:
+def test_an_idle_trainer_can_be_put_in_training_mode() -> None:
     trainer = make_trainer()
     assert not trainer.training
     internals.augment_as_in_training(trainer)
@@ -241,7 +241,7 @@ def test_lightning_counts(name: str, batches: list[Any], epochs: list[Any]) -> N
 # ---------------------------------------------------------------------------------------- validation
 
 
-def test_a_validation_is_known_ahead_and_one_of_the_end_is_not_of_the_schedule() -> None:
+def test_validations_are_known_ahead_and_the_final_one_is_not_scheduled() -> None:
     def look(trainer: Trainer) -> tuple[bool, bool]:
         trainer.should_stop = trainer.global_step == 7
         return internals.validates_now(trainer), internals.validates_by_schedule(trainer)
@@ -289,7 +289,7 @@ def test_the_number_of_the_epoch_follows_the_epochs_that_have_ended(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("complete", "restored"), [(True, [0, 3]), (False, [0])])
-def test_a_loader_made_before_the_checkpoint_was_read_is_put_in_its_place(
+def test_a_loader_created_before_the_checkpoint_was_read_is_repositioned(
     tmp_path: Path, complete: bool, restored: list[int]
 ) -> None:
     fit(lambda trainer: None, save=tmp_path / "a.ckpt", at=3)
@@ -318,7 +318,7 @@ def test_a_batch_before_a_validation_at_the_end_is_not_counted_twice(tmp_path: P
     assert resumed.batches == fit(stepped, val_check_interval=interval).batches[2:]
 
 
-def test_an_epoch_that_is_sent_back_begins_with_its_first_batch(tmp_path: Path) -> None:
+def test_a_rewound_epoch_starts_with_its_first_batch(tmp_path: Path) -> None:
     fit(lambda trainer: None, save=tmp_path / "a.ckpt", at=2)
     net = Net()
     net.edit = internals.rewind_epoch
@@ -329,7 +329,7 @@ def test_an_epoch_that_is_sent_back_begins_with_its_first_batch(tmp_path: Path) 
     assert not internals.rewind_epoch(torch.load(tmp_path / "b.ckpt", weights_only=True))  # at the end of one
 
 
-def test_an_error_of_restoring_is_told_from_one_of_a_setting(tmp_path: Path) -> None:
+def test_errors_of_restoring_are_distinguished_from_errors_of_settings(tmp_path: Path) -> None:
     def refuse(checkpoint: dict[str, Any]) -> None:
         raise ValueError("no")
 
@@ -350,7 +350,7 @@ def test_an_error_of_restoring_is_told_from_one_of_a_setting(tmp_path: Path) -> 
 # ---------------------------------------------------------------------------------------- averaged weights
 
 
-def test_the_average_is_made_on_the_device_that_is_set_ahead() -> None:
+def test_the_average_is_created_on_the_device_set_before() -> None:
     callback, net = WeightAveraging(), Net()
     assert internals.average_of(callback) is None
     internals.average_on(callback, torch.device("meta"))

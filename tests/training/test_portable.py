@@ -23,7 +23,7 @@ from tests.test_results import RECORDS
 NAME = "convnet_80sec"
 
 
-def test_what_ships_is_small_and_its_record_is_the_one_in_results() -> None:
+def test_the_pretrained_network_is_small_and_its_record_is_in_results() -> None:
     assert NAME in shipped()
     files = [FOLDER / f"{name}.safetensors" for name in shipped()]
     assert all(file.stat().st_size <= 1_000_000 for file in files)
@@ -34,7 +34,7 @@ def test_what_ships_is_small_and_its_record_is_the_one_in_results() -> None:
         assert json.loads(kept.read_text(encoding="utf-8")) == record
 
 
-def test_the_format_is_read_as_by_its_library() -> None:
+def test_files_are_read_as_by_the_safetensors_library() -> None:
     load_file = pytest.importorskip("safetensors.torch").load_file
     file = shipped_file(NAME)
     assert file is not None
@@ -62,7 +62,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_name_is_enough_to_predict(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_accepts_a_pretrained_network_by_name(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["predict", NAME, "photo.jpg"]) == 0
     assert "photo.jpg" in capsys.readouterr().out
     assert main(["predict", "convnet_80sek", "photo.jpg"]) == 1
@@ -80,7 +82,7 @@ def test_a_changed_byte_is_noticed(at: int, folder: Path) -> None:
         load_classifier("a.safetensors")
 
 
-def test_a_run_comes_through_its_exported_file_unchanged(
+def test_exporting_a_run_and_reading_it_back_changes_nothing(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("safetensors")
@@ -107,10 +109,10 @@ def test_a_run_comes_through_its_exported_file_unchanged(
     shutil.copytree(folder / "run0", folder / NAME)
     capsys.readouterr()
     assert load_classifier(NAME, "cpu").path.parent == Path(NAME) / "checkpoints"
-    assert "not the network of that name that ships" in capsys.readouterr().err
+    assert "not the pretrained network of the same name" in capsys.readouterr().err
 
 
-def test_training_starts_from_the_weights_that_ship(folder: Path) -> None:
+def test_training_starts_from_pretrained_weights(folder: Path) -> None:
     from tests.runs.evaluated_runs import write_cifar10
 
     write_cifar10(folder / "data", per_batch=10)

@@ -227,10 +227,10 @@ def with_table(settings: Mapping[str, Any], *changes: Mapping[str, Any]) -> torc
     [
         (
             {"epoch": 1, "lr": 0.1, "layer": "conv1"},
-            r"layer conv1 has no rates of its own.*\+optimizer\.layers\.conv1",
+            r"layer conv1 needs a parameter group of its own.*\+optimizer\.layers\.conv1",
         ),
-        ({"epoch": 1, "lr": 0.1, "but": "fc8"}, r"but fc8 has no rates of its own"),
-        ({"epoch": 1, "bias_lr": 0.1}, r"bias_lr needs biases with a rate of their own"),
+        ({"epoch": 1, "lr": 0.1, "but": "fc8"}, r"but fc8 needs a parameter group of its own"),
+        ({"epoch": 1, "bias_lr": 0.1}, r"bias_lr needs a separate rate for biases"),
     ],
 )
 def test_a_change_of_rates_that_are_nobody_s_own_is_an_error(change: dict[str, Any], message: str) -> None:

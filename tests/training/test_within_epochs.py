@@ -76,7 +76,7 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(tmp_path: Path, more
     assert torch.equal(saved["state_dict"]["model.features.conv1.weight"], Watch.weights[step])
 
 
-def test_an_epoch_that_ends_after_its_validation_is_not_taken_for_what_was_validated(tmp_path: Path) -> None:
+def test_the_end_of_an_epoch_is_not_mistaken_for_its_earlier_validation(tmp_path: Path) -> None:
     run(tmp_path, "test=false", "trainer.val_check_interval=6", "trainer.max_epochs=2")
     assert [step for step, _ in validations(tmp_path)] == [6, 13]
     assert checkpoint(tmp_path, "best")["global_step"] in (6, 13)
@@ -92,7 +92,7 @@ def test_an_epoch_that_ends_after_its_validation_is_not_taken_for_what_was_valid
         (["trainer.val_check_interval=4", "trainer.accumulate_grad_batches=5", "optimizer=adam"], 1),
     ],
 )
-def test_a_run_resumed_from_a_best_inside_an_epoch_ends_as_one_that_never_stopped(
+def test_a_run_resumed_from_a_best_inside_an_epoch_equals_an_uninterrupted_one(
     tmp_path: Path, more: list[str], stop: int
 ) -> None:
     settings = [*HARD, "trainer.max_epochs=2", "callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=min",
@@ -139,7 +139,7 @@ def test_max_steps_lifts_the_default_of_max_epochs(tmp_path: Path) -> None:
         assert settings(*typed, base=base)[0]["trainer"]["max_epochs"] == epochs
 
 
-def test_max_steps_is_the_end_of_the_schedule_too(tmp_path: Path) -> None:
+def test_max_steps_also_ends_the_schedule(tmp_path: Path) -> None:
     result = run(tmp_path, *STEPS, "trainer.limit_train_batches=1", "trainer.max_steps=33", "scheduler=cosine",
                  "scheduler.warmup_epochs=0", "trainer.check_val_every_n_epoch=99", "test=false",
                  "trainer.log_every_n_steps=1")  # fmt: skip
@@ -172,7 +172,7 @@ def test_the_weights_that_a_run_ends_with_are_validated_once(tmp_path: Path, mor
         assert {"epoch", "step"} <= result["best"].keys()
 
 
-def test_an_epochs_own_validation_is_not_repeated_at_the_end(tmp_path: Path) -> None:
+def test_a_scheduled_validation_is_not_repeated_at_the_end(tmp_path: Path) -> None:
     run(tmp_path, *TEN, *STEPS, "test=false", "trainer.max_steps=20", "trainer.val_check_interval=5")
     assert [step for step, _ in validations(tmp_path)] == [5, 10, 15, 20]
 
@@ -186,7 +186,7 @@ def test_an_epochs_own_validation_is_not_repeated_at_the_end(tmp_path: Path) -> 
          "callbacks.early_stopping.enabled=true"],
     ],
 )  # fmt: skip
-def test_a_run_of_8_steps_that_is_given_20_ends_as_one_of_20(tmp_path: Path, more: list[str]) -> None:
+def test_a_run_extended_from_8_to_20_steps_equals_one_of_20(tmp_path: Path, more: list[str]) -> None:
     settings = [*HARD, *TEN, *STEPS, *more]
     run(tmp_path / "whole", *settings, "trainer.max_steps=20")
     run(tmp_path / "parts", *settings, "trainer.max_steps=8")
@@ -229,7 +229,7 @@ class SlowValidation(Callback):
         time.sleep(0.3)
 
 
-def test_the_line_of_an_epoch_shows_the_throughput_of_training_alone(
+def test_the_line_of_an_epoch_shows_the_throughput_of_training_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = io.StringIO()

@@ -1,6 +1,6 @@
-"""CIFAR-10 from torchvision's layout (cifar-10-batches-py/), its archive, or the network, in this order.
+"""CIFAR-10 in torchvision's layout (cifar-10-batches-py/), from its archive, or downloaded, in this order.
 
-Data that is there is only read: no network call, no checksum run, nothing written.
+Existing data is only read: no network access, no checksum, nothing written.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def load(data_dir: str, split: str, download: bool) -> ArraySource:
 
 
 def _read(names: list[str], data_dir: str, download: bool) -> dict[str, bytes]:
-    """Return the files' bytes, or those of the archive, which is unpacked where that can be."""
+    """Return the content of the files, or that of the archive, which is unpacked if possible."""
     folder, archive = os.path.join(data_dir, FOLDER), os.path.join(data_dir, ARCHIVE)
     missing = [path for name in names if not is_file(path := os.path.join(folder, name))]
     if missing:
@@ -67,25 +67,21 @@ def _read(names: list[str], data_dir: str, download: bool) -> dict[str, bytes]:
 
 
 def _read_archive(names: list[str], archive: str, folder: str) -> dict[str, bytes]:
-    """Unpack the archive's data files into `folder`, or into memory only if it cannot be written to."""
+    """Read the archive's data files, and unpack them into `folder` if it is writable."""
     every = [META, *BATCHES["train"], *BATCHES["test"]]
     try:
         with tarfile.open(archive) as tar:
             members = {name: tar.extractfile(f"{FOLDER}/{name}") for name in every}
             files = {name: member.read() for name, member in members.items() if member}
     except (tarfile.TarError, OSError, EOFError, zlib.error, KeyError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the machine, not of the content
+        if isinstance(error, OSError) and error.errno is not None:  # an I/O error, not damaged content
             raise unreadable(archive, error) from error
-        raise UserError(f"{archive} is damaged ({error}): delete it and get {URL} again.") from error
-    with contextlib.suppress(OSError):  # read-only or full: what was read serves this run
-        _unpack(files, folder)
+        raise _damaged(archive, str(error)) from error
+    with contextlib.suppress(OSError):  # read-only or full: this run uses the copy in memory
+        for name, data in files.items():
+            with replacing(os.path.join(folder, name)) as part:
+                part.write_bytes(data)
     return {name: files[name] for name in names}
-
-
-def _unpack(files: dict[str, bytes], folder: str) -> None:
-    for name, data in files.items():
-        with replacing(os.path.join(folder, name)) as part:
-            part.write_bytes(data)
 
 
 def _empty_array(kind: object, shape: object, code: object) -> np.ndarray:
@@ -94,12 +90,12 @@ def _empty_array(kind: object, shape: object, code: object) -> np.ndarray:
 
 def _byte_dtype(code: str, align: object, copy: object) -> np.dtype:
     if code != "u1":
-        raise pickle.UnpicklingError(f"pixels are {code}, not bytes")
+        raise pickle.UnpicklingError(f"its pixels are {code}, not bytes")
     return np.dtype(np.uint8)
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    """Reads arrays of bytes and plain values; any other name in the file, so any foreign code, is refused."""
+    """Unpickle byte arrays and plain values only; refuses any other global, and so any foreign code."""
 
     ALLOWED = {  # noqa: RUF012
         ("numpy.core.multiarray", "_reconstruct"): _empty_array,
@@ -110,7 +106,7 @@ class _BatchUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
         return self.ALLOWED[module, name]
 
 
@@ -125,7 +121,7 @@ def _unpickle(data: bytes, path: str) -> dict[str, Any]:
 
 
 def _images_and_labels(data: bytes, path: str, meta: dict[str, Any]) -> tuple[np.ndarray, torch.Tensor]:
-    """Return one batch's images, uint8 (N, 3072), and labels, int64 (N,), after a check of both."""
+    """Return images, uint8 (N, 3072), and labels, int64 (N,), of one batch, both validated."""
     entry = _unpickle(data, path)
     images, labels = entry.get("data"), entry.get("labels")
     if not isinstance(images, np.ndarray) or not isinstance(labels, list):
@@ -139,4 +135,4 @@ def _images_and_labels(data: bytes, path: str, meta: dict[str, Any]) -> tuple[np
 
 
 def _damaged(path: str, reason: str) -> UserError:
-    return UserError(f"{path} is damaged ({reason}): delete it and get {URL} again.")
+    return UserError(f"{path} is damaged ({reason}): delete it and download {URL} again.")

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that come with the package: real images, no network, no set-up."""
+"""The 1,797 handwritten digits that ship with the package: real images, no download, no set-up."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from alexnet_exp.data.sources import ArraySource, repeat_grey
 def load(split: str, channels: int) -> ArraySource:
     """Return the digits, uint8 (N, channels, 8, 8).
 
-    Every fifth image of each class, in file order, is a test image: 1,442 train, 355 test. Thirteen people wrote
-    them, and each is in both parts: the test says how well new digits of known writers are read.
+    Every fifth image of each class, in file order, is a test image: 1,442 train, 355 test. All thirteen writers are in
+    both splits, so the test measures accuracy on new digits by known writers.
 
     Args:
         split: "train" or "test".
@@ -33,7 +33,5 @@ def load(split: str, channels: int) -> ArraySource:
 
 def _is_test(labels: torch.Tensor) -> torch.Tensor:
     """Mark every fifth image of each class, as bool (N,)."""
-    position = (
-        (labels[:, None] == torch.arange(10)).long().cumsum(0).gather(1, labels[:, None])[:, 0]
-    )  # from 1
-    return position % 5 == 0
+    counts = (labels[:, None] == torch.arange(10)).long().cumsum(0)  # (N, 10): images of each class so far
+    return counts.gather(1, labels[:, None])[:, 0] % 5 == 0

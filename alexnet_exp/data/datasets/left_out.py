@@ -1,4 +1,4 @@
-"""Files that are not read: counted by their ending and named in one line, so that none goes missing silently."""
+"""Report skipped files: counted by extension and summarised in one line, so that no image is ignored silently."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from collections.abc import Sequence
 
 from alexnet_exp.errors import printable
 
-# What systems and programs leave beside images, and what is text: nobody takes it for an image.
+# Files of operating systems and tools, and text files: never reported, since nobody expects them to be images.
 JUNK = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "readme", "license", "makefile"))
 JUNK_FOLDERS = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
 TEXT = frozenset(
     ("txt", "md", "rst", "csv", "tsv", "json", "jsonl", "xml", "yaml", "yml", "toml", "html", "htm", "log", "ini",
      "cfg", "aae", "xmp", "url", "lnk", "py", "ipynb", "sh", "md5", "sha256")
 )  # fmt: skip
-_NAMED = 5  # endings, and folders
+_NAMED = 5  # extensions and folders listed by name
 
 
 class LeftOut:
-    """Counts what is not read below a folder.
+    """Count the skipped files below a folder.
 
     Args:
-        root: Names are given relative to it.
-        read: Endings of what is read, without the dot.
+        root: Folder that reported names are relative to.
+        read: Supported extensions, without the dot.
     """
 
     def __init__(self, root: str, read: Sequence[str]) -> None:
         self.root, self.read = root, read
         self.endings: Counter[str] = Counter()
-        self.loose = 0  # images that lie in no class folder
-        self.folders: list[str] = []  # that belong to no split
+        self.loose = 0  # images outside the class folders
+        self.folders: list[str] = []  # of no known split
         self._unread = self._first_loose = ""  # an example of each
 
     def file(self, path: str) -> None:
-        """Count a file whose ending is not that of an image."""
+        """Count a file with an unsupported extension."""
         name = os.path.basename(path)
         ending = os.path.splitext(name)[1].lower()
         if name.startswith(".") or name.lower() in JUNK or ending[1:] in TEXT:
@@ -43,12 +43,12 @@ class LeftOut:
         self.endings[ending] += 1
 
     def image(self, path: str) -> None:
-        """Count an image that lies in no class folder."""
+        """Count an image outside the class folders."""
         self._first_loose = self._first_loose or path
         self.loose += 1
 
     def text(self) -> str:
-        """Say what was counted, or return an empty string."""
+        """Summarise what was skipped; empty if nothing was."""
         parts = []
         if total := self.endings.total():
             such = f"such as {self._name(self._unread)}"

@@ -1,6 +1,6 @@
-"""MNIST from torchvision's layout (MNIST/raw/), unpacked or still .gz, or from the network.
+"""MNIST in torchvision's layout (MNIST/raw/), plain or gzipped, or downloaded.
 
-Data that is there is only read: no network call, nothing written, .gz files unpacked in memory.
+Existing data is only read: no network access, nothing written, .gz files decompressed in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MD5 = {
     "t10k-labels-idx1-ubyte": "ec29112dd5afa0611ce80d1b7f02629c",
 }
 PREFIX = {"train": "train", "test": "t10k"}
-DEFLATE_LIMIT = 1032  # no deflate stream grows by more
+DEFLATE_LIMIT = 1032  # maximum compression ratio of deflate
 
 
 def load(data_dir: str, split: str, channels: int, download: bool) -> ArraySource:
@@ -68,7 +68,7 @@ def _find(folder: str, name: str, download: bool) -> str:
 def _read_idx(path: str, num_dimensions: int) -> Tensor:
     """Return the array of bytes in an IDX file, uint8 with `num_dimensions` dimensions.
 
-    The header is believed only as far as the file's length bears it out.
+    The header is checked against the file size before memory is allocated.
 
     Raises:
         UserError: The header or the length is wrong.
@@ -85,16 +85,16 @@ def _read_idx(path: str, num_dimensions: int) -> Tensor:
                 )
             expected = math.prod(shape)
             if not 0 < expected <= largest:
-                raise _damaged(path, f"its header promises {expected} bytes")
-            data = file.read(expected + 1)  # one more, to notice what does not belong
+                raise _damaged(path, f"its header claims {expected} bytes")
+            data = file.read(expected + 1)  # one more byte, to detect trailing data
     except (OSError, EOFError, zlib.error, struct.error) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the machine, not of the content
+        if isinstance(error, OSError) and error.errno is not None:  # an I/O error, not damaged content
             raise unreadable(path, error) from error
         raise _damaged(path, str(error)) from error
     if len(data) != expected:
-        raise _damaged(path, f"its header promises {expected} bytes, which is not what follows")
+        raise _damaged(path, f"its header claims {expected} bytes, but the data has a different size")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(shape)
 
 
 def _damaged(path: str, reason: str) -> UserError:
-    return UserError(f"{path} is damaged ({reason}): delete it and get it again from {URL}.")
+    return UserError(f"{path} is damaged ({reason}): delete it and download it again from {URL}.")

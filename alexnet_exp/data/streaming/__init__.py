@@ -1,1 +1,1 @@
-"""Chunks on a disk or in object storage, through LitData."""
+"""Streaming from chunks on disk or in object storage, with LitData."""

@@ -1,8 +1,8 @@
-"""Chunks as training reads them, in LitData's own order. Imported where LitData is needed.
+"""Reading chunks in LitData's own order. Imported only where LitData is needed.
 
-Resuming uses the public state of LitData's StreamingDataset, one for each worker. The state of its StreamingDataLoader
-is not exact (0.2.76: two ranks of two workers resume with batches in another order, a short one too early); it starts
-fewer workers where memory is short, which changes the order; and it knows nothing of other ranks' batches.
+Resuming uses the public state of LitData's StreamingDataset, one per worker. Its StreamingDataLoader is not exact
+(0.2.76: with two ranks of two workers, batches resume in a different order, a short one too early), starts fewer
+workers when memory is low, which changes the order, and does not know the batches of other ranks.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch.utils.data import IterableDataset, get_worker_info
 from alexnet_exp.data.decode import decode_bytes, stored
 from alexnet_exp.errors import UserError
 
-# It warns that training may hang when ranks have unequal shares; StreamLoader gives every rank the same steps.
+# Silences the warning that training may hang if ranks have unequal shares: StreamLoader equalises the steps.
 logging.getLogger("litdata").setLevel(logging.ERROR)
 
 
 class Chunks(StreamingDataset):
-    """The images of one split; items are (position in the split, what was stored).
+    """The images of one split; items are (index in the split, stored item).
 
     Args:
         url: Folder or object storage.
-        seed: Of the order; None keeps the order of the split.
-        rank: This process.
-        world_size: All processes.
+        seed: Shuffle seed; None keeps the order of the split.
+        rank: Rank of this process.
+        world_size: Number of ranks.
     """
 
     def __init__(self, url: str, seed: int | None = None, rank: int = 0, world_size: int = 1) -> None:
@@ -54,18 +54,18 @@ class Chunks(StreamingDataset):
 
 @dataclass(eq=False)
 class Reader(IterableDataset):
-    """Decoded batches of one rank in one epoch, made in the workers of a DataLoader.
+    """The decoded batches of one rank in one epoch, produced by the workers of a DataLoader.
 
     Args:
         chunks: The split.
-        shares: Images of each worker of this rank.
-        skip: Images that each of them has given already.
+        shares: Number of images of each worker of this rank.
+        skip: Number of images that each worker has already delivered.
         first: The worker whose turn it is.
         epoch: From 0.
-        batch_size: Of this rank.
+        batch_size: Batch size per rank.
         channels: 1 or 3.
         size: Side of the stored images.
-        url: For messages.
+        url: Shown in error messages.
     """
 
     chunks: Chunks
@@ -85,25 +85,25 @@ class Reader(IterableDataset):
         info = get_worker_info()
         worker = info.id if info else 0
         if worker < self.first:
-            yield None  # a DataLoader begins with the first worker, whose turn is over
+            yield None  # a DataLoader always starts with worker 0; StreamLoader drops this placeholder
         items = self._items(worker)
         for start in range(self.skip[worker], self.shares[worker], self.batch_size):
             count = min(self.batch_size, self.shares[worker] - start)
             try:
                 decoded = [self._decoded(*next(items)) for _ in range(count)]
             except UserError as error:
-                yield error  # raised by the loader: from a worker, torch would wrap it into a traceback
+                yield error  # raised in the main process: torch would wrap it in a worker traceback
                 return
             yield torch.stack([image for image, _ in decoded]), torch.tensor([i for _, i in decoded])
 
     def _items(self, worker: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Begin where this worker stands; whole chunks that it has given are not read again."""
+        """Continue where this worker stopped, without reading finished chunks again."""
         if self.skip[worker] >= self.shares[worker]:
             return iter(())
         num_workers = len(self.shares)
         self.chunks.set_num_workers(num_workers)
         self.chunks.set_epoch(self.epoch + 1)
-        # LitData's own resume takes one number for all workers, and none above an equal share.
+        # LitData's state has one number for all workers, at most an equal share; the rest is skipped one by one.
         jump = min(self.skip[worker], sum(self.shares) // num_workers)
         if jump:
             done = {"num_samples_yielded": jump * num_workers, "current_epoch": self.epoch + 1}
@@ -118,6 +118,6 @@ class Reader(IterableDataset):
 
 
 def decode_item(item: dict[str, Any], channels: int, size: int, url: str) -> Tensor:
-    """Return a stored item's image as training sees it, uint8 (channels, size, size)."""
+    """Decode a stored item for training: uint8 (channels, size, size)."""
     image = decode_bytes(item["image"], f"{url}/{item['name']}", channels, enough=2 * size)
     return stored(image, size)

@@ -1,6 +1,6 @@
-"""All that is used of LitData's private parts. tests/data/streaming/test_streaming_internals.py names each.
+"""Everything that depends on LitData's private parts; tests/data/streaming/test_streaming_internals.py tests each.
 
-Imported where LitData is needed.
+Imported only where LitData is needed.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from alexnet_exp.data.workers import signals_blocked
 
 
 def storage(url: str) -> fs_provider.FsProvider:
-    """Return what reads and writes single files of an object storage; LitData's public names take whole data sets."""
+    """Return LitData's client for single files in object storage; its public API only handles whole data sets."""
     return fs_provider._get_fs_provider(url)
 
 
 class Writer(DataProcessor):
-    """What `litdata.optimize` runs, but for defects that its public settings do not reach."""
+    """The processor behind `litdata.optimize`, with fixes for defects that its public settings cannot avoid."""
 
     def _load_checkpoint_config(self, workers_user_items: list[list[Any]]) -> None:
-        """Resume after what the chunks hold: LitData counts from zero in each call, so the third repeats images."""
-        # If the call was killed while it wrote its first file, there is nothing yet.
+        """Resume after the images in the chunks: LitData restarts its count in each call, so a third repeats images."""
+        # The file is empty if the previous call was killed while writing it for the first time.
         with contextlib.suppress(json.JSONDecodeError):
             super()._load_checkpoint_config(workers_user_items)
         self.checkpoint_next_index = [
@@ -34,7 +34,7 @@ class Writer(DataProcessor):
         ]
 
     def _create_process_workers(self, *args: Any, **kwargs: Any) -> Any:
-        with signals_blocked():  # what they start with, until the first task
+        with signals_blocked():  # inherited by the workers until their first task
             return super()._create_process_workers(*args, **kwargs)
 
     def _start_chunk_writers(self, *args: Any, **kwargs: Any) -> None:
@@ -42,15 +42,15 @@ class Writer(DataProcessor):
             super()._start_chunk_writers(*args, **kwargs)
 
     def _exit_on_error(self, error: str) -> None:
-        kill_workers()  # they ignore LitData's SIGTERM
+        kill_workers()  # they ignore the SIGTERM that LitData sends
         super()._exit_on_error(error)
 
     def _signal_handler(self, number: Any, frame: Any) -> None:
-        """End on Ctrl-C as other commands do; LitData ends the process with exit code 0."""
+        """Exit on Ctrl-C like other commands; LitData would exit with code 0."""
         raise KeyboardInterrupt
 
 
 def kill_workers() -> None:
-    """End every process that writes: they ignore the signals of a terminal."""
+    """Kill all writer processes, which ignore Ctrl-C."""
     for worker in multiprocessing.active_children():
         worker.kill()

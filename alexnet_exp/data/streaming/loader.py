@@ -1,4 +1,4 @@
-"""Batches of chunks: LitData decides which images make them, and goes on in the middle of an epoch."""
+"""Batches from chunks: LitData decides their images; resumes exactly inside an epoch."""
 
 from __future__ import annotations
 
@@ -27,31 +27,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False, kw_only=True)
 class StreamPlan(BatchPlan):
-    """How many images make each batch of each rank: LitData decides which.
+    """The batch sizes of every rank; LitData decides which images they hold.
 
     Args:
-        chunks: The split, as this rank reads it.
-        num_workers: Of each rank.
+        chunks: The split, as read by this rank.
+        num_workers: Workers per rank.
     """
 
     chunks: Chunks
     num_workers: int
-    _sizes: tuple[int, list[list[int]]] | None = field(default=None, init=False)  # of which epoch
+    _sizes: tuple[int, list[list[int]]] | None = field(default=None, init=False)  # epoch, sizes
 
     @property
     def rank_batch(self) -> int:
         return self.batch_size // self.world_size
 
     def shares(self) -> list[list[int]]:
-        """Return the images of each worker of each rank in this epoch."""
+        """Return the number of images of each worker of each rank in this epoch."""
         return self.chunks.shares(self.num_workers, self.order_epoch())
 
-    def turns(self, rank: int) -> list[tuple[int, int]]:
-        """Return (worker, images) of every batch of a rank: workers take turns, each until it has no more."""
-        return turns(self.shares()[rank], self.rank_batch)
-
     def sizes(self) -> list[list[int]]:
-        """Return the images of each rank in every batch of this epoch; 0 where it has none left."""
+        """Return the number of images of each rank in every batch of this epoch; 0 if a rank has run out."""
         if self._sizes is None or self._sizes[0] != self.order_epoch():
             ranks = ([size for _, size in turns(share, self.rank_batch)] for share in self.shares())
             self._sizes = self.order_epoch(), [list(step) for step in zip_longest(*ranks, fillvalue=0)]
@@ -71,7 +67,10 @@ class StreamPlan(BatchPlan):
 
 
 def turns(share: list[int], size: int) -> list[tuple[int, int]]:
-    """Deal batches of `size` round the workers: [5, 3] in twos is (0, 2), (1, 2), (0, 2), (1, 1), (0, 1)."""
+    """Return (worker, images) of every batch: workers take turns, each until its share is used up.
+
+    For example, shares [5, 3] in batches of two give (0, 2), (1, 2), (0, 2), (1, 1), (0, 1).
+    """
     rounds = range(-(-max(share) // size))
     return [
         (worker, min(size, count - size * turn))
@@ -82,15 +81,15 @@ def turns(share: list[int], size: int) -> list[tuple[int, int]]:
 
 
 class StreamLoader(Loader):
-    """Batches of a split in LitData's order; every rank takes the same number of steps.
+    """Batches of a split in LitData's order, with the same number of steps on every rank.
 
     Args:
         source: Labels and names.
-        plan: Sizes of the batches.
+        plan: Batch sizes.
         channels: 1 or 3.
-        stored_size: Side of the images.
-        num_workers: 0 decodes here.
-        pin_memory: Whether batches are made for a CUDA device.
+        stored_size: Side of the stored images.
+        num_workers: Worker processes; 0 decodes in this process.
+        pin_memory: Whether to pin batches for transfer to CUDA.
     """
 
     sampler: StreamPlan
@@ -109,25 +108,27 @@ class StreamLoader(Loader):
         return super().state_dict() | dealt
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the batches that were taken, which others than these may be where the images are dealt anew."""
+        """Continue after the batches already taken; warn if the number of workers or ranks has changed."""
         super().load_state_dict(state)
         plan = self.sampler
         before = state.get("workers", plan.num_workers), state.get("ranks", plan.world_size)
         if before != (plan.num_workers, plan.world_size) and state["batches"] and state.get("left"):
             log.warning(
-                "This epoch began with data.num_workers=%d on %d devices, and goes on with %d on %d: some of its "
-                "images come twice and others not at all.",
+                "This epoch started with data.num_workers=%d on %d devices and continues with %d on %d: some images "
+                "will be used twice and others not at all.",
                 *before, plan.num_workers, plan.world_size,
             )  # fmt: skip
 
     def _batches(self) -> Iterator[Batch]:
         plan, start = self.sampler, self.sampler.start()
-        reader = workers.start(self._reader(plan.turns(plan.rank), start))
+        reader = workers.start(self._reader(turns(plan.shares()[plan.rank], plan.rank_batch), start))
         decoded = (found for found in reader if found is not None)
         spare = self._spare()
         for step in range(start, len(plan)):
             total = plan.images(range(step, step + 1))
-            if not plan.sizes()[step][plan.rank]:  # the others still have images: step with them
+            if not plan.sizes()[step][
+                plan.rank
+            ]:  # other ranks still have images: join their collectives, weight 0
                 yield Batch(*spare, 0, total)
                 continue
             found = next(decoded)
@@ -160,7 +161,7 @@ class StreamLoader(Loader):
         )
 
     def _spare(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return an image for a rank that has none in the whole epoch."""
+        """Return a placeholder image for a rank without any image in this epoch."""
         side = self.stored_size
         none = torch.zeros(1, dtype=torch.long)
         return torch.zeros((1, self.channels, side, side), dtype=torch.uint8), none, none

@@ -1,4 +1,4 @@
-"""Chunks as `prepare` writes them, by LitData's processes. Imported where LitData is needed."""
+"""Writing chunks for `prepare`, in LitData's worker processes. Imported only where LitData is needed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from alexnet_exp.errors import UserError
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns a file into what is stored: its bytes, or a smaller JPEG.
+    """Turn an image file into a stored item: its bytes, or a smaller JPEG.
 
     Args:
-        root: Folder that names of files are relative to.
-        size: Shorter side; None keeps the file as it is.
-        quality: Of JPEG, 1 to 100.
+        root: Folder that file names are relative to.
+        size: Shorter side in pixels; None stores the file unchanged.
+        quality: JPEG quality, 1 to 100.
     """
 
     root: str
@@ -63,7 +63,7 @@ class Encoder:
 
 @functools.cache
 def _end_with_parent() -> None:
-    """Let no worker go on writing when `prepare` is killed; what a signal means is the parent's to say."""
+    """Make a worker exit when `prepare` is killed, and leave the handling of signals to the parent."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -77,28 +77,28 @@ def _end_with_parent() -> None:
 
 
 def write(tasks: Sequence[list[Any]], url: str, encoder: Encoder, num_workers: int, chunk_bytes: int) -> None:
-    """Write one split; what an interrupted call has written is kept, and the rest follows.
+    """Write one split; continues after an interrupted call.
 
     Args:
-        tasks: [name, label] of every image. All arguments are those of the interrupted call, but for a moved root.
+        tasks: [name, label] of every image. To continue, pass the same arguments (the root may have moved).
         url: Folder or object storage.
-        encoder: What is stored of a file.
-        num_workers: Processes.
-        chunk_bytes: Size of a chunk.
+        encoder: Turns a file into a stored item.
+        num_workers: Number of processes.
+        chunk_bytes: Chunk size in bytes.
 
     Raises:
-        UserError: An image cannot be read.
+        UserError: If an image cannot be read.
     """
     recipe = LambdaDataChunkRecipe(encoder, tasks, chunk_size=None, chunk_bytes=chunk_bytes, compression=None)
     with _contained():
-        # No input_dir: LitData would copy every file before it is read.
+        # With input_dir, LitData would copy every file before reading it.
         writer = Writer(
             input_dir=None, output_dir=url, num_workers=num_workers, fast_dev_run=False, reorder_files=False,
             use_checkpoint=True, delete_cached_files=is_remote(url), verbose=True,
         )  # fmt: skip
         try:
             writer.run(recipe)
-        except RuntimeError as error:  # the traceback of a worker, as text
+        except RuntimeError as error:  # its text is the traceback of a worker
             said = re.search(r"UserError: (.+)", str(error))
             if said is None:
                 raise
@@ -110,7 +110,7 @@ def write(tasks: Sequence[list[Any]], url: str, encoder: Encoder, num_workers: i
 
 @contextlib.contextmanager
 def _contained() -> Iterator[None]:
-    """Give LitData folders that it may empty (its own are data and chunks in /tmp), and undo what it sets."""
+    """Give LitData scratch folders (it clears the default ones in /tmp), and restore the global state it changes."""
     environment, handler = dict(os.environ), signal.getsignal(signal.SIGINT)
     method = multiprocessing.get_start_method(allow_none=True)
     with tempfile.TemporaryDirectory(prefix="alexnet_exp_") as folder:

@@ -1,4 +1,4 @@
-"""Another rank of an evaluation: `python -m alexnet_exp.runs.evaluate.rank RUN_DIR PARENT_PID`."""
+"""Entry point of ranks 1, 2, ... of an evaluation: `python -m alexnet_exp.runs.evaluate.rank RUN_DIR PARENT_PID`."""
 
 from __future__ import annotations
 

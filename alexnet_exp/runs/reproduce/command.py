@@ -1,4 +1,4 @@
-"""`alexnet-exp reproduce`: run published results with several seeds, and say how near they come."""
+"""`alexnet-exp reproduce`: run published experiments with several seeds and compare the results."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ RULES = {
     "retries": at_least(0),
     "out": path,
 }
-_NOT_THEIRS = {
-    "experiment": "name it: alexnet-exp reproduce NAME",
-    "seed": "seeds=N runs the seeds 0 to N - 1",
-    "resume": "the same command again resumes",
-    "sweep": "it is a sweep of seeds itself",
+_REFUSED = {
+    "experiment": "use alexnet-exp reproduce NAME",
+    "seed": "use seeds=N, which runs seeds 0 to N - 1",
+    "resume": "repeat the same command to resume",
+    "sweep": "reproduce is itself a sweep over seeds",
 }
 
 
 def reproduce(config: dict[str, Any], overrides: list[str], run_dir: Path, command: str) -> int:
-    """Run what is named, or list or record it.
+    """Run, list or record published experiments.
 
     Args:
-        config: Keys of conf/reproduce.yaml, those of a run among them.
-        overrides: As typed.
-        run_dir: Where runs and reproduce.html go.
-        command: The command line; unused, each row of the page has its own.
+        config: Keys of conf/reproduce.yaml.
+        overrides: As typed, including settings of the runs.
+        run_dir: Folder of the runs and reproduce.html.
+        command: The command line; unused, because each row of the page has its own.
 
     Returns:
-        Exit code: 1 if some seed has failed.
+        Exit code: 1 if a seed failed.
 
     Raises:
-        UserError: For an illegal setting or an unknown name.
+        UserError: For an invalid setting or an unknown name.
     """
     check_rules(config, RULES)
     settings = [o for o in overrides if o.partition("=")[0].lstrip("+") not in RULES]
     for override in settings:
         key = override.partition("=")[0].lstrip("+~").partition(".")[0]
-        if key in _NOT_THEIRS:
-            raise UserError(f"{override}: {_NOT_THEIRS[key]}.")
+        if key in _REFUSED:
+            raise UserError(f"{override} cannot be set here: {_REFUSED[key]}.")
     words = config["names"] if isinstance(config["names"], list) else [config["names"]]
     if words[:1] == ["record"]:
         return _record(words[1:], config)
@@ -78,7 +78,7 @@ def reproduce(config: dict[str, Any], overrides: list[str], run_dir: Path, comma
 
 def _record(directories: list[str], config: dict[str, Any]) -> int:
     if not directories:
-        raise UserError("Say which runs: alexnet-exp reproduce record outputs/reproduce/NAME/0.")
+        raise UserError("No runs given: use alexnet-exp reproduce record outputs/reproduce/NAME/0.")
     for folder in record(directories, Path(config["out"])):
         print(f"record: {printable(nearby(folder))}")
     return 0
@@ -89,13 +89,13 @@ def _list(rows: list[Row], run_dir: Path) -> int:
     rows = sorted(rows, key=lambda row: (row.images or 0) / rates[row.name])
     print_list(rows, rates, {row.name: len(evidence(place_of(row, run_dir), row.name)) for row in rows})
     print(
-        "One run is one seed; its time is that of the training steps alone, measured for at most 10 s in all."
+        "One run is one seed. Times are estimates from training steps measured here for at most 10 s in total."
     )
     return 0
 
 
 def place_of(row: Row, folder: Path) -> Path:
-    """Return where the runs of a row lie: those with other settings than published apart from the rest."""
+    """Return the folder of a row's runs; non-published settings get a folder of their own."""
     if not row.settings:
         return folder / row.name
     digest = hashlib.sha256("\n".join(sorted(row.settings)).encode()).hexdigest()[:6]
@@ -103,22 +103,22 @@ def place_of(row: Row, folder: Path) -> Path:
 
 
 def evidence(place: Path, name: str) -> list[Evidence]:
-    """Return what the finished runs in a folder show; nothing where there is no run."""
+    """Return the evidence of the finished runs in a folder; empty if there is no run."""
     try:
         found = [of_run(run, name) for run in find_runs([place])]
-    except UserError:  # not there, or no run in it
+    except UserError:  # no such folder, or no run in it
         return []
     return [each for each in found if each is not None]
 
 
 class _Reproduction:
-    """Rows to be run, several seeds each.
+    """Run rows with several seeds each, and report them.
 
     Args:
-        rows: In the order of the words.
+        rows: In the order given on the command line.
         config: Keys of conf/reproduce.yaml.
-        folder: Where runs and page go, absolute.
-        flags: Settings of every run that do not decide what is trained.
+        folder: Absolute folder of the runs and the page.
+        flags: Settings of every run that do not affect the result.
     """
 
     def __init__(self, rows: list[Row], config: dict[str, Any], folder: Path, flags: list[str]) -> None:
@@ -128,7 +128,7 @@ class _Reproduction:
         self.problems: dict[str, list[str]] = {}
         for row in rows:
             if row.data == "imagenet" and not any(f.startswith("data.root=") for f in flags):
-                raise UserError(f"{row.name} needs the images: data.root=IMAGENET.")
+                raise UserError(f"{row.name} needs ImageNet: set data.root=DIR.")
             check_config(row.config)
 
     def run(self) -> int:
@@ -136,7 +136,7 @@ class _Reproduction:
         try:
             self._train(fitting)
         except KeyboardInterrupt:
-            self.console.print("The same command again resumes.")
+            self.console.print("Repeat the same command to resume.")
             raise
         shown_figures = [(f, self._estimate(row)) for row in self.rows for f in self._figures(row)]
         print_figures(shown_figures)
@@ -146,7 +146,7 @@ class _Reproduction:
         return 1 if any(self.problems.values()) else 0
 
     def _fitting(self) -> list[Row]:
-        """Return the rows to run: of a budget those that fit, cheapest first."""
+        """Return the rows to run: those that fit into the budget, cheapest first."""
         if self.config["budget"] is None:
             return self.rows
         left = seconds_of(self.config["budget"])
@@ -170,7 +170,7 @@ class _Reproduction:
         return len(set(range(self.config["seeds"])) - done)
 
     def _train(self, rows: list[Row]) -> None:
-        """Run every seed that has not finished, as a job of a sweep that a kill does not end for good."""
+        """Run every unfinished seed as a job of a resumable sweep."""
         if not rows:
             return
         with ExitStack() as stack:
@@ -186,7 +186,7 @@ class _Reproduction:
                 )
                 jobs += of_row[row.name]
             for number, job in enumerate(jobs):
-                job.number = number  # of all of them, for the table
+                job.number = number  # unique over all rows, for the table
             Pool(jobs, self._launcher(), self._resources(jobs), Table(jobs, self.console)).run()
             for name, own in of_row.items():
                 failed = [(seed, job) for seed, job in enumerate(own) if job.state == FAILED]

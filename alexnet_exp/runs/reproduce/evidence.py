@@ -1,4 +1,4 @@
-"""What was measured: finished runs of an experiment, pooled over seeds, and the verdict on a published figure."""
+"""Measured results: finished runs of an experiment, pooled over seeds, and the verdict on a published figure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from alexnet_exp.settings import flat
 from alexnet_exp.tracking.run_reader import Run
 
 POINT = 0.01
-# Settings that decide what is trained and tested, and among them those that do not.
+# Settings that affect the result, by prefix; _APART lists the exceptions.
 _DECIDING = (
     "model.", "data.", "augment.", "optimizer.", "scheduler.", "label_smoothing", "weights", "ckpt", "test_weights",
     "trainer.max_", "trainer.limit_", "trainer.overfit_batches", "trainer.fast_dev_run",
@@ -37,7 +37,7 @@ class Evidence:
 
     Args:
         result: Its result.json.
-        differs: Settings in which it differs from the experiment as it is now, as typed.
+        differs: Settings that differ from the current experiment, as typed.
     """
 
     result: dict[str, Any]
@@ -49,7 +49,7 @@ class Evidence:
 
     @property
     def commit(self) -> str:
-        """Short, with a plus where files were changed; of the release where there was no checkout."""
+        """Short hash, with a plus if files were modified; the release if there was no checkout."""
         git = self.result.get("git") or {}
         if not git.get("commit"):
             return f"release {(self.result.get('versions') or {}).get('alexnet_exp', '?')}"
@@ -61,7 +61,7 @@ class Evidence:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run; of one that was resumed, whose clock began again, the time that its images took."""
+        """Duration of the whole run. A resumed run only times its last part, so at least what its images took."""
         rate = self.result.get("images_per_second") or 0.0
         return max(float(self.result.get("seconds", 0.0)), self.images / rate if rate else 0.0)
 
@@ -81,14 +81,14 @@ class Evidence:
 
 @dataclass
 class Figure:
-    """A published figure beside what was measured.
+    """A published figure and its reproduction.
 
     Args:
-        name: Of the experiment.
-        entry: What is published: metric, value, epoch, source.
-        runs: Finished runs of one configuration, one for each seed.
-        differs: Settings in which these differ from the published ones.
-        problems: What became of the seeds that have not finished.
+        name: Name of the experiment.
+        entry: The published figure: metric, value, epoch, source.
+        runs: Finished runs of one configuration, one per seed.
+        differs: Settings that differ from the published ones.
+        problems: Errors of the seeds that have failed.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Figure:
 
     @property
     def ours(self) -> Group:
-        """Mean, sd and interval of the values."""
+        """The measured values, with mean, sd and interval."""
         found = [run.result.get("metrics", {}).get(self.entry["metric"]) for run in self.runs]
         return Group([], self.entry["metric"], [value for value in found if value is not None], [])
 
@@ -124,10 +124,10 @@ class Figure:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the mean must know."""
+        """Caveats on the mean."""
         return [
             *self._mixed("commits", "commit"),
-            *self._mixed("settings of the software", "software"),
+            *self._mixed("software versions or precisions", "software"),
             *self.problems,
         ]
 
@@ -149,13 +149,13 @@ def _few(settings: Sequence[str]) -> str:
 def figures(
     name: str, published: Sequence[dict[str, Any]], found: Iterable[Evidence], problems: Sequence[str] = ()
 ) -> list[Figure]:
-    """Return the figures of an experiment: one for each published one and each configuration that was run.
+    """Return one figure per published figure and configuration that was run.
 
     Args:
-        name: Of the experiment.
-        published: Its entries.
-        found: Finished runs; of several with one seed the last counts.
-        problems: What became of the seeds that have not finished.
+        name: Name of the experiment.
+        published: Its published figures.
+        found: Finished runs; of several with the same seed, the last counts.
+        problems: Errors of the seeds that have failed.
     """
     by_settings: dict[tuple[str, ...], dict[int, Evidence]] = {}
     for run in found:
@@ -169,7 +169,7 @@ def figures(
 
 
 def of_run(run: Run, name: str) -> Evidence | None:
-    """Return what a run directory shows; None where its run has not finished."""
+    """Return the evidence of a run directory; None if the run has not finished."""
     if run.status != "finished":
         return None
     return Evidence(run.result, differing(run, name))
@@ -177,10 +177,8 @@ def of_run(run: Run, name: str) -> Evidence | None:
 
 def of_records(folder: Path) -> list[Evidence]:
     """Read the records of an experiment: FOLDER/seed-N/result.json, as `record` writes them."""
-    found = [
-        json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("seed-*/result.json"))
-    ]
-    return [Evidence(result) for result in found]
+    files = sorted(folder.glob("seed-*/result.json"))
+    return [Evidence(json.loads(file.read_text(encoding="utf-8"))) for file in files]
 
 
 @functools.lru_cache(maxsize=256)
@@ -189,11 +187,11 @@ def _expected(name: str) -> dict[str, Any]:
 
 
 def differing(run: Run, name: str) -> tuple[str, ...]:
-    """Return the settings in which a run differs from an experiment, as typed where they were typed.
+    """Return the settings in which a run differs from an experiment, in the form they were typed if possible.
 
     Args:
-        run: Of any version: a setting that it does not know is none that differs.
-        name: Of the experiment.
+        run: A run of any version; settings added since then count as their defaults.
+        name: Name of the experiment.
     """
     wanted = _expected(name)
     decides = [k for k in {**run.config, **wanted} if k.startswith(_DECIDING) and not _is_apart(k)]
@@ -215,13 +213,13 @@ def _is_apart(key: str) -> bool:
 
 
 def _decides(override: str) -> bool:
-    """Return whether an override may change what is trained: a deciding setting, or a file of such a group."""
+    """Return whether an override can affect the result: a setting that does, or a choice of such a group."""
     key = override.partition("=")[0].lstrip("+~")
     return f"{key}.".startswith(_DECIDING) and not _is_apart(key)
 
 
 def apart(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Split overrides into those that decide what is trained, and those that say where and how."""
+    """Split overrides into those that affect the result and the others."""
     deciding, others = list[str](), list[str]()
     for override in overrides:
         (deciding if _decides(override) else others).append(override)
@@ -229,6 +227,6 @@ def apart(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def _same_class(value: Any) -> Any:
-    """Let a class go by its own name: modules have moved between versions."""
+    """Strip the module from a class path, because modules have moved between versions."""
     is_target = isinstance(value, str) and value.startswith("alexnet_exp.")
     return value.rpartition(".")[2] if is_target else value

@@ -1,4 +1,4 @@
-"""The small record of a run, to keep in a repository: result.json and metrics.csv without what names a machine."""
+"""Small records of runs for a repository: result.json and metrics.csv without anything that identifies a machine."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def record(directories: list[str], out: Path) -> list[Path]:
         The folders written.
 
     Raises:
-        UserError: For a run that has not finished, or that no experiment describes.
+        UserError: For a run that has not finished, or that is not an unmodified experiment.
     """
     runs = find_runs(directories)
     written = []
     for run in runs:
         name = all_choices(run.settings, run.overrides).get("experiment", "none")
         if run.status != "finished":
-            raise UserError(f"{run.path} is {run.status}: only a finished run is recorded.")
+            raise UserError(f"{run.path} is {run.status}: only finished runs can be recorded.")
         if name == "none":
             raise UserError(
-                f"{run.path} was trained without experiment=NAME: there is nothing to record it under."
+                f"{run.path} was trained without experiment=NAME: only runs of an experiment can be recorded."
             )
         if differs := differing(run, name):
             raise UserError(
-                f"{run.path} differs from experiment={name} ({' '.join(differs[:3])}): it is no reproduction."
+                f"{run.path} differs from experiment={name} ({' '.join(differs[:3])}): record unmodified runs only."
             )
         folder = out / name / f"seed-{run.seed}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,18 +62,14 @@ def record(directories: list[str], out: Path) -> list[Path]:
 
 
 def small_result(run: Run, name: str) -> dict[str, Any]:
-    """Return result.json of a run without paths, host names and trackers, with the name of its experiment."""
+    """Return result.json of a run, with its experiment, without paths, host names and tracker links."""
     result = {key: value for key, value in run.result.items() if key not in _LEFT_OUT}
     hardware = dict(result.get("hardware") or {})
-    hardware["platform"] = str(hardware.get("platform", "")).partition("-")[
-        0
-    ]  # the rest names a kernel's build
-    words = [
-        word
-        for word in shlex.split(result.get("command") or "")
-        if not _OF_THE_MACHINE.match(word.lstrip("+"))
-    ]
-    result |= {"hardware": hardware, "command": shell_command(words), "experiment": name}
+    # "Linux-6.8.0-x86_64-...": the rest identifies a kernel build.
+    hardware["platform"] = str(hardware.get("platform", "")).partition("-")[0]
+    words = shlex.split(result.get("command") or "")
+    command = shell_command(word for word in words if not _OF_THE_MACHINE.match(word.lstrip("+")))
+    result |= {"hardware": hardware, "command": command, "experiment": name}
     return _without_places(result)
 
 
@@ -86,17 +82,13 @@ def _without_places(value: Any) -> Any:
 
 
 def small_metrics(run: Run) -> str:
-    """Return the rows of metrics.csv that an epoch or a test ends with."""
+    """Return the epoch and test rows of metrics.csv, without per-step rows."""
     names = [name for name in _METRICS if any(name in row for row in run.rows)]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["epoch", "step", *names])
     for row in run.rows:
         if any(name in row for name in names):
-            writer.writerow(
-                [
-                    *(int(row[k]) if k in row else "" for k in ("epoch", "step")),
-                    *(row.get(n, "") for n in names),
-                ]
-            )
+            place = [int(row[key]) if key in row else "" for key in ("epoch", "step")]
+            writer.writerow([*place, *(row.get(name, "") for name in names)])
     return buffer.getvalue()

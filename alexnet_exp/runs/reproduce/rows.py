@@ -1,4 +1,4 @@
-"""What can be reproduced: every experiment with a published figure, and what a run of it costs."""
+"""Reproducible results: every experiment with a published figure, and the cost of a run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,8 @@ from alexnet_exp.config.compose import compose, conf_dir, options, plain
 from alexnet_exp.errors import UserError, nearest
 
 GROUPS = ("cifar10", "mnist", "all")
-_IMAGES = {
-    "CIFAR10": 50_000,
-    "MNIST": 60_000,
-    "ImageNet": 1_281_167,
-}  # that train, by the class of the data set
-_MEASURED_FLOP = 2e10  # at most, of a measured step
+_IMAGES = {"CIFAR10": 50_000, "MNIST": 60_000, "ImageNet": 1_281_167}  # training images, by data class
+_MEASURED_FLOP = 2e10  # upper limit for a timed step on CPU
 
 
 @dataclass(frozen=True)
@@ -29,9 +25,9 @@ class Row:
     """A published result.
 
     Args:
-        name: Of the experiment.
-        settings: Typed on top of it; empty: as published.
-        config: All settings, plain values.
+        name: Name of the experiment.
+        settings: Overrides on top of it; empty as published.
+        config: All settings as plain values.
     """
 
     name: str
@@ -40,17 +36,17 @@ class Row:
 
     @property
     def published(self) -> list[dict[str, Any]]:
-        """Its figures: metric, value, epoch, source; the first is the one that counts."""
+        """Published figures (metric, value, epoch, source); the first is the main one."""
         return self.config["published"]
 
     @property
     def data(self) -> str:
-        """The file of conf/data that the experiment chooses."""
+        """The conf/data file of the experiment."""
         return data_of(self.name)
 
     @cached_property
     def images(self) -> int | None:
-        """Images that a run trains on, each as often as it is seen; None where the data does not say."""
+        """Images seen in training, summed over epochs; None if the size of the data set is unknown."""
         data, trainer = self.config["data"], self.config["trainer"]
         count = _IMAGES.get(data["_target_"].rpartition(".")[2], 0)
         if data.get("train_subset"):
@@ -64,7 +60,7 @@ class Row:
 
     @cached_property
     def multiply_adds(self) -> int:
-        """For one image."""
+        """Multiply-adds of a forward pass, per image."""
         import torch
 
         from alexnet_exp.models import layer_table
@@ -78,7 +74,7 @@ class Row:
 
     @property
     def flop(self) -> float | None:
-        """Floating-point operations of a run: two for each multiply-add, three passes (forward, two backward)."""
+        """Training FLOP of a run: two per multiply-add; backward counts as two forward passes."""
         return None if self.images is None else 6.0 * self.multiply_adds * self.images
 
 
@@ -88,7 +84,7 @@ def row(name: str, settings: Sequence[str] = ()) -> Row:
 
 
 def composed(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the settings of an experiment as plain values; ImageNet's place, which it leaves open, is IMAGENET."""
+    """Return the settings of an experiment as plain values; a missing data.root becomes IMAGENET."""
     config = compose("train", [f"experiment={name}", *settings])
     if OmegaConf.is_missing(config.data, "root"):
         config.data.root = "IMAGENET"
@@ -97,14 +93,14 @@ def composed(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def names() -> list[str]:
-    """List the experiments that have a published figure."""
+    """List the experiments with a published figure."""
     return [name for name in options("experiment") if re.search(r"(?m)^published:\s*$", _text(name))]
 
 
 def data_of(name: str) -> str:
-    """Return which file of conf/data an experiment chooses, itself or by the one that it starts from.
+    """Return the conf/data file that an experiment or its parent selects.
 
-    Read from the text: to compose all experiments takes seconds.
+    Parsed from the text, because composing all experiments takes seconds.
     """
     if found := re.search(r"override /data: (\w+)", _text(name)):
         return found[1]
@@ -118,14 +114,14 @@ def _text(name: str) -> str:
 
 
 def chosen(typed: Iterable[str], settings: Sequence[str] = ()) -> list[Row]:
-    """Return the rows that some words name, each once, in the order of the words.
+    """Return the rows for names and groups, in order and without duplicates.
 
     Args:
         typed: Names and groups.
-        settings: Typed on top of each.
+        settings: Overrides for each.
 
     Raises:
-        UserError: For a name that is neither, or an experiment without a published figure.
+        UserError: For an unknown name, or an experiment without a published figure.
     """
     known, found = names(), dict[str, Row]()
     for word in map(str, typed):
@@ -136,23 +132,19 @@ def chosen(typed: Iterable[str], settings: Sequence[str] = ()) -> list[Row]:
         elif word in known:
             found.setdefault(word, row(word, settings))
         elif word in options("experiment"):
-            raise UserError(
-                f"experiment={word} has no published figure to reproduce: alexnet-exp train trains it."
-            )
+            raise UserError(f"experiment={word} has no published figure to reproduce: use alexnet-exp train.")
         else:
             near = nearest(word, [*known, *GROUPS])
-            raise UserError(
-                f"There is no published result {word!r}.{near} alexnet-exp reproduce list shows all."
-            )
+            raise UserError(f"Unknown published result {word!r}.{near} alexnet-exp reproduce list shows all.")
     return list(found.values())
 
 
 def measured_rates(rows: Sequence[Row], seconds: float = 10.0) -> dict[str, float]:
-    """Return how many images a second each network trains on this machine, data and metrics left out.
+    """Measure training images per second of each network on this machine, without data loading and metrics.
 
     Args:
-        rows: Each is measured on noise, in the precision of float32.
-        seconds: For all of them together; those that it does not reach are estimated from the others' FLOP.
+        rows: Each is timed on random float32 images.
+        seconds: Total time limit; rows beyond it are estimated from the FLOP rate of the others.
     """
     import torch
 
@@ -171,14 +163,14 @@ def measured_rates(rows: Sequence[Row], seconds: float = 10.0) -> dict[str, floa
 
 
 def _rate(row: Row, device: str, seconds: float) -> float:
-    """Time training steps for so long, the first left out unless there is time for no other."""
+    """Time training steps for `seconds`; the first one only counts if there is no time for a second."""
     import torch
     from torch.nn import functional
 
     from alexnet_exp.targets import build
 
     model_config, batch = row.config["model"], row.config["data"]["batch_size"]
-    if device == "cpu":  # a step of a large network alone would take seconds
+    if device == "cpu":  # one step of a large network would take seconds
         batch = max(1, min(batch, int(_MEASURED_FLOP / (6.0 * row.multiply_adds))))
     end = time.monotonic() + seconds
     with torch.random.fork_rng():
@@ -203,12 +195,12 @@ _UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 
 
 def seconds_of(budget: Any) -> float:
-    """Read a length of time such as 90min or 2h.
+    """Parse a duration such as 90min or 2h.
 
     Raises:
-        UserError: If it is none.
+        UserError: If it is not one.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", str(budget).strip())
     if not found or found[2] not in _UNITS:
-        raise UserError(f"budget={budget}: expected a number and a unit, such as 90min or 2h.")
+        raise UserError(f"invalid budget={budget}: expected a number and a unit, such as 90min or 2h.")
     return float(found[1]) * _UNITS[found[2]]

@@ -1,4 +1,4 @@
-"""The table of `alexnet-exp reproduce` on the terminal, and reproduce.html."""
+"""Output of `alexnet-exp reproduce`: the table on the terminal and reproduce.html."""
 
 from __future__ import annotations
 
@@ -20,32 +20,23 @@ HEAD = ["result", "metric", "published", "here", "sd", "95 % interval", "n", "di
 
 
 def cells(figure: Figure, estimate: str = "") -> list[str]:
-    """Return a figure as texts, in the order of HEAD.
+    """Return the table cells of a figure, in the order of HEAD.
 
     Args:
-        figure: What is published, and what was measured.
-        estimate: What a run would cost, for one that has not been measured.
+        figure: Published and measured figure.
+        estimate: Estimated cost, shown if nothing has been measured.
     """
     ours, metric = figure.ours, figure.entry["metric"]
     here = "–" if ours.mean is None else value_text(ours.mean, metric)
     difference = "–" if figure.difference is None else points(figure.difference)
     spread = spread_text(ours.sd, metric), interval_text(ours.interval, metric)
     cost = cost_text(figure) or estimate
-    return [
-        figure.name,
-        metric,
-        published_text(figure.entry),
-        here,
-        *spread,
-        str(ours.n),
-        difference,
-        figure.verdict,
-        cost,
-    ]
+    about = figure.name, metric, published_text(figure.entry)
+    return [*about, here, *spread, str(ours.n), difference, figure.verdict, cost]
 
 
 def cost_text(figure: Figure) -> str:
-    """Return what a run has cost: images, seconds, hardware."""
+    """Return the mean cost of a run: images, time, hardware."""
     if not figure.runs:
         return ""
     seconds = sum(run.seconds for run in figure.runs) / len(figure.runs)
@@ -58,11 +49,11 @@ def command_of(row: Row, seeds: int) -> str:
 
 
 def print_figures(figures: Sequence[tuple[Figure, str]]) -> None:
-    """Print the table, and what must be known below it."""
+    """Print the table, followed by caveats."""
     console = Console()
     rows = [cells(figure, estimate) for figure, estimate in figures]
     print_fitted(
-        HEAD, rows, console, numbers=range(2, 8), spare=(9, 4, 5, 1), prose=8, elsewhere=" (the page has all)"
+        HEAD, rows, console, numbers=range(2, 8), spare=(9, 4, 5, 1), prose=8, elsewhere=" (see the page)"
     )
     for figure, _ in figures:
         for note in figure.notes:
@@ -70,31 +61,21 @@ def print_figures(figures: Sequence[tuple[Figure, str]]) -> None:
 
 
 def print_list(rows: Sequence[Row], rates: Mapping[str, float], seeds: Mapping[str, int]) -> None:
-    """Print all results with what a run of each costs on this machine."""
+    """Print all results with the estimated time of a run on this machine."""
     head = ["result", "data", "published", "metric", "images", "FLOP", "one run here", "seeds here"]
     table = []
     for row in rows:
         entry = row.published[0]
         flop = "–" if row.flop is None else f"{row.flop:.1e}"
         images = "–" if row.images is None else quantity(row.images)
-        seen = str(seeds.get(row.name, 0))
-        table.append(
-            [
-                row.name,
-                row.data,
-                published_text(entry),
-                entry["metric"],
-                images,
-                flop,
-                estimate(row, rates),
-                seen,
-            ]
-        )
+        cost = images, flop, estimate(row, rates)
+        figure = published_text(entry), entry["metric"]
+        table.append([row.name, row.data, *figure, *cost, str(seeds.get(row.name, 0))])
     print_fitted(head, table, Console(), numbers=range(2, 8), spare=(3, 4, 1, 5))
 
 
 def estimate(row: Row, rates: Mapping[str, float]) -> str:
-    """Return how long a run takes on this machine, by the measured rate."""
+    """Return the estimated time of a run on this machine, from the measured rate."""
     if row.images is None or row.name not in rates:
         return "–"
     seconds = row.images / rates[row.name]

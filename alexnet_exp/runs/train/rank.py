@@ -1,4 +1,4 @@
-"""Another rank of a run: `python -m alexnet_exp.runs.train.rank RUN_DIR PARENT_PID`, started by `Ranks`."""
+"""Entry point of ranks 1, 2, ... of a run: `python -m alexnet_exp.runs.train.rank RUN_DIR PARENT_PID` (see `Ranks`)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from alexnet_exp.training.launch.signals import Stopped, ignore_signals
 
 
 def take_part(module: str, work: Callable[..., Any]) -> int:
-    """Be another rank than the first; return the exit code.
+    """Run as a rank other than 0; return the exit code.
 
     Args:
-        module: Has the slow imports, which happen while the first rank prepares the data.
-        work: Takes what the first rank hands to `Ranks.go`.
+        module: Imported first: its slow imports run while rank 0 prepares the data.
+        work: Called with the arguments of `Ranks.go` on rank 0.
     """
     die_with_parent(int(sys.argv[2]))
     before_torch()
@@ -29,7 +29,7 @@ def take_part(module: str, work: Callable[..., Any]) -> int:
     import_module(module)
     received = receive_settings()
     if received is None:
-        return 1  # the first rank ended before there was anything to do
+        return 1  # rank 0 exited before training started
     try:
         work(*received)
     except Stopped:
@@ -40,7 +40,7 @@ def take_part(module: str, work: Callable[..., Any]) -> int:
             raise
         if not isinstance(error, UserError):
             traceback.print_exception(error)  # for train.log
-        print(message, file=sys.stderr)  # the first rank shows the last line
+        print(message, file=sys.stderr)  # rank 0 prints the last line
         return 1
     return 0
 

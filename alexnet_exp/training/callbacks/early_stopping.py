@@ -1,4 +1,4 @@
-"""Ending a run that no longer improves."""
+"""Early stopping, with patience in epochs."""
 
 from __future__ import annotations
 
@@ -14,40 +14,45 @@ from alexnet_exp.training.lightning_internals import epochs_begun, inside_epoch,
 
 
 class EarlyStopping(callbacks.EarlyStopping):
-    """End a run at the end of an epoch in which a metric was measured, `patience` epochs after the best value.
+    """Stop a run `patience` epochs after the best value of a metric, at the end of an epoch that measured it.
 
-    Lightning's, but for what it counts, which are validations there: however many an epoch has (or how many epochs
-    have none), patience is in epochs. A metric of training has its value at the end of an epoch.
+    Lightning's callback counts validations; this one counts epochs, whether an epoch has several validations or none.
+    A training metric is evaluated at the end of the epoch.
 
-    How long it has waited and for what is the checkpoint's; patience is the settings' own. A run that had stopped
-    trains on where it is given more of it, and so does a new run (ckpt=), whose wait starts anew.
+    The best value and the wait so far come from the checkpoint, `patience` from the settings. So a run that has
+    stopped continues if it is given more patience, and a new run (ckpt=) starts with a wait of zero.
 
     Args:
+<<<<<<< HEAD
         monitor: Metric that decides.
         threshold: A value at which the run ends, at the end of the epoch that reaches it; None: none does.
         options: Of Lightning's.
+=======
+        monitor: Name of the metric.
+        options: Passed on to Lightning's callback.
+>>>>>>> lang3
     """
 
-    starts_anew = False  # set where a new run goes on from the checkpoint of another
-    patience: int  # Lightning's
-    best_score: Tensor  # likewise
+    starts_anew = False  # set if a new run starts from the checkpoint of another (ckpt=)
+    patience: int  # set by Lightning
+    best_score: Tensor  # set by Lightning
 
     def __init__(self, monitor: str, threshold: float | None = None, **options: Any) -> None:
         super().__init__(monitor, **options)
         self.threshold = threshold
         self._of_validation = monitor.startswith("val/")
-        self.best_epoch: int | None = None  # that the best value is from; the first is 1
+        self.best_epoch: int | None = None  # epoch of the best value, from 1
         self._measured = False  # in this epoch
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._of_validation or _is_no_training(trainer):
+        if not self._of_validation or _not_training(trainer):
             return
         self._check_measured(trainer)
         if validates_by_schedule(trainer):
             self._look(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if _is_no_training(trainer) or inside_epoch(trainer):
+        if _not_training(trainer) or inside_epoch(trainer):
             return
         if not self._of_validation:
             self._check_measured(trainer)
@@ -57,8 +62,13 @@ class EarlyStopping(callbacks.EarlyStopping):
         assert self.best_epoch is not None
         self._measured = False
         self.wait_count = epochs_begun(trainer) - self.best_epoch
+<<<<<<< HEAD
         if self.wait_count >= max(1, self.patience) or self._is_reached():
             trainer.should_stop = True  # on every rank: all have the same values
+=======
+        if self.wait_count >= max(1, self.patience):
+            trainer.should_stop = True  # metrics are reduced, so all ranks agree
+>>>>>>> lang3
             self.stopped_epoch = trainer.current_epoch
             reasons = EarlyStoppingReason
             self.stopping_reason = (
@@ -75,15 +85,13 @@ class EarlyStopping(callbacks.EarlyStopping):
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics))
             raise UserError(
-                f"callbacks.early_stopping.monitor={self.monitor} is not measured in this run; it has {known}."
+                f"callbacks.early_stopping.monitor={self.monitor} is not measured in this run: choose one of {known}."
             )
 
     def _look(self, trainer: Trainer) -> None:
         current = trainer.callback_metrics[self.monitor].squeeze()
         self._measured = True
-        if (
-            self.best_epoch is None
-        ):  # the first value, or of a checkpoint that knows how long it has waited alone
+        if self.best_epoch is None:  # the first value, or an older checkpoint, which only has wait_count
             self.best_epoch = epochs_begun(trainer) - 1 - self.wait_count
         if self.monitor_op(current - self.min_delta, self.best_score.to(current.device)):
             self.best_score, self.best_epoch = current, epochs_begun(trainer)
@@ -108,10 +116,10 @@ class EarlyStopping(callbacks.EarlyStopping):
             self.stopping_reason, self.stopped_epoch = EarlyStoppingReason.NOT_STOPPED, 0
 
 
-def _is_no_training(trainer: Trainer) -> bool:
+def _not_training(trainer: Trainer) -> bool:
     return trainer.state.fn != "fit" or trainer.sanity_checking or bool(trainer.fast_dev_run)
 
 
 def has_stopped(callback: callbacks.EarlyStopping) -> bool:
-    """Return whether a callback has asked for the end; `stopped_epoch` is 0 before it has, and in the first epoch."""
+    """Return whether the callback has stopped the run; `stopped_epoch` is also 0 after the first epoch."""
     return bool(callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED)

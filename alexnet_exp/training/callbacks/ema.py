@@ -1,4 +1,4 @@
-"""A moving average of the weights, kept where they are trained."""
+"""An exponential moving average of the weights, kept on the training device."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from alexnet_exp.training.lightning_internals import average_of, average_on
 
 
 class MovingAverage(WeightAveraging):
-    """Keep an exponential moving average of weights and buffers: what is validated, tested and saved as `state_dict`.
+    """Average weights and buffers exponentially; the average is validated, tested and saved as `state_dict`.
 
-    Lightning's own makes its copy before the module is moved to its device, so that every step of a GPU ends in copies
-    to the processor, and asks the device at every step whether it is the first.
+    Lightning's own callback copies the module before it is moved to its device, so every GPU step ends in copies to the
+    CPU, and it syncs at every step to find out whether it is the first.
 
-    After t steps the decay is min(decay, (1 + t) / (10 + t)), so that in a short run the average is not mostly of the
-    first weights. Source: `tf.train.ExponentialMovingAverage` of TensorFlow, `num_updates`.
+    After t steps the decay is min(decay, (1 + t) / (10 + t)), so that the initial weights do not dominate the average
+    of a short run. Source: `tf.train.ExponentialMovingAverage` of TensorFlow, `num_updates`.
 
     Args:
-        decay: What remains of the average at each step, in the long run.
+        decay: Decay per step, once warmed up.
     """
 
     def __init__(self, decay: float) -> None:
@@ -34,9 +34,8 @@ class MovingAverage(WeightAveraging):
 
     @property
     def state_key(self) -> str:
-        return (
-            EMAWeightAveraging.__name__
-        )  # in checkpoints: theirs can be resumed with ours, and ours with theirs
+        # Lightning's key: runs can switch between its callback and this one.
+        return EMAWeightAveraging.__name__
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         average_on(self, trainer.strategy.root_device)
@@ -49,14 +48,14 @@ class MovingAverage(WeightAveraging):
             return  # gradients are still being accumulated
         averaged: Any = average_of(self)
         average, current = _tensors(averaged.module), _tensors(pl_module)
-        # The first step's weights start the average. Counters (int64) have no average: the latest holds.
+        # The first update copies (decay 0). Integer counters are not averaged; the latest value is kept.
         steps = self._updated_step
         update(average, current, min(self.decay, (1 + steps) / (10 + steps)) if steps else 0.0)
-        averaged.n_averaged += 1  # on the device; nothing here reads it
+        averaged.n_averaged += 1  # on the device, never read here: no sync
         self._updated_step = trainer.global_step
 
     def state_dict(self) -> dict[str, Any]:
-        return {"latest_update_step": self._updated_step}  # as Lightning's
+        return {"latest_update_step": self._updated_step}  # same key as in Lightning
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._updated_step = state_dict["latest_update_step"]
@@ -67,9 +66,9 @@ def update(average: list[Tensor], current: list[Tensor], decay: float) -> None:
     """Move each average towards its current value, in place: decay * average + (1 - decay) * current.
 
     Args:
-        average: Of any dtypes; whole numbers become the current ones.
-        current: Of the same shapes, on the same device.
-        decay: In 0..1; 0 copies.
+        average: Any dtypes; integer tensors are copied.
+        current: Same shapes and device.
+        decay: In [0, 1]; 0 copies.
     """
     pairs = list(zip(average, current, strict=True))
     moved = [(old, new.to(old.dtype)) for old, new in pairs if decay and old.is_floating_point()]

@@ -1,4 +1,4 @@
-"""What watches a run: rates and throughput, the progress bar, the summary of the network."""
+"""What a run prints: the progress bar, one line per epoch, the layer summary."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from alexnet_exp.training.callbacks.step_log import StepLog
 
 
 class SameBatches(Callback):
-    """Repeat the first epoch's order in every epoch: what trainer.overfit_batches=N learns by heart."""
+    """Use the same image order in every epoch, so that trainer.overfit_batches=N always sees the same batches."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.train_dataloader.sampler.repeated = True
 
 
 class Bar(ProgressBar):
-    """A line per epoch that stays, and a bar where there is a terminal.
+    """One permanent line per epoch, and a progress bar on a terminal.
 
     Args:
-        console: Where to print.
-        refresh_per_second: How often the bar is drawn at most.
-        step_log: Measures what an epoch's line shows; None where nothing is trained.
+        console: Output console.
+        refresh_per_second: Maximum refresh rate of the bar.
+        step_log: Source of the throughput; None if nothing is trained.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Bar(ProgressBar):
         self._task: TaskID | None = None
         self._drawn = self._started = 0.0
         self._images = 0
-        self._ended: int | None = None  # epoch, until its line is printed
+        self._ended: int | None = None  # finished epoch whose line is still to be printed
 
     def disable(self) -> None:  # Lightning calls it on every rank but the first
         self._enabled = False
@@ -83,7 +83,7 @@ class Bar(ProgressBar):
             self._progress = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._open_epoch(trainer)  # one that is gone on with has no start of its own
+        self._open_epoch(trainer)  # a resumed epoch has no on_train_epoch_start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print_epoch(trainer, pl_module)
@@ -98,18 +98,18 @@ class Bar(ProgressBar):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
-        # The epoch's own metrics are not read yet: callbacks come before the module. Its line is printed later.
+        # The module's hook runs after the callbacks, so the epoch's metrics are not there yet: print its line later.
         self._ended = trainer.current_epoch + 1
 
     def _print_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._ended is None or not self._enabled:
             return
         epoch, self._ended = self._ended, None
-        shown = _shown(pl_module.reported, ("train", "val"))
-        # Of the run so far, as result.json has it.
+        metrics = _metrics_text(pl_module.reported, ("train", "val"))
+        # The median of the run so far, as in result.json.
         speed = _per_second(self.step_log and self.step_log.images_per_second)
         self.console.print(
-            f"epoch {epoch:>3}{_of_epochs(trainer)}  {shown}  {speed}".rstrip(), highlight=False
+            f"epoch {epoch:>3}{_of_epochs(trainer)}  {metrics}  {speed}".rstrip(), highlight=False
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -124,8 +124,8 @@ class Bar(ProgressBar):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
-        if self._enabled and (shown := _shown(pl_module.reported, ("test",))):
-            self.console.print(f"test           {shown}", highlight=False)
+        if self._enabled and (metrics := _metrics_text(pl_module.reported, ("test",))):
+            self.console.print(f"test           {metrics}", highlight=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
@@ -136,7 +136,7 @@ def _per_second(rate: float | None) -> str:
 
 
 def _of_epochs(trainer: Trainer) -> str:
-    """Return "/30" where it is known after how many epochs a run ends."""
+    """Return "/30" for a run of 30 epochs, "" if the number is unknown."""
     ends = [trainer.max_epochs] if trainer.max_epochs not in (None, -1) else []
     if trainer.max_steps != -1:
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
@@ -144,13 +144,13 @@ def _of_epochs(trainer: Trainer) -> str:
     return f"/{min(ends)}" if ends else ""
 
 
-def _shown(metrics: dict[str, float], splits: tuple[str, ...]) -> str:
+def _metrics_text(metrics: dict[str, float], splits: tuple[str, ...]) -> str:
     names = [f"{split}/{name}" for split in splits for name in ("loss", "top1")]
     return "  ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
 
 
 def print_summary(rows: list[Any], console: Console) -> None:
-    """Print a network's layer table: output shape, parameters and multiply-adds of every layer that has any."""
+    """Print output shape, parameters and multiply-adds of every layer with parameters."""
     cells = [
         [r.name, r.type, " x ".join(map(str, r.output_shape)), f"{r.parameters:,}", f"{r.multiply_adds:,}"]
         for r in rows
@@ -160,4 +160,4 @@ def print_summary(rows: list[Any], console: Console) -> None:
     head = ["layer", "type", "output", "parameters", "multiply-adds"]
     print_fitted(head, [*cells, ["total", "", "", *total]], console, numbers=range(3, 5), spare=(1, 2))
     flops = 2 * sum(r.multiply_adds for r in rows)
-    console.print(f"{flops / 1e6:,.1f} MFLOPs for one image (two for each multiply-add)", highlight=False)
+    console.print(f"{flops / 1e6:,.1f} MFLOPs per image (2 per multiply-add)", highlight=False)

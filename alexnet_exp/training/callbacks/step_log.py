@@ -1,4 +1,4 @@
-"""Images per second of training, data loading included."""
+"""Training throughput in images per second, data loading included, and the per-step rows of metrics.csv."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ WARM_UP_STEPS = 3
 
 
 class Throughput:
-    """Rates of training: one for each step, or, where steps end before the device is done, one for each interval.
+    """Images per second: one rate per step on CPU, one per logging interval on an accelerator.
 
-    An accelerator works behind the steps that ask for the work, and the wait for it comes when something is read. So
-    there an interval ends with that wait. Validation, logging, and what comes between epochs are left out.
+    An accelerator runs asynchronously, so a rate is only measured at the end of an interval, where logging has to sync
+    anyway. Validation, logging and the time between epochs are excluded.
 
     Args:
-        wait: Waits for the device; None where a step has ended when it returns.
+        wait: Synchronises the device; None for synchronous devices (CPU).
     """
 
     def __init__(self, wait: Callable[[], object] | None = None) -> None:
@@ -29,7 +29,7 @@ class Throughput:
         self.rates = array("d")  # after the warm-up
         self._batches = self._images = 0
         self._seconds = 0.0  # of the steps since the last rate
-        self._mark: float | None = None  # since when the clock runs
+        self._mark: float | None = None  # when the clock was started; None while paused
 
     @property
     def median(self) -> float | None:
@@ -40,13 +40,17 @@ class Throughput:
         self._mark = time.perf_counter()
 
     def pause(self) -> None:
-        """Stop the clock, once the device is done; a step that has ended is in its rate already."""
+        """Stop the clock; syncs if steps have not been counted yet."""
         if self._images:
             self._count()
         self._mark = None
 
     def step(self, images: int) -> None:
-        """Note the end of a step of so many images."""
+        """Record the end of a step.
+
+        Args:
+            images: Images in the step.
+        """
         self._batches += 1
         if self._batches <= WARM_UP_STEPS:
             if self.wait is not None:
@@ -57,14 +61,14 @@ class Throughput:
             self.end_interval()
 
     def end_interval(self) -> None:
-        """Note a rate, if there was a step since the last one; waits for the device."""
+        """Record a rate if there were steps since the last one; waits for the device."""
         if self._images:
             self._count()
             self.rates.append(self._images / self._seconds)
             self._images, self._seconds = 0, 0.0
 
     def latest(self, steps: int) -> float | None:
-        """Return the median over the last so many steps, or the rate of the last interval."""
+        """Return the median over the last `steps` steps (CPU), or the rate of the last interval."""
         last = self.rates[-steps if self.wait is None else -1 :]
         return statistics.median(last) if last else None
 
@@ -79,12 +83,12 @@ class Throughput:
 
 
 def waiting_for(device: torch.device) -> Callable[[], object] | None:
-    """Return what `Throughput` takes for a device that trains."""
+    """Return the `wait` argument of `Throughput` for a training device."""
     return None if device.type == "cpu" else lambda: torch.accelerator.synchronize(device)
 
 
 class StepLog(Callback):
-    """Log loss, learning rate and throughput every `log_every_n_steps`; that waits for the device.
+    """Log loss, learning rate and throughput every `log_every_n_steps` steps; each time waits for the device.
 
     Args:
         lr: Whether to log the learning rate of the first parameter group.
@@ -94,19 +98,16 @@ class StepLog(Callback):
     def __init__(self, lr: bool = True, throughput: bool = True) -> None:
         self.lr, self.throughput = lr, throughput
         self._rate = Throughput()
-        self._logged = 0  # optimizer step of the latest row
+        self._logged = 0  # optimizer step of the last row
         self._interval = 1  # trainer.log_every_n_steps
 
     @property
     def images_per_second(self) -> float | None:
-        """Return the median over all steps after the first three, or None before the fourth.
-
-        On an accelerator it is the median over intervals of logging; see `Throughput`.
-        """
+        """Median over all steps after the three warm-up steps (on an accelerator: over logging intervals), or None."""
         return self._rate.median
 
     def latest(self) -> float | None:
-        """Return images per second over the last interval of logging."""
+        """Return images per second over the last logging interval."""
         return self._rate.latest(self._interval)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -127,19 +128,19 @@ class StepLog(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._rate.step(batch.global_size)
-        # Several batches share a step where gradients are accumulated.
+        # With gradient accumulation, several batches share one step.
         if trainer.global_step > self._logged and trainer.global_step % trainer.log_every_n_steps == 0:
             self._log(trainer, pl_module)
             self._rate.go_on()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Epochs shorter than the interval would leave most of a short run unrecorded.
+        # Otherwise a run with epochs shorter than the interval would log almost nothing.
         if trainer.num_training_batches < trainer.log_every_n_steps and trainer.global_step > self._logged:
             self._log(trainer, pl_module)
         self._rate.pause()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._rate.median is None:  # shorter than an interval
+        if self._rate.median is None:  # the run is shorter than one interval
             self._rate.end_interval()
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:

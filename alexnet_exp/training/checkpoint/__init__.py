@@ -1,1 +1,1 @@
-"""Checkpoints: writing, reading, comparing with the data at hand, starting and resuming from them."""
+"""Checkpoints: writing, reading, comparing with the current data, starting and resuming runs."""

@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps: last.ckpt after every epoch, and best.ckpt by the monitored metric."""
+"""The checkpoints of a run: last.ckpt after every epoch, best.ckpt by a monitored metric."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from alexnet_exp.training.lightning_internals import stay_inside_epoch, validate
 
 
 class StopUnsaved(Callback):
-    """End a run that keeps no checkpoints when a signal asks for it."""
+    """Stop a run without checkpoints on a signal."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -31,17 +31,17 @@ class StopUnsaved(Callback):
 
 
 class BestAndLast(Checkpoint):
-    """Write last.ckpt after every epoch, and keep the best by one metric as best.ckpt.
+    """Write last.ckpt after every epoch, and keep the best checkpoint by one metric as best.ckpt.
 
-    Every validation is judged, also one inside an epoch: the best is both files then.
+    Every validation counts, including one inside an epoch: if it is the best so far, both files are written.
 
     Args:
-        directory: Where the two files go.
-        monitor: Metric that decides, of validation or, at the end of each epoch, another; where it is not measured
-            (no validation), the best is the last.
+        directory: Directory of the two files.
+        monitor: Metric that decides: a val/ metric at each validation, any other at the end of each epoch. Without
+            validation, best.ckpt is last.ckpt.
         mode: 'max' or 'min'.
-        every_n_steps: Write last.ckpt after so many optimizer steps, too.
-        every_n_minutes: Write it when so much time has passed since the one before, too.
+        every_n_steps: Also write last.ckpt after this many optimizer steps.
+        every_n_minutes: Also write it when this much time has passed since the last save.
     """
 
     def __init__(
@@ -53,14 +53,15 @@ class BestAndLast(Checkpoint):
         every_n_minutes: float | None = None,
     ) -> None:
         self.directory = Path(directory)
+        self._of_validation = monitor.startswith("val/")
         self.monitor, self.sign = monitor, 1.0 if mode == "max" else -1.0
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
-        self._saved_seconds = 0.0  # when, by a clock that nobody sets
+        self._saved_seconds = 0.0  # time of the last save, monotonic clock
         self.best: dict[str, float] | None = None  # value, epoch, step
         self._seen_step = 0
-        self._stop: int | None = None  # the signal that asked for the end
-        self._wanted = False  # a save inside an epoch that waits for the validation after this batch
-        self._better = False  # than all before, and not saved yet
+        self._stop: int | None = None  # the signal to stop for
+        self._wanted = False  # a save inside an epoch is postponed until after this batch's validation
+        self._better = False  # a new best has not been saved yet
 
     @property
     def last_path(self) -> Path:
@@ -75,20 +76,20 @@ class BestAndLast(Checkpoint):
     ) -> None:
         step = trainer.global_step
         if step == self._seen_step:
-            return  # several batches share a step where gradients are accumulated
+            return  # gradient accumulation: no new optimizer step
         self._seen_step = step
         self._stop = due(step, trainer)
         if self._stop is None and not self._is_time(step, trainer):
             return
         if trainer.is_last_batch or run_ends(trainer) or trainer.fast_dev_run:
-            return  # the epoch ends here and saves
-        # A checkpoint from before a validation would resume after it.
+            return  # on_train_epoch_end saves
+        # A run resumed from a checkpoint of before the validation would skip that validation: save after it.
         self._wanted = validates_now(trainer)
         if not self._wanted:
             self._save_inside_epoch(trainer, pl_module)
 
     def _is_time(self, step: int, trainer: Trainer) -> bool:
-        # Both are asked at every step: the ranks have clocks of their own, and must all come to the same answer.
+        # Clocks differ between ranks, but all must save at the same step, so rank 0 decides.
         by_clock = self.every_n_minutes is not None and agreed(
             "save", time.monotonic() - self._saved_seconds >= 60 * self.every_n_minutes, step, trainer
         )
@@ -97,7 +98,7 @@ class BestAndLast(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
             return
-        if self._is_of_validation() and (value := pl_module.measured(self.monitor)) is not None:
+        if self._of_validation and (value := pl_module.measured(self.monitor)) is not None:
             self._judge(value, trainer, pl_module)
         if (self._wanted or self._better) and not (trainer.is_last_batch or run_ends(trainer)):
             self._save_inside_epoch(trainer, pl_module)
@@ -107,11 +108,11 @@ class BestAndLast(Checkpoint):
         pl_module.check_finite()
         self._save(trainer)
         if self._stop is not None:
-            _io(trainer).wait()  # whoever starts the run again may be quick
+            _io(trainer).wait()  # the job may be requeued immediately
             raise Stopped(self._stop, trainer.global_step)
 
     def _save(self, trainer: Trainer) -> None:
-        # The loss of a step that spoils the weights is still finite, and nobody could go on from what it leaves.
+        # The loss is computed before the update, so it is still finite when the weights have become NaN.
         check_weights(trainer)
         trainer.save_checkpoint(self.last_path, weights_only=False)
         self._saved_seconds = time.monotonic()
@@ -123,14 +124,14 @@ class BestAndLast(Checkpoint):
         self._seen_step, self._saved_seconds = trainer.global_step, time.monotonic()
         if self.best is not None and trainer.is_global_zero:
             if self.best["step"] == trainer.global_step and self.last_path.exists():
-                link(self.last_path, self.best_path)  # a kill may have come between the two
+                link(self.last_path, self.best_path)  # the run was killed between save and link
             elif not self.best_path.exists():
-                self.best = None  # the file is lost: the next validation is the best that there is
-        # All ranks must save at the same time, and only the first is sure to see the files.
+                self.best = None  # the file is lost: the next validation becomes the best
+        # Saving is collective, and only rank 0 is guaranteed to see the files.
         self.best = trainer.strategy.broadcast(self.best)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _io(trainer).wait()  # both files are read next
+        _io(trainer).wait()  # the test reads the files
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:
@@ -142,24 +143,21 @@ class BestAndLast(Checkpoint):
             _io(trainer).wait()
             raise Stopped(self._stop, trainer.global_step)
 
-    def _is_of_validation(self) -> bool:
-        return self.monitor.startswith("val/")
-
     def _judge_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         value = pl_module.measured(self.monitor)
         if value is None:
             if "val/loss" in pl_module.reported:
                 known = ", ".join(sorted(pl_module.reported))
                 raise UserError(
-                    f"callbacks.checkpoint.monitor={self.monitor} is not measured; there are {known}."
+                    f"invalid callbacks.checkpoint.monitor={self.monitor}: expected a measured metric ({known})."
                 )
-            self._better = True  # no validation: best is last
-        elif not self._is_of_validation():  # which has judged the weights that it has seen
+            self._better = True  # no validation: the last is the best
+        elif not self._of_validation:  # a val/ metric was already judged in on_validation_end
             self._judge(value, trainer, pl_module)
 
     def _judge(self, value: float, trainer: Trainer, pl_module: LightningModule) -> None:
         if not math.isfinite(value):
-            return  # nothing compares with NaN: it would stay the best for ever
+            return  # no comparison with NaN is true, so a NaN would stay the best forever
         if self.best is None or self.sign * value > self.sign * self.best["value"]:
             self.best = {"value": value, "epoch": pl_module.epochs_done, "step": trainer.global_step}
             self._better = True
@@ -176,14 +174,13 @@ class BestAndLast(Checkpoint):
         return {"best": dict(self.best) if self.best else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # A new run has no checkpoints yet: its best counts from its own first epoch.
+        # A new run (ckpt=) starts its own best; only a run resumed in place inherits it.
         in_place = self.best_path.exists() or self.last_path.exists()
         best = state_dict["best"] if in_place else None
         self.best = {key: kind(best[key]) for key, kind in _BEST.items()} if best else None
 
 
 def _io(trainer: Trainer) -> AtomicCheckpointIO:
-    """Return what writes the files of a run."""
     io = trainer.strategy.checkpoint_io
     assert isinstance(io, AtomicCheckpointIO)
     return io

@@ -1,7 +1,7 @@
-"""Whether the data of now is the data of a checkpoint: the one place that compares them, for every verb.
+"""Compare the current data with that of a checkpoint; the only place that does so, for all verbs.
 
-Classes are matched by name. Splits are compared by count and digest (data/identity.py). What follows differs by verb:
-docs/checkpoints.md has the table.
+Classes are matched by name, splits by count and digest (data/identity.py). How each verb reacts is listed in
+docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -19,68 +19,70 @@ from alexnet_exp.torch_internals import shared_store
 log = logging.getLogger(__name__)
 Splits = Mapping[str, Mapping[str, Any]]  # as data/identity.py returns them
 _TRAINED_ON = ("train", "val")
-_KEY = "alexnet_exp/identity"  # in the store that the ranks of a run share
-_MOST = 10  # names in a message
-# Of the preprocessing, what another input size or another training set changes by itself.
-_APART = ("image_size", "stored_size", "mean_image")
+_KEY = "alexnet_exp/identity"  # in the store shared by the ranks
+_MOST = 10  # names listed in a message
+# Preprocessing keys that merely follow from a different input size or training set.
+_IGNORED = ("image_size", "stored_size", "mean_image")
 
 
 class OtherDataError(UserError):
-    """The data is not what the checkpoint was trained on; nothing has been trained or changed yet."""
+    """The data differs from the checkpoint's; raised before anything is trained or written."""
 
 
 def own_classes(classes: Sequence[str]) -> list[str]:
-    """Return the names of a checkpoint's classes without the places that its data left unused."""
+    """Return a checkpoint's class names without the trailing "unused N" placeholders."""
     count = len(classes)
     while count and classes[count - 1] == f"unused {count - 1}":
         count -= 1
     return list(classes[:count])
 
 
-# ---------------------------------------------------------------------------------------- what differs
+# ---------------------------------------------------------------------------------------- describing differences
 
 
 def class_changes(before: Sequence[str], now: Sequence[str]) -> str | None:
-    """Say how the names of classes or their order have changed; None if they have not."""
+    """Describe how class names or their order have changed; None if they have not."""
     if _keys(before) == _keys(now):
         return None
     new, gone = _without(now, before), _without(before, now)
     if not (new or gone):
-        return f"their order is now {_some(now)}, and was {_some(before)}"
+        return f"their order is now {_some(now)}; it was {_some(before)}"
     parts = [f"{_some(new)} {_are(new)} new"] * bool(new) + [f"{_some(gone)} {_are(gone)} gone"] * bool(gone)
     return ", ".join(parts)
 
 
 def split_changes(before: Splits, now: Splits) -> dict[str, str]:
-    """Say of every split that has changed in what way; what is not known on both sides has not."""
+    """Describe the change of every split that has changed; unknown digests count as unchanged."""
     found = {}
     for split in [*now, *(name for name in before if name not in now)]:
         was, here = before.get(split), now.get(split)
         if was is None or here is None:
             count = (was or here or {})["count"]
-            found[split] = f"{split} has {count} images there and none here"
+            found[split] = f"{split} is missing (it had {count} images)"
             if was is None:
-                found[split] = f"{split} has no images there and {count} here"
+                found[split] = f"{split} is new ({count} images)"
         elif was["count"] != here["count"]:
             more = here["count"] - was["count"]
             found[split] = (
                 f"{split} has {here['count']} images, {abs(more)} {'more' if more > 0 else 'fewer'}"
             )
         elif was["digest"] and here["digest"] and was["digest"] != here["digest"]:
-            found[split] = f"{split} has {here['count']} images as before, but not the same ones"
+            found[split] = f"{split} still has {here['count']} images, but different ones"
         if split in found and was and here and was["origin"] and here["origin"] not in ("", was["origin"]):
-            found[split] += f" (here {here['origin']}; there {was['origin']})"
+            found[split] += f" (now {here['origin']}; before {was['origin']})"
     return found
 
 
 def preprocessing_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say which settings of what an image goes through differ, where both sides know them."""
-    changed = [key for key in before if key in now and key not in _APART and before[key] != now[key]]
-    found = [f"{key} {_short(before[key])} there and {_short(now[key])} here" for key in changed]
+    """Describe the preprocessing settings that differ, as far as both sides have them."""
+    changed = [key for key in before if key in now and key not in _IGNORED and before[key] != now[key]]
+    found = [f"{key} is {_short(now[key])} and was {_short(before[key])}" for key in changed]
     if "mean_image" in before and "mean_image" in now:
         there, here = (value["mean_image"] is not None for value in (before, now))
         if there != here:
-            found.append("a mean image " + ("there and none here" if there else "here and none there"))
+            found.append(
+                "the mean image was subtracted then, but not now" if there else "the mean image is new"
+            )
     return found
 
 
@@ -90,37 +92,37 @@ def _short(value: Any) -> str:
     )
 
 
-# ---------------------------------------------------------------------------------------- what follows
+# ---------------------------------------------------------------------------------------- acting on them
 
 
 def check_same_data(
     checkpoint: Mapping[str, Any], path: Any, classes: Sequence[str], splits: Splits, in_place: bool
 ) -> bool:
-    """Hold the data that training would continue with against what the checkpoint was trained on.
+    """Check that training would continue on the data of the checkpoint.
 
     Args:
         checkpoint: As `read_checkpoint` returns it.
-        path: Where it was read.
-        classes: Of the data, in the order of their labels.
-        splits: Of the data; empty where the user's own module does not know.
-        in_place: Whether the run is the checkpoint's own (resume=), and not a new one (ckpt=).
+        path: Its file.
+        classes: Class names of the data, in label order.
+        splits: Splits of the data; empty if a custom data module does not provide them.
+        in_place: Whether the checkpoint's own run is resumed (resume=), rather than a new one started (ckpt=).
 
     Returns:
-        Whether the training images are the same, as far as both sides know.
+        Whether the training images are the same, as far as known.
 
     Raises:
-        OtherDataError: The classes are others; or, in place, the images of train or val.
+        OtherDataError: If the classes differ or, in place, the images of train or val.
     """
     if changed := class_changes(own_classes(checkpoint["classes"]), classes):
         raise OtherDataError(
-            f"{path} was trained on other classes: {changed}. Restore the data, or set weights={path} to start "
+            f"{path} was trained on different classes: {changed}. Restore the data, or set weights={path} to start "
             "from its weights."
         )
     if not splits:
         return True
     if (recorded := checkpoint.get("splits")) is None:
         log.warning(
-            "%s does not record its images (it is of an older version): only its classes are compared.", path
+            "%s is from an older version and does not record its images: only its classes are compared.", path
         )
         return True
     found = split_changes(recorded, splits)
@@ -136,49 +138,49 @@ def check_same_data(
 
 
 def changed_split(recorded: Splits | None, path: Any, split: str, now: Mapping[str, Any]) -> str | None:
-    """Say that a split is not the one that a checkpoint records; None if it is, or nothing is recorded.
+    """Describe how a split differs from the one recorded in a checkpoint; None if equal or not recorded.
 
     Args:
         recorded: `splits` of the checkpoint.
-        path: Of it.
-        split: Of the data, in use now.
-        now: Its count, digest and origin.
+        path: Its file.
+        split: Name of the split.
+        now: Its current count, digest and origin.
     """
     if not recorded or split not in recorded:
         return None
     found = split_changes({split: recorded[split]}, {split: now})
-    return f"These are not the {split} images that {path} records: {found[split]}" if found else None
+    return f"The {split} images differ from those that {path} records: {found[split]}" if found else None
 
 
 def match_classes(found: Sequence[str], wanted: Sequence[str], path: Any = "the checkpoint") -> list[int]:
-    """Return for each class of some data its number in a checkpoint, by name.
+    """Return the label that each class of a data set has in a checkpoint, matched by name.
 
     Args:
-        found: Of the data; some of the checkpoint's are enough.
-        wanted: Of the checkpoint.
-        path: Of it, for the message.
+        found: Classes of the data; a subset is allowed.
+        wanted: Classes of the checkpoint.
+        path: Its file, for the message.
 
     Raises:
-        UserError: The checkpoint lacks one.
+        UserError: If the checkpoint lacks one of the classes.
     """
     if lacking := _without(found, wanted):
         raise UserError(
-            f"The data has classes that {path} was not trained on: {_some(lacking)}. It knows "
-            f"{_some(own_classes(wanted))}; remove or rename the others."
+            f"The data has classes that {path} was not trained on: {_some(lacking)}. Remove them, or rename them to "
+            f"classes of the checkpoint: {_some(own_classes(wanted))}."
         )
     numbers = {key: number for number, key in enumerate(_keys(wanted))}
     return [numbers[key] for key in _keys(found)]
 
 
 def kept_rows(there: Sequence[str], here: Sequence[str]) -> tuple[dict[int, int], str]:
-    """Match the rows of a last layer by the names of their classes.
+    """Match the rows of a classification layer by class name.
 
     Args:
-        there: Names of the rows that are loaded.
-        here: Names of the rows that are wanted.
+        there: Class names of the loaded rows.
+        here: Class names of the wanted rows.
 
     Returns:
-        Row here -> row there of every class that both have; how the layer has changed, empty if it has not.
+        Row here -> row there for each common class; a description of the change, empty if there is none.
     """
     rows = {key: row for row, key in enumerate(_keys(there))}
     pairs = {row: rows[key] for row, key in enumerate(_keys(here)) if key in rows}
@@ -186,23 +188,26 @@ def kept_rows(there: Sequence[str], here: Sequence[str]) -> tuple[dict[int, int]
         return pairs, ""
     new, dropped = _without(here, there), _without(there, here)
     if not pairs:
-        return {}, f"is new: none of the {len(there)} classes there is among the {len(here)} here"
+        return {}, f"is reinitialised: none of its {len(there)} classes is among the {len(here)} here"
     kept = [here[row] for row in pairs]
     parts = [("kept", kept), ("new", new), ("dropped", dropped)]
     listed = "; ".join(f"{what} {_some(names)}" for what, names in parts if names)
-    return pairs, f"goes by class name ({listed if new or dropped else 'the same, in another order'})"
+    return (
+        pairs,
+        f"is matched by class name ({listed if new or dropped else 'same classes, different order'})",
+    )
 
 
 def check_ranks(trainer: Any, classes: Sequence[str], splits: Splits) -> None:
-    """Hold the data of every rank against the first one's, through the store that the ranks share: no device waits.
+    """Check that every rank has the data of rank 0. Uses the ranks' shared store, so no device syncs.
 
     Args:
-        trainer: Whose process group is up.
-        classes: Of this rank's data.
-        splits: Likewise.
+        trainer: With an initialised process group.
+        classes: Classes of this rank's data.
+        splits: Its splits.
 
     Raises:
-        UserError: On all ranks alike; names the first rank that has other data, and its machine.
+        UserError: On all ranks; names the first rank with different data, and its host.
     """
     store, own = shared_store(), {"classes": list(classes), "splits": splits, "host": socket.gethostname()}
     store.set(f"{_KEY}/{trainer.global_rank}", json.dumps(own))
@@ -221,7 +226,7 @@ def _other_data(first: Mapping[str, Any], other: Mapping[str, Any], rank: int) -
     if not parts:
         return None
     return (
-        f"Rank {rank} on {other['host']} reads other data than rank 0 on {first['host']}: {'; '.join(parts)}. All "
+        f"Rank {rank} on {other['host']} reads different data than rank 0 on {first['host']}: {'; '.join(parts)}. All "
         "ranks need the same images: update its copy."
     )
 
@@ -230,7 +235,7 @@ def _other_data(first: Mapping[str, Any], other: Mapping[str, Any], rank: int) -
 
 
 def _keys(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Tell apart classes of one name: two of ImageNet's are crane. Composed and decomposed letters are the same."""
+    """Number repeated names (ImageNet has two classes named crane), and normalise Unicode: composed = decomposed."""
     seen: dict[str, int] = {}
     keys = []
     for name in (unicodedata.normalize("NFC", name) for name in names):

@@ -1,7 +1,7 @@
-"""What a safetensors file of ours holds besides the weights, so that it needs nothing else.
+"""Self-contained safetensors files, as written by `export format=safetensors`.
 
-The tensors are the network's state dict, under its own names. The metadata holds the settings, class names,
-preprocessing and record of the run, and a SHA-256 of all of it: `export format=safetensors` writes such files.
+The tensors are the network's state dict. The metadata holds settings, class names, preprocessing and the record of the
+run, with a SHA-256 over everything.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 _KEY, _SUM = "alexnet_exp.network", "sha256"
-# Settings that say where a run was, not what: their place is taken by what says nothing.
-_NOWHERE: dict[str, Any] = {
+# Settings that say where a run was, not what it was: reset to neutral values.
+_NEUTRAL: dict[str, Any] = {
     "paths": {"data_dir": "data", "output_dir": "outputs", "cache_dir": None}, "logger": {}, "resume": None,
     "ckpt": None, "weights": "none", "sweep": {"resume": None}, "trust": [],
 }  # fmt: skip
-_NO_FOLDERS = {"data_dir": "data", "cache_dir": None, "root": None, "url": None}  # of the data set
+_NEUTRAL_DATA = {"data_dir": "data", "cache_dir": None, "root": None, "url": None}
 
 
 def metadata_of(
@@ -35,13 +35,13 @@ def metadata_of(
 
     Args:
         weights: The network's state dict, contiguous.
-        config: Settings of the run; paths in them are left out.
-        classes: Names.
-        preprocessing: As a checkpoint has it; the mean image may be a tensor.
-        record: What result.json says of the run: metrics, commit, versions, hardware.
+        config: Settings of the run; paths are dropped.
+        classes: Class names.
+        preprocessing: As in a checkpoint; the mean image may be a tensor.
+        record: From result.json: metrics, commit, versions, hardware.
     """
-    kept = {**config, **{key: value for key, value in _NOWHERE.items() if key in config}}
-    kept["data"] = {**kept["data"], **{k: v for k, v in _NO_FOLDERS.items() if k in kept["data"]}}
+    kept = {**config, **{key: value for key, value in _NEUTRAL.items() if key in config}}
+    kept["data"] = {**kept["data"], **{k: v for k, v in _NEUTRAL_DATA.items() if k in kept["data"]}}
     prepared = dict(preprocessing)
     if (mean := prepared["mean_image"]) is not None:
         prepared["mean_image"] = {
@@ -53,20 +53,20 @@ def metadata_of(
     return {_KEY: text, _SUM: _digest(text, weights)}
 
 
-def unpacked(weights: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a file holds in the form of a checkpoint: state_dict, config, classes, preprocessing, record.
+def as_checkpoint(weights: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the content of a file in the form of a checkpoint: state_dict, config, classes, preprocessing, record.
 
     Args:
         weights: Its tensors.
-        metadata: Its metadata; without a description of ours the weights are returned as they are.
+        metadata: Its metadata; if it was not made by `metadata_of`, the weights are returned as they are.
 
     Raises:
-        ValueError: If it is damaged, or the description is not what `metadata_of` makes.
+        ValueError: If the file is damaged or its metadata is malformed.
     """
     if _KEY not in metadata:
         return weights
     if metadata.get(_SUM) != _digest(metadata[_KEY], weights):
-        raise ValueError("its SHA-256 is not that of its content")
+        raise ValueError("its SHA-256 does not match its content")
     about = json.loads(metadata[_KEY])
     try:
         mean = about["preprocessing"]["mean_image"]
@@ -74,12 +74,12 @@ def unpacked(weights: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[st
             numbers = torch.frombuffer(bytearray(base64.b64decode(mean["float32"])), dtype=torch.float32)
             about["preprocessing"]["mean_image"] = numbers.reshape(mean["shape"])
     except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError("its description is not what an export writes") from error
+        raise ValueError("its metadata is malformed") from error
     return {**about, "state_dict": {f"model.{name}": value for name, value in weights.items()}}
 
 
 def _digest(text: str, weights: Mapping[str, Tensor]) -> str:
-    """Return a SHA-256 over the metadata and, by name, every tensor with its shape."""
+    """Return a SHA-256 over the metadata and all tensors in order of their names, with dtype and shape."""
     found = hashlib.sha256(text.encode("utf-8"))
     for name, value in sorted(weights.items()):
         found.update(f"\0{name} {value.dtype} {list(value.shape)}\0".encode())

@@ -1,4 +1,4 @@
-"""What Lightning 2.6 leaves undone when it resumes from a checkpoint."""
+"""The parts of an exact resume that Lightning 2.6 leaves undone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from alexnet_exp.training.optim.schedules import RunLength
 
 log = logging.getLogger(__name__)
 
-# What a value of another type or shape raises where it is restored or first used.
+# What a value of the wrong type or shape raises when it is restored or first used.
 _MALFORMED = (
     KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RuntimeError, MisconfigurationException
 )  # fmt: skip
@@ -40,13 +40,13 @@ _USES = re.compile(
 
 @contextlib.contextmanager
 def resuming(path: Any, has_settled: Callable[[], bool]) -> Iterator[None]:
-    """Turn what a malformed checkpoint raises while it is restored and first used into one sentence.
+    """Turn the errors of a malformed checkpoint, as it is restored and first used, into one sentence.
 
-    Lightning and the optimizers take what they find, so a value of another kind may fail as late as the end of the
-    first epoch. An error whose last line of code is the user's, or of a layer, is not the checkpoint's.
+    Lightning and the optimizers restore without checks, so a wrong value may fail as late as the end of the first
+    epoch. An error raised in user code or in a layer is not blamed on the checkpoint.
 
     Args:
-        path: The checkpoint; None of a run that starts from none.
+        path: The checkpoint, or None.
         has_settled: Returns whether the first epoch is over.
 
     Raises:
@@ -68,43 +68,45 @@ def resuming(path: Any, has_settled: Callable[[], bool]) -> Iterator[None]:
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(
-            f"{path} cannot be resumed from: {reason}; weights={path} takes its weights alone."
+            f"Cannot resume from {path}: {reason}; set weights={path} to load only its weights."
         ) from error
 
 
 def complete_restart(trainer: Trainer, kept: Kept, changed: Changes) -> None:
-    """Bring counters, loader and rates to where the checkpoint was written; to be called as training starts.
+    """Restore counters, loader position and learning rates; called in on_train_start.
 
     Args:
-        trainer: With what Lightning has restored.
-        kept: What the settings say of optimizer and schedule.
-        changed: How they differ from those of the checkpoint.
+        trainer: After Lightning has restored its part.
+        kept: Optimizer and schedule as the settings define them.
+        changed: How the settings differ from the checkpoint's.
     """
     complete_loops(trainer)
     kept.apply(trainer, changed)
     if any(has_stopped(callback) for callback in trainer.early_stopping_callbacks):
-        log.info("This run has stopped early; more of callbacks.early_stopping.patience lets it train on.")
-        trainer.should_stop = True  # before the test, which is all that is left to do
+        log.info(
+            "This run has already stopped early; increase callbacks.early_stopping.patience to continue it."
+        )
+        trainer.should_stop = True  # only the test is left to do
 
 
 def begin_epoch_again(checkpoint: dict[str, Any]) -> None:
-    """Send a checkpoint from the middle of an epoch back to its start: its place in other images means nothing.
+    """Rewind a checkpoint from inside an epoch to its start, because the training images have changed.
 
     Args:
         checkpoint: Changed in place, before Lightning restores it.
     """
     if rewind_epoch(checkpoint):
-        log.info("The unfinished epoch begins again: its batches have other images now.")
+        log.info("Restarting the unfinished epoch: the training images have changed.")
         checkpoint["train_sums"] = torch.zeros_like(checkpoint["train_sums"])
 
 
 class Changes(NamedTuple):
-    """How the settings differ from those of the checkpoint that training goes on from.
+    """How the settings differ from those of the checkpoint.
 
     Args:
-        schedule: It was another kind, and its state says nothing to this one.
-        rates: Something else that decides rates, momentum or decay.
-        run_length: Of the checkpoint's run, as `Kept.run_length`; None where it is not known.
+        schedule: Whether the schedule is of a different kind, so that its saved state does not apply.
+        rates: Whether any setting that determines rates, momentum or weight decay differs.
+        run_length: Length of the checkpoint's run, as `Kept.run_length`; None if unknown.
     """
 
     schedule: bool = False
@@ -113,8 +115,8 @@ class Changes(NamedTuple):
 
 
 def changes(checkpoint: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
-    """Compare the settings of a checkpoint with those of now, as checkpoints hold them."""
-    if not now:  # a module that was made without settings
+    """Compare the settings of a checkpoint with the current ones, both in the form stored in checkpoints."""
+    if not now:  # the module was built without settings
         return Changes()
     before = checkpoint.get("config", {})
     schedule, rates = (_chosen(before, keys) != _chosen(now, keys) for keys in (_SCHEDULE, _RATES))
@@ -138,20 +140,20 @@ def _chosen(config: Any, keys: Sequence[tuple[str, ...]]) -> list[Any]:
 
 
 class Kept:
-    """What the settings say of optimizer and schedule, to hold against what a checkpoint brings.
+    """Optimizer and schedule constants from the settings, reapplied after Lightning has restored a checkpoint.
 
-    Lightning takes rates, momentum, decay and the constants of the schedule from the checkpoint. In a run that goes on
-    in place they are the same, and what a callback of the user's has changed stays; a new run (ckpt=) has settings of
-    its own, and more epochs stretch a schedule.
+    Lightning restores rates, momentum, weight decay and schedule constants from the checkpoint. In a run resumed in
+    place these are the same, and changes made by user callbacks must survive. A new run (ckpt=) has its own settings,
+    and additional epochs stretch the schedule.
 
     Args:
-        optimizer: As built, with its schedule.
-        scheduler: The schedule, if there is one.
-        length: Of the run, which the schedule may go by.
+        optimizer: As built, with its schedule attached.
+        scheduler: The schedule, if any.
+        length: Length of the run.
     """
 
     def __init__(self, optimizer: Optimizer, scheduler: Any | None, length: RunLength) -> None:
-        # The state that the checkpoint brings may not be that of a fused optimizer.
+        # `fused` stays the checkpoint's: its state need not be in the form that fused optimizers expect.
         groups = optimizer.param_groups
         self.groups = [{k: v for k, v in g.items() if k not in ("params", "fused")} for g in groups]
         self.run_length = [length.total_steps, length.steps_per_epoch]
@@ -162,25 +164,25 @@ class Kept:
             }
 
     def apply(self, trainer: Trainer, changed: Changes) -> None:
-        """Put the settings back; to be called as training starts.
+        """Reapply the settings; called in on_train_start.
 
         Args:
-            trainer: With optimizer, schedule and counters as the checkpoint left them.
-            changed: Against the checkpoint; where the schedule is another, it stands at its beginning.
+            trainer: With optimizer, schedule and counters restored.
+            changed: Differences from the checkpoint; a different kind of schedule was not restored.
         """
         configs = trainer.lr_scheduler_configs
         scheduler = configs[0].scheduler if configs else None
         groups = trainer.optimizers[0].param_groups
         if any(not group.get("fused", True) for group in groups):
             unscale_before_step(trainer.optimizers[0])
-        # In place, a callback of the user's may have added groups.
+        # Not strict in place, where a user callback may have added groups.
         for group, own in zip(groups, self.groups, strict=changed.rates):
             if not changed.rates:
                 group.update({key: value for key, value in own.items() if key not in group})
                 continue
             first, rate = group.get("initial_lr"), group["lr"]
             group.update(own)
-            # As far down as it was; a layer that stood still has no such share.
+            # Keep the reduction plateau has reached so far; undefined for a layer whose initial rate is 0.
             if isinstance(scheduler, ReduceLROnPlateau) and first and not changed.schedule:
                 group["lr"] = rate if first == own["initial_lr"] else own["initial_lr"] * (rate / first)
         if isinstance(scheduler, ReduceLROnPlateau):
@@ -189,7 +191,7 @@ class Kept:
             if changed.schedule:
                 by_step = configs[0].interval == "step"
                 scheduler.last_epoch = trainer.global_step if by_step else epochs_ended(trainer)
-            # Otherwise the rates of the checkpoint are those of the schedule, or a callback has changed them.
+            # Otherwise the restored rates are the schedule's own, or a callback has changed them on purpose.
             if changed.rates or changed.run_length != self.run_length:
                 _recompute(scheduler)
 
@@ -197,5 +199,5 @@ class Kept:
 def _recompute(scheduler: LambdaLR) -> None:
     scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
     factors = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-    # As get_lr, which is for step() alone.
+    # What get_lr would return, which may only be called from step().
     set_rates(scheduler, [base * factor(scheduler.last_epoch) for base, factor in factors])

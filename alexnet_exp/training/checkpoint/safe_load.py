@@ -1,14 +1,14 @@
-"""Read files of tensors that others have made: no code runs, and nothing takes more memory than the file has bytes.
+"""Read untrusted tensor files: no code runs, and no more memory is allocated than the file has bytes.
 
-`torch.load(weights_only=True)` refuses foreign names, and tensors and storages that are longer than their record. Left
-to do, as of torch 2.11 to 2.15 (tests/training/checkpoint/hostile_files.py has a file for each):
+`torch.load(weights_only=True)` refuses foreign globals, and tensors and storages larger than their record. It leaves
+open, as of torch 2.11 to 2.15 (tests/training/checkpoint/hostile_files.py has a file for each):
 
-- It compares no checksum. zipfile does; so an archive must have one reading, and not two directories in one file.
-- It calls `bytearray`, `FloatTensor` and others that make memory from a number: a file of 1 KB takes as many GB as it
-  says. `_NAMES` are those that a file of tensors needs.
-- It unpacks records, and reads one record as often as the pickle asks.
-- It leaves values as they are: nested too deep, repeated without end, a tensor of one value seen a billion times, a
-  dictionary whose attributes hide its methods.
+- Checksums are not compared. zipfile does that, but then both must read the same archive: one directory per file.
+- `bytearray`, `FloatTensor` and others allocate memory from a number: a 1 KB file takes as many GB as it claims.
+  `_NAMES` lists the only globals that a tensor file needs.
+- Records are decompressed, and one record is read as often as the pickle asks for it.
+- Values are not limited: deep nesting, exponential repetition, a stride-0 tensor with a billion elements, a dict whose
+  attributes shadow its methods.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_exp.errors import UserError, unreadable
-from alexnet_exp.training.checkpoint.portable import unpacked
+from alexnet_exp.training.checkpoint.portable import as_checkpoint
 from alexnet_exp.training.checkpoint.safetensors import parse
 
 MAX_DEPTH = 50
-MAX_VALUES = 1 << 24  # values and characters, an object counted as often as it is referred to
+MAX_VALUES = 1 << 24  # values and characters; an object counts once per reference
 _NAMES = frozenset(
     ("argparse Namespace", "collections Counter", "collections OrderedDict", "torch._utils _rebuild_tensor_v2",
      "torch._utils _rebuild_parameter", *(f"torch {kind}Storage" for kind in (
@@ -38,33 +38,33 @@ _NAMES = frozenset(
          "ComplexDouble")))
 )  # fmt: skip
 _PLAIN = (type(None), bool, int, float, complex)
-_END, _END_64 = 22, 56 + 20  # bytes of a zip archive's end; of what large ones have ahead of it
+_END, _END_64 = 22, 56 + 20  # bytes of the end record of a zip archive; of the zip64 records before it
 
 
 class RefusedError(Exception):
-    """Say what is wrong with a file, as the end of a sentence."""
+    """The message completes the sentence "FILE cannot be read: ..."."""
 
 
 def load_safely(path: str | os.PathLike[str]) -> Any:
-    """Read a file of tensors and plain values onto the CPU; runs no code, allocates no more than the file has bytes.
+    """Load tensors and plain values onto the CPU without running code or allocating more bytes than the file has.
 
     Args:
-        path: A file of `torch.save`, or one that ends in .safetensors.
+        path: A `torch.save` file, or a .safetensors file.
 
     Raises:
-        UserError: If the file cannot be read, is damaged, claims more than it holds, or holds something else.
+        UserError: If the file cannot be read, is damaged, claims more than it holds, or holds other objects.
     """
     try:
         if os.fspath(path).endswith(".safetensors"):
             content = _load_safetensors(path)
             _measure(content, 0, {})
             return content
-        # Opened once: whatever takes the file's place in between is not what was checked.
+        # Opened once, so that the file cannot be replaced between check and load.
         with open(path, "rb") as file:
             check_file(file)
             budget = _Budget(file.seek(0, os.SEEK_END))
             file.seek(0)
-            # torchvision's training script keeps its command line, an argparse.Namespace, beside the weights.
+            # torchvision's training script saves its arguments, an argparse.Namespace, beside the weights.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(file, map_location=budget, weights_only=True)
         _measure(content, 0, {})
@@ -82,57 +82,56 @@ def load_safely(path: str | os.PathLike[str]) -> Any:
 
 
 def _damaged(path: str | os.PathLike[str], error: Exception) -> UserError:
-    # torch's own text on a pickle advises to load it without this care.
+    # For a bad pickle torch's own message recommends weights_only=False: drop it.
     said = "" if isinstance(error, pickle.UnpicklingError) else (str(error).splitlines() or [""])[0][:200]
-    # Of a byte that begins no pickle, Python says no more than its number.
+    # For an invalid opcode Python's message is only a number.
     why = f" ({said})" if any(c.isalpha() for c in said) else ""
-    return UserError(f"{path} cannot be read: it is damaged, or no file of tensors{why}.")
+    return UserError(f"{path} cannot be read: it is damaged, or not a tensor file{why}.")
 
 
 def _load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     with open(path, "rb") as file:
         content = file.read()
     try:
-        return unpacked(*parse(content))
+        return as_checkpoint(*parse(content))
     except (ValueError, RecursionError) as error:
-        raise RefusedError(f"it is damaged, or no safetensors file ({error})") from error
+        raise RefusedError(f"it is damaged, or not a safetensors file ({error})") from error
 
 
 # ---------------------------------------------------------------------------------------- the archive
 
 
 def check_file(file: IO[bytes]) -> None:
-    """Check a file of `torch.save` without making a tensor.
+    """Check a `torch.save` file without creating a tensor.
 
     Raises:
-        RefusedError: It is damaged, has the format of before torch 1.6, or names what is no tensor or plain value.
-        Exception: Whatever a damaged archive or pickle makes Python raise.
+        RefusedError: It is damaged, in the format of torch before 1.6, or holds more than tensors and plain values.
+        Exception: Anything Python raises on a damaged archive or pickle.
     """
     size = os.fstat(file.fileno()).st_size
-    if file.read(4) != b"PK\x03\x04":  # as torch tells them apart
+    if file.read(4) != b"PK\x03\x04":  # the test torch itself uses
         raise RefusedError(
-            "it is no archive of torch.save; load a file that torch before 1.6 has written with torch.load, and save "
-            "it again"
+            "it is not a torch.save archive; convert a file from torch before 1.6 with torch.load and torch.save"
         )
     _check_end(file, size)
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
         pickled = records[0].filename.split("/")[0] + "/data.pkl"
-        # torch's reader does not tell A from a, and takes either of two.
+        # torch's reader ignores case, so it could pick another record than zipfile.
         named = [record for record in records if record.filename.lower() == pickled.lower()]
         if len(named) != 1:
-            raise RefusedError(f"it has {len(named)} records {pickled}")
+            raise RefusedError(f"it has {len(named)} records named {pickled}")
         if min(record.header_offset for record in records) or not all(map(_has_one_size, records)):
-            raise RefusedError("its records can be read in two ways")
-        if sum(record.file_size for record in records) > size:  # packed, or on top of each other
-            raise RefusedError(f"its records claim more than the {size} bytes that it has")
+            raise RefusedError("its records are ambiguous")
+        if sum(record.file_size for record in records) > size:  # compressed or overlapping
+            raise RefusedError(f"its records claim more than its {size} bytes")
         if damaged := archive.testzip():
-            raise RefusedError(f"it is damaged ({damaged} does not have its checksum)")
+            raise RefusedError(f"it is damaged (wrong checksum of {damaged})")
         _check_names(archive.read(named[0]))
 
 
 def _check_end(file: IO[bytes], size: int) -> None:
-    """Refuse an archive whose directory does not lie right ahead of its end: zipfile looks there, torch where it says.
+    """Refuse an archive whose directory is not directly before its end record: zipfile looks there, torch at an offset.
 
     Source: PKWARE's APPNOTE.TXT, 4.3.14 to 4.3.16.
     """
@@ -140,9 +139,9 @@ def _check_end(file: IO[bytes], size: int) -> None:
     last = file.read()
     end, locator = last[-_END:], last[-_END - 20 : -_END]
     if end[:4] != b"PK\x05\x06" or end[-2:] != b"\0\0":
-        raise RefusedError("it is damaged, or something follows its end")
+        raise RefusedError("it is damaged, or has trailing data")
     begin, (length, offset) = size - _END, struct.unpack("<LL", end[12:20])
-    if locator[:4] == b"PK\x06\x07":  # sizes and places have 64 bits
+    if locator[:4] == b"PK\x06\x07":  # zip64
         begin, (length, offset) = size - _END - _END_64, struct.unpack("<QQ", last[40:56])
         if last[:4] != b"PK\x06\x06" or struct.unpack("<Q", locator[8:16])[0] != begin:
             raise RefusedError("it is damaged, or holds two archives")
@@ -151,7 +150,7 @@ def _check_end(file: IO[bytes], size: int) -> None:
 
 
 def _has_one_size(record: zipfile.ZipInfo) -> bool:
-    """Return whether a record gives its size in 64 bits once at most; of two, zipfile and torch could take another."""
+    """Return whether a record has at most one zip64 size; of two, zipfile and torch could take different ones."""
     return not record.extra or struct.unpack("<HH", record.extra[:4]) == (1, len(record.extra) - 4)
 
 
@@ -161,15 +160,15 @@ def _has_one_size(record: zipfile.ZipInfo) -> bool:
 def _check_names(content: bytes) -> None:
     for code, argument, _ in pickletools.genops(content):
         if code.name == "PROTO" and argument != 2:
-            raise RefusedError(f"its pickle has protocol {argument}, and torch.save writes 2")
-        if code.name == "GLOBAL" and argument not in _NAMES:  # torch reads no other code that names something
+            raise RefusedError(f"its pickle has protocol {argument}; torch.save writes 2")
+        if code.name == "GLOBAL" and argument not in _NAMES:  # the only opcode with a name that torch accepts
             raise RefusedError(
-                f"it names {str(argument).replace(' ', '.')}, and only tensors and plain values are let in"
+                f"it refers to {str(argument).replace(' ', '.')}, but only tensors and plain values are allowed"
             )
 
 
 class _Budget:
-    """Stops a file whose tensors take more bytes than it has; torch asks it of each storage where that should lie.
+    """A map_location that refuses storages which add up to more bytes than the file has.
 
     Args:
         size: Of the file, in bytes.
@@ -181,15 +180,15 @@ class _Budget:
     def __call__(self, storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
         self.left -= storage.nbytes()
         if self.left < 0:
-            raise RefusedError(f"its tensors claim more than the {self.size} bytes that it has")
+            raise RefusedError(f"its tensors claim more than its {self.size} bytes")
         return storage  # on the CPU
 
 
 def _measure(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Return how many values and characters there are, and how many containers lie in one another.
+    """Return the number of values and characters, and the nesting depth of containers.
 
     Raises:
-        RefusedError: Too many, or too deep (what contains itself has no end of depth), or a value of another kind.
+        RefusedError: If there are too many, the nesting is too deep (or cyclic), or a value has another type.
     """
     if isinstance(value, str | bytes):
         return len(value) + 1, 0
@@ -197,7 +196,9 @@ def _measure(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple
     if inside is None:
         return 1, 0
     count, height = known.get(id(value), (0, 0))
-    if depth + height > MAX_DEPTH + 1 or depth > MAX_DEPTH:  # what is known already may lie deeper now
+    if (
+        depth + height > MAX_DEPTH + 1 or depth > MAX_DEPTH
+    ):  # a known value may be referenced from deeper down
         raise RefusedError(f"its values are nested more than {MAX_DEPTH} deep")
     if not count:
         for each in inside:
@@ -205,25 +206,25 @@ def _measure(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple
             count, height = count + values, max(height, levels)
         count, height = known[id(value)] = count + 1, height + 1
     if count > MAX_VALUES:
-        raise RefusedError(f"it repeats its values more than {MAX_VALUES} times")
+        raise RefusedError(f"it has more than {MAX_VALUES} values, repetitions included")
     return count, height
 
 
 def _inside(value: Any) -> list[Any] | None:
-    """Return what a value holds; None if it holds nothing."""
+    """Return the items of a container; None for a leaf."""
     kind = type(value)
     if kind in _PLAIN:
         return None
     if kind in (Tensor, nn.Parameter):
         if value.numel() * value.itemsize > value.untyped_storage().nbytes():
-            raise RefusedError(f"a tensor of shape {list(value.shape)} repeats the values that it has")
+            raise RefusedError(f"a tensor of shape {list(value.shape)} is larger than its storage")
         return None
     if kind in (list, tuple, set):
         return list(value)
     attributes = [] if kind is dict else list(getattr(value, "__dict__", {}).items())
     if kind is argparse.Namespace:
         return [each for pair in attributes for each in pair]
-    # A network's OrderedDict has its modules' versions; `items` would be called by whoever asks for them.
+    # A state dict carries `_metadata` (module versions). Any other attribute could shadow a method such as `items`.
     if kind not in (dict, OrderedDict, Counter) or {name for name, _ in attributes} - {"_metadata"}:
-        raise RefusedError(f"one of its values ({kind.__name__}) is no tensor or plain value")
+        raise RefusedError(f"one of its values ({kind.__name__}) is not a tensor or plain value")
     return [*value.keys(), *value.values(), *(each for _, each in attributes)]

@@ -1,4 +1,4 @@
-"""Starting from something: whole checkpoints, or network weights alone."""
+"""Starting points of a run: full checkpoints (resume=, ckpt=) or only network weights (weights=)."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ from alexnet_exp.training.classifier import ImageClassifier
 from alexnet_exp.training.optim.build import build_optimizer
 
 log = logging.getLogger(__name__)
-# Optimizers that keep tensors of a parameter's shape; another one is the user's, and may keep what it likes.
+# Optimizers whose state tensors have the shape of the parameter; nothing is known about custom ones.
 _SHAPED = frozenset(
     ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW", "alexnet_exp.training.lars.LARS",
      "alexnet_exp.training.paper_sgd.PaperSGD")
 )  # fmt: skip
 
-# Where training scripts put a network's tensors, and what Lightning, DataParallel and FSDP put ahead of their names.
+# Keys under which training scripts store a state dict, and prefixes added by Lightning, DataParallel and FSDP.
 _HOLDERS = (
     "state_dict", "model_state_dict", "model", "net", "network", "module", "model_state", "net_state_dict", "weights",
     "params", "state_dict_ema", "ema_state_dict", "model_ema", "ema",
 )  # fmt: skip
 _PREFIXES = ("model.", "module.", "net.", "network.", "_forward_module.")
-# What DataParallel puts into names; PyTorch's ImageNet example wraps the features of an AlexNet alone.
+# DataParallel's prefix; PyTorch's ImageNet example wraps only the features of an AlexNet.
 _WRAPPED = re.compile(r"^(?:module\.|(features\.)module\.)")
 
 
 def find_checkpoint(source: str | os.PathLike[str], name: str) -> Path:
-    """Return the file that `source` means: itself, or checkpoints/`name` of a run directory.
+    """Return the checkpoint file: `source` itself, or checkpoints/`name` in a run directory.
 
     Raises:
         UserError: If there is none.
@@ -65,7 +65,7 @@ def find_checkpoint(source: str | os.PathLike[str], name: str) -> Path:
 
 
 def find_network(source: str | os.PathLike[str]) -> Path:
-    """Return the file of a trained network: one that is there, the best of a run directory, or one that ships.
+    """Return the file of a trained network: a given file, the best of a run directory, or a pretrained one by name.
 
     Raises:
         UserError: If there is none.
@@ -76,20 +76,20 @@ def find_network(source: str | os.PathLike[str]) -> Path:
         return file or Path(text)
     if file is not None:
         print(
-            f"{text}: the one in this folder is used, not the network of that name that ships.",
+            f"{text}: using the local file, not the pretrained network of the same name.",
             file=sys.stderr,
         )
     return find_checkpoint(text, "best.ckpt")
 
 
 def read_latest(source: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
-    """Read what training goes on from: a file, or of a run directory the newest checkpoint that is whole.
+    """Read the checkpoint to continue from: a file, or the newest intact checkpoint of a run directory.
 
     Returns:
-        The file that was read, and its content; a warning says so where it is not last.ckpt.
+        The file and its content; logs a warning if it is not last.ckpt.
 
     Raises:
-        UserError: There is none, or none can be read; says what is wrong with the first.
+        UserError: If there is none, or none can be read (gives the reason for the first).
     """
     path = Path(source)
     if not path.is_dir():
@@ -109,15 +109,15 @@ def read_latest(source: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
             continue
         if number:
             step = checkpoint["global_step"]
-            log.warning("%s The checkpoint before it is used: %s, of step %s.", refusal, file, step)
+            log.warning("%s Using the previous checkpoint instead: %s (step %s).", refusal, file, step)
         return file, checkpoint
     raise refusal
 
 
 def put_in_place(whole: Path, last: Path) -> None:
-    """Make a checkpoint of before last.ckpt again, where a run goes on in place.
+    """Make an older, intact checkpoint last.ckpt again, in a run that is resumed in place.
 
-    A best.ckpt that is the same file as the damaged one goes, too; it comes back with the next epoch that is better.
+    Also removes best.ckpt if it is the same file as the damaged one; the next better epoch writes it again.
     """
     best = last.with_name("best.ckpt")
     if last.exists() and best.exists() and os.path.samefile(last, best):
@@ -126,30 +126,29 @@ def put_in_place(whole: Path, last: Path) -> None:
 
 
 def check_same_network(classifier: ImageClassifier, checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Refuse a checkpoint of another architecture, or one that training cannot go on from.
+    """Refuse a checkpoint of a different architecture, or one that cannot be resumed.
 
     Raises:
-        UserError: Names the first parameter that does not match, or what is not as a run writes it.
+        UserError: Names the first parameter that does not match, or the malformed entry.
     """
     check_progress(checkpoint, path)
-    problem = first_mismatch(classifier.state_dict(), checkpoint["state_dict"])
-    if problem:
-        raise UserError(f"{path} is of another network: {problem}.")
+    if problem := first_mismatch(classifier.state_dict(), checkpoint["state_dict"]):
+        raise UserError(f"{path} is from a different network: {problem}.")
 
 
 def check_same_optimizer(
     classifier: ImageClassifier, checkpoint: Mapping[str, Any], path: Path, groups_too: bool = True
 ) -> None:
-    """Refuse a checkpoint whose optimizer state is another optimizer's, or of other parameter groups.
+    """Refuse a checkpoint whose optimizer state belongs to another optimizer or to other parameter groups.
 
     Args:
-        classifier: About to go on.
+        classifier: About to be trained.
         checkpoint: As read.
-        path: Of it.
-        groups_too: Whether the groups are those of the settings, and no callback of the user's changes them.
+        path: Its file.
+        groups_too: Whether to compare parameter groups; False if a user callback may change them.
 
     Raises:
-        UserError: Says how to start from the weights alone.
+        UserError: Suggests starting from the weights only.
     """
     own, theirs = classifier.optimizer_config, checkpoint["config"]["optimizer"]
     names = [str(each.get("_target_")).rpartition(".")[2] for each in (theirs, own)]
@@ -161,32 +160,32 @@ def check_same_optimizer(
         ours = [len(group["params"]) for group in groups]
         states = checkpoint["optimizer_states"]
         if ours != [len(group["params"]) for state in states for group in state["param_groups"]]:
-            problem = "other parameter groups than optimizer.layers and the settings of biases ask for here"
+            problem = "its parameter groups do not match optimizer.layers and the bias settings"
         elif own["_target_"] in _SHAPED:
             parameters = [parameter for group in groups for parameter in group["params"]]
             problem = next(_misshapen(states[0]["state"], parameters), None)
     if problem:
         raise UserError(
-            f"{path} holds the state of another optimizer ({problem}): say weights={path} to start from its weights "
-            "alone."
+            f"{path} holds the state of a different optimizer ({problem}): set weights={path} to start from its "
+            "weights only."
         )
 
 
 def _misshapen(state: Mapping[Any, Any], parameters: Sequence[Tensor]) -> Iterator[str]:
-    """Find what is not of its parameter's shape: torch's fused optimizers read past the end of it, unchecked."""
+    """Yield state of the wrong shape, which torch's fused optimizers would read past its end, unchecked."""
     for number, values in state.items():
         if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(values, dict):
-            yield f"no parameter has the state {number}"
+            yield f"its state {number} belongs to no parameter"
             continue
         for name, value in values.items():
             shape = torch.Size() if name == "step" else parameters[number].shape
             is_one = isinstance(value, Tensor) and value.is_floating_point() and value.shape == shape
             if value is not None and not is_one:
-                yield f"the {name} of parameter {number} has another form"
+                yield f"{name} of parameter {number} has the wrong shape"
 
 
 def first_mismatch(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str | None:
-    """Say which tensor is missing, of another shape or too many; None if they all agree."""
+    """Describe the first tensor that is missing, has another shape or is unexpected; None if all match."""
     for name in ours:
         if name not in theirs:
             return f"it has no {name}"
@@ -197,18 +196,18 @@ def first_mismatch(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> 
 
 
 def load_weights(classifier: ImageClassifier, source: str) -> str:
-    """Put the network weights of a checkpoint, a run directory or a state dict into a network.
+    """Load the network weights of a checkpoint, a run directory or a state dict.
 
-    A state dict may have torchvision's names, and lie under a key or with the prefixes that training scripts give it.
-    The rows of the last layer go by the names of their classes; where those are not known, by their number. A warning
-    says which other mean, standard deviation and so on the weights were trained with.
+    A state dict may use torchvision's names, be nested under a key, or have the prefixes of common training scripts.
+    Rows of the last layer are matched by class name, or by position if the names are unknown. Logs a warning if the
+    weights were trained with different preprocessing.
 
     Args:
         classifier: Changed in place.
         source: What the user typed: a file, a run directory, or 'torchvision'.
 
     Returns:
-        A line that says what was loaded, and what became of the last layer.
+        A log line: what was loaded, and how the last layer was adapted.
 
     Raises:
         UserError: If the file cannot be read or does not fit.
@@ -224,19 +223,18 @@ def load_weights(classifier: ImageClassifier, source: str) -> str:
     if _numbered(weights) and not _numbered(own):
         weights = torchvision_to_ours(weights)
     weights, fate = _fit_last_layer(weights, own, _last_layer(model), about.classes, classifier.classes)
-    problem = first_mismatch(own, weights)
-    if problem:
-        raise UserError(f"{path} is of another network: {problem}.")
+    if problem := first_mismatch(own, weights):
+        raise UserError(f"{path} is from a different network: {problem}.")
     model.load_state_dict(weights)
     if other := preprocessing_changes(about.preprocessing or {}, classifier.embed.get("preprocessing", {})):
         log.warning(
-            "The weights from %s were trained on images prepared otherwise: %s.", path, "; ".join(other)
+            "The weights from %s were trained with different preprocessing: %s.", path, "; ".join(other)
         )
     return f"Weights from {path}{fate}."
 
 
 class _About(NamedTuple):
-    """What weights bring with them besides their numbers, where it is known."""
+    """What is known about loaded weights."""
 
     classes: list[str] | None = None
     preprocessing: dict[str, Any] | None = None
@@ -249,10 +247,10 @@ def _fit_last_layer(
     there: list[str] | None,
     here: Sequence[str],
 ) -> tuple[dict[str, Tensor], str]:
-    """Give every class the row of its name, and new ones the row that the network starts with.
+    """Match the rows of the last layer by class name; new classes keep their initial rows.
 
     Returns:
-        The weights, and how the last layer has changed, to follow on what they are.
+        The weights, and a phrase for the log line on how the last layer was adapted.
     """
     name = f"{last}.weight"
     if name not in weights or name not in own or weights[name].shape[1:] != own[name].shape[1:]:
@@ -260,8 +258,11 @@ def _fit_last_layer(
     num_there, num_here = len(weights[name]), len(own[name])
     if there is None or (len(there), len(here)) != (num_there, num_here):
         if num_there == num_here:
-            return weights, f"; they have no class names, so the rows of {last} are taken in their order"
-        pairs, fate = dict[int, int](), f"is new: {num_there} classes there, {num_here} here"
+            return weights, f"; without class names, so the rows of {last} are matched by position"
+        pairs, fate = (
+            dict[int, int](),
+            f"is reinitialised: it has {num_here} classes, the weights {num_there}",
+        )
     else:
         pairs, fate = kept_rows(there, here)
     if not fate:
@@ -274,19 +275,19 @@ def _fit_last_layer(
 
 
 def _numbered(state: Mapping[str, Tensor]) -> bool:
-    """Return whether names are torchvision's AlexNet's; a network of the user's own may have such names, too."""
+    """Return whether the names look like torchvision's AlexNet; a custom network may use such names, too."""
     return any(name.startswith("features.0.") for name in state)
 
 
 def _torchvision_weights(model: nn.Module) -> tuple[dict[str, Tensor], _About]:
-    """Download (once; torch keeps them) torchvision's ImageNet weights for alexnet_owt or resnet18."""
+    """Download torchvision's ImageNet weights for alexnet_owt or resnet18; cached by torch."""
     published = _published_for(model)
     try:
         weights = dict(published.get_state_dict(progress=False))
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"torchvision's weights could not be had ({' '.join(str(error).split())}): download "
-            f"{published.url} and say weights=FILE."
+            f"Cannot download torchvision's weights ({' '.join(str(error).split())}): download "
+            f"{published.url} yourself and set weights=FILE."
         ) from error
     prepared = published.transforms()
     norm = {"mean": list(prepared.mean), "std": list(prepared.std), "channels": 3}
@@ -294,7 +295,7 @@ def _torchvision_weights(model: nn.Module) -> tuple[dict[str, Tensor], _About]:
 
 
 def _published_for(model: nn.Module) -> Any:
-    """Return which of torchvision's weights fit a network, its last layer aside, before any is downloaded.
+    """Return the torchvision weights that fit a network (except its last layer), before any download.
 
     Raises:
         UserError: If none does.
@@ -310,26 +311,26 @@ def _published_for(model: nn.Module) -> Any:
         if not first_mismatch(ours, {k: v for k, v in theirs.items() if not k.startswith(f"{last}.")}):
             return published
     raise UserError(
-        "weights=torchvision is for alexnet_owt and resnet18 on images of three channels, and this network has other "
-        "layers: say model=alexnet_owt or model=resnet18, or give weights=FILE."
+        "weights=torchvision only fits alexnet_owt and resnet18 with three input channels: set model=alexnet_owt or "
+        "model=resnet18, or use weights=FILE."
     )
 
 
 def _network_weights(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], _About]:
-    """Read the tensors of a network, whatever a training script has put around them."""
+    """Read the state dict of a network, without the keys and prefixes that a training script puts around it."""
     if not path.is_file():
         raise UserError(
-            f"There is no file {path}; weights= takes a checkpoint, a run directory, torchvision or none."
+            f"There is no file {path}: set weights= to a checkpoint, a run directory, torchvision or none."
         )
     loaded = load_safely(path)
-    content = _unwrapped(loaded)
+    content = _find_state_dict(loaded)
     if not content or not is_weights(content):
-        raise UserError(f"{path} holds no weights: a dictionary of tensors is needed.")
+        raise UserError(f"{path} holds no weights: expected a dictionary of tensors.")
     named = {name.replace("_orig_mod.", ""): value for name, value in content.items()}
     own = model.state_dict()
     while not own.keys() & named.keys():
         prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in named)), None)
-        if prefix is None:  # a name of the user's own, such as backbone., ahead of all
+        if prefix is None:  # a custom prefix shared by all names, such as backbone.
             first, dot, _ = next(iter(named)).partition(".")
             prefix = f"{first}{dot}"
             if not dot or not all(name.startswith(prefix) for name in named):
@@ -338,9 +339,9 @@ def _network_weights(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], _
     return named, _about(loaded) if isinstance(loaded, dict) else _About()
 
 
-def _unwrapped(content: Any) -> Any:
-    """Return the dictionary of tensors in what a training script saves beside its optimizer and its counters."""
-    for _ in range(3):  # {'model': {'state_dict': ...}} has been seen, more has not
+def _find_state_dict(content: Any) -> Any:
+    """Return the state dict inside what a training script saves with its optimizer and counters."""
+    for _ in range(3):  # nesting such as {'model': {'state_dict': ...}} occurs in practice
         inside = [content.get(key) for key in _HOLDERS] if isinstance(content, dict) else []
         found = [value for value in inside if isinstance(value, dict) and value]
         if not found:
@@ -362,36 +363,36 @@ def _last_layer(model: nn.Module) -> str | None:
 
 
 def network_of(checkpoint: dict[str, Any], trust: Iterable[str] = ()) -> nn.Module:
-    """Build the network of a checkpoint with its weights (the averaged ones where the run averaged them).
+    """Build the network of a checkpoint and load its weights (the averaged ones if the run kept an average).
 
     Raises:
-        UserError: If it is of a class that is neither ours nor trusted, or the weights do not fit it.
+        UserError: If its class is neither part of this package nor trusted, or the weights do not fit.
     """
     config = checkpoint["config"]["model"]
     check_trust(config, trust, "model")
     if hidden := hidden_keys({"model": config}):
         raise UserError(
-            f"The checkpoint has {hidden[0]} as {REDACTED}, as an older version kept it: train it on with "
-            f"resume=RUN {hidden[0]}=VALUE, which writes it down."
+            f"The checkpoint is from an older version that stored {hidden[0]} as {REDACTED}: resume it with "
+            f"resume=RUN {hidden[0]}=VALUE, which records the value."
         )
     weights = {
         k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")
     }
     if str(config.get("_target_")).startswith("alexnet_exp."):
         _check_sizes(config, checkpoint, weights)
-    # The network's first weights are drawn, and the caller's randomness is not ours.
+    # Initialisation draws random numbers; leave the caller's generator untouched.
     with torch.random.fork_rng(devices=[]):
         model = _built(config)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"The checkpoint's weights do not fit its own network: {reason}") from error
+        raise UserError(f"The checkpoint's weights do not fit its network: {reason}") from error
     return model
 
 
 def _check_sizes(config: dict[str, Any], checkpoint: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Refuse a network that its own weights do not fit, before there is memory for it: it may claim any size.
+    """Check weights and output against the network on the meta device, before allocating it: it may claim any size.
 
     Raises:
         UserError: Says what does not fit.
@@ -400,18 +401,18 @@ def _check_sizes(config: dict[str, Any], checkpoint: dict[str, Any], weights: di
     with torch.device("meta"):
         model = _built(config).eval()
         if problem := first_mismatch(model.state_dict(), weights):
-            raise UserError(f"The checkpoint's weights do not fit its own network: {problem}.")
+            raise UserError(f"The checkpoint's weights do not fit its network: {problem}.")
         size, channels = recorded["image_size"], recorded["channels"]
         try:
             found = model(torch.empty(1, channels, size, size)).shape[1:]
-        except Exception as error:  # torch's own, of many kinds
+        except Exception as error:  # torch raises many types
             reason = f"{error} ".splitlines()[0].strip().rstrip(".")
             raise UserError(
-                f"The checkpoint's network cannot take its images of {size} pixels ({reason})."
+                f"The checkpoint's network does not accept its images of {size} pixels ({reason})."
             ) from error
     if tuple(found) != (classes,):
         raise UserError(
-            f"The checkpoint names {classes} classes, and its network gives {list(found)} values."
+            f"The checkpoint has {classes} classes, but its network returns {list(found)} values per image."
         )
 
 
@@ -420,9 +421,9 @@ def _built(config: dict[str, Any]) -> nn.Module:
         model = build(config)
     except UserError:
         raise
-    except Exception as error:  # the settings are anybody's, and have not been checked
+    except Exception as error:  # the settings are untrusted and unchecked
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(f"The checkpoint's network cannot be built ({reason}).") from error
     if not isinstance(model, nn.Module):
-        raise UserError(f"The checkpoint's model is no network but {config['_target_']}.")
+        raise UserError(f"The checkpoint's model, {config['_target_']}, is not an nn.Module.")
     return model

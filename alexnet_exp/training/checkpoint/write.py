@@ -1,11 +1,11 @@
-"""Checkpoints that are whole or not there: written beside, synced, renamed; the ones before are kept.
+"""Atomic checkpoints: written to a temporary file, synced, renamed; previous ones are kept.
 
-A file of torch.save is a zip archive with a CRC-32 of every record, and every read of ours compares them
-(safe_load.py). So a checkpoint carries its checksum inside: none beside it can be lost, fall out of step or be copied
-without it, and nothing is added to the time of a save.
+A torch.save file is a zip archive with a CRC-32 per record, which every read here verifies (safe_load.py). So no
+separate checksum file can get lost or go stale, and saving costs nothing extra.
 
-On CUDA the next epoch does not wait: a save copies everything to main memory, and a thread writes it, one save at a
-time. Until it is done, the file is the one before. A CPU run writes at once: its cores are the ones that train.
+On CUDA, training does not wait for the disk: a save copies the checkpoint to main memory, and a thread writes it, one
+at a time; until then the file is the previous one. On CPU, saves are synchronous, because a thread would take cores
+from training.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _BEST = {"value": float, "epoch": int, "step": int}
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's reader and writer of checkpoint files, made safe.
+    """A CheckpointIO that writes atomically and verifies what it reads.
 
     Args:
-        keep_last: How many of the latest checkpoints stay: last.ckpt, last-1.ckpt (the one before it), and so on.
-        on_thread: Whether a thread writes; None: if something in the checkpoint lies on CUDA.
+        keep_last: How many of the latest checkpoints to keep: last.ckpt, last-1.ckpt (the previous one), and so on.
+        on_thread: Whether a thread writes; None: if the checkpoint has tensors on CUDA.
     """
 
     def __init__(self, keep_last: int = 2, on_thread: bool | None = None) -> None:
@@ -44,11 +44,10 @@ class AtomicCheckpointIO(CheckpointIO):
         self._writing: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint, or begin to; a save waits for the one before.
+        """Write a checkpoint, or start to; first waits for the previous save.
 
         Raises:
-            UserError: There is no room for it or for the one before, or it cannot be written; what was there before is
-                untouched.
+            UserError: If this or the previous save failed, for example on a full disk; existing files are unchanged.
         """
         self.wait()
         on_thread = self.on_thread
@@ -61,7 +60,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self._writing = self._thread.submit(self._write, _in_main_memory(checkpoint), Path(path))
 
     def after_save(self, act: Callable[[], None]) -> None:
-        """Do something once the latest save is on the disk: at once, or on the thread that writes it."""
+        """Call `act` once the latest save is on disk: immediately, or on the writing thread."""
         if self._writing is None or self._thread is None:
             act()
             return
@@ -74,17 +73,17 @@ class AtomicCheckpointIO(CheckpointIO):
         self._writing = self._thread.submit(then)
 
     def wait(self) -> None:
-        """Wait until the latest save is on the disk.
+        """Wait until the latest save is on disk.
 
         Raises:
-            UserError: It could not be written.
+            UserError: If it could not be written.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def teardown(self) -> None:
-        """Wait as well where a run has failed, whose own error counts; end the thread."""
+        """Wait and end the thread. Only logs a failed save, so as not to hide the error of a failed run."""
         if self._thread is not None:
             self._thread.shutdown()
             self._thread = None
@@ -94,15 +93,15 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         try:
-            for stale in leftovers(path):  # of a run killed while it wrote
+            for stale in leftovers(path):  # from a run killed while writing
                 stale.unlink()
             with replacing(path) as temporary:
                 with open(temporary, "wb") as file:
-                    told = _Told(file)
-                    torch.save(checkpoint, told)  # it asks for no more than write and flush
-                    told.check()
+                    writer = _ErrorKeeper(file)
+                    torch.save(checkpoint, writer)
+                    writer.finish()
                 if path.name == LAST:
-                    _keep_before(path, self.keep_last)
+                    _rotate(path, self.keep_last)
         except OSError as error:
             raise _unwritable(path, error) from error
 
@@ -110,7 +109,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         self.wait()
-        # Not to the device it came from: another machine has none, and every rank would read onto the first one's.
+        # Always to CPU: the saved device may not exist here, and all ranks would load onto that of rank 0.
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -131,16 +130,16 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _in_main_memory(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy that shares nothing with what is trained on; waits for the device."""
+    """Return a deep copy on CPU, independent of further training; waits for the device."""
     copies = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in _tensors(checkpoint)}
-    return copy.deepcopy(checkpoint, copies)  # which takes these as copied already
+    return copy.deepcopy(checkpoint, copies)  # the memo makes deepcopy use these copies
 
 
-class _Told:
-    """A file for torch.save, which would make a full disk into a complaint about positions in an archive.
+class _ErrorKeeper:
+    """A file for torch.save that keeps the first OSError; torch would turn a full disk into an error about zip offsets.
 
     Args:
-        file: Open for writing bytes.
+        file: Open for binary writing.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -148,7 +147,7 @@ class _Told:
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write while that works; `check` says whether it did."""
+        """Write unless an earlier write failed; `finish` raises the error."""
         if self.error is None:
             try:
                 self.file.write(data)
@@ -157,13 +156,13 @@ class _Told:
         return memoryview(data).nbytes
 
     def flush(self) -> None:
-        """Leave it to `check`."""
+        """Do nothing; `finish` flushes."""
 
-    def check(self) -> None:
-        """Bring everything to the disk.
+    def finish(self) -> None:
+        """Flush and sync to disk.
 
         Raises:
-            OSError: If something is not there.
+            OSError: If any write failed.
         """
         if self.error is not None:
             raise self.error
@@ -171,8 +170,8 @@ class _Told:
         os.fsync(self.file.fileno())
 
 
-def _keep_before(path: Path, keep_last: int) -> None:
-    """Give last.ckpt the name last-1.ckpt as well, the one of that name last-2.ckpt; remove those beyond."""
+def _rotate(path: Path, keep_last: int) -> None:
+    """Rename last-1.ckpt to last-2.ckpt and so on, link last.ckpt as last-1.ckpt, and delete surplus files."""
     for number, file in sorted(checkpoints_before(path).items(), reverse=True):
         if number + 1 < keep_last:
             os.replace(file, path.with_name(f"{path.stem}-{number + 1}.ckpt"))
@@ -183,8 +182,8 @@ def _keep_before(path: Path, keep_last: int) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source` at once; copies where the file system has no hard links."""
-    for stale in leftovers(target):  # of a run killed in here
+    """Atomically make `target` a hard link to `source`, or a copy on file systems without hard links."""
+    for stale in leftovers(target):  # from a run killed in here
         stale.unlink()
     with replacing(target) as temporary:
         try:
@@ -197,8 +196,8 @@ def link(source: Path, target: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:
-    before = f"; {path.name} of before is whole" if path.exists() else ""
+    intact = f"; the previous {path.name} is intact" if path.exists() else ""
     return UserError(
-        f"{path} cannot be written ({error.strerror}){before}: make room, then go on with "
+        f"{path} cannot be written ({error.strerror}){intact}: free some space, then continue with "
         f"resume={path.parent.parent}."
     )

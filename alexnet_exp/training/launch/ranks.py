@@ -1,8 +1,8 @@
-"""Several devices on one machine: one process for each, started by us rather than by re-running the command line.
+"""Several devices on one machine: one process per device, without re-running the command line.
 
-Lightning starts its processes by repeating sys.argv, which under Hydra's -m is the whole sweep. Ours get the settings
-of the first rank through a pipe, so every rank has the same by construction. They start before torch is imported here,
-so that all import at the same time, and wait for the settings, which come once the data is there.
+Lightning launches ranks by re-running sys.argv, which under Hydra's -m is the whole sweep. Here the ranks receive the
+settings of rank 0 through a pipe, so all have the same by construction. They start before rank 0 imports torch, so that
+all import in parallel, and wait for the settings, which arrive once the data is ready.
 """
 
 from __future__ import annotations
@@ -29,13 +29,11 @@ from alexnet_exp.tracking.redact import redact
 from alexnet_exp.training.launch.signals import Stopped
 
 _SET_HERE = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
-
-
-_MOST_RANKS_PER_CORE = 4  # more is a typing error: on CPU a rank is a process that fills a core
+_MOST_RANKS_PER_CORE = 4  # more is a typo: each CPU rank is a process that can fill a core
 
 
 def count_devices(trainer: Mapping[str, Any]) -> int:
-    """Return how many devices of this machine the trainer settings ask for.
+    """Return how many devices of this machine the trainer settings use.
 
     Raises:
         UserError: If they do not exist.
@@ -47,14 +45,14 @@ def count_devices(trainer: Mapping[str, Any]) -> int:
     most = _MOST_RANKS_PER_CORE * cores.available_cores()
     if count > most and device_type(trainer) == "cpu":
         raise UserError(
-            f"trainer.devices={count} on CPU would start {count} processes, and this one may use "
-            f"{cores.available_cores()} cores: set at most trainer.devices={most}."
+            f"trainer.devices={count} on CPU would start {count} processes, but only {cores.available_cores()} cores "
+            f"are available: set trainer.devices={most} or less."
         )
     return count
 
 
 def device_type(trainer: Mapping[str, Any]) -> str:
-    """Return what the trainer settings train on: 'cpu', 'cuda', 'mps'.
+    """Return the type of the training devices: 'cpu', 'cuda' or 'mps'.
 
     Raises:
         UserError: If it does not exist.
@@ -63,15 +61,14 @@ def device_type(trainer: Mapping[str, Any]) -> str:
 
 
 def check_sync_batchnorm(trainer: Mapping[str, Any]) -> None:
-    """Refuse to synchronise batch normalisation on the processor.
+    """Refuse trainer.sync_batchnorm on CPU.
 
     Raises:
-        UserError: torch has no such layer there.
+        UserError: torch's SyncBatchNorm only runs on GPUs.
     """
     if trainer["sync_batchnorm"] and device_type(trainer) == "cpu":
         raise UserError(
-            "trainer.sync_batchnorm=true needs GPUs: torch does not synchronise batch normalisation on the processor. "
-            "Leave it out."
+            "trainer.sync_batchnorm=true needs GPUs: torch's SyncBatchNorm does not run on CPU; leave it out."
         )
 
 
@@ -86,22 +83,22 @@ def _devices(trainer: Mapping[str, Any]) -> Sequence[Any]:
         reason = " ".join(str(error).split())
         raise UserError(
             f"trainer.accelerator={trainer['accelerator']} trainer.devices={trainer['devices']}: {reason} "
-            "Leave trainer=, trainer.accelerator= and trainer.devices= out to take what is there, or say trainer=cpu."
+            "Leave out trainer=, trainer.accelerator= and trainer.devices= to use what is there, or set trainer=cpu."
         ) from error
 
 
 class Ranks:
-    """The other processes of a run on this machine; a context manager that never leaves one behind.
+    """The other ranks of a run on this machine, as a context manager that leaves no process behind.
 
     Args:
-        run_dir: Of the run.
-        count: Devices, this process's own included.
-        num_nodes: Machines.
-        on_failure: Told the last words of a rank that failed while the others wait for it.
+        run_dir: Run directory.
+        count: Number of devices, including this process's own.
+        num_nodes: Number of machines.
+        on_failure: Called with the error of a rank that failed while the others wait for it in a collective.
     """
 
-    module = "alexnet_exp.runs.train.rank"  # what the other processes run
-    stop_together = True  # whether they end by themselves when a signal ends the first
+    module = "alexnet_exp.runs.train.rank"  # what the other ranks run
+    stop_together = True  # whether they exit by themselves when a signal stops rank 0
 
     def __init__(
         self, run_dir: Path, count: int, num_nodes: int = 1, on_failure: Callable[[str], Any] = print
@@ -126,7 +123,7 @@ class Ranks:
         return self
 
     def _start(self, rank: int) -> None:
-        errors = tempfile.TemporaryFile()  # noqa: SIM115 (read and closed when the ranks end)
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
         self._errors.append(errors)
         self._children.append(
             subprocess.Popen(
@@ -139,14 +136,14 @@ class Ranks:
         )
 
     def go(self, *settings: Any) -> None:
-        """Hand the processes the settings: the data is ready.
+        """Send the settings to the waiting ranks, once the data is ready.
 
-        They go through a pipe, since config.yaml lacks the passwords of URLs, and other users may read a command line.
+        Through a pipe: config.yaml has no passwords of URLs, and other users can read a command line.
 
         Args:
-            settings: Plain values; `receive_settings` returns them.
+            settings: Plain values, returned by `receive_settings`.
         """
-        # Of YAML, since JSON turns every key into text. Escaped, it also holds file names that are no text.
+        # YAML, because JSON turns every key into a string; escaped, it can also hold file names that are not UTF-8.
         text = yaml.safe_dump(list(settings), sort_keys=False).encode("ascii")
         for child in self._children:
             assert child.stdin is not None
@@ -154,21 +151,21 @@ class Ranks:
                 child.stdin.write(b"%d\n" % len(text) + text)
                 child.stdin.flush()
             except BrokenPipeError:
-                continue  # it has died; the watch says why
+                continue  # the rank has died; _watch reports why
 
     def failure(self) -> str | None:
-        """Return the last words of the first process that failed, or None."""
+        """Return the last line of stderr of the first rank that failed, or None."""
         for rank, (child, errors) in enumerate(zip(self._children, self._errors, strict=True), start=1):
             if child.poll() not in (None, 0):
                 errors.seek(0)
-                words = errors.read().decode(errors="replace").strip()
-                logging.getLogger("run").error("Rank %d failed:\n%s", rank, words)
-                lines = words.splitlines()
-                return lines[-1] if lines else f"Rank {rank} ended with exit code {child.returncode}."
+                text = errors.read().decode(errors="replace").strip()
+                logging.getLogger("run").error("Rank %d failed:\n%s", rank, text)
+                lines = text.splitlines()
+                return lines[-1] if lines else f"Rank {rank} exited with code {child.returncode}."
         return None
 
     def _watch(self) -> None:
-        """End this process if another rank fails and a collective operation does not notice."""
+        """Exit if another rank has failed and this one is stuck in a collective that does not notice."""
         while not self._closing.wait(0.5):
             error = self.failure()
             if error is None:
@@ -178,7 +175,7 @@ class Ranks:
                 self.on_failure(error)
                 for child in self._children:
                     child.kill()
-                os._exit(1)  # the main thread hangs in a collective operation that nothing else ends
+                os._exit(1)  # nothing else interrupts a collective in the main thread
             return
 
     def __exit__(self, *exc_info: Any) -> None:
@@ -188,7 +185,7 @@ class Ranks:
         deadline = time.monotonic() + (20.0 if together else 3.0)
         for child in self._children:
             if not together and child.poll() is None:
-                child.kill()  # it writes nothing that could be half-written
+                child.kill()  # safe: only rank 0 writes files
             try:
                 child.wait(max(deadline - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:
@@ -201,42 +198,38 @@ class Ranks:
         for name, value in self._saved.items():
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
         if self.count > 1:
-            _leave_group()
+            import torch.distributed
+
+            # The next run in this process creates its own group.
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
         if failure is not None:
             raise UserError(failure) from exc_info[1]  # its traceback is in train.log
 
     def _failure_behind(self, error: BaseException | None) -> str | None:
-        """Return the last words of a rank whose death is why this one failed in a collective operation."""
+        """Return the error of the rank whose death made a collective fail in this one."""
         if not self._children or not isinstance(error, Exception) or isinstance(error, UserError):
             return None
-        deadline = time.monotonic() + 2.0  # this process hears of it before the other's exit code is there
+        deadline = time.monotonic() + 2.0  # the collective fails before the exit code is available
         while (failure := self.failure()) is None and time.monotonic() < deadline:
             time.sleep(0.05)
         return failure
 
 
 def receive_settings() -> list[Any] | None:
-    """Wait, in one of the processes, for what `Ranks.go` hands over; None if the first rank has ended instead."""
+    """Wait in another rank for the settings sent by `Ranks.go`; None if rank 0 has exited instead."""
     length = sys.stdin.buffer.readline()
     text = sys.stdin.buffer.read(int(length or 0))
     return yaml.safe_load(text) if text and len(text) == int(length) else None
 
 
-def _leave_group() -> None:
-    """Forget the process group: the next run of this process makes its own."""
-    import torch.distributed
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
-    """Ask Linux to send this process a signal when `parent` dies; end now if it is already gone."""
+    """Ask Linux to signal this process when `parent` dies; exit now if it is already gone."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, int(number))
     if os.getppid() != parent:
-        sys.exit("The process that started this rank is gone.")
+        sys.exit("The process that started this rank has exited.")
 
 
 def _free_port() -> int:

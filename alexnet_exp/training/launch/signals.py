@@ -1,8 +1,8 @@
-"""Ending a run from outside: the step is finished and saved first, so that the run can go on from there.
+"""Stopping a run by a signal: it finishes the current step and saves a checkpoint, so that it can be resumed.
 
-SIGTERM and SIGUSR1 are what batch systems send ahead of taking a machine away; Ctrl-C is a person. Once an end is asked
-for, a Ctrl-C ends the run at once, and the others change nothing: batch systems send several, and checkpoint, report
-and the word to SLURM that the job is to start again come after the first.
+Batch systems send SIGTERM or SIGUSR1 before they take a machine away; Ctrl-C comes from a person. After the first
+signal, Ctrl-C exits immediately and all others are ignored: batch systems send several, and the checkpoint, the report
+and the requeue request still have to be written.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-_REQUEUES = 3  # times that SLURM is asked: a busy controller drops requests
-_ANSWER_SECONDS, _PAUSE_SECONDS = 20.0, 2.0  # all of them within the 90 s that a job has by default
-_KEY = "alexnet_exp"  # in the store that the ranks of a run share
+_REQUEUES = 3  # attempts: a busy controller drops requests
+_ANSWER_SECONDS, _PAUSE_SECONDS = 20.0, 2.0  # three attempts fit into the 90 s that a job has by default
+_KEY = "alexnet_exp"  # prefix in the store shared by the ranks
 
 
 class Stopped(BaseException):
-    """A signal ended the run; no error, so nothing that handles errors catches it.
+    """Raised when a signal ends the run. A BaseException, so that no error handling catches it.
 
     Args:
         number: The signal.
-        saved_step: Optimizer steps in the checkpoint that was written for it; None if none was.
+        saved_step: Optimizer step of the checkpoint written before stopping; None if none was.
     """
 
     def __init__(self, number: int, saved_step: int | None = None) -> None:
@@ -40,16 +40,16 @@ class Stopped(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """What batch systems expect: 143, for a person 130."""
+        """130 after Ctrl-C, 143 after any other signal, as batch systems expect."""
         return 128 + (signal.SIGINT if self.number == signal.SIGINT else signal.SIGTERM)
 
 
 class _State:
-    """What the handlers of this process know; signals are the process's, so there is one."""
+    """State of the signal handlers; global, because signals belong to the process."""
 
-    can_wait = False  # a training loop asks `due` after every step
-    held = False  # nothing may end what goes on
-    requested: int | None = None  # the first signal; until the end is written
+    can_wait = False  # inside a training loop, which calls `due` after every step
+    held = False  # inside `signals_held`
+    requested: int | None = None  # the first signal received
 
 
 _state = _State()
@@ -57,9 +57,9 @@ _state = _State()
 
 @contextlib.contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Turn signals into `Stopped`: after the next step inside a training loop, at once elsewhere."""
+    """Raise `Stopped` on a signal: after the current step inside a training loop, immediately elsewhere."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # handlers belong to the main thread
+        yield  # only the main thread can set handlers
         return
     before = {number: signal.signal(number, _handle) for number in SIGNALS}
     try:
@@ -71,24 +71,24 @@ def stopping_on_signals() -> Iterator[None]:
 
 
 def hold_early() -> None:
-    """Keep SIGUSR1 for the run that is about to begin: by default it ends a process, and SLURM sees a failure."""
+    """Record an early SIGUSR1 for the run about to start; by default it kills the process and the SLURM job fails."""
     if hasattr(signal, "SIGUSR1") and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGUSR1, _note)
+        signal.signal(signal.SIGUSR1, _remember)
 
 
-def _note(number: int, frame: FrameType | None) -> None:
+def _remember(number: int, frame: FrameType | None) -> None:
     _state.requested = number
 
 
 def ignore_signals() -> None:
-    """Let the first rank decide when a run ends; the others follow it."""
+    """Leave it to rank 0 when a run stops; the others follow it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Let signals wait for the end of an import: what it has half done would fail the next one, which ends the run."""
+    """Defer signals during an import: one interrupted halfway would make the next import of that module fail."""
     _state.held = True
     try:
         yield
@@ -99,9 +99,7 @@ def signals_held() -> Iterator[None]:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    if (
-        _state.requested is not None
-    ):  # nothing cuts short how a run ends, save somebody who does not want to wait
+    if _state.requested is not None:  # already stopping; only Ctrl-C cuts that short
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         return
@@ -109,12 +107,12 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if not (_state.can_wait or _state.held):
         raise Stopped(number)
     what = "finishing this step and saving" if _state.can_wait else "ending"
-    log.info("%s: %s. Ctrl-C ends the run at once.", signal.Signals(number).name, what)
+    log.info("%s: %s. Press Ctrl-C to exit immediately.", signal.Signals(number).name, what)
 
 
 @contextlib.contextmanager
 def training_loop() -> Iterator[None]:
-    """Mark where `due` is asked after every step; a signal that came after the last of them ends the run here."""
+    """Mark a training loop that calls `due` after every step; stop here on a signal that came after the last call."""
     _state.can_wait = True
     try:
         yield
@@ -125,22 +123,21 @@ def training_loop() -> Iterator[None]:
 
 
 def due(step: int, trainer: Any) -> int | None:
-    """Return the signal that asks for the end, once every rank stands at the same step.
+    """Return the signal to stop for, at the same step on every rank; None to continue.
 
     Args:
         step: Optimizer steps taken.
         trainer: Lightning's.
     """
-    number = agreed("stop", _state.requested or 0, step, trainer)
-    return number or None
+    return agreed("stop", _state.requested or 0, step, trainer) or None
 
 
 def agreed(what: str, wanted: int, step: int, trainer: Any) -> int:
-    """Return what the first rank wants, once every rank stands at the same step; every rank must ask at every step.
+    """Return the request of rank 0, at the same step on every rank; all ranks must call it at every step.
 
     Args:
-        what: Apart from other questions.
-        wanted: 0 for nothing; only the first rank's counts.
+        what: Name of the request.
+        wanted: 0 for none; ignored on all ranks but the first.
         step: Optimizer steps taken.
         trainer: Lightning's.
     """
@@ -151,13 +148,13 @@ def agreed(what: str, wanted: int, step: int, trainer: Any) -> int:
     store, key = shared_store(), f"{_KEY}/{what}"
     last, number = map(int, store.get(key).split()) if store.check([key]) else (-1, 0)
     if trainer.is_global_zero and wanted and last < step:
-        # The gradients of the next step need every rank, so none is past it when this is written.
+        # No rank is past the next step yet: its all-reduce needs this one. So all ranks see it before step + 2.
         store.set(key, f"{step + 2} {int(wanted)}")
     return number if step == last else 0
 
 
 def requeue() -> bool:
-    """Ask SLURM to start this job again, if it is one; return whether it will."""
+    """Ask SLURM to requeue this job; return whether it accepted (False outside SLURM)."""
     job, tool = os.environ.get("SLURM_JOB_ID"), shutil.which("scontrol")
     if job is None or tool is None:
         return False
@@ -174,7 +171,7 @@ def requeue() -> bool:
 
 
 def _refusal(command: list[str]) -> str | None:
-    """Ask SLURM for something; return why it did not do it."""
+    """Run a SLURM command; return why it failed, or None."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False)
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""Optimizers from conf/optimizer, with the published treatment of biases and of single layers."""
+"""Build optimizers from conf/optimizer, with separate settings for biases and single layers as in the papers."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.targets import build, locate
 
 log = logging.getLogger(__name__)
-# Their fused form does the whole update in one pass over memory: ten times faster on a CPU, the same numbers.
+# fused=True updates in a single pass over memory: ten times faster on CPU, identical results.
 _FUSED = ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW")
 
 
 def build_optimizer(
     model: nn.Module, config: Mapping[str, Any], fused: bool = True, global_batch: int | None = None
 ) -> torch.optim.Optimizer:
-    """Make the optimizer of a network.
+    """Build the optimizer of a network.
 
     Args:
-        model: Its parameters that require a gradient are optimised.
+        model: All parameters that require gradients are optimised.
         config: Keys of conf/optimizer: `_target_` and its arguments; `bias_lr_factor` multiplies the learning rate
-            of biases, `bias_weight_decay` replaces their decay (None: `weight_decay`). `layers` maps a layer to
-            what is its own: an `lr_factor` of all its rates, a `weight_decay` of its weights alone, and both
-            settings of biases. A layer goes by its dotted name or, where no other ends so, by the end of it.
-            `lr_scaling` scales `lr` by global_batch / `base_batch` ('linear') or the root of it ('sqrt').
-        fused: Whether torch's fused form may be used; not under gradient scaling with clipping.
-        global_batch: Images of an optimizer step, over all devices and accumulated batches.
+            of biases, `bias_weight_decay` replaces their weight decay (None: `weight_decay`). `layers` maps a layer to
+            its own settings: an `lr_factor` for weights and biases, a `weight_decay` for its weights, and the two
+            bias settings. A layer is given by its dotted name or by any suffix of it that is unique.
+            `lr_scaling` scales `lr` by global_batch / `base_batch` ('linear') or its square root ('sqrt').
+        fused: Whether torch's fused implementation may be used; it cannot clip under gradient scaling.
+        global_batch: Images per optimizer step, over all devices and accumulated batches.
 
     Returns:
-        An optimizer with a parameter group for every different treatment, named 'weights', 'biases',
+        An optimizer with one parameter group per combination of settings, named 'weights', 'biases',
         'weights of fc8', ...
 
     Raises:
-        UserError: For an argument that the optimizer does not take, a layer that the network does not have, or a
-            rate to scale by a batch that is not known.
+        UserError: For an argument that the optimizer does not accept, a layer that the network does not have, or
+            `lr_scaling` without a known global batch.
     """
     options = _with_scaled_rate(_with_defaults(config), global_batch)
     bias_factor = float(options.pop("bias_lr_factor", 1.0))
@@ -67,13 +67,13 @@ def build_optimizer(
 
 
 def images_of_a_step(trainer: Any) -> int | None:
-    """Return the images of an optimizer step, over all devices and accumulated batches, where the data says so."""
+    """Return the images per optimizer step, over all devices and accumulated batches; None if the data does not say."""
     batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
     return batch_size * trainer.accumulate_grad_batches if isinstance(batch_size, int) else None
 
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with the rate and decay that the class has of itself, where they are left out."""
+    """Fill in the class's own defaults for `lr` and `weight_decay` where they are not set."""
     if "_target_" not in config:
         return dict(config)
     parameters = inspect.signature(locate(config["_target_"])).parameters
@@ -82,24 +82,26 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_scaled_rate(config: Mapping[str, Any], global_batch: int | None) -> dict[str, Any]:
-    """Return the settings without those of the scaling, the rate scaled."""
+    """Apply `lr_scaling` to `lr` and drop the two scaling keys."""
     options = dict(config)
     how, base = options.pop("lr_scaling", "none"), options.pop("base_batch", 256)
     if how == "none":
         return options
     if global_batch is None:
-        raise UserError(f"optimizer.lr_scaling={how}: the global batch is not known here; say none.")
+        raise UserError(
+            f"optimizer.lr_scaling={how} needs the global batch size, unknown here: set optimizer.lr_scaling=none."
+        )
     factor = global_batch / base
     options["lr"] *= math.sqrt(factor) if how == "sqrt" else factor
     log.info(
-        "Learning rate: %g, from %g for %d images a step (lr_scaling=%s): a step has %d.",
-        options["lr"], config["lr"], base, how, global_batch,
+        "Learning rate %g: scaled from %g at batch size %d to batch size %d (lr_scaling=%s).",
+        options["lr"], config["lr"], base, global_batch, how,
     )  # fmt: skip
     return options
 
 
 def _group(lr: float, settings: Mapping[str, Any], is_bias: bool) -> dict[str, Any]:
-    """Return name, rate and decay of the biases or the weights under these settings."""
+    """Return name, learning rate and weight decay of a parameter group of weights or biases."""
     lr = lr * settings.get("lr_factor", 1.0)
     if not is_bias:
         return {"name": "weights", "lr": lr, "weight_decay": settings["weight_decay"]}
@@ -113,7 +115,7 @@ def _layer(parameter: str) -> str:
 
 
 def _keys(layers: Iterable[str], known: set[str]) -> dict[str, str]:
-    """Return which key of `optimizer.layers` each layer goes by: its name, or an end that no other name has."""
+    """Map each layer to its key in `optimizer.layers`: the full name, or a suffix that no other layer has."""
     found: dict[str, str] = {}
     for key in layers:
         names = [key] if key in known else sorted(name for name in known if name.endswith(f".{key}"))
@@ -121,7 +123,7 @@ def _keys(layers: Iterable[str], known: set[str]) -> dict[str, str]:
             ends = known | {name.rpartition(".")[2] for name in known}
             raise UserError(f"optimizer.layers.{key}: the network has no such layer.{nearest(key, ends)}")
         if len(names) > 1:
-            raise UserError(f"optimizer.layers.{key} could be {', '.join(names)}: give the whole name.")
+            raise UserError(f"optimizer.layers.{key} is ambiguous ({', '.join(names)}): use the full name.")
         if names[0] in found:
             raise UserError(
                 f"optimizer.layers: {found[names[0]]} and {key} are the same layer; leave one out."

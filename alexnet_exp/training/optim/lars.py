@@ -1,4 +1,4 @@
-"""Layer-wise adaptive rate scaling: every layer steps by a fixed share of the size of its weights."""
+"""LARS: layer-wise adaptive rate scaling; the step of each layer is proportional to the norm of its weights."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose rate is scaled for each weight tensor by trust * |w| / (|g| + weight_decay * |w|).
+    """SGD with momentum and a local rate for each weight tensor: trust * |w| / (|g| + weight_decay * |w|).
 
-    Tensors of one dimension (biases, batch norm) take plain steps without decay: their norms say nothing of a layer.
+    One-dimensional tensors (biases, batch norm) get plain SGD without decay, as is usual for LARS.
 
     Args:
-        params: Parameters or groups.
-        lr: Rate of the whole network.
-        momentum: Of the velocity, which the rate is inside of: v = momentum * v + rate * (g + weight_decay * w).
-        weight_decay: Of weights.
-        trust: The share of its weights' norm that a layer moves at lr = 1.
+        params: Parameters or parameter groups.
+        lr: Global learning rate.
+        momentum: v = momentum * v + rate * (g + weight_decay * w), with the rate inside the velocity.
+        weight_decay: L2 penalty on weights.
+        trust: Trust coefficient: relative step |dw| / |w| of a layer at lr = 1.
         eps: Added to the denominator.
 
     Source: Y. You, I. Gitman, B. Ginsburg 2017, Large batch training of convolutional networks, algorithm 1.
@@ -40,7 +40,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step; the loss of the closure is returned."""
+        """Take a step; return the loss of the closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -64,7 +64,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def _trust_ratio(weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-    """Return the layer's share as a tensor on its device; 1 where weights or gradient vanish."""
-    size, slope = weight.norm(), gradient.norm()
-    ratio = group["trust"] * size / (slope + group["weight_decay"] * size + group["eps"])
-    return torch.where((size > 0) & (slope > 0), ratio, torch.ones_like(ratio))
+    """Return the trust ratio as a tensor on the layer's device (no sync); 1 if weights or gradient are zero."""
+    w, g = weight.norm(), gradient.norm()
+    ratio = group["trust"] * w / (g + group["weight_decay"] * w + group["eps"])
+    return torch.where((w > 0) & (g > 0), ratio, torch.ones_like(ratio))

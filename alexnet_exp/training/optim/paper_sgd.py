@@ -1,4 +1,4 @@
-"""SGD as the 2012 paper writes it: the learning rate lies inside the velocity."""
+"""SGD as written in the 2012 paper, with the learning rate inside the velocity."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from alexnet_exp.torch_internals import foreach_add, foreach_add_, foreach_mul_
 class PaperSGD(torch.optim.Optimizer):
     """v <- momentum * v - lr * (gradient + weight_decay * w); w <- w + v.
 
-    At a constant rate this is torch.optim.SGD. Where the rate changes it is not: here the velocity gathered so far
-    keeps its size, there it shrinks with the rate at once. At a rate of 0 the weights stand still, as in the 2012
-    code, which leaves the whole update out: otherwise the velocity would carry them on.
+    Equal to torch.optim.SGD as long as the rate is constant. When the rate drops, the accumulated velocity keeps its
+    size here, while in torch it shrinks with the rate. A rate of 0 freezes the weights, as in the 2012 code, which
+    skips the whole update; otherwise the velocity would keep moving them.
 
     Args:
-        params: Parameters or groups of them.
+        params: Parameters or parameter groups.
         lr: Learning rate.
-        momentum: Share of the velocity that stays.
-        weight_decay: Coefficient of w in the velocity.
+        momentum: Momentum coefficient.
+        weight_decay: L2 penalty.
 
     Source: Krizhevsky et al. 2012, section 5; src/weights.cu of the released code.
     """

@@ -1,7 +1,7 @@
-"""Learning-rate schedules from conf/scheduler; the trainer gives the number of steps.
+"""Learning rate schedules from conf/scheduler.
 
-All but plateau are functions of the step or the epoch, so that a run which goes on with more epochs, or from another
-run's checkpoint, has the rates of its own settings. None touches momentum.
+All but plateau are pure functions of the step or the epoch, so a run that is resumed for more epochs, or that starts
+from another run's checkpoint, follows the rates of its own settings. None of them touches momentum.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OVER_THE_RUN = ("cosine", "onecycle", "poly", "dexp")
 
 @dataclass
 class RunLength:
-    """How long a run is: optimizer steps in all (infinite if nothing but time ends it), and in an epoch."""
+    """Length of a run in optimizer steps: in total (inf if only max_time ends it), and per epoch."""
 
     total_steps: float
     steps_per_epoch: int
@@ -30,25 +30,25 @@ class RunLength:
 def build_schedule(
     optimizer: Optimizer, config: Mapping[str, Any], length: RunLength
 ) -> dict[str, Any] | None:
-    """Make Lightning's description of a schedule.
+    """Build Lightning's scheduler dictionary.
 
     Args:
-        optimizer: Whose rates to schedule; groups keep their ratios, except under dexp and table.
-        config: Keys of conf/scheduler; `name` says which.
-        length: From the trainer.
+        optimizer: Its parameter groups keep the ratios of their rates, except under dexp and table.
+        config: Keys of conf/scheduler; `name` selects the schedule.
+        length: Length of the run, from the trainer.
 
     Returns:
         The dictionary that `configure_optimizers` returns under 'lr_scheduler'; None for a constant rate.
 
     Raises:
-        UserError: For an unknown name, a schedule over a whole run whose length nobody knows, or a change of rates
-            that have no parameter group of their own.
+        UserError: For an unknown name, a schedule over the whole run if its length is unknown, or a change of rates
+            that needs a separate parameter group.
     """
     options = dict(config)
     name = options.pop("name", "none")
     if name in _OVER_THE_RUN and math.isinf(length.total_steps):
         raise UserError(
-            f"scheduler={name} needs the length of the run: say trainer.max_epochs=N or trainer.max_steps=N."
+            f"scheduler={name} needs the length of the run: set trainer.max_epochs=N or trainer.max_steps=N."
         )
     if name == "none":
         return None
@@ -59,9 +59,11 @@ def build_schedule(
     if name == "plateau":
         monitor = options.pop("monitor")
         for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]  # as the other schedules note it; `Kept` compares
-        # Lightning would step it after the epoch's checkpoint is written, and a resumed run would miss that
-        # step: the classifier steps it itself, ahead of the checkpoint.
+            group["initial_lr"] = group[
+                "lr"
+            ]  # LambdaLR sets it, ReduceLROnPlateau does not; `Kept` compares it
+        # Lightning would step it after the epoch's checkpoint is written, and a resumed run would miss that step. So
+        # the classifier steps it before the checkpoint, and this frequency keeps Lightning from doing so again.
         return {**_by_epoch(ReduceLROnPlateau(optimizer, **options)), "monitor": monitor, "frequency": 2**31}
     if name == "cosine":
         return _by_step(LambdaLR(optimizer, _cosine(length, **options)))
@@ -70,14 +72,16 @@ def build_schedule(
     if name == "poly":
         return _by_step(LambdaLR(optimizer, _poly(length, **options)))
     if name == "dexp":
-        _check_bias_options(optimizer, options)
+        for key in ("bias_factor", "bias_steps"):
+            if options[key] is not None:
+                _check_biases(optimizer, key)
         return _by_step(LambdaLR(optimizer, [_dexp(g, length, options) for g in optimizer.param_groups]))
     if name == "table":
         _check_changes(optimizer, options["changes"])
         return _by_epoch(LambdaLR(optimizer, [_table(g, options["changes"]) for g in optimizer.param_groups]))
     raise UserError(
-        f"scheduler.name={name!r} is not known: "
-        "none, step, multistep, plateau, cosine, onecycle, poly, dexp or table."
+        f"invalid scheduler.name={name!r}: "
+        "expected none, step, multistep, plateau, cosine, onecycle, poly, dexp or table."
     )
 
 
@@ -100,9 +104,9 @@ def _multistep(epochs: Sequence[int], gamma: float) -> Callable[[int], float]:
 def _onecycle(
     length: RunLength, pct_start: float, div_factor: float, final_div_factor: float
 ) -> Callable[[int], float]:
-    """Rise from 1 / div_factor, and fall to 1 / (div_factor * final_div_factor), both on half a cosine.
+    """Rise from 1 / div_factor to 1, then fall to 1 / (div_factor * final_div_factor), each along half a cosine.
 
-    Source: torch.optim.lr_scheduler.OneCycleLR, whose rates these are; its cycle of the momentum is left out.
+    Source: torch.optim.lr_scheduler.OneCycleLR, same rates, without its momentum cycle.
     """
     last = length.total_steps - 1
     top = min(max(pct_start * length.total_steps - 1, 0.0), last)
@@ -121,7 +125,7 @@ def _half_cosine(first: float, last: float, progress: float) -> float:
 
 
 def _warm_up(length: RunLength, epochs: float) -> int:
-    """Return the steps of a warm-up, half of the run at most."""
+    """Return the number of warm-up steps, at most half of the run."""
     return min(round(epochs * length.steps_per_epoch), int(length.total_steps) // 2)
 
 
@@ -142,7 +146,7 @@ def _cosine(length: RunLength, warmup_epochs: float = 0.0, final_factor: float =
 
     def factor(step: int) -> float:
         if step < warmup:
-            return (step + 1) / (warmup + 1)  # the first step already learns
+            return (step + 1) / (warmup + 1)  # above 0 from the first step
         progress = min((step - warmup) / decay, 1.0)
         return final_factor + (1.0 - final_factor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
@@ -150,14 +154,14 @@ def _cosine(length: RunLength, warmup_epochs: float = 0.0, final_factor: float =
 
 
 def _dexp(group: Mapping[str, Any], length: RunLength, options: Mapping[str, Any]) -> Callable[[int], float]:
-    """Divide the rate by factor ** (1 / (n - 1)) at each 1 / n of the run: n stretches, the last at 1 / factor."""
+    """Decay in n equal stages, from 1 to 1 / factor: each divides the rate by factor ** (1 / (n - 1))."""
     count, factor = options["steps"], options["factor"]
     if _is_biases(group):
         count, factor = options["bias_steps"] or count, options["bias_factor"] or factor
 
     def at(step: int) -> float:
-        stretch = min(step * count // length.total_steps, count - 1)
-        return factor ** (-stretch / (count - 1))
+        stage = min(step * count // length.total_steps, count - 1)
+        return factor ** (-stage / (count - 1))
 
     return at
 
@@ -169,28 +173,20 @@ def _check_changes(optimizer: Optimizer, changes: Sequence[Mapping[str, Any]]) -
             if change.get(key, "") not in layers | {""}:
                 name = change[key]
                 raise UserError(
-                    f"scheduler.changes: {key} {name} has no rates of its own; "
-                    f"say +optimizer.layers.{name}.lr_factor=1."
+                    f"scheduler.changes: {key} {name} needs a parameter group of its own: "
+                    f"set +optimizer.layers.{name}.lr_factor=1."
                 )
         if "bias_lr" in change:
             _check_biases(optimizer, "changes: bias_lr")
 
 
-def _check_bias_options(optimizer: Optimizer, options: Mapping[str, Any]) -> None:
-    for key in ("bias_factor", "bias_steps"):
-        if options[key] is not None:
-            _check_biases(optimizer, key)
-
-
 def _check_biases(optimizer: Optimizer, what: str) -> None:
     if not any(map(_is_biases, optimizer.param_groups)):
-        raise UserError(
-            f"scheduler.{what} needs biases with a rate of their own; say optimizer.bias_lr_factor=2."
-        )
+        raise UserError(f"scheduler.{what} needs a separate rate for biases: set optimizer.bias_lr_factor=2.")
 
 
 def _table(group: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> Callable[[int], float]:
-    """Follow the changes that concern a parameter group; a rate of 0 freezes it."""
+    """Follow the changes that apply to a parameter group; a rate of 0 freezes it."""
     key = "bias_lr" if _is_biases(group) else "lr"
     layer = _layer(group)
     own = [
@@ -202,7 +198,9 @@ def _table(group: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> Ca
 
     def at(epoch: int) -> float:
         passed = [rate for start, rate in own if start <= epoch]
-        return passed[-1] / first if passed and first else 1.0  # a rate that starts at 0 stays there
+        return (
+            passed[-1] / first if passed and first else 1.0
+        )  # LambdaLR multiplies: from 0 there is no way up
 
     return at
 
@@ -212,5 +210,5 @@ def _is_biases(group: Mapping[str, Any]) -> bool:
 
 
 def _layer(group: Mapping[str, Any]) -> str:
-    """Return 'conv1' for the group 'weights of conv1', '' for those of all other layers."""
+    """Return 'conv1' for the group 'weights of conv1', '' for a group without a layer of its own."""
     return str(group.get("name", "")).partition(" of ")[2]

@@ -50,7 +50,7 @@ def test_torchvision_reads_the_same_images(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("no_network")
-def test_data_that_is_there_is_only_read(tmp_path: Path):
+def test_existing_data_is_only_read(tmp_path: Path):
     write_cifar10(tmp_path)
     before = contents(tmp_path)
     cifar10.load(str(tmp_path), "train", download=True)
@@ -68,9 +68,7 @@ def test_an_archive_is_unpacked_once(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("no_network")
-def test_an_archive_in_a_read_only_folder_is_read_where_it_lies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_archive_in_a_read_only_folder_is_read_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     images, _ = write_cifar10(tmp_path)["test"]
     pack_cifar10(tmp_path)
 
@@ -89,14 +87,14 @@ def test_missing_data_without_a_network_names_file_place_and_source(tmp_path: Pa
     message = str(caught.value)
     assert str(tmp_path / "cifar-10-batches-py" / "batches.meta") in message
     assert "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz" in message
-    assert f"put it into {tmp_path}." in message
+    assert f" to {tmp_path}." in message
     assert "no network in this test" in message
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_download_is_tried_when_downloads_are_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: pytest.fail("a network call"))
-    with pytest.raises(UserError, match="downloads are switched off"):
+    with pytest.raises(UserError, match="downloads are disabled"):
         cifar10.load(str(tmp_path), "test", download=False)
 
 
@@ -181,7 +179,7 @@ def test_code_in_a_batch_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write_cifar10(tmp_path)
     path = tmp_path / "cifar-10-batches-py" / "test_batch"
     path.write_bytes(pickle.dumps({"labels": [], "data": Bomb()}))
-    with pytest.raises(UserError, match=r"it asks for posix\.mkdir"):
+    with pytest.raises(UserError, match=r"it refers to posix\.mkdir"):
         cifar10.load(str(tmp_path), "test", download=False)
     assert not (tmp_path / "bomb-went-off").exists()
 
@@ -196,7 +194,7 @@ def test_the_published_set_has_ten_classes_of_6000(real_data_dir: Path):
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
 @pytest.mark.parametrize("name", ["test_batch", "batches.meta"])
-def test_a_batch_that_the_machine_does_not_give_is_named(
+def test_an_unreadable_batch_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
 ):
     write_cifar10(tmp_path)
@@ -208,9 +206,7 @@ def test_a_batch_that_the_machine_does_not_give_is_named(
     assert "\n" not in str(caught.value)
 
 
-def test_an_archive_that_may_not_be_read_is_not_called_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_archive_without_permission_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     archive = tmp_path / cifar10.ARCHIVE
     archive.touch()
     fail_to_read(monkeypatch, str(archive), errno.EACCES)
@@ -218,9 +214,7 @@ def test_an_archive_that_may_not_be_read_is_not_called_damaged(
         cifar10.load(str(tmp_path), "test", download=False)
 
 
-def test_a_folder_that_may_not_be_entered_is_not_called_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_folder_without_permission_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(path: str) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 

@@ -84,7 +84,7 @@ def test_mnist_gives_all_splits_without_a_network(tmp_path: Path, channels: int)
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("kind", [CIFAR10, MNIST])
 @pytest.mark.parametrize(
-    ("download", "reason"), [(True, "the download failed"), (False, "downloads are switched off")]
+    ("download", "reason"), [(True, "the download failed"), (False, "downloads are disabled")]
 )
 def test_missing_data_is_one_clear_error(tmp_path: Path, kind: type, download: bool, reason: str):
     with pytest.raises(UserError, match=f"is missing .{reason}"):

@@ -43,7 +43,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {  # how they are made,
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_folders_that_are_deep_or_lead_round_are_walked_once(name: str, tmp_path: Path):
+def test_deep_or_cyclic_folders_are_walked_once(name: str, tmp_path: Path):
     make, found = FOLDERS[name]
     make(tmp_path)
     try:

@@ -84,7 +84,7 @@ def test_hidden_files_and_folders_are_ignored(tmp_path: Path):
     assert names(folder.scan(str(tmp_path))["train"]) == ["train/a/1.jpg", "train/b/1.jpg"]
 
 
-def test_links_that_lead_out_are_not_followed_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_external_links_are_not_followed_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     root = tmp_path / "root"
     touch(root, "train/a/1.jpg", "train/b/1.jpg", "pool/2.jpg")
     touch(tmp_path, "secret/3.jpg", "root-too/4.jpg")
@@ -101,7 +101,7 @@ def test_links_that_lead_out_are_not_followed_and_said_so(tmp_path: Path, caplog
     assert "4 links lead out" in caplog.text
 
 
-def test_links_that_lead_out_are_followed_if_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_external_links_are_followed_if_requested(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     root = tmp_path / "root"
     touch(root, "train/a/1.jpg", "train/b/1.jpg")
     touch(tmp_path, "elsewhere/3.jpg", "elsewhere/deep/4.jpg")
@@ -118,7 +118,7 @@ def test_links_that_lead_out_are_followed_if_asked(tmp_path: Path, caplog: pytes
     assert not caplog.text
 
 
-def test_a_class_of_links_that_lead_out_is_told_of_them(tmp_path: Path):
+def test_a_class_of_external_links_is_reported(tmp_path: Path):
     root = tmp_path / "root"
     touch(root, "train/a/1.jpg", "train/b/readme.txt")
     (root / "train/a/2.jpg").symlink_to(tmp_path / "2.jpg")
@@ -153,7 +153,7 @@ def test_links_cannot_make_a_loop(tmp_path: Path):
     ]
 
 
-def test_a_split_folder_that_is_a_link_leads_out_only_if_asked(tmp_path: Path):
+def test_a_split_folder_that_is_an_external_link_is_followed_only_if_requested(tmp_path: Path):
     touch(tmp_path, "elsewhere/a/1.jpg", "elsewhere/b/1.jpg", "root/pool/a/1.jpg", "root/pool/b/1.jpg")
     (tmp_path / "root/train").symlink_to("../elsewhere")
     with pytest.raises(UserError, match=r"root/train is a link that leads out .*data\.follow_links=true"):
@@ -170,7 +170,7 @@ def test_the_folder_of_the_data_may_be_a_link_to_anywhere(tmp_path: Path):
     assert len(folder.scan(str(tmp_path / "root"))["train"]) == 2
 
 
-def test_one_folder_is_cut_by_order_in_a_run_without_a_record_of_the_rule(tmp_path: Path):
+def test_one_folder_is_split_by_order_in_a_run_without_a_recorded_rule(tmp_path: Path):
     touch(tmp_path, *(f"a/{i:02}.jpg" for i in range(20)), *(f"b/{i:02}.jpg" for i in range(10)), "c/0.jpg")
     splits = folder.scan(str(tmp_path), val_fraction=0.3, seed=1, rule="by_order")
     assert list(splits) == ["train", "val"]
@@ -181,7 +181,7 @@ def test_one_folder_is_cut_by_order_in_a_run_without_a_record_of_the_rule(tmp_pa
     assert names(splits["val"]) != [f"a/{i:02}.jpg" for i in range(6)] + [f"b/{i:02}.jpg" for i in range(3)]
 
 
-def test_the_cut_depends_on_the_seed_only(tmp_path: Path):
+def test_the_split_depends_only_on_the_seed(tmp_path: Path):
     touch(tmp_path, *(f"{name}/{i}.jpg" for name in "ab" for i in range(20)))
     first, again, other = (folder.scan(str(tmp_path), 0.25, seed)["val"].paths for seed in (3, 3, 4))
     assert first == again
@@ -193,7 +193,7 @@ def test_every_class_keeps_a_training_image(tmp_path: Path):
     assert folder.scan(str(tmp_path), 0.9)["train"].labels.tolist() == [0, 1, 2]
 
 
-def test_a_train_folder_without_val_can_be_cut_too(tmp_path: Path):
+def test_a_train_folder_without_val_can_also_be_split(tmp_path: Path):
     touch(tmp_path, *(f"train/{name}/{i}.jpg" for name in "ab" for i in range(4)), "test/a/1.jpg")
     assert list(folder.scan(str(tmp_path))) == ["train", "test"]
     splits = folder.scan(str(tmp_path), val_fraction=0.5)

@@ -53,7 +53,7 @@ def test_two_folders_that_mean_one_split_are_refused_by_name(tmp_path: Path, pai
     assert "rename or remove" in message
 
 
-def test_a_folder_that_may_be_either_is_refused_by_name(tmp_path: Path):
+def test_an_ambiguous_folder_is_refused_by_name(tmp_path: Path):
     touch(tmp_path, *(f"{split}/{c}/1.jpg" for split in ("train", "eval") for c in "ab"))
     assert f"{tmp_path}/eval could be val or test" in refused(tmp_path)
 
@@ -96,7 +96,7 @@ def messy(root: Path) -> None:
     touch(root, "__MACOSX/train/a/1.jpg", "train/a/@eaDir/1.jpg", "train/a/1.AAE")
 
 
-def test_what_is_left_out_is_counted_and_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_skipped_files_are_counted_and_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     messy(tmp_path)
     data = opened(tmp_path)
     assert names(data, "train") == {
@@ -116,13 +116,13 @@ def test_a_class_of_files_that_cannot_be_read_says_so(tmp_path: Path):
     assert "but 7 .xcf" in message
 
 
-def test_a_clean_folder_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_clean_folder_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     touch(tmp_path, *(f"train/{c}/1.jpg" for c in "ab"), "README.txt", "data.yaml", "train/Thumbs.db")
     opened(tmp_path)
     assert not caplog.records
 
 
-def test_predict_counts_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_predict_counts_skipped_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     touch(tmp_path, *(f"{i}.jpg" for i in range(6)), *(f"{i}.xcf" for i in range(60)), "sub/1.jfif", "a.txt")
     assert len(find_images(str(tmp_path))) == 7
     assert "60 .xcf" in capsys.readouterr().err
@@ -132,7 +132,7 @@ def test_predict_counts_what_it_leaves_out(tmp_path: Path, capsys: pytest.Captur
     assert f"such as {tmp_path}/0.xcf;" in line
 
 
-def test_prepare_knows_the_same_splits_and_leaves_the_same_out(
+def test_prepare_finds_the_same_splits_and_skips_the_same_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     root = tmp_path / "pets"

@@ -49,7 +49,7 @@ def test_three_channels_repeat_the_grey_value(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("no_network")
-def test_packed_files_are_only_read(tmp_path: Path):
+def test_gzipped_files_are_only_read(tmp_path: Path):
     write_mnist(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     mnist.load(str(tmp_path), "train", channels=3, download=True)
@@ -63,7 +63,7 @@ def test_missing_data_without_a_network_names_file_place_and_source(tmp_path: Pa
     folder = tmp_path / "MNIST" / "raw"
     assert str(folder / f"{IMAGES}.gz") in str(caught.value)
     assert f"https://ossci-datasets.s3.amazonaws.com/mnist/{IMAGES}.gz" in str(caught.value)
-    assert f"put it into {folder}." in str(caught.value)
+    assert f" to {folder}." in str(caught.value)
     assert not folder.exists()
 
 
@@ -106,7 +106,7 @@ def test_a_damaged_image_file_is_named(tmp_path: Path, content: bytes, packed: b
         mnist.load(str(tmp_path), "test", channels=1, download=False)
 
 
-def test_a_cut_gz_is_named(tmp_path: Path):
+def test_a_truncated_gz_is_named(tmp_path: Path):
     write_mnist(tmp_path)
     path = tmp_path / "MNIST" / "raw" / f"{IMAGES}.gz"
     path.write_bytes(path.read_bytes()[:-500])
@@ -135,7 +135,7 @@ def test_the_published_set_has_the_known_counts_and_mean(real_data_dir: Path):
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_file_that_the_machine_does_not_give_is_not_called_damaged(
+def test_an_unreadable_file_is_not_called_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, packed: bool
 ):
     write_mnist(tmp_path, packed=packed)
@@ -146,9 +146,7 @@ def test_a_file_that_the_machine_does_not_give_is_not_called_damaged(
     assert str(caught.value).startswith(f"{path} cannot be read: {os.strerror(number)}; ")
 
 
-def test_a_folder_that_may_not_be_entered_is_not_called_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_folder_without_permission_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(path: str) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 

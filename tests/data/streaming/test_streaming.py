@@ -116,7 +116,7 @@ def test_a_plan_knows_the_images_of_each_batch_in_every_epoch(url: str):
         assert plan.images(range(len(plan))) == 51
 
 
-def test_the_order_depends_on_the_epoch_and_again_on_it_alone(url: str):
+def test_the_order_depends_only_on_the_epoch(url: str):
     data = Rank(url)
     first, second = data.epoch(0), data.epoch(1)
     assert names(data, first) != names(data, second) != sorted(names(data, second))
@@ -134,7 +134,7 @@ def test_a_resumed_epoch_gives_the_rest_in_the_same_order(workers: int, start: i
     assert rest
 
 
-def test_a_run_that_goes_on_takes_as_many_workers_as_before(url: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_resumed_run_uses_the_same_number_of_workers(url: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cores, "available_cores", lambda: 3)
     before = Rank(url, workers=None).state_dict()
     monkeypatch.setattr(cores, "available_cores", lambda: 1)
@@ -144,9 +144,7 @@ def test_a_run_that_goes_on_takes_as_many_workers_as_before(url: str, monkeypatc
     assert (free.shuffled().sampler.num_workers, typed.shuffled().sampler.num_workers) == (3, 2)  # type: ignore
 
 
-def test_ranks_on_unlike_machines_take_as_many_workers_as_the_first(
-    url: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_ranks_on_different_machines_use_as_many_workers_as_rank_0(url: str, monkeypatch: pytest.MonkeyPatch):
     sent: list[int] = []
 
     def broadcast(number: int) -> int:
@@ -166,14 +164,14 @@ def test_ranks_on_unlike_machines_take_as_many_workers_as_the_first(
 
 
 @pytest.mark.parametrize("state", [{"workers": 10**9}, {"workers": "many"}, {}, 7])
-def test_a_state_that_no_run_has_written_changes_no_workers(url: str, state: Any):
+def test_a_malformed_state_does_not_change_the_number_of_workers(url: str, state: Any):
     data = Rank(url, workers=None)
     wanted = data.state_dict()
     data.load_state_dict(state)
     assert data.state_dict() == wanted
 
 
-def test_the_rest_of_an_epoch_in_another_order_is_told(url: str, caplog: pytest.LogCaptureFixture):
+def test_a_changed_order_of_the_rest_of_an_epoch_is_warned_about(url: str, caplog: pytest.LogCaptureFixture):
     began = Rank(url).shuffled()
     began.sampler.set_epoch(1)
     began.sampler.taken = 3
@@ -183,10 +181,10 @@ def test_the_rest_of_an_epoch_in_another_order_is_told(url: str, caplog: pytest.
     assert not caplog.records
     began.sampler.taken = 3
     Rank(url, workers=2).shuffled().load_state_dict(began.state_dict())
-    assert "began with data.num_workers=1 on 1 devices, and goes on with 2 on 1" in caplog.text
+    assert "started with data.num_workers=1 on 1 devices and continues with 2 on 1" in caplog.text
 
 
-def test_the_mean_image_is_taken_once_and_kept(
+def test_the_mean_image_is_computed_once_and_cached(
     url: str, originals: dict[str, tuple[torch.Tensor, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def mean() -> torch.Tensor | None:
@@ -207,23 +205,23 @@ def test_the_mean_image_is_taken_once_and_kept(
     torch.testing.assert_close(mean(), first, rtol=0, atol=0)
 
 
-def test_chunks_are_read_where_they_lie_and_stay(url: str):
+def test_local_chunks_are_read_in_place(url: str):
     before = sorted(Path(url).rglob("*.bin"))
     Rank(url).epoch()
     assert sorted(Path(url).rglob("*.bin")) == before != []
 
 
-def test_one_image_can_be_had_by_its_number(url: str, originals: dict[str, tuple[torch.Tensor, int]]):
+def test_single_images_are_read_by_index(url: str, originals: dict[str, tuple[torch.Tensor, int]]):
     data = Rank(url)
     assert torch.equal(data.stored_image("val", 5), originals[data.sources["val"].image_name(5)][0])
 
 
-def test_workers_take_turns_until_each_has_no_more():
+def test_workers_take_turns_until_each_share_is_used_up():
     assert turns([5, 3], 2) == [(0, 2), (1, 2), (0, 2), (1, 1), (0, 1)]
     assert turns([0, 3], 2) == [(1, 2), (1, 1)]
 
 
-def test_a_place_that_was_not_prepared_is_named(tmp_path: Path):
+def test_a_folder_without_chunks_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"^\S+manifest\.json cannot be read \(No such file"):
         Streaming(str(tmp_path), **COMMON).setup()
 

@@ -38,9 +38,7 @@ class Reached(Exception):
     """LitData has installed our handler."""
 
 
-def test_small_files_of_an_object_storage_are_read_and_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_single_files_in_object_storage_are_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     urls: list[str] = []
 
     def provider(url: str) -> Bucket:

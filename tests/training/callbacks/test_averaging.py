@@ -35,7 +35,7 @@ def step(average: MovingAverage, trainer: Any, net: Net) -> None:
         average.on_train_batch_end(trainer, net, None, None, batch)
 
 
-def test_the_average_is_torch_s_with_a_decay_that_grows_to_the_one_asked_for() -> None:
+def test_the_average_is_torch_s_with_a_warmed_up_decay() -> None:
     net, average, trainer = Net(), MovingAverage(0.3), training_on("cpu")
     decays = {1: 2 / 11, 2: 3 / 12, 3: 0.3, 4: 0.3}  # after so many steps; 4/13 is more than 0.3
     reference = AveragedModel(
@@ -53,7 +53,7 @@ def test_the_average_is_torch_s_with_a_decay_that_grows_to_the_one_asked_for() -
     torch.testing.assert_close(ours, torchs, rtol=1e-6, atol=1e-6)
 
 
-def test_the_average_is_made_where_the_module_goes_and_nothing_is_read_from_there() -> None:
+def test_the_average_lives_on_the_module_s_device_without_syncs() -> None:
     net, average, trainer = Net(), MovingAverage(0.9), training_on("meta")
     average.setup(trainer, net, "fit")
     net.to("meta")  # Lightning moves it only now; a meta tensor has no value that could be asked for
@@ -63,11 +63,11 @@ def test_the_average_is_made_where_the_module_goes_and_nothing_is_read_from_ther
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.25])
-def test_weights_in_bfloat16_have_an_average_in_float32(decay: float) -> None:
+def test_bfloat16_weights_are_averaged_in_float32(decay: float) -> None:
     average, current = [torch.tensor([1.0])], [torch.tensor([3.0], dtype=torch.bfloat16)]
     update(average, current, decay)
     torch.testing.assert_close(average, [torch.tensor([decay * 1.0 + (1.0 - decay) * 3.0])])
 
 
-def test_checkpoints_name_it_as_lightning_does() -> None:
+def test_checkpoints_use_lightning_s_key() -> None:
     assert MovingAverage(0.9).state_key == "EMAWeightAveraging"

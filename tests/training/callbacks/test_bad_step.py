@@ -38,7 +38,7 @@ def diverged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_error_names_step_and_images(diverged: tuple[Path, str]) -> None:
     run_dir, said = diverged
     found = re.search(r"The loss is not finite at step (\d+) \(epoch \d\), with (train image \d+)", said)
-    assert found and "resume=RUN_DIR trainer.detect_anomaly=true comes to the step again" in said
+    assert found and "resume=RUN_DIR trainer.detect_anomaly=true repeats it" in said
     assert "\n" not in said
     logged = (run_dir / "train.log").read_text()
     assert f"The images of step {found[1]}: " in logged and found[2] in logged
@@ -71,7 +71,7 @@ def test_detect_anomaly_finds_a_gradient_that_is_not_finite(tmp_path: Path) -> N
         train(config, typed, tmp_path, "python train.py")
 
 
-def test_detect_anomaly_leaves_a_healthy_run_as_it_is(tmp_path: Path) -> None:
+def test_detect_anomaly_does_not_change_a_healthy_run(tmp_path: Path) -> None:
     run(tmp_path / "a", "trainer.detect_anomaly=true", "test=false")
     run(tmp_path / "b", "test=false")
     a, b = (checkpoint(tmp_path / name)["state_dict"] for name in "ab")
@@ -90,12 +90,12 @@ def test_on_an_accelerator_the_images_of_the_first_bad_step_are_named(
         part = x[first:last] if step == 0 else x[first:last] / 0
         made.training_step(Batch(part, y[first:last], torch.arange(first, last), 2, 2), 0)
     with pytest.raises(
-        UserError, match=r"step 2 \(epoch 0\), with image 2, image 3; .*detect_anomaly=true comes"
+        UserError, match=r"step 2 \(epoch 0\), with image 2, image 3; .*detect_anomaly=true repeats"
     ):
         made.check_finite()
 
 
-def test_the_command_that_made_a_step_again_says_what_to_do_instead() -> None:
+def test_the_removed_replay_command_names_its_replacement() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "alexnet_exp.runs.bad_step", "bad_step.pt"],
         capture_output=True,

@@ -18,7 +18,7 @@ from alexnet_exp.training.callbacks.progress import Bar, print_summary
     ("limits", "of"),
     [((9, -1), "5/9"), ((-1, 15), "5/8"), ((9, 15), "5/8"), ((6, 15), "5/6"), ((-1, -1), "5")],
 )
-def test_the_line_of_an_epoch_has_the_rate_that_the_run_has_measured(
+def test_the_line_of_an_epoch_shows_the_measured_throughput(
     limits: tuple[int, int], of: str, resumed: bool
 ) -> None:
     out = io.StringIO()
@@ -41,7 +41,7 @@ def test_the_line_of_an_epoch_has_the_rate_that_the_run_has_measured(
 
 
 @pytest.mark.parametrize("width", [80, 50, 40])
-def test_the_totals_of_the_layer_table_are_whole_on_any_terminal(width: int) -> None:
+def test_the_totals_of_the_layer_table_are_never_cut_off(width: int) -> None:
     screen = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, soft_wrap=True)
     rows = [
         LayerRow("features.conv2", "LocallyConnected2d", (256, 27, 27), 114_656, 447_897_600),

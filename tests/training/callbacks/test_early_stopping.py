@@ -45,7 +45,7 @@ def test_a_run_killed_after_it_stopped_early_does_not_train_on(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("patience", [1, 2])
-def test_a_new_run_from_one_that_stopped_early_waits_anew(
+def test_a_new_run_from_one_that_stopped_early_resets_its_patience(
     stopped: Path, tmp_path: Path, patience: int
 ) -> None:
     typed = f"callbacks.early_stopping.patience={patience}"
@@ -68,12 +68,12 @@ def state_after(directory: Path, *overrides: str) -> tuple[dict[str, Any], dict[
     return state, result["metrics"]
 
 
-def test_an_epoch_without_a_validation_is_not_waited_for(tmp_path: Path) -> None:
+def test_an_epoch_without_validation_cannot_stop_the_run(tmp_path: Path) -> None:
     state, _ = state_after(tmp_path, "trainer.max_steps=10")  # the second epoch has three of seven steps
     assert state["wait_count"] == 0
 
 
-def test_a_metric_of_training_is_looked_at_when_an_epoch_ends(tmp_path: Path) -> None:
+def test_a_training_metric_is_evaluated_at_the_end_of_an_epoch(tmp_path: Path) -> None:
     watched = ["callbacks.early_stopping.monitor=train/loss", "trainer.val_check_interval=2"]
     state, metrics = state_after(tmp_path, *watched, "trainer.max_epochs=1")
     assert state["best_score"].item() == pytest.approx(metrics["train/loss"], rel=1e-6)

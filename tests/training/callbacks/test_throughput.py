@@ -31,7 +31,7 @@ def take(rate: Throughput, passes: Callable[[float], None], *seconds: float) -> 
         rate.step(8)
 
 
-def test_on_a_processor_each_step_after_the_first_three_has_a_rate(passes: Callable[[float], None]) -> None:
+def test_on_cpu_each_step_after_the_first_three_has_a_rate(passes: Callable[[float], None]) -> None:
     rate = Throughput()
     rate.go_on()
     take(rate, passes, 9, 9, 9, 1, 2)
@@ -44,7 +44,7 @@ def test_on_a_processor_each_step_after_the_first_three_has_a_rate(passes: Calla
     assert (rate.median, rate.latest(2)) == (4.0, 3.0)
 
 
-def test_on_an_accelerator_the_wait_for_the_device_belongs_to_the_rate(
+def test_on_an_accelerator_the_rate_includes_the_wait_for_the_device(
     passes: Callable[[float], None],
 ) -> None:
     rate = Throughput(wait=lambda: passes(5))
@@ -66,7 +66,7 @@ def test_on_an_accelerator_the_wait_for_the_device_belongs_to_the_rate(
     assert rate.latest(50) == 16 / 12
 
 
-def test_a_run_shorter_than_an_interval_has_a_rate_too(
+def test_a_run_shorter_than_an_interval_also_has_a_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[int] = []

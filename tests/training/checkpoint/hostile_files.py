@@ -188,22 +188,22 @@ def canary(*_: Any) -> str:
 FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "os.system": (
         lambda p: write(p, {"state_dict": Calls(os.system, canary()), "config": {}}),
-        r"it names posix\.system",
+        r"it refers to posix\.system",
     ),
-    "builtins.eval": (lambda p: write(p, plain(a=Calls(eval, "open('canary', 'w')"))), r"it names __builtin__\.eval"),
-    "builtins.exec": (lambda p: write(p, plain(a=Calls(exec, "open('canary', 'w')"))), r"it names __builtin__\.exec"),
+    "builtins.eval": (lambda p: write(p, plain(a=Calls(eval, "open('canary', 'w')"))), r"to __builtin__\.eval"),
+    "builtins.exec": (lambda p: write(p, plain(a=Calls(exec, "open('canary', 'w')"))), r"to __builtin__\.exec"),
     "builtins.open": (
         lambda p: write(p, plain(a=Calls(open, "canary", "w"))),
-        "open, and only tensors and plain values are let in",
+        "open, but only tensors and plain values are allowed",
     ),
-    "builtins.getattr": (lambda p: write(p, plain(a=Calls(getattr, "os", "system"))), r"it names __builtin__\.getattr"),
+    "builtins.getattr": (lambda p: write(p, plain(a=Calls(getattr, "os", "system"))), r"to __builtin__\.getattr"),
     "subprocess.Popen": (
         lambda p: write(p, plain(a=Calls(subprocess.Popen, ["touch", "canary"]))),
-        "Popen, and only tensors and plain values",
+        "Popen, but only tensors and plain values",
     ),
     "partial of os.system": (
         lambda p: write(p, plain(a=Calls(functools.partial(os.system, canary())))),
-        r"it names functools\.partial",
+        r"it refers to functools\.partial",
     ),
     "later protocol": (
         lambda p: write(p, plain(a=Calls(os.system, canary())), pickle_protocol=4),
@@ -215,7 +215,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "a pickle, not torch's": (
         lambda p: (p.write_bytes(pickle.dumps(Calls(os.system, canary()))), p)[1],
-        "it is no archive of torch.save",
+        "it is not a torch.save archive",
     ),
     "old format with code": (
         lambda p: write(p, plain(a=Calls(os.system, canary())), _use_new_zipfile_serialization=False),
@@ -226,7 +226,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda p: lying(p, 4, (1000, 1000), (1000, 1)),
         "cannot be read: it is damaged",
     ),
-    "one value seen 10 TB times": (lambda p: lying(p, 4, (TB10,), (0,)), "repeats the values that it has"),
+    "one value seen 10 TB times": (lambda p: lying(p, 4, (TB10,), (0,)), "is larger than its storage"),
     "a tensor of negative size": (lambda p: lying(p, 4, (-4,), (1,)), "cannot be read: it is damaged"),
     "a size that is no number": (lambda p: lying(p, 4, ("x",), (1,)), "cannot be read: it is damaged"),  # type: ignore[arg-type]
     "old format of 10 TB": (lambda p: old_format(p, TB10 // 4), "torch before 1.6"),
@@ -236,12 +236,12 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "4 GB from 1 KB": (
         lambda p: write(p, plain(a=Calls(bytearray, Calls(bytearray, 1 << 31)))),
-        r"it names __builtin__\.bytearray",
+        r"to __builtin__\.bytearray",
     ),
     "values repeated by a conversion": (
         lambda p: write(p, plain(a=Calls(
             torch._utils._rebuild_device_tensor_from_cpu_tensor, torch.zeros(1), torch.float64, "cpu", False))),
-        "it names torch._utils._rebuild_device_tensor_from_cpu_tensor",
+        "it refers to torch._utils._rebuild_device_tensor_from_cpu_tensor",
     ),
     "10 TB of zeros": (lambda p: write(p, plain(a=Calls(bytearray, TB10))), "bytearray"),
     "10 TB by a class of torch": (lambda p: write(p, plain(a=Calls(torch.FloatTensor, TB10))), "FloatTensor"),
@@ -256,7 +256,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
         "nested more than",
     ),
     "deep lists, side by side": (lambda p: write(p, plain(a=ladder(500))), "nested more than"),
-    "ten to the power of twelve": (lambda p: write(p, plain(a=laughing(12))), "repeats its values"),
+    "ten to the power of twelve": (lambda p: write(p, plain(a=laughing(12))), "repetitions included"),
     "a list in itself": (lambda p: write(p, plain(a=endless())), "nested more than"),
     "a string that says 10 TB": (
         lambda p: with_pickle(p, b"\x80\x04\x8d" + struct.pack("<Q", TB10) + b"short."),
@@ -284,19 +284,19 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "a dictionary with attributes": (
         lambda p: write(p, plain(a=with_attributes())),
-        "is no tensor or plain value",
+        "is not a tensor or plain value",
     ),
     "a command line that repeats itself": (
         lambda p: write(p, plain(a=argparse.Namespace(a=laughing(12)))),
-        "repeats its values",
+        "repetitions included",
     ),
     "two archives in one file": (lambda p: twice(p), "it is damaged, or holds two archives"),
     "data ahead of the archive": (
         lambda p: twice(p, b"PK\x03\x04" + bytes(1000)),
         "it is damaged, or holds two archives",
     ),
-    "data after the archive": (lambda p: twice(p, b"", bytes(9)), "something follows its end"),
-    "sizes given twice": (with_two_sizes, "its records can be read in two ways"),
+    "data after the archive": (lambda p: twice(p, b"", bytes(9)), "has trailing data"),
+    "sizes given twice": (with_two_sizes, "its records are ambiguous"),
     "no pickle": (lambda p: with_pickle(p, b"\x00\x01\x02"), "cannot be read"),
     "no checkpoint": (lambda p: (p.write_bytes(random.Random(0).randbytes(10_000)), p)[1], "cannot be read"),
     "empty file": (lambda p: (p.write_bytes(b""), p)[1], "cannot be read"),

@@ -35,7 +35,7 @@ def test_the_honest_checkpoint_is_read_whole(honest: Path, place: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_file_runs_code_or_takes_what_it_does_not_bring(
+def test_no_file_runs_code_or_takes_more_memory_than_its_size(
     name: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make, message = FILES[name]
@@ -48,7 +48,7 @@ def test_no_file_runs_code_or_takes_what_it_does_not_bring(
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith(("attributes", "defaults"))])
-def test_no_file_changes_what_belongs_to_this_process(name: str, tmp_path: Path) -> None:
+def test_no_file_changes_the_state_of_this_process(name: str, tmp_path: Path) -> None:
     ours = [argparse.Namespace, OrderedDict, torch.FloatStorage, torch._utils._rebuild_tensor_v2]
     before = [(dict(vars(thing)), getattr(thing, "__defaults__", None)) for thing in ours]
     with pytest.raises(UserError):
@@ -56,7 +56,7 @@ def test_no_file_changes_what_belongs_to_this_process(name: str, tmp_path: Path)
     assert [(dict(vars(thing)), getattr(thing, "__defaults__", None)) for thing in ours] == before
 
 
-def test_a_bytearray_is_not_made_before_its_bytes_are_there(tmp_path: Path) -> None:
+def test_a_bytearray_is_not_allocated_from_a_claimed_size(tmp_path: Path) -> None:
     file = with_pickle(tmp_path / "hostile.ckpt", b"\x80\x05\x96" + struct.pack("<Q", 1 << 28) + b"short.")
     tracemalloc.start()
     try:
@@ -76,9 +76,7 @@ def test_torch_and_zipfile_read_two_archives_in_one_file_differently(tmp_path: P
         assert archive.read(name) == torch.ones(3).numpy().tobytes()
 
 
-def test_what_takes_the_place_of_a_file_after_its_check_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_replaced_after_its_check_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, other = (write(tmp_path / f"{n}.pt", {"a": torch.full((3,), float(n))}) for n in range(2))
     check = safe_load.check_file
 
@@ -91,7 +89,7 @@ def test_what_takes_the_place_of_a_file_after_its_check_is_not_read(
     assert not other.exists()
 
 
-def test_a_command_line_beside_the_weights_is_read(tmp_path: Path) -> None:
+def test_weights_saved_with_argparse_arguments_are_read(tmp_path: Path) -> None:
     content = {"model": OrderedDict(a=torch.zeros(3)), "args": argparse.Namespace(lr=0.1, names=["a"])}
     assert load_safely(write(tmp_path / "a.pt", content))["args"] == content["args"]
 
@@ -114,7 +112,7 @@ VERBS: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("name", ["os.system", "10 TB of bytes", "deep lists"])
-def test_every_verb_reads_with_the_same_care(
+def test_every_verb_reads_files_safely(
     name: str, verb: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = FILES[name][0](place / "hostile.ckpt")
@@ -124,7 +122,7 @@ def test_every_verb_reads_with_the_same_care(
     assert not (place / "canary").exists()
 
 
-def test_a_run_that_goes_on_reads_with_the_same_care(
+def test_a_resumed_run_reads_files_safely(
     honest: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("os.system", "10 TB of bytes"):
@@ -136,7 +134,7 @@ def test_a_run_that_goes_on_reads_with_the_same_care(
     assert not (place / "canary").exists()
 
 
-def test_every_flipped_byte_is_seen_or_changes_nothing(tmp_path: Path) -> None:
+def test_every_flipped_byte_is_detected_or_harmless(tmp_path: Path) -> None:
     content = {"state_dict": {"a.weight": torch.arange(60.0).view(5, 12), "b": torch.zeros(3).long()},
                "config": {"x": [1, 2.5, None, "text"], "y": {"z": True}}}  # fmt: skip
     data = write(tmp_path / "whole.pt", content).read_bytes()
@@ -153,14 +151,14 @@ def test_every_flipped_byte_is_seen_or_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.1, 0.5, 0.9, 0.9999])
-def test_a_file_that_is_cut_short_is_refused(share: float, honest: Path, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(share: float, honest: Path, tmp_path: Path) -> None:
     data = (honest / "checkpoints" / "last.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(data[: int(len(data) * share)])
     with pytest.raises(UserError, match="cannot be read: it is damaged"):
         load_safely(tmp_path / "cut.ckpt")
 
 
-def test_a_record_given_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_record_is_refused(tmp_path: Path) -> None:
     whole = write(tmp_path / "twice.pt", {"a": torch.zeros(4)})
     with zipfile.ZipFile(whole, "a") as archive:
         name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
@@ -196,14 +194,14 @@ def test_weights_may_be_a_safetensors_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SAFETENSORS)
-def test_a_safetensors_file_that_lies_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_safetensors_file_with_false_claims_is_refused(name: str, tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     (tmp_path / "a.safetensors").write_bytes(SAFETENSORS[name])
     with pytest.raises(UserError, match=r"a\.safetensors cannot be read"):
         _weights(tmp_path / "a.safetensors")
 
 
-def test_there_is_one_place_that_reads_tensors_and_it_lets_no_code_in() -> None:
+def test_tensors_are_read_in_one_place_which_runs_no_code() -> None:
     found = {
         str(path.relative_to(PACKAGE)): calls
         for path in PACKAGE.rglob("*.py")

@@ -80,13 +80,13 @@ def assert_same_end(one: Path, other: Path) -> None:
 # ------------------------------------------------------------------------------------------------ the ones before
 
 
-def test_the_checkpoint_before_the_last_is_kept(whole: Path) -> None:
+def test_the_previous_checkpoint_is_kept(whole: Path) -> None:
     found = steps(whole)
     found.pop("best.ckpt")
     assert found == {"last.ckpt": 21, "last-1.ckpt": 14}
 
 
-def test_what_a_kill_left_of_a_file_goes_with_the_next_save(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_save_are_removed_by_the_next_save(tmp_path: Path) -> None:
     (tmp_path / ".last.ckpt.123.tmp").write_bytes(b"half of it")
     AtomicCheckpointIO().save_checkpoint({"global_step": 1}, tmp_path / "last.ckpt")
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
@@ -95,9 +95,7 @@ def test_what_a_kill_left_of_a_file_goes_with_the_next_save(tmp_path: Path) -> N
     assert sorted(file.name for file in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
-def test_a_full_disk_without_hard_links_is_said_in_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_full_disk_without_hard_links_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(number: int) -> Callable[..., None]:
         def call(*_: object) -> None:
             raise OSError(number, os.strerror(number))
@@ -109,7 +107,7 @@ def test_a_full_disk_without_hard_links_is_said_in_one_sentence(
     monkeypatch.setattr(os, "link", fail(errno.EPERM))
     monkeypatch.setattr(shutil, "copyfile", fail(errno.ENOSPC))
     with pytest.raises(
-        UserError, match=r"best\.ckpt cannot be written \(No space left on device\); best\.ckpt of before"
+        UserError, match=r"best\.ckpt cannot be written \(No space left on device\); the previous best\.ckpt"
     ):
         link(tmp_path / "last.ckpt", tmp_path / "best.ckpt")
     assert (tmp_path / "best.ckpt").read_bytes() == b"old"
@@ -117,7 +115,7 @@ def test_a_full_disk_without_hard_links_is_said_in_one_sentence(
 
 
 @pytest.mark.parametrize("keep_last", [1, 2, 4])
-def test_as_many_stay_as_were_asked_for(tmp_path: Path, keep_last: int) -> None:
+def test_keep_last_checkpoints_are_kept(tmp_path: Path, keep_last: int) -> None:
     writer, path = AtomicCheckpointIO(keep_last), tmp_path / "last.ckpt"
     for step in range(6):
         writer.save_checkpoint({"global_step": step}, path)
@@ -152,7 +150,7 @@ HARMS: dict[
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_detected_and_the_previous_one_used(
     stopped: Path, whole: Path, harm: str
 ) -> None:
     do, message = HARMS[harm]
@@ -160,12 +158,12 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_used(
     result = resume(stopped)
     assert result is not None and (result["status"], result["steps"]) == ("finished", 21)
     said = (stopped / "train.log").read_text()
-    assert f"The checkpoint before it is used: {stopped}/checkpoints/last-1.ckpt, of step 7." in said
+    assert f"Using the previous checkpoint instead: {stopped}/checkpoints/last-1.ckpt, of step 7." in said
     assert re.search(message, said)
     assert_same_end(whole, stopped)
 
 
-def test_a_damaged_file_that_is_the_best_too_is_made_again(stopped: Path, whole: Path) -> None:
+def test_a_damaged_file_that_is_also_the_best_is_replaced(stopped: Path, whole: Path) -> None:
     last, best = stopped / "checkpoints" / "last.ckpt", stopped / "checkpoints" / "best.ckpt"
     flip(last, 0.5)
     best.unlink()
@@ -174,7 +172,7 @@ def test_a_damaged_file_that_is_the_best_too_is_made_again(stopped: Path, whole:
     assert_same_end(whole, stopped)
 
 
-def test_where_every_checkpoint_is_damaged_the_last_is_named(stopped: Path) -> None:
+def test_if_every_checkpoint_is_damaged_the_last_is_named(stopped: Path) -> None:
     for name in ("last.ckpt", "last-1.ckpt"):
         flip(stopped / "checkpoints" / name, 0.5)
     before = {file: file.read_bytes() for file in (stopped / "checkpoints").iterdir()}
@@ -184,7 +182,7 @@ def test_where_every_checkpoint_is_damaged_the_last_is_named(stopped: Path) -> N
     assert {file: file.read_bytes() for file in (stopped / "checkpoints").iterdir()} == before
 
 
-def test_a_new_run_from_a_damaged_one_takes_the_one_before_and_leaves_the_old(
+def test_a_new_run_from_a_damaged_checkpoint_uses_the_previous_one_and_changes_nothing(
     stopped: Path, whole: Path, tmp_path: Path
 ) -> None:
     flip(stopped / "checkpoints" / "last.ckpt", 0.5)
@@ -195,7 +193,7 @@ def test_a_new_run_from_a_damaged_one_takes_the_one_before_and_leaves_the_old(
     assert {file: file.read_bytes() for file in (stopped / "checkpoints").iterdir()} == before
 
 
-def test_a_file_that_is_named_is_the_one_that_is_meant(stopped: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_given_as_a_file_is_used_without_fallback(stopped: Path, tmp_path: Path) -> None:
     flip(stopped / "checkpoints" / "last.ckpt", 0.5)
     with pytest.raises(UserError, match=r"last\.ckpt cannot be read"):
         run(tmp_path / "new", *SETTINGS, f"ckpt={stopped / 'checkpoints' / 'last.ckpt'}")
@@ -204,7 +202,7 @@ def test_a_file_that_is_named_is_the_one_that_is_meant(stopped: Path, tmp_path: 
 # ------------------------------------------------------------------------------------------------ by the clock
 
 
-def test_a_checkpoint_is_written_when_the_minutes_are_over(tmp_path: Path) -> None:
+def test_a_checkpoint_is_written_every_n_minutes(tmp_path: Path) -> None:
     settings = [*SETTINGS, "trainer.max_epochs=2"]
     train_until(tmp_path / "often", 10, *settings, "callbacks.checkpoint.every_n_minutes=1e-9")
     assert checkpoint(tmp_path / "often")["global_step"] == 10
@@ -242,13 +240,13 @@ def run_until_full(directory: Path, num_bytes: int) -> str:
     return str(caught.value)
 
 
-def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_checkpoint_before(
+def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_previous_checkpoint(
     tmp_path: Path, whole: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     said = run_until_full(tmp_path / "run", 20_000)  # there is room for small files
     shown = "".join(capfd.readouterr())
     assert "\n" not in said
-    assert "last.ckpt cannot be written (File too large); last.ckpt of before is whole" in said
+    assert "last.ckpt cannot be written (File too large); the previous last.ckpt is intact" in said
     assert f"go on with resume={tmp_path / 'run'}" in said
     assert "Traceback" not in shown and "Logging error" not in shown
     assert steps(tmp_path / "run") == {"best.ckpt": 7, "last.ckpt": 7}

@@ -51,7 +51,7 @@ CASES = {  # settings, callbacks.checkpoint.every_n_steps, where the run stops, 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path: Path, case: str) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, case: str) -> None:
     overrides, every_n_steps, stop, saved = CASES[case]
     settings = [*HARD, *overrides, f"callbacks.checkpoint.every_n_steps={every_n_steps or 'null'}"]
     run(tmp_path / "whole", *settings)
@@ -62,7 +62,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path: Path, case: str)
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_finished_run_goes_on_for_more_epochs(tmp_path: Path) -> None:
+def test_a_finished_run_continues_for_more_epochs(tmp_path: Path) -> None:
     settings = ["scheduler=none", "test=false", *DROPOUT]
     run(tmp_path / "whole", *settings, "trainer.max_epochs=4")
     run(tmp_path / "parts", *settings, "trainer.max_epochs=2")
@@ -89,7 +89,7 @@ def test_a_run_killed_during_its_test_is_tested_when_it_is_resumed(tmp_path: Pat
     assert rows(tmp_path) == before
 
 
-def test_a_best_checkpoint_that_a_kill_kept_from_its_name_is_found_again(tmp_path: Path) -> None:
+def test_a_best_checkpoint_not_linked_before_a_kill_is_linked_on_resume(tmp_path: Path) -> None:
     settings = ["trainer.max_epochs=2", "optimizer.lr=1e-9", "test=false"]  # the first epoch stays the best
     run(tmp_path / "whole", *settings)
     train_until(tmp_path / "parts", 8, *settings)
@@ -111,7 +111,7 @@ def test_resuming_a_finished_run_says_so(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("resident", ["device", "host"])
-def test_a_resumed_run_ends_as_one_that_never_stopped_on_cuda(tmp_path: Path, resident: str) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one_on_cuda(tmp_path: Path, resident: str) -> None:
     overrides, every_n_steps, stop, saved = CASES["inside an epoch"]
     settings = [*HARD, *overrides, f"callbacks.checkpoint.every_n_steps={every_n_steps}", f"data.resident={resident}",
                 "trainer.accelerator=gpu", "trainer.devices=1", "trainer.deterministic=true"]  # fmt: skip

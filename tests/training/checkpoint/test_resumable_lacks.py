@@ -33,7 +33,7 @@ class Thaw(BaseFinetuning):
             self.make_trainable(layer)
 
 
-def test_a_run_whose_callback_adds_groups_of_parameters_goes_on_exactly(tmp_path: Path) -> None:
+def test_a_run_whose_callback_adds_parameter_groups_resumes_exactly(tmp_path: Path) -> None:
     thaw: dict[str, Any] = {"thaw": {"_target_": f"{__name__}.Thaw"}}
     stop = {"stop": {"_target_": "tests.training.small_runs.StopAfter", "steps": 5}}
     typed = ["test=false", "trainer.max_epochs=3", "trainer.limit_train_batches=2", "scheduler=none"]
@@ -49,13 +49,13 @@ def test_a_run_whose_callback_adds_groups_of_parameters_goes_on_exactly(tmp_path
     assert all(same(one[key], other[key]) for key in ("state_dict", "optimizer_states"))
 
 
-def test_a_length_that_is_none_is_not_known() -> None:
+def test_a_malformed_run_length_counts_as_unknown() -> None:
     for length in (torch.zeros(2), [torch.zeros(2)], "x", None):
         assert changes({"run_length": length}, {"optimizer": {}}).run_length is None
     assert changes({"run_length": [20, 10]}, {"optimizer": {}}).run_length == [20, 10]
 
 
-def test_the_scaler_takes_steps_of_an_optimizer_whose_state_was_not_of_the_fused_form() -> None:
+def test_gradient_scaling_works_with_the_state_of_an_unfused_optimizer() -> None:
     weight = torch.ones(2, requires_grad=True)
     plain = torch.optim.SGD([weight], lr=0.5, momentum=0.5)
     optimizer = torch.optim.SGD([weight], lr=0.5, momentum=0.5, fused=True)

@@ -59,7 +59,7 @@ CASES = {  # step, typed, in the average, a signal, the step of the checkpoint t
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_spoiled_weights_end_the_run_and_leave_the_checkpoint_before(tmp_path: Path, case: str) -> None:
+def test_nan_weights_stop_the_run_and_keep_the_previous_checkpoint(tmp_path: Path, case: str) -> None:
     step, typed, average, number, kept = CASES[case]
     spoil = {"_target_": f"{__name__}.Spoil", "step": step, "average": average, "number": number}
     with pytest.raises(UserError) as caught:
@@ -75,7 +75,7 @@ def test_spoiled_weights_end_the_run_and_leave_the_checkpoint_before(tmp_path: P
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, -0.0])
-def test_every_value_that_is_not_finite_is_seen_and_no_other(value: float) -> None:
+def test_exactly_the_values_that_are_not_finite_are_detected(value: float) -> None:
     module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2).double())
     module.register_buffer("nothing", torch.zeros(0))
     module.register_buffer("mask", torch.full((2,), -math.inf))  # infinite by design

@@ -52,7 +52,7 @@ def refusal(run_dir: Path, *overrides: str) -> str:
 # -------------------------------------------------------------------------------------------- what a checkpoint holds
 
 
-def test_a_checkpoint_says_all_that_its_use_needs(first: Path) -> None:
+def test_a_checkpoint_has_everything_needed_to_use_it(first: Path) -> None:
     held = checkpoint(first)  # read with weights_only=True
     assert held["config"]["model"]["features"]["conv1"]["out_channels"] == 8
     assert held["config"] == RunDirectory(first).config()
@@ -65,7 +65,7 @@ def test_a_checkpoint_says_all_that_its_use_needs(first: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["", "checkpoints/last.ckpt"], ids=["run directory", "file"])
-def test_ckpt_goes_on_in_a_new_directory(first: Path, tmp_path: Path, what: str) -> None:
+def test_ckpt_continues_in_a_new_directory(first: Path, tmp_path: Path, what: str) -> None:
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
     settings = ["scheduler=none", "test=false", "trainer.max_epochs=2"]
     run(tmp_path / "whole", *settings)
@@ -110,7 +110,7 @@ def test_ckpt_takes_rates_momentum_and_decay_from_the_settings(first: Path, tmp_
     ],
     ids=lambda value: value[0] if isinstance(value[0], str) else "",
 )
-def test_another_schedule_than_the_checkpoint_s_stands_where_the_run_stands(
+def test_a_new_kind_of_schedule_starts_at_the_step_of_the_checkpoint(
     first: Path, tmp_path: Path, schedule: list[str], expected: list[float]
 ) -> None:
     run(tmp_path / "new", *ON, *schedule, "optimizer.lr=0.5", f"ckpt={first}")
@@ -126,7 +126,7 @@ def test_more_epochs_stretch_the_schedule(tmp_path: Path, name: str) -> None:
     assert rates(tmp_path / "short")[7:] == rates(tmp_path / "whole")[7:]
 
 
-def test_plateau_goes_on_as_far_down_as_it_was_from_the_rate_of_the_settings(tmp_path: Path) -> None:
+def test_plateau_keeps_its_reduction_relative_to_the_rate_of_the_settings(tmp_path: Path) -> None:
     falling = ["scheduler=plateau", "scheduler.patience=0", "scheduler.mode=max", "scheduler.factor=0.5"]
     settings = [
         *ON,
@@ -178,7 +178,7 @@ def test_a_rate_that_a_callback_has_changed_is_kept_under_a_schedule_by_epochs(t
     assert rates(tmp_path / "run") == pytest.approx([*before, *after])
 
 
-def test_a_layer_that_stood_still_may_be_let_go_under_plateau(tmp_path: Path) -> None:
+def test_a_frozen_layer_may_be_unfrozen_under_plateau(tmp_path: Path) -> None:
     settings = [*ON, "scheduler=plateau", "optimizer.lr=0.25"]
     frozen = ["+optimizer.layers.conv1.lr_factor=0.0", "trainer.max_epochs=1"]
     run(tmp_path / "old", *settings, *frozen)
@@ -191,13 +191,16 @@ def test_a_layer_that_stood_still_may_be_let_go_under_plateau(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("other", "said"),
-    [("optimizer=adam", "SGD there, Adam here"), ("optimizer.bias_lr_factor=2", "other parameter groups")],
+    [
+        ("optimizer=adam", "SGD there, Adam here"),
+        ("optimizer.bias_lr_factor=2", "its parameter groups do not match"),
+    ],
 )
 def test_ckpt_of_another_optimizer_says_what_to_do(
     first: Path, tmp_path: Path, other: str, said: str
 ) -> None:
     message = refusal(tmp_path / "new", *ON, other, f"ckpt={first}")
-    assert said in message and f"say weights={first / 'checkpoints' / 'last.ckpt'}" in message
+    assert said in message and f"set weights={first / 'checkpoints' / 'last.ckpt'}" in message
 
 
 def test_ckpt_of_another_network_names_the_parameter(first: Path, tmp_path: Path) -> None:
@@ -205,7 +208,7 @@ def test_ckpt_of_another_network_names_the_parameter(first: Path, tmp_path: Path
     assert "model.features.conv2.weight is (8, 8, 5, 5) there and (16, 8, 5, 5) here" in said
 
 
-def test_ckpt_refuses_what_is_no_checkpoint_of_ours(first: Path, tmp_path: Path) -> None:
+def test_ckpt_refuses_foreign_files(first: Path, tmp_path: Path) -> None:
     weights = plain_file(tmp_path / "weights.pt", network(first))
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes((first / "checkpoints" / "last.ckpt").read_bytes()[:5000])
@@ -226,7 +229,7 @@ class Attack:
 
 
 @pytest.mark.parametrize("key", ["ckpt", "weights"])
-def test_a_file_that_would_run_code_is_refused_and_does_not(
+def test_a_file_that_would_run_code_is_refused(
     tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -248,7 +251,7 @@ def test_weights_can_be_a_plain_state_dict(first: Path, tmp_path: Path) -> None:
     file = plain_file(tmp_path / "weights.pt", network(first))
     run(tmp_path / "run", *STAY, f"weights={file}")
     assert same(network(tmp_path / "run"), network(first))
-    assert "they have no class names" in (tmp_path / "run" / "train.log").read_text()
+    assert "without class names" in (tmp_path / "run" / "train.log").read_text()
 
 
 def test_a_plain_state_dict_of_another_number_of_classes_gets_a_new_last_layer(
@@ -257,7 +260,7 @@ def test_a_plain_state_dict_of_another_number_of_classes_gets_a_new_last_layer(
     file = plain_file(tmp_path / "weights.pt", network(first))
     run(tmp_path / "run", *STAY, f"weights={file}", "model.num_classes=12")
     said = (tmp_path / "run" / "train.log").read_text()
-    assert "classifier.fc8 is new: 10 classes there, 12 here" in said
+    assert "classifier.fc8 is reinitialised: it has 12 classes, the weights 10" in said
 
 
 def test_weights_for_more_classes_keep_the_rows_of_those_they_know_and_say_so(
@@ -282,7 +285,7 @@ def test_weights_of_another_network_name_the_parameter(first: Path, tmp_path: Pa
     assert "features.conv6.bias is not in this network" in said
 
 
-def test_weights_refuse_what_holds_none(tmp_path: Path) -> None:
+def test_weights_refuses_files_without_weights(tmp_path: Path) -> None:
     plain_file(tmp_path / "text.pt", {"weight": "none"})
     (tmp_path / "note.txt").write_text("no weights here")
     assert "holds no weights" in refusal(tmp_path / "run1", f"weights={tmp_path / 'text.pt'}")
@@ -290,7 +293,7 @@ def test_weights_refuse_what_holds_none(tmp_path: Path) -> None:
     assert "there is no such file" in refusal(tmp_path / "run3", f"weights={tmp_path / 'nowhere.pt'}")
 
 
-def test_a_resumed_run_does_not_take_its_weights_again(first: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_load_its_initial_weights_again(first: Path, tmp_path: Path) -> None:
     settings = ["scheduler=none", "test=false", f"weights={first}"]
     run(tmp_path / "whole", *settings, "trainer.max_epochs=2")
     run(tmp_path / "parts", *settings)

@@ -24,7 +24,7 @@ from alexnet_exp.training.classifier import ImageClassifier
 THEIRS = {"alexnet_owt": "alexnet", "resnet18": "resnet18"}
 ENUMS: dict[str, Any] = {"alexnet_owt": AlexNet_Weights, "resnet18": ResNet18_Weights}
 CATEGORIES = AlexNet_Weights.IMAGENET1K_V1.meta["categories"]  # with two cranes
-IN_ORDER = "they have no class names, so the rows of {} are taken in their order"
+IN_ORDER = "without class names, so the rows of {} are matched by position"
 LAST = {"alexnet_owt": "classifier.fc8", "resnet18": "fc"}
 
 
@@ -78,7 +78,7 @@ def downloads(reference: tuple[str, nn.Module], monkeypatch: pytest.MonkeyPatch)
     return asked
 
 
-def test_torchvision_s_weights_are_those_of_the_network(
+def test_torchvision_s_weights_give_torchvision_s_logits(
     reference: tuple[str, nn.Module], downloads: list[WeightsEnum]
 ) -> None:
     network, theirs = reference
@@ -88,14 +88,14 @@ def test_torchvision_s_weights_are_those_of_the_network(
     assert_same(network, ours, theirs)
 
 
-def test_ten_classes_get_a_new_last_layer_and_say_so(
+def test_other_classes_reinitialise_the_last_layer_and_log_it(
     reference: tuple[str, nn.Module], downloads: list[WeightsEnum]
 ) -> None:
     network, theirs = reference
     ours = classifier(network, num_classes=10)
     before = ours.model.get_submodule(LAST[network]).weight.detach().clone()
     said = load_weights(ours, "torchvision")
-    fate = "is new: none of the 1000 classes there is among the 10 here"
+    fate = "is reinitialised: none of its 1000 classes is among the 10 here"
     assert said == f"Weights from torchvision; {LAST[network]} {fate}."
     assert downloads == [ENUMS[network].IMAGENET1K_V1]
     assert torch.equal(ours.model.get_submodule(LAST[network]).weight, before)
@@ -155,14 +155,14 @@ def test_a_file_may_hold_the_weights_in_several_forms(form: str, tmp_path: Path)
         assert torch.equal(a, b)
 
 
-def test_the_names_of_a_network_of_the_user_s_own_stay_as_they_are(tmp_path: Path) -> None:
+def test_names_of_a_custom_network_are_kept(tmp_path: Path) -> None:
     theirs, ours = (nn.ModuleDict({"module": nn.Linear(2, 3)}) for _ in range(2))
     torch.save(theirs.state_dict(), tmp_path / "own.pth")
     load_weights(ImageClassifier(ours, list("abc"), group("optimizer", "sgd")), str(tmp_path / "own.pth"))
     assert torch.equal(ours["module"].weight, theirs["module"].weight)
 
 
-def test_numbered_names_of_a_network_of_the_user_s_own_are_not_taken_for_torchvision_s(
+def test_numbered_names_of_a_custom_network_are_not_mistaken_for_torchvision_s(
     tmp_path: Path,
 ) -> None:
     theirs, ours = (
@@ -185,11 +185,11 @@ def test_numbered_names_of_a_network_of_the_user_s_own_are_not_taken_for_torchvi
     ("network", "classes", "said"),
     [
         pytest.param("resnet18", 10, f"; {IN_ORDER.format('fc')}", marks=pytest.mark.slow),
-        ("resnet18", 7, "; fc is new: 7 classes there, 10 here"),
+        ("resnet18", 7, "; fc is reinitialised: it has 10 classes, the weights 7"),
         pytest.param(
             "alexnet_owt",
             1000,
-            "; classifier.fc8 is new: 1000 classes there, 10 here",
+            "; classifier.fc8 is reinitialised: it has 10 classes, the weights 1000",
             marks=pytest.mark.slow,
         ),
     ],
@@ -229,7 +229,7 @@ def test_a_run_of_another_network_is_refused_before_anything_is_downloaded(
 ) -> None:
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: pytest.fail("downloads"))
     with pytest.raises(
-        UserError, match=r"^weights=torchvision is for alexnet_owt and resnet18 .*weights=FILE\.$"
+        UserError, match=r"^weights=torchvision only fits alexnet_owt and resnet18 .*weights=FILE\.$"
     ):
         run(tmp_path / "run", "weights=torchvision")
 
@@ -251,7 +251,7 @@ def test_other_networks_are_refused_before_anything_is_downloaded(
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: pytest.fail("downloads"))
     with torch.device("meta"):
         ours = classifier(network, **overrides)
-    with pytest.raises(UserError, match=r"weights=torchvision is for alexnet_owt and resnet18") as caught:
+    with pytest.raises(UserError, match=r"weights=torchvision only fits alexnet_owt and resnet18") as caught:
         load_weights(ours, "torchvision")
     assert "\n" not in str(caught.value)
 
@@ -264,6 +264,6 @@ def test_without_a_network_connection_the_file_to_fetch_is_named(monkeypatch: py
     with torch.device("meta"):
         ours = classifier("resnet18")
     with pytest.raises(
-        UserError, match=r"\(no route\): download https://\S+resnet18\S+ and say weights=FILE"
+        UserError, match=r"\(no route\): download https://\S+resnet18\S+ yourself and set weights=FILE"
     ):
         load_weights(ours, "torchvision")

@@ -51,29 +51,29 @@ def check(path: Path, content: Any, first: str = "conv1") -> None:
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_prefixes_that_wrappers_leave_are_taken_off(tmp_path: Path, prefix: str) -> None:
+def test_prefixes_of_wrappers_are_removed(tmp_path: Path, prefix: str) -> None:
     check(tmp_path / "a.pt", tensors(prefix=prefix))
     check(tmp_path / "b.pt", {"model_state_dict": tensors(prefix=prefix), "epoch": 3})
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
-def test_the_tensors_are_found_where_scripts_put_them(tmp_path: Path, holder: str) -> None:
+def test_state_dicts_are_found_under_the_keys_of_training_scripts(tmp_path: Path, holder: str) -> None:
     others = {"epoch": 3, "best_acc1": torch.tensor(0.9), "optimizer": {"state": {}, "param_groups": []}}
     check(tmp_path / "a.pt", {**others, holder: tensors()})
     check(tmp_path / "b.pt", {**others, holder: {"state_dict": tensors()}})
 
 
-def test_settings_of_the_same_name_are_not_taken_for_tensors(tmp_path: Path) -> None:
+def test_settings_under_such_a_key_are_not_mistaken_for_tensors(tmp_path: Path) -> None:
     check(tmp_path / "a.pt", {"model": {"name": "alexnet", "width": 2}, "net": tensors()})
 
 
-def test_what_a_lightning_module_has_beside_its_network_is_left_out(tmp_path: Path) -> None:
+def test_other_entries_of_a_lightning_module_are_ignored(tmp_path: Path) -> None:
     content = {**tensors(prefix="net."), "criterion.weight": torch.ones(3), "metric.total": torch.tensor(1.0)}
     check(tmp_path / "a.pt", {"state_dict": content})
 
 
 @pytest.mark.parametrize("first", ["model", "net", "module"])
-def test_a_network_may_have_parts_with_such_names_itself(tmp_path: Path, first: str) -> None:
+def test_a_network_may_have_submodules_with_such_names(tmp_path: Path, first: str) -> None:
     check(tmp_path / "a.pt", tensors(first), first)
     check(tmp_path / "b.pt", {"state_dict": tensors(first, "model.")}, first)
 
@@ -82,16 +82,16 @@ def test_a_network_may_have_parts_with_such_names_itself(tmp_path: Path, first: 
     "content",
     [{}, {"model": {}}, {"model": {"model": {"model": {"model": {}}}}}, {"model": "alexnet"}, [1], None, 3],
 )
-def test_a_file_without_tensors_is_one_line(tmp_path: Path, content: Any) -> None:
+def test_a_file_without_tensors_is_a_one_line_error(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(UserError) as caught:
         load_weights(classifier(), str(tmp_path / "a.pt"))
-    assert "holds no weights" in str(caught.value) or "is of another network" in str(caught.value)
+    assert "holds no weights" in str(caught.value) or "is from a different network" in str(caught.value)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
 @pytest.mark.parametrize("name", ["a.pt", "last.ckpt"])
-def test_a_file_that_the_machine_does_not_give_names_what_helps(
+def test_an_unreadable_file_names_the_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
 ) -> None:
     path = str(tmp_path / name)

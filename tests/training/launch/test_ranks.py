@@ -23,7 +23,7 @@ class EchoRanks(Ranks):
     module = "tests.training.launch.echo_rank"
 
 
-def test_every_rank_gets_the_settings_as_they_are_and_nothing_else_holds_their_secrets(tmp_path: Path):
+def test_every_rank_receives_the_settings_unchanged_and_secrets_go_nowhere_else(tmp_path: Path):
     overrides = [f"+callbacks.client.password={PASSWORD}"]
     with EchoRanks(tmp_path, 3) as ranks:
         ranks.go(SETTINGS, overrides)
@@ -33,7 +33,7 @@ def test_every_rank_gets_the_settings_as_they_are_and_nothing_else_holds_their_s
         assert PASSWORD not in json.dumps([said["arguments"], said["environment"]])
 
 
-def test_a_rank_is_told_nothing_by_a_first_one_that_ends(tmp_path: Path):
+def test_a_rank_receives_nothing_if_rank_0_exits(tmp_path: Path):
     with EchoRanks(tmp_path, 2) as ranks:
         for child in ranks._children:
             assert child.stdin is not None

@@ -55,7 +55,7 @@ def stopped_at(folder: Path, step: int, number: int, *overrides: str, times: int
 
 
 @pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGINT", 130)])
-def test_the_step_is_finished_and_saved(tmp_path: Path, number: str, code: int):
+def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, number: str, code: int):
     stop = stopped_at(tmp_path, 3, getattr(signal, number))
     assert (stop.exit_code, stop.saved_step) == (code, 4)
     assert checkpoint(tmp_path)["global_step"] == 4
@@ -66,7 +66,7 @@ def test_the_step_is_finished_and_saved(tmp_path: Path, number: str, code: int):
     assert "To go on: python train.py resume=" in (tmp_path / "train.log").read_text()
 
 
-def test_a_signal_during_an_import_waits_for_its_end():
+def test_a_signal_during_an_import_is_deferred():
     done = []
     with stopping_on_signals():
         with pytest.raises(Stopped) as caught, signals_held():  # noqa: PT012 (the block raises at its end)
@@ -76,7 +76,7 @@ def test_a_signal_during_an_import_waits_for_its_end():
         assert caught.value.number == signal.SIGUSR1
 
 
-def test_a_signal_from_before_the_run_ends_it_when_it_begins():
+def test_a_signal_before_the_run_stops_it_when_it_starts():
     before = signal.getsignal(signal.SIGUSR1)
     hold_early()
     os.kill(os.getpid(), signal.SIGUSR1)  # would end the process
@@ -96,7 +96,7 @@ def test_a_signal_from_before_the_run_ends_it_when_it_begins():
         (9, ["trainer.val_check_interval=3"], 10),
     ],
 )
-def test_a_stopped_run_ends_as_one_that_never_stopped(
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, step: int, overrides: list[str], saved: int
 ):
     run(tmp_path / "whole", *SETTINGS, *overrides)
@@ -110,20 +110,20 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
 
 
-def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path):
+def test_a_second_ctrl_c_exits_immediately(tmp_path: Path):
     send = {"_target_": f"{__name__}.Send", "step": 3, "number": int(signal.SIGINT), "times": 2}
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, *SETTINGS, callbacks={"send": send})
     assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
 
 
-def test_ctrl_c_after_another_signal_ends_the_run_at_once():
+def test_ctrl_c_after_another_signal_exits_immediately():
     with pytest.raises(KeyboardInterrupt), stopping_on_signals(), training_loop():  # noqa: PT012 (the second raises)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_signals_after_the_first_do_not_cut_its_end_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_later_signals_do_not_interrupt_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
     write = results.make_report
 
@@ -146,7 +146,7 @@ def test_signals_after_the_first_do_not_cut_its_end_short(tmp_path: Path, monkey
     assert asked == ["SLURM"]
 
 
-def test_a_signal_after_the_last_step_ends_the_run_before_its_test():
+def test_a_signal_after_the_last_step_stops_the_run_before_its_test():
     done = []
     with pytest.raises(Stopped) as caught, stopping_on_signals():  # noqa: PT012 (the loop raises at its end)
         with training_loop():
@@ -157,12 +157,12 @@ def test_a_signal_after_the_last_step_ends_the_run_before_its_test():
     assert done == ["the epoch ends"]
 
 
-def test_a_run_without_checkpoints_stops_too(tmp_path: Path):
+def test_a_run_without_checkpoints_also_stops(tmp_path: Path):
     stop = stopped_at(tmp_path, 3, signal.SIGTERM, "callbacks.checkpoint.enabled=false")
     assert stop.saved_step is None
 
 
-def test_outside_the_training_loop_a_signal_ends_the_run_at_once():
+def test_outside_the_training_loop_a_signal_stops_the_run_immediately():
     def wait() -> None:
         with stopping_on_signals():
             os.kill(os.getpid(), signal.SIGTERM)
@@ -172,7 +172,7 @@ def test_outside_the_training_loop_a_signal_ends_the_run_at_once():
         wait()
 
 
-def test_handlers_are_as_before_afterwards():
+def test_signal_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM)
     with stopping_on_signals():
         assert signal.getsignal(signal.SIGTERM) is not before
@@ -187,7 +187,7 @@ def test_handlers_are_as_before_afterwards():
         ({"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}, "7_1"),
     ],
 )
-def test_slurm_is_asked_to_start_the_job_again(
+def test_slurm_is_asked_to_requeue_the_job(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], job: str
 ):
     asked: list[list[str]] = []
@@ -205,7 +205,7 @@ def test_slurm_is_asked_to_start_the_job_again(
 
 
 @pytest.mark.parametrize(("failures", "queued"), [(2, True), (3, False)])
-def test_slurm_is_asked_three_times(
+def test_requeueing_is_tried_three_times(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failures: int, queued: bool
 ):
     answers = iter([subprocess.TimeoutExpired("scontrol", 20), OSError("no memory"), None][-failures:])
@@ -225,12 +225,12 @@ def test_slurm_is_asked_three_times(
     assert "try again" in caplog.text
 
 
-def test_without_slurm_nothing_is_queued(monkeypatch: pytest.MonkeyPatch):
+def test_nothing_is_requeued_without_slurm(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert not requeue()
 
 
-def test_every_rank_does_at_the_same_step_what_the_first_wants(monkeypatch: pytest.MonkeyPatch):
+def test_every_rank_follows_rank_0_at_the_same_step(monkeypatch: pytest.MonkeyPatch):
     class Store(dict[str, bytes]):
         def check(self, keys: list[str]) -> bool:
             return all(key in self for key in keys)
@@ -255,7 +255,7 @@ def test_every_rank_does_at_the_same_step_what_the_first_wants(monkeypatch: pyte
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the handler in /proc")
-def test_a_job_that_is_signalled_before_its_run_begins_is_started_again(tmp_path: Path):
+def test_a_job_signalled_before_its_run_starts_is_requeued(tmp_path: Path):
     tool = tmp_path / "scontrol"
     tool.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
     tool.chmod(0o755)

@@ -29,7 +29,7 @@ def by_hand(weight: list[float], gradients: list[list[float]], adaptive: bool) -
 
 
 @pytest.mark.parametrize(("shape", "adaptive"), [((2, 3), True), ((6,), False)])
-def test_steps_are_those_of_the_paper(shape: tuple[int, ...], adaptive: bool):
+def test_steps_match_the_paper(shape: tuple[int, ...], adaptive: bool):
     start, gradients = (
         [0.3, -0.2, 0.5, 0.1, -0.4, 0.7],
         [[0.1, 0.2, -0.3, 0.4, 0.0, -0.1], [0.5, -0.1, 0.2, 0.0, 0.3, 0.1]],
@@ -45,7 +45,9 @@ def test_steps_are_those_of_the_paper(shape: tuple[int, ...], adaptive: bool):
 @pytest.mark.parametrize(
     ("weights", "gradients"), [(torch.zeros(2, 2), torch.ones(2, 2)), (torch.ones(2, 2), torch.zeros(2, 2))]
 )
-def test_a_layer_without_size_or_slope_takes_a_plain_step(weights: torch.Tensor, gradients: torch.Tensor):
+def test_a_layer_with_zero_weights_or_gradient_takes_a_plain_sgd_step(
+    weights: torch.Tensor, gradients: torch.Tensor
+):
     weight = nn.Parameter(weights.clone())
     weight.grad = gradients
     LARS([weight], lr=0.5, weight_decay=0.1).step()

@@ -59,7 +59,7 @@ def test_sgd_paper_follows_the_paper_s_formula(changes: dict[str, Any]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0, msg=name)
 
 
-def test_biases_have_a_group_of_their_own_only_where_they_differ() -> None:
+def test_biases_get_their_own_group_only_if_they_differ() -> None:
     assert len(build_optimizer(network(), group("optimizer", "sgd")).param_groups) == 1
     weights, biases = build_optimizer(network(), group("optimizer", "sgd_paper")).param_groups
     assert [p.dim() for p in weights["params"]] == [4, 2]
@@ -91,7 +91,7 @@ def test_a_layer_can_have_its_own_rate_and_decay_of_biases() -> None:
     }
 
 
-def test_settings_of_biases_that_a_layer_leaves_open_are_the_network_s() -> None:
+def test_a_layer_inherits_bias_settings_it_does_not_set() -> None:
     own = {"weight_decay": 1.0, "bias_lr_factor": None, "bias_weight_decay": None}
     settings = {**group("optimizer", "sgd_paper"), "lr": 0.1, "layers": {"fc2": own}}
     biases = next(
@@ -101,7 +101,7 @@ def test_settings_of_biases_that_a_layer_leaves_open_are_the_network_s() -> None
 
 
 @pytest.mark.parametrize(("how", "lr"), [("none", 0.1), ("linear", 3.2), ("sqrt", 0.1 * 32**0.5)])
-def test_the_rate_is_scaled_by_the_images_of_a_step(
+def test_the_rate_is_scaled_by_the_global_batch(
     how: str, lr: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {**group("optimizer", "sgd_paper"), "lr": 0.1, "lr_scaling": how}
@@ -109,10 +109,10 @@ def test_the_rate_is_scaled_by_the_images_of_a_step(
         weights, biases = build_optimizer(network(), settings, global_batch=8192).param_groups
     assert (weights["lr"], biases["lr"]) == (pytest.approx(lr), pytest.approx(2 * lr))
     assert bool(caplog.messages) == (how != "none")
-    assert how == "none" or f"{lr:g}, from 0.1 for 256 images" in caplog.text
+    assert how == "none" or f"{lr:g}: scaled from 0.1 at batch size 256" in caplog.text
 
 
-def test_a_rate_for_a_batch_that_nobody_knows_cannot_be_scaled() -> None:
+def test_scaling_the_rate_needs_a_known_global_batch() -> None:
     with pytest.raises(UserError, match=r"optimizer\.lr_scaling=sqrt"):
         build_optimizer(network(), {**group("optimizer", "sgd"), "lr_scaling": "sqrt"})
 
@@ -134,7 +134,7 @@ def with_rates(**layers: float) -> dict[str, float]:
     return {name: lr[id(p)] for name, p in model.named_parameters() if name.endswith("weight")}
 
 
-def test_a_layer_goes_by_its_whole_name_or_by_an_end_that_no_other_has() -> None:
+def test_a_layer_is_found_by_its_full_name_or_a_unique_suffix() -> None:
     rates = with_rates(**{"first.conv1": 0.5, "conv2": 0.25, "stem": 0.125})  # stem is a whole name, too
     assert rates == {
         "first.conv1.weight": 0.5,
@@ -145,19 +145,19 @@ def test_a_layer_goes_by_its_whole_name_or_by_an_end_that_no_other_has() -> None
     }
 
 
-def test_a_short_name_of_several_layers_lists_them() -> None:
+def test_an_ambiguous_suffix_lists_its_layers() -> None:
     with pytest.raises(
-        UserError, match=r"optimizer\.layers\.conv1 could be first\.conv1, second\.conv1: give the"
+        UserError, match=r"optimizer\.layers\.conv1 is ambiguous \(first\.conv1, second\.conv1\)"
     ):
         with_rates(conv1=0.5)
 
 
-def test_one_layer_under_two_names_is_refused() -> None:
+def test_naming_a_layer_twice_is_refused() -> None:
     with pytest.raises(UserError, match=r"first\.conv2 and conv2 are the same layer"):
         with_rates(**{"first.conv2": 0.5, "conv2": 0.5})
 
 
-def test_a_layer_that_is_not_there_is_named() -> None:
+def test_an_unknown_layer_is_named() -> None:
     with pytest.raises(UserError, match=r"optimizer\.layers\.fc3.*fc2"):
         build_optimizer(network(), {**group("optimizer", "sgd"), "layers": {"fc3": {"lr_factor": 0.5}}})
 
@@ -172,13 +172,13 @@ def test_the_settings_of_an_optimizer_are_torch_s(name: str) -> None:
         assert only.get(key) == settings.get(key)
 
 
-def test_frozen_parameters_are_left_alone() -> None:
+def test_frozen_parameters_are_not_optimised() -> None:
     model = network()
     model.get_submodule("conv1").requires_grad_(False)
     (only,) = build_optimizer(model, group("optimizer", "sgd")).param_groups
     assert [p.dim() for p in only["params"]] == [2, 1]
 
 
-def test_an_argument_that_the_optimizer_does_not_take_is_named() -> None:
+def test_an_unknown_optimizer_argument_is_named() -> None:
     with pytest.raises(UserError, match="betas"):
         build_optimizer(network(), {**group("optimizer", "sgd"), "betas": [0.9, 0.99]})

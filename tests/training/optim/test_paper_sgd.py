@@ -57,7 +57,7 @@ def test_paper_sgd_keeps_its_velocity_when_the_rate_changes(decay: float) -> Non
     np.testing.assert_allclose(path, by_hand(0.9, decay), rtol=1e-12)
 
 
-def test_torch_s_sgd_parts_from_the_paper_at_the_first_change_of_the_rate() -> None:
+def test_torch_s_sgd_differs_from_the_paper_after_a_change_of_the_rate() -> None:
     weights = start()
     path = trained(torch.optim.SGD([weights], lr=RATES[0], momentum=0.9, weight_decay=0.05), weights)
     expected = by_hand(0.9, 0.05)
@@ -65,13 +65,13 @@ def test_torch_s_sgd_parts_from_the_paper_at_the_first_change_of_the_rate() -> N
     assert np.abs(np.array(path[3]) - expected[3]).min() > 1e-2
 
 
-def test_torch_s_sgd_follows_the_paper_with_its_buffers_multiplied_by_old_over_new_rate() -> None:
+def test_torch_s_sgd_follows_the_paper_if_its_buffers_are_scaled_by_old_over_new_rate() -> None:
     weights = start()
     optimizer = torch.optim.SGD([weights], lr=RATES[0], momentum=0.9, weight_decay=0.05)
     np.testing.assert_allclose(trained(optimizer, weights, rescale=True), by_hand(0.9, 0.05), rtol=1e-12)
 
 
-def test_paper_sgd_goes_on_from_a_checkpoint_as_if_it_had_not_stopped() -> None:
+def test_paper_sgd_resumes_exactly() -> None:
     weights = start()
     optimizer = PaperSGD([weights], lr=0.1)
     for slopes in list(gradients())[:3]:
@@ -86,7 +86,7 @@ def test_paper_sgd_goes_on_from_a_checkpoint_as_if_it_had_not_stopped() -> None:
     assert torch.equal(weights, twin)
 
 
-def test_paper_sgd_leaves_a_weight_without_a_gradient_alone() -> None:
+def test_paper_sgd_skips_weights_without_gradients() -> None:
     used, unused = start(), start()
     used.grad = torch.ones(5, dtype=torch.float64)
     PaperSGD([used, unused], lr=0.1, weight_decay=0.5).step()
@@ -94,7 +94,7 @@ def test_paper_sgd_leaves_a_weight_without_a_gradient_alone() -> None:
     assert not torch.equal(used, start())
 
 
-def test_a_group_at_rate_0_is_frozen_with_its_velocity() -> None:
+def test_a_rate_of_0_freezes_weights_and_velocity() -> None:
     frozen, moving = start(), start()
     optimizer = PaperSGD([{"params": [frozen]}, {"params": [moving]}], lr=0.1, weight_decay=0.05)
     first = optimizer.param_groups[0]

@@ -42,7 +42,7 @@ def test_none_keeps_the_rate() -> None:
     assert rates_of("none") == [0.8] * 8
 
 
-def test_step_multiplies_the_rate_every_so_many_epochs() -> None:
+def test_step_multiplies_the_rate_every_n_epochs() -> None:
     expected = [0.8, 0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.4]
     assert rates_of("step", every_epochs=2, gamma=0.5) == pytest.approx(expected)
 
@@ -69,13 +69,13 @@ def test_cosine_without_warm_up_starts_at_the_rate() -> None:
     assert rates_of("cosine", warmup_epochs=0)[0] == pytest.approx(0.8)
 
 
-def test_a_warm_up_longer_than_the_run_takes_half_of_it() -> None:
+def test_a_warm_up_takes_at_most_half_of_the_run() -> None:
     rates = rates_of("cosine", warmup_epochs=100)
     assert rates[:5] == pytest.approx([0.16, 0.32, 0.48, 0.64, 0.8])
     assert rates[5:] == sorted(rates[5:], reverse=True)
 
 
-def test_onecycle_takes_exactly_the_steps_of_the_run() -> None:
+def test_onecycle_spans_exactly_the_steps_of_the_run() -> None:
     rates = rates_of("onecycle", num_epochs=5, pct_start=0.3, div_factor=4.0, final_div_factor=8.0)
     rise = [0.2 + 0.6 * 0.5 * (1 - math.cos(math.pi * k / 2)) for k in range(2)]
     fall = [0.025 + 0.775 * 0.5 * (1 + math.cos(math.pi * k / 7)) for k in range(8)]
@@ -99,7 +99,7 @@ def test_onecycle_has_torch_s_rates(pct_start: float, steps: int) -> None:
 
 
 @pytest.mark.parametrize(("pct_start", "steps"), [(0, 8), (1, 8), (0.25, 4), (1.0, 1), (0.5, 1), (0.0, 1)])
-def test_onecycle_takes_any_share_and_length(pct_start: float, steps: int) -> None:
+def test_onecycle_accepts_any_share_and_length(pct_start: float, steps: int) -> None:
     made = optimizer()
     options = {"pct_start": pct_start, "div_factor": 10.0, "final_div_factor": 100.0}
     schedule = build_schedule(made, {"name": "onecycle", **options}, RunLength(steps, 1))
@@ -113,7 +113,7 @@ def test_onecycle_takes_any_share_and_length(pct_start: float, steps: int) -> No
     assert all(0 < rate <= 0.8 + 1e-12 for rate in rates)
 
 
-def test_poly_falls_in_a_line_to_nothing() -> None:
+def test_poly_falls_linearly_to_zero() -> None:
     assert rates_of("poly") == pytest.approx([0.8 * (8 - k) / 8 for k in range(8)])
     assert rates_of("poly", power=2.0)[6] == pytest.approx(0.8 / 16)
 
@@ -127,16 +127,14 @@ def test_poly_warms_up_first() -> None:
     assert rates[warmup:] == pytest.approx([0.8 * (1 - k / left) ** 2 for k in range(left)])
 
 
-def test_dexp_falls_in_equal_stretches() -> None:
+def test_dexp_falls_in_equal_stages() -> None:
     expected = [0.8, 0.8, 0.4, 0.4, 0.2, 0.2, 0.1, 0.1]
     assert rates_of("dexp", steps=4, factor=8.0) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("option", [{"bias_factor": 10.0}, {"bias_steps": 2}])
-def test_dexp_of_biases_needs_biases_of_their_own(option: dict[str, Any]) -> None:
-    with pytest.raises(
-        UserError, match=f"scheduler.{next(iter(option))} needs biases with a rate of their own"
-    ):
+def test_dexp_of_biases_needs_a_separate_bias_rate(option: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"scheduler.{next(iter(option))} needs a separate rate for biases"):
         rates_of("dexp", **option)
 
 
@@ -171,5 +169,5 @@ def test_a_schedule_over_the_run_needs_its_length(name: str) -> None:
 
 
 def test_an_unknown_schedule_is_named() -> None:
-    with pytest.raises(UserError, match="'sawtooth' is not known"):
+    with pytest.raises(UserError, match=r"invalid scheduler\.name='sawtooth': expected none"):
         build_schedule(optimizer(), {"name": "sawtooth"}, RunLength(8, 2))
