@@ -99,7 +99,7 @@ def test_images_keep_their_published_numbers_through_the_cuts():
     ("options", "message"),
     [
         ({"val_size": 22}, "data.val_size=22 leaves nothing to train on: there are 22 images"),
-        ({"train_subset": 10, "val_size": 13}, "only 12 images are left .* say data.val_size=12 or less"),
+        ({"train_subset": 10, "val_size": 13}, "only 12 images are left .* use data.val_size=12 or less"),
         ({"train_subset": 23}, "made train has 22 images: the first 23 cannot be taken"),
         ({"train_subset": 0}, "made train has 22 images: the first 0 cannot be taken"),
         ({"test_subset": 10}, "made test has 9 images: the first 10 cannot be taken"),

@@ -132,7 +132,7 @@ def test_a_place_that_cannot_be_written_costs_nothing_but_time(root: Path, monke
 def test_a_class_of_which_nothing_is_left_is_named(root: Path):
     for path in (root / "val/cat").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"val/cat: not one image can be decoded"):
+    with pytest.raises(UserError, match=r"val/cat: none of its images can be decoded"):
         opened(root, on_bad_image="skip")
 
 
