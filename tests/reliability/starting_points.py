@@ -1,4 +1,4 @@
-"""Checkpoints of others, and runs that cannot be gone on from."""
+"""Checkpoints of others, and runs that cannot be resumed."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ FOREIGN = Kind(
     "Checkpoints of other programs",
     "refused by every verb that needs classes and preprocessing; no directory is left",
     (
-        Bad("", "it has no config; weights= takes plain weights", "torchvision's weights", saved(_state)),
-        Bad("", "it has no config; weights= takes plain weights", "a checkpoint of Lightning",
+        Bad("", "it has no config; use weights= for a plain state dict", "torchvision's weights", saved(_state)),
+        Bad("", "it has no config; use weights= for a plain state dict", "a checkpoint of Lightning",
             saved(lambda: _LIGHTNINGS)),
-        Bad("", "it has no config; weights= takes plain weights", "a checkpoint of timm", saved(lambda: _TIMMS)),
+        Bad("", "it has no config; use weights= for a plain state dict", "a checkpoint of timm", saved(lambda: _TIMMS)),
         Bad("", "is not what a run writes there", "one with a config of its own", saved(
             lambda: {"state_dict": _state(), "config": {g: {} for g in
                      ("model", "data", "augment", "optimizer", "trainer")}})),
@@ -108,9 +108,9 @@ WEIGHTS = Kind(
         Bad("weights=empty", "empty has no checkpoints/best.ckpt", "a folder", lambda here: (here / "empty").mkdir()),
         Bad("ckpt=empty", "empty has no checkpoints/last.ckpt", "a folder to go on from",
             lambda here: (here / "empty").mkdir()),
-        Bad("ckpt=x.ckpt", "it has no config; weights= takes plain weights", "plain weights to go on from",
+        Bad("ckpt=x.ckpt", "it has no config; use weights= for a plain state dict", "plain weights to go on from",
             saved(_state)),
-        Bad("ckpt=RUN", "has already trained 1 epochs: say trainer.max_epochs=N, more than that"),
+        Bad("ckpt=RUN", "has already trained 1 epochs: set trainer.max_epochs=N to more than that"),
         Bad("ckpt=RUN trainer.max_epochs=2 model.features.conv2.out_channels=9", "is of another network: model"),
     ),
     base=(*DIGITS, "logger=none"),
