@@ -146,7 +146,8 @@ def test_run_resumed_before_can_be_resumed_again(tmp_path: Path):
 def test_a_sweep_is_no_run(tmp_path: Path):
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(
-        UserError, match=r"is a sweep, not a run: .*sweep\.resume=.*, or resume one of its jobs with resume=.*0"
+        UserError,
+        match=r"is a sweep, not a run: .*sweep\.resume=.*, or resume one of its jobs with resume=.*0",
     ):
         resumed(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]

@@ -92,7 +92,9 @@ def test_an_image_that_the_labels_leave_out_is_named(flat: Path):
 
 
 def test_a_flat_validation_folder_without_labels_is_refused(flat: Path):
-    with pytest.raises(UserError, match=r"neither class folders nor labels: unpack ILSVRC2012_devkit_t12\.tar\.gz"):
+    with pytest.raises(
+        UserError, match=r"neither class folders nor labels: unpack ILSVRC2012_devkit_t12\.tar\.gz"
+    ):
         data(flat)
 
 
