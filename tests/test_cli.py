@@ -75,7 +75,7 @@ MISTAKES = [
     (["trainer=null"], "trainer=null names no file of conf/trainer"),
     (["~trainer"], "The group trainer is missing"),
     (["~seed"], "The setting seed is missing"),
-    (["resume=old", "ckpt=older"], "give one of them."),
+    (["resume=old", "ckpt=older"], "use only one of them."),
     (["callbacks.early_stopping.enabled=true", "data.val_size=0"], "needs validation images"),
     (["--config-dir", "nowhere"], "nowhere for --config-dir."),
 ]

@@ -1,4 +1,4 @@
-"""k-fold cross-validation: which fold each training image belongs to, alone or with the others of its group."""
+"""k-fold cross-validation: assign every training image, or group of images, to a fold."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ Source = ArraySource | FileSource
 
 
 def fold_of_each(source: Source, folds: int, seed: int, groups: str | None = None) -> Tensor:
-    """Return the fold of every image, int64 (N,) from 0 to `folds` - 1, each class spread evenly.
+    """Return the fold of every image, int64 (N,) in 0 .. `folds` - 1, stratified by class.
 
-    Images are in the order of a hash of their names inside the class folders, or of images in memory in a random
-    order of their class, and each fold takes the next part of every class: one image more or less moves one image
-    between neighbouring folds at most. The class's own name says which fold takes its first part, so that what does
-    not divide falls to another fold in every class.
+    The files of a class are sorted by a hash of their names (in-memory images are shuffled) and cut into contiguous
+    parts, one per fold. Adding or removing a file therefore moves at most one image between neighbouring folds. A hash
+    of the class name chooses the fold that takes the first part, so that remainders do not all end up in one fold.
 
     Args:
         source: The training images.
-        folds: How many, 2 or more.
-        seed: Chooses the order.
-        groups: See `groups_of`; the images of a group are in one fold.
+        folds: Number of folds, 2 or more.
+        seed: Selects the order.
+        groups: See `groups_of`; all images of a group share a fold.
 
     Raises:
-        UserError: As `groups_of`, or there are fewer groups than folds.
+        UserError: As `groups_of`, or if there are fewer groups than folds.
     """
     names = source.names() if isinstance(source, FileSource) else None
     if groups is not None:
@@ -55,15 +54,15 @@ def fold_of_each(source: Source, folds: int, seed: int, groups: str | None = Non
 
 
 def groups_of(source: Source, wanted: str) -> list[str]:
-    """Return the group of every image; one that has none is a group of its own.
+    """Return the group of every image; an image without one forms its own group.
 
     Args:
         source: The images.
-        wanted: A csv file with lines NAME,GROUP, or a regular expression whose first group, found anywhere in the
-            name, is the image's. Names are relative to the data set's folder, with /: train/cup/17_b.jpg.
+        wanted: A csv file with lines NAME,GROUP, or a regular expression that is searched in the name and whose first
+            capture group names the image's group. Names are relative to the data set's folder: train/cup/17_b.jpg.
 
     Raises:
-        UserError: The file cannot be read or the expression is none, or no image has a group.
+        UserError: If the file cannot be read, the expression is invalid, or no image has a group.
     """
     names = [source.image_name(i).replace(os.sep, "/") for i in range(len(source))]
     path = os.path.expanduser(wanted)
@@ -71,9 +70,9 @@ def groups_of(source: Source, wanted: str) -> list[str]:
     found = [group_of(name) for name in names]
     alone = [name for name, group in zip(names, found, strict=True) if group is None]
     if len(alone) == len(names):
-        raise UserError(f"data.groups={wanted}: none of the training images has a group, such as {names[0]}.")
+        raise UserError(f"data.groups={wanted} matches no training image (such as {names[0]}).")
     if alone:
-        log.warning("data.groups: %d of %d training images have no group, such as %s: each is a group of its own.",
+        log.warning("data.groups: %d of %d training images have no group, such as %s: each forms its own group.",
                     len(alone), len(names), printable(alone[0]))  # fmt: skip
     return [
         f"image {name}" if group is None else f"group {group}"
@@ -90,7 +89,7 @@ def _table(path: str) -> dict[str, str]:
     except csv.Error as error:
         raise UserError(f"data.groups={path}: not a csv file ({error}).") from error
     if wrong := next((row for row in rows if len(row) != 2), None):
-        raise UserError(f"data.groups={path}: expected lines NAME,GROUP, and one is {','.join(wrong)}.")
+        raise UserError(f"invalid line in data.groups={path}: expected NAME,GROUP, not {','.join(wrong)}.")
     return {row[0]: row[1] for row in rows}
 
 
@@ -99,11 +98,11 @@ def _pattern(wanted: str) -> Callable[[str], str | None]:
         pattern = re.compile(wanted)
     except re.error as error:
         raise UserError(
-            f"data.groups={wanted}: neither a file nor a regular expression ({error})."
+            f"invalid data.groups={wanted}: expected a csv file or a regular expression ({error})."
         ) from error
     if not pattern.groups:
         raise UserError(
-            f"data.groups={wanted}: put parentheses around what names the group, as in '(.*)_[0-9]+'."
+            f"data.groups={wanted}: put parentheses around the part that names the group, as in '(.*)_[0-9]+'."
         )
 
     def group_of(name: str) -> str | None:
@@ -114,20 +113,20 @@ def _pattern(wanted: str) -> Callable[[str], str | None]:
 
 
 def _grouped(labels: Tensor, groups: Sequence[str], folds: int, seed: int) -> Tensor:
-    """Put whole groups into folds, the largest first, each where its classes are rarest so far."""
+    """Assign whole groups to folds greedily: largest group first, to the fold where its classes are rarest so far."""
     members: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
     if len(members) < folds:
         raise UserError(f"data.groups makes {len(members)} groups, too few for data.folds={folds}.")
     sizes = torch.bincount(labels).double()
-    there = torch.zeros(folds, len(sizes), dtype=torch.float64)  # images of each class in each fold
+    placed = torch.zeros(folds, len(sizes), dtype=torch.float64)  # images of each class in each fold so far
     found = torch.empty(len(labels), dtype=torch.long)
     for group in sorted(members, key=lambda g: (-len(members[g]), draw(g, "folds", seed))):
         classes, counts = labels[members[group]].unique(return_counts=True)
-        # By how much the sum of squares of the classes' shares grows; what is equal goes to the smallest fold.
-        cost = (there[:, classes] * (counts / sizes[classes] ** 2)).sum(1)
-        chosen = min(range(folds), key=lambda f: (float(cost[f]), float(there[f].sum()), f))
-        there[chosen, classes] += counts
+        # Growth of the sum of squared class shares, which is smallest for balanced folds; ties: the smallest fold.
+        cost = (placed[:, classes] * (counts / sizes[classes] ** 2)).sum(1)
+        chosen = min(range(folds), key=lambda f: (float(cost[f]), float(placed[f].sum()), f))
+        placed[chosen, classes] += counts
         found[members[group]] = chosen
     return found

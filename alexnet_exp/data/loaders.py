@@ -1,7 +1,7 @@
-"""Loaders: global batch i of epoch e is the same images however many devices share it.
+"""Loaders: global batch i of epoch e holds the same images on any number of devices.
 
-Each global batch is cut into one slice per rank, so every rank takes the same number of steps and the partial last
-batch is kept. Both loaders store their position, and go on from it in the middle of an epoch.
+Each global batch is split into one slice per rank, so every rank takes the same number of steps and the partial last
+batch is kept. Loaders save their position, so a run can resume in the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from alexnet_exp.torch_internals import end_workers
 class Batch(NamedTuple):
     """One rank's slice of a global batch.
 
-    images (N, C, H, W): uint8 as stored, float after augmentation. labels (N,) int64. indices (N,) int64: positions
-    in the split, + its length for each earlier time in the epoch that a balanced order had the same image: augmentation
-    is drawn by them. size: how many of the N count; less than N only for a rank without a share, which carries one
-    image for nothing so that all ranks step together. global_size: images over all ranks.
+    images (N, C, H, W): uint8 as stored, float after augmentation. labels (N,) int64. indices (N,) int64: key of each
+    image's augmentation; its position in the split, plus the split's length for each earlier time in the epoch that
+    balanced sampling drew the same image. size: how many of the N count; 0 for a rank whose slice is empty, which
+    carries one dummy image so that all ranks step together, else N. global_size: images over all ranks.
     """
 
     images: Tensor
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Which images of the split make a rank's part of a global batch."""
+    """Indices of the images in a rank's part of a global batch; see `Batch`."""
 
     indices: Tensor
     size: int
@@ -54,17 +54,17 @@ class Slice(NamedTuple):
 
 @dataclass(eq=False)
 class BatchPlan(Sampler):
-    """Which images make each batch: a function of (seed, epoch) only.
+    """Which images make up each batch: a function of (seed, epoch) only.
 
     Args:
-        num_images: Images of the split.
-        batch_size: Global batch, over all ranks.
-        seed: None keeps the order of the split.
-        order: Another fixed order, where there is no seed.
-        labels: (N,) of the images: the seed's order has classes equally often.
-        rank: This process.
-        world_size: All processes.
-        repeated: Every epoch has the images and the order of the first.
+        num_images: Images in the split.
+        batch_size: Global batch size, over all ranks.
+        seed: Shuffles; None keeps the order of the split.
+        order: A fixed order to use without a seed.
+        labels: (N,) labels, to shuffle such that classes come equally often.
+        rank: Of this process.
+        world_size: Number of processes.
+        repeated: Every epoch repeats the images and the order of the first.
     """
 
     num_images: int
@@ -76,12 +76,12 @@ class BatchPlan(Sampler):
     epoch: int = 0
     resume: tuple[int, int] | None = None  # (epoch, batches already taken)
     taken: int = 0
-    device: torch.device | None = None  # where the indices are wanted: one copy an epoch
+    device: torch.device | None = None  # of the indices: one copy per epoch instead of one per batch
     order: Tensor | None = None
     labels: Tensor | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass, and stand at its first batch."""
+        """Set the epoch of the next pass, and rewind to its first batch."""
         self.epoch = epoch
         self.taken = self.start()
 
@@ -99,42 +99,42 @@ class BatchPlan(Sampler):
             yield self._slice(order[batch * self.batch_size : (batch + 1) * self.batch_size])
 
     def positions(self, indices: Tensor) -> Tensor:
-        """Return where the images of a batch are in the split."""
+        """Map `Batch.indices` to positions in the split."""
         return indices if self.labels is None else indices % self.num_images
 
     def images(self, batches: range) -> int:
-        """Return how many images some batches of this epoch have, over all ranks."""
+        """Return the number of images in a range of batches, over all ranks."""
         return min(batches.stop * self.batch_size, self.num_images) - batches.start * self.batch_size
 
     def smallest_slice(self, batches: int) -> int:
-        """Return the images in the smallest slice of the first `batches`; a rank without a share carries one."""
+        """Return the size of the smallest slice of the first `batches`; an empty one carries a dummy image."""
         return max(1, self.smallest_batch(batches) // self.world_size)
 
     def smallest_batch(self, batches: int) -> int:
-        """Return the images in the smallest of the first `batches`, over all ranks."""
+        """Return the size of the smallest of the first `batches`, over all ranks."""
         return self.images(range(batches - 1, batches))
 
     def order_epoch(self) -> int:
-        """Return the epoch whose order this one has."""
+        """Return the epoch whose order is used."""
         return 0 if self.repeated else self.epoch
 
     def start(self) -> int:
-        """Return the first batch of this epoch: 0 unless the run was stopped in the middle of it."""
+        """Return the first batch of this epoch: 0 unless it resumes in the middle."""
         return self.resume[1] if self.resume and self.resume[0] == self.epoch else 0
 
     def _slice(self, batch: Tensor) -> Slice:
         part = share(len(batch), self.rank, self.world_size)
         own = batch[part.start : part.stop]
-        return Slice(own if len(own) else batch[:1], len(own), len(batch))
+        return Slice(own if len(own) else batch[:1], len(own), len(batch))  # batch[:1]: the dummy image
 
 
 def share(count: int, rank: int, world_size: int) -> range:
-    """Return which of `count` images of a global batch are a rank's."""
+    """Return which of the `count` images of a global batch belong to a rank."""
     return range(count * rank // world_size, count * (rank + 1) // world_size)
 
 
 class Loader:
-    """What Lightning asks of a loader: length, epoch (through `sampler`), and a position to save."""
+    """What Lightning expects of a loader: length, epoch (through `sampler`), and a position to save."""
 
     batch_sampler = None
 
@@ -148,10 +148,10 @@ class Loader:
         raise NotImplementedError
 
     def close(self) -> None:
-        """End what works for the loader; another pass starts it again."""
+        """Shut down workers; the next pass starts them again."""
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: the epoch is read at the first batch, after Lightning has set it.
+        # A generator, so that the epoch is read at the first batch: Lightning sets it after calling iter().
         self.sampler.taken = self.sampler.start()
         for batch in self._batches():
             self.sampler.taken += 1
@@ -167,37 +167,39 @@ class Loader:
 
 
 class ArrayLoader(Loader):
-    """Batches of a source in memory, by index: no workers, no collation.
+    """Batches of an in-memory source, by indexing: no workers, no collation.
 
     Args:
-        source: The images, on the device that trains or in main memory.
-        plan: Which of them, when.
-        send_to: A CUDA device that a thread copies the batches to ahead of their turn; None: they stay.
+        source: The images, on the training device or in host memory.
+        plan: Which images make up each batch.
+        send_to: A CUDA device to prefetch batches to, on a thread; None: batches stay where the images are.
     """
 
     def __init__(self, source: ArraySource, plan: BatchPlan, send_to: torch.device | None = None) -> None:
         super().__init__(plan)
         self.source, self.send_to = source, send_to
-        self._mover: Mover | None = None  # one for all epochs: every stream has device memory of its own
+        self._mover: Mover | None = (
+            None  # one for all epochs: each CUDA stream caches device memory of its own
+        )
         plan.device = source.images.device
 
     def _batches(self) -> Iterator[Batch]:
         if self.send_to is not None:
             self._mover = self._mover or Mover(self.send_to)
-            return self._sent(self._mover)
+            return self._prefetched(self._mover)
         images, labels = self.source.images, self.source.labels
         return (
             Batch(images.index_select(0, at := self.sampler.positions(i)), labels[at], i, size, global_size)
             for i, size, global_size in self.sampler
         )
 
-    def _sent(self, mover: Mover) -> Iterator[Batch]:
+    def _prefetched(self, mover: Mover) -> Iterator[Batch]:
         def send(part: Slice) -> tuple[Slice, Callable[[], list[Tensor]]]:
             at = self.sampler.positions(part.indices)
             pinned = [gather_pinned(x, at) for x in (self.source.images, self.source.labels)]
             return part, mover.send([*pinned, part.indices.pin_memory()])
 
-        # A new thread is on the first GPU, and what it does there would take some of that GPU's memory for good.
+        # A new thread defaults to GPU 0, where its first CUDA call would create a context that is never freed.
         enter = partial(torch.cuda.set_device, mover.device)
         for part, receive in ahead(map(send, self.sampler), enter=enter):
             images, labels, indices = receive()
@@ -205,16 +207,16 @@ class ArrayLoader(Loader):
 
 
 class FileLoader(Loader):
-    """Batches of image files, decoded by worker processes that live as long as the loader.
+    """Batches of image files, decoded by persistent worker processes.
 
     Args:
         source: The files.
-        plan: Which of them, when.
+        plan: Which images make up each batch.
         channels: 1 or 3.
-        stored_size: Side of the square that images are made into, in pixels.
-        num_workers: Decoding processes; 0 decodes here.
-        pin_memory: Whether batches are made for a CUDA device.
-        fit: How images that are not square become one; see `decode.stored`.
+        stored_size: Side of the square that images are resized to, in pixels.
+        num_workers: Decoding processes; 0 decodes in this process.
+        pin_memory: Pin batches, for a CUDA device.
+        fit: How images are made square; see `decode.stored`.
     """
 
     def __init__(
@@ -238,7 +240,7 @@ class FileLoader(Loader):
             collate_fn=_unchanged,
             worker_init_fn=workers.ignore_signals,
             pin_memory=pin_memory,
-            # Without a generator of its own, every pass would draw from the global one and shift what follows.
+            # A DataLoader draws a base seed every pass: from the global generator, that would shift later draws.
             generator=torch.Generator().manual_seed(mix("workers")),
         )
 
@@ -249,12 +251,12 @@ class FileLoader(Loader):
             yield batch
 
     def close(self) -> None:
-        with self._decoder.abandoned():
+        with self._decoder.cancelled():
             end_workers(self._loader)
 
 
 class _Lists(Sampler):
-    """Hands a plan to the workers as plain numbers: each tensor would hold a file descriptor and a thread."""
+    """Passes a plan to the workers as plain lists: each tensor in a queue holds a file descriptor."""
 
     def __init__(self, plan: BatchPlan) -> None:
         self.plan = plan
@@ -276,42 +278,40 @@ class _Decoder(Dataset):
         self, source: FileSource, channels: int, stored_size: int, num_workers: int, fit: str
     ) -> None:
         self.source, self.channels, self.stored_size, self.fit = source, channels, stored_size, fit
-        # Set while nobody waits for what is being decoded.
-        self._unwanted = multiprocessing.Event() if num_workers else threading.Event()
+        # Set while nobody waits for the batches being decoded.
+        self._cancel = multiprocessing.Event() if num_workers else threading.Event()
 
     @contextlib.contextmanager
-    def abandoned(self) -> Iterator[None]:
-        """Let the workers leave the batches that they are at: one of large images takes seconds."""
-        self._unwanted.set()
+    def cancelled(self) -> Iterator[None]:
+        """Let the workers drop the batches in progress: a batch of large images takes seconds."""
+        self._cancel.set()
         try:
             yield
         finally:
-            self._unwanted.clear()
+            self._cancel.clear()
 
     def __getitem__(self, wanted: tuple[list[int], int, int]) -> Batch | UserError:
         numbers, size, global_size = wanted
         try:
+            paths = [self.source.paths[i % len(self.source)] for i in numbers]  # see Batch.indices
             images = [
-                read_stored(
-                    self.source.paths[i % len(self.source)], self.channels, self.stored_size, self.fit
-                )
-                for i in numbers
-                if not self._unwanted.is_set()
+                read_stored(path, self.channels, self.stored_size, self.fit)
+                for path in paths
+                if not self._cancel.is_set()
             ]
         except UserError as error:
-            return (
-                error  # raised by the loader: from a worker, torch would wrap its sentence into a traceback
-            )
+            # Returned, and raised by the loader: torch would wrap an exception raised here into a traceback.
+            return error
         if len(images) < len(numbers):
-            return UserError("The batch was abandoned.")  # never read
+            return UserError("The batch was cancelled.")  # never read
         indices = torch.tensor(numbers)
         labels = self.source.labels[indices % len(self.source)]
         return Batch(torch.stack(images), labels, indices, size, global_size)
 
 
 T = TypeVar("T")
-_SHARE = 0.25  # of the free memory that the images may take without being asked to
-_DEPTH = 2  # batches on their way
+_SHARE = 0.25  # of the free device memory that data.resident=auto may use
+_DEPTH = 2  # batches to prefetch
 
 
 def choose_place(wanted: str, num_bytes: int, device: torch.device) -> str:
@@ -319,35 +319,35 @@ def choose_place(wanted: str, num_bytes: int, device: torch.device) -> str:
 
     Args:
         wanted: 'auto', 'device', 'host' or 'off'.
-        num_bytes: Of all splits together.
-        device: That trains.
+        num_bytes: Size of all splits together.
+        device: The training device.
 
     Returns:
-        'device', 'host' or 'off'; 'off' on a processor, where nothing has to be moved.
+        'device', 'host' or 'off'; always 'off' on CPU, where nothing has to be moved.
 
     Raises:
-        UserError: If the device was asked for and has no room.
+        UserError: If 'device' was asked for and the images do not fit.
     """
     if device.type == "cpu":
         return "off"
     if wanted in ("host", "off") or device.type != "cuda":
-        return "off" if wanted == "auto" else wanted  # mps shares the memory
+        return "off" if wanted == "auto" else wanted  # mps shares host memory
     free, _ = torch.cuda.mem_get_info(device)
     if wanted == "device" and num_bytes > free:
         raise UserError(
             f"data.resident=device: the images take {num_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB of the device's "
-            "memory are free; say data.resident=host."
+            "memory are free; use data.resident=host."
         )
     return "device" if wanted == "device" or num_bytes <= _SHARE * free else "host"
 
 
 def ahead(items: Iterator[T], depth: int = _DEPTH, enter: Callable[[], object] | None = None) -> Iterator[T]:
-    """Make the next `depth` items on a thread while the current one is used; errors arrive in their turn.
+    """Prefetch the next `depth` items on a thread; an error is raised when its item is due.
 
     Args:
-        items: To be made.
-        depth: How many.
-        enter: What the thread does first.
+        items: What to prefetch.
+        depth: How many items ahead.
+        enter: Called once by the thread, before the first item.
     """
     end = object()
     with ThreadPoolExecutor(1, thread_name_prefix="batches", initializer=enter) as pool:
@@ -362,7 +362,7 @@ def ahead(items: Iterator[T], depth: int = _DEPTH, enter: Callable[[], object] |
 
 
 class Mover:
-    """Copies batches to a CUDA device from a thread, on a stream of its own.
+    """Copies batches to a CUDA device from a thread, on its own stream.
 
     Args:
         device: A CUDA device.
@@ -373,7 +373,7 @@ class Mover:
         self.stream = torch.cuda.Stream(device)
 
     def send(self, tensors: list[Tensor]) -> Callable[[], list[Tensor]]:
-        """Begin to copy pinned tensors; the function returned hands the copies to the current stream."""
+        """Start copying pinned tensors; call the returned function for the copies, on the stream that uses them."""
         with torch.cuda.stream(self.stream):
             copies = [t.to(self.device, non_blocking=True) for t in tensors]
             done = self.stream.record_event()
@@ -382,7 +382,7 @@ class Mover:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(done)
             for copy in copies:
-                copy.record_stream(current)  # its memory is not used again before this stream is done with it
+                copy.record_stream(current)  # do not reuse its memory before this stream is done with it
             return copies
 
         return receive

@@ -1,4 +1,4 @@
-"""The LightningDataModule that every data set shares: cuts, loaders, augmentation."""
+"""The LightningDataModule behind every data set: splits, loaders, augmentation."""
 
 from __future__ import annotations
 
@@ -41,30 +41,29 @@ class ImageData(lightning.LightningDataModule):
     """Training, validation and test images of one data set.
 
     Args:
-        batch_size: Global batch, over all devices.
-        image_size: Side the network takes, in pixels.
+        batch_size: Global batch size, over all devices.
+        image_size: Side of the network's input, in pixels.
         mean: Per channel, of pixels in 0..1; three values are averaged for one channel.
         std: Per channel.
         channels: 1 or 3.
         augment: Keys of conf/augment.
-        seed: Of order and augmentation.
-        val_size: Images cut from the training set for validation.
+        seed: Seeds sampling order and augmentation.
+        val_size: Number of training images to hold out for validation.
         val_split: 'random' (stratified) or 'last'.
-        val_seed: Which images validate.
-        train_subset: N of the training images; validation comes from the rest. Of files that are cut by name an even
-            share of every class, else the first N.
-        test_subset: N of the test images, likewise.
-        subset_seed: Which ones, of files that are cut by name; None: val_seed.
-        split_rule: How files are cut: 'by_name', or 'by_order', which runs without a record of the rule keep
-            (data/sources.py).
+        val_seed: Selects the validation images.
+        train_subset: Train on N images only; validation images come from the rest. Files that are split by name keep
+            an even share of every class, other data the first N.
+        test_subset: Test on N images only, chosen the same way.
+        subset_seed: Selects the subset of files that are split by name; None: val_seed.
+        split_rule: How files are split: 'by_name', or 'by_order' for runs that predate the setting (data/sources.py).
         stored_size: Side of decoded image files, in pixels; None: 8/7 of the input.
-        fit: How image files that are not square become one: 'crop', 'squash' or 'pad' (data/decode.py).
-        num_workers: Decoding processes; None: one per core, 8 at most.
-        resident: Where images in memory are kept: 'auto', 'device', 'host' or 'off' (data/loaders.py).
-        folds: Cross-validation: the training images are cut into so many, and one of them validates (data/folds.py).
-        fold: Which one, from 0.
-        groups: Which images stay in one fold: a csv file or a regular expression.
-        balanced: Train in an order in which classes come equally often, as many images an epoch as there are.
+        fit: How image files are made square: 'crop', 'squash' or 'pad' (data/decode.py).
+        num_workers: Decoding processes; None: one per core, at most 8.
+        resident: Where in-memory images are kept: 'auto', 'device', 'host' or 'off' (data/loaders.py).
+        folds: Number of cross-validation folds; one is held out for validation (data/folds.py).
+        fold: The held-out fold, from 0.
+        groups: Images that must stay in one fold: a csv file or a regular expression.
+        balanced: Sample classes equally often; the length of an epoch stays the same.
     """
 
     def __init__(
@@ -99,17 +98,17 @@ class ImageData(lightning.LightningDataModule):
         self.train_subset, self.test_subset = train_subset, test_subset
         self.subset_seed = val_seed if subset_seed is None else subset_seed
         if split_rule not in RULES:
-            raise UserError(f"data.split_rule={split_rule}: expected one of {', '.join(RULES)}.")
+            raise UserError(f"invalid data.split_rule={split_rule}: expected one of {', '.join(RULES)}.")
         self.split_rule = split_rule
         if fit not in FITS:
-            raise UserError(f"data.fit={fit}: expected one of {', '.join(FITS)}.")
+            raise UserError(f"invalid data.fit={fit}: expected one of {', '.join(FITS)}.")
         self.fit = fit
         self.num_workers, self.resident, self.balanced = num_workers, resident, balanced
         if folds is not None and not 0 <= fold < folds:
-            raise UserError(f"data.fold={fold}: expected 0 to {folds - 1}, since data.folds={folds}.")
+            raise UserError(f"invalid data.fold={fold}: expected 0 to {folds - 1}, since data.folds={folds}.")
         self.folds, self.fold, self.groups = folds, fold, groups
-        self.unused_val = 0  # images of the data set's own val split, beside a fold that validates
-        self._place = ""  # chosen once: memory that is free changes
+        self.unused_val = 0  # images in the data set's own val split, which a held-out fold replaces
+        self._place = ""  # chosen once, since the free memory it depends on changes
         self._on_device: dict[str, ArraySource] = {}
         options = dict(augment or {})
         crop = bool(options.get("crop") or options.get("centre_crop"))
@@ -120,7 +119,7 @@ class ImageData(lightning.LightningDataModule):
         self.pipeline = Pipeline(self.preprocess, options)
         self.views = str(options.get("views") or "centre")
         self.sources: dict[str, Source] = {}
-        self.origins: dict[str, str] = {}  # of each split: where it came from, and which rule cut it
+        self.origins: dict[str, str] = {}  # per split: where it came from, and how it was split off
         self._open: list[Loader] = []
         self.test_split = "test"
 
@@ -128,26 +127,26 @@ class ImageData(lightning.LightningDataModule):
         """Read or download the images.
 
         Returns:
-            'train', and 'val' and 'test' where the data set itself has them.
+            'train', plus 'val' and 'test' if the data set itself has them.
 
         Raises:
-            UserError: If they are not there and cannot be had.
+            UserError: If they are missing and cannot be downloaded.
         """
         raise NotImplementedError
 
     def decoded(self, sources: dict[str, Source]) -> dict[str, Source]:
-        """Return the splits as they are loaded from; a data set of files may decode them once, here."""
+        """Return the splits to load from; a data set of files may decode them once, here."""
         return sources
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the images, once whatever Lightning's stages, and cut validation off."""
+        """Read the images and split off validation, once for all of Lightning's stages."""
         if not self.sources:
             self.sources = self.decoded(self._cut(self.load()))
             if self.pipeline.options.get("mean_image", "none") != "none":
                 self.pipeline.mean_image = self._mean_image()
         self.origins = {split: source.origin or source.name for split, source in self.sources.items()}
         if self.trainer is not None and "val" not in self.sources:
-            self.trainer.limit_val_batches = 0  # Lightning warns of a loader that is empty
+            self.trainer.limit_val_batches = 0  # Lightning warns about an empty loader
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -156,17 +155,17 @@ class ImageData(lightning.LightningDataModule):
 
     @cached_property
     def identity(self) -> Callable[[], Identity]:
-        """What the splits hold (data/identity.py); they are looked through from when it is first asked for."""
+        """Identity of the splits (data/identity.py); computed in the background from the first access on."""
         return identify_ahead(self.sources, self.origins)
 
     @property
     def needs_for_validation(self) -> str:
-        """What to do about a data set without validation images."""
+        """How to give this data set validation images, for error messages."""
         return "set data.val_size=N"
 
     def _cut(self, sources: dict[str, Source]) -> dict[str, Source]:
-        """Take train_subset images, then validation from the rest, then test_subset; the result is in that order."""
-        if "train" not in sources:  # a folder that is only evaluated on
+        """Apply train_subset, then hold out validation from the rest, then apply test_subset."""
+        if "train" not in sources:  # a folder used for evaluation only
             return sources
         if self.folds is not None:
             sources = self._with_fold(sources)
@@ -175,8 +174,8 @@ class ImageData(lightning.LightningDataModule):
             train, rest = self._subset(train, "train", self.train_subset)
             if "val" not in sources and self.val_size > len(rest):
                 raise UserError(
-                    f"data.val_size={self.val_size}: only {len(rest)} images are left beside the first "
-                    f"{self.train_subset} (data.train_subset); say data.val_size={len(rest)} or less."
+                    f"data.val_size={self.val_size}: only {len(rest)} images are left besides the first "
+                    f"{self.train_subset} (data.train_subset); use data.val_size={len(rest)} or less."
                 )
         cut = dict(sources)
         if "val" not in sources and self.val_size:
@@ -197,13 +196,13 @@ class ImageData(lightning.LightningDataModule):
         return {split: cut[split] for split in ("train", "val", "test") if split in cut}
 
     def _with_fold(self, sources: dict[str, Source]) -> dict[str, Source]:
-        """Let one fold of the training images validate, and the others train; a val split of the data's own rests."""
+        """Validate on one fold and train on the others; the data set's own val split, if any, is not used."""
         assert self.folds is not None
         whole = sources["train"]
         is_val = fold_of_each(whole, self.folds, self.val_seed, self.groups) == self.fold
         if not is_val.any() or is_val.all():
             raise UserError(
-                f"data.folds={self.folds} leaves no images in fold {self.fold} or beside it: there are {len(whole)}."
+                f"data.folds={self.folds} leaves no images in fold {self.fold} or outside it: there are {len(whole)}."
             )
         by_name = isinstance(whole, FileSource) and whole.names() is not None
         how = "by group" if self.groups else "by file name" if by_name else "at random"
@@ -217,10 +216,10 @@ class ImageData(lightning.LightningDataModule):
         }
 
     def _subset(self, source: Source, split: str, count: int) -> tuple[Source, Source]:
-        """Return `count` images of a split, and the others.
+        """Return `count` images of a split, and the rest.
 
         Raises:
-            UserError: There are not so many.
+            UserError: If there are fewer.
         """
         names = source.names() if isinstance(source, FileSource) else None
         if names is None:
@@ -237,25 +236,27 @@ class ImageData(lightning.LightningDataModule):
         return replace(part, origin=origin), source.subset(others)
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """Return of each split what a run records: images, classes, smallest and largest class, origin."""
+        """Return what a run records of each split: images, classes, smallest and largest class, origin."""
         return {s: facts(source, self.origins.get(s, source.name)) for s, source in self.sources.items()}
 
     def tell(self, say: Callable[[str], None]) -> None:
-        """Hand a line for each split to `say`, and warn of the classes that one has no images of."""
+        """Pass one line per split to `say`, and warn about classes without images."""
         for line in lines(self.facts()):
             say(line)
         if self.unused_val:
-            say(f"The {self.unused_val:,} val images of the data are not used: fold {self.fold} validates.")
+            say(
+                f"Ignoring the data set's {self.unused_val:,} val images: fold {self.fold} is used for validation."
+            )
         for split, source in self.sources.items():
             if text := missing(split, source):
                 log.warning(text)
 
     def spread(self, split: str) -> torch.Tensor:
-        """Return an order of a split (int64) in which the first few images show the whole of it."""
+        """Return an order of a split (int64) whose first few images are representative of all."""
         return spread_order(self.sources[split].labels)
 
     def _mean_image(self) -> torch.Tensor:
-        """Return the mean training image as stored, (C, S, S) float32; of MEAN_IMAGES evenly chosen ones at most."""
+        """Return the mean training image as stored, (C, S, S) float32, over at most MEAN_IMAGES evenly spaced ones."""
         source = self.sources["train"]
         chosen = torch.linspace(0, len(source) - 1, min(len(source), MEAN_IMAGES)).round().long()
         if isinstance(source, ArraySource):
@@ -273,8 +274,8 @@ class ImageData(lightning.LightningDataModule):
 
         Args:
             split: 'train', 'val' or 'test'.
-            shuffle: In another order in every epoch.
-            spread: In the order of `spread`: not all of it will be read.
+            shuffle: Use a different order in every epoch.
+            spread: Use the order of `spread`, for a loader that is not read to the end.
         """
         source = self.sources[split]
         world_size, rank = self._ranks()
@@ -288,7 +289,7 @@ class ImageData(lightning.LightningDataModule):
         return loader
 
     def whole_slice(self) -> int:
-        """Return how many images this rank has of a batch that is not cut short."""
+        """Return how many images of a full batch this rank has."""
         world_size, rank = self._ranks()
         return max(1, len(share(self.batch_size, rank, world_size)))
 
@@ -296,8 +297,9 @@ class ImageData(lightning.LightningDataModule):
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def _file_loader(self, source: FileSource, plan: BatchPlan, pin_memory: bool = False) -> FileLoader:
-        workers = self._workers()
-        return FileLoader(source, plan, self.channels, self.stored_size, workers, pin_memory, self.fit)
+        return FileLoader(
+            source, plan, self.channels, self.stored_size, self._workers(), pin_memory, self.fit
+        )
 
     def _array_loader(self, split: str, source: ArraySource, plan: BatchPlan) -> ArrayLoader:
         device = self._device()
@@ -313,8 +315,8 @@ class ImageData(lightning.LightningDataModule):
         sources = [s for s in self.sources.values() if isinstance(s, ArraySource)]
         num_bytes = sum(s.images.numel() for s in sources)
         self._place = choose_place(self.resident, num_bytes, device)
-        if self._place != "off" and self.resident == "auto":  # a processor leaves nothing to choose
-            where = "on the GPU" if self._place == "device" else "in main memory, copied ahead"
+        if self._place != "off" and self.resident == "auto":  # on CPU there is nothing to choose
+            where = "on the GPU" if self._place == "device" else "in host memory and prefetched"
             log.info("The images (%.0f MB) are kept %s (data.resident=auto).", num_bytes / 1e6, where)
         return self._place
 
@@ -329,10 +331,10 @@ class ImageData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         if self.resident in ("device", "host") and isinstance(self.sources["train"], FileSource):
-            log.warning("data.resident=%s: nothing is kept without a cache (data.cache=disk).", self.resident)
+            log.warning("data.resident=%s has no effect without a cache: set data.cache=disk.", self.resident)
         loader = self.loader("train", shuffle=True)
         loader.sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
-        if self._device().type == "cuda":  # every launch of a kernel counts there
+        if self._device().type == "cuda":  # draw once an epoch: kernel launches would dominate a small step
             self.pipeline.augment.draw = EpochUniforms(len(self.sources["train"]))
         return loader
 
@@ -346,22 +348,22 @@ class ImageData(lightning.LightningDataModule):
 
     def _is_limited(self, key: str) -> bool:
         limit = getattr(self.trainer, key, 1.0)
-        return isinstance(limit, int) or limit < 1.0  # 1 is one batch, 1.0 all of them
+        return isinstance(limit, int) or limit < 1.0  # 1 means one batch, 1.0 all of them
 
     # ---------------------------------------------------------------------------------------- on the device
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move what is not there yet; Lightning's general way costs more than a small step."""
+        """Move a batch unless it is there already; Lightning's generic transfer costs more than a small step."""
         if batch.images.device == device:
             return batch
-        # CUDA stages pageable memory before it returns; MPS would read it after it is gone.
+        # CUDA copies pageable memory to a staging buffer before returning; MPS may read it after it was freed.
         on_cuda = device.type == "cuda"
         images, labels, indices = (x.to(device, non_blocking=on_cuda) for x in batch[:3])
         return batch._replace(images=images, labels=labels, indices=indices)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment training batches; resize and normalise all."""
-        with _beside_workers(batch.images):
+        """Augment training batches; resize and normalise all batches."""
+        with _one_thread_beside_workers(batch.images):
             if self.trainer is not None and self.trainer.training:
                 x = self.pipeline.train(batch.images, batch.indices, self.seed, self.trainer.current_epoch)
             elif self.trainer is not None and self.trainer.testing:
@@ -371,7 +373,7 @@ class ImageData(lightning.LightningDataModule):
         return batch._replace(images=x)
 
     def teardown(self, stage: str | None = None) -> None:
-        """End the processes that decode."""
+        """Shut down the decoding workers."""
         while self._open:
             self._open.pop().close()
 
@@ -385,16 +387,13 @@ class ImageData(lightning.LightningDataModule):
             return source.images[index]
         return read_stored(source.paths[index], self.channels, self.stored_size, self.fit)
 
-    def _side(self) -> int:
-        """Return the side of images as they are stored; those in memory keep their own."""
-        source = self.sources.get("train")
-        return source.images.shape[-1] if isinstance(source, ArraySource) else self.stored_size
-
     def preprocessing(self) -> dict[str, Any]:
-        """Return, as plain values and tensors, what a checkpoint must know to prepare an image for the network."""
+        """Return, as plain values and tensors, what a checkpoint needs to prepare an image for the network."""
+        source = self.sources.get("train")
+        in_memory = isinstance(source, ArraySource)  # those images keep their own size
         return {
             "image_size": self.preprocess.image_size,
-            "stored_size": self._side(),
+            "stored_size": source.images.shape[-1] if in_memory else self.stored_size,
             "fit": self.fit,
             "crop": self.preprocess.crop,
             "mean": list(self.preprocess.mean),
@@ -420,13 +419,13 @@ def _per_channel(values: Sequence[float], channels: int) -> list[float]:
 
 
 @contextmanager
-def _beside_workers(images: torch.Tensor) -> Iterator[None]:
-    """Work in one thread where processes decode the next batches meanwhile; they need the cores.
+def _one_thread_beside_workers(images: torch.Tensor) -> Iterator[None]:
+    """Use a single thread while workers decode the next batches, since they need the cores.
 
-    Threads wait for one another by spinning: augmentation in two took a fifth off the images that two processes
-    could decode on two cores.
+    OpenMP threads spin while they wait: augmenting with two threads slowed two decoding workers on two cores by a
+    fifth.
     """
-    if images.device.type != "cpu" or not images.is_shared():  # shared: made by another process
+    if images.device.type != "cpu" or not images.is_shared():  # shared memory: a worker made this batch
         yield
         return
     threads = torch.get_num_threads()

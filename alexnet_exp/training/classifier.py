@@ -1,4 +1,4 @@
-"""The LightningModule: cross-entropy on logits, metrics on the device, read once an epoch."""
+"""The LightningModule: cross-entropy on logits; metrics accumulate on the device and are read once per epoch."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ from alexnet_exp.training.optim.build import build_optimizer, images_of_a_step
 from alexnet_exp.training.optim.schedules import RunLength, build_schedule
 
 _PLAIN = frozenset((HOOK_NAME, "step_loss", "_first_bad_step", "_taken"))  # neither parameters nor modules
-_NO_GRADIENT = re.compile(r"Function '(\w+)' returned nan values")  # how torch.autograd says so
+_NAN_GRADIENT = re.compile(r"Function '(\w+)' returned nan values")  # torch.autograd's wording
 
 
 class ImageClassifier(lightning.LightningModule):
     """Trains any network that maps images to logits.
 
-    Metrics: `train/loss`, `train/top1`, `val/...`, `test/...` (and top5 for more than five classes) once an epoch, of
-    val and test balanced_accuracy and macro_f1, too; `train/loss_step` every `log_every_n_steps`.
+    Logs loss and top1 (top5 with more than five classes) of train, val and test once per epoch, plus
+    balanced_accuracy and macro_f1 for val and test; `train/loss_step` every `log_every_n_steps`.
 
     Args:
         model: Maps (N, C, H, W) float to logits (N, K).
-        classes: K names.
+        classes: The K class names.
         optimizer: Keys of conf/optimizer.
         scheduler: Keys of conf/scheduler.
         label_smoothing: Share of the target spread over all classes, in training only.
-        seed: Of dropout; the random state of a step depends on (seed, step, rank) alone.
-        embed: Plain values that every checkpoint carries (config, preprocessing).
-        channels_last: Whether weights and images lie in memory as NHWC.
-        splits: Returns count, digest and origin of every split, for the same; empty where the data does not know. A
-            function, since it takes time (data/identity.py).
-        class_weights: Of each class in the training loss; None: all alike. A loss is a sum over images divided by
-            their number, whatever they weigh: the gradient of a step keeps its meaning with accumulated and partial
-            batches and several ranks.
+        seed: Dropout seed; a step's random state depends only on (seed, step, rank).
+        embed: Plain values stored in every checkpoint (config, preprocessing).
+        channels_last: Keep weights and images in NHWC memory format.
+        splits: Returns count, digest and origin of every split, also stored in checkpoints; empty if the data module
+            does not provide them. A function, because computing them takes time (data/identity.py).
+        class_weights: Weight of each class in the training loss; None weighs all equally. The sum over images is
+            divided by their number, not by their weights, so a step's gradient does not depend on how its images are
+            split into accumulated batches, partial batches and ranks.
     """
 
     def __init__(
@@ -80,30 +80,31 @@ class ImageClassifier(lightning.LightningModule):
         self.optimizer_config, self.scheduler_config = dict(optimizer), dict(scheduler or {"name": "none"})
         self.label_smoothing, self.seed = label_smoothing, seed
         self.embed, self.splits = dict(embed or {}), splits
-        # No buffer: DDP would send it round at every step.
+        # Not a buffer: DDP would broadcast it at every step.
         self.class_weights = None if class_weights is None else tuple(class_weights)
         self.train_meter = ClassificationMeter(len(classes))
         self.val_meter = ClassificationMeter(len(classes), confusion=True)
         self.test_meter = ClassificationMeter(len(classes), confusion=True)
         self.outcomes = Outcomes()
-        self.test_split = "test"  # another split is looked at without being reported as a test
-        self.reported: dict[str, float] = {}  # the latest value of every metric
+        self.test_split = "test"  # any other split is evaluated without reporting test/ metrics
+        self.reported: dict[str, float] = {}  # latest value of every metric
         self._validated = False  # in this epoch
-        self._gradients: dict[str, Tensor] = {}  # of the batches of a step that a resumed run has begun
-        self.begin_epoch_again = False  # going on from a checkpoint, where its images were others
+        self._gradients: dict[
+            str, Tensor
+        ] = {}  # accumulated before a run was stopped in the middle of a step
+        self.begin_epoch_again = False  # the checkpoint was trained on other images: restart its epoch
         self.num_epochs_begun = 0  # by this process
-        self.whole_slice: int | None = None  # of a compiled network: images of a batch that is not cut short
-        self._changes = Changes()  # against the checkpoint that training goes on from
+        self.whole_slice: int | None = None  # compiled networks only: images in a full batch of this rank
+        self._changes = Changes()  # relative to the checkpoint that training resumes from
         self._window = Window()
-        self.step_loss: Tensor | None = None  # of this rank's last batch; reading it syncs the device
-        self._first_bad_step: Tensor | None = None
-        self._unread: list[
-            tuple[int, Tensor]
-        ] = []  # steps since the loss was last looked at, and their images
+        self.step_loss: Tensor | None = None  # this rank's last batch; reading it syncs the device
+        self._first_bad_step: Tensor | None = None  # on the device; -1 while every loss was finite
+        # Steps (and their images) since the loss was last checked.
+        self._unread: list[tuple[int, Tensor]] = []
         self._taken: Tensor | None = None  # positions of this step's images, for detect_anomaly
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the name of every hook here, dozens of times a step, and a module's way is slow.
+        # Lightning sets the name of the current hook dozens of times a step, and nn.Module.__setattr__ is slow.
         if name in _PLAIN:
             self.__dict__[name] = value
         else:
@@ -111,11 +112,11 @@ class ImageClassifier(lightning.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         weight = next(self.model.parameters(), images)
-        # trainer.precision=64-true and the like: Lightning converts a batch before it is augmented.
+        # Lightning casts a batch before augmentation, which returns float32: trainer.precision=64-true needs this.
         x = images.to(weight.dtype).contiguous(memory_format=self.layout)
         if self.whole_slice and len(x) % self.whole_slice:
-            # A batch cut short: kernels of its size would take longer to make than they save. What a batch is computed
-            # with depends on its size alone, so that a resumed run computes the same.
+            # Compiling kernels for the partial last batch costs more than it saves. The choice depends on the batch
+            # size alone, so a resumed run runs the same kernels.
             with torch.compiler.set_stance("force_eager"):
                 return self.model(x)
         return self.model(x)
@@ -134,7 +135,7 @@ class ImageClassifier(lightning.LightningModule):
         self.num_epochs_begun += 1
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Dropout is a function of the step, so that a resumed run draws what the first would have drawn.
+        # Dropout masks are a function of the step, so a resumed run draws what the uninterrupted one would have.
         seed = self.random_seed()
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
@@ -143,24 +144,25 @@ class ImageClassifier(lightning.LightningModule):
         torch.default_generator.manual_seed(seed)
 
     def random_seed(self) -> int:
-        """Return the seed of this step's dropout."""
+        """Return the dropout seed of the current step."""
         return mix("step", self.seed, batch_of_run(self.trainer), self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch.images)
         losses, labels = self._losses(logits, batch)
-        # DDP averages gradients over ranks; this makes that average the gradient of the global batch's mean.
+        # DDP averages gradients over ranks. Ranks may hold different numbers of images, so scale each rank's sum such
+        # that the average is the gradient of the global batch's mean loss.
         loss = losses.sum() * (self.trainer.world_size / batch.global_size)
         self.train_meter.update(losses, logits[: batch.size], labels)
-        self._watch(loss.detach(), batch, losses.detach())
+        self._check_loss(loss.detach(), batch, losses.detach())
         weight = self._window.weight(self.trainer, batch, batch_idx)
         return loss if weight == 1.0 else loss * weight
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         try:
             loss.backward(*args, **kwargs)
-        except RuntimeError as error:  # of trainer.detect_anomaly
-            found = _NO_GRADIENT.search(str(error))
+        except RuntimeError as error:  # raised by trainer.detect_anomaly
+            found = _NAN_GRADIENT.search(str(error))
             if found is None or self._taken is None:
                 raise
             raise self._not_finite(
@@ -168,7 +170,7 @@ class ImageClassifier(lightning.LightningModule):
             ) from error
 
     def _losses(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return each image's loss and the label it is counted by: of a mixed one, the label with the larger share."""
+        """Return each image's loss and the label it is scored by: for mixed images, the one with the larger share."""
         mixing = self.mixing(batch)
         partners, shares = (None, None) if mixing is None else (mixing.partners, mixing.shares)
         weights = None if self.class_weights is None else constant(self.class_weights, logits.device)
@@ -176,7 +178,7 @@ class ImageClassifier(lightning.LightningModule):
         return losses[: batch.size], labels[: batch.size]
 
     def mixing(self, batch: Batch) -> Mixing | None:
-        """Draw again what the data module has drawn for these images: it hangs on them, seed and epoch alone."""
+        """Redraw the mixing that the data module applied: it depends only on the images, the seed and the epoch."""
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ImageData):
             return None
@@ -200,7 +202,7 @@ class ImageClassifier(lightning.LightningModule):
         return logits
 
     def _logits(self, images: Tensor) -> Tensor:
-        """Return logits; for several views (N, V, C, H, W), logarithms of the averaged softmax."""
+        """Return logits; for several views (N, V, C, H, W), the log of the mean softmax over views."""
         if images.dim() == 4:
             return self(images)
         views = self(images.flatten(0, 1)).float().log_softmax(1).unflatten(0, images.shape[:2])
@@ -211,13 +213,13 @@ class ImageClassifier(lightning.LightningModule):
 
     # ---------------------------------------------------------------------------------------- non-finite loss
 
-    def _watch(self, loss: Tensor, batch: Batch, losses: Tensor) -> None:
-        """Stop at a loss that is not finite; on an accelerator remember the first, without waiting for the device."""
+    def _check_loss(self, loss: Tensor, batch: Batch, losses: Tensor) -> None:
+        """Stop at a non-finite loss; on an accelerator, record the first one without a device sync."""
         self.step_loss = loss
-        careful = torch.is_anomaly_enabled()
-        if careful or _waits_for_nothing(loss):
+        detect_anomaly = torch.is_anomaly_enabled()
+        if detect_anomaly or _reads_without_sync(loss):
             indices = batch.indices[: batch.size]
-            self._taken = indices if careful else None
+            self._taken = indices if detect_anomaly else None
             if not math.isfinite(loss.item()):
                 bad = indices[~losses.isfinite()]
                 raise self._not_finite("The loss", self.global_step + 1, bad)
@@ -226,11 +228,11 @@ class ImageClassifier(lightning.LightningModule):
         self._unread.append((step, batch.indices[: batch.size]))
         if self._first_bad_step is None:
             self._first_bad_step = torch.full((), -1, dtype=torch.long, device=loss.device)
-        here = torch.isfinite(loss) | (self._first_bad_step >= 0)
-        self._first_bad_step = torch.where(here, self._first_bad_step, step)
+        keep = torch.isfinite(loss) | (self._first_bad_step >= 0)
+        self._first_bad_step = torch.where(keep, self._first_bad_step, step)
 
     def check_finite(self) -> None:
-        """Stop the run if a loss was NaN or infinite; waits for the device.
+        """Stop the run if any loss since the last call was NaN or infinite; syncs the device.
 
         Raises:
             UserError: Names the step.
@@ -252,7 +254,7 @@ class ImageClassifier(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.check_finite()
-        if inside_epoch(self.trainer):  # the run ends here, and a resumed one finishes the epoch
+        if inside_epoch(self.trainer):  # the run stops mid-epoch: a resumed run finishes this epoch
             return self._report("train", reset=False)
         self._report("train")
         scheduler = self.lr_schedulers()
@@ -262,15 +264,15 @@ class ImageClassifier(lightning.LightningModule):
 
     def _step_plateau(self, scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau, monitor: str) -> None:
         if monitor.startswith("val/") and self.trainer.enable_validation and not self._validated:
-            return  # trainer.check_val_every_n_epoch: nothing new to judge by
+            return  # trainer.check_val_every_n_epoch: no new value this epoch
         value = self.measured(monitor)
         if value is None:
             known = ", ".join(sorted(self.reported))
-            raise UserError(f"scheduler.monitor={monitor} is not measured in this run; it has {known}.")
+            raise UserError(f"scheduler.monitor={monitor} is not measured in this run: use one of {known}.")
         scheduler.step(value)
 
     def measured(self, name: str) -> float | None:
-        """Return the latest value of a metric, of this module or of a callback of the user's; None if there is none."""
+        """Return the latest value of a metric logged by this module or by any callback; None if there is none."""
         if name in self.reported:
             return self.reported[name]
         value = self.trainer.callback_metrics.get(name)
@@ -290,32 +292,32 @@ class ImageClassifier(lightning.LightningModule):
         self.outcomes.confusion = meter.confusion_counts.cpu()
 
     def _report(self, split: str, reset: bool = True) -> None:
-        """Read a meter, give its values to callbacks and loggers, and reset it."""
+        """Read a meter, pass its values to callbacks and loggers, and reset it."""
         meter = self._meter(split)
         values = {f"{split}/{name}": value for name, value in meter.compute().items()}
         if reset:
             meter.reset()
-        # Lightning keeps these for callbacks; the loggers get them here, in one row with our own epoch count.
-        # The ranks agree already: nothing is left to synchronise, and NCCL would take no CPU tensor.
+        # log_dict makes them visible to callbacks; the loggers get them below, in one row with our own epoch count.
+        # The meters are already reduced over ranks, so there is nothing to sync, and NCCL rejects CPU tensors.
         self.log_dict({k: torch.tensor(v) for k, v in values.items()}, logger=False)
         self.reported |= values
         self.log_row(values)
         if not math.isfinite(values.get(f"{split}/loss", 0.0)):
-            # Weights can go bad in the last step of an epoch: this comes ahead of its checkpoint.
+            # The last step of an epoch can produce NaN weights: raise before they are saved.
             raise UserError(
                 f"{split}/loss is not finite after epoch {self.epochs_done}; training stopped and the last checkpoint "
-                "is from before. Try a lower optimizer.lr or trainer.gradient_clip_val=1."
+                "predates it. Try a lower optimizer.lr or trainer.gradient_clip_val=1."
             )
 
     def log_row(self, values: Mapping[str, float]) -> None:
-        """Write one row to every logger; `epoch` counts the finished epochs."""
+        """Write one row to every logger; `epoch` counts finished epochs."""
         if values and not self.trainer.sanity_checking:
             for logger in self.trainer.loggers:
                 logger.log_metrics({"epoch": self.epochs_done, **values}, step=self.global_step)
 
     @property
     def epochs_done(self) -> int:
-        """Return how many epochs have been trained, the one that ends just now included."""
+        """Number of epochs trained, including the one that is just ending."""
         return epochs_done(self.trainer)
 
     # ---------------------------------------------------------------------------------------- set-up
@@ -328,11 +330,11 @@ class ImageClassifier(lightning.LightningModule):
             check_ranks(self.trainer, own_classes(self.classes), self.splits())
 
     def configure_optimizers(self) -> Any:
-        # Lightning clips no gradients of a fused optimizer in mixed precision, with or without a scaler.
+        # Lightning refuses gradient clipping with a fused optimizer in mixed precision, with or without a scaler.
         clipped_mixed = self.trainer.precision.endswith("-mixed") and bool(self.trainer.gradient_clip_val)
         batch = images_of_a_step(self.trainer)
         optimizer = build_optimizer(self.model, self.optimizer_config, not clipped_mixed, batch)
-        self.trainer.fit_loop.setup_data()  # tells the length of an epoch
+        self.trainer.fit_loop.setup_data()  # the schedule needs the length of an epoch
         check_batch_norm(self.trainer, self.model)
         steps = self.trainer.estimated_stepping_batches
         batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
@@ -342,16 +344,15 @@ class ImageClassifier(lightning.LightningModule):
         return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint.update(self.embed, classes=list(self.classes), train_sums=self.train_meter.state())
-        checkpoint.update(splits=self.splits())
-        checkpoint.update(reported=dict(self.reported), validated=self._validated)
-        checkpoint.update(run_length=self._kept.run_length)
-        if accumulates(self.trainer):  # between the batches of one step
-            reduce = self.trainer.strategy.reduce  # each rank has a part of them
-            gradients = ((name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None)
-            checkpoint["gradients"] = {
-                name: reduce(grad.clone(), reduce_op="mean") for name, grad in gradients
-            }
+        checkpoint.update(
+            self.embed, classes=list(self.classes), train_sums=self.train_meter.state(), splits=self.splits(),
+            reported=dict(self.reported), validated=self._validated, run_length=self._kept.run_length,
+        )  # fmt: skip
+        if accumulates(self.trainer):  # between two batches of one optimizer step
+            # DDP only averages at the last batch of a step: until then each rank has its own partial gradient.
+            reduce, named = self.trainer.strategy.reduce, self.model.named_parameters()
+            gradients = ((name, p.grad) for name, p in named if p.grad is not None)
+            checkpoint["gradients"] = {n: reduce(g.clone(), reduce_op="mean") for n, g in gradients}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.begin_epoch_again:
@@ -366,8 +367,8 @@ class ImageClassifier(lightning.LightningModule):
                 raise ValueError(f"the gradient of {name} is {tuple(gradient.shape)}")
         self._changes = changes(checkpoint, self.embed.get("config", {}))
         if self._changes.schedule:
-            checkpoint["lr_schedulers"] = []  # nothing of it fits
+            checkpoint["lr_schedulers"] = []  # another schedule: the saved state does not fit
 
 
-def _waits_for_nothing(loss: Tensor) -> bool:
-    return loss.device.type == "cpu"
+def _reads_without_sync(loss: Tensor) -> bool:
+    return loss.device.type == "cpu"  # a function, so that tests can exercise the accelerator's path on CPU

@@ -1,4 +1,4 @@
-"""Sums over an epoch, kept on the device and read once."""
+"""Metrics as sums over an epoch, accumulated on the device and read once."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from alexnet_exp.errors import UserError, nearest
 
 
 def macro_scores(confusion: Tensor) -> dict[str, float]:
-    """Return balanced accuracy and macro F1: means over classes, in which a rare one counts as much as a common one.
+    """Return balanced accuracy and macro F1, which weigh every class equally.
 
-    Balanced accuracy is the mean recall of the classes that have images. Macro F1 is the mean F1 of the classes that
-    have images or were predicted, 0 where there is no hit. Both as in scikit-learn.
+    Balanced accuracy is the mean recall over classes that have images. Macro F1 is the mean F1 over classes that have
+    images or were predicted, 0 for a class without true positives. Both match scikit-learn.
 
     Args:
-        confusion: (K, K) counts of at least one image, rows are true labels; on any device, read once.
+        confusion: (K, K) counts of at least one image, rows are true labels, on any device; one sync.
     """
     counts = torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)]).cpu().double()
-    hits, there, predicted = counts
-    recall = (hits / there)[there > 0]
-    f1 = (2 * hits / (there + predicted))[there + predicted > 0]
+    hits, support, predicted = counts
+    recall = (hits / support)[support > 0]
+    f1 = (2 * hits / (support + predicted))[support + predicted > 0]
     return {"balanced_accuracy": float(recall.mean()), "macro_f1": float(f1.mean())}
 
 
 class ClassificationMeter(Metric):
-    """Mean loss, top-1 and top-5 of everything since the last reset, over all ranks.
+    """Mean loss, top-1 and top-5 since the last reset, over all ranks.
 
     Args:
-        num_classes: Logits of the network.
-        confusion: Whether to count (true, predicted) pairs too, which give balanced accuracy and macro F1.
+        num_classes: Number of logits.
+        confusion: Also accumulate a confusion matrix, for balanced accuracy and macro F1.
     """
 
     full_state_update = False
@@ -71,15 +71,16 @@ class ClassificationMeter(Metric):
         self.totals += counts
         if self.with_confusion:
             cells = labels * self.num_classes + best[:, 0]
-            if cells.is_cuda:  # where bincount reads the largest cell, and waits for the device
+            if cells.is_cuda:  # bincount would sync to read the largest cell
                 self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
             else:
                 self.confusion += torch.bincount(cells, minlength=self.num_classes**2).view_as(self.confusion)
 
     def compute(self) -> dict[str, float]:
-        """Return loss, top1, top5 for more than five classes, and `macro_scores` where pairs are counted."""
+        """Return loss, top1, top5 with more than five classes, and `macro_scores` if there is a confusion matrix."""
         if self.with_confusion:
-            self.confusion_counts = self.confusion  # over all ranks, while torchmetrics has them together
+            # Inside compute the matrix is summed over ranks; torchmetrics restores the local one afterwards.
+            self.confusion_counts = self.confusion
         loss, (top1, top5, images) = float(self.loss), self.totals.tolist()
         if images == 0:
             return {}
@@ -91,22 +92,22 @@ class ClassificationMeter(Metric):
         return values
 
     def state(self) -> Tensor:
-        """Return the sums of each rank as (ranks, 4) float64, for a checkpoint in the middle of an epoch."""
+        """Return every rank's sums, (ranks, 4) float64, for a mid-epoch checkpoint."""
         sums = torch.cat([self.loss.cpu().double()[None], self.totals.cpu().double()])
         if not (distributed.is_available() and distributed.is_initialized()):
             return sums[None]
-        here = sums.to(self.loss.device)
-        ranks = [torch.empty_like(here) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(ranks, here)
+        own = sums.to(self.loss.device)  # NCCL gathers device tensors only
+        ranks = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(ranks, own)
         return torch.stack(ranks).cpu()
 
     def restore(self, state: Tensor, world_size: int = 1, rank: int = 0) -> None:
-        """Go on from what `state` returned; among another number of ranks, the first carries all."""
+        """Restore what `state` returned; if the number of ranks has changed, rank 0 takes the total."""
         if len(state) != world_size:
             state = functional.pad(state.sum(0, keepdim=True), (0, 0, 0, world_size - 1))
         self.loss = state[rank, 0].to(self.loss)
         self.totals = state[rank, 1:].to(self.totals)
-        self._update_count = 1  # torchmetrics warns about reading a metric that was never updated
+        self._update_count = 1  # else torchmetrics warns about computing a metric that was never updated
 
 
 NUM_MISTAKES = 36
@@ -115,7 +116,7 @@ NUM_SAMPLES = 16
 
 @dataclass
 class Outcome:
-    """One image: its position in the split, true and predicted label, probability of the prediction."""
+    """Prediction for one image: its position in the split, true and predicted label, probability of the latter."""
 
     index: int
     label: int
@@ -125,22 +126,21 @@ class Outcome:
 
 @dataclass
 class Outcomes:
-    """The most confident mistakes of a test, and a fixed sample of predictions."""
+    """The most confident mistakes of a test run, and a fixed sample of its predictions."""
 
     confusion: Tensor | None = None  # (K, K) int64, rows are true labels
     mistakes: list[Outcome] = field(default_factory=list)  # worst first; filled by `gather`
     samples: list[Outcome] = field(default_factory=list)  # `wanted`, or the first images of the split
-    keep: bool = False  # every prediction
-    every: list[Outcome] = field(default_factory=list)  # in the order of the split; filled by `gather`
+    keep: bool = False  # keep every prediction in `every`
+    every: list[Outcome] = field(default_factory=list)  # in split order; filled by `gather`
     wanted: Tensor | None = None  # positions of the samples in the split, int64 (S,), on the device
-    _mistakes: list[Tensor] = field(
-        default_factory=list
-    )  # each (M, 4): probability, index, label, prediction
+    # Each tensor is (M, 4): probability, index, label, prediction.
+    _mistakes: list[Tensor] = field(default_factory=list)
     _samples: list[Tensor] = field(default_factory=list)
     _every: list[Tensor] = field(default_factory=list)
 
     def add(self, batch: Batch, logits: Tensor) -> None:
-        """Keep what may be worth a look from one batch; nothing is copied from the device."""
+        """Collect candidates from one batch, without a device sync."""
         probabilities, predictions = logits.softmax(1).max(1)
         indices, labels = batch.indices[: batch.size], batch.labels[: batch.size]
         table = torch.stack([probabilities.double() if logits.device.type != "mps" else probabilities,
@@ -150,26 +150,25 @@ class Outcomes:
         wrong = torch.where(predictions == labels, -1.0, probabilities)
         self._mistakes.append(table[wrong.topk(min(NUM_MISTAKES, len(wrong))).indices])
         if self.wanted is not None:
-            # topk instead of a mask, whose length the device would have to be asked for.
+            # topk, not a boolean mask: the size of a mask's result would have to be read from the device.
             is_wanted = torch.isin(indices, self.wanted).to(wrong.dtype)
             self._samples.append(table[is_wanted.topk(min(len(self.wanted), len(wrong))).indices])
         elif len(self._samples) * len(table) < NUM_SAMPLES:
             self._samples.append(table[:NUM_SAMPLES])
 
     def gather(self) -> None:
-        """Bring the finds of all ranks together; every rank must call it."""
-        worst = [o for o in _everywhere(self._mistakes) if o.label != o.prediction]
+        """Merge the candidates of all ranks; every rank must call it."""
+        worst = [o for o in _gather_outcomes(self._mistakes) if o.label != o.prediction]
         self.mistakes = sorted(worst, key=lambda o: (-o.probability, o.index))[:NUM_MISTAKES]
-        samples = sorted(_everywhere(self._samples), key=lambda o: o.index)
+        samples = sorted(_gather_outcomes(self._samples), key=lambda o: o.index)
         wanted = None if self.wanted is None else set(self.wanted.tolist())
         if self.keep:
-            self.every = sorted(_everywhere(self._every), key=lambda o: o.index)
+            self.every = sorted(_gather_outcomes(self._every), key=lambda o: o.index)
         self.samples = [o for o in samples if wanted is None or o.index in wanted][:NUM_SAMPLES]
 
 
-def _everywhere(tables: list[Tensor]) -> list[Outcome]:
+def _gather_outcomes(tables: list[Tensor]) -> list[Outcome]:
     rows: list[Any] = torch.cat(tables).tolist() if tables else []
-    distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         parts: list[Any] = [None] * distributed.get_world_size()
         distributed.all_gather_object(parts, rows)
@@ -185,17 +184,16 @@ def image_losses(
     shares: Tensor | None,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return each image's loss and the label it is counted by.
+    """Return each image's loss and the label it is scored by.
 
     Args:
         logits: (N, K).
         labels: (N,).
         smoothing: Share of the target spread over all classes.
-        partners: (N,), position of the image that each is mixed with; None: no images are mixed.
-        shares: (N,), of the image itself.
-        weights: (K,), by which the loss against a label of each class is multiplied. It is the label that decides, not
-            the classes that smoothing spreads it over (torch's `weight` weighs those apart); of a mixed image, each
-            label has its own weight.
+        partners: (N,) position of the image that each is mixed with; None without mixing.
+        shares: (N,) share of the image itself in the mix.
+        weights: (K,) factor on the loss by target label. Unlike torch's `weight`, it does not reweight the classes
+            that smoothing spreads the target over. Both labels of a mixed image use their own weight.
     """
 
     def against(wanted: Tensor) -> Tensor:
@@ -213,16 +211,16 @@ def image_losses(
 def class_weights(
     wanted: str | Mapping[str, float], classes: Sequence[str], labels: Tensor
 ) -> tuple[float, ...] | None:
-    """Return the weight of each class in the training loss, or None where all are alike.
+    """Return the weight of each class in the training loss, or None for equal weights.
 
     Args:
-        wanted: 'none'; 'auto': inverse to how often a class occurs, N / (K n_c) over the K classes that have images,
-            whose mean over the N images is 1; or weights by name, taken as they are, 1 for those not named.
-        classes: Names, in the order of their labels.
-        labels: (N,) of the training images.
+        wanted: 'none'; 'auto' for inverse frequency, N / (K n_c) over the K classes that have images, which averages
+            to 1 over the N images; or weights by class name, used as given, 1 for the others.
+        classes: Names, in label order.
+        labels: (N,) labels of the training images.
 
     Raises:
-        UserError: A name is not that of a class.
+        UserError: If a name is not a class.
     """
     if wanted == "none":
         return None
@@ -230,7 +228,9 @@ def class_weights(
         counts = torch.bincount(labels, minlength=len(classes)).double()
         weights = len(labels) / (counts.count_nonzero() * counts)
         return tuple(torch.where(counts > 0, weights, 1.0).tolist())
-    named = {str(name): float(weight) for name, weight in wanted.items()}  # YAML reads a class 7 as a number
+    named = {
+        str(name): float(weight) for name, weight in wanted.items()
+    }  # YAML reads a class named 7 as an int
     for name in named:
         if name not in classes:
             raise UserError(f"class_weights: there is no class {name}.{nearest(name, classes)}")

@@ -120,7 +120,7 @@ def test_a_place_for_images_that_are_not_kept_is_not_ignored_in_silence(
     root: Path, caplog: pytest.LogCaptureFixture, cache: str, resident: str, said: bool
 ):
     ready(root, cache, resident=resident).train_dataloader()
-    assert (f"data.resident={resident}: nothing is kept without a cache" in caplog.text) is said
+    assert (f"data.resident={resident} has no effect without a cache" in caplog.text) is said
 
 
 def test_the_second_run_decodes_nothing(root: Path, request: pytest.FixtureRequest):

@@ -52,8 +52,8 @@ def test_names_that_are_no_text_or_decomposed_are_found(tmp_path: Path):
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (["train/cat/99.jpg"], r"names train/cat/99\.jpg, and .* has no such image"),
-        (["cat/1.jpg", "cat/2.jpg"], r"names cat/1\.jpg and 1 more, and"),
+        (["train/cat/99.jpg"], r"lists train/cat/99\.jpg, but .* has no such image"),
+        (["cat/1.jpg", "cat/2.jpg"], r"lists cat/1\.jpg and 1 more, but"),
         ([f"train/dog/{i}.jpg" for i in range(20)], r"train/dog: data\.exclude leaves out all its images"),
     ],
 )

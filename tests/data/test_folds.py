@@ -89,8 +89,8 @@ def test_an_image_without_a_group_is_a_group_of_its_own(caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize(
     ("wanted", "said"),
-    [("train/.*_", "put parentheses"), ("(", "neither a file nor a regular expression"),
-     ("(nowhere)", "none of the training images has a group"), ("missing.csv", "missing.csv"),
+    [("train/.*_", "put parentheses"), ("(", "expected a csv file or a regular expression"),
+     ("(nowhere)", "matches no training image"), ("missing.csv", "missing.csv"),
      ("train/(.)/", "makes 2 groups, too few for data.folds=5")],
 )  # fmt: skip
 def test_groups_that_make_none_are_refused_in_one_sentence(wanted: str, said: str) -> None:
@@ -119,7 +119,7 @@ def test_one_folder_per_class_is_enough_and_a_val_folder_is_left_alone(tmp_path:
     assert len(set(paths)) == 12 and all("/train/" in path for path in paths)
     said: list[str] = []
     data.tell(said.append)
-    assert said[-1] == "The 3 val images of the data are not used: fold 1 validates."
+    assert said[-1] == "Ignoring the data set's 3 val images: fold 1 is used for validation."
 
 
 def test_a_subset_for_training_leaves_the_fold_whole() -> None:

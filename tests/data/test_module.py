@@ -99,7 +99,7 @@ def test_images_keep_their_published_numbers_through_the_cuts():
     ("options", "message"),
     [
         ({"val_size": 22}, "invalid data.val_size=22: expected at most 21"),
-        ({"train_subset": 10, "val_size": 13}, "only 12 images are left .* say data.val_size=12 or less"),
+        ({"train_subset": 10, "val_size": 13}, "only 12 images are left .* use data.val_size=12 or less"),
         ({"train_subset": 23}, "invalid subset of made train: expected 1 to 22 images, not 23"),
         ({"train_subset": 0}, "invalid subset of made train: expected 1 to 22 images, not 0"),
         ({"test_subset": 10}, "invalid subset of made test: expected 1 to 9 images, not 10"),

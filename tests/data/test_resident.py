@@ -42,7 +42,7 @@ def test_the_gpu_takes_more_than_a_quarter_if_asked_to_but_not_more_than_it_has(
 ):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 10**9, 80 * 10**9))
     assert choose_place("device", 2 * 10**9, CUDA) == "device"
-    with pytest.raises(UserError, match=r"take 3\.0 GB, and 2\.0 GB .* say data\.resident=host"):
+    with pytest.raises(UserError, match=r"take 3\.0 GB, and 2\.0 GB .* use data\.resident=host"):
         choose_place("device", 3 * 10**9, CUDA)
 
 

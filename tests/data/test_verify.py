@@ -134,7 +134,7 @@ def test_with_an_unwritable_cache_folder_files_are_verified_again(
 def test_a_class_without_a_valid_image_is_named(root: Path):
     for path in (root / "val/cat").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"val/cat: not one image can be decoded"):
+    with pytest.raises(UserError, match=r"val/cat: none of its images can be decoded"):
         opened(root, on_bad_image="skip")
 
 

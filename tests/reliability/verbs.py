@@ -44,7 +44,7 @@ CHECKPOINT_VERBS = Kind(
     "refused before anything is computed; no directory is left",
     (
         Bad("evaluate", "ckpt must be given: say ckpt=VALUE"),
-        Bad("evaluate ckpt=[]", "ckpt=[] names no checkpoint"),
+        Bad("evaluate ckpt=[]", "invalid ckpt=[]: expected at least one checkpoint"),
         Bad("evaluate gone.ckpt", "ckpt=gone.ckpt: there is no such file or run directory"),
         Bad("evaluate empty", "empty has no checkpoints/best.ckpt", given=folder("empty")),
         Bad("evaluate x split=all", "expected one of auto, test, val, train"),
@@ -89,7 +89,7 @@ OTHER_VERBS = Kind(
     "compare, benchmark, dashboard, prepare",
     "refused before anything is read, measured or sent; no directory is left",
     (
-        Bad("compare", "Say which runs: alexnet-exp compare outputs/runs"),
+        Bad("compare", "No runs given: try alexnet-exp compare outputs/runs"),
         Bad("compare gone", "gone: there is no such directory"),
         Bad("compare empty", "empty holds no training run", given=folder("empty")),
         Bad(
@@ -102,8 +102,12 @@ OTHER_VERBS = Kind(
             "no run has a setting or metric sed. Did you mean seed",
             given=_two_runs,
         ),
-        Bad("compare runs where=seed>many", "many is no number", given=_two_runs),
-        Bad("compare runs where=seed=7", "lets none of the 2 runs through", given=_two_runs),
+        Bad(
+            "compare runs where=seed>many",
+            "invalid where=seed>many: expected a number after >",
+            given=_two_runs,
+        ),
+        Bad("compare runs where=seed=7", "matches none of the 2 runs", given=_two_runs),
         Bad(
             "compare runs metric=test/topp1", "no run has logged it. Did you mean test/top1", given=_two_runs
         ),
@@ -113,7 +117,7 @@ OTHER_VERBS = Kind(
             "expected one of table, csv, markdown, json, or null",
             given=_two_runs,
         ),
-        Bad("compare runs out=table.txt", "say format=csv, markdown or json", given=_two_runs),
+        Bad("compare runs out=table.txt", "set format=csv, markdown or json", given=_two_runs),
         Bad("compare runs out=gone/table.csv", "gone/table.csv cannot be written", given=_two_runs),
         Bad("benchmark everything", "invalid what='everything': expected one of all, step"),
         Bad("benchmark lrn repeats=3", "run python benchmarks/lrn.py repeats=3"),

@@ -194,7 +194,7 @@ def test_the_files_that_a_run_recorded_name_it(tmp_path: Path):
     recorded = {"experiment": "baseline", "model": "mine", "data": "stripes", "debug": "none"}
     make_run(tmp_path / "new", 0.5, typed=typed, choices=recorded)
     make_run(tmp_path / "old", 0.5, typed=typed)
-    make_run(tmp_path / "shipped", 0.5, typed=["experiment=lrn_folder"])
+    make_run(tmp_path / "shipped", 0.5, typed=["experiment=readme001"])
     new, old, shipped = find_runs([tmp_path])
     assert choices(new) == {"experiment": "baseline", "model": "mine", "data": "stripes"}
     assert choices(old) == {"experiment": "baseline"}  # of the files that are not here nothing is claimed
@@ -323,16 +323,16 @@ def test_a_folder_that_nobody_may_enter_costs_a_warning(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "Say which runs: alexnet-exp compare outputs/runs."),
+        ([], "No runs given: try alexnet-exp compare outputs/runs."),
         (["nowhere"], "nowhere: there is no such directory."),
         (["empty"], "empty holds no training run"),
         (["sweep", "metric=test/top2"], "metric=test/top2: no run has logged it. Did you mean test/top1"),
         (["sweep", "sort=optimiser.lr"], "no run has a setting or metric optimiser.lr. Did you mean"),
-        (["sweep", "where=optimizer.lr>fast"], "fast is no number"),
+        (["sweep", "where=optimizer.lr>fast"], "invalid where=optimizer.lr>fast: expected a number after >"),
         (["sweep", "where=lr>1"], "no run has a setting or metric lr."),
-        (["sweep", "where=seed=77"], "lets none of the 7 runs through"),
+        (["sweep", "where=seed=77"], "matches none of the 7 runs"),
         (["sweep", "format=xml"], "invalid format='xml': expected one of table, csv"),
-        (["sweep", "out=table.txt"], "say format=csv, markdown or json"),
+        (["sweep", "out=table.txt"], "set format=csv, markdown or json"),
         (["sweep", "out=nowhere/table.csv", "page=false"], "nowhere/table.csv cannot be written"),
         (["sweep", "sorted=seed"], "There is no setting sorted. Did you mean sort,"),
     ],

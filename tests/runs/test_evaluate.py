@@ -189,11 +189,11 @@ def test_other_data_is_matched_by_the_names_of_its_classes(made: Made, tmp_path:
 
 
 def test_labels_follow_the_names_when_the_order_is_another(made: Made, tmp_path: Path):
-    from alexnet_exp.runs.evaluate.data import _renumbered
+    from alexnet_exp.runs.evaluate.data import _renumber
     from tests.data.made import arrays
 
     source = arrays(6, "test", seed=0)  # ant, bee, cat in turn
-    (renumbered,) = _renumbered({"test": source}, ["cat", "ant", "bee"]).values()
+    (renumbered,) = _renumber({"test": source}, ["cat", "ant", "bee"]).values()
     assert renumbered.labels.tolist() == [1, 2, 0, 1, 2, 0]
     assert renumbered.classes == ("cat", "ant", "bee")
 
@@ -256,7 +256,7 @@ def test_moved_data_is_found_by_its_new_place(made: Made, tmp_path: Path, capsys
         (["data.batch_size=7"], "data.batch_size is for training: set batch_size=N instead."),
         (["compile=true"], ": expected false, or null."),
         (["logger=wandb"], "has no W&B run: leave it out."),
-        (["logger=tensorboard"], "say logger=wandb or logger=none."),
+        (["logger=tensorboard"], "use logger=wandb or logger=none."),
     ],
 )
 def test_mistake_is_one_line_and_leaves_nothing(
@@ -267,7 +267,7 @@ def test_mistake_is_one_line_and_leaves_nothing(
 
 def test_ensemble_has_no_wandb_run(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     runs = f"ckpt=[{made[0] / 'run0'}, {made[0] / 'run1'}]"
-    assert "an ensemble belongs to no one run" in refused(capsys, tmp_path / "out", runs, "logger=wandb")
+    assert "an ensemble has several" in refused(capsys, tmp_path / "out", runs, "logger=wandb")
 
 
 def test_checkpoint_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -289,6 +289,6 @@ def test_ten_crops_without_a_margin_are_said_to_be_the_views_of_flip(
     found = {}
     for views in ("flip", "ten_crop"):
         found[views] = evaluated(tmp_path / views, tmp_path / "run0", f"views={views}")["metrics"]
-        said = "corners and centre are the same crop: views=flip" in capsys.readouterr().err
+        said = "all five crops are the same: views=flip" in capsys.readouterr().err
         assert said == (views == "ten_crop")
     assert found["ten_crop"] == {key: pytest.approx(value, rel=1e-5) for key, value in found["flip"].items()}

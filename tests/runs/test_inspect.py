@@ -223,7 +223,7 @@ def test_class_folders_alone_are_one_split_unless_val_is_cut_off(
         shutil.copy(tmp_path / "flat/cat/0.png", tmp_path / f"flat/cat/{i}.png")
     arguments = ("data=folder", f"data.root={tmp_path / 'flat'}", "data.num_workers=0")
     assert inspected(tmp_path / "whole", *arguments) == 0
-    assert "none: there is one split only" in capsys.readouterr().out
+    assert "none: there is only one split" in capsys.readouterr().out
     assert inspected(tmp_path / "cut", *arguments, "data.val_fraction=0.5") == 3
 
 

@@ -64,13 +64,8 @@ def test_the_cost_is_that_of_the_published_table() -> None:
     assert row("convnet_80sec", ["data=digits"]).images is None
 
 
-<<<<<<< HEAD
-def test_names_and_groups_stand_for_rows() -> None:
-    assert [each.name for each in chosen(["stride4_mnist", "mnist"])] == ["stride4_mnist"]
-=======
 def test_names_and_groups_select_rows() -> None:
-    assert [each.name for each in chosen(["readme003", "mnist"])] == ["readme003"]
->>>>>>> lang3
+    assert [each.name for each in chosen(["stride4_mnist", "mnist"])] == ["stride4_mnist"]
     assert {"convnet_80sec", "tf_tutorial", "icpm"} <= set(names())
     assert not {"cifar10_fast", "lrn_folder", "none"} & set(names())
     of = {name: data_of(name) for name in names()}

@@ -1,4 +1,4 @@
-"""`resume=DIR`: a run goes on with its own settings, and only what leaves the experiment alone may change."""
+"""`resume=DIR`: a run keeps its settings, and only those that do not change the experiment may be overridden."""
 
 from __future__ import annotations
 
@@ -146,7 +146,8 @@ def test_run_resumed_before_can_be_resumed_again(tmp_path: Path):
 def test_a_sweep_is_no_run(tmp_path: Path):
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(
-        UserError, match=r"is a sweep, not a run: .*sweep\.resume=.*, resume=.*0 with one of its jobs"
+        UserError,
+        match=r"is a sweep, not a run: .*sweep\.resume=.*, or resume one of its jobs with resume=.*0",
     ):
         resumed(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
@@ -184,7 +185,7 @@ def test_run_that_did_not_finish_goes_on(run: Path, status: str):
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        (["resume=run", "ckpt=other"], "give one of them"),
+        (["resume=run", "ckpt=other"], "use only one of them"),
         (["resume=file.ckpt"], r"file\.ckpt is a file: ckpt=file\.ckpt starts from it"),
     ],
 )

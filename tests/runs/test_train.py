@@ -147,7 +147,7 @@ def test_a_data_set_without_a_test_split_says_so_and_reports_no_test(
     typed = [o for o in SMALL if not o.startswith("data")] + ["data=folder", f"data.root={tmp_path / 'images'}",
              "data.num_workers=0", "data.batch_size=4"]  # fmt: skip
     result = train(plain(compose("train", typed)), typed, tmp_path / "run", "python train.py")
-    assert "There are no test images: testing is skipped." in capfd.readouterr().err
+    assert "There are no test images: skipping the test." in capfd.readouterr().err
     assert result["status"] == "finished" and result["classes"] == ["cat", "dog"]
     assert not [name for name in result["metrics"] if name.startswith("test/")]
     assert {"train/top1", "val/top1"} <= result["metrics"].keys()
@@ -203,7 +203,7 @@ def test_ctrl_c_leaves_a_result_that_says_interrupted(
 
 
 def test_a_run_that_fails_before_it_trains_still_says_why(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.num_classes=3 is too small"):
+    with pytest.raises(UserError, match=r"invalid model\.num_classes=3: expected at least"):
         run(tmp_path, "model.num_classes=3")
     result = result_of(tmp_path)
     assert result["status"] == "failed" and "too small" in result["error"]

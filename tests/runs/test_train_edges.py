@@ -104,6 +104,6 @@ def test_resuming_where_there_is_no_run_yet_says_that_one_begins(
 ) -> None:
     typed = ["test=false", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1"]
     run(tmp_path / "plain", *typed)
-    assert "a new one begins" not in capsys.readouterr().out
+    assert "starting a new one" not in capsys.readouterr().out
     run(tmp_path / "new", *typed, f"resume={tmp_path / 'new'}")
-    assert "(resume= found no run there: a new one begins)" in capsys.readouterr().out
+    assert "(resume= found no run there: starting a new one)" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.connectors import data_connector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.train.fit import _settings_explained
+from alexnet_exp.runs.train.fit import _explain_trainer_errors
 from alexnet_exp.training.launch.ranks import count_devices
 from tests.training.small_runs import run
 
@@ -54,16 +54,16 @@ def test_any_error_of_lightnings_about_a_setting_is_one_sentence(kind: type[Exce
     fail = lightnings(kind("`Trainer(max_time=1)` is\n not what it takes"))
     sentence = r"^trainer\.max_time: `Trainer\(max_time=1\)` is not"
     settings = {"overfit_batches": 0.0, "max_time": 1}
-    with pytest.raises(UserError, match=sentence), _settings_explained(settings):
+    with pytest.raises(UserError, match=sentence), _explain_trainer_errors(settings):
         fail()
 
 
 @pytest.mark.parametrize("words", ["`configure_optimizers` returned nothing", "of this strategy"])
 def test_a_fault_of_ours_keeps_its_traceback(words: str) -> None:
     settings = {"overfit_batches": 0.0, "max_time": 1, "strategy": "auto"}
-    with pytest.raises(MisconfigurationException), _settings_explained(settings):
+    with pytest.raises(MisconfigurationException), _explain_trainer_errors(settings):
         lightnings(MisconfigurationException(words))()
-    with pytest.raises(ValueError, match="max_time"), _settings_explained(settings):
+    with pytest.raises(ValueError, match="max_time"), _explain_trainer_errors(settings):
         raise ValueError("`max_time` of another library")
 
 

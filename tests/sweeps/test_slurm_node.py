@@ -140,7 +140,7 @@ def test_two_ranks_save_at_the_signal_ahead_of_the_time_limit_and_ask_to_be_star
     assert again.returncode == 0, printed
     assert "SLURM job array" not in printed  # it was there still: nothing is submitted twice
     said = (directory / "0" / "output.log").read_text()
-    assert "stopped by SIGUSR1 after step" in said and "SLURM starts this job again." in said
+    assert "stopped by SIGUSR1 after step" in said and "SLURM requeues this job." in said
     result = RunDirectory(directory / "0").result()
     assert result is not None and (result["status"], result["epochs"]) == ("finished", 4)
 
@@ -165,7 +165,7 @@ def test_a_job_that_is_signalled_while_it_starts_is_started_again(cluster: dict[
         start_again(cluster, job)
     printed, _ = watching.communicate(timeout=240)
     assert watching.returncode == 0, printed
-    assert said().count("SLURM starts this job again.") == 2 and "Traceback" not in said()
+    assert said().count("SLURM requeues this job.") == 2 and "Traceback" not in said()
     result = RunDirectory(directory / "0").result()
     assert result is not None and (result["status"], result["epochs"]) == ("finished", 1)
 

@@ -1,4 +1,4 @@
-"""The data sets of conf/data/."""
+"""The data modules behind conf/data/."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alexnet_exp.data.verify import Verifier
 
 
 class Digits(ImageData):
-    """The embedded handwritten digits."""
+    """The handwritten digits that ship with this package."""
 
     def load(self) -> dict[str, Source]:
         sources = {split: digits.load(split, self.channels) for split in ("train", "test")}
@@ -24,7 +24,7 @@ class Digits(ImageData):
         }
 
 
-class _Published(ImageData):
+class _Downloadable(ImageData):
     """A data set that can be downloaded, in torchvision's layout."""
 
     def __init__(self, data_dir: str, download: bool = True, **common: Any) -> None:
@@ -32,12 +32,12 @@ class _Published(ImageData):
         self.data_dir, self.download = data_dir, download
 
 
-class CIFAR10(_Published):
+class CIFAR10(_Downloadable):
     """CIFAR-10.
 
     Args:
-        data_dir: Folder that holds cifar-10-batches-py/.
-        download: Whether missing files may be fetched.
+        data_dir: Folder that contains cifar-10-batches-py/.
+        download: Download missing files.
         common: See `ImageData`.
     """
 
@@ -48,12 +48,12 @@ class CIFAR10(_Published):
         }
 
 
-class MNIST(_Published):
+class MNIST(_Downloadable):
     """MNIST, padded to 32 x 32.
 
     Args:
-        data_dir: Folder that holds MNIST/raw/.
-        download: Whether missing files may be fetched.
+        data_dir: Folder that contains MNIST/raw/.
+        download: Download missing files.
         common: See `ImageData`.
     """
 
@@ -64,17 +64,17 @@ class MNIST(_Published):
 
 
 class Folder(ImageData):
-    """Images in folders named after their classes.
+    """Images in one folder per class.
 
     Args:
         root: root/train/CLASS/* and root/val/CLASS/*, or root/CLASS/* with `val_fraction`.
-        val_fraction: Part of every class to validate with, where there is no val folder.
+        val_fraction: Share of every class to hold out for validation, if there is no val folder.
         cache: Keep decoded images: 'auto', 'ram', 'disk' or 'off' (data/cache.py).
         cache_dir: Where on disk; None: the user's cache folder.
-        verify: Decode every file once before anything else, and name the first that is no image.
-        on_bad_image: 'error', or 'skip': verify, and go on as if the bad files were not there.
-        follow_links: Follow links that lead out of the folder, too.
-        exclude: A file with names relative to `root`, one a line: images that are left out.
+        verify: Decode every file once up front, and fail at the first that is not an image.
+        on_bad_image: 'error', or 'skip' to verify and leave out the bad files.
+        follow_links: Follow links that point outside the folder.
+        exclude: File with names relative to `root`, one per line: images to leave out.
         common: See `ImageData`.
     """
 
@@ -94,37 +94,35 @@ class Folder(ImageData):
         self.root, self.val_fraction, self.follow_links = root, val_fraction, follow_links
         self.cache, self.cache_dir = cache, cache_dir
         self.verify, self.on_bad_image, self.exclude = verify, on_bad_image, exclude
-        self.bad_images: int | None = None  # left out; None where nobody looked
+        self.bad_images: int | None = None  # files left out; None if they were not verified
 
     def load(self) -> dict[str, Source]:
-        # Skipping needs to know before the first epoch: an image that went in the middle of one would move the others.
-        look = self._bad_images if self.verify or self.on_bad_image == "skip" else None
         return dict(
             folder.scan(
-                self.root,
-                self.val_fraction,
-                self.val_seed,
-                self.follow_links,
-                look,
-                rule=self.split_rule,
-                in_folds=self.folds is not None,
-                exclude=self.exclude,
+                self.root, self.val_fraction, self.val_seed, self.follow_links, self.find_bad_images(),
+                rule=self.split_rule, in_folds=self.folds is not None, exclude=self.exclude,
             )
-        )
+        )  # fmt: skip
+
+    def find_bad_images(self) -> folder.BadImages | None:
+        """Return the function that finds files to leave out, or None if files are not verified.
+
+        Files are skipped before the first epoch: dropping one in the middle would shift all images after it.
+        """
+        return self._bad_images if self.verify or self.on_bad_image == "skip" else None
 
     @property
     def needs_for_validation(self) -> str:
         return f"set data.val_fraction=0.1, or add the folder {os.path.join(self.root, 'val')}"
 
     def _bad_images(self, paths: list[str], root: str) -> set[str]:
-        skip, workers = self.on_bad_image == "skip", self._workers()
-        verifier = Verifier(skip, self.cache_dir, self.channels, self.stored_size, workers)
+        skip = self.on_bad_image == "skip"
+        verifier = Verifier(skip, self.cache_dir, self.channels, self.stored_size, self._workers())
         bad = verifier.bad_images(paths, root)
         self.bad_images = len(bad)
         return bad
 
     def decoded(self, sources: dict[str, Source]) -> dict[str, Source]:
         files = {split: source for split, source in sources.items() if isinstance(source, FileSource)}
-        workers = self._workers()
-        cache = Cache(self.cache, self.cache_dir, self.channels, self.stored_size, workers, self.fit)
+        cache = Cache(self.cache, self.cache_dir, self.channels, self.stored_size, self._workers(), self.fit)
         return {**sources, **cache.keep(files)}

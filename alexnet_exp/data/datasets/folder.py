@@ -1,4 +1,4 @@
-"""Folders of images, a sub-folder per class: train/CLASS/**, val/CLASS/**, test/CLASS/** or just CLASS/**."""
+"""Image folders with one subfolder per class: train/CLASS/**, val/CLASS/**, test/CLASS/** or just CLASS/**."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from alexnet_exp.errors import UserError, printable, unreadable
 log = logging.getLogger(__name__)
 
 Classes = dict[str, list[str]]  # class name -> sorted paths
-BadImages = Callable[[list[str], str], set[str]]  # (all paths, root) -> those to leave out
+BadImages = Callable[[list[str], str], set[str]]  # (all paths, root) -> the ones to leave out
 
-# How folders of splits are called, in any case, with numbers or one of these words about it: Train, val2017, test_set.
-_ABOUT = r"(?:set|data|images?|imgs?|photos|pictures|split|[\W\d_])*"
+# Names of split folders, in any case, with digits or one of these words around them: Train, val2017, test_set.
+_AROUND = r"(?:set|data|images?|imgs?|photos|pictures|split|[\W\d_])*"
 _SPELLINGS = {"train": "train|training", "val": "val|valid|validation|dev", "test": "test|testing"}
-_NAMES = {split: re.compile(f"{_ABOUT}(?:{words}){_ABOUT}") for split, words in _SPELLINGS.items()}
-_UNCLEAR = re.compile(f"{_ABOUT}(?:eval|evaluation){_ABOUT}")  # some mean val by it, others test
-# What runs of data.split_rule=by_order read: a run without a record of the rule goes on with the same files.
+_NAMES = {split: re.compile(f"{_AROUND}(?:{words}){_AROUND}") for split, words in _SPELLINGS.items()}
+_UNCLEAR = re.compile(f"{_AROUND}(?:eval|evaluation){_AROUND}")  # means val to some, test to others
+# Frozen for data.split_rule=by_order: runs that predate the rule must keep finding the same files.
 _OLD_EXTENSIONS = ("jpg", "jpeg", "png", "gif", "bmp", "webp", "tif", "tiff")
 
 
@@ -42,28 +42,28 @@ def scan(
     in_folds: bool = False,
     exclude: str | None = None,
 ) -> dict[str, FileSource]:
-    """Find the images of every split: "train", and "val" and "test" where there are any.
+    """Find the images of every split: "train", plus "val" and "test" if present.
 
-    A root with a train folder has its splits in folders (`split_folders`); any other root is one set of class folders.
-    Classes are numbered by name. Hidden names are skipped; a warning counts whatever else is not read. The root may be
-    a link to anywhere; links in it are followed only as long as they stay inside, unless `follow_links` says otherwise.
+    A root with a train folder has one folder per split (`split_folders`); any other root holds class folders directly.
+    Labels follow sorted class names. Hidden files are skipped; a warning counts anything else that is left out. The
+    root may link anywhere, but links inside it must stay inside unless `follow_links` is set.
 
     Args:
-        root: The folder.
-        val_fraction: Cut this share (0 to below 1) of every class from the training images for validation;
-            needed by a root without split folders, refused by one with a val folder. 0 is for images that nothing
-            is trained on: one class is enough, and no train folder is needed.
-        seed: Chooses which images.
-        follow_links: Follow links that lead out of the folder, too.
-        bad_images: Names the files to leave out, as if they were not there.
-        val_classes: The val folder has no class folders: the class of each image by its name without ending.
-        rule: 'by_name', or 'by_order': split folders, endings and cut of runs that have no record of the rule.
-        in_folds: Validation is cut from the training images afterwards: nothing is asked of `val_fraction`.
-        exclude: A file with names relative to the root, one a line: images that are left out.
+        root: The data set's folder.
+        val_fraction: Share of every class, in [0, 1), to hold out from the training images for validation. Required
+            without split folders, refused with a val folder. 0 is for evaluation only: a single class is accepted, and
+            no train folder is needed.
+        seed: Selects the validation images.
+        follow_links: Follow links that point outside the root.
+        bad_images: Returns files to leave out.
+        val_classes: For a val folder without class folders: the class of each image, keyed by file stem.
+        rule: 'by_name', or 'by_order' for the split folders, extensions and split of runs that predate the rule.
+        in_folds: Validation images are held out later (cross-validation), so `val_fraction` is not required.
+        exclude: File with names relative to the root, one per line: images to leave out.
 
     Raises:
-        UserError: A folder is missing, empty or a link that may not be followed, classes do not fit, `val_fraction`
-            does not, or `exclude` names an image that is not there.
+        UserError: If a folder is missing, empty or a forbidden link, classes or `val_fraction` do not match the
+            folders, or `exclude` names an unknown image.
     """
     root = os.path.expanduser(root)
     folders = _checked_splits(root, val_fraction, rule, in_folds)
@@ -75,25 +75,29 @@ def scan(
         walk.look_beside(folders)
     else:
         found = {"train": _find_classes(root, walk)}
-    walk.tell()
+    walk.warn()
     excluded = set() if exclude is None else _excluded(exclude, found, root)
-    origins = {split: _origin(folders, split) + _left_out(found[split], excluded, exclude) for split in found}
+    origins = {}
+    for split, per_class in found.items():
+        origins[split] = f"folder {folders[split]}" if folders else "data.root"
+        if count := sum(path in excluded for paths in per_class.values() for path in paths):
+            origins[split] += f" without {count} of {os.path.basename(str(exclude))}"
     if excluded:
         found = _without(found, excluded, "data.exclude leaves out all its images; remove the folder, too")
     if bad_images is not None:
         everything = [path for split in found.values() for paths in split.values() for path in paths]
         bad = bad_images(everything, root)
-        found = _without(found, bad, "not one image can be decoded; mend or remove the folder")
+        found = _without(found, bad, "none of its images can be decoded; fix or remove the folder")
     known = found.get("train") or set().union(*found.values())
     classes = tuple(sorted(known))
     if len(classes) == 1 and val_fraction != 0:
-        inner = None if folders else _further_down(root)
-        do = (
+        inner = None if folders else _nested_root(root)
+        fix = (
             f"set data.root={inner}, if the classes are there"
             if inner
-            else "add a folder for at least one more"
+            else "add at least one more class folder"
         )
-        raise UserError(f"{root} has one class only ({classes[0]}): {do}.")
+        raise UserError(f"{root} has only one class ({classes[0]}): {fix}.")
     for split in found:
         unknown = [name for name in found[split] if name not in known]
         if unknown:
@@ -110,19 +114,19 @@ def scan(
 
 
 def split_folders(root: str, rule: str = "by_name") -> dict[str, str]:
-    """Return the folders of `root` that are splits, as {"train": "Train", "val": "valid"}; none where it holds classes.
+    """Return the split folders of `root`, such as {"train": "Train", "val": "valid"}; empty if it holds class folders.
 
-    Names in any case and usual spelling are splits where one of them means train, or where they hold the same class
-    folders. A class may be called train, too: it holds images, and lies beside other classes.
+    Folders with usual split names (any case) count as splits if one of them means train, or if they share class
+    folders. A class may also be named train (a locomotive): it then holds images, and lies beside other classes.
 
     Args:
         root: The data set's folder.
-        rule: 'by_order' knows train, val and test alone, spelled like that.
+        rule: 'by_order' recognises only the exact names train, val and test.
 
     Raises:
-        UserError: Two folders mean the same split, or it is not clear which one means.
+        UserError: If two folders mean the same split, or a name is ambiguous.
     """
-    folders = [entry.name for entry in _entries(root) if _is(entry.is_dir) and entry.name not in JUNK_FOLDERS]
+    folders = _folders_in(root)
     if rule == "by_order":
         return {split: split for split in _NAMES if split in folders}
     named = {split: [f for f in folders if name.fullmatch(f.casefold())] for split, name in _NAMES.items()}
@@ -145,30 +149,30 @@ def split_folders(root: str, rule: str = "by_name") -> dict[str, str]:
     return {split: names[0] for split, names in named.items()}
 
 
-def _folders_in(folder: str) -> set[str]:
-    return {entry.name for entry in _entries(folder) if _is(entry.is_dir) and entry.name not in JUNK_FOLDERS}
+def _folders_in(folder: str) -> list[str]:
+    return [entry.name for entry in _entries(folder) if _is(entry.is_dir) and entry.name not in JUNK_FOLDERS]
 
 
 def _checked_splits(root: str, val_fraction: float | None, rule: str, in_folds: bool) -> dict[str, str]:
-    """Return `split_folders` of a root that can be read as `val_fraction` says.
+    """Return `split_folders` of a root.
 
     Raises:
-        UserError: It cannot.
+        UserError: If they do not match `val_fraction`.
     """
     if not os.path.exists(root):
         raise UserError(f"{root} does not exist: set data.root to a folder of images.")
     if not os.path.isdir(root):
         raise UserError(f"{root} is not a directory: set data.root to a folder of images.")
     if val_fraction is not None and not 0 <= val_fraction < 1:
-        raise UserError(f"data.val_fraction={val_fraction} must be at least 0 and below 1.")
+        raise UserError(f"invalid data.val_fraction={val_fraction}: expected a number in [0, 1).")
     folders = split_folders(root, rule)
     if folders and "train" not in folders and val_fraction != 0:
         first = next(iter(folders.values()))
         raise UserError(f"{root} has a folder {first} but none named train: add {root}/train.")
     if "val" in folders and val_fraction:
-        raise UserError(f"{root} has a {folders['val']} folder of its own: leave data.val_fraction out.")
+        raise UserError(f"{root} already has a {folders['val']} folder: leave data.val_fraction out.")
     if not folders and val_fraction is None and not in_folds:
-        inner = _further_down(root)
+        inner = _nested_root(root)
         below = f", or set data.root={inner}, if they are there" if inner else ""
         raise UserError(
             f"{root}/train is missing: add it, or, if {root} holds the classes, set data.val_fraction=0.1{below}."
@@ -176,22 +180,18 @@ def _checked_splits(root: str, val_fraction: float | None, rule: str, in_folds: 
     return folders
 
 
-def _further_down(root: str) -> str | None:
-    """Return the only folder of a root, if it has several: an archive may unpack to one more level than meant."""
+def _nested_root(root: str) -> str | None:
+    """Return the only folder of a root if it has several itself: archives often unpack to an extra level."""
     names = _folders_in(root)
     inner = os.path.join(root, *names)
     return inner if len(names) == 1 and len(_folders_in(inner)) > 1 else None
 
 
-def _origin(folders: Mapping[str, str], split: str) -> str:
-    return f"folder {folders[split]}" if folders else "data.root"
-
-
 def _excluded(file: str, found: dict[str, Classes], root: str) -> set[str]:
-    """Return the paths of the images that a file names, each relative to the root on a line.
+    """Return the paths of the images listed in a file, one per line, relative to the root.
 
     Raises:
-        UserError: It cannot be read, or names what is no image of the data.
+        UserError: If it cannot be read, or lists an unknown image.
     """
     try:
         with open(os.path.expanduser(file), encoding="utf-8", errors="surrogateescape") as lines:
@@ -199,33 +199,27 @@ def _excluded(file: str, found: dict[str, Classes], root: str) -> set[str]:
     except OSError as error:
         raise unreadable(f"data.exclude={file}", error) from error
 
-    def spelled(name: str) -> str:
-        return unicodedata.normalize("NFC", name)  # a Mac may store the same name decomposed
+    def normal(name: str) -> str:
+        return unicodedata.normalize("NFC", name)  # macOS may store the same name decomposed
 
     paths = {
-        spelled(os.path.relpath(path, root).replace(os.sep, "/")): path
+        normal(os.path.relpath(path, root).replace(os.sep, "/")): path
         for split in found.values()
         for images in split.values()
         for path in images
     }
-    unknown = [name for name in names if spelled(name) not in paths]
+    unknown = [name for name in names if normal(name) not in paths]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
-            f"data.exclude={file} names {unknown[0]}{more}, and {root} has no such image: names are relative to "
-            "data.root; data.exclude=null leaves nothing out."
+            f"data.exclude={file} lists {unknown[0]}{more}, but {root} has no such image: list names relative to "
+            "data.root, or set data.exclude=null."
         )
-    return {paths[spelled(name)] for name in names}
-
-
-def _left_out(classes: Classes, excluded: set[str], file: str | None) -> str:
-    """Return what the origin of a split says of the images that are left out."""
-    count = sum(path in excluded for paths in classes.values() for path in paths)
-    return f" without {count} of {os.path.basename(str(file))}" if count else ""
+    return {paths[normal(name)] for name in names}
 
 
 def _without(found: dict[str, Classes], bad: set[str], why: str) -> dict[str, Classes]:
-    """Return the splits without some files; a class that has no others is an error that says `why`."""
+    """Return the splits without some files; a class left empty is an error with the reason `why`."""
     left = {
         split: {name: [path for path in paths if path not in bad] for name, paths in classes.items()}
         for split, classes in found.items()
@@ -240,27 +234,27 @@ def _without(found: dict[str, Classes], bad: set[str], why: str) -> dict[str, Cl
 def _find_split(split: str, folder: str, walk: _Walk, val_classes: Mapping[str, str] | None) -> Classes:
     if not walk.stays_inside(folder):
         raise UserError(
-            f"{folder} is a link that leads out of {walk.root}: say data.follow_links=true to follow it."
+            f"{folder} is a link that leads out of {walk.root}: set data.follow_links=true to follow it."
         )
-    if split == "val" and val_classes is not None and (found := _sort_out(folder, val_classes, walk)):
+    if split == "val" and val_classes is not None and (found := _find_flat(folder, val_classes, walk)):
         return found
     return _find_classes(folder, walk)
 
 
-def _sort_out(folder: str, classes: Mapping[str, str], walk: _Walk) -> Classes:
+def _find_flat(folder: str, classes: Mapping[str, str], walk: _Walk) -> Classes:
     """Return the images of a folder without class folders, by class."""
     found: Classes = {}
     for entry in walk.entries(folder):
         if walk.is_image(entry) and walk.may_enter(entry):
             name = classes.get(os.path.splitext(entry.name)[0])
             if name is None:
-                raise UserError(f"{entry.path} has no label: remove it, or get the labels that list it.")
+                raise UserError(f"{entry.path} has no label: remove it, or get labels that include it.")
             found.setdefault(name, []).append(entry.path)
     return dict(sorted(found.items()))
 
 
 def _find_classes(folder: str, walk: _Walk) -> Classes:
-    """Return the images of every class folder below `folder`, classes and paths sorted."""
+    """Return the images of every class folder in `folder`, classes and paths sorted."""
     found: Classes = {}
     first_link = len(walk.links)
     for entry in walk.entries(folder):
@@ -279,17 +273,17 @@ def _find_classes(folder: str, walk: _Walk) -> Classes:
     if not found:
         walk.refuse_links(folder, first_link)
         raise UserError(
-            f"{folder} has no class folders: put the images of each class into a folder named for it."
+            f"{folder} has no class folders: put the images of each class into a folder named after it."
         )
     return dict(sorted(found.items()))
 
 
 class _Walk:
-    """Walks class folders without leaving the real folder of the data set; notes what is not read.
+    """Walks class folders without leaving the data set's real folder; records what is left out.
 
     Args:
-        root: The data set's folder, which may be a link to elsewhere.
-        follow_links: Go wherever links lead.
+        root: The data set's folder; may itself be a link.
+        follow_links: Follow links that point outside it.
         rule: See `scan`.
     """
 
@@ -299,14 +293,14 @@ class _Walk:
         self.endings = tuple(f".{extension}" for extension in self.extensions)
         self.skipped = () if rule == "by_order" else JUNK_FOLDERS
         self.inside = os.path.join(os.path.realpath(root), "")
-        self.links: list[str] = []  # that lead out and were not followed
+        self.links: list[str] = []  # links that point outside and were not followed
         self.left_out = LeftOut(root, self.extensions)
 
     def entries(self, folder: str) -> list[os.DirEntry[str]]:
         return [entry for entry in _entries(folder) if entry.name not in self.skipped]
 
     def is_image(self, entry: os.DirEntry[str]) -> bool:
-        """Return whether a file has the ending of an image; note one that has not."""
+        """Return whether an entry has an image extension; record a file without one."""
         if entry.name.lower().endswith(self.endings):
             return True
         if _is(entry.is_file):
@@ -314,18 +308,20 @@ class _Walk:
         return False
 
     def leave_out(self, entry: os.DirEntry[str]) -> None:
-        """Note a file that lies beside class folders."""
+        """Record a file that lies beside class folders."""
         if self.is_image(entry) and _is(entry.is_file):
             self.left_out.image(entry.path)
 
     def look_beside(self, splits: Mapping[str, str]) -> None:
-        """Note the images that lie beside the folders of the splits."""
+        """Record images and folders of images that lie beside the split folders."""
         for entry in self.entries(self.root):
             if not _is(entry.is_dir):
                 self.leave_out(entry)
             elif entry.name not in splits.values() and self.may_enter(entry):
-                others = _Walk(self.root, self.follow_links, self.rule)  # what else it has is of no interest
-                if any(others.images(entry.path)):
+                walk = _Walk(
+                    self.root, self.follow_links, self.rule
+                )  # its other files are not worth a warning
+                if any(walk.images(entry.path)):
                     self.left_out.folders.append(entry.path)
 
     def stays_inside(self, path: str) -> bool:
@@ -338,20 +334,20 @@ class _Walk:
         return False
 
     def refuse_links(self, folder: str, before: int) -> None:
-        """Refuse a folder in which there is nothing but links that were not followed.
+        """Raise if a folder contains only links that were not followed.
 
         Args:
-            folder: Where nothing was found.
-            before: How many links were left out ahead of it.
+            folder: A folder in which no images were found.
+            before: Length of `links` before it was walked.
         """
         if links := self.links[before:]:
             raise UserError(
-                f"{folder} has nothing but links that lead out of {self.root}, such as {links[0]}: say "
+                f"{folder} has nothing but links that lead out of {self.root}, such as {links[0]}: set "
                 "data.follow_links=true to follow them."
             )
 
-    def tell(self) -> None:
-        """Say what was not read, and which links were not followed."""
+    def warn(self) -> None:
+        """Warn about what was left out, and which links were not followed."""
         if text := self.left_out.text():
             log.warning("Left out of %s: %s", printable(self.root), text)
         if self.links:
@@ -361,9 +357,9 @@ class _Walk:
             )  # fmt: skip
 
     def images(self, folder: str) -> Iterator[str]:
-        """Yield the images below `folder`, however deep: folders that wait are kept in a list, not in calls."""
+        """Yield the images below `folder`, at any depth: iterative, so deep trees cannot overflow the stack."""
         real = os.path.realpath(folder)
-        entered = {real}  # real folders walked already, so that links cannot make a loop
+        entered = {real}  # real paths, so that links cannot loop
         open_folders = [(real, iter(self.entries(folder)))]
         while open_folders:
             inside, entries = open_folders[-1]
@@ -382,10 +378,10 @@ class _Walk:
                 yield entry.path
 
 
-def _is(asked: Callable[[], bool]) -> bool:
-    """Ask what an entry is; a link that leads round in a circle is nothing."""
+def _is(check: Callable[[], bool]) -> bool:
+    """Call `DirEntry.is_dir` or `is_file`; a circular link is neither."""
     try:
-        return asked()
+        return check()
     except OSError:
         return False
 
@@ -394,21 +390,21 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
-        return sorted(visible, key=lambda entry: entry.name)  # the same on every machine
+        return sorted(visible, key=lambda entry: entry.name)  # scandir's order differs between machines
     except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror}): mend its permissions.") from error
+        raise UserError(f"{folder} cannot be read ({error.strerror}): fix its permissions.") from error
 
 
 def _cut(sources: dict[str, FileSource], fraction: float, seed: int) -> dict[str, FileSource]:
-    """Cut validation from the training images, of each class its share, never its last image.
+    """Hold out a share of every class for validation, never a class's last image.
 
     Raises:
-        UserError: Nothing is left to validate with.
+        UserError: If that leaves no validation images.
     """
     whole = sources["train"]
     names = whole.names()
     if names is None:
-        chosen = _chosen_by_order(whole.labels, fraction, seed)
+        chosen = _validation_by_order(whole.labels, fraction, seed)
     else:
         chosen = validation_by_name(whole.labels, names, fraction, seed)
     if not chosen.any():
@@ -426,8 +422,8 @@ def _cut(sources: dict[str, FileSource], fraction: float, seed: int) -> dict[str
     }
 
 
-def _chosen_by_order(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Mark the same random share of every class, never its last image, as bool (N,)."""
+def _validation_by_order(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Return a mask, bool (N,), of the same random share of every class, never a class's last image."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(int(labels.max()) + 1):

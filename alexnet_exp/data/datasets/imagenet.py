@@ -22,16 +22,16 @@ WNID = re.compile(r"n\d{8}")
 SITE = "https://image-net.org/challenges/LSVRC/2012"
 DEVKIT = "ILSVRC2012_devkit_t12"
 SOLUTION = "LOC_val_solution.csv"
-_VAL_NAME = "ILSVRC2012_val_{:08d}"  # of the n-th line of the ground truth, from 1
-# The classes are numbered by their sorted WordNet ids; these two ends tell the thousand from any other thousand.
+_VAL_NAME = "ILSVRC2012_val_{:08d}"  # image of the n-th line of the ground truth, from 1
+# First and last of the sorted WordNet ids: torchvision's names apply only to these 1000 classes.
 _ENDS = ("n01440764", "n15075141")
 
 
 class ImageNet(Folder):
-    """The 1000 classes of ILSVRC 2012, or some of them.
+    """The 1000 classes of ILSVRC 2012, or a subset of them.
 
     Args:
-        root: Holds train/WNID/*, and val/WNID/*, or val/*.JPEG with the devkit or Kaggle's LOC_val_solution.csv.
+        root: Contains train/WNID/* and val/WNID/*, or val/*.JPEG with the devkit or Kaggle's LOC_val_solution.csv.
         common: See `Folder`.
     """
 
@@ -39,8 +39,7 @@ class ImageNet(Folder):
         super().__init__(root, val_fraction=None, **common)
 
     def load(self) -> dict[str, Source]:
-        look = self._bad_images if self.verify or self.on_bad_image == "skip" else None
-        return dict(scan(self.root, self.follow_links, look, self.split_rule, self.exclude))
+        return dict(scan(self.root, self.follow_links, self.find_bad_images(), self.split_rule, self.exclude))
 
 
 def scan(
@@ -53,7 +52,7 @@ def scan(
     """Find the images of both splits; the arguments are those of `folder.scan`.
 
     Raises:
-        UserError: The folder is not ImageNet's, or its labels cannot be read.
+        UserError: If the folder is not ImageNet, or its labels cannot be read.
     """
     root = os.path.expanduser(root)
     val = check_layout(root, rule)
@@ -64,28 +63,28 @@ def scan(
 
 
 def check_layout(root: str, rule: str) -> str:
-    """Refuse a folder that is not ImageNet's.
+    """Check that a folder is laid out as ImageNet.
 
     Returns:
         The folder of the validation images.
 
     Raises:
-        UserError: Says what is missing and where it is published.
+        UserError: Names what is missing and where to get it.
     """
     splits = folder.split_folders(root, rule) if os.path.isdir(root) else {}
     for split, archive in (("train", "ILSVRC2012_img_train.tar"), ("val", "ILSVRC2012_img_val.tar")):
         if split not in splits:
             raise UserError(
                 f"{os.path.join(root, split)} is missing: get {archive} from {SITE} and unpack it there "
-                "(train: a folder for each class), or set data.root to where it is."
+                "(train: one folder per class), or set data.root to its location."
             )
     train = os.path.join(root, splits["train"])
     with os.scandir(train) as entries:
         other = next((e.name for e in entries if os.path.isdir(e.path) and not _is_class(e.name)), None)
     if other is not None:
         raise UserError(
-            f"{os.path.join(train, other)} is not named for a class of ImageNet (such as {_ENDS[0]}): "
-            "data=folder reads folders of any name."
+            f"{os.path.join(train, other)} is not an ImageNet class such as {_ENDS[0]}: "
+            "use data=folder for other class folders."
         )
     return os.path.join(root, splits["val"])
 
@@ -101,13 +100,13 @@ def _is_flat(val: str) -> bool:
 
 
 def class_names(wnids: tuple[str, ...]) -> tuple[str, ...]:
-    """Return torchvision's names of the 1000 classes, in the order of their WordNet ids; of fewer classes, the ids.
+    """Return torchvision's names of the 1000 classes; the WordNet ids themselves for a subset.
 
     Args:
-        wnids: Sorted.
+        wnids: Sorted WordNet ids.
     """
     if len(wnids) != 1000 or (wnids[0], wnids[-1]) != _ENDS:
-        log.info("%d of ImageNet's 1000 classes: they go by their WordNet ids.", len(wnids))
+        log.info("%d of ImageNet's 1000 classes: using their WordNet ids as names.", len(wnids))
         return wnids
     from torchvision.models import AlexNet_Weights
 
@@ -115,16 +114,16 @@ def class_names(wnids: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def validation_classes(root: str) -> dict[str, str]:
-    """Return the class (WordNet id) of every image of the flat val folder, by its name without ending.
+    """Return the class (WordNet id) of every image in the flat val folder, keyed by file stem.
 
     Raises:
-        UserError: There are no labels, or they cannot be read.
+        UserError: If there are no labels, or they cannot be read.
     """
     places = [Path(root, SOLUTION), Path(root, DEVKIT, "data"), Path(root, "devkit", "data")]
     found = next((place for place in places if place.exists()), None)
     if found is None:
         raise UserError(
-            f"{root}/val has no class folders, and there are no labels for it: unpack {DEVKIT}.tar.gz from {SITE} "
+            f"{root}/val has neither class folders nor labels: unpack {DEVKIT}.tar.gz from {SITE} "
             f"in {root}, or put Kaggle's {SOLUTION} there."
         )
     try:
@@ -135,7 +134,7 @@ def validation_classes(root: str) -> dict[str, str]:
 
 
 def _solution(path: Path) -> dict[str, str]:
-    """Read Kaggle's table: ILSVRC2012_val_00048981,n03995372 85 1 499 272."""
+    """Read Kaggle's table, with lines such as ILSVRC2012_val_00048981,n03995372 85 1 499 272."""
     with open(path, newline="", encoding="ascii") as file:
         return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
 
@@ -148,12 +147,12 @@ def _devkit(data: Path) -> dict[str, str]:
 
 
 def _wnids(path: Path) -> dict[int, str]:
-    """Return the WordNet id of every ILSVRC2012_ID; the inner nodes of the hierarchy are no classes."""
+    """Return the WordNet id of every ILSVRC2012_ID; only leaves of the hierarchy are classes."""
     try:
         from scipy.io import loadmat
     except ImportError:
         raise UserError(
-            f"Put Kaggle's {SOLUTION} into {path.parents[2]}, or install what reads the MATLAB file {path}: it needs "
+            f"Put Kaggle's {SOLUTION} into {path.parents[2]}: reading the MATLAB file {path} needs "
             f"{missing_extra('scipy', 'imagenet')}"
         ) from None
     synsets = loadmat(path, squeeze_me=True)["synsets"]

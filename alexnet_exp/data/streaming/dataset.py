@@ -1,8 +1,8 @@
-"""data=streaming: images in LitData's chunks, in a folder or in object storage, as `alexnet-exp prepare` writes them.
+"""data=streaming: LitData chunks in a folder or in object storage, as written by `alexnet-exp prepare`.
 
-URL/manifest.json      classes; of each split its count and checksum, and how the images were stored
-    SPLIT/images.txt   LABEL<tab>NAME (as JSON) of every image, in the order of the chunks
-    SPLIT/index.json   LitData's, with its chunks
+URL/manifest.json      classes; count and checksum of each split, and how the images were stored
+    SPLIT/images.txt   LABEL<tab>NAME (as JSON) of every image, in chunk order
+    SPLIT/index.json   LitData's index, beside its chunks
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 IMAGES = "images.txt"
 VERSION = 1
-MAX_WORKERS = 256  # as data.num_workers
+MAX_WORKERS = 256  # the limit of data.num_workers
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,18 +45,18 @@ class StreamSource(FileSource):
     """Images in chunks; `paths` are names below `root`, not files.
 
     Args:
-        sha256: Of the whole split, as `prepare` wrote it.
+        sha256: Digest of the whole split, from the manifest.
     """
 
     sha256: str
 
 
 class Streaming(ImageData):
-    """Images that `alexnet-exp prepare` has written.
+    """Images written by `alexnet-exp prepare`.
 
     Args:
         url: Folder or object storage: s3://BUCKET/NAME, gs://BUCKET/NAME.
-        cache_dir: Where the mean image is kept; None: the user's cache folder.
+        cache_dir: Where the mean image is cached; None: the user's cache folder.
         common: See `ImageData`.
     """
 
@@ -65,19 +65,21 @@ class Streaming(ImageData):
         for key in ("train_subset", "test_subset", "val_size"):
             if common.get(key):
                 raise UserError(
-                    f"data=streaming has no data.{key}: chunks are read whole; prepare a smaller folder."
+                    f"data=streaming does not support data.{key}, as it reads whole chunks: prepare a smaller folder."
                 )
         if self.fit != "crop" or self.folds is not None or self.balanced:
-            raise UserError("data=streaming has no data.fit, data.folds or data.balanced: data=folder has.")
+            raise UserError(
+                "data=streaming does not support data.fit, data.folds or data.balanced: use data=folder."
+            )
         self.url, self.cache_dir = os.path.expanduser(url).rstrip("/"), cache_dir
-        self._workers_before: int | None = None  # of the run that this one goes on from
-        self._workers_of_all: int | None = None  # ranks
+        self._saved_workers: int | None = None  # from the checkpoint of a resumed run
+        self._agreed_workers: int | None = None  # rank 0's, on every rank
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
-        if self.trainer is not None:  # every rank comes by here
-            # Which images are a rank's depends on the number of workers, and machines have more or fewer cores.
-            self._workers_of_all = self.trainer.strategy.broadcast(super()._workers())
+        if self.trainer is not None:  # every rank calls setup
+            # A rank's images depend on the number of workers, which defaults to the cores of each machine.
+            self._agreed_workers = self.trainer.strategy.broadcast(super()._workers())
 
     def load(self) -> dict[str, Source]:
         check_installed()
@@ -91,26 +93,26 @@ class Streaming(ImageData):
         except ValueError:
             pairs = []
         if len(pairs) != manifest["splits"][split]["count"]:
-            raise UserError(f"{self.url}/{split}/{IMAGES} is not whole: prepare it again.")
+            raise UserError(f"{self.url}/{split}/{IMAGES} is incomplete: prepare it again.")
         labels = torch.tensor([label for label, _ in pairs])
         paths = tuple(f"{self.url}/{name}" for _, name in pairs)
         name = f"{os.path.basename(self.url)} {split}"
-        about = manifest["splits"][split]
+        facts = manifest["splits"][split]
         classes = tuple(manifest["classes"])
-        origin = f"prepared from {about['origin']}" if "origin" in about else f"prepared {split}"
-        return StreamSource(paths, labels, classes, name, self.url, about["sha256"], origin=origin)
+        origin = f"prepared from {facts['origin']}" if "origin" in facts else f"prepared {split}"
+        return StreamSource(paths, labels, classes, name, self.url, facts["sha256"], origin=origin)
 
     @property
     def needs_for_validation(self) -> str:
-        return "prepare a folder that has val images, or give prepare data.val_fraction=0.1"
+        return "prepare a folder that has val images, or run prepare with data.val_fraction=0.1"
 
     def loader(self, split: str, shuffle: bool = False, spread: bool = False) -> Loader:
-        # Chunks hold all classes in an order of chance: their first images are a spread already.
-        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        # `prepare` shuffles images over the chunks, so the first ones are representative: ignore `spread`.
+        world_size, rank = self._ranks()
         if self.batch_size % world_size:
             raise UserError(
-                f"data.batch_size={self.batch_size} cannot be shared by {world_size} devices: data=streaming needs "
-                "a multiple."
+                f"invalid data.batch_size={self.batch_size}: expected a multiple of the {world_size} devices with "
+                "data=streaming."
             )
         return self._stream(split, self.seed if shuffle else None, rank, world_size)
 
@@ -130,15 +132,15 @@ class Streaming(ImageData):
         return {"workers": self._workers()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take as many workers as before where the settings leave it open: the order of the images depends on them."""
+        """Restore the number of workers unless it was set: the order of the images depends on it."""
         workers = state.get("workers") if isinstance(state, dict) else None
         if self.num_workers is None and type(workers) is int and 0 < workers <= MAX_WORKERS:
             if workers != self._workers():
                 log.info("data.num_workers=%d, as before: the order of the images depends on it.", workers)
-            self._workers_before = workers
+            self._saved_workers = workers
 
     def _workers(self) -> int:
-        agreed = self._workers_before or self._workers_of_all
+        agreed = self._saved_workers or self._agreed_workers
         return super()._workers() if agreed is None else agreed
 
     def _chunks(self, split: str, seed: int | None = None, rank: int = 0, world_size: int = 1) -> Chunks:
@@ -153,39 +155,39 @@ class Streaming(ImageData):
         return decode_item(item, self.channels, self.stored_size, self.url)
 
     def _mean_image(self) -> Tensor:
-        """Return the mean image; taking it means to decode the whole split, so it is done once and kept."""
+        """Return the mean image, cached: computing it decodes the whole split."""
         source = self.sources["train"]
         assert isinstance(source, StreamSource)
         shape = (self.channels, self.stored_size, self.stored_size)
         key = [source.sha256, MEAN_IMAGES, DECODER, *shape]
-        return kept_mean(places(self.cache_dir, self.url), key, shape, self._take_mean)
+        return kept_mean(places(self.cache_dir, self.url), key, shape, self._compute_mean)
 
-    def _take_mean(self) -> Tensor:
+    def _compute_mean(self) -> Tensor:
         count = len(self.sources["train"])
         num_chosen = min(count, MEAN_IMAGES)
         chosen = torch.zeros(count, dtype=torch.bool)
         chosen[torch.linspace(0, count - 1, num_chosen).round().long()] = True
-        log.info("The mean image is taken of %d training images: all are read for it, once.", num_chosen)
+        log.info("Computing the mean of %d training images: this reads the whole split once.", num_chosen)
         parts = (batch.images[chosen[batch.indices]] for batch in self._stream("train"))
         total = sum(part.double().sum(0) for part in with_bar(parts, num_chosen, "Mean image"))
         return torch.as_tensor(total / num_chosen).float()
 
 
 def check_installed() -> None:
-    """Refuse to go on without LitData.
+    """Check that LitData is installed.
 
     Raises:
-        UserError: It is not installed.
+        UserError: If it is not.
     """
     if importlib.util.find_spec("litdata") is None:
         raise UserError(f"data=streaming and prepare need {missing_extra('litdata', 'streaming')}")
 
 
 def read_manifest(url: str) -> dict[str, Any]:
-    """Return what `prepare` wrote last.
+    """Read the manifest, which `prepare` writes last.
 
     Raises:
-        UserError: It is not there, or of another version.
+        UserError: If it is missing, damaged, or was written by another version.
     """
     try:
         manifest: dict[str, Any] = json.loads(fetch_text(url, MANIFEST))
@@ -206,7 +208,7 @@ def fetch_text(url: str, name: str) -> str:
     """Read a small file of a prepared data set.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: If it cannot be read.
     """
     try:
         if not is_remote(url):
@@ -217,8 +219,8 @@ def fetch_text(url: str, name: str) -> str:
             path = Path(folder, "file")
             storage(url).download_file(f"{url}/{name}", str(path))
             return path.read_text(encoding="utf-8")
-    except Exception as error:  # every storage has errors of its own
+    except Exception as error:  # each storage backend raises its own types
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{url}/{name} cannot be read ({reason}): data.url is what `alexnet-exp prepare` was given as out."
+            f"{url}/{name} cannot be read ({reason}): set data.url to the out= of `alexnet-exp prepare`."
         ) from error

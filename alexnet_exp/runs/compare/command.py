@@ -33,11 +33,16 @@ RULES = {
 }
 _WRITERS: dict[str, Callable[[Comparison], str]] = {"csv": to_csv, "markdown": to_markdown, "json": to_json}
 _ENDINGS = {".csv": "csv", ".md": "markdown", ".json": "json"}
-_FACTS = ("name", "status", "epochs", "images_per_second")  # what where= and sort= know of besides settings
+_FACTS = (
+    "name",
+    "status",
+    "epochs",
+    "images_per_second",
+)  # keys of where= and sort= besides settings and metrics
 
 
 def compare(config: dict[str, Any], run_dir: Path, command: str) -> Comparison:
-    """Read runs, and show them as the settings say.
+    """Read runs and show them side by side.
 
     Args:
         config: Keys of conf/compare.yaml.
@@ -45,10 +50,10 @@ def compare(config: dict[str, Any], run_dir: Path, command: str) -> Comparison:
         command: The command line, for the record.
 
     Returns:
-        What was shown.
+        The comparison shown.
 
     Raises:
-        UserError: For an illegal setting, a path without runs, or a filter that lets none through.
+        UserError: For an invalid setting, a path without runs, or a filter that matches none.
     """
     kind = _check(config)
     folders = [config["runs"]] if isinstance(config["runs"], str) else config["runs"]
@@ -58,20 +63,24 @@ def compare(config: dict[str, Any], run_dir: Path, command: str) -> Comparison:
         print_table(comparison)
     elif config["out"] is None:
         table = _WRITERS[kind](comparison)
-        print(table.encode("utf-8", "backslashreplace").decode("utf-8"), end="")  # names need not be text
+        # Paths may contain bytes that are not valid UTF-8 (surrogates here).
+        print(table.encode("utf-8", "backslashreplace").decode("utf-8"), end="")
     else:
         write_atomically(check_out(config["out"]), _WRITERS[kind](comparison))
     messages = Console(stderr=kind != "table" and config["out"] is None, soft_wrap=True, highlight=False)
     if config["out"] is not None:
         messages.print(f"table: {printable(config['out'])}", markup=False)
     if config["page"]:
-        _keep(comparison, run_dir, command)
+        run = RunDirectory(run_dir)
+        with run.fresh():
+            write_page(comparison, run.path / "compare.html")
+            run.write_result({"status": "finished", "command": command, **records(comparison)})
         messages.print(f"page:  {printable(nearby(run_dir / 'compare.html'))}", markup=False)
     return comparison
 
 
 def summarise(folder: Path, metric: str = "test/top1") -> Comparison:
-    """Compare the runs of a sweep, and write summary.csv and compare.html into its directory."""
+    """Compare the runs of a sweep; write summary.csv and compare.html to its directory."""
     comparison = _comparison(find_runs([folder]), {"metric": metric, "where": None, "sort": None})
     write_atomically(folder / "summary.csv", to_csv(comparison))
     write_page(comparison, folder / "compare.html")
@@ -81,21 +90,16 @@ def summarise(folder: Path, metric: str = "test/top1") -> Comparison:
 def _check(config: dict[str, Any]) -> str:
     """Check the settings, and return the table's format."""
     if not config["runs"]:
-        raise UserError("Say which runs: alexnet-exp compare outputs/runs.")
+        raise UserError("No runs given: try alexnet-exp compare outputs/runs.")
     check_rules(config, RULES)
     out, kind = config["out"], config["format"]
     kind = kind or (_ENDINGS.get(Path(out).suffix) if out else "table")
     if out and kind in (None, "table"):
-        raise UserError(
-            f"out={out}: say format=csv, markdown or json, or let the name end in {_list(_ENDINGS)}."
-        )
+        endings = ", ".join(_ENDINGS)
+        raise UserError(f"out={out}: set format=csv, markdown or json, or use a name ending in {endings}.")
     if out:
-        check_out(out)
+        check_out(out)  # before the runs are read, which may take a while
     return str(kind)
-
-
-def _list(names: Any) -> str:
-    return ", ".join(names)
 
 
 def _filtered(runs: list[Run], where: str | None) -> list[Run]:
@@ -105,18 +109,18 @@ def _filtered(runs: list[Run], where: str | None) -> list[Run]:
     condition.check(_known(runs))
     found = [run for run in runs if condition.holds(lambda key, run=run: _value(run, key))]  # type: ignore[misc]
     if not found:
-        raise UserError(f"where={where!r} lets none of the {len(runs)} runs through.")
+        raise UserError(f"where={where!r} matches none of the {len(runs)} runs.")
     return found
 
 
 def _known(runs: list[Run]) -> set[str]:
-    """Return every key that a filter or an order may name."""
+    """Return every key that where= and sort= accept."""
     settings = {key for run in runs for key in run.config}
     return settings | _metrics(runs) | {*_FACTS, *NAMED_GROUPS}
 
 
 def _metrics(runs: list[Run]) -> set[str]:
-    """Return the metrics that some run has; those of unfinished runs come from metrics.csv."""
+    """Return the metrics of all runs; those of unfinished runs come from metrics.csv."""
     found: set[str] = set()
     for run in runs:
         found |= set(run.result.get("metrics") or {}) if run.result else {k for row in run.rows for k in row}
@@ -145,15 +149,14 @@ def _comparison(runs: list[Run], config: dict[str, Any]) -> Comparison:
 
 
 def _order(comparison: Comparison, sort: str | None) -> Callable[[Run], tuple[Any, ...]]:
-    """Return the key to sort by: the best score first, or any value; runs without one come last."""
+    """Return the sort key: best score first, or by any value; runs without one come last."""
     if sort is None or sort in ("metric", comparison.metric):
         sign = 1 if lower_is_better(comparison.metric) else -1
 
         def by_score(run: Run) -> tuple[Any, ...]:
-            score = comparison.scores[run.path]
-            return (
-                (True,) if score is None else (False, score.metric != comparison.metric, sign * score.value)
-            )
+            if (score := comparison.scores[run.path]) is None:
+                return (True,)
+            return False, score.metric != comparison.metric, sign * score.value
 
         return by_score
     key = comparison.metric if sort == "-metric" else sort.removeprefix("-")
@@ -167,13 +170,6 @@ def _order(comparison: Comparison, sort: str | None) -> Callable[[Run], tuple[An
 
 
 def _rank(value: Any) -> tuple[Any, ...]:
-    """Order numbers by size and ahead of texts."""
+    """Sort numbers by value and before strings."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return (0, value, "") if is_number else (1, 0, str(value))
-
-
-def _keep(comparison: Comparison, run_dir: Path, command: str) -> None:
-    run = RunDirectory(run_dir)
-    with run.fresh():
-        write_page(comparison, run.path / "compare.html")
-        run.write_result({"status": "finished", "command": command, **records(comparison)})

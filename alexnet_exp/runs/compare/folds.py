@@ -1,4 +1,4 @@
-"""What folds tell together: each image as predicted by the one run that did not train on it."""
+"""Out-of-fold scores: every image is scored by the one run that did not train on it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 from alexnet_exp.report.evaluation import ClassScore, Evaluation, class_rows
 from alexnet_exp.tracking.run_reader import Run
 
-PREDICTIONS = "predictions.csv"  # of a run with data.folds: the fold that it has not trained on
+PREDICTIONS = "predictions.csv"  # written by a run with data.folds, for its held-out fold
 
 
 @dataclass
 class OutOfFold:
-    """The predictions of the folds of one configuration and seed.
+    """Pooled predictions of the folds of one configuration and seed.
 
     Args:
         seed: Of the runs.
-        folds: How many there are.
-        missing: Those without predictions: not finished, or not tested (test=false).
-        repeated: Images that several folds have predicted: their runs were cut in different ways.
-        evaluation: The confusion matrix of all images.
+        folds: Number of folds.
+        missing: Folds without predictions: not finished, or run with test=false.
+        repeated: Images predicted by several folds, whose runs were split differently.
+        evaluation: Confusion matrix over all images.
     """
 
     seed: Any
@@ -43,16 +43,17 @@ class OutOfFold:
 
     @property
     def text(self) -> str:
-        """What is said in one line."""
-        found = self.evaluation
-        said = f"Out of fold, seed={self.seed}: {100 * self.accuracy:.2f} % of {found.total:,} images"
+        """One line for the terminal."""
         recall = np.mean([score.recall for score in self.scores if score.recall is not None])
-        said += f", balanced accuracy {100 * recall:.2f} %"
+        text = (
+            f"Out of fold, seed={self.seed}: {100 * self.accuracy:.2f} % of {self.evaluation.total:,} images"
+        )
+        text += f", balanced accuracy {100 * recall:.2f} %"
         if self.missing:
-            said += f"; without fold {', '.join(map(str, self.missing))} of {self.folds}"
+            text += f"; without fold {', '.join(map(str, self.missing))} of {self.folds}"
         if self.repeated:
-            said += f"; {self.repeated:,} images are in several folds"
-        return said + "."
+            text += f"; {self.repeated:,} images are in several folds"
+        return text + "."
 
     def record(self) -> dict[str, Any]:
         """Return plain values, for json."""
@@ -63,10 +64,11 @@ class OutOfFold:
 
 
 def out_of_fold(runs: Sequence[Run]) -> list[OutOfFold]:
-    """Read the predictions of runs of one configuration, for each seed; none where no run has folds and predictions."""
+    """Pool the predictions of runs of one configuration, per seed; empty if no run has folds and predictions."""
     found = []
     for seed in dict.fromkeys(str(run.seed) for run in runs):
         same = [run for run in runs if str(run.seed) == seed and run.config.get("data.folds")]
+        # Several finished runs of one fold repeat each other: the last one counts.
         last = {int(run.config["data.fold"]): run for run in same if run.status == "finished"}
         rows = {fold: lines for fold, run in last.items() if (lines := _predictions(run))}
         if not rows:
@@ -78,8 +80,8 @@ def out_of_fold(runs: Sequence[Run]) -> list[OutOfFold]:
         classes += sorted(names - set(classes))
         numbers = {name: i for i, name in enumerate(classes)}
         confusion: np.ndarray = np.zeros((len(classes), len(classes)), dtype=np.int64)
-        for _, label, said in everything:
-            confusion[numbers[label], numbers[said]] += 1
+        for _, label, prediction in everything:
+            confusion[numbers[label], numbers[prediction]] += 1
         repeated = len(everything) - len({row[0] for row in everything})
         missing = [fold for fold in range(folds) if fold not in rows]
         found.append(OutOfFold(same[0].seed, folds, missing, repeated, Evaluation("val", classes, confusion)))
@@ -87,7 +89,7 @@ def out_of_fold(runs: Sequence[Run]) -> list[OutOfFold]:
 
 
 def _predictions(run: Run) -> list[tuple[str, str, str]]:
-    """Return image, label and prediction of each line; none where the file is missing or damaged."""
+    """Return image, label and prediction per line; empty if the file is missing or damaged."""
     try:
         with (run.path / PREDICTIONS).open(newline="", encoding="utf-8") as file:
             return [(row["image"], row["label"], row["class_1"]) for row in csv.DictReader(file)]

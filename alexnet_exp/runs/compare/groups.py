@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but seed or fold, and what several of them tell: mean, sd, 95 % interval."""
+"""Groups of runs that differ only in seed or fold, with mean, sd and 95 % interval."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from typing import Any
 from alexnet_exp.runs.compare.folds import OutOfFold, out_of_fold
 from alexnet_exp.tracking.run_reader import Run, Score, lower_is_better
 
-# What a run repeats of another: the seed, and the fold that validates (data.folds).
+# Runs that differ only in these repeat one configuration.
 REPEATS = ("seed", "data.fold")
-# Settings that older versions did not have, with what those did: a run without them is the same as one that has these.
+# What runs did before these settings existed: a run without the key is the same as one with this value.
 SINCE = {
     "class_weights": "none", "data.balanced": False, "data.folds": None, "data.fold": 0, "data.groups": None,
     "data.fit": "crop",
 }  # fmt: skip
 _GONE = object()
-# What changes nothing in what is trained: these, where files lie, what watches the run.
-_APART = (
+# Settings that do not define a configuration: these, file locations, and everything that only observes a run.
+_IGNORED = (
     *REPEATS, "resume", "trust", "published", "choices.", "paths.", "logger", "logger.", "callbacks.progress_bar.",
     "callbacks.model_summary.", "data.data_dir", "data.download", "data.cache", "data.cache_dir", "data.resident",
 )  # fmt: skip
 
 
-MAX_TOLD = 6  # settings in a row; with more, what most runs share is told once
+MAX_SETTINGS = 6  # per row; with more, values that most runs share are listed once below the table
 
 
 @dataclass
@@ -36,10 +36,10 @@ class Group:
     """Runs of one configuration.
 
     Args:
-        runs: All of them, whatever became of them.
-        metric: Of which metric the values are; None where no run has one.
-        values: One for each seed and fold that finished.
-        counted: The runs that these are of.
+        runs: All of them, finished or not.
+        metric: Metric of the values; None if no run has one.
+        values: One per finished seed and fold.
+        counted: The runs that the values come from.
     """
 
     runs: list[Run]
@@ -53,12 +53,12 @@ class Group:
 
     @property
     def seeds(self) -> int:
-        """How many there are, whatever became of their runs."""
+        """Number of seeds and folds, finished or not."""
         return len({_repeat(run) for run in self.runs})
 
     @cached_property
     def out_of_fold(self) -> list[OutOfFold]:
-        """What the folds of each seed predicted together."""
+        """Pooled predictions of the folds, per seed."""
         return out_of_fold(self.runs)
 
     @property
@@ -80,18 +80,18 @@ class Group:
 
     @property
     def published(self) -> list[dict[str, Any]]:
-        """The published figures of its metric, as in conf/experiment; none where it has no mean."""
+        """Published values of its metric, from conf/experiment; empty without a mean to compare with."""
         entries = self.runs[0].published if self.mean is not None else []
         return [entry for entry in entries if entry.get("metric") == self.metric]
 
 
 @dataclass
 class Comparison:
-    """What is shown: runs in the order of the table, groups with the best mean first.
+    """Everything that is shown: runs in table order, groups with the best mean first.
 
     Args:
         runs: With `differs` filled in.
-        metric: The one asked for; a run without it is judged by that of the validation images.
+        metric: The requested metric; runs without it are scored by its validation counterpart.
         keys: Settings that differ.
         where: The filter, for the record.
     """
@@ -107,7 +107,7 @@ class Comparison:
         self.best = self._best(list(self.scores.values()))
         means = [Score(g.mean, str(g.metric)) for g in self.groups if g.mean is not None]
         self.best_mean = self._best(means)
-        self.usual = self._usual()
+        self.usual = self._usual_settings()
 
     @property
     def with_seeds(self) -> bool:
@@ -116,7 +116,7 @@ class Comparison:
 
     @property
     def repeats(self) -> str:
-        """What the runs of a configuration are over: seeds, folds, or both."""
+        """What varies within a configuration: seeds, folds, or both."""
         many = {
             k for g in self.groups for i, k in enumerate(REPEATS) if len({_repeat(r)[i] for r in g.runs}) > 1
         }
@@ -126,11 +126,11 @@ class Comparison:
 
     @property
     def stand_ins(self) -> int:
-        """Runs that are judged by another metric than the one asked for."""
+        """Number of runs scored by another metric than the requested one."""
         return sum(score is not None and score.metric != self.metric for score in self.scores.values())
 
     def _best(self, scores: Sequence[Score | None]) -> Score | None:
-        """Return the best score; those of another metric count only where there is none of this one."""
+        """Return the best score of the requested metric; of any other only if no run has it."""
         found = [score for score in scores if score is not None]
         same = [score for score in found if score.metric == self.metric] or found
         choose = min if lower_is_better(self.metric) else max
@@ -139,18 +139,18 @@ class Comparison:
     def is_best(self, group: Group) -> bool:
         return group.mean is not None and Score(group.mean, str(group.metric)) == self.best_mean
 
-    def _usual(self) -> dict[str, Any]:
-        """Return the most frequent value of each key where there are too many keys to tell all in every row."""
+    def _usual_settings(self) -> dict[str, Any]:
+        """Return the most frequent value of each key, if there are too many keys to repeat in every row."""
         found = {}
-        for key in self.keys if len(self.keys) > MAX_TOLD else []:
+        for key in self.keys if len(self.keys) > MAX_SETTINGS else []:
             values = [repr(run.differs[key]) if key in run.differs else None for run in self.runs]
-            often = Counter(values).most_common(1)[0][0]
-            if often is not None:
-                found[key] = self.runs[values.index(often)].differs[key]
+            mode = Counter(values).most_common(1)[0][0]
+            if mode is not None:
+                found[key] = self.runs[values.index(mode)].differs[key]
         return found
 
-    def told(self, run: Run) -> dict[str, Any]:
-        """Return the settings to show in a run's row: those that differ, except those as usual."""
+    def row_settings(self, run: Run) -> dict[str, Any]:
+        """Return the settings to show in a run's row: those that differ, except usual values."""
         return {
             key: value
             for key, value in run.differs.items()
@@ -158,15 +158,15 @@ class Comparison:
         }
 
     def group_settings(self, group: Group) -> dict[str, Any]:
-        """Return what tells a group from the others: the settings of its runs without the seed."""
-        return {key: value for key, value in self.told(group.runs[0]).items() if key not in REPEATS}
+        """Return the settings that distinguish a group from the others."""
+        return {key: value for key, value in self.row_settings(group.runs[0]).items() if key not in REPEATS}
 
 
 def group_runs(runs: Sequence[Run], metric: str) -> list[Group]:
-    """Put runs together whose settings differ in seed and fold alone; the best mean comes first.
+    """Group runs whose settings differ only in seed and fold; best mean first.
 
-    A group's values are of one metric: the one asked for if any of its finished runs has it. Of several finished
-    runs with one seed and fold the last counts, since they repeat each other.
+    All values of a group are of one metric: the requested one if any of its finished runs has it. Several finished
+    runs of one seed and fold are repetitions, not samples: only the last counts.
     """
     by_settings: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
@@ -178,12 +178,12 @@ def group_runs(runs: Sequence[Run], metric: str) -> list[Group]:
 
 def _signature(run: Run) -> tuple[tuple[str, str], ...]:
     own = {key: value for key, value in run.config.items() if SINCE.get(key, _GONE) != value}
-    return tuple(sorted((key, repr(value)) for key, value in own.items() if not is_apart(key)))
+    return tuple(sorted((key, repr(value)) for key, value in own.items() if not is_ignored(key)))
 
 
-def is_apart(key: str) -> bool:
+def is_ignored(key: str) -> bool:
     """Return whether a setting may differ between runs of one configuration."""
-    return any(key == name or (name[-1] == "." and key.startswith(name)) for name in _APART)
+    return any(key == name or (name[-1] == "." and key.startswith(name)) for name in _IGNORED)
 
 
 def _group(runs: list[Run], metric: str) -> Group:
@@ -201,13 +201,13 @@ def _repeat(run: Run) -> tuple[str, ...]:
 
 @lru_cache
 def t_quantile(freedom: int, confidence: float = 0.95) -> float:
-    """Return t such that a t-distributed number lies in [-t, t] with this probability.
+    """Return t such that a t-distributed variable lies in [-t, t] with this probability.
 
     Args:
         freedom: Degrees of freedom, 1 or more.
-        confidence: Between 0 and 1.
+        confidence: In (0, 1).
     """
-    low, high = 0.0, math.pi / 2
+    low, high = 0.0, math.pi / 2  # bisect the angle atan(t / sqrt(freedom)): t itself is unbounded
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (low, middle) if _share_within(middle, freedom) > confidence else (middle, high)

@@ -56,9 +56,9 @@ def _link(run: Run, folder: Path) -> str | None:
 
 
 def _settings(comparison: Comparison, run: Run) -> list[str]:
-    """Return a cell for each setting that differs; one for all where there are many."""
+    """Return a cell per setting that differs, or a single cell if there are too many."""
     if comparison.usual:
-        return [settings_text(comparison.told(run))]
+        return [settings_text(comparison.row_settings(run))]
     return [plain(run.differs.get(key, "")) for key in comparison.keys]
 
 
@@ -67,8 +67,8 @@ COLOURS = 8  # see compare.css
 COMPARED = ("val/top1", "val/loss", "train/top1", "train/loss")
 
 
-class Drawn(NamedTuple):
-    """What one line stands for: a run, or several whose mean it is."""
+class Curve(NamedTuple):
+    """One line of every chart: a run, or the mean of several."""
 
     label: str
     style: str
@@ -76,7 +76,7 @@ class Drawn(NamedTuple):
 
 
 class Overlay(NamedTuple):
-    """The charts below one legend, each entry a CSS class and a configuration."""
+    """Charts with a shared legend, whose entries are a CSS class and a configuration."""
 
     notes: list[str]
     legend: list[tuple[str, str]]
@@ -84,23 +84,20 @@ class Overlay(NamedTuple):
 
 
 def overlaid(comparison: Comparison) -> Overlay:
-    """Return the charts of all metrics that some run logged; none where there is no metric.
+    """Return a chart for every compared metric that some run logged.
 
-    Only the metrics of what is drawn are read: those of hundreds of runs would take longer than all the rest.
+    Only the metrics of drawn runs are read: reading those of hundreds of runs would dominate the run time.
     """
     few = len(comparison.runs) <= MAX_DRAWN or not comparison.with_seeds
-    left = iter([[run] for run in comparison.runs] if few else _by_group(comparison))
-    shown = list(islice(filter(_has_epochs, left), MAX_DRAWN))
-    count = len(shown) + len(list(left))
-    drawn, legend = _drawn(comparison, shown)
-    asked = [comparison.metric] if comparison.metric.startswith(("val/", "train/")) else []
-    charts = [_chart(metric, drawn) for metric in dict.fromkeys([*COMPARED, *asked])]
+    # A mean is over the finished runs of a configuration; over all if none has finished.
+    means = [group.counted or group.runs for group in comparison.groups]
+    candidates = iter([[run] for run in comparison.runs] if few else means)
+    chosen = list(islice(filter(_has_epochs, candidates), MAX_DRAWN))
+    count = len(chosen) + len(list(candidates))
+    curves, legend = _curves(comparison, chosen)
+    requested = [comparison.metric] if comparison.metric.startswith(("val/", "train/")) else []
+    charts = [_chart(metric, curves) for metric in dict.fromkeys([*COMPARED, *requested])]
     return Overlay(_notes(comparison, few, count), legend, [chart for chart in charts if chart])
-
-
-def _by_group(comparison: Comparison) -> list[list[Run]]:
-    """Return the runs that each mean is of; all of a configuration's where none has finished yet."""
-    return [group.counted or group.runs for group in comparison.groups]
 
 
 def _has_epochs(runs: list[Run]) -> bool:
@@ -110,36 +107,34 @@ def _has_epochs(runs: list[Run]) -> bool:
 def _notes(comparison: Comparison, few: bool, count: int) -> list[str]:
     notes = []
     if comparison.with_seeds:
-        same = "Runs of one configuration have one colour."
-        mean = (
-            "Each curve is the mean over the seeds of one configuration that finished; over all if none has."
-        )
+        same = "Runs of one configuration share a colour."
+        mean = "Each curve is the mean over the finished seeds of a configuration; over all if none has finished."
         notes.append(same if few else mean)
     if count > MAX_DRAWN:
         notes.append(f"The first {MAX_DRAWN} of {count} are drawn.")
     return notes
 
 
-def _drawn(comparison: Comparison, shown: list[list[Run]]) -> tuple[list[Drawn], list[tuple[str, str]]]:
-    """Give each configuration a colour; those beyond the colours are dashed."""
+def _curves(comparison: Comparison, chosen: list[list[Run]]) -> tuple[list[Curve], list[tuple[str, str]]]:
+    """Assign a colour to each configuration; with more than COLOURS, the rest are dashed."""
     group_of = {run.path: group for group in comparison.groups for run in group.runs}
-    drawn: list[Drawn] = []
+    curves: list[Curve] = []
     styles: dict[int, str] = {}
     legend = []
-    for runs in shown:
+    for runs in chosen:
         group = group_of[runs[0].path]
         if id(group) not in styles:
             place = len(styles)
             styles[id(group)] = f"c{place % COLOURS}" + (" faint" if place >= COLOURS else "")
             legend.append((styles[id(group)], configuration_text(comparison, group)))
-        settings = comparison.told(runs[0]) if len(runs) == 1 else comparison.group_settings(group)
-        label = settings_text(_shortened(settings, comparison.keys)) or runs[0].name
-        drawn.append(Drawn(label, styles[id(group)], runs))
-    return drawn, legend
+        settings = comparison.row_settings(runs[0]) if len(runs) == 1 else comparison.group_settings(group)
+        label = settings_text(_shorten_keys(settings, comparison.keys)) or runs[0].name
+        curves.append(Curve(label, styles[id(group)], runs))
+    return curves, legend
 
 
-def _shortened(settings: dict[str, Any], keys: list[str]) -> dict[str, Any]:
-    """Return settings by the last part of their keys where that says enough: lr for optimizer.lr."""
+def _shorten_keys(settings: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+    """Shorten keys to their last part where that is unique: lr for optimizer.lr."""
     last = [key.rpartition(".")[2] for key in keys]
     return {
         short if last.count(short := key.rpartition(".")[2]) == 1 else key: value
@@ -147,9 +142,9 @@ def _shortened(settings: dict[str, Any], keys: list[str]) -> dict[str, Any]:
     }
 
 
-def _chart(metric: str, drawn: list[Drawn]) -> Chart | None:
-    lines = [Line(each.label, each.style, thin(_by_epoch(each.runs, metric))) for each in drawn]
-    lines = [line for line in lines if line.finite][::-1]  # the best is drawn last, on top
+def _chart(metric: str, curves: list[Curve]) -> Chart | None:
+    lines = [Line(curve.label, curve.style, thin(_by_epoch(curve.runs, metric))) for curve in curves]
+    lines = [line for line in lines if line.finite][::-1]  # draw the best last, on top
     if not lines:
         return None
     epochs = {point.step: point.step for line in lines for point in line.points}
@@ -161,7 +156,7 @@ def _chart(metric: str, drawn: list[Drawn]) -> Chart | None:
 
 
 def _by_epoch(runs: Sequence[Run], metric: str) -> list[Point]:
-    """Return the mean of a metric by epoch, over what is finite; steps differ between runs with other batches."""
+    """Return the mean of a metric's finite values by epoch; steps are not comparable across batch sizes."""
     values: dict[float, list[float]] = {}
     for run in runs:
         last = {p.epoch: p.value for p in series(run.rows, metric) if p.epoch is not None}

@@ -22,7 +22,7 @@ _STYLES = {"failed": "red", "interrupted": "yellow", "unfinished": "yellow", "ru
 
 
 def records(comparison: Comparison) -> dict[str, Any]:
-    """Return everything as plain values, for json."""
+    """Return everything as plain values, for JSON."""
     numbers = {run.path: i for i, group in enumerate(comparison.groups, 1) for run in group.runs}
     runs = [_run_record(comparison, run, numbers[run.path]) for run in comparison.runs]
     groups = [_group_record(comparison, group, i) for i, group in enumerate(comparison.groups, 1)]
@@ -67,7 +67,7 @@ def to_json(comparison: Comparison) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Return one line for each run; those of its group (n, mean, sd, interval) stand at its end."""
+    """Return one line per run, ending with the statistics of its group (n, mean, sd, interval)."""
     table = records(comparison)
     groups = {group["group"]: group for group in table["groups"]}
     lines = []
@@ -75,7 +75,7 @@ def to_csv(comparison: Comparison) -> str:
         group = groups[run["group"]]
         low, high = group["interval"] or (None, None)
         of_group = {f"group_{key}": group[key] for key in ("n", "mean", "sd")}
-        own = run.pop("settings")  # of another data set, say, it has other keys than the best run
+        own = run.pop("settings")  # runs on different data sets, say, have different keys
         settings = {key: plain(own[key]) if key in own else "" for key in comparison.keys}
         lines.append({**run, **settings, **of_group, "group_low": low, "group_high": high})
     buffer = io.StringIO()
@@ -88,13 +88,11 @@ def to_csv(comparison: Comparison) -> str:
 def to_markdown(comparison: Comparison) -> str:
     parts = []
     if comparison.with_seeds:
-        parts.append(
-            _markdown(_group_head(comparison), [_group_cells(comparison, g) for g in comparison.groups])
-        )
+        groups = [_group_cells(comparison, group) for group in comparison.groups]
+        parts.append(_markdown(_group_head(comparison), groups))
     if published := published_rows(comparison):
         parts.append(_markdown(PUBLISHED_HEAD, published))
-    rows = [[*_run_cells(comparison, run), settings_text(comparison.told(run))] for run in comparison.runs]
-    parts.append(_markdown([*_run_head(comparison), "differs in"], rows))
+    parts.append(_markdown(_run_head(comparison), [_run_cells(comparison, run) for run in comparison.runs]))
     return "\n".join([*parts, *[f"{printable(note)}\n" for note in notes(comparison)]])
 
 
@@ -106,7 +104,7 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """Return what a reader of the table must know."""
+    """Return footnotes of the table."""
     found = ["* best"] if comparison.best else []
     if comparison.with_seeds:
         found.append(
@@ -119,12 +117,14 @@ def notes(comparison: Comparison) -> list[str]:
     if comparison.usual:
         found.append(f"Unless a row says otherwise: {settings_text(comparison.usual)}")
     if comparison.stand_ins:
-        found.append(f"Values with a name beside them are not {comparison.metric}: their runs have none.")
+        found.append(
+            f"Values followed by a metric's name are not {comparison.metric}, which their runs lack."
+        )
     return found
 
 
 def print_table(comparison: Comparison) -> None:
-    """Print groups and runs to the terminal, as wide as it is."""
+    """Print groups and runs to the terminal, fitted to its width."""
     console = Console()
     if comparison.with_seeds:
         rows = [_group_cells(comparison, group) for group in comparison.groups]
@@ -133,8 +133,8 @@ def print_table(comparison: Comparison) -> None:
     if published := published_rows(comparison):
         print_fitted(PUBLISHED_HEAD, published, console, numbers=range(4), spare=(), prose=4)
         console.print()
-    cells = [[*_run_cells(comparison, run), settings_text(comparison.told(run))] for run in comparison.runs]
-    head, *rows = [[*c[1:5], c[0], c[5]] for c in [[*_run_head(comparison), "differs in"], *cells]]
+    cells = [_run_head(comparison), *(_run_cells(comparison, run) for run in comparison.runs)]
+    head, *rows = [[*c[1:5], c[0], c[5]] for c in cells]  # long names go behind the numbers
     print_fitted(
         head, rows, console, numbers=range(3), whole=(3,), spare=(2, 1), prose=5, stacked=True, styles=_STYLES
     )
@@ -143,7 +143,7 @@ def print_table(comparison: Comparison) -> None:
 
 
 def _run_head(comparison: Comparison) -> list[str]:
-    return ["run", comparison.metric, "epochs", "images/s", "status"]
+    return ["run", comparison.metric, "epochs", "images/s", "status", "differs in"]
 
 
 def _run_cells(comparison: Comparison, run: Run) -> list[str]:
@@ -151,7 +151,8 @@ def _run_cells(comparison: Comparison, run: Run) -> list[str]:
     mark = " *" if score is not None and score == comparison.best else ""
     epochs = "" if run.epochs is None else str(run.epochs)
     value = score_text(score, comparison.metric) + mark
-    return [run.name, value, epochs, "" if speed is None else f"{speed:,.0f}", run.status]
+    settings = settings_text(comparison.row_settings(run))
+    return [run.name, value, epochs, "" if speed is None else f"{speed:,.0f}", run.status, settings]
 
 
 def _group_head(comparison: Comparison) -> list[str]:
@@ -169,7 +170,7 @@ PUBLISHED_HEAD = ["published", "here", "difference", "n", "configuration", "sour
 
 
 def published_rows(comparison: Comparison) -> list[list[str]]:
-    """Return a row for each published figure of a configuration that has a mean, the difference in points."""
+    """Return a row per published value of a configuration with a mean; differences are in percentage points."""
     return [
         [
             published_text(entry),
@@ -190,19 +191,19 @@ def value_text(value: float, metric: str | None) -> str:
 
 
 def score_text(score: Score | None, asked: str) -> str:
-    """Return a value; with the metric's name if it is not the one asked for."""
+    """Format a score; with the metric's name if it is not the requested one."""
     if score is None:
         return "–"
     return value_text(score.value, score.metric) + ("" if score.metric == asked else f" {score.metric}")
 
 
 def mean_text(group: Group, asked: str) -> str:
-    """Return a group's mean; with the metric's name if it is not the one asked for."""
+    """Format a group's mean; with the metric's name if it is not the requested one."""
     return score_text(None if group.mean is None else Score(group.mean, str(group.metric)), asked)
 
 
 def seeds_text(group: Group) -> str:
-    """Return of how many seeds the mean is; of how many there are if some are missing."""
+    """Return the number of seeds in the mean, and of all seeds if some are missing."""
     return f"{group.n}" if group.n == group.seeds else f"{group.n} of {group.seeds}"
 
 
@@ -220,7 +221,7 @@ def interval_text(interval: tuple[float, float] | None, metric: str | None) -> s
 
 
 def plain(value: Any) -> str:
-    """Return a setting as it is typed: 1.0 and 1 are not the same to all of them."""
+    """Format a setting as typed; 1.0 and 1 stay distinct, since some settings tell them apart."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, list):
@@ -233,7 +234,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 
 def configuration_text(comparison: Comparison, group: Group) -> str:
-    """Return what tells a configuration from the others; in words where no setting does."""
+    """Describe a configuration by the settings that distinguish it; in words if none does."""
     if settings := comparison.group_settings(group):
         return settings_text(settings)
     if len(comparison.groups) == 1 < len(group.runs):

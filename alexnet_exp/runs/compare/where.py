@@ -1,7 +1,8 @@
-"""`where=`: a filter of comparisons joined by and, or; read by a grammar of its own, never evaluated as code."""
+"""`where=`: a filter of comparisons joined by and/or, with its own small parser: never evaluated as code."""
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import re
 from collections.abc import Callable, Collection
@@ -27,7 +28,7 @@ class Comparison(NamedTuple):
     value: Any
 
     def holds(self, found: Any) -> bool:
-        """Return whether a run's value passes; what has no order is neither above nor below anything."""
+        """Return whether a run's value passes; non-numbers never satisfy < <= > >=."""
         if self.op in ("=", "==", "!="):
             return _OPERATORS[self.op](_comparable(found), _comparable(self.value))
         return _is_number(found) and _OPERATORS[self.op](found, self.value)
@@ -37,10 +38,10 @@ class Where:
     """A filter such as `optimizer.lr>0.01 and model=alexnet_lrn or status=failed`; `and` binds closer.
 
     Args:
-        text: What the user typed.
+        text: As typed.
 
     Raises:
-        UserError: If it cannot be read.
+        UserError: If it cannot be parsed.
     """
 
     def __init__(self, text: str) -> None:
@@ -54,22 +55,22 @@ class Where:
         return [comparison.key for all_of in self.alternatives for comparison in all_of]
 
     def check(self, known: Collection[str]) -> None:
-        """Refuse a key that no run has.
+        """Check that some run has each key.
 
         Raises:
-            UserError: With the nearest keys that there are.
+            UserError: Names the nearest existing keys.
         """
         for key in self.keys:
             if key not in known:
                 raise UserError(f"where: no run has a setting or metric {key}.{nearest(key, known)}")
 
     def holds(self, value_of: Callable[[str], Any]) -> bool:
-        """Return whether a run passes, given what returns its values by key."""
+        """Return whether a run passes, given a function from key to its value."""
         return any(all(c.holds(value_of(c.key)) for c in all_of) for all_of in self.alternatives)
 
 
 def _split(text: str, word: str) -> list[str]:
-    """Cut at a word that stands by itself, outside of quotation marks."""
+    """Split at a separate word, outside of quotation marks."""
     parts = [""]
     for piece in re.split(rf"({_QUOTED}|\s+{word}(?=\s|$))", text):
         if piece.strip() == word:
@@ -84,28 +85,26 @@ def _comparison(part: str, text: str) -> Comparison:
     if not found or not found[3]:
         raise UserError(
             f"where={text!r} cannot be read at {part.strip()!r}: write KEY OP VALUE with one of "
-            '< <= > >= = !=, joined by and, or: where="optimizer.lr>0.01 and seed=1".'
+            '< <= > >= = !=, joined by and/or: where="optimizer.lr>0.01 and seed=1".'
         )
     key, op, value = found[1], found[2], _value(found[3])
     if op[0] in "<>" and not _is_number(value):
-        raise UserError(f"where: {key}{op}{found[3]} is not possible: {found[3]} is no number.")
+        raise UserError(f"invalid where={key}{op}{found[3]}: expected a number after {op}.")
     return Comparison(key, op, value)
 
 
 def _value(text: str) -> Any:
-    """Read a value as a settings file would: a number, true, null, a list, or text."""
-    try:
-        return float(text)
-    except ValueError:
-        pass
+    """Parse a value as in a settings file: a number, true, null, a list, or a string."""
+    with contextlib.suppress(ValueError):
+        return float(text)  # YAML reads 1e-4 as a string
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # a date that is none
+    except (yaml.YAMLError, ValueError):  # ValueError: an impossible date such as 2026-13-01
         return text
 
 
 def _comparable(value: Any) -> Any:
-    """Let 1 equal 1.0, but not true; and null equal null."""
+    """Make 1 equal 1.0 but not true, and null equal null."""
     return float(value) if _is_number(value) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""`alexnet-exp evaluate`: how good a trained network is, or an ensemble of them."""
+"""`alexnet-exp evaluate`: score a trained network, or an ensemble of several."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RULES = {
     "trust": list_of(text),
 }
 _FIGURES = ("conv1_filters", "confusion_matrix", "mistakes", "samples")
-_MADE = (
+_OUTPUTS = (
     "config.yaml",
     "overrides.yaml",
     "evaluate.log",
@@ -45,8 +45,8 @@ _MADE = (
     *(f"figures/{name}.png" for name in _FIGURES),
 )
 _EQUAL_VIEWS = (
-    "views=ten_crop: the images are as large as the input of the network, so corners and centre are the same crop: "
-    "views=flip looks at as much in a fifth of the time."
+    "views=ten_crop: the images are no larger than the network's input, so all five crops are the same: "
+    "views=flip gives the same result in a fifth of the time."
 )
 
 
@@ -70,7 +70,7 @@ def evaluate(config: dict[str, Any], overrides: list[str], run_dir: Path, comman
         What result.json holds.
 
     Raises:
-        UserError: For anything the user can mend; nothing is left behind.
+        UserError: For anything the user can fix; nothing is left behind.
     """
     settings = check_settings(config, overrides)
     from alexnet_exp.inference import resolve_checkpoint
@@ -78,41 +78,41 @@ def evaluate(config: dict[str, Any], overrides: list[str], run_dir: Path, comman
 
     wanted = settings["ckpt"] if isinstance(settings["ckpt"], list) else [settings["ckpt"]]
     settings["ckpt"] = [os.path.abspath(resolve_checkpoint(each)) for each in wanted]
-    wandb_run_of(settings["ckpt"], settings["logger"])  # refuses what cannot be before the work
+    wandb_run_of(settings["ckpt"], settings["logger"])  # fail before the evaluation, not after it
     run = RunDirectory(run_dir)
     console = Console(soft_wrap=True)
     with _fresh(run), logging_to(run_dir / "evaluate.log"), stopping_on_signals():
         run.write_settings(settings, overrides)
         try:
             result = _evaluate(run, settings, command, console)
-        except SystemExit:  # Lightning's answer to Ctrl-C
+        except SystemExit:  # Lightning raises it on Ctrl-C
             raise KeyboardInterrupt from None
-    shown = printable(nearby(run_dir))
-    console.print(f"report:        {shown}/report.html", highlight=False, markup=False)
-    console.print(f"run directory: {shown}", highlight=False, markup=False)
+    place = printable(nearby(run_dir))
+    for line in (f"report:        {place}/report.html", f"run directory: {place}"):
+        console.print(line, highlight=False, markup=False)
     return result
 
 
 def check_settings(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Return the settings without what belongs to the checkpoint.
+    """Return the settings of the evaluation, without those that the checkpoint determines.
 
     Raises:
-        UserError: For an illegal value, or a setting that the checkpoint fixes.
+        UserError: For an invalid value, or a setting that the checkpoint determines.
     """
     if config["ckpt"] == []:
-        raise UserError("ckpt=[] names no checkpoint.")
+        raise UserError("invalid ckpt=[]: expected at least one checkpoint.")
     settings = beside_checkpoint(config, RULES, overrides, " (views= chooses the test views)")
     settings["logger"] = config.get("logger")
     if settings["logger"] is not None and set(settings["logger"]) - {"wandb"}:
-        raise UserError("evaluate writes to W&B or to files alone: say logger=wandb or logger=none.")
+        raise UserError("evaluate logs to W&B or not at all: use logger=wandb or logger=none.")
     return settings
 
 
 @contextlib.contextmanager
 def _fresh(run: RunDirectory) -> Iterator[None]:
-    """Hold a new run directory; one that failed is left as it was found."""
+    """Hold a new run directory; on failure, remove what was written to it."""
     with run.fresh():
-        new = [path for path in (run.path / name for name in _MADE) if not path.exists()]
+        new = [path for path in (run.path / name for name in _OUTPUTS) if not path.exists()]
         has_figures = (run.path / "figures").exists()
         try:
             yield
@@ -120,7 +120,7 @@ def _fresh(run: RunDirectory) -> Iterator[None]:
             for path in new:
                 path.unlink(missing_ok=True)
             if not has_figures:
-                with contextlib.suppress(OSError):  # not made yet, or it holds a file of someone else's
+                with contextlib.suppress(OSError):  # not created yet, or it contains other files
                     (run.path / "figures").rmdir()
             raise
 
@@ -129,12 +129,12 @@ def _evaluate(run: RunDirectory, settings: dict[str, Any], command: str, console
     started = time.time()
     with EvaluationRanks(run.path, settings["devices"]) as ranks:
         from alexnet_exp.data.identity import lines
-        from alexnet_exp.runs.evaluate import members as heavy
         from alexnet_exp.runs.evaluate.data import has_equal_views
+        from alexnet_exp.runs.evaluate.members import evaluate_all, open_members
         from alexnet_exp.runs.evaluate.output import write_all
         from alexnet_exp.training.checkpoint.identity import own_classes
 
-        members = heavy.open_members(settings["ckpt"], settings)
+        members = open_members(settings["ckpt"], settings)
         first = members[0]
         source = first.data.sources[first.split]
         what = f"{len(source):,} images of {source.name}, views: {first.data.views}"
@@ -143,12 +143,11 @@ def _evaluate(run: RunDirectory, settings: dict[str, Any], command: str, console
             what += f" ({found} of the checkpoint's {known} classes)"
         if settings["split"] == "auto" and first.split != "test":
             what += f" (there are no test images: split={first.split})"
-        console.print(what, highlight=False, markup=False)
-        for line in lines({first.split: first.data.facts()[first.split]}):
+        for line in (what, *lines({first.split: first.data.facts()[first.split]})):
             console.print(line, highlight=False, markup=False)
         if any(has_equal_views(member.data, member.split) for member in members):
-            log.warning(_EQUAL_VIEWS)  # no error: a training may have tested its network that way
+            log.warning(_EQUAL_VIEWS)  # not an error: a run may have tested its network that way
         ranks.go(settings)
-        outcome = heavy.evaluate_all(members, settings, console)
+        outcome = evaluate_all(members, settings, console)
     facts = {"command": command, "seconds": round(time.time() - started, 2), "devices": settings["devices"]}
     return write_all(run, members, outcome, settings, facts, console)

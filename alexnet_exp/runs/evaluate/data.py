@@ -1,4 +1,4 @@
-"""The images of an evaluation: those that a checkpoint was trained with, or another data set of the same classes."""
+"""The images of an evaluation: the checkpoint's own data set, or another one with the same classes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from alexnet_exp.training.checkpoint.identity import changed_split, match_classe
 
 log = logging.getLogger(__name__)
 
-# What the network reads is the checkpoint's affair, whatever the images.
+# Preprocessing always comes from the checkpoint, whatever the images.
 _FIXED = ("image_size", "channels", "mean", "std")
 
 
@@ -36,15 +36,15 @@ def open_data(
     """Read the images that a checkpoint is evaluated on.
 
     Args:
-        checkpoint: Its config, preprocessing and classes.
+        checkpoint: With config, preprocessing and classes.
         settings: Keys of conf/evaluate.yaml.
-        opened: Images read already, by data set; grows. The members of an ensemble share them.
+        opened: Cache of images by data set, shared by the members of an ensemble; updated in place.
 
     Returns:
-        Data that prepares images as the checkpoint's run did, its labels numbered like the checkpoint's classes.
+        Data that prepares images as the checkpoint's run did, with labels that index the checkpoint's classes.
 
     Raises:
-        UserError: If the images are not there, or are of other classes.
+        UserError: If the images are missing, or have other classes.
     """
     config, recorded = checkpoint["config"], checkpoint["preprocessing"]
     keys = _data_keys(config, settings)
@@ -58,51 +58,51 @@ def open_data(
     # The mean image comes from the checkpoint; these images may be others.
     augment = {**config["augment"], "mean_image": "none"}
     data: ImageData = build(keys, augment=augment, seed=config["seed"])
-    apart = {"batch_size", "mean", "std"}  # images are the same without them
+    ignored = {"batch_size", "mean", "std"}  # do not affect which images are read
     if keys.get("cache", "off") == "off":
-        apart |= {"stored_size", "fit"}  # the source is files, which every member decodes as it needs
-    same = json.dumps({k: v for k, v in keys.items() if k not in apart}, sort_keys=True, default=str)
-    data.sources = opened.get(same, {})
+        ignored |= {"stored_size", "fit"}  # the source is a list of files, which every member decodes itself
+    cache_key = json.dumps({k: v for k, v in keys.items() if k not in ignored}, sort_keys=True, default=str)
+    data.sources = opened.get(cache_key, {})
     data.setup()
-    opened[same] = data.sources
-    data.sources = _renumbered(data.sources, checkpoint["classes"])
+    opened[cache_key] = data.sources
+    data.sources = _renumber(data.sources, checkpoint["classes"])
     data.pipeline = Pipeline(data.preprocess, config["augment"], recorded["mean_image"])
     data.views = settings["views"] or config["augment"].get("views") or "centre"
     return data
 
 
 def _data_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of the data set: another one, or the checkpoint's own with what the user typed on top."""
+    """Return the settings of the data set: another one, or the checkpoint's own with typed keys on top."""
     typed = dict(settings["data"])
     if "_target_" in typed:
         return whole_folder(typed)
     check_trust(config["data"], settings["trust"], "data")
     own = dict(config["data"])
     if own.get("folds") and not is_own_data(own, typed):
-        own |= {"folds": None, "fold": 0, "groups": None}  # other images were in none of the folds
+        own |= {
+            "folds": None,
+            "fold": 0,
+            "groups": None,
+        }  # the folds only apply to the checkpoint's own images
     for key in typed:
         if key not in own:
             raise UserError(f"The checkpoint's data set has no setting data.{key}.{nearest(key, own)}")
-    elsewhere = settings["data_dir"]
-    if (
-        "data_dir" in own
-        and "data_dir" not in typed
-        and (elsewhere["typed"] or not os.path.isdir(own["data_dir"]))
-    ):
-        own["data_dir"] = elsewhere["path"]
+    current, inherited = settings["data_dir"], "data_dir" in own and "data_dir" not in typed
+    if inherited and (current["typed"] or not os.path.isdir(own["data_dir"])):
+        own["data_dir"] = current["path"]
     if "cache" in own:
-        own["cache"] = "off"  # only one split is needed, and once
+        own["cache"] = "off"  # a single pass over one split does not pay for a cache
     check_recorded({"data": own | typed}, ["data"], "The checkpoint")
     if hidden := hidden_keys({"data": own | typed}):
         raise UserError(
-            f"The checkpoint has {hidden[0]} as {REDACTED}, as an older version kept it; set it: {hidden[0]}=VALUE."
+            f"The checkpoint, from an older version, has {hidden[0]} as {REDACTED}: set {hidden[0]}=VALUE."
         )
     return with_passwords(whole_folder(own | typed) if "root" in typed else own | typed, "data")
 
 
 def is_own_data(own: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
-    """Return whether the keys that the user typed leave a checkpoint its own data set, which may have moved."""
-    # With data=NAME a folder of the same name may be another one; a bare data.root=DIR says where it lies now.
+    """Return whether the typed keys still mean the checkpoint's own data set, which may have moved."""
+    # A bare data.root=DIR says where the folder is now; with data=NAME, an equal folder name proves nothing.
     part: Callable[[str], str] = os.path.realpath if "_target_" in typed else os.path.basename
 
     def where(keys: Mapping[str, Any]) -> list[str]:
@@ -113,7 +113,7 @@ def is_own_data(own: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
 
 
 def whole_folder(keys: dict[str, Any]) -> dict[str, Any]:
-    """Cut nothing off a folder that has no train folder, unless the settings say how: for verbs that train nothing."""
+    """Use all images of a folder without a train folder unless the settings split it: for verbs that do not train."""
     root = os.path.expanduser(str(keys.get("root", "")))
     if keys["_target_"] != "alexnet_exp.data.Folder" or not os.path.isdir(root):
         return keys
@@ -122,8 +122,8 @@ def whole_folder(keys: dict[str, Any]) -> dict[str, Any]:
     return {**keys, "val_fraction": 0.0} if whole else keys
 
 
-def _renumbered(sources: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """Give the labels of all images the numbers that the checkpoint's classes have, matched by name."""
+def _renumber(sources: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """Map the labels to the checkpoint's class numbers, matching classes by name."""
     found, wanted = list(next(iter(sources.values())).classes), own_classes(classes)
     if found == wanted:
         return sources
@@ -135,7 +135,7 @@ def _renumbered(sources: dict[str, Any], classes: Sequence[str]) -> dict[str, An
 
 
 def choose_split(data: ImageData, wanted: str) -> str:
-    """Return the split to evaluate; 'auto' is test, or else val, or else train.
+    """Return the split to evaluate; 'auto' is the first of test, val, train that exists.
 
     Raises:
         UserError: If the data has no such split.
@@ -149,7 +149,7 @@ def choose_split(data: ImageData, wanted: str) -> str:
 
 
 def warn_of_changes(checkpoint: Mapping[str, Any], path: Path, data: ImageData, split: str) -> None:
-    """Say that a split is not the one that the checkpoint's run had, where the checkpoint knows."""
+    """Warn if the images of a split have changed since the checkpoint's run; older checkpoints do not record them."""
     if recorded := checkpoint.get("splits"):
         now = identify(data.sources[split], data.origins.get(split, ""))
         if changed := changed_split(recorded, path, split, now):
@@ -157,42 +157,42 @@ def warn_of_changes(checkpoint: Mapping[str, Any], path: Path, data: ImageData, 
 
 
 def check_images(data: ImageData, split: str) -> None:
-    """Refuse images that cannot be prepared as the checkpoint asks.
+    """Check that the images can be preprocessed as the checkpoint requires.
 
     Raises:
-        UserError: If ten views do not fit into an image, or its mean image has another size.
+        UserError: If ten-crop does not fit into the images, or the mean image has another size.
     """
     source, size, mean = data.sources[split], data.preprocess.image_size, data.pipeline.mean_image
     stored = _stored_size(data, split)
     if data.views == "ten_crop" and stored < size:
         raise UserError(
-            f"views=ten_crop needs images of at least the network's {size} pixels, and these have {stored}: "
-            "say views=flip or views=centre."
+            f"views=ten_crop needs images of at least the network's {size} pixels, but these have {stored}: "
+            "use views=flip or views=centre."
         )
     if mean is not None and mean.shape[-1] != stored:
         raise UserError(
-            f"The checkpoint subtracts a mean image of {mean.shape[-1]} pixels, and the images of {source.name} have "
-            f"{stored}."
+            f"The checkpoint subtracts a mean image of {mean.shape[-1]} pixels, but the images of {source.name} have "
+            f"{stored}: evaluate on images of that size."
         )
 
 
 def has_equal_views(data: ImageData, split: str) -> bool:
-    """Return whether the four corners and the centre are one crop: the images are as large as the input."""
+    """Return whether all five crops of ten-crop coincide, as the images have the size of the input."""
     return data.views == "ten_crop" and _stored_size(data, split) == data.preprocess.image_size
 
 
 def _stored_size(data: ImageData, split: str) -> int:
-    """Return the side of the images as stored, in pixels."""
+    """Return the side of stored images, in pixels."""
     source = data.sources[split]
     return source.images.shape[-1] if isinstance(source, ArraySource) else data.stored_size
 
 
 def image_names(data: ImageData, split: str) -> list[str]:
-    """Return the path of every image of a split, or its number where the images are in memory."""
+    """Return the path of every image in a split, or its number for in-memory images."""
     source = data.sources[split]
     if not isinstance(source, ArraySource):
         return list(source.paths)
     numbers = range(len(source)) if source.numbers is None else source.numbers.tolist()
-    if isinstance(source, DecodedSource):  # files whose pixels are in memory
+    if isinstance(source, DecodedSource):  # files that were decoded into memory
         return [source.files.paths[number] for number in numbers]
     return [str(number) for number in numbers]

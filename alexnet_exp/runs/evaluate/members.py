@@ -1,4 +1,4 @@
-"""One checkpoint over one split: the same module, loader and arithmetic as the test that ends a training."""
+"""Evaluate checkpoints on a split, with the same module, loader and arithmetic as the test of a training run."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from alexnet_exp.training.lightning_internals import leave_signals_to_us
 
 
 class Recorder(ImageClassifier):
-    """Tests as a training run does, and keeps what it said about every image.
+    """Tests as a training run does, and keeps the predictions for every image.
 
     Args:
-        whole: Whether to keep the probabilities of all classes.
+        whole: Keep the probabilities of all classes.
         arguments: See `ImageClassifier`.
     """
 
@@ -62,7 +62,7 @@ class Recorder(ImageClassifier):
         self.metrics = self.test_meter.compute()
 
     def table(self) -> Table:
-        """Bring the parts of all ranks together, in the order of the split; every rank must call it."""
+        """Gather the predictions of all ranks, in split order; every rank must call it."""
         columns = [torch.cat(column).cpu().numpy() for column in zip(*self.parts, strict=True)]
         ranks = [columns]
         if self.trainer.world_size > 1:
@@ -70,10 +70,8 @@ class Recorder(ImageClassifier):
             torch.distributed.all_gather_object(ranks, columns)
         indices, labels, top, values, *whole = (np.concatenate(column) for column in zip(*ranks, strict=True))
         order = np.argsort(indices)
-        # Half the columns are float32: sums over them are taken in float64.
-        return Table(
-            labels[order], top[order], values[order].astype(np.float64), whole[0][order] if whole else None
-        )
+        values = values[order].astype(np.float64)  # sums over many images need more than float32
+        return Table(labels[order], top[order], values, whole[0][order] if whole else None)
 
 
 @dataclass
@@ -96,15 +94,15 @@ class Member:
 
 @dataclass
 class Outcome:
-    """What came out of an evaluation.
+    """Result of an evaluation.
 
     Args:
-        members: Top-1 and so on of every checkpoint, in their order.
-        metrics: Of the one checkpoint, or of the ensemble.
-        table: Likewise.
+        members: Metrics of each checkpoint.
+        metrics: Of the only checkpoint, or of the ensemble.
+        table: Predictions of the only checkpoint, or of the ensemble.
         names: Of the images.
-        images_per_second: Through all members, data loading included.
-        device: That computed.
+        images_per_second: Over all members, including data loading.
+        device: The device used.
     """
 
     members: list[dict[str, float]]
@@ -119,17 +117,16 @@ def open_members(paths: list[str], settings: Mapping[str, Any]) -> list[Member]:
     """Read checkpoints and the images that they are evaluated on.
 
     Raises:
-        UserError: If a checkpoint or the images cannot be read, or they do not go together.
+        UserError: If a checkpoint or the images cannot be read, or do not match.
     """
     quiet_lightning()
     opened: dict[str, dict[str, Any]] = {}
     members: list[Member] = []
     for path in paths:
         checkpoint = read_checkpoint(path)
-        wanted = ("config", "preprocessing", "classes", "state_dict")
-        # Not the optimizer's state; the step is for W&B alone.
-        more = {"global_step": checkpoint.get("global_step", 0), "splits": checkpoint.get("splits")}
-        checkpoint = {k: checkpoint[k] for k in wanted} | more
+        # Drop the optimizer state, which is up to twice the size of the weights; W&B needs the step.
+        keys = ("config", "preprocessing", "classes", "state_dict", "splits", "global_step")
+        checkpoint = {"global_step": 0} | {k: checkpoint[k] for k in keys if k in checkpoint}
         data = open_data(checkpoint, settings, opened)
         split = choose_split(data, settings["split"])
         check_images(data, split)
@@ -142,17 +139,17 @@ def open_members(paths: list[str], settings: Mapping[str, Any]) -> list[Member]:
 
 
 def _check_unseen(members: list[Member], typed: Mapping[str, Any]) -> None:
-    """Refuse an ensemble of folds on images that one of its members was trained on.
+    """Check that no member of an ensemble of folds was trained on the images it is scored on.
 
     Raises:
-        UserError: Names the member.
+        UserError: Names the member that was.
     """
     first = members[0]
     if len(members) == 1 or first.split == "test":
         return
     scored = set(image_names(first.data, first.split))
     cut = first.split == "train" or first.data.origins[first.split].startswith("cut from train")
-    recut = {"folds", "fold", "groups", "val_seed"} & set(typed)  # who was trained on what is not known then
+    recut = {"folds", "fold", "groups", "val_seed"} & set(typed)  # hides which images a member was trained on
     for member in members:
         data = member.config["data"]
         if not data.get("folds") or not is_own_data(data, typed):
@@ -170,22 +167,21 @@ def _check_same_images(first: Member, other: Member) -> None:
     if sorted(first.classes) != sorted(other.classes):
         raise UserError(
             f"{other.path} has other classes ({', '.join(other.classes)}) than {first.path} "
-            f"({', '.join(first.classes)}): an ensemble needs the same."
+            f"({', '.join(first.classes)}): the members of an ensemble need the same classes."
         )
-    same = first.split == other.split and image_names(first.data, first.split) == image_names(
-        other.data, other.split
-    )
-    if not same or first.data.sources[first.split].name != other.data.sources[other.split].name:
+    names = [m.data.sources[m.split].name for m in (first, other)]
+    images = [image_names(m.data, m.split) for m in (first, other)]
+    if first.split != other.split or names[0] != names[1] or images[0] != images[1]:
         raise UserError(
-            f"{other.path} and {first.path} have other {first.split} images: say which with data=NAME or split=NAME."
+            f"{other.path} and {first.path} have different {first.split} images: choose with data=NAME or split=NAME."
         )
 
 
 def evaluate_all(members: list[Member], settings: Mapping[str, Any], console: Console) -> Outcome:
-    """Send every image through every member; every rank must call it.
+    """Run every member on every image; every rank must call it.
 
     Raises:
-        UserError: If the device or precision is not possible, or a network's output is not finite.
+        UserError: If the device or precision is not supported, or a network's output is not finite.
     """
     tables, scores, started = [], [], time.perf_counter()
     for number, member in enumerate(members, start=1):
@@ -193,9 +189,9 @@ def evaluate_all(members: list[Member], settings: Mapping[str, Any], console: Co
             name = printable(str(member.path))
             console.print(f"network {number} of {len(members)}: {name}", highlight=False, markup=False)
         recorder, device = _test(member, settings, console, whole=len(members) > 1)
-        table = _like(recorder.table(), member.classes, members[0].classes)
+        table = _reorder_classes(recorder.table(), member.classes, members[0].classes)
         if not np.isfinite(recorder.metrics["loss"]):
-            raise UserError(f"{member.path}: the network's output is not finite; its training went wrong.")
+            raise UserError(f"{member.path}: the network's output is not finite; its training diverged.")
         tables.append(table)
         scores.append({**recorder.metrics, "ece": calibration_error(table)})
     seconds = time.perf_counter() - started
@@ -207,8 +203,8 @@ def evaluate_all(members: list[Member], settings: Mapping[str, Any], console: Co
     return Outcome(scores, metrics, table, names, len(table) * len(members) / seconds, device)
 
 
-def _like(table: Table, classes: list[str], wanted: list[str]) -> Table:
-    """Number classes as the first member does."""
+def _reorder_classes(table: Table, classes: list[str], wanted: list[str]) -> Table:
+    """Renumber the classes of a table to the order of `wanted`."""
     if classes == wanted:
         return table
     numbers = np.array([wanted.index(name) for name in classes])
@@ -219,8 +215,8 @@ def _like(table: Table, classes: list[str], wanted: list[str]) -> Table:
 def _test(member: Member, settings: Mapping[str, Any], console: Console, whole: bool) -> tuple[Recorder, str]:
     config, data = member.config, member.data
     model = network_of(member.checkpoint, settings["trust"])
-    layout = bool(config.get("channels_last"))
-    recorder = Recorder(model, member.classes, config["optimizer"], channels_last=layout, whole=whole)
+    channels_last = bool(config.get("channels_last"))
+    recorder = Recorder(model, member.classes, config["optimizer"], channels_last=channels_last, whole=whole)
     trainer = _trainer(config["trainer"], settings, console)
     device = trainer.strategy.root_device
     if settings["compile"] is None and missing_compiler(device.type) is None:
@@ -232,12 +228,11 @@ def _test(member: Member, settings: Mapping[str, Any], console: Console, whole: 
 
 
 def _trainer(trained: Mapping[str, Any], settings: Mapping[str, Any], console: Console) -> lightning.Trainer:
-    several = settings["devices"] > 1
     try:
         trainer = lightning.Trainer(
             accelerator=settings["device"],
             devices=settings["devices"],
-            strategy="ddp" if several else "auto",
+            strategy="ddp" if settings["devices"] > 1 else "auto",
             precision=settings["precision"] or trained["precision"],
             deterministic=trained["deterministic"],
             benchmark=trained["benchmark"],

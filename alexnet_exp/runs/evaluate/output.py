@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: tables, pictures, report, result.json, and rows in W&B."""
+"""Outputs of an evaluation: tables, figures, report, result.json, and rows in W&B."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def write_all(
     facts: dict[str, Any],
     console: Console,
 ) -> dict[str, Any]:
-    """Print the scores and write every file; result.json comes last.
+    """Print the scores and write every file, result.json last.
 
     Args:
-        run: Where to.
-        members: What was evaluated; pictures come from the first.
-        outcome: What came out.
+        run: Where to write.
+        members: What was evaluated; images come from the first.
+        outcome: The result.
         settings: Of the evaluation.
-        facts: Keys of result.json that are known already.
+        facts: Further keys of result.json.
         console: Where to print.
 
     Returns:
@@ -73,17 +73,17 @@ def write_all(
 def _result(members: list[Member], outcome: Outcome) -> dict[str, Any]:
     first = members[0]
 
-    def named(metrics: dict[str, float]) -> dict[str, float]:
+    def prefixed(metrics: dict[str, float]) -> dict[str, float]:
         return {f"{first.split}/{name}": value for name, value in metrics.items()}
 
     return {
-        "metrics": named(outcome.metrics),
+        "metrics": prefixed(outcome.metrics),
         "split": first.split,
         "views": first.data.views,
         "data": first.data.sources[first.split].name,
         "images": {first.split: len(outcome.table)},
         "members": [
-            {"ckpt": str(member.path), "metrics": named(metrics)}
+            {"ckpt": str(member.path), "metrics": prefixed(metrics)}
             for member, metrics in zip(members, outcome.members, strict=True)
         ],
         "calibration": {"bins": BINS, "width": "equal", "error": outcome.metrics["ece"]},
@@ -100,8 +100,8 @@ def _evaluation(member: Member, outcome: Outcome) -> Evaluation:
     def sample(index: int) -> Sample:
         image = member.data.stored_image(member.split, index).permute(1, 2, 0).cpu().numpy()
         name = member.data.sources[member.split].image_name(index)
-        said = int(table.top[index, 0]), float(table.probabilities[index, 0])
-        return Sample(image, int(table.labels[index]), *said, index, name)
+        prediction = int(table.top[index, 0]), float(table.probabilities[index, 0])
+        return Sample(image, int(table.labels[index]), *prediction, index, name)
 
     return Evaluation(
         split=member.split,
@@ -113,13 +113,13 @@ def _evaluation(member: Member, outcome: Outcome) -> Evaluation:
 
 
 def _first_filters(member: Member) -> np.ndarray | None:
-    """Return the weight (out, in, kH, kW) of the first convolution."""
+    """Return the weight (out, in, kH, kW) of the first convolution, if it reads images."""
     weights = [w for w in member.checkpoint["state_dict"].values() if w.dim() == 4]
     return weights[0].float().cpu().numpy() if weights and weights[0].shape[1] in (1, 3) else None
 
 
 def write_predictions(path: Path, outcome: Outcome, classes: list[str]) -> None:
-    """Write one row for each image: path or number in its split, true class, the best five with probabilities."""
+    """Write one row per image: path or number, true class, the top five classes with their probabilities."""
     table = outcome.table
     header = ["image", "label", *prediction_columns(table.top.shape[1])]
     with text_file(path) as file:
@@ -162,50 +162,50 @@ def _print_scores(console: Console, members: list[Member], outcome: Outcome) -> 
 
 def _print_classes(console: Console, rows: list[dict[str, Any]]) -> None:
     """Print the scores of every class, or of those with the lowest recall."""
-    shown = [row for row in rows if row["images"]]
+    kept = [row for row in rows if row["images"]]
     if cut := len(rows) > MAX_ROWS:
-        shown = sorted(shown, key=lambda row: row["recall"])[:MAX_ROWS]
+        kept = sorted(kept, key=lambda row: row["recall"])[:MAX_ROWS]
     cells = [
         [
             str(row["class"]), f"{row['images']:,}",
             *("–" if row[key] is None else f"{row[key]:.1%}" for key in ("precision", "recall")),
         ]
-        for row in shown
+        for row in kept
     ]  # fmt: skip
     print_fitted(["class", "images", "precision", "recall"], cells, console, numbers=range(1, 4))
     if cut:
-        text = f"The {len(shown)} lowest recalls of {len(rows)} classes; per_class.csv has all."
+        text = f"The {len(kept)} lowest recalls of {len(rows)} classes; per_class.csv has all."
         console.print(text, highlight=False)
 
 
 MAX_TABLE_ROWS = 1000
 
 
-class Visit(WandbTracker):
-    """Adds to a W&B run that another process recorded, and leaves its settings, environment and code alone."""
+class WandbAppender(WandbTracker):
+    """Appends to a finished W&B run, without touching its settings, environment and code."""
 
     def _describe(self, run: Run, config: dict[str, Any], save_code: bool) -> None:
         run.define_metric("evaluate/*", step_metric="step")
 
     def _say_offline(self, reason: str) -> None:
-        # A mode that was typed, or is that of the run's other parts, is no news.
+        # Nothing to explain if the user typed the mode.
         why = "" if reason.startswith("logger.wandb.mode=") else f" ({reason})"
         what = "The figures go to the run's offline W&B files"
         log.info("%s%s. To upload them later: %s", what, why, self._sync_command())
 
 
 def wandb_run_of(checkpoints: list[str], logger: dict[str, Any] | None) -> Path | None:
-    """Return the run directory whose W&B run an evaluation goes to.
+    """Return the run directory whose W&B run an evaluation is added to.
 
     Args:
         checkpoints: Files.
-        logger: conf/logger as the user chose it; None if they did not.
+        logger: The chosen conf/logger; None if none was chosen.
 
     Returns:
-        None if there is no such run, or it is not wanted.
+        None if there is no such run, or logging to it is turned off.
 
     Raises:
-        UserError: If it is wanted and there is none.
+        UserError: If logger=wandb was given and there is no such run.
     """
     if logger is not None and "wandb" not in logger:
         return None
@@ -215,8 +215,8 @@ def wandb_run_of(checkpoints: list[str], logger: dict[str, Any] | None) -> Path 
         return run_dir
     if logger is None:
         return None
-    why = "an ensemble belongs to no one run" if len(checkpoints) > 1 else f"{run_dir} has no W&B run"
-    raise UserError(f"logger=wandb adds to the W&B run of the checkpoint, and {why}: leave it out.")
+    why = "an ensemble has several" if len(checkpoints) > 1 else f"{run_dir} has no W&B run"
+    raise UserError(f"logger=wandb adds to the W&B run of the checkpoint, but {why}: leave it out.")
 
 
 def log_to_wandb(
@@ -232,13 +232,13 @@ def log_to_wandb(
     Args:
         run_dir: Of the checkpoint.
         member: The checkpoint.
-        outcome: What came out.
-        evaluation: The same for pictures.
+        outcome: The result.
+        evaluation: The result, for figures.
         figures: PNG files.
         settings: Of the evaluation.
 
     Returns:
-        What result.json says about it; None if it could not be done, which a warning says.
+        The entry for result.json; None, with a warning, on failure.
     """
     options = dict(
         (settings["logger"] or {}).get("wandb") or (member.config["logger"] or {}).get("wandb") or {}
@@ -246,10 +246,11 @@ def log_to_wandb(
     options["name"] = options.get("name") or run_dir.name
     offline = any(map(is_offline, run_folders(run_dir, find_run_id(run_dir) or "*")))
     if offline and options.get("mode") in (None, "auto", "online"):
-        options["mode"] = "offline"  # its other parts are not on the server yet; one command uploads all
+        options["mode"] = "offline"  # the run itself is not on the server yet; one command uploads both
     try:
-        with RunDirectory(run_dir).lock():  # a run that is still going on writes there itself
-            tracker = Visit(run_dir, member.config, **{**options, "log_model": False}, save_code=False)
+        with RunDirectory(run_dir).lock():  # fails while the run is still training, and logging to W&B
+            options["log_model"] = False
+            tracker = WandbAppender(run_dir, member.config, **options, save_code=False)
             _log(tracker, _place(member, settings["data"]), member, outcome, evaluation, figures)
             tracker.finish()
     except Exception as error:
@@ -259,7 +260,7 @@ def log_to_wandb(
 
 
 def _place(member: Member, typed: dict[str, Any]) -> str:
-    """Return where the evaluation is logged: beside the run's own figures, or apart where the data is another."""
+    """Return the metric prefix: next to the run's own figures, or separate for another data set."""
     source = member.data.sources[member.split]
     another = "" if is_own_data(member.config["data"], typed) else source.name.rpartition(" ")[0]
     return wandb_place(member.split, member.data.views, another)
@@ -277,18 +278,12 @@ def _log(
     tracker.log_metrics(metrics, step=member.checkpoint["global_step"])
     classes, table = member.classes, outcome.table
     count = min(MAX_TABLE_ROWS, len(table))
-    rows = [
-        [
-            outcome.names[i],
-            classes[table.labels[i]],
-            classes[table.top[i, 0]],
-            float(table.probabilities[i, 0]),
-        ]
-        for i in range(count)
-    ]
+    labels, predictions = ([classes[i] for i in part[:count]] for part in (table.labels, table.top[:, 0]))
+    columns = (outcome.names[:count], labels, predictions, table.probabilities[:count, 0].tolist())
+    rows = [list(row) for row in zip(*columns, strict=True)]
     tracker.log_table(f"{where}/predictions", ["image", "label", "prediction", "probability"], rows)
     scores = [[s.name, s.support, s.precision, s.recall] for s in evaluation.per_class()]
     tracker.log_table(f"{where}/classes", ["class", "images", "precision", "recall"], scores)
     for path in figures:
-        if path.stem != "conv1_filters":  # the run has it
+        if path.stem != "conv1_filters":  # the run has logged it already
             tracker.log_images(f"{where}/{path.stem}", [(path, path.stem.replace("_", " "))])

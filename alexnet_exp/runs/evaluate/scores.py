@@ -15,13 +15,13 @@ TOP = 5
 
 @dataclass
 class Table:
-    """What a classifier said about every image of a split.
+    """Predictions for every image of a split.
 
     Args:
         labels: (N,) int64 true classes.
-        top: (N, T) int64 most probable classes, the best first.
-        probabilities: (N, T) float64 of these.
-        whole: (N, K) float32 probabilities of all classes; None where nobody needs them.
+        top: (N, T) int64 most probable classes, best first.
+        probabilities: (N, T) float64, of the top classes.
+        whole: (N, K) float32, of all classes; None if not needed.
     """
 
     labels: np.ndarray
@@ -34,7 +34,7 @@ class Table:
 
     @property
     def correct(self) -> np.ndarray:
-        """(N,) bool: whether the best class is the true one."""
+        """(N,) bool: whether the top class is the true one."""
         return self.top[:, 0] == self.labels
 
     def confusion(self, num_classes: int) -> np.ndarray:
@@ -43,13 +43,13 @@ class Table:
         return cells.reshape(num_classes, num_classes)
 
     def worst(self, count: int) -> np.ndarray:
-        """Return the positions of the most confident mistakes, the worst first."""
+        """Return the positions of the most confident mistakes, worst first."""
         wrong = np.flatnonzero(~self.correct)
         return wrong[np.argsort(-self.probabilities[wrong, 0], kind="stable")][:count]
 
 
 def calibration_error(table: Table) -> float:
-    """Return the expected calibration error: |accuracy - confidence| over 15 bins of equal width, weighted by images.
+    """Return the expected calibration error: the image-weighted |accuracy - confidence| of 15 equal-width bins.
 
     Source: C. Guo et al. 2017, On Calibration of Modern Neural Networks, equation 3.
     """
@@ -73,7 +73,7 @@ def ensemble(tables: list[Table]) -> tuple[Table, dict[str, float]]:
     top = np.argsort(-mean, axis=1, kind="stable")[:, :TOP]
     labels = tables[0].labels
     table = Table(labels, top, np.take_along_axis(mean, top, axis=1))
-    tiny = np.finfo(np.float32).tiny  # a probability that underflowed to 0 has no logarithm
+    tiny = np.finfo(np.float32).tiny  # avoids log(0) where a probability underflowed
     loss = -np.log(np.maximum(mean[np.arange(len(mean)), labels], tiny)).mean()
     metrics = {"loss": float(loss), "top1": float(table.correct.mean())}
     if mean.shape[1] > TOP:

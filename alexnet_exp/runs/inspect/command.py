@@ -1,4 +1,4 @@
-"""`alexnet-exp inspect`: look at a data set before anything is trained on it."""
+"""`alexnet-exp inspect`: check a data set before training on it."""
 
 from __future__ import annotations
 
@@ -22,39 +22,38 @@ from alexnet_exp.tracking.terminal import nearby
 if TYPE_CHECKING:
     from alexnet_exp.data.module import ImageData
 
-LEAKS = 3  # the exit code
-# Of the pictures: they are shown as pixels, before anything is subtracted, and in one view.
+LEAKS = 3  # exit code
+# Overrides of augment: the report shows augmented pixels, before any mean image is subtracted.
 _AS_PIXELS = {"mean_image": "none", "whiten": False, "views": "centre"}
+# Overrides of data: no cache, and bad files are kept so that they can be reported.
+_UNDECODED = {"cache": "off", "verify": False, "on_bad_image": "error"}
 
 
 def inspect(config: dict[str, Any], run_dir: Path, command: str) -> int:
-    """Look at every image once; print a summary, and write report.html, images.csv, duplicates.csv and exclude.txt.
+    """Read every image once; print a summary and write report.html, images.csv, duplicates.csv and exclude.txt.
 
     Args:
-        config: Keys of conf/inspect.yaml, which are those of a run.
+        config: Keys of conf/inspect.yaml, the same as those of a run.
         run_dir: Where everything goes.
         command: The command line, for the record.
 
     Returns:
-        Exit code: 0, or 3 if images of val or test are also in train.
+        Exit code: 0, or 3 if val or test images are also in train.
 
     Raises:
-        UserError: For an illegal setting, images that are not there, or a data set that cannot be looked at.
+        UserError: For an invalid setting, missing images, or an unsupported data set.
     """
     check_config(config)
     if config["resume"] or config["ckpt"]:
         raise UserError("inspect looks at data, not at runs: leave resume= and ckpt= out.")
     if config["data"]["_target_"] == "alexnet_exp.data.Streaming":
         raise UserError(
-            "inspect does not read chunks: give it the folder that they were made from, data=folder data.root=FOLDER."
+            "inspect does not read chunks: inspect the folder they were prepared from, data=folder data.root=FOLDER."
         )
-    started, console, run = (
-        time.perf_counter(),
-        Console(soft_wrap=True, highlight=False, markup=False),
-        RunDirectory(run_dir),
-    )
+    started = time.perf_counter()
+    console, run = Console(soft_wrap=True, highlight=False, markup=False), RunDirectory(run_dir)
     with run.fresh(), logging_to(None, on_screen=True):
-        with _noted() as notes:
+        with _collected_warnings() as notes:
             data = _open(config)
             data.tell(console.print)
         from alexnet_exp.runs.inspect.duplicates import find_groups
@@ -88,17 +87,17 @@ def inspect(config: dict[str, Any], run_dir: Path, command: str) -> int:
         run.write_result({**result, "seconds": round(time.perf_counter() - started, 2)})
     if has_list:
         setting = shell_command([f"data.exclude={nearby(run_dir / 'exclude.txt')}"])
-        console.print(printable(f"leave out   {len(found.left_out):,} training images with {setting}"))
+        console.print(printable(f"exclude     {len(found.left_out):,} training images with {setting}"))
     for what, place in (("report:       ", run_dir / "report.html"), ("run directory:", run_dir)):
         console.print(f"{what} {printable(nearby(place))}")
     return LEAKS if any(found.leaks.values()) else 0
 
 
 def _open(config: dict[str, Any]) -> ImageData:
-    """Find the images, without decoding any: neither a cache nor a mean image is made, no bad file is left out.
+    """Find the images without decoding any: no cache, no mean image, and bad files are kept.
 
     Raises:
-        UserError: They are not there, or neither files nor in memory.
+        UserError: If they are missing, or neither files nor in memory.
     """
     from alexnet_exp.data.module import ImageData
     from alexnet_exp.data.sources import ArraySource, FileSource
@@ -112,15 +111,14 @@ def _open(config: dict[str, Any]) -> ImageData:
         data.setup()
         if all(isinstance(source, ArraySource | FileSource) for source in data.sources.values()):
             return data
-    raise UserError(f"inspect reads image files and images in memory, and {keys['_target_']} has neither.")
-
-
-_UNDECODED = {"cache": "off", "verify": False, "on_bad_image": "error"}
+    raise UserError(
+        f"inspect reads image files and in-memory images, but {keys['_target_']} has neither: use data=folder."
+    )
 
 
 @contextmanager
-def _noted() -> Iterator[list[str]]:
-    """Collect the warnings of this package: which files are not taken, and why."""
+def _collected_warnings() -> Iterator[list[str]]:
+    """Collect this package's warnings, which name files that were left out, for the report."""
     notes: list[str] = []
 
     class Notes(logging.Handler):

@@ -1,4 +1,4 @@
-"""Duplicates: images that are copies of one another, in which splits they lie, and which of them to leave out."""
+"""Groups of duplicate images: whether they leak between splits, and which of them to exclude."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from alexnet_exp.runs.inspect.near import LEAST_SIDE, near_pairs
 
 @dataclass(frozen=True)
 class Group:
-    """Images that are copies of one another.
+    """A group of duplicates.
 
     Args:
-        members: Their indices, ascending: those of train before those of val and test.
+        members: Their indices, ascending, which puts train before val and test.
         exact: All have the same bytes (in memory: the same pixels).
-        leaks: Some are in train, and others in val or test.
-        conflicts: They have different labels.
+        leaks: Some are in train, others in val or test.
+        conflicts: Their labels differ.
     """
 
     members: list[int]
@@ -30,11 +30,12 @@ class Group:
 
 
 def find_groups(look: Look) -> list[Group]:
-    """Return all groups of copies: leaks first, then those with different labels, then exact ones."""
+    """Return all groups of duplicates: leaks first, then those with different labels, then exact ones."""
     same = defaultdict(list)
     for index, record in enumerate(look.records):
         if not record.error:
             same[record.sha256].append(index)
+    # Compare one image of each set of exact copies; tiny images carry too little to compare.
     firsts = np.array([members[0] for members in same.values()], dtype=int)
     least = look.sizes()[firsts].min(1)
     firsts = firsts[(least == 0) | (least >= LEAST_SIDE)]
@@ -46,16 +47,16 @@ def find_groups(look: Look) -> list[Group]:
 
 
 def _connected(links: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Return the connected components of a graph, each ascending."""
+    """Return the connected components of a graph, each ascending (union-find)."""
     parent: dict[int, int] = {}
 
     def root(node: int) -> int:
         while parent.setdefault(node, node) != node:
-            parent[node] = node = parent[parent[node]]
+            parent[node] = node = parent[parent[node]]  # path halving
         return node
 
-    for one, other in links:
-        parent[root(one)] = root(other)
+    for left, right in links:
+        parent[root(left)] = root(right)
     found = defaultdict(list)
     for node in sorted(parent):
         found[root(node)].append(node)
@@ -73,7 +74,7 @@ def _group(members: list[int], look: Look) -> Group:
 
 
 def leaked(groups: Iterable[Group], look: Look) -> dict[str, int]:
-    """Return how many images of each other split have a copy in train."""
+    """Return how many images of each split but train have a copy in train."""
     counts = {split: 0 for split in look.sources if split != "train"}
     for group in groups:
         for index in group.members if group.leaks else ():
@@ -83,10 +84,10 @@ def leaked(groups: Iterable[Group], look: Look) -> dict[str, int]:
 
 
 def to_leave_out(groups: Iterable[Group], look: Look) -> list[int]:
-    """Return the training images without which nothing leaks, and none is there twice or under two labels.
+    """Return the training images to exclude, to remove all leaks, repetitions and conflicting labels from train.
 
-    Val and test stay as they are. Of copies inside train the first stays; if their labels differ nobody knows which is
-    right, and none stays.
+    Val and test are left alone. Of duplicates within train the first is kept, or none if their labels differ: there is
+    no telling which label is right.
     """
     chosen = []
     for group in groups:

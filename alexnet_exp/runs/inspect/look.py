@@ -1,4 +1,4 @@
-"""Look at every image of a data set once: what its file says, its digest, its hash, and a small copy to compare."""
+"""Read every image of a data set once: header, digest, perceptual hash, and a thumbnail for comparisons."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from alexnet_exp.runs.inspect.near import SIDE, contrast, difference_hash, shrin
 from alexnet_exp.torch_internals import end_workers
 
 Source = ArraySource | FileSource
-_FILES, _ARRAYS = 32, 1024  # images that are looked at together
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_FILES, _ARRAYS = 32, 1024  # images per batch
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 class Record(NamedTuple):
     """One image, without its pixels.
 
     Args:
-        sha256: Of the file's bytes, of the pixels where images are in memory; empty if it could not be read.
-        num_bytes: Of the file, or of the pixels.
-        header: None where there is no file, or it has none.
-        error: Why it cannot be decoded; empty if it can.
+        sha256: Of the file's bytes, or of the pixels of an in-memory image; empty if it could not be read.
+        num_bytes: Size of the same.
+        header: None for an in-memory image or an unreadable header.
+        error: Why the image cannot be decoded; empty if it can.
     """
 
     sha256: str
@@ -43,10 +43,10 @@ class Record(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Some images: uint8 (N, C, 32, 32), hashes and contrasts (N,), and sums over the pixels as trained on.
+    """Results for several images, as in `Look`.
 
-    sums, float64 (N, 3, C): number, sum and sum of squares of each channel's values in 0..1. Those of an image that
-    cannot be decoded are 0.
+    sums, float64 (N, 3, C): count, sum and sum of squares of each channel's values in 0..1, over the pixels as stored
+    for training; 0 for an image that cannot be decoded.
     """
 
     records: list[Record]
@@ -60,17 +60,17 @@ class Batch(NamedTuple):
 
 
 class Look(NamedTuple):
-    """All images of a data set, one split after the other.
+    """All images of a data set, split by split.
 
     Args:
         sources: The splits.
-        splits: Name of each image's split.
+        splits: Split name of each image.
         labels: (N,) int64.
-        records: One for each image.
-        small: uint8 (N, C, 32, 32).
-        hashes: uint64 (N,).
-        contrasts: float32 (N,), in grey levels.
-        mean: Of each channel over the training images, in 0..1.
+        records: One per image.
+        small: Thumbnails, uint8 (N, C, 32, 32).
+        hashes: Difference hashes, uint64 (N,).
+        contrasts: Standard deviation of the grey values, float32 (N,), in 0..255.
+        mean: Per channel over the training images, in 0..1.
         std: Likewise.
     """
 
@@ -96,7 +96,7 @@ class Look(NamedTuple):
         return isinstance(next(iter(self.sources.values())), FileSource)
 
     def place(self, index: int) -> tuple[Source, int]:
-        """Return the split of an image, and its position there."""
+        """Return the source of an image, and its position in it."""
         for source in self.sources.values():
             if index < len(source):
                 return source, index
@@ -104,17 +104,17 @@ class Look(NamedTuple):
         raise IndexError(index)
 
     def name(self, index: int) -> str:
-        """Return "train/hat/17.jpg", below the data set's folder, or "train image 17"."""
+        """Return a path relative to the data set's folder such as train/hat/17.jpg, or "train image 17"."""
         source, position = self.place(index)
         name = source.image_name(position)
         return name.replace(os.sep, "/") if self.of_files else name
 
     def label(self, index: int) -> str:
-        """Return the class of an image."""
+        """Return the class name of an image."""
         return self.classes[self.labels[index]]
 
     def sizes(self) -> np.ndarray:
-        """Return width and height of every image, upright, int64 (N, 2); 0 where the file does not say."""
+        """Return width and height of every image after EXIF rotation, int64 (N, 2); 0 if unknown."""
         sizes: np.ndarray = np.zeros((len(self), 2), dtype=np.int64)
         start = 0
         for source in self.sources.values():
@@ -129,13 +129,13 @@ class Look(NamedTuple):
 
 
 def look(sources: Mapping[str, Source], channels: int, stored_size: int, num_workers: int) -> Look:
-    """Look at every image, with a bar on a terminal.
+    """Read every image, with a progress bar on a terminal.
 
     Args:
         sources: The splits: "train", "val", "test".
         channels: Of files, 1 or 3.
-        stored_size: Of files: the side at which training keeps them, in pixels.
-        num_workers: Processes that decode files; 0 decodes here.
+        stored_size: Side at which training stores files, in pixels.
+        num_workers: Decoding processes; 0 decodes in this process.
     """
     total = sum(map(len, sources.values()))
     channels = next((s.images.shape[1] for s in sources.values() if isinstance(s, ArraySource)), channels)
@@ -144,13 +144,12 @@ def look(sources: Mapping[str, Source], channels: int, stored_size: int, num_wor
     contrasts: np.ndarray = np.zeros(total, dtype=np.float32)
     records: list[Record] = []
     sums = np.zeros((3, channels))
-    num_training = (
-        len(sources.get("train", ())) or total
-    )  # the first split; of a folder without it, all images
+    # Mean and std are of train, the first split, or of all images if there is none.
+    num_training = len(sources.get("train", ())) or total
     for batch in shown(_batches(sources, channels, stored_size, num_workers), total, "Looking at"):
         part = slice(len(records), len(records) + len(batch))
         small[part], hashes[part], contrasts[part] = batch.small, batch.hashes, batch.contrasts
-        sums += batch.sums[: max(0, num_training - part.start)].sum(0)
+        sums += batch.sums[: max(0, num_training - part.start)].sum(0)  # a batch may cross the end of train
         records += batch.records
     count, mean = sums[0], sums[1] / np.maximum(sums[0], 1)
     std = np.sqrt(np.maximum(sums[2] / np.maximum(count, 1) - mean**2, 0))
@@ -180,7 +179,7 @@ def _of_pixels(images: Tensor) -> Batch:
 
 
 def _sums(image: Tensor) -> np.ndarray:
-    """Return number, sum and sum of squares of each channel's values in 0..1, float64 (3, C)."""
+    """Return count, sum and sum of squares of each channel's values in 0..1, float64 (3, C)."""
     values = image.flatten(1).double() / 255
     count = torch.full((len(values),), float(values.shape[1]), dtype=torch.float64)
     return torch.stack([count, values.sum(1), (values**2).sum(1)]).numpy()
@@ -207,7 +206,7 @@ def _unchanged(batch: Any) -> Any:
 
 
 class _Files(Dataset):
-    """Looks at files, some at a time."""
+    """Reads batches of files, given their positions."""
 
     def __init__(self, paths: Sequence[str], channels: int, stored_size: int) -> None:
         self.paths, self.channels, self.stored_size = paths, channels, stored_size
@@ -223,9 +222,9 @@ class _Files(Dataset):
         try:
             data = read_bytes(path)
             sha256, num_bytes = hashlib.sha256(data).hexdigest(), len(data)
-            with suppress(UserError):  # the decoder says it better, or reads it all the same
+            with suppress(UserError):  # the decoder may cope, and has the better message if it does not
                 header = read_header(data, path)
-            # Once decoded for both: what training keeps, and the whole image for the comparison.
+            # Decode once for both uses: the stored size for statistics, the whole image for the thumbnail.
             image = decode_bytes(data, path, self.channels, enough=2 * max(self.stored_size, SIDE))
         except UserError as error:
             reason = str(error).removeprefix(f"{printable(path)} ")

@@ -1,6 +1,6 @@
-"""Near duplicates: images whose difference hashes almost agree, and whose pixels lie within each other's reach.
+"""Near duplicates: pairs of images with almost equal difference hashes and sufficiently close pixels.
 
-Source: the difference hash of N. Krawetz, "Kind of Like That" (2013).
+Source: the difference hash is from N. Krawetz, "Kind of Like That" (2013).
 """
 
 from __future__ import annotations
@@ -15,28 +15,26 @@ from torch.nn import functional
 
 from alexnet_exp.data.randomness import permutation
 
-SIDE = 32  # of the copy by which every image is compared, in pixels
-CELLS = (
-    8  # of the coarse copy, which bounds the distance from below: a block's mean differs less than its pixels
-)
-MOST_BITS = 4
-# Hashes that differ in at most 4 bits agree in at least one of 5 bands. A band is every fifth bit: one of neighbouring
-# bits would be the same for nearly all images of a set with a black border.
+SIDE = 32  # of the thumbnails that are compared, in pixels
+CELLS = 8  # side of the coarse thumbnail, for a cheap lower bound of the distance
+MOST_BITS = 4  # hash bits in which near duplicates may differ
+# By the pigeonhole principle, hashes that differ in at most 4 bits agree on at least one of 5 bands. A band is every
+# fifth bit: a band of adjacent bits would be constant for images with a black border.
 _MASKS = [sum(1 << bit for bit in range(band, 64, MOST_BITS + 1)) for band in range(MOST_BITS + 1)]
-_FLAT = 2.0  # grey levels: smaller steps are noise of an encoder, and would be random bits of plain areas
-_PAIRS = 1 << 22  # that are compared at a time
-# How far apart copies of an image may be, as shares of its contrast. What JPEG at quality 60 and scaling change stays
-# below the first. Up to the second, they must be far nearer to each other than to anything else: 0.4 of the
-# distance to the fifth nearest of 2,000 other images. Written digits differ by a fifth of their contrast without being
-# copies, and each has many such neighbours; the photographs that CIFAR-10 has twice differ by a third, and have none.
+_FLAT = 2.0  # grey levels; smaller steps are encoder noise, which would set random bits in flat areas
+_PAIRS = 1 << 22  # compared at a time
+# How far apart duplicates may be, relative to the image's contrast. JPEG at quality 60 and rescaling stay below the
+# first limit. Up to the second, a pair must also be much closer than unrelated images are: 0.4 times the distance to
+# the fifth nearest of 2,000 other images. Handwritten digits differ by a fifth of their contrast without being copies,
+# but have many such neighbours; photographs that CIFAR-10 contains twice differ by a third, and have none.
 RESAVED, ALIKE, ALONE = 0.08, 0.35, 0.4
 _SAMPLE, _RANK = 2000, 5
-LEAST_SIDE = 16  # pixels: the 9 x 8 grey values of a smaller image are hardly less than the image
-PLAIN = 4.0  # grey levels: an image of less contrast has nothing by which to tell a copy
+LEAST_SIDE = 16  # pixels; a smaller image has hardly more pixels than the 9 x 8 that are hashed
+PLAIN = 4.0  # grey levels; with less contrast, any two images look like duplicates
 
 
 class Pairs(NamedTuple):
-    """Near duplicates: indices left < right, and how many bits of the hashes and grey levels (rms) lie between them."""
+    """Near duplicates: indices left < right, differing hash bits, and rms pixel distance in grey levels."""
 
     left: np.ndarray
     right: np.ndarray
@@ -45,14 +43,14 @@ class Pairs(NamedTuple):
 
 
 def shrink(images: Tensor) -> Tensor:
-    """Return whole images (N, C, H, W), squashed to (N, C, 32, 32); both uint8."""
+    """Resize images (N, C, H, W) to thumbnails (N, C, 32, 32) without keeping the aspect ratio; both uint8."""
     if images.shape[2:] == (SIDE, SIDE):
         return images
     return functional.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)
 
 
 def difference_hash(small: Tensor) -> np.ndarray:
-    """Return which of 9 x 8 grey values exceed their right neighbour: the 64 bits of uint64 (N,).
+    """Return the difference hash, uint64 (N,): which of 9 x 8 grey values exceed their right neighbour.
 
     Args:
         small: (N, C, 32, 32) uint8 of `shrink`.
@@ -63,7 +61,7 @@ def difference_hash(small: Tensor) -> np.ndarray:
 
 
 def contrast(small: Tensor) -> np.ndarray:
-    """Return the standard deviation of the grey values of shrunk images, float32 (N,)."""
+    """Return the standard deviation of the grey values of thumbnails, float32 (N,)."""
     return _grey(small).flatten(1).std(1, correction=0).numpy()
 
 
@@ -73,10 +71,10 @@ def _grey(small: Tensor) -> Tensor:
 
 
 def near_pairs(small: np.ndarray, hashes: np.ndarray, contrasts: np.ndarray) -> Pairs:
-    """Return the pairs of images that are copies of each other.
+    """Return the pairs of images that are near duplicates.
 
     Args:
-        small: (N, C, 32, 32) uint8 of `shrink`; a memory-mapped array will do.
+        small: (N, C, 32, 32) uint8 of `shrink`; may be memory-mapped.
         hashes: (N,) uint64.
         contrasts: (N,) float32.
     """
@@ -86,8 +84,8 @@ def near_pairs(small: np.ndarray, hashes: np.ndarray, contrasts: np.ndarray) -> 
         part = small[start : start + 4096].reshape(-1, small.shape[1], CELLS, block, CELLS, block)
         coarse[start : start + 4096] = part.mean((3, 5), dtype=np.float32).reshape(len(part), -1)
     reach = _reach(coarse, contrasts)
-    # Means of pixels differ less than the pixels: each copy bounds the distance of the next one from below. MNIST has
-    # 36 million close pairs, and hardly one whose pixels have to be looked at.
+    # Block means differ less than pixels do, so each coarser thumbnail gives a lower bound of the distance: most pairs
+    # are rejected without reading pixels. MNIST has 36 million pairs with close hashes.
     grey = coarse.reshape(-1, small.shape[1], CELLS, CELLS).mean(1)
     tiny = grey.reshape(-1, CELLS // 2, 2, CELLS // 2, 2).mean((2, 4))
     found = [Pairs(*(np.empty(0, dtype=kind) for kind in (int, int, np.uint8, np.float32)))]
@@ -101,7 +99,7 @@ def near_pairs(small: np.ndarray, hashes: np.ndarray, contrasts: np.ndarray) -> 
 
 
 def _reach(coarse: np.ndarray, contrasts: np.ndarray) -> np.ndarray:
-    """Return how far a copy of each image may be from it, in grey levels, (N,); below 0 for plain images."""
+    """Return the distance within which each image accepts duplicates, in grey levels, (N,); negative for plain ones."""
     sample = permutation(len(coarse), "near duplicates")[:_SAMPLE].numpy()
     rank = max(0, min(_RANK, len(sample) - 1) - 1)
     others = coarse[sample]
@@ -127,7 +125,7 @@ def _distance(images: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.nda
 
 
 def close_pairs(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield all pairs left < right whose hashes (uint64) differ in at most 4 bits, each once, as arrays of indices."""
+    """Yield index arrays of all pairs left < right whose hashes (uint64) differ in at most 4 bits, each pair once."""
     for band, mask in enumerate(_MASKS):
         key = hashes & np.uint64(mask)
         order = key.argsort(kind="stable")
@@ -139,13 +137,13 @@ def close_pairs(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def _pairs_in(
     bucket: np.ndarray, hashes: np.ndarray, earlier: list[int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the close pairs of images that agree in a band, without those that agree in an earlier one."""
+    """Yield the close pairs within a bucket of one band, except pairs already found in an earlier band."""
     rows = max(1, _PAIRS // len(bucket))
     for start in range(0, len(bucket), rows):
         differ = hashes[start : start + rows, None] ^ hashes[None, start:]
         left, right = np.nonzero(np.bitwise_count(differ) <= MOST_BITS)
-        fresh = left < right
+        new = left < right
         for mask in earlier:
-            fresh &= differ[left, right] & np.uint64(mask) != 0
-        if fresh.any():
-            yield bucket[start + left[fresh]], bucket[start + right[fresh]]
+            new &= differ[left, right] & np.uint64(mask) != 0
+        if new.any():
+            yield bucket[start + left[new]], bucket[start + right[new]]

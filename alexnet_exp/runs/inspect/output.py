@@ -1,4 +1,4 @@
-"""What was found, as lines on the terminal, csv files, the list for data.exclude and a page."""
+"""Report the findings: on the terminal, as csv files, as a list for data.exclude, and on a page."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ THUMBNAIL = 128  # pixels
 
 
 class Findings(NamedTuple):
-    """All that is reported.
+    """Everything that is reported.
 
     Args:
-        look: Every image.
-        groups: Of copies.
-        leaks: Images of each other split that have a copy in train.
-        left_out: Training images that data.exclude would leave out.
-        notes: What was said while the files were searched for: those that were not taken, and why.
+        look: All images.
+        groups: Groups of duplicates.
+        leaks: Number of images with a copy in train, per other split.
+        left_out: Training images listed in exclude.txt.
+        notes: Warnings from the search for files: which were left out, and why.
     """
 
     look: Look
@@ -59,16 +59,16 @@ class Findings(NamedTuple):
 
     @property
     def plain(self) -> list[int]:
-        """Images of nearly one colour, whose near copies cannot be told."""
-        few = np.flatnonzero(self.look.contrasts < PLAIN).tolist()
-        return [i for i in few if not self.look.records[i].error]
+        """Images of nearly uniform colour, for which near duplicates cannot be detected."""
+        flat = np.flatnonzero(self.look.contrasts < PLAIN).tolist()
+        return [i for i in flat if not self.look.records[i].error]
 
 
 # ------------------------------------------------------------------------------------------------ terminal
 
 
 def summary(found: Findings) -> Iterator[str]:
-    """Yield the lines that are printed below those of the splits."""
+    """Yield the lines to print after those of the splits."""
     look = found.look
     known = look.sizes()[[not record.error for record in look.records]]
     if len(known):
@@ -84,7 +84,7 @@ def summary(found: Findings) -> Iterator[str]:
         yield f"unreadable  {len(found.unreadable):,}: {name} {why}{', ...' if len(found.unreadable) > 1 else ''}"
     if found.plain:
         first_name = printable(look.name(found.plain[0]))
-        yield f"plain       {len(found.plain):,} of nearly one colour, such as {first_name}"
+        yield f"plain       {len(found.plain):,} of nearly uniform colour, such as {first_name}"
     yield f"duplicates  {_duplicates(found.groups)}"
     yield f"leaks       {leaks_text(found)}"
     leaking = [group for group in found.groups if group.leaks]
@@ -100,7 +100,7 @@ def leaks_text(found: Findings) -> str:
     """Return '3 of 36 val and 2 of 40 test images are also in train'."""
     parts = [f"{n:,} of {len(found.look.sources[s]):,} {s}" for s, n in found.leaks.items() if n]
     if not parts:
-        return "none" if found.leaks else "none: there is one split only"
+        return "none" if found.leaks else "none: there is only one split"
     return f"{' and '.join(parts)} images are also in train"
 
 
@@ -108,15 +108,10 @@ def _duplicates(groups: Sequence[Group]) -> str:
     if not groups:
         return "none"
     parts = []
-    for what, chosen in (
-        ("exact", [group for group in groups if group.exact]),
-        ("near", [group for group in groups if not group.exact]),
-    ):
-        if chosen:
-            images = sum(len(group.members) for group in chosen)
-            parts.append(
-                f"{len(chosen):,} group{'s' * (len(chosen) > 1)} of {what} copies ({images:,} images)"
-            )
+    for kind, exact in (("exact", True), ("near", False)):
+        if sizes := [len(group.members) for group in groups if group.exact == exact]:
+            plural = "s" * (len(sizes) > 1)
+            parts.append(f"{len(sizes):,} group{plural} of {kind} copies ({sum(sizes):,} images)")
     differ = sum(group.conflicts for group in groups)
     return ", ".join(parts) + (f"; {differ:,} with different labels" if differ else "")
 
@@ -142,10 +137,10 @@ def _counted(counts: Counter[str], most: int = 8) -> str:
 
 
 def write_tables(folder: Path, found: Findings) -> bool:
-    """Write images.csv and duplicates.csv, and exclude.txt where training files are to be left out.
+    """Write images.csv, duplicates.csv, and exclude.txt if there are training files to exclude.
 
     Returns:
-        Whether there is an exclude.txt.
+        Whether exclude.txt was written.
     """
     look = found.look
     with text_file(folder / "images.csv") as file:
@@ -156,11 +151,11 @@ def write_tables(folder: Path, found: Findings) -> bool:
         )  # fmt: skip
         for i, (record, (width, height)) in enumerate(zip(look.records, look.sizes().tolist(), strict=True)):
             header = record.header
-            about = [header.format, header.mode, header.orientation] if header else ["", "", ""]
+            fields = [header.format, header.mode, header.orientation] if header else ["", "", ""]
             bits = "" if record.error else f"{int(look.hashes[i]):016x}"
             writer.writerow(
-                [look.splits[i], look.name(i), look.label(i), width or "", height or "", *about, record.num_bytes or "",
-                 record.sha256, bits, record.error]
+                [look.splits[i], look.name(i), look.label(i), width or "", height or "", *fields,
+                 record.num_bytes or "", record.sha256, bits, record.error]
             )  # fmt: skip
     with text_file(folder / "duplicates.csv") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -170,9 +165,9 @@ def write_tables(folder: Path, found: Findings) -> bool:
         for count, group in enumerate(found.groups, start=1):
             kind = ["exact" if group.exact else "near", int(group.leaks), int(group.conflicts)]
             for i in group.members:
-                apart = _apart(look, group.members[0], i)
-                writer.writerow([count, *kind, look.splits[i], look.name(i), look.label(i), *apart])
-    # A name with a line break cannot stand in a list of lines.
+                difference = _difference(look, group.members[0], i)
+                writer.writerow([count, *kind, look.splits[i], look.name(i), look.label(i), *difference])
+    # A list with one name per line cannot hold names with line breaks.
     names = [name for i in found.left_out if not set(name := look.name(i)) & set("\r\n")]
     if not (look.of_files and names):
         return False
@@ -181,20 +176,20 @@ def write_tables(folder: Path, found: Findings) -> bool:
     return True
 
 
-def _apart(look: Look, one: int, other: int) -> tuple[int, str]:
-    """Return in how many bits two hashes differ, and by how many grey levels (rms) two shrunk images."""
-    apart = look.small[one].astype(np.float64) - look.small[other]
-    return int(np.bitwise_count(look.hashes[one] ^ look.hashes[other])), f"{np.sqrt((apart**2).mean()):.2f}"
+def _difference(look: Look, left: int, right: int) -> tuple[int, str]:
+    """Return the number of differing hash bits, and the rms distance of two thumbnails in grey levels."""
+    pixels = look.small[left].astype(np.float64) - look.small[right]
+    return int(np.bitwise_count(look.hashes[left] ^ look.hashes[right])), f"{np.sqrt((pixels**2).mean()):.2f}"
 
 
 # ------------------------------------------------------------------------------------------------ page
 
 
 def augmented(data: ImageData, found: Findings) -> list[tuple[np.ndarray, str]]:
-    """Return training images as the network sees them in the first epoch, (S, S, C) uint8, with their classes."""
+    """Return training images as augmented in the first epoch, (S, S, C) uint8, with their classes."""
     if "train" not in data.sources:
         return []
-    bad = set(found.unreadable)  # train is the first split: its positions are those of all images
+    bad = set(found.unreadable)  # train is the first split, so positions and indices agree
     chosen = [i for i in data.spread("train").tolist() if i not in bad][:NUM_AUGMENTED]
     if not chosen:
         return []
@@ -210,18 +205,17 @@ def write_page(path: Path, data: ImageData, found: Findings, result: Mapping[str
 
     Args:
         path: The file.
-        data: With its augmentation.
-        found: What it shows.
-        result: What result.json will hold, for the command and the machine.
+        data: The data module, for its augmentation.
+        found: The findings.
+        result: Content of result.json, for the command and the machine.
     """
     look = found.look
     splits = {split: facts(source, data.origins.get(split, "")) for split, source in look.sources.items()}
+    names = [source.name.rpartition(" ")[0] or source.name for source in look.sources.values()]
     write_html(
         path,
         "inspect.html",
-        title=", ".join(
-            dict.fromkeys(source.name.rpartition(" ")[0] or source.name for source in look.sources.values())
-        ),
+        title=", ".join(dict.fromkeys(names)),
         chips=[],
         problems=list(_problems(found)),
         headline=[
@@ -232,7 +226,7 @@ def write_page(path: Path, data: ImageData, found: Findings, result: Mapping[str
         ],
         splits=[_split_row(split, fact) for split, fact in splits.items()],
         split_names=list(splits),
-        groups=[_shown(group, look) for group in found.groups[:MAX_GROUPS]],
+        groups=[_group_view(group, look) for group in found.groups[:MAX_GROUPS]],
         num_groups=len(found.groups),
         of_files=look.of_files,
         unreadable=[(look.name(i), look.records[i].error) for i in found.unreadable[:MAX_ROWS]],
@@ -244,18 +238,18 @@ def write_page(path: Path, data: ImageData, found: Findings, result: Mapping[str
         augmented=augmented(data, found),
         input_size=data.preprocess.image_size,
         thumbnail=THUMBNAIL,
-        origin=origin(redact(dict(result))),  # a page is made to be handed on
+        origin=origin(redact(dict(result))),  # reports get shared
     )
 
 
 def _problems(found: Findings) -> Iterator[str]:
     if any(found.leaks.values()):
-        yield f"Leak: {leaks_text(found)}, so that the scores there are too good."
+        yield f"Leak: {leaks_text(found)}, so scores on them are too optimistic."
     if differ := sum(group.conflicts for group in found.groups):
         yield f"{differ:,} group{'s' * (differ > 1)} of copies with different labels."
     if count := len(found.unreadable):
         files = f"{count:,} file{'s' * (count > 1)}"
-        yield f"{files} cannot be decoded: training stops there, or leaves them out (data.on_bad_image=skip)."
+        yield f"{files} cannot be decoded: training stops at the first, or skips them (data.on_bad_image=skip)."
 
 
 def _split_row(split: str, fact: Mapping[str, Any]) -> list[str]:
@@ -263,15 +257,11 @@ def _split_row(split: str, fact: Mapping[str, Any]) -> list[str]:
     return [split, f"{fact['images']:,}", f"{fact['classes']:,}", *ends, fact["origin"]]
 
 
-def _shown(group: Group, look: Look) -> dict[str, Any]:
-    """Return what the page shows of a group; of one that leaks, images of both sides."""
-    others = [i for i in group.members if look.splits[i] != look.splits[group.members[0]]]
-    first = [i for i in group.members if i not in others[: MAX_MEMBERS // 2]]
-    chosen = (
-        sorted([*others[: MAX_MEMBERS // 2], *first][:MAX_MEMBERS])
-        if group.leaks
-        else group.members[:MAX_MEMBERS]
-    )
+def _group_view(group: Group, look: Look) -> dict[str, Any]:
+    """Return what the page shows of a group; for a leak, members of both splits."""
+    others = [i for i in group.members if group.leaks and look.splits[i] != "train"][: MAX_MEMBERS // 2]
+    first = [i for i in group.members if i not in others]
+    chosen = sorted([*others, *first][:MAX_MEMBERS])
     marks = [{"kind": "leak", "text": "leak"}] if group.leaks else []
     marks += [{"kind": "label", "text": "different labels"}] if group.conflicts else []
     marks += [{"kind": "", "text": "exact copies" if group.exact else "near copies"}]
@@ -321,38 +311,36 @@ def _shapes(found: Findings, data: ImageData) -> dict[str, Any]:
         if small := int((known.min(1) < data.stored_size).sum()):
             share = percent(small / len(known), 1)
             notes.append(
-                f"{small:,} images ({share}) are smaller than the {data.stored_size} pixels that training keeps, and "
-                "are enlarged."
+                f"{small:,} images ({share}) are smaller than data.stored_size={data.stored_size} pixels and are "
+                "upscaled."
             )
         if long := int((known.max(1) > 2 * known.min(1)).sum()):
             share = percent(long / len(known), 1)
             notes.append(
-                f"{long:,} images ({share}) are more than twice as long as wide: the central square that training "
-                "keeps is less than half of them."
+                f"{long:,} images ({share}) have an aspect ratio above 2: the center crop that training uses is less "
+                "than half of them."
             )
     if found.plain:
         example = look.name(found.plain[0])
         notes.append(
-            f"{len(found.plain):,} images are of nearly one colour, such as {example}: near copies of them cannot be "
-            "told."
+            f"{len(found.plain):,} images are of nearly uniform colour, such as {example}: near copies of them cannot "
+            "be detected."
         )
     return {"quantiles": rows, "shapes": list(shapes.items()), "shape_notes": notes}
 
 
 def _classes(look: Look) -> dict[str, Any]:
-    """Return the counts of the smallest classes in each split, and the share of all images."""
+    """Return the image counts of the smallest classes per split, and their share of all images."""
+    num_classes = len(look.classes)
     counts = np.array(
-        [
-            torch.bincount(source.labels, minlength=len(look.classes)).tolist()
-            for source in look.sources.values()
-        ]
+        [torch.bincount(s.labels, minlength=num_classes).numpy() for s in look.sources.values()]
     )
     order = counts.sum(0).argsort(kind="stable")[:MAX_ROWS]
     rows = [
         [look.classes[i], *(f"{n:,}" for n in counts[:, i]), percent(counts[:, i].sum() / len(look), 1)]
         for i in order
     ]
-    return {"classes": rows, "num_classes": len(look.classes)}
+    return {"classes": rows, "num_classes": num_classes}
 
 
 def _statistics(look: Look, data: ImageData) -> dict[str, Any]:

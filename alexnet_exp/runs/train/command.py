@@ -44,7 +44,7 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
         What result.json holds.
 
     Raises:
-        UserError: For anything the user can mend; result.json then says 'failed'.
+        UserError: For anything the user can fix; result.json then has status 'failed'.
     """
     for key in ("ckpt", "weights"):
         path = config[key]
@@ -55,54 +55,54 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
     check_process_count(config["trainer"])
     check_sync_batchnorm(config["trainer"])
     run = RunDirectory(run_dir)
-    if not is_first_rank():  # started by torchrun or SLURM: another process keeps the directory
+    if not is_first_rank():  # started by torchrun or SLURM: rank 0 owns the directory
         ignore_signals()
         return follow(config, overrides, run_dir)
     with run.lock():
-        if (run_dir / "config.yaml").exists() and not config["resume"]:
+        exists = (run_dir / "config.yaml").exists()
+        if exists and not config["resume"]:
             raise UserError(
                 f"{run_dir} holds a run already; continue it with resume={run_dir} or choose another."
             )
-        begins = config["resume"] and not (run_dir / "config.yaml").exists()
         record = run.record()
         run.begin()
         run.write_settings(config, overrides)
         console = Console(soft_wrap=True)
-        shown = _relative(run_dir)
-        new = " (resume= found no run there: a new one begins)" if begins else ""
-        console.print(f"run directory: {shown}{new}", highlight=False)
+        relative = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
+        new = " (resume= found no run there: starting a new one)" if config["resume"] and not exists else ""
+        console.print(f"run directory: {relative}{new}", highlight=False)
         with logging_to(run_dir / "train.log"), stopping_on_signals():
             session = _Session(run, config, overrides, command, console)
-            session.resumes = bool(config["resume"]) and not begins
+            session.resumes = exists
             try:
-                result = session.go()
+                result = session.run_all()
             except Stopped as stop:
-                _say_how_to_go_on(stop, shown)
+                _log_resume_command(stop, relative)
                 raise
             except Exception:
                 if session.refused:
-                    run.put_back(record)  # the run is as good as before, with the settings that it had
+                    run.put_back(record)  # nothing was trained: restore the settings of the run
                 raise
-        console.print(f"report:        {shown / 'report.html'}", highlight=False)
-        console.print(f"run directory: {shown}", highlight=False)
+        for what, path in (("report:       ", relative / "report.html"), ("run directory:", relative)):
+            console.print(f"{what} {path}", highlight=False)
     return result
 
 
 def follow(config: dict[str, Any], overrides: list[str], run_dir: Path) -> dict[str, Any]:
-    """Take part in a run as another rank than the first: train with the others, write and print nothing."""
-    from alexnet_exp.runs.train import fit as heavy
+    """Join a run as any rank but the first: train with the others, write and print nothing."""
+    from alexnet_exp.runs.train import fit as fitting
 
     with logging_to(None):
-        data = heavy.prepare_data(config)
-        heavy.fit_to_data(config, data, overrides)
-        fit = heavy.assemble(config, data, run_dir, [], Console(quiet=True))
-        heavy.train_and_test(fit, heavy.start_point(fit, run_dir))
+        data = fitting.prepare_data(config)
+        fitting.fit_to_data(config, data, overrides)
+        fit = fitting.assemble(config, data, run_dir, [], Console(quiet=True))
+        fitting.train_and_test(fit, fitting.start_point(fit, run_dir))
         fit.classifier.outcomes.gather()
     return {}
 
 
 class _Session:
-    """The first rank's side of a run: loggers, result and report around the fit."""
+    """Rank 0's part of a run: loggers, result and report around the fit."""
 
     def __init__(
         self, run: RunDirectory, config: dict[str, Any], overrides: list[str], command: str, console: Console
@@ -115,13 +115,16 @@ class _Session:
         self.start: Path | None = None
         self.resumes = False
 
-    def go(self) -> dict[str, Any]:
+    def run_all(self) -> dict[str, Any]:
         status, error = "failed", None
         try:
             with signals_held():
                 devices = 1 if started_externally() else count_devices(self.config["trainer"])
             with Ranks(
-                self.run.path, devices, self.config["trainer"]["num_nodes"], self._lost_a_rank
+                self.run.path,
+                devices,
+                self.config["trainer"]["num_nodes"],
+                on_failure=lambda error: self._end("failed", error),
             ) as ranks:
                 self._prepare()
                 ranks.go(self.config, self.overrides)
@@ -133,14 +136,12 @@ class _Session:
         except Stopped as stop:
             status, error = "interrupted", str(stop)
             raise
-        except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into SystemExit
+        except (KeyboardInterrupt, SystemExit):  # Lightning raises SystemExit on Ctrl-C
             status, error = "interrupted", "interrupted"
             raise KeyboardInterrupt from None
         except Exception as problem:
             error = explain(problem) or f"{type(problem).__name__}: {problem}"
-            logging.getLogger("run").exception(
-                "The run failed."
-            )  # in train.log; the command line shows it too
+            logging.getLogger("run").exception("The run failed.")  # traceback for train.log
             raise
         finally:
             result = self._end(status, error, status == "failed" and self.refused)
@@ -148,60 +149,60 @@ class _Session:
 
     @property
     def refused(self) -> bool:
-        """Whether this is a resumed run that has not taken a step: whatever is wrong, the run is as it was."""
+        """Whether this is a resumed run that has not taken a step, so that its files must stay as they were."""
         has_trained = self.fit is not None and self.fit.trainer.global_step > self.fit.start_step
         return self.resumes and not has_trained
 
     def _prepare(self) -> None:
-        with signals_held():
-            from alexnet_exp.runs.train import fit as heavy
+        with signals_held():  # importing torch takes seconds; a signal would interrupt it half-way
+            from alexnet_exp.runs.train import fit as fitting
 
-        data = heavy.prepare_data(self.config)
+        data = fitting.prepare_data(self.config)
         data.tell(self._say)
-        heavy.fit_to_data(self.config, data, self.overrides)
+        fitting.fit_to_data(self.config, data, self.overrides)
         self.run.write_settings(self.config, self.overrides)
-        self.fit = heavy.assemble(self.config, data, self.run.path, [], self.console)
-        self.start = heavy.start_point(self.fit, self.run.path)
-        self.loggers = heavy.make_loggers(self.config, self.run)
-        heavy.attach_loggers(self.fit, self.loggers)
+        self.fit = fitting.assemble(self.config, data, self.run.path, [], self.console)
+        self.start = fitting.start_point(self.fit, self.run.path)
+        # After start_point: a run that cannot resume must not open a W&B run.
+        self.loggers = fitting.make_loggers(self.config, self.run)
+        fitting.attach_loggers(self.fit, self.loggers)
         for logger in self.loggers:
             if hasattr(logger, "log_splits"):
                 logger.log_splits(data.facts())
 
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False)
-        logging.getLogger("run").info(line)  # in train.log
+        logging.getLogger("run").info(line)  # for train.log
 
     def _train(self) -> None:
-        from alexnet_exp.runs.train import fit as heavy
+        from alexnet_exp.runs.train import fit as fitting
+        from alexnet_exp.runs.train.results import write_fold
+        from alexnet_exp.training.callbacks.progress import print_summary
 
         assert self.fit is not None
-        heavy.show_summary(self.fit, self.console)
-        heavy.train_and_test(self.fit, self.start)
+        if self.config["callbacks"]["model_summary"]["enabled"]:
+            print_summary(self.fit.layers, self.console)
+        fitting.train_and_test(self.fit, self.start)
         self.fit.classifier.outcomes.gather()
         if self.fit.fold is not None:
-            from alexnet_exp.runs.train.results import write_fold
-
             write_fold(self.run.path / "predictions.csv", self.fit)
 
-    def _lost_a_rank(self, error: str) -> None:
-        self._end("failed", error)
-
     def _end(self, status: str, error: str | None, refused: bool = False) -> dict[str, Any]:
-        """Write what there is of report and result, and close the loggers, however the run ended.
+        """Write whatever can be written of report and result, and close the loggers, however the run ended.
 
-        Of a resumed run that was refused, pictures and report stay as they were.
+        For a resumed run that was refused, figures and report stay as they were.
         """
         from alexnet_exp.runs.train.results import close_loggers, log_pictures, make_report, make_result
 
         seconds = time.time() - self.started
         result = make_result(self.config, self.fit, status, error, seconds, self.command, self.loggers)
-        with _reported("The pictures could not be drawn"):
+        # A run that trained must not fail over its figures, W&B or its report.
+        with _warn_on_error("The figures could not be drawn"):
             if self.fit is not None and not refused:
                 log_pictures(self.fit, self.run, self.loggers)
-        with _reported("The W&B run could not be finished"):
+        with _warn_on_error("The W&B run could not be finished"):
             close_loggers(self.loggers, self.fit, 0 if status == "finished" else 1)
-        with _reported("The report could not be written"):
+        with _warn_on_error("The report could not be written"):
             if not refused:
                 make_report(self.run, self.fit, result)
         try:
@@ -209,25 +210,20 @@ class _Session:
         except UserError as problem:
             if error is None:
                 raise
-            log.warning("%s", problem)  # what ended the run is the thing to say
+            log.warning("%s", problem)  # the error that ended the run matters more
         return result
 
 
-def _relative(path: Path) -> Path:
-    """Return a path as short as the user can use it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _say_how_to_go_on(stop: Stopped, run_dir: Path) -> None:
+def _log_resume_command(stop: Stopped, run_dir: Path) -> None:
     after = "" if stop.saved_step is None else f" after step {stop.saved_step}, which is saved"
-    log.info("%s%s. To go on: python train.py %s", stop, after, shell_command([f"resume={run_dir}"]))
+    log.info("%s%s. To resume: python train.py %s", stop, after, shell_command([f"resume={run_dir}"]))
     if stop.number == getattr(signal, "SIGUSR1", None) and requeue():
-        log.info("SLURM starts this job again.")
+        log.info("SLURM requeues this job.")
 
 
 @contextlib.contextmanager
-def _reported(what: str) -> Iterator[None]:
-    """Let the end of a run go on past a failure of what merely shows it, and say so."""
+def _warn_on_error(what: str) -> Iterator[None]:
+    """Turn any exception into a warning."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The heavy part of training: data, network, trainer, put together and run. Every rank of a run goes this way."""
+"""Build data, network and trainer, and run them, on every rank; imports torch and Lightning."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from alexnet_exp.tracking.wandb.logger import WandbTracker
 from alexnet_exp.training.automatic import compile_network, settle, use_fast_matmul
 from alexnet_exp.training.callbacks.early_stopping import EarlyStopping
 from alexnet_exp.training.callbacks.ema import MovingAverage
-from alexnet_exp.training.callbacks.progress import Bar, SameBatches, print_summary
+from alexnet_exp.training.callbacks.progress import Bar, SameBatches
 from alexnet_exp.training.callbacks.step_log import StepLog
 from alexnet_exp.training.checkpoint.callback import BestAndLast, StopUnsaved
 from alexnet_exp.training.checkpoint.identity import OtherDataError, check_same_data
@@ -69,25 +69,25 @@ def prepare_data(config: dict[str, Any]) -> ImageData:
     quiet_lightning()
     data: ImageData = build(config["data"], augment=config["augment"], seed=config["seed"])
     data.setup()
-    _splits(data)  # looked through from now on, beside what comes next
+    _splits(data)  # starts hashing the images in the background
     return data
 
 
 def _splits(data: Any) -> Callable[[], dict[str, Any]]:
-    """Return what says which images the splits hold; a module of the user's own need not know."""
+    """Return the function that identifies the images of each split; a custom data module may not have one."""
     return data.identity if isinstance(data, ImageData) else dict
 
 
 def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> None:
-    """Complete the settings: the network's classes and channels from the data, every `auto` from the machine.
+    """Fill in settings: the network's classes and channels from the data, every `auto` from the machine.
 
     Args:
-        config: Changed in place.
-        data: Prepared.
+        config: Modified in place.
+        data: As returned by `prepare_data`.
         typed: The overrides as typed.
 
     Raises:
-        UserError: If a typed value cannot fit.
+        UserError: If a typed value does not match the data.
     """
     keys = assigned(typed)
     model, classes = config["model"], len(data.classes)
@@ -95,13 +95,14 @@ def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> No
         model["num_classes"] = classes
     elif model["num_classes"] < classes:
         raise UserError(
-            f"model.num_classes={model['num_classes']} is too small: the data has {classes} classes. Leave it out."
+            f"invalid model.num_classes={model['num_classes']}: expected at least {classes}, the classes of the data. "
+            "Leave it out."
         )
     if "model.in_channels" not in keys:
         model["in_channels"] = data.channels
     elif model["in_channels"] != data.channels:
         raise UserError(
-            f"model.in_channels={model['in_channels']} does not fit data.channels={data.channels}. Leave it out."
+            f"model.in_channels={model['in_channels']} does not match data.channels={data.channels}. Leave it out."
         )
     device = torch.device(device_type(config["trainer"]))
     if chosen := settle(config, device, len(data.sources["train"])):
@@ -110,7 +111,7 @@ def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> No
 
 @dataclass
 class Fit:
-    """Everything that trains together on one rank."""
+    """Everything that takes part in training on one rank."""
 
     config: dict[str, Any]
     data: ImageData
@@ -119,15 +120,11 @@ class Fit:
     layers: list[LayerRow]
     step_log: StepLog
     checkpoint: BestAndLast | None
-    start_step: int = 0  # of the checkpoint that training resumes from
-    kept_rows: tuple[int, int | None] = (
-        -1,
-        None,
-    )  # of metrics.csv: up to a step, and how many where that is known
-    fold: Outcomes | None = (
-        None  # what was predicted of the fold that this run has not trained on (data.folds)
-    )
-    training_seconds: float | None = None  # of Trainer.fit, validation and checkpoints in it
+    start_step: int = 0  # step of the checkpoint that training resumes from
+    # Rows of metrics.csv to keep on resuming: those up to a step, and their number if the checkpoint records it.
+    kept_rows: tuple[int, int | None] = (-1, None)
+    fold: Outcomes | None = None  # predictions for the held-out fold (data.folds)
+    training_seconds: float | None = None  # wall time of Trainer.fit, including validation and checkpoints
 
     @property
     def parameters(self) -> int:
@@ -137,12 +134,12 @@ class Fit:
 def assemble(
     config: dict[str, Any], data: ImageData, run_dir: Path, loggers: list[Any], console: Console
 ) -> Fit:
-    """Build network, callbacks and trainer from settings that `fit_to_data` has completed.
+    """Build network, callbacks and trainer from settings that `fit_to_data` has filled in.
 
     Raises:
-        UserError: For settings that do not work together.
+        UserError: If settings do not work together.
     """
-    lightning.seed_everything(config["seed"], verbose=False)
+    lightning.seed_everything(config["seed"], verbose=False)  # initial weights draw from the global generator
     model = build(config["model"])
     unused = (f"unused {i}" for i in range(len(data.classes), config["model"]["num_classes"]))
     classes = (*data.classes, *unused)
@@ -161,10 +158,11 @@ def assemble(
     size = config["model"].get("input_size", config["data"]["image_size"])
     layers = layer_table(model, (data.channels, size, size))
     chosen = config["callbacks"]
-    _check_validated(config, data)
+    _check_monitors(config, data)
     step_log = StepLog(lr=chosen["lr_monitor"]["enabled"], throughput=chosen["throughput"]["enabled"])
-    checkpoint = _checkpoint(chosen["checkpoint"], run_dir)
-    callbacks = [step_log, *_callbacks(chosen, data, console, step_log), checkpoint or StopUnsaved()]
+    options = {k: v for k, v in chosen["checkpoint"].items() if k not in ("enabled", "keep_last")}
+    checkpoint = BestAndLast(run_dir / "checkpoints", **options) if chosen["checkpoint"]["enabled"] else None
+    callbacks = [step_log, *_callbacks(chosen, console, step_log), checkpoint or StopUnsaved()]
     if config["trainer"]["overfit_batches"]:
         callbacks.append(SameBatches())
     trainer = _trainer(config["trainer"], run_dir, loggers, callbacks, chosen)
@@ -176,7 +174,7 @@ def assemble(
 def _class_weights(
     config: Mapping[str, Any], data: ImageData, classes: tuple[str, ...]
 ) -> tuple[float, ...] | None:
-    """Return what each class weighs in the training loss, and say so."""
+    """Return the weight of each class in the training loss, and log their range."""
     wanted = config["class_weights"]
     weights = None if wanted == "none" else class_weights(wanted, classes, data.sources["train"].labels)
     if weights is not None:
@@ -186,11 +184,13 @@ def _class_weights(
     return weights
 
 
-def _check_validated(config: Mapping[str, Any], data: ImageData) -> None:
-    """Refuse to watch a metric of validation images where there are none; without, the best checkpoint is the last.
+def _check_monitors(config: Mapping[str, Any], data: ImageData) -> None:
+    """Check that scheduler and early stopping do not monitor validation metrics without validation images.
+
+    The checkpoint callback needs no check: without validation, the best checkpoint is the last.
 
     Raises:
-        UserError: Says how this data set gets some.
+        UserError: Says how to get validation images from this data set.
     """
     watchers = {"scheduler": config["scheduler"]}
     if config["callbacks"]["early_stopping"]["enabled"]:
@@ -201,16 +201,7 @@ def _check_validated(config: Mapping[str, Any], data: ImageData) -> None:
             raise UserError(f"{key} needs validation images (monitor={monitor}): {need}.")
 
 
-def _checkpoint(settings: Mapping[str, Any], run_dir: Path) -> BestAndLast | None:
-    if not settings["enabled"]:
-        return None
-    arguments = {k: v for k, v in settings.items() if k not in ("enabled", "keep_last")}
-    return BestAndLast(run_dir / "checkpoints", **arguments)
-
-
-def _callbacks(
-    chosen: Mapping[str, Any], data: ImageData, console: Console, step_log: StepLog
-) -> list[Callback]:
+def _callbacks(chosen: Mapping[str, Any], console: Console, step_log: StepLog) -> list[Callback]:
     callbacks: list[Callback] = []
     stopping = dict(chosen["early_stopping"])
     if stopping.pop("enabled"):
@@ -234,7 +225,7 @@ def _trainer(
     options["profiler"] = make_profiler(options["profiler"], run_dir)
     if options["benchmark"] is None:
         options["benchmark"] = not options["deterministic"]
-    # SameBatches does the rest: Lightning knows its own samplers only.
+    # Not Lightning's overfit_batches, which only supports its own samplers: SameBatches repeats our batches.
     if overfit := options.pop("overfit_batches"):
         options |= {"limit_train_batches": overfit, "limit_val_batches": overfit}
     if isinstance(options["devices"], int) and options["devices"] > 1 and options["strategy"] == "auto":
@@ -249,7 +240,7 @@ def _trainer(
             enable_progress_bar=chosen["progress_bar"]["enabled"],
             enable_model_summary=False,
             use_distributed_sampler=False,
-            # Runs of an older version have no keep_last.
+            # The config of an older run has no keep_last.
             plugins=[AtomicCheckpointIO(chosen["checkpoint"].get("keep_last", 2))],
         )
         leave_signals_to_us(trainer)
@@ -267,42 +258,42 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
     """
     config = fit.config
     own = RunDirectory(run_dir).last_checkpoint
-    goes_on = config["resume"] and (own.exists() or checkpoints_before(own))
-    if not goes_on and not config["ckpt"]:
+    in_place = bool(config["resume"] and (own.exists() or checkpoints_before(own)))
+    if not in_place and not config["ckpt"]:
         if config["weights"] != "none":
             log.info(load_weights(fit.classifier, config["weights"]))
         return None
-    path, checkpoint = read_latest(run_dir if goes_on else config["ckpt"])
+    path, checkpoint = read_latest(run_dir if in_place else config["ckpt"])
     fit.start_step = checkpoint["global_step"]
-    _check_data(fit, checkpoint, path, in_place=bool(goes_on))
+    _check_data(fit, checkpoint, path, in_place)
     check_same_network(fit.classifier, checkpoint, path)
-    check_same_optimizer(fit.classifier, checkpoint, path, groups_too=not _has_foreign_callbacks(fit.trainer))
+    check_same_optimizer(fit.classifier, checkpoint, path, groups_too=not _has_custom_callbacks(fit.trainer))
     for callback in fit.trainer.early_stopping_callbacks:
         if isinstance(callback, EarlyStopping):
-            callback.starts_anew = not goes_on
-    if not goes_on:
+            callback.starts_anew = not in_place
+    if not in_place:
         _check_more_to_do(config["trainer"], checkpoint, path)
-    elif path != own and fit.trainer.is_global_zero:
+        return path
+    if path != own and fit.trainer.is_global_zero:  # last.ckpt is damaged: an earlier save takes its place
         put_in_place(path, own)
-    if goes_on:
-        rows = checkpoint.get("num_rows")  # None in those of an older version
-        fit.kept_rows = checkpoint.get("global_step", -1), rows if isinstance(rows, int) else None
+    rows = checkpoint.get("num_rows")  # older checkpoints have none
+    fit.kept_rows = checkpoint["global_step"], rows if isinstance(rows, int) else None
     return path
 
 
 def attach_loggers(fit: Fit, loggers: list[Any]) -> None:
-    """Log to these from now on, and remove the rows after the checkpoint of a resumed run: they are measured again.
+    """Set the loggers, and drop rows logged after the checkpoint of a resumed run: those steps run again.
 
-    Apart from `assemble`, since a run that `start_point` refuses must not begin a W&B run.
+    Not part of `assemble`, since a run that `start_point` refuses must not create a W&B run.
     """
     fit.trainer.loggers = loggers
-    for logger in loggers:  # metrics.csv first: W&B reads it
+    for logger in loggers:  # metrics.csv comes first, as the W&B tracker reads it
         if isinstance(logger, MetricsCSV | WandbTracker):
             logger.truncate(*fit.kept_rows)
 
 
 def _check_data(fit: Fit, checkpoint: Mapping[str, Any], path: Path, in_place: bool) -> None:
-    """Refuse to go on with other classes, in place with other images, too; in a new run, these begin an epoch."""
+    """Refuse other classes, and when resuming in place other images; a new run on other images restarts its epoch."""
     try:
         same = check_same_data(checkpoint, path, fit.data.classes, fit.classifier.splits(), in_place)
     except OtherDataError as error:
@@ -310,11 +301,12 @@ def _check_data(fit: Fit, checkpoint: Mapping[str, Any], path: Path, in_place: b
             raise
         raise UserError(f"Rank {fit.trainer.global_rank} on {socket.gethostname()}: {error}") from error
     sizes = [config["data"].get("batch_size") for config in (checkpoint["config"], fit.config)]
+    # With other images or another batch size, the saved position in the epoch means nothing.
     fit.classifier.begin_epoch_again = not same or sizes[0] != sizes[1]
 
 
-def _has_foreign_callbacks(trainer: lightning.Trainer) -> bool:
-    """Return whether the run has callbacks of the user's, which may freeze layers and add groups of parameters."""
+def _has_custom_callbacks(trainer: lightning.Trainer) -> bool:
+    """Return whether the run has callbacks that may freeze layers and add parameter groups."""
     ours = ("alexnet_exp.", "lightning.pytorch.callbacks.timer")  # the latter is trainer.max_time
     return any(not type(callback).__module__.startswith(ours) for callback in trainer.callbacks)
 
@@ -324,7 +316,7 @@ def _check_more_to_do(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any],
         wanted = trainer[f"max_{what}"]
         if wanted not in (None, -1) and done >= wanted:
             raise UserError(
-                f"{path} has already trained {done} {what}: say trainer.max_{what}=N, more than that."
+                f"{path} has already trained {done} {what}: set trainer.max_{what}=N to more than that."
             )
 
 
@@ -332,10 +324,10 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
     """Train, then test the best weights.
 
     Returns:
-        Whether a split was tested or, without a test split, looked at for the pictures.
+        Whether a split was tested; without a test split, val is evaluated for the figures.
     """
     trainer, data = fit.trainer, fit.data
-    with _cpu_threads(trainer), _settings_explained(fit.config["trainer"]):
+    with _cpu_threads(trainer), _explain_trainer_errors(fit.config["trainer"]):
         _check_limits(fit)
         started = time.perf_counter()
         try:
@@ -346,7 +338,7 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
         if not fit.config["test"]:
             return False
         if "test" not in data.sources:
-            log.info("There are no test images: testing is skipped.")
+            log.info("There are no test images: skipping the test.")
             if "val" not in data.sources:
                 return False
             data.test_split = fit.classifier.test_split = "val"
@@ -355,7 +347,7 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
             fit.checkpoint.best_path if fit.checkpoint and fit.config["test_weights"] == "best" else None
         )
         found = best_path is not None and best_path.exists() and not trainer.fast_dev_run
-        # The first rank decides: ranks that something else has started may have another directory.
+        # Rank 0 decides: ranks started by torchrun or SLURM may see another directory.
         chosen = trainer.strategy.broadcast(str(best_path) if found else "")
         if chosen:
             best = read_checkpoint(chosen)
@@ -369,7 +361,7 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
 
 
 def _predict_fold(fit: Fit) -> Outcomes:
-    """Predict the fold that validates, for the out-of-fold table of `compare`."""
+    """Predict the held-out fold, for the out-of-fold scores of `compare`."""
     classifier, data, split = fit.classifier, fit.data, fit.classifier.test_split
     data.test_split = classifier.test_split = "val"
     classifier.outcomes = found = Outcomes(keep=True)
@@ -381,7 +373,7 @@ def _predict_fold(fit: Fit) -> Outcomes:
 
 
 def _check_limits(fit: Fit) -> None:
-    """Refuse fractions of less than one batch ahead of the first step: Lightning looks when a split's turn comes."""
+    """Refuse fractions of less than one batch before training; Lightning checks each split when it gets there."""
     trainer, data = fit.trainer, fit.data
     test = data.test_split if "test" in data.sources else "val"
     splits = {
@@ -396,44 +388,42 @@ def _check_limits(fit: Fit) -> None:
     batches = -(-len(data.sources["train"]) // data.batch_size)
     if isinstance(interval, float) and interval * batches < 1 and trainer.is_global_zero:
         log.warning(
-            "trainer.val_check_interval=%g is less than one of the %d batches of an epoch: every batch is followed "
-            "by a validation.", interval, batches,
+            "trainer.val_check_interval=%g is less than one of the %d batches of an epoch: validating after every "
+            "batch.", interval, batches,
         )  # fmt: skip
 
 
 @contextlib.contextmanager
-def _settings_explained(settings: Mapping[str, Any]) -> Iterator[None]:
-    """Turn what Lightning raises about a setting of the trainer into one sentence that names the setting.
+def _explain_trainer_errors(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Turn Lightning's errors about a trainer setting into one sentence that names the setting.
 
     Args:
-        settings: Of the trainer, as the user knows them.
+        settings: Trainer settings under their names on the command line.
 
     Raises:
-        UserError: Anything else, a fault of ours, goes on as it is.
+        UserError: If Lightning raised, and its message names a setting; other exceptions pass through.
     """
     try:
         yield
     except (MisconfigurationException, ValueError, TypeError) as error:
-        last = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals["__name__"]
-        said = " ".join(str(error).split())
-        if settings["overfit_batches"]:  # which Lightning is given as these two
-            said = re.sub("limit_(train|val)_batches", "overfit_batches", said)
-        words = re.findall(r"\w+", " ".join(re.findall(r"`[^`]+`|\w+_\w+", said)))  # names, not plain English
-        named = next((word for word in words if word in settings), None)
-        if named is None or not last.startswith("lightning."):
+        module = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals["__name__"]
+        message = " ".join(str(error).split())
+        if settings["overfit_batches"]:  # passed to Lightning as these two
+            message = re.sub("limit_(train|val)_batches", "overfit_batches", message)
+        # Words in backticks or with an underscore: a plain word such as "precision" may be just English.
+        words = re.findall(r"\w+", " ".join(re.findall(r"`[^`]+`|\w+_\w+", message)))
+        key = next((word for word in words if word in settings), None)
+        if key is None or not module.startswith("lightning."):
             raise
-        raise UserError(f"trainer.{named}: {said}") from error
+        raise UserError(f"trainer.{key}: {message}") from error
 
 
 @contextlib.contextmanager
 def _cpu_threads(trainer: lightning.Trainer) -> Any:
-    """Share the cores among the ranks of a run on the processor."""
+    """Divide the cores among the ranks of a run on CPU."""
     before = torch.get_num_threads()
-    if (
-        trainer.strategy.root_device.type == "cpu"
-        and trainer.num_devices > 1
-        and not cores.threads_are_typed()
-    ):
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    if on_cpu and trainer.num_devices > 1 and not cores.threads_are_typed():
         torch.set_num_threads(max(1, before // trainer.num_devices))
     try:
         yield
@@ -441,14 +431,8 @@ def _cpu_threads(trainer: lightning.Trainer) -> Any:
         torch.set_num_threads(before)
 
 
-def show_summary(fit: Fit, console: Console) -> None:
-    """Print the layer table, if the settings ask for it."""
-    if fit.config["callbacks"]["model_summary"]["enabled"]:
-        print_summary(fit.layers, console)
-
-
 def make_loggers(config: dict[str, Any], run: RunDirectory) -> list[Any]:
-    """Make metrics.csv, and each tracker that the settings name.
+    """Make the metrics.csv logger and each configured tracker.
 
     Raises:
         UserError: If a tracker's package is missing.
@@ -479,18 +463,13 @@ def _wandb(options: dict[str, Any], config: dict[str, Any], run: RunDirectory) -
     from alexnet_exp.tracking.run_reader import Run
     from alexnet_exp.tracking.wandb.logger import WandbTracker, find_run_id
 
-    for key in (
-        "project",
-        "entity",
-        "group",
-        "notes",
-        "name",
-    ):  # `name=2026` is a number to YAML, and W&B takes text
+    for key in ("project", "entity", "group", "notes", "name"):
+        # YAML reads name=2026 as a number, but W&B wants strings.
         options[key] = None if options[key] is None else str(options[key])
     options["tags"] = [str(tag) for tag in options["tags"]]
     options["name"] = options["name"] or run.path.name
     run_id = find_run_id(run.path) if config["resume"] else None
-    # The files of conf/ that were chosen: `names.model` is what dashboards group by.
+    # The chosen conf/ files: dashboards group by `names.model`.
     names = named(all_choices(config, Run(run.path).overrides))
     recorded = {**{k: v for k, v in config.items() if k != "choices"}, "names": names}
     return WandbTracker(run.path, recorded, run_id=run_id, **options)

@@ -1,4 +1,4 @@
-"""What a run leaves behind: result.json, the report and its pictures."""
+"""Outputs of a run: result.json, the report and its figures."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def make_result(
 
 
 def is_deterministic(config: dict[str, Any], fit: Fit | None) -> bool:
-    """Return whether the same settings and seed give the same bits again on this machine.
+    """Return whether the same settings and seed give bitwise identical results on this machine.
 
-    A processor adds in the same order each time, and our loaders draw by seed, epoch and image alone. CUDA promises it
-    only where every operation that cannot is refused, for which "warn" is not enough.
+    CPU kernels reduce in a fixed order, and our loaders depend only on seed, epoch and image. CUDA is deterministic
+    only if nondeterministic operations raise, so deterministic="warn" is not enough.
 
     Args:
         config: Settings of the run.
-        fit: What trained; None where the run failed before.
+        fit: None if the run failed before it was assembled.
     """
     if config["trainer"]["deterministic"] is True:
         return True
@@ -82,7 +82,7 @@ def _from_fit(fit: Fit) -> dict[str, Any]:
         "images": {split: len(source) for split, source in fit.data.sources.items()},
         "splits": fit.data.facts(),
     }
-    if getattr(fit.data, "bad_images", None) is not None:  # of a folder whose files were looked at
+    if getattr(fit.data, "bad_images", None) is not None:  # a folder whose files were verified
         found["bad_images"] = fit.data.bad_images
     if fit.classifier.class_weights is not None:
         found["class_weights"] = dict(zip(fit.classifier.classes, fit.classifier.class_weights, strict=True))
@@ -98,7 +98,7 @@ def _from_fit(fit: Fit) -> dict[str, Any]:
 
 
 def evaluation_of(fit: Fit, pictures: bool = True) -> Evaluation | None:
-    """Return what the test found out, with the pictures of the images worth a look unless these are not wanted."""
+    """Return the confusion matrix of the test and, with `pictures`, images of mistakes and samples."""
     outcomes = fit.classifier.outcomes
     if outcomes.confusion is None:
         return None
@@ -129,7 +129,7 @@ def first_filters(fit: Fit) -> np.ndarray | None:
 
 
 def write_fold(path: Path, fit: Fit) -> None:
-    """Write what was predicted of each image of the fold that was not trained on, as evaluate's predictions.csv."""
+    """Write the predictions for the held-out fold, in the format of evaluate's predictions.csv."""
     source, classes = fit.data.sources["val"], fit.classifier.classes
     assert fit.fold is not None
     with text_file(path) as file:
@@ -141,7 +141,7 @@ def write_fold(path: Path, fit: Fit) -> None:
 
 
 def log_pictures(fit: Fit, run: RunDirectory, loggers: list[Any]) -> None:
-    """Draw the figures and give them to the trackers."""
+    """Draw the figures and log them to the trackers."""
     evaluation = evaluation_of(fit)
     rows = Run(run.path).rows
     paths = {path.stem: path for path in draw_all(run.path, rows, evaluation, first_filters(fit))}
@@ -150,27 +150,24 @@ def log_pictures(fit: Fit, run: RunDirectory, loggers: list[Any]) -> None:
             continue
         if "conv1_filters" in paths:
             logger.log_images("conv1_filters", [(paths["conv1_filters"], "filters of the first layer")])
-        if evaluation is None:
-            continue
-        logger.log_confusion(evaluation.confusion, evaluation.classes)
-        names = evaluation.classes
-        logger.log_images(
-            "predictions",
-            [
+        if evaluation is not None:
+            names = evaluation.classes
+            logger.log_confusion(evaluation.confusion, names)
+            pictures = [
                 (s.image, f"{names[s.label]} -> {names[s.prediction]} {s.probability:.2f}")
                 for s in evaluation.samples
-            ],
-        )
+            ]
+            logger.log_images("predictions", pictures)
 
 
 def make_report(run: RunDirectory, fit: Fit | None, result: dict[str, Any]) -> None:
     """Write report.html from the run directory and what is in memory."""
-    evaluation = evaluation_of(fit) if fit is not None else None
-    write_report(run.path, evaluation, first_filters(fit) if fit is not None else None, result=result)
+    evaluation, filters = (None, None) if fit is None else (evaluation_of(fit), first_filters(fit))
+    write_report(run.path, evaluation, filters, result=result)
 
 
 def close_loggers(loggers: list[Any], fit: Fit | None, exit_code: int) -> None:
-    """Finish the trackers, so that the next run of this process starts its own."""
+    """Finish the trackers, so that the next run in this process does not log to them."""
     for logger in loggers:
         if hasattr(logger, "log_checkpoint") and fit is not None and fit.checkpoint is not None:
             best = fit.checkpoint.best_path

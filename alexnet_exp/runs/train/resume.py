@@ -1,4 +1,4 @@
-"""`resume=DIR`: the settings of a run that goes on where it was."""
+"""`resume=DIR`: compose and check the settings of a resumed run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from alexnet_exp.targets import check_trust
 from alexnet_exp.tracking.redact import PASSWORD, REDACTED, hidden_keys, with_passwords, without_passwords
 from alexnet_exp.tracking.run_directory import RunDirectory
 
-# A resumed run is the same experiment: these decide what is trained, and stay as they were.
+# A resumed run is the same experiment, so settings that decide what is trained cannot change.
 _FIXED = (
     "model", "data", "augment", "optimizer", "scheduler", "seed", "label_smoothing", "class_weights", "weights", "ckpt",
     "trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
@@ -31,31 +31,30 @@ _MAY_CHANGE = (
 )  # fmt: skip
 _GROUPS = ("model", "data", "augment", "optimizer", "scheduler", "trainer", "callbacks", "paths", "logger")
 _NEEDED = _GROUPS[:-1]
-_FREE = ("trainer", "callbacks", "paths", "logger")  # groups of which another file may be chosen
-_WHOLE = ("experiment", "sweep")  # files that say what is trained, in settings of all groups
-# The file that stands for the run's own settings, in every group.
-_RECORDED = "__recorded__"
-# What a run writes down: settings, never a flag, nor what Hydra itself would act upon.
+_FREE = ("trainer", "callbacks", "paths", "logger")  # groups whose file may change
+_WHOLE = ("experiment", "sweep")  # groups whose files set values in all other groups
+_RECORDED = "__recorded__"  # name of the config that holds the run's recorded settings, in every group
+# Overrides that a run records: settings, never flags or hydra.* keys, which Hydra would act upon.
 _SETTING = re.compile(r"(?!hydra\b)[+~]{0,2}(?!hydra\b)[A-Za-z_][\w./@-]*(=.*)?", re.DOTALL)
-_GONE = object()  # the value of a setting that the changed settings no longer have
+_MISSING = object()  # differs from every value, None included
 
 
 def resumed_arguments(arguments: list[str]) -> list[str]:
-    """Let Hydra compose the settings that a resumed run has recorded, with what is typed now on top.
+    """Make Hydra compose the recorded settings of a resumed run, with the arguments typed now on top.
 
-    The files that the run was composed from are not looked at again: they may have changed, or lie in a --config-dir
-    that is not named this time.
+    The files that the run was composed from are not read again: they may have changed, or lie in a --config-dir that
+    is not given this time.
 
     Args:
         arguments: As typed now.
 
     Returns:
-        Arguments without what the run was started with, and with its recorded settings chosen in every group; as
-        typed, if nothing is resumed.
+        The arguments that are new since the run was started, with its recorded settings chosen in every other group;
+        unchanged if nothing is resumed.
 
     Raises:
-        UserError: If `ckpt=` is typed beside `resume=`, `resume=` is a file or a sweep, the directory does not hold a
-            run's settings, or another experiment is typed.
+        UserError: If `ckpt=` is also given, `resume=` is a file or a sweep, the directory does not hold a run's
+            settings, or another experiment is chosen.
     """
     directory = resumed_directory(arguments)
     typed = assigned(arguments)
@@ -63,7 +62,7 @@ def resumed_arguments(arguments: list[str]) -> list[str]:
         return arguments
     if typed.get("ckpt", "null") != "null":
         raise UserError(
-            "resume= continues a run in place and ckpt= starts a new one from it: give one of them."
+            "resume= continues a run in place, ckpt= starts a new one from a checkpoint: use only one of them."
         )
     if Path(directory).is_file():
         raise UserError(
@@ -71,19 +70,19 @@ def resumed_arguments(arguments: list[str]) -> list[str]:
         )
     if (Path(directory) / "sweep.json").exists():
         raise UserError(
-            f"{directory} is a sweep, not a run: the sweep's command with sweep.resume={directory} goes on with it, "
-            f"resume={Path(directory) / '0'} with one of its jobs."
+            f"{directory} is a sweep, not a run: use the sweep's command with sweep.resume={directory}, or resume one "
+            f"of its jobs with resume={Path(directory) / '0'}."
         )
     run = RunDirectory(directory)
     if not (run.path / "config.yaml").exists():
         return arguments
     saved, first = _recorded(run)
-    # A run that was started with resume= has recorded it: it still says what is to be resumed.
+    # A run started with resume= has recorded it; the resume= typed now must not be dropped as known.
     known = set(without_passwords([o for o in first if key_of(o) not in ("resume", "trust")]))
     if any(key in (*_GROUPS, *_WHOLE, "debug") for key in typed):
         chosen = all_choices(saved, first)
         known |= {f"{group}={name}" for group, name in chosen.items()}
-    # A password that is typed again is wanted, though the setting is the same without it.
+    # `known` has no passwords in URLs, so an argument that supplies one again is kept.
     kept = [a for a in arguments if quoted(a) not in known or "=" not in a]
     again = {key_of(a) for a in kept}
     for whole in _WHOLE:
@@ -101,12 +100,12 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
         overrides: The settings among those arguments.
 
     Returns:
-        Settings and overrides: as given without `resume=`, or for a directory that does not hold a run yet;
-        else the run's own with the typed changes on top. None if the run has already finished.
+        Settings and overrides: unchanged without `resume=`, or if the directory does not hold a run yet; else the
+        run's own with the typed changes on top. None if the run has already finished.
 
     Raises:
-        UserError: If a typed override changes what is being trained, or the directory names a class that is neither
-            of this package nor trusted.
+        UserError: If a typed override changes what is being trained, or the recorded settings name a class outside
+            this package that is not trusted.
     """
     if not config["resume"]:
         return config, overrides
@@ -128,10 +127,10 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
         _check_same_experiment(changed - set(hidden_keys(saved)), new, run.path)
     if hidden := hidden_keys(settings):
         raise UserError(
-            f"{run.path}: an older version has kept {hidden[0]} as {REDACTED}; set it: {hidden[0]}=VALUE."
+            f"{run.path}: an older version recorded {hidden[0]} as {REDACTED}; set {hidden[0]}=VALUE."
         )
     result = run.result()
-    if result and result["status"] == "finished" and not _goes_on(settings, result, changed):
+    if result and result["status"] == "finished" and not _extends(settings, result, changed):
         print(f"{run.path} has already finished; nothing to do.")
         return None
     settings["resume"] = str(run.path)
@@ -149,10 +148,10 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
 
 
 def _recorded(run: RunDirectory) -> tuple[dict[str, Any], list[str]]:
-    """Read settings and overrides of a run, without those that have been retired since.
+    """Read settings and overrides of a run, dropping retired ones and adding new ones at their old behaviour.
 
     Raises:
-        UserError: If they are not what a run writes down.
+        UserError: If they are not what a run records.
     """
     saved = expand_home(run.config())
     if not all(isinstance(saved.get(group), dict) for group in _NEEDED) or any(
@@ -170,12 +169,12 @@ def _recorded(run: RunDirectory) -> tuple[dict[str, Any], list[str]]:
 
 
 def _store(saved: dict[str, Any], first: list[str], typed: list[str]) -> None:
-    """Give Hydra a file for every group, and one for the settings outside of groups.
+    """Register the recorded settings with Hydra: a config for every group, and one for settings outside of groups.
 
     Args:
         saved: The run's settings.
-        first: Its overrides: a URL typed as ${oc.env:NAME} is read from the environment again.
-        typed: Those of today: a setting that the run's version did not have may be among them.
+        first: Its overrides; a URL given as ${oc.env:NAME} is read from the environment again.
+        typed: Overrides typed now, which may name settings that the run's version did not have.
     """
     nodes = _escaped(saved)
     for override in map(parse, first):
@@ -192,7 +191,7 @@ def _store(saved: dict[str, Any], first: list[str], typed: list[str]) -> None:
 
 
 def _escaped(value: Any) -> Any:
-    """Return plain values in which nothing is a reference to OmegaConf."""
+    """Escape ${...} in all strings: recorded values are resolved already."""
     if isinstance(value, dict):
         return {k: _escaped(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -201,7 +200,7 @@ def _escaped(value: Any) -> Any:
 
 
 def _with_passwords(saved: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Return recorded settings with the passwords of URLs, as the composed ones have them."""
+    """Return the recorded settings with the passwords that were removed from URLs, taken from the composed ones."""
     composed = flat(config)
     for key, value in flat(saved).items():
         if isinstance(value, str) and without_passwords(composed.get(key)) == value:
@@ -212,17 +211,17 @@ def _with_passwords(saved: dict[str, Any], config: dict[str, Any]) -> dict[str, 
 def _merged(
     group: str, saved: dict[str, Any], config: dict[str, Any], new: list[str], run: RunDirectory
 ) -> dict[str, Any]:
-    """Return a group of which another file is typed now: what the two files differ in changes, the rest stays."""
+    """Return a group whose file was changed: apply the differences between the two files, keep everything else."""
     before = all_choices(saved, run.overrides()).get(group)
     try:
         old = flat(plain(compose("train", [f"{group}={before}"]))[group])
-    except Exception:  # a file of the user's that is not here
+    except Exception:  # a custom file that is not available now
         old = flat(saved[group])
     typed = {key_of(o).removeprefix(f"{group}.") for o in new}
     merged = flat(saved[group])
     now = flat(config[group])
     for key in old | now:
-        if key in typed or old.get(key, _GONE) != now.get(key, _GONE):
+        if key in typed or old.get(key, _MISSING) != now.get(key, _MISSING):
             merged.pop(key, None)
             merged |= {key: now[key]} if key in now else {}
     nested: dict[str, Any] = {}
@@ -232,15 +231,15 @@ def _merged(
 
 
 def _last_of_each(overrides: Iterable[str]) -> list[str]:
-    """Leave out what a later override of the same key replaces."""
+    """Keep only the last override of each key."""
     return list({key_of(override): override for override in overrides}.values())
 
 
 def _overrides(run: RunDirectory) -> list[str]:
-    """Read what a run was started with; it goes to Hydra, and Hydra would start what some settings name.
+    """Read the overrides of a run, which are passed to Hydra: a hydra.* key could make it run arbitrary code.
 
     Raises:
-        UserError: If the file holds something else than settings of a run.
+        UserError: If the file holds anything but settings.
     """
     overrides = run.overrides()
     for override in overrides:
@@ -263,25 +262,25 @@ def _refuse(new: list[str], what: str, run: Path) -> NoReturn:
 
 
 def _changes(saved: dict[str, Any], config: dict[str, Any], new: list[str]) -> set[str]:
-    """Return the dotted keys in which settings differ; what a run of an older version lacks is no change of it."""
+    """Return the dotted keys that differ; settings that a run of an older version lacks do not count."""
     before, after = flat(saved), flat(config)
     typed = {key_of(o) for o in new}
     groups = {key.partition(".")[0] for key in typed}
     return {
         key
         for key in before | after
-        if before.get(key, _GONE) != after.get(key, _GONE)
+        if before.get(key, _MISSING) != after.get(key, _MISSING)
         and (key in before or key in typed or key.partition(".")[0] in groups)
         and key.partition(".")[0] not in ("resume", "trust", "choices")
     }
 
 
-def _goes_on(config: dict[str, Any], result: dict[str, Any], changed: set[str]) -> bool:
-    """Return whether a finished run has more to do; whatever ended it, as early stopping, is to be changed first."""
+def _extends(config: dict[str, Any], result: dict[str, Any], changed: set[str]) -> bool:
+    """Return whether the changes make a finished run longer: a later max_*, or other early stopping."""
     length = {key for key in changed if key.startswith(("trainer.max_", "callbacks.early_stopping."))}
     if length != {"trainer.max_epochs"}:
         return bool(length)
     wanted = config["trainer"]["max_epochs"]
     if not isinstance(wanted, int | None):
-        return True  # whatever it is, the check of the settings refuses it
+        return True  # an illegal value: the check of the settings reports it
     return wanted is not None and wanted > result.get("epochs", wanted)

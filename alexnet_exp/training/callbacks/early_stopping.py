@@ -23,14 +23,9 @@ class EarlyStopping(callbacks.EarlyStopping):
     stopped continues if it is given more patience, and a new run (ckpt=) starts with a wait of zero.
 
     Args:
-<<<<<<< HEAD
-        monitor: Metric that decides.
-        threshold: A value at which the run ends, at the end of the epoch that reaches it; None: none does.
-        options: Of Lightning's.
-=======
         monitor: Name of the metric.
+        threshold: Value at which the run stops, at the end of the epoch that reaches it; None: no such value.
         options: Passed on to Lightning's callback.
->>>>>>> lang3
     """
 
     starts_anew = False  # set if a new run starts from the checkpoint of another (ckpt=)
@@ -62,13 +57,8 @@ class EarlyStopping(callbacks.EarlyStopping):
         assert self.best_epoch is not None
         self._measured = False
         self.wait_count = epochs_begun(trainer) - self.best_epoch
-<<<<<<< HEAD
         if self.wait_count >= max(1, self.patience) or self._is_reached():
-            trainer.should_stop = True  # on every rank: all have the same values
-=======
-        if self.wait_count >= max(1, self.patience):
             trainer.should_stop = True  # metrics are reduced, so all ranks agree
->>>>>>> lang3
             self.stopped_epoch = trainer.current_epoch
             reasons = EarlyStoppingReason
             self.stopping_reason = (

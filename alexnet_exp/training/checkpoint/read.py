@@ -1,4 +1,4 @@
-"""Read a checkpoint of this package, and check that it has the form of one before anybody relies on it."""
+"""Read a checkpoint and validate its structure before anything uses it."""
 
 from __future__ import annotations
 
@@ -15,50 +15,51 @@ from alexnet_exp.data.decode import FITS
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.checkpoint.safe_load import load_safely
 
-MAX_SIDE = 8192  # pixels of an image that a checkpoint may ask for
+MAX_SIDE = 8192  # pixels; a checkpoint must not make us allocate huge images
 _GROUPS = ("model", "data", "augment", "optimizer", "scheduler", "trainer")
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint of this package onto the CPU; never runs code from the file.
+    """Load a checkpoint of this package onto CPU; never runs code from the file.
 
     Raises:
-        UserError: If the file is not there, is damaged, holds more than tensors and plain values, or is foreign.
+        UserError: If the file is missing or damaged, holds anything but tensors and plain values, or was not written
+            by this package.
     """
     if not os.path.isfile(path):
         raise UserError(f"There is no checkpoint {path}.")
     checkpoint = load_safely(path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "config" not in checkpoint:
         raise UserError(
-            f"{path} is not a checkpoint of alexnet_exp: it has no config; weights= takes plain weights."
+            f"{path} is not a checkpoint of alexnet_exp: it has no config; use weights= for a plain state dict."
         )
-    wrong = next((key for key, right in _FORM.items() if not right(checkpoint.get(key))), None)
-    if wrong is not None:
-        raise UserError(
-            f"{path} is not a checkpoint of alexnet_exp: its {wrong} is not what a run writes there."
-        )
+    for key, is_valid in _FORM.items():
+        if not is_valid(checkpoint.get(key)):
+            raise UserError(
+                f"{path} is not a checkpoint of alexnet_exp: its {key} is not what a run writes there."
+            )
     return checkpoint
 
 
 def checkpoints_before(last: Path) -> dict[int, Path]:
-    """Return the checkpoints that were last.ckpt before, by how many saves ago."""
+    """Return the previous last.ckpt files, keyed by how many saves ago they were written."""
     found = {file: re.fullmatch(rf"{last.stem}-(\d+)", file.stem) for file in last.parent.glob("last-*.ckpt")}
     return dict(sorted((int(match[1]), file) for file, match in found.items() if match))
 
 
 def check_progress(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Check what training goes on from, besides the weights.
+    """Check the training state, that is everything resuming needs besides the weights.
 
     Raises:
-        UserError: Names the first part that is not as a run writes it.
+        UserError: Names the first invalid entry.
     """
-    for key, right in _PROGRESS.items():
-        if not right(checkpoint.get(key)):
-            raise UserError(f"{path} cannot be gone on from: its {key} is not what a run writes there.")
+    for key, is_valid in _PROGRESS.items():
+        if not is_valid(checkpoint.get(key)):
+            raise UserError(f"cannot resume from {path}: its {key} is not what a run writes there.")
 
 
 def is_weights(value: Any) -> bool:
-    """Return whether a value is a dictionary of named tensors."""
+    """Return whether a value is a state dict."""
     return isinstance(value, dict) and all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()
     )
@@ -69,7 +70,7 @@ def _is_config(value: Any) -> bool:
 
 
 def is_classes(value: Any) -> bool:
-    """Return whether a value can be the names of classes."""
+    """Return whether a value can be a list of class names."""
     return isinstance(value, list) and value != [] and all(isinstance(name, str) for name in value)
 
 
@@ -78,23 +79,18 @@ def _is_side(value: Any) -> bool:
 
 
 def is_preprocessing(value: Any) -> bool:
-    """Return whether a value can be what an image needs ahead of the network."""
-    if (
-        not isinstance(value, dict)
-        or type(value.get("channels")) is not int
-        or value["channels"] not in (1, 3)
-    ):
+    """Return whether a value can be the `preprocessing` entry (`ImageData.preprocessing`)."""
+    if not isinstance(value, dict) or "mean_image" not in value or type(value.get("channels")) is not int:
         return False
-    channels = value["channels"]
-    numbers = all(_are_numbers(value.get(key), channels) for key in ("mean", "std"))
-    sides = _is_side(value.get("image_size")) and _is_side(value.get("stored_size"))
-    mean = value.get("mean_image")
-    image = mean is None or (
-        isinstance(mean, Tensor) and mean.ndim == 3 and len(mean) == channels and mean.is_floating_point()
-    )
-    fits = value.get("fit", "crop") in FITS
+    channels, mean = value["channels"], value["mean_image"]
     return (
-        numbers and sides and image and fits and "mean_image" in value and isinstance(value.get("crop"), bool)
+        channels in (1, 3)
+        and all(_are_numbers(value.get(key), channels) for key in ("mean", "std"))
+        and all(_is_side(value.get(key)) for key in ("image_size", "stored_size"))
+        and (mean is None or (isinstance(mean, Tensor) and mean.ndim == 3 and len(mean) == channels))
+        and (mean is None or mean.is_floating_point())
+        and value.get("fit", "crop") in FITS  # older checkpoints have no fit
+        and isinstance(value.get("crop"), bool)
     )
 
 
@@ -105,10 +101,10 @@ def _are_numbers(value: Any, count: int) -> bool:
 
 
 def _is_splits(value: Any) -> bool:
-    """Return whether a value can say what the splits held; a checkpoint of an older version says nothing."""
+    """Return whether a value can be the `splits` entry, which older checkpoints lack."""
     return value is None or (
         isinstance(value, dict)
-        and all(isinstance(split, str) and _is_split(about) for split, about in value.items())
+        and all(isinstance(split, str) and _is_split(facts) for split, facts in value.items())
     )
 
 
@@ -124,7 +120,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _are_states(value: Any) -> bool:
-    """Return whether a value can be the state of one optimizer: bounded by the file, whatever it says."""
+    """Return whether a value can be `optimizer_states`: the state dict of exactly one optimizer."""
     return (isinstance(value, list) and len(value) == 1) and all(
         isinstance(each, dict)
         and isinstance(each.get("state"), dict)
@@ -138,7 +134,7 @@ def _are_loops(value: Any) -> bool:
     try:
         progress = value["fit_loop"]["epoch_progress"]["current"]
         return _is_count(progress["processed"]) and _is_count(progress["completed"])
-    except (KeyError, TypeError, IndexError):  # a tensor, too, can be asked for a part
+    except (KeyError, TypeError, IndexError):  # IndexError: a tensor in place of a dict
         return False
 
 
@@ -147,16 +143,16 @@ def _are_sums(value: Any) -> bool:
 
 
 def _are_metrics(value: Any) -> bool:
-    """Return whether a value can be the latest metrics: the same ones of every split, but for those of classes."""
+    """Return whether a value can be the latest metrics: every split has the same ones, except the macro scores."""
     if not isinstance(value, dict) or not all(
         isinstance(k, str) and isinstance(v, float) for k, v in value.items()
     ):
         return False
     splits = {key.partition("/")[0] for key in value}
     names = [{key for key in value if key.startswith(f"{split}/")} for split in splits]
-    of_classes = {"balanced_accuracy", "macro_f1"}  # not counted in training
-    alike = len({frozenset(key.partition("/")[2] for key in each) - of_classes for each in names}) <= 1
-    return alike and all({f"{split}/loss", f"{split}/top1"} <= value.keys() for split in splits)
+    macro = {"balanced_accuracy", "macro_f1"}  # not computed in training
+    same = len({frozenset(key.partition("/")[2] for key in each) - macro for each in names}) <= 1
+    return same and all({f"{split}/loss", f"{split}/top1"} <= value.keys() for split in splits)
 
 
 def _is_version(value: Any) -> bool:

@@ -249,7 +249,7 @@ def test_classes_that_train_lacks_are_listed(tmp_path: Path, split: str):
 @pytest.mark.parametrize(("made", "val_fraction"), [("train/cat/1.jpg", None), ("cat/1.jpg", 0.1)])
 def test_a_single_class_is_refused(tmp_path: Path, made: str, val_fraction: float | None):
     touch(tmp_path, made)
-    assert "one class only (cat)" in refused(tmp_path, val_fraction=val_fraction)
+    assert "only one class (cat)" in refused(tmp_path, val_fraction=val_fraction)
 
 
 def test_a_single_class_is_enough_where_nothing_is_trained(tmp_path: Path):

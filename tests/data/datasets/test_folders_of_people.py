@@ -40,7 +40,7 @@ def test_usual_names_of_splits_in_any_case_are_splits(tmp_path: Path, train: str
     assert data.origins == {"train": f"folder {train}", "val": f"folder {val}", "test": f"folder {test}"}
     assert names(data, "val") == {f"{val}/a/1.jpg", f"{val}/b/1.jpg"}
     message = refused(tmp_path, "data.val_fraction=0.2")
-    assert f"has a {val} folder of its own: leave data.val_fraction out" in message
+    assert f"already has a {val} folder: leave data.val_fraction out" in message
 
 
 @pytest.mark.parametrize("pair", [("val", "valid"), ("Val", "val"), ("val", "dev"), ("train", "Training")])

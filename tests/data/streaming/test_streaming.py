@@ -201,7 +201,7 @@ def test_the_mean_image_is_computed_once_and_cached(
     (file,) = tmp_path.glob("*.npy")
     file.write_bytes(file.read_bytes()[:200])
     torch.testing.assert_close(mean(), first, rtol=0, atol=0)  # of what is damaged, taken again
-    monkeypatch.setattr(Streaming, "_take_mean", None)
+    monkeypatch.setattr(Streaming, "_compute_mean", None)
     torch.testing.assert_close(mean(), first, rtol=0, atol=0)
 
 

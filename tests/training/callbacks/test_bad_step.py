@@ -83,7 +83,7 @@ def test_on_an_accelerator_the_images_of_the_first_bad_step_are_named(
 ) -> None:
     made: Any = classifier()
     # There is no accelerator here: the processor's losses are taken as if looking at them took long.
-    monkeypatch.setattr("alexnet_exp.training.classifier._waits_for_nothing", lambda loss: False)
+    monkeypatch.setattr("alexnet_exp.training.classifier._reads_without_sync", lambda loss: False)
     x, y = images(6)
     for step, (first, last) in enumerate([(0, 2), (2, 4), (4, 6)]):
         made._trainer.global_step = step

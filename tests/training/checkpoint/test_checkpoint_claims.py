@@ -68,13 +68,8 @@ def test_nested_classes_are_checked(
 
 DIGITS = {"batch_size": 1, "image_size": 8, "mean": [0.5], "std": [0.5]}
 SETTINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-<<<<<<< HEAD
-    "ten billion classes": (in_model(num_classes=10**10), "do not fit its own network"),
-    "a number beyond counting": (in_model(num_classes=2**2000), "an integer >= 1 and < 9007199254740992"),
-=======
     "ten billion classes": (in_model(num_classes=10**10), "do not fit its network"),
-    "a number beyond counting": (in_model(num_classes=2**2000), "1 or more, and below 9007199254740992"),
->>>>>>> lang3
+    "a number beyond counting": (in_model(num_classes=2**2000), "an integer >= 1 and < 9007199254740992"),
     "a layer of 10 TB": (
         lambda s: s["config"]["model"]["features"]["conv1"].update(out_channels=10**11),
         "do not fit its network",

@@ -216,7 +216,7 @@ def test_ckpt_refuses_foreign_files(first: Path, tmp_path: Path) -> None:
     said = {name: refusal(tmp_path / f"run {name}", f"ckpt='{tmp_path / name}'")
             for name in ("nowhere.ckpt", "weights.pt", "damaged.ckpt", "empty")}  # fmt: skip
     assert "there is no such file" in said["nowhere.ckpt"]
-    assert "weights= takes plain weights" in said[weights.name]
+    assert "use weights= for a plain state dict" in said[weights.name]
     assert "damaged" in said["damaged.ckpt"]
     assert "has no checkpoints/last.ckpt" in said["empty"]
 

@@ -63,7 +63,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, number: str, code:
     assert result is not None
     assert (result["status"], result["error"]) == ("interrupted", f"stopped by {number}")
     assert (tmp_path / "report.html").exists()
-    assert "To go on: python train.py resume=" in (tmp_path / "train.log").read_text()
+    assert "To resume: python train.py resume=" in (tmp_path / "train.log").read_text()
 
 
 def test_a_signal_during_an_import_is_deferred():
@@ -272,5 +272,5 @@ def test_a_job_signalled_before_its_run_starts_is_requeued(tmp_path: Path):
     job.send_signal(signal.SIGUSR1)
     said, _ = job.communicate(timeout=60)
     assert job.returncode == 143, said
-    assert "SLURM starts this job again." in said
+    assert "SLURM requeues this job." in said
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
