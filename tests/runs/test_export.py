@@ -272,7 +272,7 @@ def test_images_of_a_folder_are_compared_in_their_own_sizes(
         (["nowhere.ckpt"], "ckpt=nowhere.ckpt: there is no such file or run directory."),
         (
             ["RUN", "format=tflite"],
-            "format='tflite' is not possible: it must be one of onnx, torch_export, safe",
+            "invalid format='tflite': expected one of onnx, torch_export, safe",
         ),
         (
             ["RUN", "format=safetensors", "preprocess=true"],
@@ -280,14 +280,14 @@ def test_images_of_a_folder_are_compared_in_their_own_sizes(
         ),
         (
             ["RUN", "preprocess=yes please"],
-            "preprocess='yes please' is not possible: it must be true or false",
+            "invalid preprocess='yes please': expected true or false",
         ),
         (["RUN", "forma=onnx"], "There is no setting forma. Did you mean format"),
         (
             ["RUN/checkpoints/best.ckpt", "out=RUN/checkpoints/best.ckpt"],
             "best.ckpt is the checkpoint itself",
         ),
-        (["RUN", "format=safetensors", "out=RUN/train.log"], "train.log lies in the directory of a run"),
+        (["RUN", "format=safetensors", "out=RUN/train.log"], "train.log is in the directory of a run"),
         (["RUN", "format=safetensors", "out=/dev/null/net"], "/dev/null/net cannot be written"),
     ],
 )

@@ -257,9 +257,9 @@ def test_network_without_a_dense_layer_has_no_neighbours(run_dir: Path, tmp_path
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("which=conv", "which='conv' is not possible: it must be all, or some of [filters"),
+        ("which=conv", "invalid which='conv': expected all, or some of [filters"),
         ("which=[]", "which=[] asks for no figure"),
-        ("sample=0", "sample=0 is not possible"),
+        ("sample=0", "invalid sample=0"),
         ("model.input_size=64", "the checkpoint's own affair"),
         ("device=tpu", "device=tpu is not here"),
         ("ckpt=nowhere", "there is no such file"),

@@ -144,7 +144,7 @@ def test_nothing_found_is_one_line(
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("top_k=0", "top_k=0 is not possible: it must be a whole number, 1 or more."),
+        ("top_k=0", "invalid top_k=0: expected an integer >= 1."),
         ("device=tpu", "device=tpu is not here"),
         ("topk=3", "There is no setting topk. Did you mean top_k=3?"),
     ],

@@ -175,7 +175,7 @@ def test_an_image_that_was_changed_in_its_chunk_is_noticed(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["quality=0"], "quality=0 is not possible: it must be a whole number from 1 to 100"),
+        (["quality=0"], "invalid quality=0: expected a whole number from 1 to 100"),
         (["cache=true"], "one of them"),
         (["data.kind=other"], "one of folder, imagenet"),
     ],
