@@ -1,4 +1,4 @@
-"""What hydra/sweeper=optuna does: a study whose trials are jobs in processes."""
+"""hydra/sweeper=optuna: run a study whose trials are jobs in processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from alexnet_exp.errors import UserError, shell_command
 from alexnet_exp.runs.compare.command import summarise
 from alexnet_exp.runs.compare.table import print_table
 from alexnet_exp.sweeps.job import FAILED
-from alexnet_exp.sweeps.launch import begin, check_settings, job_flags, saying_how_to_go_on
+from alexnet_exp.sweeps.launch import begin, check_settings, job_flags, resume_hint
 from alexnet_exp.sweeps.optuna.page import write_sweep_page
 from alexnet_exp.sweeps.optuna.pool import TrialPool, Trials
 from alexnet_exp.sweeps.optuna.space import Space, as_overrides, check_values, read_space
@@ -46,20 +46,20 @@ def search(
     validate: Callable[[list[list[str]]], None],
     compose: Callable[[list[str]], DictConfig],
 ) -> None:
-    """Run a search, or what is left of it, and show what it has found.
+    """Run or resume a search, and show the results.
 
     Args:
         config: The sweep's configuration, with `hydra`.
         settings: hydra.sweeper, without params.
-        overrides: Parsed: what is searched, and what every trial shares.
-        validate: Raises for overrides that do not compose.
-        compose: Makes a trial's configuration.
+        overrides: Parsed: the search space, and what all trials share.
+        validate: Raises if overrides do not compose.
+        compose: Composes a trial's configuration.
 
     Raises:
-        UserError: For settings that cannot work, or if no trial came to its end.
+        UserError: For invalid settings, or if no trial finished.
     """
     if not config.hydra.launcher._target_.endswith(_LAUNCHER):
-        raise UserError("hydra/sweeper=optuna runs its trials in processes: leave hydra/launcher as it is.")
+        raise UserError("hydra/sweeper=optuna needs hydra/launcher=processes, its default.")
     launcher, settings = _plain(config.hydra.launcher), _plain(settings)
     check_settings(launcher)
     check_sweeper(settings, config)
@@ -83,7 +83,7 @@ def search(
         trials = Trials(study, stored, space, settings["metric"], count, directory, flags, own)
         resources = Resources.of_this_machine(config, launcher, trainers(space.examples(), compose))
         pool = TrialPool(trials, launcher, resources, console)
-        with saying_how_to_go_on(directory, console):
+        with resume_hint(directory, console):
             pool.run()
         _conclude(trials, console)
     console.print(f"sweep directory: {directory}", highlight=False)
@@ -106,7 +106,7 @@ def _plain(settings: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what Optuna says of itself: a line for each trial, and which parts of it are new."""
+    """Silence Optuna's line per trial and its warnings about experimental classes."""
     with warnings.catch_warnings():
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=ExperimentalWarning)
@@ -119,7 +119,7 @@ def _max_epochs(config: DictConfig) -> int | None:
 
 
 def _conclude(trials: Trials, console: Console) -> None:
-    """Write the pages, and print the best trial with the command that repeats it."""
+    """Write the pages, and print the best trial and the command that repeats it."""
     told = trials.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
     if any(trials.folder(trial).exists() for trial in told):
         print_table(summarise(trials.directory, trials.metric))
@@ -135,7 +135,7 @@ def _conclude(trials: Trials, console: Console) -> None:
 
 
 def repeat_command(space: Space, flags: list[str], drawn: Mapping[str, Any]) -> str:
-    """Return the command line of a single run with the settings of a trial, without secrets."""
+    """Return the command line of a single run with a trial's settings, without secrets."""
     return redact(shell_command(["alexnet-exp", "train", *flags, *map(typed, space.overrides(drawn))]))
 
 
@@ -143,6 +143,4 @@ def _nothing(study: optuna.Study) -> str:
     states = [trial.state.name.lower() for trial in study.get_trials(deepcopy=False)]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     reasons = [t.user_attrs["failed"] for t in study.trials if "failed" in t.user_attrs]
-    return f"No trial came to its end ({counts})." + (
-        f" The first failed: {redact(reasons[0])}" if reasons else ""
-    )
+    return f"No trial finished ({counts})." + (f" The first failed: {redact(reasons[0])}" if reasons else "")
