@@ -64,7 +64,11 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()  # torch reads what these two set when it is imported
     limit_threads()
     try:
-        _check_folder()
+        os.getcwd()
+    except OSError:
+        print("error: The current folder has been removed: cd to one that exists.", file=sys.stderr)
+        return 1
+    try:
         run = _train if arguments[0] == "train" else partial(_run, arguments[0])
         return run(arguments[1:])
     except UserError as error:
@@ -79,13 +83,6 @@ def _unknown_verb(word: str) -> str:
         return f"{word!r} is not a verb: put one first, as in alexnet-exp train {word}."
     close = f" Did you mean {MEANT[word.lower()]}?" if word.lower() in MEANT else nearest(word.lower(), VERBS)
     return f"There is no verb {word!r}.{close}"
-
-
-def _check_folder() -> None:
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise UserError("The current folder has been removed: cd to one that exists.") from error
 
 
 def _train(arguments: list[str]) -> int:

@@ -42,7 +42,10 @@ def check_config(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: For the first unknown or missing key, invalid value or conflict.
     """
-    _check_groups(config)
+    for group in RUN_GROUPS:
+        if not isinstance(config.get(group), Mapping):
+            fix = f"set {group}=none instead" if "none" in options(group) else f"set {group}=NAME"
+            raise UserError(f"The group {group} is missing: {fix}.")
     check_network(config["model"])
     own = [group for group in _WITH_CLASS if not _is_ours(config[group])]
     torchs = _torch_arguments(config["optimizer"])
@@ -151,13 +154,6 @@ def unknown(key: str, value: str | None = None) -> str:
     close = close or get_close_matches(key, [*RULES, *GROUPS], n=1)
     meant = f" Did you mean {' or '.join(close)}?" if close else ""
     return f"There is no setting {key}.{meant} python train.py --cfg job lists all."
-
-
-def _check_groups(config: Mapping[str, Any]) -> None:
-    for group in RUN_GROUPS:
-        if not isinstance(config.get(group), Mapping):
-            hint = f"set {group}=none instead" if "none" in options(group) else f"set {group}=NAME"
-            raise UserError(f"The group {group} is missing: {hint}.")
 
 
 def _is_ours(settings: Mapping[str, Any]) -> bool:

@@ -203,10 +203,7 @@ _PATTERNS: list[tuple[str, Callable[..., str]]] = [
         r"Could not append to config\. An item is already at '([^']+)'",
         lambda key: f"+{key}: the setting exists; omit the +.",
     ),
-    (
-        r"Could not delete from config\. '([^']+)'",
-        lambda key: f"~{key}: there is no such setting to delete.",
-    ),
+    (r"Could not delete from config\. '([^']+)'", lambda key: f"~{key}: there is no such setting to delete."),
     (
         r"Environment variable '([^']+)' not found.*?full_key: (\S+)",
         lambda variable, key: f"{key}: the environment variable {variable} is not set.",

@@ -289,5 +289,5 @@ RULES: dict[str, Rule] = {
 }
 # Removed settings: an error when typed, ignored in the recorded config of an old run.
 RETIRED = {
-    "trainer.limit_predict_batches": "it had no effect; pass fewer images: alexnet-exp predict RUN 'photos/0*.jpg'",
+    "trainer.limit_predict_batches": "it had no effect; pass fewer images: alexnet-exp predict RUN 'photos/0*.jpg'"
 }

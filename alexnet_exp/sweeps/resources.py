@@ -71,7 +71,8 @@ class Resources:
         wanted, threads = settings["max_parallel"], settings["threads"]
         gpus = [] if all(trainer.accelerator == "cpu" for trainer in trainers) else visible_gpus()
         per_job = max(_devices_per_job(trainer.devices) for trainer in trainers)
-        groups, most = _groups(gpus, per_job), max(1, cores.available_cores() // (threads * per_job))
+        groups = [tuple(gpus[i : i + per_job]) for i in range(0, len(gpus) - per_job + 1, per_job)]
+        most = max(1, cores.available_cores() // (threads * per_job))
         if gpus:
             # trainer.devices=[2,3] counts all GPUs visible to the sweep, so such a job must see all of them.
             groups = [] if any(isinstance(trainer.devices, ListConfig) for trainer in trainers) else groups
@@ -108,11 +109,6 @@ def _devices_per_job(devices: Any) -> int:
     if isinstance(devices, int) and devices > 0:
         return devices
     return len(devices) if isinstance(devices, ListConfig) else 1
-
-
-def _groups(gpus: list[str], size: int) -> list[tuple[str, ...]]:
-    """Split a list into groups of equal size, dropping the remainder."""
-    return [tuple(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]
 
 
 def visible_gpus() -> list[str]:

@@ -65,7 +65,14 @@ def launch(
         todo = _to_submit(jobs, record.arrays)
         if todo:
             record.add_array(_submit(todo, settings, shape, directory, len(record.arrays) + 1))
-            _say_how_to_follow(record.arrays[-1], len(todo), directory, console)
+            array = record.arrays[-1]
+            console.print(
+                f"SLURM job array {array}: {len(todo)} jobs; see squeue -j {array}, cancel with scancel {array}\n"
+                f"output of job N: {directory}/N/output.log\n"
+                f"the same command with sweep.resume={directory} shows them again, and submits missing jobs",
+                highlight=False,
+                markup=False,
+            )
         if not settings["wait"]:
             return [JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED) for job in jobs]
         _wait(jobs, record.arrays, directory, console)
@@ -117,15 +124,6 @@ def _submit(jobs: list[Job], settings: Mapping[str, Any], shape: Shape, director
     finally:
         os.umask(before)
     return submit(path, dict(zip([OF_ANY_URL], passwords, strict=False)))
-
-
-def _say_how_to_follow(array: str, count: int, directory: Path, console: Console) -> None:
-    for line in (
-        f"SLURM job array {array}: {count} jobs; squeue -j {array} lists them, scancel {array} cancels them",
-        f"output of job N: {directory}/N/output.log",
-        f"the same command with sweep.resume={directory} shows them again, and submits missing jobs",
-    ):
-        console.print(line, highlight=False, markup=False)
 
 
 def _wait(jobs: list[Job], arrays: list[str], directory: Path, console: Console) -> None:

@@ -102,7 +102,8 @@ class Table:
         done, wanted = _epochs(rows), job.max_epochs() if job.state == RUNNING else None
         new, left = done - self._before.get(job.number, 0), ""
         if wanted and new > 0:
-            left = _minutes((time.time() - job.started) / new * (wanted - done))
+            seconds = (time.time() - job.started) / new * (wanted - done)
+            left = "{}:{:02d}".format(*divmod(int(seconds), 60))
         return f"{done}/{wanted}" if wanted else str(done), self._best(job), left
 
     def _best(self, job: Job) -> str:
@@ -115,7 +116,3 @@ class Table:
 
 def _epochs(rows: list[dict[str, float]]) -> int:
     return int(max((row.get("epoch", 0) for row in rows), default=0))
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -25,6 +25,7 @@ from alexnet_exp.sweeps.optuna.page import write_sweep_page
 from alexnet_exp.sweeps.optuna.pool import TrialPool, Trials
 from alexnet_exp.sweeps.optuna.space import Space, as_overrides, check_values, read_space
 from alexnet_exp.sweeps.optuna.study import (
+    REASON,
     STORAGE,
     absolute,
     check_choices,
@@ -95,7 +96,11 @@ def _check_outcome(pool: TrialPool, study: optuna.Study) -> None:
         job = next(job for job in pool.jobs if job.state == FAILED)
         raise UserError(f"hydra.launcher.on_failure=stop: {job.directory} failed: {job.why}")
     if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-        raise UserError(_nothing(study))
+        states = [trial.state.name.lower() for trial in study.get_trials(deepcopy=False)]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        reasons = [trial.user_attrs[REASON] for trial in study.trials if REASON in trial.user_attrs]
+        first = f" The first failed: {redact(reasons[0])}" if reasons else ""
+        raise UserError(f"No trial finished ({counts}).{first}")
 
 
 def _plain(settings: Any) -> dict[str, Any]:
@@ -120,10 +125,11 @@ def _max_epochs(config: DictConfig) -> int | None:
 
 def _conclude(trials: Trials, console: Console) -> None:
     """Write the pages, and print the best trial and the command that repeats it."""
-    told = trials.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
-    if any(trials.folder(trial).exists() for trial in told):
+    ended = trials.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
+    # In a shared study, all of them may be another sweep's.
+    if any(trials.folder(trial).exists() for trial in ended):
         print_table(summarise(trials.directory, trials.metric))
-    best = [trial for trial in told if trial.state == TrialState.COMPLETE] and trials.study.best_trial
+    best = trials.study.best_trial if any(t.state == TrialState.COMPLETE for t in ended) else None
     command = repeat_command(trials.space, trials.flags, best.params) if best else None
     write_sweep_page(trials, command)
     if best:
@@ -137,10 +143,3 @@ def _conclude(trials: Trials, console: Console) -> None:
 def repeat_command(space: Space, flags: list[str], drawn: Mapping[str, Any]) -> str:
     """Return the command line of a single run with a trial's settings, without secrets."""
     return redact(shell_command(["alexnet-exp", "train", *flags, *map(typed, space.overrides(drawn))]))
-
-
-def _nothing(study: optuna.Study) -> str:
-    states = [trial.state.name.lower() for trial in study.get_trials(deepcopy=False)]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    reasons = [t.user_attrs["failed"] for t in study.trials if "failed" in t.user_attrs]
-    return f"No trial finished ({counts})." + (f" The first failed: {redact(reasons[0])}" if reasons else "")

@@ -11,12 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
 from alexnet_exp.config.compose import plain
@@ -83,7 +78,11 @@ def read_space(overrides: Sequence[Override]) -> Space:
     fixed = [str(override.input_line) for key, override in last.items() if key not in searched]
     space = Space(fixed, {key: _distribution(override) for key, override in searched.items()})
     for key, distribution in space.distributions.items():
-        _check_no_password(key, distribution)
+        sampled = [f"{key}={value}" for value in _extremes(distribution)]
+        if without_passwords(sampled) != sampled:
+            raise UserError(
+                f"{key} contains a password, which the study would record if it were sampled: give it one value."
+            )
     return space
 
 
@@ -174,14 +173,6 @@ def _probes(distribution: BaseDistribution) -> list[Any]:
     else:
         some = [low, (low + high) / 2, low + (high - low) / math.pi, high]
     return sorted({value for value in some if low <= value <= high})
-
-
-def _check_no_password(key: str, distribution: BaseDistribution) -> None:
-    drawn = [f"{key}={value}" for value in _extremes(distribution)]
-    if without_passwords(drawn) != drawn:
-        raise UserError(
-            f"{key} contains a password, which the study would record if it were sampled: give it one value."
-        )
 
 
 def _extremes(distribution: BaseDistribution) -> list[Any]:
