@@ -146,7 +146,7 @@ def test_a_folder_can_have_the_name_of_its_key():
         ("trainer=null", r"trainer=null names no file in conf/trainer"),
         ("logger=null", r"or logger=none"),
         ("data=3", r"data=3 names no file"),
-        ("model=[alexnet,resnet18]", r"one name; -m model=alexnet,resnet18 runs one after the other"),
+        ("model=[alexnet,resnet18]", r"one name; -m model=alexnet,resnet18 runs them one by one"),
     ],
 )
 def test_groups_take_the_name_of_a_file(typed: str, message: str):
