@@ -47,7 +47,7 @@ MISTAKES = [
     (["trainer.devices=two"], "invalid trainer.devices='two': expected auto, or an integer >= 1"),
     (
         ["trainer.precision=float8"],
-        "invalid trainer.precision='float8': expected auto or a precision such as",
+        "invalid trainer.precision='float8': expected one of auto, 32-true,",
     ),
     (["scheduler.name=cosin"], "invalid scheduler.name='cosin': expected one of none, step,"),
     (["trainer.devics=2"], "There is no setting trainer.devics. Did you mean trainer.devices?"),
