@@ -1,6 +1,6 @@
 """Train a network: `python train.py model=alexnet_lrn data=cifar10 trainer.devices=2`.
 
-The same as `alexnet-exp train ...`; `python train.py --help` says what can be set.
+Same as `alexnet-exp train ...`; `python train.py --help` lists the settings.
 """
 
 import os
@@ -12,7 +12,7 @@ from alexnet_exp.startup import use_utf8
 
 if __name__ == "__main__":
     use_utf8()
-    # Jobs of a sweep and ranks are processes of their own: they find this checkout from any folder, installed or not.
+    # Sweep jobs and ranks are separate processes: let them import this checkout from any folder, installed or not.
     paths = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     sys.exit(main(["train", *sys.argv[1:]]))

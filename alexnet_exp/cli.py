@@ -25,16 +25,16 @@ USAGE = """\
 alexnet-exp VERB [key=value ...]     settings and flags of a verb: alexnet-exp VERB --help
 
   train      train and test a network: alexnet-exp train model=alexnet_lrn data=cifar10
-  inspect    look at a data set: duplicates, leaks, sizes: alexnet-exp inspect data=folder data.root=FOLDER
-  evaluate   scores of a checkpoint or an ensemble: alexnet-exp evaluate outputs/runs/RUN
-  predict    name what is in images: alexnet-exp predict outputs/runs/RUN photos/
-  figures    see what a network has learned: alexnet-exp figures outputs/runs/RUN
-  prepare    make images ready for streaming, or decode them once: alexnet-exp prepare data.root=FOLDER out=chunks
+  inspect    check a data set for duplicates, leaks and sizes: alexnet-exp inspect data=folder data.root=FOLDER
+  evaluate   score a checkpoint or an ensemble: alexnet-exp evaluate outputs/runs/RUN
+  predict    classify images: alexnet-exp predict outputs/runs/RUN photos/
+  figures    show what a network has learned: alexnet-exp figures outputs/runs/RUN
+  prepare    write images as chunks for streaming, or decode them once: alexnet-exp prepare data.root=FOLDER out=chunks
   benchmark  measure speed on this machine: alexnet-exp benchmark step
-  export     hand a network to another runtime: alexnet-exp export outputs/runs/RUN format=onnx
-  compare    lay runs side by side: alexnet-exp compare outputs/runs
+  export     convert a network for another runtime: alexnet-exp export outputs/runs/RUN format=onnx
+  compare    compare runs: alexnet-exp compare outputs/runs
   reproduce  run published results again: alexnet-exp reproduce convnet_80sec seeds=3
-  dashboard  lay a W&B project out: alexnet-exp dashboard ENTITY/PROJECT
+  dashboard  set up the dashboard of a W&B project: alexnet-exp dashboard ENTITY/PROJECT
   models     list the networks, or the layers of one: alexnet-exp models alexnet_lrn
 """
 
@@ -43,10 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run a verb.
 
     Args:
-        argv: The verb and its arguments; those of the process if None.
+        argv: The verb and its arguments; None for sys.argv.
 
     Returns:
-        Exit code: 0, 1 after a mistake of the user's or a failure, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1.
+        Exit code: 0, 1 after an error, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1.
     """
     if argv is None:
         use_utf8()
@@ -64,12 +64,14 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     before_torch()
     try:
-        _check_folder()
+        os.getcwd()
+    except OSError:
+        print("error: The current folder has been removed: cd to one that exists.", file=sys.stderr)
+        return 1
+    try:
         run = _train if arguments[0] == "train" else partial(_run, arguments[0])
         return run(arguments[1:])
     except UserError as error:
-        from alexnet_exp.tracking.redact import redact
-
         print(f"error: {redact(str(error))}", file=sys.stderr)
         return 1
 
@@ -78,16 +80,9 @@ def _unknown_verb(word: str) -> str:
     from alexnet_exp.config.words import VERBS as MEANT
 
     if word.startswith("-") or "=" in word:
-        return f"There is no verb {word!r}: it comes first, as in alexnet-exp train {word}."
+        return f"{word!r} is not a verb: put one first, as in alexnet-exp train {word}."
     close = f" Did you mean {MEANT[word.lower()]}?" if word.lower() in MEANT else nearest(word.lower(), VERBS)
     return f"There is no verb {word!r}.{close}"
-
-
-def _check_folder() -> None:
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise UserError("The current folder is not there any more: cd into one that is.") from error
 
 
 def _train(arguments: list[str]) -> int:
@@ -103,7 +98,9 @@ def _train(arguments: list[str]) -> int:
         check_config(config)
         if is_new:
             check_typed(config["model"], overrides)
-        from alexnet_exp.runs.train.command import train  # the check needs no torch, and answers first
+        from alexnet_exp.runs.train.command import (
+            train,
+        )  # imports torch: checks come first, they answer at once
 
         return train(config, overrides, run_dir, command)
 
@@ -119,13 +116,13 @@ def _train(arguments: list[str]) -> int:
 
 
 def _program() -> list[str]:
-    script = Path(sys.argv[0])  # of python -m, a file of this package
+    script = Path(sys.argv[0])  # under python -m, a file of this package
     ours = script.name == "__main__.py" or script.resolve().is_relative_to(Path(__file__).parent)
     return ["python", script.name] if script.suffix == ".py" and not ours else ["alexnet-exp", "train"]
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    """Run any verb but train."""
+    """Run any verb except train."""
     from alexnet_exp.training.launch.signals import stopping_on_signals
 
     codes: list[int] = []
@@ -142,7 +139,7 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _function(verb: str) -> Callable[..., Any]:
-    """Import what runs a verb: the function of its name in runs/VERB.py or runs/VERB/command.py."""
+    """Import the function of a verb: runs/VERB.py or runs/VERB/command.py, under the verb's name."""
     module = import_module(f"alexnet_exp.runs.{verb}")
     if hasattr(module, "__path__"):
         module = import_module(f"{module.__name__}.command")
@@ -151,48 +148,48 @@ def _function(verb: str) -> Callable[..., Any]:
 
 
 def _appending(arguments: list[str]) -> list[str]:
-    """Let `data.root=DIR` change the checkpoint's own data set where no other is chosen."""
+    """Let `data.root=DIR` apply to the checkpoint's own data set unless another is chosen."""
     if "data" in assigned(arguments):
         return arguments
     return [f"+{argument}" if argument.startswith("data.") else argument for argument in arguments]
 
 
 def _measuring(arguments: list[str]) -> list[str]:
-    """Make step,startup a list: to Hydra it is a sweep.
+    """Turn step,startup into a list: Hydra would read it as a sweep.
 
     Raises:
-        UserError: For what the scripts of benchmarks/ measure.
+        UserError: For a benchmark that moved to benchmarks/.
     """
     settings = [a for a in arguments if "=" in a and key_of(a) not in ("what", "baseline")]
     keys = {parse(setting).group for setting in settings}
     words = [a for before, a in pairwise(["", *arguments]) if a not in settings and before[:1] != "-"]
     named = re.findall(r"\w+", " ".join(words))
     scripts = [script for script in ("baseline", "data", "lrn", "overhead") if script in named]
-    if not scripts and keys & {"lrn", "workers"}:  # settings that only they have
+    if not scripts and keys & {"lrn", "workers"}:  # settings that only these scripts have
         scripts = ["lrn" if "lrn" in keys else "data"]
     if scripts:
         commands = [shell_command(["python", f"benchmarks/{script}.py", *settings]) for script in scripts]
         raise UserError(
-            f"benchmark {', '.join(scripts)} moved to scripts of the repository: run {' and '.join(commands)}"
+            f"benchmark {', '.join(scripts)} moved to scripts in the repository: run {' and '.join(commands)}"
         )
     return [re.sub(r"^(what=)?(\w+(,\w+)+)$", r"what=[\2]", argument) for argument in arguments]
 
 
 def _naming_the_kind(arguments: list[str]) -> list[str]:
-    """Let `data=` name a kind: for training it is a group, and here only the way to find images is needed of it."""
+    """Turn `data=` into `data.kind=`: not the config group of training, only how to find images."""
     return [re.sub(r"^data=(?=\w+$)", "data.kind=", argument) for argument in arguments]
 
 
 @dataclass(frozen=True)
 class Verb:
-    """How words become the arguments of the function that runs a verb; see `_function`.
+    """How a command line maps to the arguments of a verb's function; see `_function`.
 
-    The number that it returns, if it is one, is the exit code.
+    An int that the function returns is the exit code.
 
     Args:
         takes: Its arguments: some of config, overrides, run_dir and command.
-        bare_words: Keys that words without '=' are values of, in this order.
-        rewrite: Applied to the words first.
+        bare_words: Keys for words without '=', in order.
+        rewrite: Applied to the command line first.
     """
 
     takes: tuple[str, ...]
@@ -200,8 +197,8 @@ class Verb:
     rewrite: Callable[[list[str]], list[str]] = list
 
 
-_FILES = ("config", "run_dir", "command")  # of verbs that make files
-_ALL = ("config", "overrides", "run_dir", "command")  # they compose settings once more
+_FILES = ("config", "run_dir", "command")  # of verbs that write files
+_ALL = ("config", "overrides", "run_dir", "command")  # of verbs that compose a second config
 VERBS = {
     "train": Verb(_ALL),
     "benchmark": Verb(_ALL, ("what",), _measuring),
@@ -227,7 +224,7 @@ def run_hydra(
         config_name: Primary configuration.
         task: Called with the settings as plain values, the overrides, and the run directory.
         arguments: As typed.
-        bare_words: Keys that words without '=' are values of, in this order.
+        bare_words: Keys for words without '=', in order.
 
     Returns:
         Exit code.
@@ -242,7 +239,7 @@ def run_hydra(
     register()
     typed, sys.argv = sys.argv, [sys.argv[0], *prepare(arguments, bare_words, config_name)]
     show_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us whole, and we say them in one line
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own traceback and exits
     app = hydra.main(config_path=str(conf_dir()), config_name=config_name, **MAIN)
     try:
         app(_reporting(config_name, task, failures, show_all))()
@@ -250,7 +247,7 @@ def run_hydra(
         print("interrupted", file=sys.stderr)
         return 130
     except Stopped as stop:
-        if config_name != "train":  # which has said how to resume
+        if config_name != "train":  # train has printed how to resume
             print("interrupted" if stop.exit_code == 130 else stop, file=sys.stderr)
         return stop.exit_code
     except Exception as error:
@@ -267,7 +264,7 @@ def run_hydra(
 def _reporting(
     verb: str, task: Callable[..., Any], failures: list[Exception], show_all: bool
 ) -> Callable[[Any], Any]:
-    """Wrap a task for Hydra: plain settings in, errors shown where they happen and kept."""
+    """Wrap a task for Hydra: pass plain settings, print errors where they occur, and collect them."""
 
     def wrapped(cfg: Any) -> Any:
         from hydra.core.hydra_config import HydraConfig
@@ -281,14 +278,14 @@ def _reporting(
             if app.mode == RunMode.RUN:
                 _check_no_sweep(app)
             config = plain(cfg)
-            if verb == "train":  # the files of conf/ that were chosen, which compare and dashboards go by
+            if verb == "train":  # compare and dashboards group runs by the chosen yamls
                 config["choices"] = chosen_files(app)
             return task(config, _typed(app), run_dir)
         except Exception as error:
             failures.append(error)
             _show(error, verb, show_all)
             if app.mode == RunMode.MULTIRUN:
-                raise  # the launcher marks the job as failed and goes on with the next
+                raise  # the launcher marks the job as failed and runs the next
             return None
         finally:
             _discard_empty(run_dir)
@@ -299,7 +296,7 @@ def _reporting(
 
 
 def _typed(app: Any) -> list[str]:
-    """Return the settings as typed: reading one by one would resolve `KEY=${OTHER}` among the settings of Hydra."""
+    """Return the overrides as typed; item access would resolve `KEY=${OTHER}` within Hydra's own settings."""
     from omegaconf import OmegaConf
 
     typed = OmegaConf.to_container(app.overrides.task, resolve=False)
@@ -308,22 +305,22 @@ def _typed(app: Any) -> list[str]:
 
 
 def _check_no_sweep(app: Any) -> None:
-    """Refuse a file of conf/sweep without -m: the values that it tries would silently be left out."""
+    """Reject sweep=NAME without -m: its values would silently be ignored."""
     typed = {key_of(override) for override in _typed(app)}
     left_out = [key for key in app.sweeper.get("params") or {} if key not in typed]
     if left_out:
-        raise UserError(f"This tries several values of {', '.join(left_out)}: say -m to run them all.")
+        raise UserError(f"This sweeps over {', '.join(left_out)}: add -m to run all values.")
 
 
 def _discard_empty(directory: Path) -> None:
-    """Remove a run's directory in which nothing was written: a run refused before it began."""
+    """Remove the empty directory of a run that was rejected before it began."""
     if directory != Path.cwd():
-        with contextlib.suppress(OSError):  # it holds something, or is not there
+        with contextlib.suppress(OSError):  # not empty, or missing
             directory.rmdir()
 
 
 def _show(error: Exception, verb: str, show_all: bool) -> None:
-    """Print one line for a mistake of the user's, a traceback for one of ours."""
+    """Print one line for a user error, a traceback for a bug."""
     message = explain(error, verb)
     if message is None or show_all:
         import traceback

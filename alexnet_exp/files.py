@@ -1,9 +1,9 @@
-r"""Files that are whole or not there, and locks that end with the process that holds them.
+r"""Atomic writes, and locks that are released when their process dies.
 
-A file is written beside its place under a name of its own and renamed, so that a reader, a crash or a full disk never
-leaves half of one. Locks are fcntl's and not filelock's, for three reasons: whoever looks whether a run is alive must
-never refuse a run that begins in that moment, which takes a shared lock; a file system without locks must cost a
-warning, not a lock file that outlives its process; and the file goes away with a run that has ended.
+A file is written to a temporary name in the same folder and renamed, so that neither a crash nor a full disk leaves
+half a file for a reader. Locks use fcntl rather than filelock for three reasons: checking whether a run is alive must
+not block a run that starts at that moment (which takes a shared lock); a file system without locks should cost a
+warning, not a lock file that outlives its process; and the lock file is removed when the run ends.
 """
 
 from __future__ import annotations
@@ -23,20 +23,25 @@ from alexnet_exp.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows has no advisory locks of this kind
+except ImportError:  # Windows has no fcntl
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # of a file system that has none
+_NO_LOCKS = (
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+)  # the file system does not support locks
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], sync: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place on success and vanishes on failure.
+    """Yield a temporary path that replaces `path` on success and is removed on failure.
 
     Args:
-        path: The file; its folder is made.
-        sync: Bring it to the disk first: it is whole even after a power cut, or keeps its previous content.
+        path: The file; its folder is created.
+        sync: Call fsync first, so that the old or the new content survives a power cut.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,13 +57,13 @@ def replacing(path: str | os.PathLike[str], sync: bool = False) -> Iterator[Path
 
 
 def leftovers(path: Path) -> list[Path]:
-    """Return the temporary files of killed writers; of living ones too, so ask where there can be no other."""
+    """Return temporary files of killed writers; of running ones too, so call it only where none can be running."""
     return list(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
 
 
 @contextlib.contextmanager
 def text_file(path: Path) -> Iterator[TextIO]:
-    """Open a UTF-8 file that takes its place when all is written; bytes of a name that are no text are escaped."""
+    """Open a UTF-8 file for an atomic write; lone surrogates (file names that are not UTF-8) are escaped."""
     with (
         replacing(path) as temporary,
         open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
@@ -67,40 +72,40 @@ def text_file(path: Path) -> Iterator[TextIO]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    r"""Write a file that is there whole or not at all.
+    r"""Write a file atomically.
 
-    Bytes of a file name that are not valid UTF-8 become escapes such as \udce9, which JSON reads back as they were.
+    Lone surrogates (file names that are not UTF-8) become escapes such as \udce9, which JSON reads back unchanged.
 
     Raises:
-        UserError: If it cannot be written; its previous content is untouched.
+        UserError: If it cannot be written; the previous content is untouched.
     """
     if isinstance(content, str):
         content = content.encode("utf-8", "backslashreplace")
     try:
         os.stat(
             path.parent
-        )  # a run's directory that was removed is not made again, nor one that was mistyped
+        )  # fail if it is missing: `replacing` would recreate a removed or mistyped run directory
         with replacing(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}): make room, or mend its folder."
+            f"{path} cannot be written ({error.strerror}): free disk space, or fix its folder."
         ) from error
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = False, remove: bool = False) -> Iterator[bool]:
-    """Hold a lock file for this process alone; the system lets go when the process dies, even by SIGKILL.
+    """Hold an exclusive lock; the OS releases it when the process dies, even by SIGKILL.
 
-    Where the file system has no locks, a warning says so, and a second process is not noticed.
+    On a file system without locks this warns, and cannot detect a second process.
 
     Args:
-        path: The lock file, in a folder that exists.
-        wait: Until another process lets go.
-        remove: Take the file away in the end. Not with `wait`: who waits would then hold a file that is gone.
+        path: The lock file, in an existing folder.
+        wait: Wait until the lock is free.
+        remove: Delete the file at the end. Not with `wait`: a waiting process would then hold a deleted file.
 
     Yields:
-        Whether this process has it.
+        Whether this process holds the lock.
 
     Raises:
         OSError: If it cannot be opened or locked.
@@ -127,16 +132,17 @@ def _lock(file: IO[str], path: Path, wait: bool) -> bool:
         if error.errno not in _NO_LOCKS:
             raise
         log.warning(
-            "%s: its file system has no locks (%s); a second run in this directory would not be refused.",
+            "%s: the file system has no locks (%s), so a second run in this directory would not be detected.",
             path.parent, error.strerror,
         )  # fmt: skip
         return True
 
 
 def _lock_at_once(file: IO[str]) -> bool:
-    """Lock an open file; return False where another writer holds it.
+    """Lock an open file; return False if another writer holds it.
 
-    `is_locked` shares the lock for a moment, which a writer waits out: where it can be shared, no writer has it.
+    An exclusive lock also fails while `is_locked` briefly shares the file. A shared lock tells the two apart: it only
+    fails if a writer holds the file.
     """
     while True:
         with contextlib.suppress(BlockingIOError):
@@ -147,11 +153,11 @@ def _lock_at_once(file: IO[str]) -> bool:
         except BlockingIOError:
             return False
         fcntl.flock(file, fcntl.LOCK_UN)
-        time.sleep(random.uniform(0.0, 0.01))  # two that try at once would meet again
+        time.sleep(random.uniform(0.0, 0.01))  # random: two processes in step would collide forever
 
 
 def _is_there(file: IO[str], path: Path) -> bool:
-    """Return whether the open file is still the one of that name: another process may have ended and removed it."""
+    """Return whether the open file still has that name: its last owner may have deleted it since we opened it."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Settings in their two forms: words of a command line, `KEY=VALUE`, and nested groups, `{"model": {"lr": ...}}`.
+"""Settings in their two forms: overrides on a command line, `KEY=VALUE`, and nested dicts, `{"model": {"lr": ...}}`.
 
-Not Hydra's own parser: it refuses what is not quoted yet, and most readers only want to know which keys were typed.
+Hydra's own parser does not fit: it rejects values that are not quoted yet, and most callers only need the keys.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
-# Those that every run has; of the others, several files add up or none is needed.
+# Every run has these; the others are optional or lists.
 RUN_GROUPS = ("model", "data", "augment", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths")
 GROUPS = (*RUN_GROUPS, "experiment", "sweep", "debug", "hydra")
 
@@ -17,12 +17,12 @@ _QUOTED = re.compile(r"""'(?:\\'|[^'])*'|"(?:\\"|[^"])*\"""")
 
 
 class Override(NamedTuple):
-    """One word of a command line: `lr=1`, `+lr=1` (adds), `++lr=1` (adds or changes), `~lr` (takes away).
+    """One word of a command line: `lr=1`, `+lr=1` (add), `++lr=1` (add or set), `~lr` (delete).
 
     Args:
         mark: '', '+', '++' or '~'.
         key: Without the mark: 'optimizer.lr', a group's name, or 'data@val' with a package.
-        value: As typed, with quotation marks; None without '='.
+        value: As typed, with quotes; None without '='.
     """
 
     mark: str
@@ -36,50 +36,50 @@ class Override(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The value without quotation marks; empty without '='."""
+        """The value without quotes; empty without '='."""
         return unquoted(self.value or "")
 
 
 def parse(word: str) -> Override:
-    """Read one word."""
+    """Parse one word."""
     key, equals, value = word.partition("=")
     name = key.lstrip("+~")
     return Override(key[: len(key) - len(name)], name.strip(), value if equals else None)
 
 
 def key_of(word: str) -> str:
-    """Return the setting that a word changes, adds or takes away."""
+    """Return the setting that a word sets, adds or deletes."""
     return parse(word).key
 
 
 def assigned(words: Iterable[str]) -> dict[str, str]:
-    """Return the settings to which words give a value, the last one of each, as typed."""
+    """Return the assigned values by key, as typed; the last assignment wins."""
     return {o.key: o.value for o in map(parse, words) if o.value is not None and o.mark != "~"}
 
 
 def is_quoted(value: str) -> bool:
-    """Return whether a value has quotation marks around it, in Hydra's grammar."""
+    """Return whether a value is quoted, in Hydra's grammar."""
     return bool(_QUOTED.fullmatch(value))
 
 
 def unquoted(value: str) -> str:
-    """Return a value without its quotation marks."""
+    """Return a value without its quotes."""
     return value[1:-1].replace("\\'", "'") if is_quoted(value) else value
 
 
 def quote(value: str) -> str:
-    """Quote a text for Hydra's grammar, where backslashes mean themselves, except before a quotation mark."""
+    """Quote a string for Hydra's grammar, where a backslash is literal unless it precedes a quote."""
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
     return f"'{escaped}'"
 
 
 def flat(values: Mapping[Any, Any], prefix: str = "", whole: Container[str] = ()) -> dict[str, Any]:
-    """Return every setting of nested groups by its dotted key; an empty group is a setting, too.
+    """Flatten nested settings to dotted keys; an empty dict stays a value.
 
     Args:
         values: Nested.
-        prefix: Goes before every key.
-        whole: Keys whose values are mappings that are one setting.
+        prefix: Prepended to every key.
+        whole: Keys whose dicts are values, not groups.
     """
     found: dict[str, Any] = {}
     for key, value in values.items():
@@ -92,7 +92,7 @@ def flat(values: Mapping[Any, Any], prefix: str = "", whole: Container[str] = ()
 
 
 def put(settings: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested settings; groups that are not there are made."""
+    """Set a dotted key in nested settings, creating groups as needed."""
     *path, last = key.split(".")
     for name in path:
         settings = settings.setdefault(name, {}) if isinstance(settings, dict) else {}

@@ -1,4 +1,4 @@
-"""Classes named in a configuration (`_target_`), and which of them a checkpoint may name."""
+"""Import and build classes named in a configuration (`_target_`), and check which ones a checkpoint may name."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from alexnet_exp.errors import UserError, nearest
 
-# What a checkpoint may name without the user's word, beside the optimizers of torch.optim: what conf/ ships, name by
-# name. Other classes of ours lock files or start processes when they are made.
+# Allowed in checkpoints without trust=, together with torch's optimizers: the classes that conf/ ships. Listed by name,
+# because constructing other classes of this package locks files or starts processes.
 TRUSTED = (
     "alexnet_exp.data.CIFAR10",
     "alexnet_exp.data.Digits",
@@ -27,22 +27,21 @@ TRUSTED = (
     "torch.optim.SGD",
 )
 
-# Public names, which stand in people's settings and checkpoints, of classes that have moved since.
+# Moved modules: users' settings and checkpoints contain the old names.
 _MOVED = {
     "alexnet_exp.training.lars": "alexnet_exp.training.optim.lars",
     "alexnet_exp.training.paper_sgd": "alexnet_exp.training.optim.paper_sgd",
 }
 
-# They need what training here does not give them.
 _UNFIT = {
-    "LBFGS": "computes each batch several times",
-    "SparseAdam": "takes sparse gradients alone",
-    "Muon": "takes matrices alone, and a convolution's weights are none",
+    "LBFGS": "evaluates each batch several times",
+    "SparseAdam": "only supports sparse gradients",
+    "Muon": "only supports matrices, not the weights of convolutions",
 }
 
 
 def torch_optimizer(path: str) -> Any:
-    """Import an optimizer of torch's own.
+    """Import an optimizer from torch.optim.
 
     Args:
         path: 'torch.optim.RMSprop'.
@@ -54,13 +53,8 @@ def torch_optimizer(path: str) -> Any:
 
     name = path.rpartition(".")[2]
     if not is_torch_optimizer(path):
-        known = [
-            k
-            for k, v in vars(torch.optim).items()
-            if inspect.isclass(v) and issubclass(v, torch.optim.Optimizer)
-        ]
-        close = nearest(name, known, 1)
-        raise UserError(f"optimizer._target_={path} is no optimizer of torch.{close}")
+        known = [k for k in vars(torch.optim) if is_torch_optimizer(f"torch.optim.{k}")]
+        raise UserError(f"optimizer._target_={path} is not an optimizer of torch.{nearest(name, known, 1)}")
     if name in _UNFIT:
         raise UserError(f"optimizer._target_={path} cannot train here: it {_UNFIT[name]}.")
     return locate(path)
@@ -82,7 +76,7 @@ def is_torch_optimizer(path: str) -> bool:
 
 
 def locate(path: str) -> Any:
-    """Import what a dotted path names.
+    """Import the object at a dotted path.
 
     Raises:
         UserError: If there is no such module or attribute.
@@ -98,29 +92,29 @@ def build(config: Mapping[str, Any], **arguments: Any) -> Any:
     """Call the target of `config` with its other keys and `arguments`.
 
     Args:
-        config: Plain values with `_target_`; nested targets are not followed.
-        arguments: Given to the target too; they win over the keys of `config`.
+        config: Plain values with `_target_`; nested targets are not built.
+        arguments: More arguments for the target; they override the keys of `config`.
 
     Raises:
-        UserError: If the target is missing, or does not take one of the keys.
+        UserError: If the target is missing, or does not accept one of the keys.
     """
-    keys = {str(k): v for k, v in config.items() if not str(k).startswith("_")}
+    keys = {str(k): v for k, v in config.items() if not str(k).startswith("_")} | arguments
     if "_target_" not in config:
-        raise UserError(f"A class is needed: _target_ is missing beside {', '.join(keys) or 'nothing'}.")
+        raise UserError(f"_target_ is missing beside {', '.join(keys) or 'nothing'}: set it to a class.")
     target = locate(config["_target_"])
     try:
-        inspect.signature(target).bind(**{**keys, **arguments})
+        inspect.signature(target).bind(**keys)
     except TypeError as error:
         raise UserError(f"{config['_target_']}: {error}") from error
-    return target(**{**keys, **arguments})
+    return target(**keys)
 
 
 def check_trust(config: Any, trust: Iterable[str] = (), where: str = "the checkpoint's config") -> None:
-    """Refuse a configuration from a checkpoint that names a class outside the allow-list.
+    """Reject a configuration from a checkpoint that names a class outside the allow-list.
 
     Args:
         config: Nested plain values.
-        trust: Packages that the user typed; never read from the checkpoint.
+        trust: Packages from the command line; never read from the checkpoint.
         where: Key of `config`, for the message.
 
     Raises:
@@ -131,7 +125,7 @@ def check_trust(config: Any, trust: Iterable[str] = (), where: str = "the checkp
         if target is not None and not _allowed(target, trust):
             package = str(target).split(".")[0]
             raise UserError(
-                f"{where} names {target!r}, which is not of this package; if you trust it, add trust=[{package}]."
+                f"{where} names {target!r}, which is not part of this package; if you trust it, set trust=[{package}]."
             )
         for key, value in config.items():
             check_trust(value, trust, f"{where}.{key}")
@@ -150,7 +144,7 @@ def _allowed(target: Any, trust: Iterable[str]) -> bool:
 
 
 def _defined_in(found: Any, package: str) -> bool:
-    """Tell a package's own classes and functions from what it merely imports, such as `os.system`."""
+    """Return whether a class or function is defined in a package, not just imported there, such as `os.system`."""
     home = getattr(found, "__module__", None)
     own = isinstance(home, str) and (home == package or home.startswith(f"{package}."))
     return own and (inspect.isclass(found) or inspect.isfunction(found))

@@ -1,10 +1,10 @@
-"""What Hydra finds of ours: it takes launchers and sweepers from the namespace package `hydra_plugins` alone.
+"""Our launchers and sweepers, in the namespace package where Hydra looks for plugins.
 
-Hydra imports this module at every start, so nothing heavy is imported here. The work is in alexnet_exp/sweeps/.
+Hydra imports this module at every start, so it imports nothing heavy. The work is in alexnet_exp/sweeps/.
 """
 
-# Without the import of annotations from __future__: Hydra runs this file before Python knows it as a module, and
-# dataclasses could not look the annotations up.
+# No `from __future__ import annotations`: Hydra executes this file before it is in sys.modules, where dataclasses
+# would look string annotations up.
 import importlib.util
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -29,21 +29,20 @@ class ProcessesConfig:
     """Settings of hydra/launcher=processes."""
 
     _target_: str = "hydra_plugins.alexnet_exp_plugins.ProcessesLauncher"
-    max_parallel: Any = (
-        "auto"  # jobs at a time; auto: one for each group of trainer.devices GPUs, or cores // threads
-    )
-    threads: int = 2  # of each job
-    on_failure: str = "continue"  # or stop: start no other job
-    retries: int = 0  # starts again from its last checkpoint a job that something outside killed
+    # Jobs at a time; auto: one per group of trainer.devices GPUs, or cores // threads.
+    max_parallel: Any = "auto"
+    threads: int = 2  # per job
+    on_failure: str = "continue"  # or stop: start no more jobs
+    retries: int = 0  # of a job killed by a signal, from its last checkpoint
 
 
 def _typed(params: Mapping[str, Any] | None) -> list[str]:
-    """Return hydra.sweeper.params as it would be typed: {KEY: VALUES}."""
+    """Return hydra.sweeper.params, {KEY: VALUES}, as overrides."""
     return [f"{key}={'null' if values is None else values}" for key, values in (params or {}).items()]
 
 
 class _Launcher(Launcher):
-    """What both launchers share; Hydra makes no launcher of an abstract class."""
+    """What both launchers share; abstract, so that Hydra does not register it."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
@@ -57,26 +56,26 @@ class _Launcher(Launcher):
         """Run the jobs and wait for them.
 
         Args:
-            job_overrides: What each job sets.
+            job_overrides: The overrides of each job.
             initial_job_idx: Number of the first.
 
         Returns:
-            One entry per job, for the sweeper; of one that failed, reading its value raises.
+            One entry per job, for the sweeper; the value of a failed one raises when read.
         """
         begun, self.begun = self.begun, True
         return self.run([list(overrides) for overrides in job_overrides], initial_job_idx, begun)
 
     def compose(self, overrides: list[str]) -> DictConfig:
-        """Make the configuration of a job."""
+        """Compose the configuration of a job."""
         return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
 
     @abstractmethod
     def run(self, jobs: list[list[str]], first: int, begun: bool) -> Sequence[JobReturn]:
-        """Run jobs; `begun` says whether this process has begun the sweep already."""
+        """Run jobs; `begun` if this process has already started the sweep."""
 
 
 class ProcessesLauncher(_Launcher):
-    """Starts every job of a sweep as a process of its own: the command line of a single run."""
+    """Runs every job of a sweep in its own process, with the command line of a single run."""
 
     def run(self, jobs: list[list[str]], first: int, begun: bool) -> Sequence[JobReturn]:
         from alexnet_exp.sweeps.launch import launch
@@ -89,23 +88,21 @@ class SlurmConfig:
     """Settings of hydra/launcher=slurm; nodes and tasks follow trainer.num_nodes and trainer.devices."""
 
     _target_: str = "hydra_plugins.alexnet_exp_plugins.SlurmLauncher"
-    max_parallel: Any = None  # jobs at a time; null: as many as SLURM starts
-    time: Any = (
-        None  # of each job, as sbatch takes it: minutes, HH:MM:SS, D-HH:MM:SS; null: the partition's own
-    )
-    partition: Any = None  # null: the cluster's own
+    max_parallel: Any = None  # jobs at a time; null: no limit
+    time: Any = None  # per job, for sbatch: minutes, HH:MM:SS, D-HH:MM:SS; null: the partition's default
+    partition: Any = None  # null: the cluster's default
     gpus_per_node: Any = (
-        None  # as sbatch takes it: 4, a100:4; null: trainer.devices, without trainer=cpu; 0: none
+        None  # for sbatch: 4, a100:4; null: trainer.devices, or none with trainer=cpu; 0: none
     )
-    cpus_per_task: int = 2  # of each device's process
-    signal_seconds: int = 90  # ahead of the end of its time a job saves and asks to be started again
-    sbatch: list[str] = field(default_factory=list)  # other options of sbatch: [--account=NAME,--mem=64G]
-    setup: list[str] = field(default_factory=list)  # lines of shell ahead of the run: [module load cuda]
-    wait: bool = True  # show a table until all have ended; false: submit and return
+    cpus_per_task: int = 2  # per device
+    signal_seconds: int = 90  # before its time limit a job saves and requeues itself
+    sbatch: list[str] = field(default_factory=list)  # more options for sbatch: [--account=NAME,--mem=64G]
+    setup: list[str] = field(default_factory=list)  # shell commands before the run: [module load cuda]
+    wait: bool = True  # show a table until all jobs have ended; false: submit and return
 
 
 class SlurmLauncher(_Launcher):
-    """Hands the jobs of a sweep to SLURM, as one job array."""
+    """Submits the jobs of a sweep to SLURM as one job array."""
 
     def run(self, jobs: list[list[str]], first: int, begun: bool) -> Sequence[JobReturn]:
         from alexnet_exp.sweeps.slurm import launch
@@ -115,14 +112,14 @@ class SlurmLauncher(_Launcher):
 
 @dataclass
 class GridConfig(BasicSweeperConf):
-    """Settings of hydra/sweeper=basic, which are Hydra's own."""
+    """Settings of hydra/sweeper=basic: those of Hydra's own sweeper."""
 
     _target_: str = "hydra_plugins.alexnet_exp_plugins.GridSweeper"
-    params: Any = None  # {KEY: VALUES}; Hydra's own type for it takes none on the command line
+    params: Any = None  # {KEY: VALUES}; Any, since Hydra's own type cannot be set on the command line
 
 
 class GridSweeper(BasicSweeper):
-    """Tries every combination as Hydra's own does, but a failed job does not end the batches after its own."""
+    """Runs every combination like Hydra's own, but a failed job does not stop later batches."""
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Run the jobs.
@@ -134,13 +131,13 @@ class GridSweeper(BasicSweeper):
             One entry per job.
 
         Raises:
-            UserError: If the sweep cannot begin, or some job has not finished.
+            UserError: If the sweep cannot start, or a job did not finish.
         """
         from alexnet_exp.sweeps.grid import run_batches
 
         if self.max_batch_size is not None and self.max_batch_size < 1:
             raise UserError(
-                f"hydra.sweeper.max_batch_size={self.max_batch_size} is not possible: say a number of jobs, or null."
+                f"invalid hydra.sweeper.max_batch_size={self.max_batch_size}: expected an integer >= 1, or null."
             )
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides(_typed(self.params) + arguments)
@@ -153,16 +150,16 @@ class OptunaConfig:
     """Settings of hydra/sweeper=optuna."""
 
     _target_: str = "hydra_plugins.alexnet_exp_plugins.OptunaSweeper"
-    n_trials: int = 20  # of the whole study: pruned and failed ones, and those of other machines, included
-    metric: str = "val/top1"  # best epoch of each trial; the lowest of a loss, the highest of anything else
-    sampler: str = "tpe"  # or any other of Optuna's, by name
-    sampler_arguments: Any = None  # {KEY: VALUE}; no empty map, to which Hydra would add keys by + alone
-    pruner: str = "median"  # none, hyperband, or any other of Optuna's, by name
+    n_trials: int = 20  # of the whole study, including pruned and failed trials, and those of other machines
+    metric: str = "val/top1"  # of the best epoch; losses are minimised, anything else maximised
+    sampler: str = "tpe"  # or any other of Optuna's samplers
+    sampler_arguments: Any = None  # {KEY: VALUE}; not {}, whose keys would need a + to set
+    pruner: str = "median"  # none, hyperband, or any other of Optuna's pruners
     pruner_arguments: Any = None
-    seed: Any = 0  # of the sampler; null: another one each time
+    seed: Any = 0  # of the sampler; null: random
     storage: Any = None  # a file or a storage URL; null: study.log in the directory of the sweep
-    study_name: Any = None  # null: the sweep's own
-    params: Any = None  # {KEY: VALUES} as on the command line, which wins
+    study_name: Any = None  # null: named after the sweep
+    params: Any = None  # {KEY: VALUES}; the command line overrides them
 
 
 class OptunaSweeper(Sweeper):
@@ -190,12 +187,12 @@ class OptunaSweeper(Sweeper):
         search(self.config, self.settings, overrides, self.validate_batch_is_legal, self.compose)
 
     def compose(self, overrides: list[str]) -> DictConfig:
-        """Make the configuration of a trial."""
+        """Compose the configuration of a trial."""
         return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
 
 
 store(group="hydra/launcher", name="processes", node=ProcessesConfig, provider="alexnet_exp")
 store(group="hydra/launcher", name="slurm", node=SlurmConfig, provider="alexnet_exp")
-# In place of Hydra's own, which has been stored by the import above.
+# Replaces Hydra's own, which the import above has stored.
 store(group="hydra/sweeper", name="basic", node=GridConfig, provider="alexnet_exp")
 store(group="hydra/sweeper", name="optuna", node=OptunaConfig, provider="alexnet_exp")

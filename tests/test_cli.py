@@ -37,14 +37,14 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 MISTAKES = [
-    (["data.batch_size=abc"], "invalid data.batch_size='abc': expected a whole number, 1 or more."),
-    (["data.batch_size=0"], "invalid data.batch_size=0: expected a whole number, 1 or more."),
-    (["data.batch_size=-1"], "invalid data.batch_size=-1: expected a whole number, 1 or more."),
-    (["data.batch_size=1.5"], "invalid data.batch_size=1.5: expected a whole number, 1 or more."),
-    (["data.batch_size=null"], "invalid data.batch_size=null: expected a whole number, 1 or more."),
-    (["optimizer.lr=fast"], "invalid optimizer.lr='fast': expected a number above 0."),
-    (["optimizer.lr=-1"], "invalid optimizer.lr=-1: expected a number above 0."),
-    (["trainer.devices=two"], "invalid trainer.devices='two': expected auto, or a whole number"),
+    (["data.batch_size=abc"], "invalid data.batch_size='abc': expected an integer >= 1."),
+    (["data.batch_size=0"], "invalid data.batch_size=0: expected an integer >= 1."),
+    (["data.batch_size=-1"], "invalid data.batch_size=-1: expected an integer >= 1."),
+    (["data.batch_size=1.5"], "invalid data.batch_size=1.5: expected an integer >= 1."),
+    (["data.batch_size=null"], "invalid data.batch_size=null: expected an integer >= 1."),
+    (["optimizer.lr=fast"], "invalid optimizer.lr='fast': expected a positive number."),
+    (["optimizer.lr=-1"], "invalid optimizer.lr=-1: expected a positive number."),
+    (["trainer.devices=two"], "invalid trainer.devices='two': expected auto, or an integer >= 1"),
     (
         ["trainer.precision=float8"],
         "invalid trainer.precision='float8': expected one of auto, 32-true, bf16-mixed,",
@@ -57,7 +57,7 @@ MISTAKES = [
     (["optimizer=sdg"], "Did you mean sgd?"),
     (["+experiment=nothing"], "experiment=nothing: conf/experiment has no file nothing.yaml."),
     (["model.features.conv2.grups=2"], "Did you mean groups"),
-    (["model.input_size=abc"], "invalid model.input_size='abc': expected a whole number."),
+    (["model.input_size=abc"], "invalid model.input_size='abc': expected an integer."),
     (["model=alexnet", "model.input_size=5"], "conv1: its 11x11 kernel does not fit a 5x5 map"),
     (
         ["model.features.conv2.then=[rel]"],
@@ -65,14 +65,14 @@ MISTAKES = [
     ),
     (
         ["model=alexnet_cifar", "model.dropout=0.3"],
-        "model.dropout does nothing: no layer of this network has dropout",
+        "model.dropout has no effect: no layer of this network uses dropout",
     ),
     (["model=alexnet_lrn", "model.lrn.groups=5"], "conv1: lrn.groups=5 does not divide its 96 channels."),
-    (["data=folder"], "data.root must be given: say data.root=VALUE."),
-    (["data.batch_size"], "Write data.batch_size=VALUE."),
-    (["=3"], "'=3' names no setting: write KEY=VALUE."),
-    (["model.features.conv2.then=[relu"], "cannot be read: close every bracket and quotation mark"),
-    (["trainer=null"], "trainer=null names no file of conf/trainer"),
+    (["data=folder"], "data.root is required: set data.root=VALUE."),
+    (["data.batch_size"], "write data.batch_size=VALUE."),
+    (["=3"], "'=3' has no key: write KEY=VALUE."),
+    (["model.features.conv2.then=[relu"], "close every bracket and quote"),
+    (["trainer=null"], "trainer=null names no file in conf/trainer"),
     (["~trainer"], "The group trainer is missing"),
     (["~seed"], "The setting seed is missing"),
     (["resume=old", "ckpt=older"], "use only one of them."),
@@ -84,7 +84,7 @@ MISTAKES = [
 @pytest.mark.parametrize(
     ("typed", "said"), MISTAKES, ids=lambda x: " ".join(x) if isinstance(x, list) else ""
 )
-def test_mistake_is_told_in_one_line_and_leaves_nothing(
+def test_a_mistake_is_a_one_line_error_and_leaves_no_files(
     typed: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     code = main(["train", *typed, f"paths.output_dir={tmp_path / 'out'}"])
@@ -104,7 +104,9 @@ def test_directory_chosen_for_a_refused_run_is_not_left(tmp_path: Path, capsys: 
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_refused_run_takes_nothing_away_from_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_rejected_run_removes_nothing_from_its_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     (tmp_path / "notes.txt").write_text("mine")
     assert main(["train", "seed=-1", f"hydra.run.dir={tmp_path}"]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
@@ -118,9 +120,7 @@ def test_full_error_shows_where_a_mistake_came_from(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_failure_of_ours_shows_its_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     import alexnet_exp.runs.train.command as module
 
     def train(*_: Any) -> None:
@@ -186,7 +186,7 @@ def test_training_gets_plain_settings_and_what_was_typed(trained: list[dict[str,
     assert call["command"].endswith("train model=alexnet_lrn seed=3")
 
 
-def test_a_setting_may_take_the_value_of_another(trained: list[dict[str, Any]]):
+def test_a_setting_can_reference_another(trained: list[dict[str, Any]]):
     assert main(["train", "data.batch_size=${seed}", "seed=7"]) == 0
     assert trained[0]["config"]["data"]["batch_size"] == 7
     assert trained[0]["overrides"] == ["data.batch_size=${seed}", "seed=7"]
@@ -236,7 +236,7 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out.strip() == alexnet_exp.__version__
 
 
-def test_unknown_verb_leads_to_the_nearest(capsys: pytest.CaptureFixture[str]):
+def test_an_unknown_verb_suggests_the_nearest(capsys: pytest.CaptureFixture[str]):
     assert main(["trian"]) == 1
     err = capsys.readouterr().err
     assert err == "error: There is no verb 'trian'. Did you mean train? alexnet-exp --help lists all.\n"
@@ -264,7 +264,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("typed", "code"), [(["data.batch_size=0"], 1), (["model=alexnett"], 1), (["--help"], 0)], ids=str
 )
-def test_text_alone_is_answered_without_torch(typed: list[str], code: int):
+def test_errors_found_from_text_do_not_import_torch(typed: list[str], code: int):
     done = run("-c", LIGHT, "train", *typed)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (code, "heavy: []")
     assert "Traceback" not in done.stderr

@@ -1,1 +1,1 @@
-"""Settings: where they lie, how they are composed, what they may be. Nothing here imports torch."""
+"""Settings: composing them, the legal values, error messages. Nothing here imports torch."""

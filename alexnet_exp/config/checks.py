@@ -1,4 +1,4 @@
-"""Mistakes in composed settings, found from their text alone: keys, values, combinations, the layers of a network."""
+"""Check composed settings without importing torch: keys, values, combinations, the layers of a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from alexnet_exp.config import words
 from alexnet_exp.config.compose import conf_dir, options
-from alexnet_exp.config.schema import RETIRED, RULES, SCHEDULES, Rule
+from alexnet_exp.config.schema import RETIRED, RULES, SCHEDULES, Rule, at_least, choice
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.models import spec
 from alexnet_exp.models.arithmetic import map_sizes
@@ -17,15 +17,15 @@ from alexnet_exp.models.spec import known_keys
 from alexnet_exp.settings import GROUPS, RUN_GROUPS, assigned, flat, key_of
 from alexnet_exp.targets import TRUSTED, torch_optimizer
 
-# Groups whose keys belong to a class of the user's own when its _target_ is not one of ours.
+# Groups whose keys are not ours to check where _target_ is a custom class.
 _WITH_CLASS = ("data", "optimizer")
-# Settings of an optimizer that are ours, whatever its class.
+# Keys of conf/optimizer that we handle ourselves, whatever the optimizer's class.
 _TREATMENT = ("bias_lr_factor", "bias_weight_decay", "layers", "lr_scaling", "base_batch")
-# Fixed by a checkpoint: the data yamls contain these keys, but a verb that opens one cannot override them.
+# Fixed by the checkpoint: conf/data/*.yaml set them, evaluate and figures must not override them.
 _OF_THE_CHECKPOINT = (
     "augment", "model", "data.image_size", "data.channels", "data.mean", "data.std", "data.stored_size", "data.fit",
 )  # fmt: skip
-# Whichever file is chosen, these are there: all keys of some groups, a few of others.
+# Required whichever yaml is chosen: every key of these groups, and a few keys of the others.
 _WHOLE_GROUPS = ("augment", "trainer", "callbacks", "paths")
 _ALWAYS = (
     "data._target_", "data.batch_size", "data.channels", "data.mean", "data.std",
@@ -40,9 +40,12 @@ def check_config(config: Mapping[str, Any]) -> None:
         config: Plain values, as `train` takes them.
 
     Raises:
-        UserError: For the first unknown or missing key, illegal value or combination.
+        UserError: For the first unknown or missing key, invalid value or conflict.
     """
-    _check_groups(config)
+    for group in RUN_GROUPS:
+        if not isinstance(config.get(group), Mapping):
+            fix = f"set {group}=none instead" if "none" in options(group) else f"set {group}=NAME"
+            raise UserError(f"The group {group} is missing: {fix}.")
     check_network(config["model"])
     own = [group for group in _WITH_CLASS if not _is_ours(config[group])]
     torchs = _torch_arguments(config["optimizer"])
@@ -58,20 +61,20 @@ def check_config(config: Mapping[str, Any]) -> None:
         group = key.split(".")[0]
         always = group == key or group in _WHOLE_GROUPS or key in _ALWAYS
         if always and group not in own and key not in leaves and not (torchs and key == "optimizer.lr"):
-            raise UserError(f"The setting {key} is missing: give it a value and do not take it away with ~.")
+            raise UserError(f"The setting {key} is missing: set it, and do not delete it with ~.")
     _check_combinations(config)
 
 
 def check_rules(values: Mapping[str, Any], rules: Mapping[str, Rule], prefix: str = "") -> None:
-    """Check settings against their rules.
+    """Check each value against its rule.
 
     Args:
-        values: Contains every key of the rules.
+        values: Has every key of `rules`.
         rules: By key.
-        prefix: Prefix of the keys on the command line, for the message.
+        prefix: Prepended to the keys in error messages.
 
     Raises:
-        UserError: Names the first illegal value.
+        UserError: For the first invalid value.
     """
     for key, rule in rules.items():
         if not rule.legal(values[key]):
@@ -81,16 +84,16 @@ def check_rules(values: Mapping[str, Any], rules: Mapping[str, Rule], prefix: st
 def beside_checkpoint(
     config: Mapping[str, Any], rules: Mapping[str, Rule], overrides: Iterable[str], instead: str = ""
 ) -> dict[str, Any]:
-    """Return the settings of a verb that opens a checkpoint with its data, including those of `checkpoint_data`.
+    """Return the settings of a verb that loads a checkpoint and its data set, as `checkpoint_data` takes them.
 
     Args:
         config: As composed.
-        rules: Rules of the verb's own settings.
-        overrides: Overrides on the command line.
-        instead: Ends the message about a setting that the checkpoint fixes, with an alternative.
+        rules: The verb's own settings.
+        overrides: As typed.
+        instead: Appended to the error about a setting that the checkpoint fixes.
 
     Raises:
-        UserError: Illegal value, or a setting that the checkpoint fixes.
+        UserError: For an invalid value, or a setting that the checkpoint fixes.
     """
     check_rules(config, rules)
     typed = {key_of(override) for override in overrides}
@@ -107,27 +110,27 @@ def beside_checkpoint(
 
 
 def check_recorded(config: Mapping[str, Any], groups: Sequence[str], where: str) -> None:
-    """Check settings that a checkpoint carries, as far as there is a rule: an older version had others.
+    """Check the settings recorded in a checkpoint; keys without a rule pass, since older versions had others.
 
     Args:
         config: Plain values.
-        groups: Which of them are going to be used.
+        groups: The groups that will be used.
         where: The checkpoint, for the message.
 
     Raises:
-        UserError: For the first illegal value.
+        UserError: For the first invalid value.
     """
     for key, value in _leaves({group: config[group] for group in groups}).items():
         if key in RULES and not RULES[key].legal(value):
-            raise UserError(f"{where} has {key}={shown(value)[:200]}, and it must be {RULES[key].text}.")
+            raise UserError(f"{where} has an invalid {key}={shown(value)[:200]}: expected {RULES[key].text}.")
 
 
 def unknown(key: str, value: str | None = None) -> str:
-    """Return the sentence about a setting that does not exist, with the nearest that do.
+    """Return the error message for a setting that does not exist, with the nearest ones that do.
 
     Args:
         key: As typed.
-        value: As typed, for the settings that another word means.
+        value: As typed; repeated in the suggestion where another tool's name for a setting was typed.
     """
     group, _, last = key.rpartition(".")
     if key.startswith("model.") and (last in known_keys() or group != "model" or not words.meant(last)):
@@ -140,7 +143,7 @@ def unknown(key: str, value: str | None = None) -> str:
         return f"The chosen {group} has no setting {key}.{belongs}"
     inside = [known for known in RULES if known.startswith(f"{key}.")]
     if inside:
-        return f"{key} is not one setting but several: {', '.join(inside)}."
+        return f"{key} is a group of settings: {', '.join(inside)}."
     if reason := words.why_not(key):
         return f"There is no setting {key}: {reason}."
     siblings = [known.rpartition(".")[2] for known in RULES if known.rpartition(".")[0] == group]
@@ -151,20 +154,13 @@ def unknown(key: str, value: str | None = None) -> str:
     return f"There is no setting {key}.{meant} python train.py --cfg job lists all."
 
 
-def _check_groups(config: Mapping[str, Any]) -> None:
-    for group in RUN_GROUPS:
-        if not isinstance(config.get(group), Mapping):
-            hint = f"say {group}=none instead" if "none" in options(group) else f"a run needs {group}=NAME"
-            raise UserError(f"The group {group} is missing: {hint}.")
-
-
 def _is_ours(settings: Mapping[str, Any]) -> bool:
     target = settings.get("_target_")
     return target is None or str(target).startswith(("torch.optim.", "alexnet_exp."))
 
 
 def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by dotted key, without those of the user's own callbacks."""
+    """Return the settings by dotted key, without those of custom callbacks."""
     own = {
         f"callbacks.{name}"
         for name, each in config.get("callbacks", {}).items()
@@ -175,13 +171,16 @@ def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_combinations(config: Mapping[str, Any]) -> None:
-    _check_schedule(config["scheduler"], config["optimizer"], config["trainer"])
-    _check_optimizer(config["optimizer"])
-    data = config["data"]
+    data, optimizer = config["data"], config["optimizer"]
+    _check_schedule(config["scheduler"], optimizer, config["trainer"])
+    if _is_ours(optimizer) and optimizer.get("nesterov") and not optimizer.get("momentum"):
+        raise UserError(
+            "optimizer.nesterov=true needs momentum: set optimizer.nesterov=false, or optimizer.momentum=0.9."
+        )
     if _is_ours(data) and not {len(data["mean"]), len(data["std"])} <= {3, data["channels"]}:
-        raise UserError(f"data.mean and data.std need {data['channels']} values each, as data.channels says.")
+        raise UserError(f"data.mean and data.std need {data['channels']} values each: one per data.channels.")
     if config["ckpt"] and config["weights"] != "none":
-        raise UserError("ckpt= restores the network's weights too: leave weights= out, or ckpt=.")
+        raise UserError("ckpt= also loads the network's weights: set either ckpt= or weights=, not both.")
     if config["class_weights"] == "auto" and data.get("balanced") is True:
         raise UserError(
             "class_weights=auto and data.balanced=true both make up for rare classes: choose one of them."
@@ -206,14 +205,13 @@ def _check_folds(data: Mapping[str, Any]) -> None:
 
 
 def _torch_arguments(optimizer: Mapping[str, Any]) -> set[str]:
-    """Return the settings that go to an optimizer of torch's other than as conf/optimizer has them, checked.
+    """Return the arguments of a torch.optim class that our rules do not cover, checked by its constructor.
 
-    The classes of conf/optimizer with the settings there have rules; for all else torch's own constructor is asked,
-    whose import takes a second.
+    The classes of conf/optimizer with the keys set there have rules. Anything else needs torch, whose import takes a
+    second.
 
     Raises:
-        UserError: For a class that is no optimizer or does not train networks like ours, an argument that it does not
-            have, or a value that it refuses.
+        UserError: If the class is not an optimizer or cannot train here, or rejects its arguments.
     """
     target = str(optimizer.get("_target_"))
     given = {str(k): v for k, v in optimizer.items() if k != "_target_" and k not in _TREATMENT}
@@ -227,7 +225,7 @@ def _torch_arguments(optimizer: Mapping[str, Any]) -> set[str]:
         if key not in takes:
             raise UserError(
                 f"optimizer.{key}: {target} has no such argument.{nearest(key, takes)} It takes {', '.join(takes)}; "
-                f"~optimizer.{key} takes it away."
+                f"~optimizer.{key} deletes it."
             )
     import torch
 
@@ -235,19 +233,12 @@ def _torch_arguments(optimizer: Mapping[str, Any]) -> set[str]:
         kind([torch.nn.Parameter(torch.zeros(1, 1))], **given)
     except (ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"optimizer: {target} refuses its settings: {reason}.") from error
+        raise UserError(f"optimizer: {target} rejects its settings: {reason}.") from error
     return set(given)
 
 
-def _check_optimizer(optimizer: Mapping[str, Any]) -> None:
-    if _is_ours(optimizer) and optimizer.get("nesterov") and not optimizer.get("momentum"):
-        raise UserError(
-            "optimizer.nesterov=true needs momentum: say optimizer.nesterov=false, or optimizer.momentum=0.9."
-        )
-
-
 def _check_monitors(config: Mapping[str, Any]) -> None:
-    """Refuse a watched metric that this run will not have, or whose better end is the other one."""
+    """Reject a monitor that this run will not log, or a mode that would keep the worst."""
     callbacks = config["callbacks"]
     watchers = {"scheduler": config["scheduler"]} if config["scheduler"].get("monitor") else {}
     watchers |= {
@@ -262,10 +253,10 @@ def _check_monitors(config: Mapping[str, Any]) -> None:
         right = "min" if monitor.endswith("loss") else "max"
         if mode != right:
             raise UserError(
-                f"{key}.monitor={monitor} with {key}.mode={mode} keeps the worst: say {key}.mode={right}."
+                f"{key}.monitor={monitor} with {key}.mode={mode} keeps the worst: set {key}.mode={right}."
             )
         for why, holds in unvalidated.items():
-            # Without validation the best checkpoint is simply the last.
+            # checkpoint may monitor a missing metric: without validation the best checkpoint is the last.
             if holds and monitor.startswith("val/") and key != "callbacks.checkpoint":
                 raise UserError(f"{key}.monitor={monitor} needs validation images, and {why}.")
 
@@ -277,63 +268,58 @@ def _check_schedule(
     given = set(scheduler) - {"name"}
     if missing := SCHEDULES[name] - given:
         raise UserError(
-            f"scheduler.name={name} needs {', '.join(sorted(missing))}, too: say scheduler={name}."
+            f"scheduler.name={name} also needs {', '.join(sorted(missing))}: set scheduler={name}."
         )
     if more := given - SCHEDULES[name]:
         raise UserError(f"scheduler={name} has no {', '.join(sorted(more))}: leave it out.")
     if name == "table" and optimizer.get("lr_scaling", "none") != "none":
         raise UserError(
-            "optimizer.lr_scaling scales the first rate alone, and scheduler=table names the others: say "
-            "optimizer.lr_scaling=none, and the rates that are meant."
+            "optimizer.lr_scaling scales optimizer.lr but not the rates of scheduler=table: set "
+            "optimizer.lr_scaling=none and write the scaled rates into the table."
         )
     endless = trainer["max_epochs"] in (None, -1) and trainer["max_steps"] == -1
     if endless and name in ("cosine", "onecycle", "dexp", "poly"):
-        raise UserError(f"scheduler={name} needs an end: give trainer.max_epochs or trainer.max_steps.")
+        raise UserError(f"scheduler={name} needs an end: set trainer.max_epochs or trainer.max_steps.")
 
 
 def shown(value: Any) -> str:
-    """Write a value as the user would recognise it."""
+    """Format a value for an error message: strings quoted, None as null."""
     return repr(value) if isinstance(value, str) else "null" if value is None else str(value)
 
 
 _RESNET_KEYS = ("_target_", "stem", "input_size", "in_channels", "num_classes")
-_STEMS = ("imagenet", "cifar")
 
 
 def check_network(model: Mapping[str, Any]) -> None:
     """Check a network's settings as far as they can be without building it.
 
     Args:
-        model: Plain values of conf/model; those of a class of the user's own are their own affair.
+        model: Plain values of conf/model; a custom class checks its own.
 
     Raises:
-        UserError: For an unknown key or operation, an illegal value, or an image too small for the layers.
+        UserError: For an unknown key or operation, an invalid value, or an image too small for the layers.
     """
     for key in ("input_size", "in_channels", "num_classes"):
-        value = model.get(key, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            said = "null" if value is None else repr(value)
-            raise UserError(f"invalid model.{key}={said}: expected a whole number, 1 or more.")
+        check_rules({key: model.get(key, 1)}, {key: at_least(1)}, "model.")
     target = model.get("_target_")
     if target == "alexnet_exp.models.resnet18":
         for key in model:
             if key not in _RESNET_KEYS:
                 raise UserError(unknown_in_network(f"model.{key}"))
-        if model.get("stem") not in _STEMS:
-            raise UserError(f"invalid model.stem={model.get('stem')}: expected {' or '.join(_STEMS)}.")
+        check_rules({"stem": model.get("stem")}, {"stem": choice("imagenet", "cifar")}, "model.")
     if target == "alexnet_exp.models.AlexNet":
         net = spec.parse_network({k: v for k, v in model.items() if k != "_target_"})
         map_sizes(net, net.input_size)
 
 
 def check_typed(model: Mapping[str, Any], typed: Iterable[str]) -> None:
-    """Refuse a typed setting of an operation that no layer has: `model.dropout=0.3` without any dropout.
+    """Reject a typed setting of an operation that no layer uses: `model.dropout=0.3` without any dropout.
 
-    What a yaml says of such an operation stays legal: a variant takes an operation away with `then` alone.
+    In a yaml such a setting is fine: a variant removes an operation by changing `then` alone.
 
     Args:
         model: Plain values of conf/model, checked.
-        typed: Settings as the user gave them: 'model.dropout=0.3'.
+        typed: Overrides: 'model.dropout=0.3'.
 
     Raises:
         UserError: Names the setting.
@@ -347,15 +333,15 @@ def check_typed(model: Mapping[str, Any], typed: Iterable[str]) -> None:
         op = rest.partition(".")[0].removesuffix("_scaling")
         if group == "model" and op in spec.OPERATIONS and op not in used:
             raise UserError(
-                f"{key} does nothing: no layer of this network has {op}; add it to the list of one, "
+                f"{key} has no effect: no layer of this network uses {op}; add it to a layer with "
                 f"model.features.LAYER.then=[...,{op}]."
             )
 
 
 def unknown_in_network(key: str) -> str:
-    """Return the sentence about a setting that the chosen network lacks, with the nearest of any network."""
+    """Return the error message for an unknown model setting, with the nearest one of any network."""
     last = key.rpartition(".")[2]
     known = [*spec.known_keys(), "stem"]
     if last in known:
         return f"The chosen model has no setting {key}. --cfg job shows its layers and their settings."
-    return f"There is no setting {key}.{nearest(last, known)} --cfg job shows all of the chosen model."
+    return f"There is no setting {key}.{nearest(last, known)} --cfg job lists those of the chosen model."

@@ -1,8 +1,9 @@
-"""Composing conf/ with Hydra, from the command line's process or from plain Python."""
+"""Compose conf/ with Hydra, inside a running Hydra application or from plain Python."""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,30 +23,27 @@ DEFAULT_EPOCHS = 30
 
 
 def conf_dir() -> Path:
-    """Return the folder of the yaml files: inside an installed package, beside it in a checkout."""
+    """Return the folder of the yaml files: inside the installed package, next to it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
 
 def register() -> None:
-    """Tell Hydra the schema of network yamls, and the resolvers that conf/ uses."""
+    """Register the schema of network yamls and the resolvers that conf/ uses."""
     store(group="schema", name="alexnet", node=AlexNetConfig)
     if not OmegaConf.has_resolver("unique"):
         register_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
-        register_resolver("epochs_unless", _default_epochs)
-        # As oc.env, but an empty variable is none, as to W&B.
+        # trainer.max_epochs by default: none where trainer.max_steps is set, which would end too early otherwise.
+        register_resolver("epochs_unless", lambda max_steps: DEFAULT_EPOCHS if max_steps == -1 else None)
+        # Like oc.env, but an empty variable counts as unset, as for W&B.
         register_resolver("or_else", lambda name, value: os.environ.get(name) or value)
-
-
-def _default_epochs(max_steps: Any) -> int | None:
-    """Return trainer.max_epochs where nobody sets it: a run that is measured in steps has no other end."""
-    return DEFAULT_EPOCHS if max_steps == -1 else None
 
 
 @contextmanager
 def _hydra() -> Iterator[list[str]]:
-    """Initialise Hydra for a composition; yield what a running application got by --config-dir."""
+    """Initialise Hydra for a composition; yield the --config-dir folders of the running application."""
+    # Hydra is a global singleton: put the application's instance aside, its jobs still need it.
     state = GlobalHydra.instance()
     outer, state.hydra = state.hydra, None
     path = outer.config_loader.get_search_path().get_path() if outer else []
@@ -60,21 +58,22 @@ def compose(name: str, overrides: list[str], with_hydra: bool = False) -> DictCo
     """Compose a primary configuration as the command line would.
 
     Args:
-        name: File in conf/ without its ending: 'train'.
+        name: File in conf/ without its extension: 'train'.
         overrides: As typed: 'model=alexnet', 'data.batch_size=64'.
-        with_hydra: Whether Hydra's own settings are wanted, too.
+        with_hydra: Whether to include Hydra's own settings.
     """
     register()
     with _hydra() as folders:
         path = [f"hydra.searchpath=[{','.join(map(repr, folders))}]"] if folders else []
-        return hydra.compose(name, overrides=[*overrides, *path], return_hydra_config=with_hydra)
+        overrides = [*map(with_recorded_spelling, overrides), *path]
+        return hydra.compose(name, overrides=overrides, return_hydra_config=with_hydra)
 
 
 def chosen_files(hydra_config: Any) -> dict[str, str]:
-    """Return which file of each of our groups a configuration was composed from.
+    """Return the yaml that was chosen in each of our config groups.
 
     Args:
-        hydra_config: Hydra's own settings, which know.
+        hydra_config: Hydra's own settings.
     """
     found = hydra_config.runtime.choices
     return {
@@ -98,5 +97,25 @@ def options(name: str) -> list[str]:
 
 
 def plain(config: Any) -> Any:
-    """Resolve a configuration to plain dictionaries, lists, strings and numbers, its paths and URLs ready for use."""
-    return with_passwords(expand_home(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)))
+    """Resolve a configuration to plain Python values, ~ expanded, URL passwords filled in, `center` spelt `centre`."""
+    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    augment = values["augment"] if isinstance(values.get("augment"), dict) else {}
+    if "center_crop" in augment:  # from a custom yaml
+        augment["centre_crop"] = augment.pop("center_crop")
+    for settings in (values, augment):
+        for key in _CENTRE_KEYS & settings.keys():
+            settings[key] = "centre" if settings[key] == "center" else settings[key]
+    return with_passwords(expand_home(values))
+
+
+# `center` is accepted for `centre`. Only the latter gets past the command line and `plain`, so that recorded configs,
+# checkpoints and comparisons have one spelling.
+_CENTRE_KEYS = {"views", "mean_image"}
+
+
+def with_recorded_spelling(override: str) -> str:
+    """Spell center as centre in an override: `augment.center_crop=true`, `augment.views=center,flip`."""
+    key, equals, value = override.partition("=")
+    if key.rpartition(".")[2] in _CENTRE_KEYS:
+        value = re.sub(r"\bcenter\b", "centre", value)
+    return re.sub(r"^([+~]*augment\.)center_crop$", r"\1centre_crop", key) + equals + value

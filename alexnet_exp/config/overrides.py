@@ -1,4 +1,4 @@
-"""What the user typed, made safe for Hydra's override grammar."""
+"""Prepare the command line for Hydra: bare words get keys, paths are quoted, mistakes end in one line."""
 
 from __future__ import annotations
 
@@ -8,23 +8,16 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from alexnet_exp.config import words
-from alexnet_exp.config.compose import compose, options
+from alexnet_exp.config.compose import compose, options, with_recorded_spelling
 from alexnet_exp.config.hydra_internals import get_args_parser, known_flags
 from alexnet_exp.config.paths import PATH_KEYS, PATH_LISTS
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.settings import GROUPS, assigned, is_quoted, parse, quote, unquoted
 
-_SINGLE = (
-    "model",
-    "data",
-    "augment",
-    "optimizer",
-    "scheduler",
-    "trainer",
-    "paths",
-)  # of others, several add up
+# Groups that take exactly one file; the others can be lists.
+_SINGLE = ("model", "data", "augment", "optimizer", "scheduler", "trainer", "paths")
 
-# Paths or prose: spaces, commas, '=' and a leading '/' are meant as they stand.
+# Paths and prose: spaces, commas, '=' and a leading '/' are literal.
 LITERAL_KEYS = (*PATH_KEYS, "logger.wandb.notes", "where", "sort", "metric")
 
 _FOLDER_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")
@@ -36,25 +29,25 @@ _NULL = ("null", "none", "")
 
 
 def prepare(arguments: list[str], bare_words: tuple[str, ...] = (), verb: str = "train") -> list[str]:
-    """Give bare words their keys, quote the values of path keys, and let a resumed run keep its directory.
+    """Assign bare words to keys, quote the values of path keys, and let a resumed run keep its directory.
 
     Args:
         arguments: As typed, without the program and the verb.
-        bare_words: Keys for words without '=', in this order; 'runs...' takes all that are left. Where a key takes a
-            path, a word with '=' is one too if a file or folder of that name exists.
+        bare_words: Keys for words without '=', in order; 'runs...' takes all remaining words. For a key that takes a
+            path, an existing file or folder with '=' in its name is a bare word, too.
         verb: Whose settings they are.
 
     Returns:
-        Arguments for Hydra: flags first, since its parser takes none between settings.
+        Arguments for Hydra, flags first: its parser accepts none between settings.
 
     Raises:
-        UserError: For what Hydra would answer with a traceback.
+        UserError: For mistakes that Hydra would answer with a traceback.
     """
     flags, settings = _separate(arguments)
     _check_known(flags, arguments, verb)
     flags = _with_home(flags)
     _check_flags(flags)
-    settings = _with_keys(settings, bare_words)
+    settings = [with_recorded_spelling(setting) for setting in _with_keys(settings, bare_words)]
     sweep = "-m" in flags or "--multirun" in flags
     for setting in settings:
         _check_form(setting)
@@ -63,9 +56,7 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = (), verb: str = 
     typed = assigned(prepared)
     if "sweep.resume" in typed and typed["sweep.resume"] not in _NULL:
         if not sweep:
-            raise UserError(
-                "sweep.resume= goes on with a sweep: say -m, and the settings that the sweep had."
-            )
+            raise UserError("sweep.resume= resumes a sweep: add -m, and the settings of that sweep.")
         prepared.append(f"hydra.sweep.dir={typed['sweep.resume']}")
     if resumed_directory(settings) and "hydra.run.dir" not in typed:
         prepared.append(f"hydra.run.dir={typed['resume']}")
@@ -102,7 +93,7 @@ def resumed_directory(arguments: Sequence[str]) -> str | None:
 
 
 def _with_home(flags: list[str]) -> list[str]:
-    """Expand ~ in the folders that flags name; a shell does it only for a word that begins with it."""
+    """Expand ~ in the values of folder flags: a shell leaves --config-dir=~/conf as it is."""
     expanded = list(flags)
     for i, flag in enumerate(flags):
         name, equals, value = flag.partition("=")
@@ -114,15 +105,15 @@ def _with_home(flags: list[str]) -> list[str]:
 
 
 def _separate(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return flags with their values, and settings."""
+    """Split arguments into flags with their values, and settings."""
     flags: list[str] = []
     settings: list[str] = []
     after_flag = False
     for number, argument in enumerate(arguments):
-        is_flag = argument.startswith("-") and argument != "-"  # alone, it is standard input
+        is_flag = argument.startswith("-") and argument != "-"  # "-" alone is standard input
         (flags if is_flag or after_flag else settings).append(argument)
         after_flag = is_flag and (argument in _FLAGS_WITH_VALUE or argument in ("-sc", "--shell-completion"))
-        if argument in ("--info", "-i"):  # its value may be left out, and is never a setting
+        if argument in ("--info", "-i"):  # its value is optional: the next word may be a setting
             following = arguments[number + 1 : number + 2]
             after_flag = bool(following) and not following[0].startswith("-") and "=" not in following[0]
             flags += [] if after_flag else ["all"]
@@ -130,19 +121,18 @@ def _separate(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _check_known(flags: list[str], arguments: list[str], verb: str) -> None:
-    """Refuse what is no flag of Hydra's: most often a setting, typed as argparse takes it (`--lr 0.1`).
+    """Reject unknown flags: most often a setting in argparse style (`--lr 0.1`).
 
     Raises:
-        UserError: Names the setting that is meant.
+        UserError: Suggests the setting.
     """
     known = known_flags()
-    wrong = next(
-        (word for word in flags if word.startswith("-") and word.partition("=")[0] not in known), None
-    )
+    wrong = next((w for w in flags if w.startswith("-") and w.partition("=")[0] not in known), None)
     if wrong is None:
         return
     name, equals, value = wrong.partition("=")
     after = arguments[arguments.index(wrong) + 1 :][:1]
+    # A negative number is a value (`--devices -1`), another flag or setting is not.
     given = value if equals else after[0] if after and not re.match(r"-[-a-z]|.*=", after[0]) else None
     if verb in ("train", "benchmark", "reproduce"):
         meant = words.meant(name, given) or words.near(name)
@@ -150,22 +140,22 @@ def _check_known(flags: list[str], arguments: list[str], verb: str) -> None:
         meant = words.meant_by_a_verb(name, given, list(compose(verb, [])))
     dashes = " Settings are KEY=VALUE, without dashes."
     hint = f"{dashes} Did you mean {' or '.join(meant)}?" if meant else nearest(name, known, 1) or dashes
-    raise UserError(f"There is no flag {wrong}.{hint} --help says what can be set.")
+    raise UserError(f"There is no flag {wrong}.{hint} --help lists the settings.")
 
 
 def _check_flags(flags: list[str]) -> None:
-    """Let Hydra's own parser judge the flags, without the page of usage and the exit code 2 that it has for a mistake.
+    """Check the flags with Hydra's own parser, minus its usage page and exit code 2.
 
     Raises:
-        UserError: If a value is missing or not possible.
+        UserError: If a value is missing or invalid.
     """
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}: --help says what can be set.")
+        raise UserError(f"{message}: see --help.")
 
     parser.error = refuse  # type: ignore[method-assign]
-    if "--version" not in flags:  # which parsing prints, and ends the process
+    if "--version" not in flags:  # argparse would print it and exit
         parser.parse_args(flags)
 
 
@@ -185,8 +175,8 @@ def _with_keys(settings: list[str], keys: tuple[str, ...]) -> list[str]:
 
 
 def _is_bare(setting: str, key: str) -> bool:
-    """Return whether a word is a value of the key: it has no '=', or is a path that exists where one is asked for."""
-    if setting.startswith("~/") or "=" in setting or setting.startswith("~"):
+    """Return whether a word is a value for `key`: it has no '=', or is an existing path and `key` takes one."""
+    if "=" in setting or setting.startswith("~"):  # ~KEY deletes a setting, ~/DIR is a path
         return key in PATH_LISTS and (setting.startswith("~/") or os.path.exists(os.path.expanduser(setting)))
     return True
 
@@ -196,42 +186,42 @@ def _check_form(setting: str) -> None:
     if value is None:
         return
     if not group:
-        raise UserError(f"{setting!r} names no setting: write KEY=VALUE.")
+        raise UserError(f"{setting!r} has no key: write KEY=VALUE.")
     if group == "hydra/launcher" and unquoted(value) == "basic":
         raise UserError(
-            f"{setting} has been removed: hydra.launcher.max_parallel=1 runs the jobs one after the other, each in a "
+            f"{setting} has been removed: hydra.launcher.max_parallel=1 runs the jobs one at a time, each in its own "
             "process."
         )
     if group not in GROUPS or group == "hydra":
         return
     some = ", ".join(options(group)[:4])
     if value in ("", "null") or re.fullmatch(r"[-+.\d]+|true|false|\{.*", value):
-        hint = f"; {group}=none is nothing" if "none" in options(group) else ""
-        raise UserError(f"{setting} names no file of conf/{group}: say {group}=NAME, such as {some}{hint}.")
+        hint = f", or {group}=none" if "none" in options(group) else ""
+        raise UserError(f"{setting} names no file in conf/{group}: set {group}=NAME, such as {some}{hint}.")
     if group in _SINGLE and value.startswith("["):
         names = value.strip("[]").replace(" ", "")
-        raise UserError(f"{setting}: {group} takes one name; -m {group}={names} runs one after the other.")
+        raise UserError(f"{setting}: {group} takes one name; -m {group}={names} runs them one by one.")
 
 
 def _check_for_sweeps(setting: str, sweep: bool) -> None:
-    """Refuse other words for -m, and for settings beside it, of which some are too late and some end in tracebacks."""
+    """Reject other spellings of a sweep: Hydra reads some too late and answers the rest with a traceback."""
     typed = parse(setting)
     key, value = typed.key, typed.value or ""
     params = "hydra.sweeper.params"
     if not sweep and key == "hydra.mode" and typed.text.upper().removeprefix("RUNMODE.") in ("MULTIRUN", "2"):
-        raise UserError(f"{setting} is not enough: say -m.")
+        raise UserError(f"{setting} has no effect: use -m.")
     if key.startswith(f"{params}."):
-        raise UserError(f"{setting}: say -m, and {key.removeprefix(f'{params}.')}={value} itself.")
+        raise UserError(f"{setting}: use -m {key.removeprefix(f'{params}.')}={value} instead.")
     if key == params and value != "null" and not value.startswith(("{", "$")):
-        raise UserError(f"{setting} is not possible: say {params}={{KEY: VALUES}}, such as {{seed: '0,1'}}.")
+        raise UserError(f"invalid {setting}: expected {{KEY: VALUES}}, such as {{seed: '0,1'}}.")
 
 
 def quoted(setting: str, sweep: bool = False) -> str:
-    """Quote the value of a path key for Hydra's grammar, its ~ expanded.
+    """Quote the value of a path key for Hydra's grammar, and expand its ~.
 
     Args:
         setting: As typed: 'data.root=~/my images'.
-        sweep: Whether commas part several values.
+        sweep: Whether commas separate values.
     """
     mark, name, value = parse(setting)
     if name not in (*LITERAL_KEYS, *PATH_LISTS) or value in (None, *_NULL, "???"):
@@ -239,7 +229,9 @@ def quoted(setting: str, sweep: bool = False) -> str:
     key = f"{mark}{name}"
     is_path = name not in LITERAL_KEYS[len(PATH_KEYS) :]
     brackets = name in PATH_LISTS and value.startswith("[") and value.endswith("]")
-    if brackets or (sweep and "," in value):  # several values, which Hydra reads itself
+    if brackets or (
+        sweep and "," in value
+    ):  # a list or choice: Hydra splits it, so quotes go around each value
         inner = value[1:-1] if brackets else value
         parts = [_at_home(part) for part in _split(inner)] if is_path else [inner]
         return f"{key}=[{','.join(parts)}]" if brackets else f"{key}={','.join(parts)}"
@@ -251,21 +243,21 @@ def quoted(setting: str, sweep: bool = False) -> str:
 
 
 def _at_home(value: str) -> str:
-    """Expand ~ in one value, quoted or not; any other stays as it is."""
+    """Expand ~ in a value, quoted or not."""
     bare = value.strip()
     path = unquoted(bare)
     return quote(os.path.expanduser(path)) if path.startswith("~") and "${" not in path else value
 
 
 def _split(text: str) -> list[str]:
-    """Split at the commas that are inside no quotation marks."""
+    """Split at commas outside quotes."""
     return re.findall(r"""(?:'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|[^,])+""", text)
 
 
 def typed(setting: str) -> str:
-    """Return a setting as a person would type it: `quoted` gives the value of a path key its quotes.
+    """Undo `quoted`: return a setting as a person would type it.
 
-    A value with quotation marks or backslashes of its own stays as it is.
+    A value that contains quotes or backslashes is returned unchanged.
     """
     key, _, value = setting.partition("=")
     plain = f"{key}={value[1:-1]}"

@@ -1,4 +1,4 @@
-"""Which settings are paths, and ~ in them: the home directory, wherever the path was written."""
+"""Which settings are paths, and the expansion of ~ in them, whether typed, in a yaml or in the environment."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ PATH_KEYS = (
     "data.cache_dir", "paths.data_dir", "paths.output_dir", "paths.cache_dir", "hydra.run.dir", "hydra.sweep.dir",
     "hydra.sweeper.storage", "out",
 )  # fmt: skip
-PATH_LISTS = ("ckpt", "images", "runs")  # one path, or a list in brackets
+PATH_LISTS = ("ckpt", "images", "runs")  # one path or a [list]
 
 
 def expand_home(value: Any, key: str = "") -> Any:
-    """Return settings in which a leading ~ of every path is the home directory, also in lists of paths.
+    """Return settings with ~ expanded in every path and list of paths.
 
     Args:
         value: Plain values.
-        key: Dotted key that they stand under.
+        key: Dotted key of `value`.
     """
     if isinstance(value, dict):
         return {k: expand_home(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
@@ -34,7 +34,7 @@ def expand_home(value: Any, key: str = "") -> Any:
 
 
 class HomeDirectories(Callback):
-    """Expands ~ where Hydra itself makes a directory and the path comes from a yaml file or the environment."""
+    """Expand ~ in the directories that Hydra itself creates, before it does."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         _expand(config.get("paths"), "output_dir")
@@ -47,9 +47,9 @@ class HomeDirectories(Callback):
 
 def _expand(settings: DictConfig | None, key: str) -> None:
     try:
-        # hydra.run.dir refers to what is known only once the run begins: of it, the text is looked at.
+        # hydra.run.dir interpolates values known only when the run begins: check its unresolved text.
         text = (OmegaConf.to_container(settings) if key == "dir" else settings or {})[key]  # type: ignore[call-overload, index]
-    except (KeyError, ValueError, OmegaConfBaseException):  # for Hydra to report, in its place
+    except (KeyError, ValueError, OmegaConfBaseException):  # Hydra will report it
         return
     if settings is not None and str(text).startswith("~"):
         with read_write(settings):

@@ -1,4 +1,4 @@
-"""What every setting may be, in one table."""
+"""The legal values of every setting, in one table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Rule:
-    """Which values are legal, and how to say so."""
+    """Which values are legal, and their description in error messages: "invalid KEY=VALUE: expected TEXT"."""
 
     text: str
     legal: Callable[[Any], bool]
@@ -21,8 +21,9 @@ class Rule:
 
 
 def _is_number(value: Any) -> bool:
+    # bool is a subclass of int: without this check, data.batch_size=true would train with batches of 1.
     if isinstance(value, int) and not isinstance(value, bool):
-        return abs(value) < 1 << 63  # floats end somewhere, and so do the counters of torch
+        return abs(value) < 1 << 63  # torch's counters are int64
     return isinstance(value, float) and math.isfinite(value)
 
 
@@ -31,50 +32,59 @@ def _is_integer(value: Any) -> bool:
 
 
 def at_least(least: int) -> Rule:
-    return Rule(f"a whole number, {least} or more", lambda v: _is_integer(v) and v >= least)
+    return Rule(f"an integer >= {least}", lambda v: _is_integer(v) and v >= least)
 
 
-def number(least: float = 0.0, most: float = float("inf"), above: bool = False) -> Rule:
-    bound = f"above {least:g}" if above else f"{least:g} or more"
-    text = f"a number {bound}" + (f" and at most {most:g}" if most != float("inf") else "")
-    return Rule(text, lambda v: _is_number(v) and (v > least if above else v >= least) and v <= most)
+def _integer(low: int, high: int) -> Rule:
+    return Rule(f"an integer in [{low}, {high}]", lambda v: _is_integer(v) and low <= v <= high)
+
+
+def number(low: float = 0.0, high: float = math.inf, ends: str = "[]") -> Rule:
+    """Return the rule of a number in an interval whose `ends` are closed, "[]", or open: "(]", "[)", "()"."""
+
+    def legal(v: Any) -> bool:
+        if not _is_number(v):
+            return False
+        return (v > low if ends[0] == "(" else v >= low) and (v < high if ends[1] == ")" else v <= high)
+
+    if high != math.inf:
+        return Rule(f"a number in {ends[0]}{low:g}, {high:g}{ends[1]}", legal)
+    return Rule("a positive number" if ends[0] == "(" else f"a number >= {low:g}", legal)
 
 
 def choice(*values: str) -> Rule:
     return Rule(("one of " if len(values) > 1 else "") + ", ".join(values), lambda v: v in values)
 
 
-def list_of(rule: Rule) -> Rule:
-    return Rule(f"a list, each {rule.text}", lambda v: isinstance(v, list) and all(rule.legal(x) for x in v))
+def list_of(rule: Rule, length: int | None = None) -> Rule:
+    def legal(v: Any) -> bool:
+        return isinstance(v, list) and length in (None, len(v)) and all(rule.legal(x) for x in v)
+
+    return Rule(f"a list{f' of {length}' if length else ''}, each {rule.text}", legal)
 
 
 null = Rule("null", lambda v: v is None)
 flag = Rule("true or false", lambda v: isinstance(v, bool))
-text = Rule("text", lambda v: isinstance(v, str) and v != "")
+text = Rule("a non-empty string", lambda v: isinstance(v, str) and v != "")
 path = Rule("a path", text.legal)
-# What the user types as a name may look like a number to YAML.
-name = Rule("text", lambda v: isinstance(v, str | int | float) and not isinstance(v, bool) and v != "")
-positive = number(above=True)
+_duration = Rule("a duration DD:HH:MM:SS", lambda v: bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(v))))
+# YAML reads a name such as 007 as a number.
+name = Rule(text.text, lambda v: text.legal(v) or (isinstance(v, int | float) and not isinstance(v, bool)))
+positive = number(ends="(]")
 fraction = number(0.0, 1.0)
-# What W&B takes.
-_short_name = Rule("1 to 128 characters of text", lambda v: name.legal(v) and len(str(v)) <= 128)
+# The limits of W&B's server.
+_short_name = Rule("a string of 1 to 128 characters", lambda v: name.legal(v) and len(str(v)) <= 128)
 _project = Rule(
-    "1 to 128 characters of text without / \\ # ? % :",
+    f"{_short_name.text} without / \\ # ? % :",
     lambda v: _short_name.legal(v) and not set(str(v)) & set("/\\#?%:") and str(v).isprintable(),
 )
-_tags = Rule(
-    "a list, each 1 to 64 characters of text",
-    lambda v: isinstance(v, list) and all(name.legal(x) and len(str(x)) <= 64 for x in v),
-)
-# What Lightning seeds numpy with.
-number_of_32_bits = Rule(
-    "a whole number, 0 or more and at most 4294967295", lambda v: _is_integer(v) and 0 <= v < 1 << 32
-)
+_tags = list_of(Rule("a string of 1 to 64 characters", lambda v: name.legal(v) and len(str(v)) <= 64))
 device_list = Rule("a list of indices such as [0,1]", lambda v: v != [] and list_of(at_least(0)).legal(v))
+# An int counts batches and a float is a fraction of them: 1 is one batch, 1.0 is all.
 some_batches = at_least(1) | Rule(
-    "a fraction above 0 up to 1.0", lambda v: isinstance(v, float) and 0.0 < v <= 1.0
+    "a fraction in (0.0, 1.0]", lambda v: isinstance(v, float) and 0.0 < v <= 1.0
 )
-batches = at_least(0) | Rule("a fraction from 0.0 to 1.0", lambda v: isinstance(v, float) and 0.0 <= v <= 1.0)
+batches = at_least(0) | Rule("a fraction in [0.0, 1.0]", lambda v: isinstance(v, float) and 0.0 <= v <= 1.0)
 metric = choice(
     "val/top1", "val/top5", "val/balanced_accuracy", "val/macro_f1", "val/loss", "train/loss", "train/top1",
     "train/top5",
@@ -85,22 +95,18 @@ def _has_only(value: Any, rules: dict[str, Rule]) -> bool:
     return isinstance(value, dict) and all(k in rules and rules[k].legal(v) for k, v in value.items())
 
 
-_RANGE = Rule("[least, most]", lambda v: list_of(positive).legal(v) and len(v) == 2 and v[0] <= v[1])
-_BETAS = Rule(
-    "two numbers from 0 up to, not including, 1",
-    lambda v: isinstance(v, list) and len(v) == 2 and all(_is_number(x) and 0 <= x < 1 for x in v),
-)
+_RANGE = Rule("[min, max]", lambda v: list_of(positive, 2).legal(v) and v[0] <= v[1])
 _RESIZED_CROP = Rule(
-    "{scale: [least, most], ratio: [least, most]}",
+    "{scale: [min, max], ratio: [min, max]}",
     lambda v: _has_only(v, {"scale": _RANGE, "ratio": _RANGE}) and len(v) == 2,
 )
 _ERASING = Rule(
-    "{probability: 0 to 1, scale: [least, most], ratio: [least, most]}",
+    "{probability: in [0, 1], scale: [min, max], ratio: [min, max]}",
     lambda v: _has_only(v, {"probability": fraction, "scale": _RANGE, "ratio": _RANGE}) and len(v) == 3,
 )
 _JITTER = {"brightness": number(), "contrast": number(), "saturation": number(), "hue": number(0.0, 0.5)}
 _COLOUR_JITTER = Rule(
-    "{brightness, contrast, saturation: 0 or more, hue: 0 to 0.5}, at least one of them above 0",
+    "{brightness, contrast, saturation: >= 0, hue: in [0, 0.5]} with at least one of them > 0",
     lambda v: _has_only(v, _JITTER) and any(v.values()),
 )
 _LAYER = {
@@ -110,7 +116,7 @@ _LAYER = {
     "bias_weight_decay": number() | null,
 }
 _LAYERS = Rule(
-    "{LAYER: {lr_factor, weight_decay, bias_lr_factor, bias_weight_decay: numbers, 0 or more}}",
+    "{LAYER: {lr_factor, weight_decay, bias_lr_factor, bias_weight_decay: numbers >= 0}}",
     lambda v: isinstance(v, dict) and all(x is None or _has_only(x, _LAYER) for x in v.values()),
 )
 _CHANGE = {"epoch": at_least(0), "lr": number(), "bias_lr": number(), "layer": text, "but": text}
@@ -133,7 +139,7 @@ _PUBLISHED = Rule(
         and all(_has_only(x, _ENTRY) and {"metric", "value", "epoch", "source"} <= x.keys() for x in v)
     ),
 )
-# The settings that go with each schedule.
+# The settings of each schedule.
 SCHEDULES: dict[str, set[str]] = {
     "none": set(),
     "step": {"every_epochs", "gamma"},
@@ -147,17 +153,15 @@ SCHEDULES: dict[str, set[str]] = {
 }
 
 _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
-_SHORT_PRECISIONS = (16, 32, 64, "16", "32", "64", "bf16")  # Lightning's, for four of them
+_SHORT_PRECISIONS = (16, 32, 64, "16", "32", "64", "bf16")  # Lightning's short names
 
 RULES: dict[str, Rule] = {
-    "seed": number_of_32_bits,
+    "seed": _integer(0, 2**32 - 1),  # the range of numpy.random.seed, which Lightning calls
     "test": flag,
     "test_weights": choice("best", "last"),
     "compile": flag | choice("auto", "lrn"),
     "channels_last": flag | choice("auto"),
-    "label_smoothing": Rule(
-        "a number from 0 up to, not including, 1", lambda v: _is_number(v) and 0 <= v < 1
-    ),
+    "label_smoothing": number(0.0, 1.0, "[)"),
     "class_weights": choice("none", "auto")
     | Rule(
         "{CLASS: weight, a number above 0}",
@@ -183,8 +187,7 @@ RULES: dict[str, Rule] = {
     "augment.colour_noise_epochs": at_least(0) | null,
     "augment.policy": choice("none", "randaugment", "trivialaugment"),
     "augment.num_ops": at_least(1) | null,
-    "augment.magnitude": Rule("a whole number from 0 to 30", lambda v: _is_integer(v) and 0 <= v <= 30)
-    | null,
+    "augment.magnitude": _integer(0, 30) | null,
     "augment.contrast": _RANGE | null,
     "augment.colour_jitter": _COLOUR_JITTER | null,
     "augment.erasing": _ERASING | null,
@@ -200,7 +203,7 @@ RULES: dict[str, Rule] = {
     "data.val_size": at_least(0),
     "data.val_split": choice("random", "last"),
     "data.val_seed": at_least(0),
-    "data.val_fraction": Rule("a number above 0 and below 1", lambda v: _is_number(v) and 0 < v < 1) | null,
+    "data.val_fraction": number(0.0, 1.0, "()") | null,
     "data.train_subset": at_least(1) | null,
     "data.test_subset": at_least(1) | null,
     "data.subset_seed": at_least(0) | null,
@@ -216,8 +219,7 @@ RULES: dict[str, Rule] = {
     "data.cache": choice("auto", "ram", "disk", "off"),
     "data.cache_dir": path | null,
     "data.resident": choice("auto", "device", "host", "off"),
-    "data.num_workers": Rule("a whole number from 0 to 256", lambda v: _is_integer(v) and 0 <= v <= 256)
-    | null,
+    "data.num_workers": _integer(0, 256) | null,
     "data.verify": flag,
     "data.on_bad_image": choice("error", "skip"),
     "data.follow_links": flag,
@@ -226,12 +228,10 @@ RULES: dict[str, Rule] = {
     "data.std": list_of(positive),
     "optimizer._target_": text,
     "optimizer.lr": positive,
-    "optimizer.momentum": Rule(
-        "a number from 0 up to, not including, 1", lambda v: _is_number(v) and 0 <= v < 1
-    ),
+    "optimizer.momentum": number(0.0, 1.0, "[)"),
     "optimizer.weight_decay": number(),
     "optimizer.nesterov": flag,
-    "optimizer.betas": _BETAS,
+    "optimizer.betas": list_of(number(0.0, 1.0, "[)"), 2),
     "optimizer.eps": positive,
     "optimizer.trust": positive,
     "optimizer.bias_lr_factor": number(),
@@ -266,21 +266,18 @@ RULES: dict[str, Rule] = {
     "trainer.num_nodes": at_least(1),
     "trainer.strategy": text,
     "trainer.precision": choice(*_PRECISIONS)
-    | Rule("16, 32, 64 or bf16 for short", lambda v: v in _SHORT_PRECISIONS),
-    "trainer.max_epochs": at_least(1) | Rule("-1 (no end)", lambda v: v == -1) | null,
+    | Rule("their short names 16, 32, 64, bf16", lambda v: v in _SHORT_PRECISIONS),
+    "trainer.max_epochs": at_least(1) | Rule("-1 (no limit)", lambda v: v == -1) | null,
     "trainer.min_epochs": at_least(0) | null,
-    "trainer.max_steps": at_least(1) | Rule("-1 (no end)", lambda v: _is_integer(v) and v == -1),
+    "trainer.max_steps": at_least(1) | Rule("-1 (no limit)", lambda v: _is_integer(v) and v == -1),
     "trainer.min_steps": at_least(0) | null,
-    "trainer.max_time": Rule(
-        "a time, DD:HH:MM:SS", lambda v: bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(v)))
-    )
-    | null,
+    "trainer.max_time": _duration | null,
     "trainer.limit_train_batches": some_batches,
     "trainer.limit_val_batches": batches,
     "trainer.limit_test_batches": batches,
     "trainer.overfit_batches": batches,
     "trainer.fast_dev_run": flag | at_least(1),
-    "trainer.val_check_interval": at_least(1) | number(0.0, 1.0, above=True),
+    "trainer.val_check_interval": at_least(1) | number(0.0, 1.0, "(]"),
     "trainer.check_val_every_n_epoch": at_least(1) | null,
     "trainer.num_sanity_val_steps": at_least(-1),
     "trainer.log_every_n_steps": at_least(1),
@@ -322,7 +319,7 @@ RULES: dict[str, Rule] = {
     "logger.wandb.log_model": flag,
     "logger.tensorboard.enabled": flag,
 }
-# Settings that older runs have not recorded, and what holds for those runs.
+# Settings that older runs have not recorded, and what those runs did.
 ADDED: dict[str, Any] = {
     "published": None,
     "class_weights": "none",
@@ -330,7 +327,7 @@ ADDED: dict[str, Any] = {
     "augment.contrast": None,
     "callbacks.early_stopping.threshold": None,
 }
-# Settings that there were once: refused when typed, ignored where an old run has recorded them.
+# Removed settings: an error when typed, ignored in the recorded config of an old run.
 RETIRED = {
-    "trainer.limit_predict_batches": "it had no effect; name fewer images: alexnet-exp predict RUN 'photos/0*.jpg'",
+    "trainer.limit_predict_batches": "it had no effect; pass fewer images: alexnet-exp predict RUN 'photos/0*.jpg'"
 }

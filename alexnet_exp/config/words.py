@@ -1,6 +1,6 @@
-"""Words that people bring from Keras, timm, ultralytics, Lightning and Hugging Face, and what they are called here.
+"""Names of settings in Keras, timm, ultralytics, Lightning and Hugging Face, and what they are called here.
 
-They stay errors; the message names our setting, with the value that was typed. A test composes every one of them.
+They stay errors: the message suggests our setting, with the value that was typed. A test composes every suggestion.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from alexnet_exp.config.schema import RULES
 from alexnet_exp.errors import shell_command
 from alexnet_exp.models.spec import AlexNetConfig
 
-# Our settings -> words for the key; the value is meant as it was typed.
+# Our settings -> other names for them; the typed value carries over.
 _SAME = {
     "trainer.max_epochs": "epochs num_epochs n_epochs nb_epoch nb_epochs max_epoch num_train_epochs train_epochs "
     "total_epochs epoch",
@@ -85,12 +85,13 @@ _SAME = {
     "logger.wandb.notes": "wandb_notes comment",
     "augment.pad": "padding crop_padding",
     "augment.flip": "hflip fliplr horizontal_flip random_flip",
+    "augment.centre_crop": "center_crop",
     "augment.mixup": "mixup_alpha",
     "augment.cutmix": "cutmix_alpha",
     "compile": "torch_compile torchcompile torch_compile_model",
 }  # fmt: skip
 _KEYS = {word: key for key, words in _SAME.items() for word in words.split()}
-# Of the other verbs, beside those above.
+# Settings of the other verbs, in addition to those above.
 _OF_VERBS = {
     "ckpt": "weights model checkpoint model_path ckpt_path checkpoint_path run run_dir resume",
     "images": "source input inputs path image imgs img files folder data dataset",
@@ -117,13 +118,13 @@ VERBS = {
     "analyse": "inspect", "duplicates": "inspect", "dedup": "inspect", "dedupe": "inspect", "eda": "inspect",
     "stats": "inspect", "data": "inspect", "dataset": "inspect",
 }  # fmt: skip
-# Words for what is not a setting here, and why.
+# What is not configurable here, and why.
 _NOT_SETTINGS = {
-    "shuffle": "training images come in a new order every epoch, which depends on seed and epoch alone",
-    "drop_last": "the partial last batch is always trained on, weighted by its images",
-    "pin_memory persistent_workers prefetch_factor": "the loaders choose it by device",
-    "loss criterion loss_fn": "it is cross-entropy, which label_smoothing, augment.mixup and augment.cutmix modify",
-    "local_rank rank dist_url dist_backend master_port": "trainer.devices=N starts the processes",
+    "shuffle": "training images are reshuffled every epoch, in an order that depends on seed and epoch only",
+    "drop_last": "the partial last batch is always used, weighted by its size",
+    "pin_memory persistent_workers prefetch_factor": "the data loaders set it by device",
+    "loss criterion loss_fn": "it is always cross-entropy; label_smoothing, augment.mixup and augment.cutmix modify it",
+    "local_rank rank dist_url dist_backend master_port": "trainer.devices=N starts the ranks",
 }  # fmt: skip
 _REASONS = {word: reason for words, reason in _NOT_SETTINGS.items() for word in words.split()}
 _OFF = ("false", "0", "no", "off", "none", "null", "disabled", "-1")
@@ -131,11 +132,11 @@ _ON = ("true", "1", "yes", "on")
 
 
 def meant(typed: str, value: str | None = None) -> list[str]:
-    """Return what to type instead of a setting that does not exist: the most likely first, none where nobody knows.
+    """Return what to type instead of a setting that does not exist, most likely first.
 
     Args:
         typed: The setting as typed; only its last part counts.
-        value: What was typed for it; None if nothing was.
+        value: The typed value, if any.
     """
     word = _word(typed)
     if word in _TRANSLATED:
@@ -144,11 +145,11 @@ def meant(typed: str, value: str | None = None) -> list[str]:
         return [with_value(_KEYS[word], value)]
     named = [key for key in RULES if key.rpartition(".")[2] == word]
     named += [f"model.{word}"] if word in _NETWORK and not named else []
-    return [with_value(key, value) for key in named] if len(named) <= 2 else []  # of more, nobody knows which
+    return [with_value(key, value) for key in named] if len(named) <= 2 else []  # more are a guess
 
 
 def why_not(typed: str) -> str | None:
-    """Return why something that other tools have as a setting is none here, or None."""
+    """Return why a setting of other tools does not exist here, or None for any other word."""
     return _REASONS.get(_word(typed))
 
 
@@ -157,7 +158,7 @@ def _word(typed: str) -> str:
 
 
 def meant_by_a_verb(typed: str, value: str | None, known: Sequence[str]) -> list[str]:
-    """Return what to type for a verb that has settings of its own, `known`, instead of one that it does not have."""
+    """Return which of a verb's settings, `known`, to type instead of one that it does not have."""
     word = _word(typed)
     own = [key for key, words in _OF_VERBS.items() if key in known and word in words.split()]
     keys = [word, *own, _KEYS.get(word, "").rpartition(".")[2]]
@@ -165,14 +166,14 @@ def meant_by_a_verb(typed: str, value: str | None, known: Sequence[str]) -> list
 
 
 def near(typed: str) -> list[str]:
-    """Return the settings of a word that looks much like one of ours or of the table: 'epocs', 'learningrate'."""
+    """Return the settings for a misspelt name, ours or another tool's: 'epocs', 'learningrate'."""
     words = [*_KEYS, *_TRANSLATED, *(key.rpartition(".")[2] for key in RULES)]
     close = get_close_matches(typed.rpartition(".")[2].lower(), words, n=1, cutoff=0.85)
     return [each.partition("=")[0] for each in meant(close[0]) if " " not in each] if close else []
 
 
 def with_value(settings: str, value: str | None) -> str:
-    """Give the last of some settings its value, unless it would be illegal, and quote all for a shell."""
+    """Append a value to the last of some settings, unless it would be invalid, and quote all for a shell."""
     *others, key = settings.split(" ")
     if value is not None and is_legal(key, value):
         key = f"{key}={value}"
@@ -180,7 +181,7 @@ def with_value(settings: str, value: str | None) -> str:
 
 
 def is_legal(key: str, value: str) -> bool:
-    """Return whether a value, or every one of `1,2,3`, is one for this key."""
+    """Return whether a value, or each of `1,2,3`, is valid for this key."""
     if key not in RULES:
         return True
     for texts in ([value], value.split(",")):
@@ -191,7 +192,7 @@ def is_legal(key: str, value: str) -> bool:
 
 
 def _read(text: str) -> Any:
-    """Read a value as Hydra does, to which 1e-4 is a number."""
+    """Parse a value as Hydra does; YAML reads 1e-4 as a string."""
     with contextlib.suppress(ValueError):
         return int(text) if text.isdecimal() else float(text)
     return yaml.safe_load(text)
@@ -202,7 +203,7 @@ def _is_on(value: str) -> bool:
 
 
 def _device(value: str) -> list[str]:
-    """Translate `cpu`, `cuda:1`, `mps`, `0`, `0,1`, a list of them."""
+    """Translate `cpu`, `cuda:1`, `mps`, `0`, `0,1` or `[0,1]`."""
     text = value.lower().replace(" ", "").strip("[]()")
     if text in ("cpu", "mps", "auto", "tpu"):
         return [f"trainer.accelerator={text}"]
@@ -215,25 +216,21 @@ def _device(value: str) -> list[str]:
 
 
 def _number_of_gpus(value: str) -> list[str]:
-    """Translate a count; 0 is none of them, -1 all, and a list names them."""
+    """Translate a number of GPUs, where -1 is all, or a list of indices."""
     if value in ("0", "none", "null", "false"):
         return ["trainer.accelerator=cpu"]
     return [f"trainer.devices={value}"] if value.isdecimal() or value == "-1" else _device(value)
 
 
 def _one_gpu(value: str) -> list[str]:
-    """Translate `gpu=0`: the number of a GPU."""
-    return (
-        _device(value)
-        if value.lower() not in ("-1", "false", "none", "null")
-        else ["trainer.accelerator=cpu"]
-    )
+    """Translate `gpu=0`: the index of a GPU, not their number."""
+    off = value.lower() in ("-1", "false", "none", "null")
+    return ["trainer.accelerator=cpu"] if off else _device(value)
 
 
 def _accelerator(on: str, off: str) -> Callable[[str], list[str]]:
-    return lambda value: (
-        _device(value) if ":" in value else [f"trainer.accelerator={on if _is_on(value) else off}"]
-    )
+    """Translate a switch, or a device such as `cuda:1`."""
+    return lambda v: _device(v) if ":" in v else [f"trainer.accelerator={on if _is_on(v) else off}"]
 
 
 def _precision(sixteen: str) -> Callable[[str], list[str]]:
@@ -275,12 +272,12 @@ def _flag(key: str, inverse: bool = False) -> Callable[[str], list[str]]:
 
 
 def _option(group: str, names: dict[str, str], without: str = "") -> Callable[[str], list[str]]:
-    """Translate a name to a file of conf/`group`."""
+    """Translate the name of an option to a file in conf/`group`."""
 
     def translate(value: str) -> list[str]:
         text = value.lower().replace("-", "").replace("_", "")
         known = {option.replace("_", ""): option for option in options(group)} | names
-        # cifar100 and resnet50 are others than cifar10 and resnet18, however near.
+        # cifar100 is not a typo of cifar10, nor resnet50 of resnet18: only names with equal digits match.
         wanted = _digits(text)
         near = [name for name, option in known.items() if not wanted or _digits(option) in ("", wanted)]
         close = text if text in known else next(iter(get_close_matches(text, near, n=1)), "")
@@ -302,14 +299,14 @@ def _early_stopping(value: str) -> list[str]:
 
 
 def _validation(value: str) -> list[str]:
-    """Translate a share of a folder's images, or a count of those of a set in memory."""
+    """Translate a fraction (image folders) or a count (data sets in memory)."""
     if value.isdecimal() and value != "0":
         return [f"data.val_size={value}"]
     return [with_value("data=folder data.val_fraction", value), "data.val_size=N"]
 
 
 def _data_dir(value: str) -> list[str]:
-    """Translate a folder of CIFAR-10, MNIST and the like, or of images."""
+    """Translate a folder: where data sets are downloaded to, or one of images."""
     return [with_value("paths.data_dir", value), with_value("data=folder data.root", value)]
 
 
@@ -324,10 +321,9 @@ _AUGMENTS = {
     "false": "none", "0": "none", "true": "flip_crop", "1": "flip_crop", "rand": "randaugment", "basic": "flip_crop",
 }  # fmt: skip
 _LOGGERS = {"wandblogger": "wandb", "tb": "tensorboard", "tensorboardlogger": "tensorboard", "false": "none"}
-_TRAINERS = {"cuda": "gpu", "default": "default"}
 
 
-# Words whose value means something else here; they get it as text, 'true' where there is none.
+# Names whose values need translating, too; called with the value as text, 'true' if there is none.
 _TRANSLATED: dict[str, Callable[[str], list[str]]] = {
     "device": _device,
     **dict.fromkeys(("gpus", "n_gpus", "num_gpus", "n_gpu", "ngpu", "ngpus", "num_devices", "nproc_per_node",
@@ -363,7 +359,7 @@ _TRANSLATED: dict[str, Callable[[str], list[str]]] = {
     **dict.fromkeys(("aa", "auto_augment", "autoaugment", "augment_policy"),
                     _option("augment", {**_AUGMENTS, "true": "trivialaugment"})),
     "logger": _option("logger", _LOGGERS),
-    "trainer": _option("trainer", _TRAINERS),
+    "trainer": _option("trainer", {"cuda": "gpu"}),
     **dict.fromkeys(("verbose", "progress", "show_progress", "progress_bar", "enable_progress_bar"),
                     _flag("callbacks.progress_bar.enabled")),
     **dict.fromkeys(("quiet", "silent", "no_progress", "disable_tqdm", "no_progress_bar"),

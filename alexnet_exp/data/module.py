@@ -390,10 +390,10 @@ class ImageData(lightning.LightningDataModule):
     def preprocessing(self) -> dict[str, Any]:
         """Return, as plain values and tensors, what a checkpoint needs to prepare an image for the network."""
         source = self.sources.get("train")
-        in_memory = isinstance(source, ArraySource)  # those images keep their own size
         return {
             "image_size": self.preprocess.image_size,
-            "stored_size": source.images.shape[-1] if in_memory else self.stored_size,
+            # Images in memory keep their own size.
+            "stored_size": source.images.shape[-1] if isinstance(source, ArraySource) else self.stored_size,
             "fit": self.fit,
             "crop": self.preprocess.crop,
             "mean": list(self.preprocess.mean),

@@ -1,4 +1,4 @@
-"""What hydra/sweeper=basic does: every combination of values, in batches where `max_batch_size` says so."""
+"""hydra/sweeper=basic: run every combination of values, in batches of `max_batch_size`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from alexnet_exp.config.hydra_internals import error_of
 from alexnet_exp.errors import UserError
 from alexnet_exp.files import write_atomically
 from alexnet_exp.sweeps.job import JobFailed
-from alexnet_exp.sweeps.record import FILE_NAME, SweepRecord, check_told_apart
+from alexnet_exp.sweeps.record import FILE_NAME, SweepRecord, check_distinguishable
 from alexnet_exp.tracking.redact import without_passwords
 from alexnet_exp.tracking.run_directory import to_yaml
 
@@ -25,24 +25,24 @@ def run_batches(
     launcher: Launcher,
     validate: Callable[[Sequence[Sequence[str]]], None],
 ) -> list[JobReturn]:
-    """Run the jobs of a sweep batch by batch; a job that fails does not end the batches after its own.
+    """Run the jobs of a sweep batch by batch; a failed job does not stop later batches.
 
     Args:
         config: The sweep's configuration, with `hydra`.
-        batches: What each job sets.
+        batches: The overrides of each job.
         launcher: Hydra's or ours.
-        validate: Raises for overrides that do not compose.
+        validate: Raises if overrides do not compose.
 
     Returns:
         One entry per job.
 
     Raises:
-        UserError: If the sweep cannot begin, or, at the end, for the first job that has not finished.
+        UserError: If the sweep cannot start, or, at the end, for the first job that did not finish.
     """
     if not any(batches):
-        raise UserError("There is no job to run: a glob() or range() of this sweep has no values.")
+        raise UserError("There is no job to run: a glob() or range() of this sweep is empty.")
     SweepRecord(Path(str(config.hydra.sweep.dir))).check_resumable(config)
-    check_told_apart([overrides for batch in batches for overrides in batch])
+    check_distinguishable([overrides for batch in batches for overrides in batch])
     _write_down(config)
     stop = OmegaConf.select(config, "hydra.launcher.on_failure") == "stop"
     returned: list[JobReturn] = []
@@ -63,21 +63,21 @@ def run_batches(
 
 
 def _write_down(config: DictConfig) -> None:
-    """Write multirun.yaml as Hydra's own sweeper does, but without passwords of URLs, and not over that of a sweep."""
+    """Write multirun.yaml as Hydra's own sweeper does, minus URL passwords, unless a sweep is already there."""
     directory = Path(str(config.hydra.sweep.dir))
     if (directory / FILE_NAME).exists():
-        return  # it may be another sweep's, and is about to be refused then
+        return  # resumed, or another sweep's, in which case this one is about to be rejected
     directory.mkdir(parents=True, exist_ok=True)
     settings = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
     write_atomically(directory / "multirun.yaml", to_yaml(without_passwords(settings)))
 
 
 def _discard_unbegun(config: DictConfig) -> None:
-    """Remove the directory of a sweep that was refused before its record began."""
+    """Remove the directory of a sweep that was rejected before it wrote its record."""
     directory = Path(str(config.hydra.sweep.dir))
     if not (directory / FILE_NAME).exists():
         (directory / "multirun.yaml").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it holds something else
+        with contextlib.suppress(OSError):  # not empty
             directory.rmdir()
 
 
@@ -86,7 +86,7 @@ def _failed(returned: list[JobReturn]) -> list[JobReturn]:
 
 
 def _error(failed: list[JobReturn], count: int) -> Exception:
-    """Return what to say of jobs that failed; Hydra's own launcher has shown the errors of its jobs already."""
+    """Return the error to raise for failed jobs; Hydra's own launcher has printed those of its jobs already."""
     error = error_of(failed[0])
     if isinstance(error, JobFailed):
         return UserError(f"{len(failed)} of {count} jobs did not finish; the first is {error}")

@@ -1,6 +1,6 @@
-"""One job of a sweep: a process that runs the single-run command line in a directory of its own.
+"""One job of a sweep: a process that runs the command line of a single run in its own directory.
 
-`python -m alexnet_exp.sweeps.job PARENT_PID ARGUMENTS...` is that process.
+The process is `python -m alexnet_exp.sweeps.job PARENT_PID ARGUMENTS...`.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.run_reader import Run
 
 PROGRAM = [sys.executable, "-m", "alexnet_exp.sweeps.job"]
-OUTPUT = "output.log"  # what a job printed
-_TAIL = 20_000  # characters of it that are looked at
+OUTPUT = "output.log"  # stdout and stderr of a job
+_TAIL = 20_000  # characters read from its end
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
 
 
 class JobFailed(UserError):
-    """What Hydra is told of a job that did not finish: its directory, and why."""
+    """The error of a job that did not finish, for Hydra: its directory, and the reason."""
 
 
 @dataclass
 class Job:
-    """A job and what has become of it.
+    """A job and its state.
 
     Args:
         number: Position in the sweep.
-        overrides: What it sets, the settings that all jobs share included.
+        overrides: All of its overrides, including those that the jobs share.
         directory: Its run directory.
-        flags: Hydra's flags of the sweep that hold for the job too: --config-dir DIR.
+        flags: Hydra's flags of the sweep that also apply to the job: --config-dir DIR.
     """
 
     number: int
@@ -50,26 +50,26 @@ class Job:
     directory: Path
     flags: list[str] = field(default_factory=list)
     state: str = WAITING
-    why: str = ""  # it failed
+    why: str = ""  # of a failed job
     tries: int = 0
     process: subprocess.Popen[bytes] | None = None
-    devices: tuple[str, ...] | None = None  # the GPUs it holds
+    devices: tuple[str, ...] | None = None  # its GPUs
     started: float = 0.0
-    old_result: int | None = None  # when the result was written that an earlier start has left, in ns
+    old_result: int | None = None  # mtime in ns of a result.json left by an earlier start
 
     @property
     def arguments(self) -> list[str]:
-        """What `train` takes: a job that has begun goes on from its last checkpoint."""
+        """The arguments of `train`: a job that has already started resumes from its last checkpoint."""
         begun = (self.directory / "config.yaml").exists()
         return [*self.flags, *self.overrides, f"{'resume' if begun else 'hydra.run.dir'}={self.directory}"]
 
     @property
     def command(self) -> str:
-        """What a person would type."""
+        """The equivalent command line."""
         return shell_command(["alexnet-exp", "train", *map(typed, self.arguments)])
 
     def start(self, environment: Mapping[str, str]) -> None:
-        """Start the process; what it prints goes to output.log. One that an earlier sweep left here is ended first."""
+        """Start the process, after ending any process that an earlier sweep left in the directory."""
         self.directory.mkdir(parents=True, exist_ok=True)
         end_orphan(self.directory)
         self.note_result()
@@ -81,13 +81,13 @@ class Job:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches the sweep alone, which then ends its jobs
+                start_new_session=True,  # Ctrl-C reaches only the sweep, which then stops its jobs
             )
-        self.state = RUNNING  # from here on there is a process to end, whatever comes
+        self.state = RUNNING  # first: if the next line raises, the pool must still kill the process
         remember(self.directory, self.process.pid)
 
     def poll(self) -> bool:
-        """Look whether the process has ended, and note how."""
+        """Return whether the process has ended, and set the state if so."""
         assert self.process is not None
         code = self.process.poll()
         if code is None:
@@ -100,15 +100,15 @@ class Job:
         return True
 
     def result(self) -> dict[str, Any] | None:
-        """Read its result.json; None without a whole one."""
+        """Read its result.json; None if it is missing or damaged."""
         return Run(self.directory).result or None
 
     def note_result(self) -> None:
-        """Remember the result that is there ahead of a start: it says nothing of how that one ends."""
+        """Remember the result.json of an earlier start, which must not be taken for that of the next one."""
         self.old_result = self._result_written()
 
     def error(self) -> str | None:
-        """Return what its result.json says went wrong, without secrets, if this start has written it."""
+        """Return the error in result.json, without secrets, if this start wrote it."""
         if self._result_written() == self.old_result:
             return None
         error = (self.result() or {}).get("error")
@@ -121,12 +121,12 @@ class Job:
             return None
 
     def max_epochs(self) -> int | None:
-        """Return how many epochs it trains, once its settings are written and say so."""
+        """Return trainer.max_epochs, once the job has written its config."""
         epochs = Run(self.directory).config.get("trainer.max_epochs")
         return epochs if isinstance(epochs, int) and epochs > 0 else None
 
     def killed(self) -> bool:
-        """Whether something outside ended it: no fault of the settings or the code."""
+        """Return whether a signal ended it (out of memory, preempted): not a fault of the settings or the code."""
         return self.process is not None and (self.process.returncode or 0) < 0
 
     def _reason(self, code: int) -> str:
@@ -138,21 +138,21 @@ class Job:
         return lines[0] if lines else f"exit code {code}"
 
     def last_lines(self, count: int) -> list[str]:
-        """Return the end of what it printed, without secrets."""
+        """Return the last lines it printed, without secrets."""
         try:
             text = (self.directory / OUTPUT).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return []
-        # Ahead of the cut into lines: a private key has many.
+        # Redact before splitting into lines: a private key has many.
         return [line for line in redact(text[-_TAIL:]).splitlines() if line.strip()][-count:]
 
     def signal(self, number: int) -> None:
-        """Send a signal to the process, if it is still there."""
+        """Send a signal to the process if it is running."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
 
     def kill(self) -> None:
-        """End the process and all that it started."""
+        """Kill the process and its children."""
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -162,7 +162,8 @@ class Job:
 def main() -> int:
     from alexnet_exp.training.launch.ranks import die_with_parent
 
-    # Ahead of all that takes time. Once the run listens, SIGTERM saves the last step; ignored, it would end nothing.
+    # Before the slow imports: a parent that ignores SIGTERM passes that on, and nothing could stop this process until
+    # the run installs its own handler, which saves the last step.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with_parent(int(sys.argv[1]), signal.SIGTERM)
     from alexnet_exp.cli import main as command_line
@@ -171,44 +172,44 @@ def main() -> int:
 
 
 FILE_NAME = ".process.json"
-_SAVE_SECONDS = 30.0  # for a process that nobody waits for to save its last step
+_SAVE_SECONDS = 30.0  # for an orphan to save its last step
 _POLL_SECONDS = 0.05
 
-Identity = list[str]  # place, number, start
+Identity = list[str]  # PID namespace, PID, start time: PIDs are reused
 
 
 def identity(pid: int) -> Identity | None:
-    """Return what tells a process from all others; None if it is not there."""
+    """Return what identifies a process; None if it does not exist."""
     started = _started(pid)
     return None if started is None else [_place(), str(pid), started]
 
 
 def is_gone(process: Identity) -> bool | None:
-    """Return whether a process has ended; None for one of another machine, of which nothing is known here."""
+    """Return whether a process has ended; None if it is on another machine, where we cannot look."""
     place, pid, started = process
     return None if place != _place() else _started(int(pid)) != started
 
 
 def remember(directory: Path, pid: int) -> None:
-    """Write down that a process works in a directory."""
+    """Record the process that writes to a directory."""
     if (process := identity(pid)) is not None:
         write_atomically(directory / FILE_NAME, json.dumps(process))
 
 
 def forget(directory: Path) -> None:
-    """Take the note away: the process has ended. One that cannot be taken away is found out by the next sweep."""
+    """Remove the record of a process that ended; if that fails, the next sweep finds the process gone."""
     with contextlib.suppress(OSError):
         (directory / FILE_NAME).unlink()
 
 
 def end_orphan(directory: Path, seconds: float = _SAVE_SECONDS) -> bool:
-    """End a process that a killed sweep has left working in a directory: no two may write there.
+    """End a process that a killed sweep left running: two must not write to one directory.
 
-    It may save its last step first, so that nothing is trained twice.
+    It gets time to save its last step, so that nothing is trained twice.
 
     Args:
-        directory: Of a job.
-        seconds: How long it may take to save.
+        directory: The directory of a job.
+        seconds: Time to save before it is killed.
 
     Returns:
         Whether there was one.
@@ -223,7 +224,7 @@ def end_orphan(directory: Path, seconds: float = _SAVE_SECONDS) -> bool:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
             if not _ends(process, seconds):
-                os.killpg(pid, signal.SIGKILL)  # jobs lead a group of their own
+                os.killpg(pid, signal.SIGKILL)  # a job leads its own process group
                 _ends(process, seconds)
     forget(directory)
     return found
@@ -237,20 +238,20 @@ def _ends(process: Identity, seconds: float) -> bool:
 
 
 def _place() -> str:
-    """Name what numbers processes: a machine, or a container, which may have the machine's name."""
+    """Identify the PID namespace: a host, or a container, which may have the host's name."""
     with contextlib.suppress(OSError):
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     return socket.gethostname()
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process started, in the system's own words; None if it has ended."""
+    """Return the start time of a process, in the system's own format; None if it has ended."""
     if sys.platform == "linux":
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             return None
-        return None if fields[0] in "ZX" else fields[19]  # ended, but its parent has not asked yet
+        return None if fields[0] in "ZX" else fields[19]  # a zombie: ended, but not reaped by its parent
     listed = subprocess.run(
         ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )

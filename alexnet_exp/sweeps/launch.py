@@ -1,4 +1,4 @@
-"""What hydra/launcher=processes does: jobs in processes, several at a time, and a sweep that can go on later."""
+"""hydra/launcher=processes: run jobs as processes, several at a time, in a sweep that can be resumed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from alexnet_exp.runs.compare.command import summarise
 from alexnet_exp.runs.compare.table import print_table
 from alexnet_exp.settings import key_of
 from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, WAITING, Job, JobFailed
-from alexnet_exp.sweeps.record import SweepRecord, of_the_job
+from alexnet_exp.sweeps.record import SweepRecord, without_resume
 from alexnet_exp.sweeps.resources import Resources, trainers
 from alexnet_exp.sweeps.table import Table
 
 _POLL_SECONDS = 0.2
-# For jobs to save when the sweep ends: a second is left of the five that docs/sweeps.md promises.
+# For jobs to save when the sweep is interrupted; docs/sweeps.md promises that it ends within five.
 _GRACE_SECONDS = 4.0
 
 
@@ -35,85 +35,82 @@ def launch(
     compose: Callable[[list[str]], DictConfig],
     go_on: bool = False,
 ) -> Sequence[JobReturn]:
-    """Run the jobs of a sweep, or those that are still to do.
+    """Run the jobs of a sweep, except those that have finished.
 
     Args:
         config: The sweep's configuration, with `hydra`.
-        settings: Of the launcher: max_parallel, threads, on_failure, retries.
-        job_overrides: What each job sets.
+        settings: The launcher's: max_parallel, threads, on_failure, retries.
+        job_overrides: The overrides of each job.
         first: Number of the first job.
-        compose: Makes a job's configuration.
-        go_on: Whether this process has begun the sweep already.
+        compose: Composes a job's configuration.
+        go_on: Whether this process has already started the sweep: a later batch.
 
     Returns:
-        One entry per job; of a failed one, reading its value raises.
+        One entry per job; the value of a failed one raises when read.
 
     Raises:
-        UserError: For settings that are no launcher's, or a sweep that cannot go on.
+        UserError: For invalid launcher settings, or a sweep that cannot be resumed.
     """
     check_settings(settings)
     directory = Path(str(config.hydra.sweep.dir)).absolute()
-    with taken_up(config, job_overrides, first, go_on) as (_, jobs, console):
+    with open_sweep(config, job_overrides, first, go_on) as (_, jobs, console):
         resources = Resources.of_this_machine(config, settings, trainers(job_overrides, compose))
         pool = Pool(jobs, settings, resources, Table(jobs, console))
-        with saying_how_to_go_on(directory, console):
+        with resume_hint(directory, console):
             pool.run()
-        return concluded(jobs, directory, console)
+        return conclude(jobs, directory, console)
 
 
 def begin(record: SweepRecord, config: DictConfig, console: Console, go_on: bool = False) -> None:
-    """Start the record of a sweep, or go on with the one that is there.
+    """Start the record of a sweep, or load the existing one.
 
     Args:
         record: Locked.
         config: The sweep's configuration, with `hydra`.
-        console: Told of a setting that has no effect.
-        go_on: Whether this process has begun the sweep already.
+        console: For a warning about a setting without effect.
+        go_on: Whether this process has already started the sweep.
 
     Raises:
-        UserError: If the sweep cannot go on.
+        UserError: If the sweep cannot be resumed.
     """
     sweep = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(sweep, dict)
     if not go_on and sweep.get("subdir", _NUMBER) != _NUMBER:
-        text = "hydra.sweep.subdir has no effect: the directory of a job is its number"
+        text = "hydra.sweep.subdir has no effect: job directories are numbered"
         console.print(text, highlight=False)
     go_on = go_on or bool(OmegaConf.select(config, "sweep.resume"))
     deciding = [o for o in config.hydra.overrides.hydra if key_of(o).startswith(_OF_THE_JOBS)]
-    record.begin(of_the_job(config.hydra.overrides.task), [*job_flags(config), *deciding], go_on)
+    record.begin(without_resume(config.hydra.overrides.task), [*job_flags(config), *deciding], go_on)
 
 
 @contextlib.contextmanager
-def taken_up(
+def open_sweep(
     config: DictConfig, job_overrides: list[list[str]], first: int, go_on: bool
 ) -> Iterator[tuple[SweepRecord, list[Job], Console]]:
-    """Hold the directory of a sweep, and yield its record, its jobs, equal ones once, and where to print.
+    """Lock the directory of a sweep; yield its record, its jobs without duplicates, and the console.
 
     Args:
         config: The sweep's configuration, with `hydra`.
-        job_overrides: What each job sets.
+        job_overrides: The overrides of each job.
         first: Number of the first job.
-        go_on: Whether this process has begun the sweep already.
+        go_on: Whether this process has already started the sweep.
 
     Raises:
-        UserError: If the sweep cannot go on.
+        UserError: If the sweep cannot be resumed.
     """
     record, console = SweepRecord(Path(str(config.hydra.sweep.dir)).absolute()), Console(soft_wrap=True)
     with record.lock():
         begin(record, config, console, go_on)
         jobs = record.jobs(job_overrides, first, job_flags(config))
-        say_what_is_equal(len(job_overrides) - len(jobs), console)
+        if duplicates := len(job_overrides) - len(jobs):
+            console.print(
+                f"{duplicates} jobs have the same settings as another: they run once", highlight=False
+            )
         yield record, jobs, console
 
 
-def say_what_is_equal(count: int, console: Console) -> None:
-    """Tell that jobs with the same settings as another, `count` of them, are not run again."""
-    if count:
-        console.print(f"{count} of the jobs repeat the settings of another: they run once", highlight=False)
-
-
-def concluded(jobs: list[Job], directory: Path, console: Console) -> list[JobReturn]:
-    """Write and show the summary of a sweep that has ended, and say to Hydra how each job has."""
+def conclude(jobs: list[Job], directory: Path, console: Console) -> list[JobReturn]:
+    """Write and print the summary of a finished sweep; return the outcome of each job for Hydra."""
     if any(job.result() for job in jobs):
         print_table(summarise(directory))
         console.print(f"page:            {directory / 'compare.html'}", highlight=False)
@@ -122,13 +119,13 @@ def concluded(jobs: list[Job], directory: Path, console: Console) -> list[JobRet
 
 
 @contextlib.contextmanager
-def saying_how_to_go_on(directory: Path, console: Console) -> Iterator[None]:
-    """Tell whoever ends a sweep how it goes on."""
+def resume_hint(directory: Path, console: Console) -> Iterator[None]:
+    """Print how to resume the sweep if Ctrl-C interrupts it."""
     try:
         yield
     except KeyboardInterrupt:
         console.print(
-            f"The sweep goes on with the same command and {shell_command([f'sweep.resume={directory}'])}",
+            f"to resume the sweep, add {shell_command([f'sweep.resume={directory}'])} to the same command",
             highlight=False,
             markup=False,
         )
@@ -138,25 +135,25 @@ def saying_how_to_go_on(directory: Path, console: Console) -> Iterator[None]:
 _OF_THE_SWEEP = (
     "hydra.launcher", "hydra/launcher", "hydra.sweeper", "hydra/sweeper", "hydra.sweep.", "hydra.run.", "hydra.mode",
 )  # fmt: skip
-_OF_THE_JOBS = ("hydra/sweeper", "hydra.sweeper.params")  # of these, what tells which jobs there are
-_NUMBER = "${hydra.job.num}"  # hydra.sweep.subdir as it is in conf/hydra
+_OF_THE_JOBS = ("hydra/sweeper", "hydra.sweeper.params")  # the exceptions that determine which jobs there are
+_NUMBER = "${hydra.job.num}"  # hydra.sweep.subdir in conf/hydra
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that are no launcher's."""
+    """Reject invalid launcher settings."""
     most, threads, retries = (settings[k] for k in ("max_parallel", "threads", "retries"))
     if most != "auto" and not (isinstance(most, int) and most >= 1):
-        raise UserError(f"hydra.launcher.max_parallel={most} is not possible: say auto, or a number of jobs.")
+        raise UserError(f"invalid hydra.launcher.max_parallel={most}: expected auto, or an integer >= 1.")
     if threads < 1 or retries < 0:
-        raise UserError("hydra.launcher.threads must be 1 or more, and hydra.launcher.retries 0 or more.")
+        raise UserError("hydra.launcher.threads must be >= 1, and hydra.launcher.retries >= 0.")
     if settings["on_failure"] not in ("continue", "stop"):
         raise UserError(
-            f"hydra.launcher.on_failure={settings['on_failure']} is not possible: continue or stop."
+            f"invalid hydra.launcher.on_failure={settings['on_failure']}: expected continue or stop."
         )
 
 
 def job_flags(config: DictConfig) -> list[str]:
-    """Return Hydra's flags and settings that a job needs, too."""
+    """Return the flags and settings of Hydra that apply to the jobs, too."""
     sources = [s for s in config.hydra.runtime.config_sources if s.provider == "command-line"]
     flags = [part for source in sources for part in ("--config-dir", source.path)]
     if config.hydra.job.config_name not in (None, "train"):
@@ -170,15 +167,16 @@ def _returned(job: Job) -> JobReturn:
         done.return_value = (job.result() or {}).get("metrics", {})
     else:
         done.status = JobStatus.FAILED
-        done.return_value = JobFailed(f"{job.directory}: {job.why or 'it has not been started'}")
+        done.return_value = JobFailed(f"{job.directory}: {job.why or 'not started'}")
     return done
 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let a batch system's SIGTERM end a sweep as Ctrl-C does, and both where it was started with `&` in a script.
+    """Let SIGTERM, as batch systems send it, end a sweep like Ctrl-C.
 
-    The shell has such a process ignore Ctrl-C, and its jobs would inherit that.
+    Also restore Ctrl-C in a process started with `&` in a script: the shell makes it ignore SIGINT, and its jobs would
+    inherit that.
     """
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
@@ -190,13 +188,13 @@ def _interruptible() -> Iterator[None]:
 
 
 class Pool:
-    """Runs jobs as long as there is room for another.
+    """Run jobs in parallel, as many as fit.
 
     Args:
-        jobs: All of the sweep.
-        settings: Of the launcher.
-        resources: Processors or GPUs to share.
-        table: Shows the jobs.
+        jobs: All jobs of the sweep.
+        settings: The launcher's.
+        resources: The CPU cores or GPUs that they share.
+        table: Displays the jobs.
     """
 
     def __init__(
@@ -206,13 +204,13 @@ class Pool:
         self.stopping = False
 
     def run(self) -> None:
-        """Run all jobs to their end; Ctrl-C ends them within five seconds."""
+        """Run all jobs to completion; Ctrl-C ends them within five seconds."""
         with _interruptible():
             try:
                 with self.table:
                     while self._step():
                         time.sleep(_POLL_SECONDS)
-            except BaseException:  # a full disk ends the sweep; its jobs save what they have
+            except BaseException:  # Ctrl-C, but also a full disk: let the jobs save first
                 self._end_all()
                 raise
             finally:
@@ -220,7 +218,7 @@ class Pool:
                     job.kill()
 
     def _step(self) -> bool:
-        """Start what there is room for and collect what has ended; return whether anything is left to do."""
+        """Start jobs that fit and collect those that ended; return whether any are left."""
         for job in self._in(RUNNING):
             if job.poll():
                 self.resources.give_back(job)

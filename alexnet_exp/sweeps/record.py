@@ -1,4 +1,4 @@
-"""What a sweep remembers: what was typed, and which directory belongs to which job."""
+"""The record of a sweep, sweep.json: its overrides, and the directory of each job."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ FILE_NAME = "sweep.json"
 
 
 class SweepRecord:
-    """sweep.json: the overrides of the sweep and of each job, without passwords of URLs.
+    """The overrides of the sweep and of each job, without URL passwords.
 
     Args:
-        directory: Of the sweep.
+        directory: The directory of the sweep.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -34,39 +34,39 @@ class SweepRecord:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the sweep for this process alone.
+        """Lock the sweep for this process.
 
         Raises:
-            UserError: If it cannot be written, or another process runs it.
+            UserError: If the directory is not writable, or another process runs the sweep.
         """
         with RunDirectory(self.directory).lock("hydra.sweep.dir"):
             yield
 
     def check_resumable(self, config: DictConfig) -> None:
-        """Refuse to go on with a sweep that is not there, before anything is made.
+        """Reject `sweep.resume` of a directory without a sweep, before anything is created.
 
         Args:
-            config: Of the sweep.
+            config: The sweep's.
 
         Raises:
-            UserError: If `sweep.resume` is asked for, and the directory holds no sweep.
+            UserError: If there is no sweep to resume.
         """
         typed = OmegaConf.select(config, "sweep.resume")
         if typed in (None, "", "none") or self.path.exists():
             return
         self._refuse_runs()
-        raise UserError(f"sweep.resume={typed}: there is no sweep there; hydra.sweep.dir={typed} begins one.")
+        raise UserError(f"sweep.resume={typed}: there is no sweep there; hydra.sweep.dir={typed} starts one.")
 
     def begin(self, typed: list[str], flags: list[str], go_on: bool) -> None:
-        """Start a record, or read the one that is there.
+        """Start a record, or load the existing one.
 
         Args:
-            typed: The settings of the sweep.
-            flags: What else decides which jobs there are, and what they train.
-            go_on: Whether `sweep.resume` was asked for.
+            typed: The overrides of the sweep.
+            flags: Flags and Hydra settings that determine the jobs, too.
+            go_on: Whether to resume.
 
         Raises:
-            UserError: If the directory holds another sweep, or runs of which no record tells the settings.
+            UserError: If the directory holds another sweep, or runs without a record of their settings.
         """
         if not self.path.exists():
             self._refuse_runs()
@@ -75,17 +75,17 @@ class SweepRecord:
         self.content = self._read()
         if not go_on:
             raise UserError(
-                f"{self.directory} holds a sweep already: sweep.resume={self.directory} goes on with it."
+                f"{self.directory} already holds a sweep: resume it with sweep.resume={self.directory}."
             )
         _check_same("settings", self.content["overrides"], typed)
-        _check_same("flags", self.content.get("flags", flags), flags)  # an older record has none
+        _check_same("flags", self.content.get("flags", flags), flags)  # older records have none
         return None
 
     def _refuse_runs(self) -> None:
-        """Take no run for a job by its number alone."""
+        """Reject a directory with runs but no record: a numbered run is not proof of the settings of a job."""
         if (self.directory / "config.yaml").is_file():
             raise UserError(
-                f"{self.directory} is a run, not a sweep: resume={self.directory} goes on with it; choose another "
+                f"{self.directory} is a run, not a sweep: resume it with resume={self.directory}, or choose another "
                 "directory for the sweep."
             )
         files = [f for name in ("config.yaml", "result.json") for f in self.directory.glob(f"*/{name}")]
@@ -93,7 +93,7 @@ class SweepRecord:
         if runs:
             raise UserError(
                 f"{self.directory} holds runs ({', '.join(runs[:3])}{', ...' if len(runs) > 3 else ''}) but no "
-                f"{FILE_NAME}, which would tell their settings: choose another hydra.sweep.dir."
+                f"{FILE_NAME} with their settings: choose another hydra.sweep.dir."
             )
 
     def _read(self) -> dict[str, Any]:
@@ -101,56 +101,56 @@ class SweepRecord:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             if all(isinstance(content[key], list) for key in ("overrides", "jobs")):
                 return content
-            reason = "it has no overrides and jobs"
+            reason = "overrides or jobs are missing"
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split())
         raise UserError(f"{self.path} is damaged ({reason}): start the sweep in another hydra.sweep.dir.")
 
     def keep(self, key: str, value: str) -> None:
-        """Remember a value that the whole sweep shares.
+        """Record a value that the whole sweep shares.
 
         Raises:
-            UserError: If another is remembered: two studies must not mix in one directory.
+            UserError: If another one is recorded: a directory must not mix two studies.
         """
         if self.content.setdefault(key, value) != value:
             raise UserError(
-                f"{self.directory} holds trials of another {key}, {self.content[key]}: name that one, "
+                f"{self.directory} holds trials of another {key}, {self.content[key]}: use that one, "
                 "or choose another hydra.sweep.dir."
             )
         self._write()
 
     def place(self, typed: str, now: str) -> str:
-        """Return where a storage lies that was typed as a relative path: where it did when the sweep began.
+        """Resolve the relative path of a storage as it was when the sweep began, whatever the working directory now.
 
         Args:
-            typed: As it was.
-            now: What that is in today's working directory; the next `keep` remembers it.
+            typed: As typed.
+            now: Resolved in the current working directory; recorded by the next `keep`.
         """
         return typed if now == typed else self.content.setdefault("storage", {}).setdefault(typed, now)
 
     @property
     def arrays(self) -> list[str]:
-        """The job arrays that SLURM was given, oldest first."""
+        """The submitted SLURM job arrays, oldest first."""
         return self.content.get("arrays", [])
 
     def add_array(self, array: str) -> None:
-        """Remember a job array: its jobs may be going on when the sweep is taken up again."""
+        """Record a job array: its jobs may still be running when the sweep is resumed."""
         self.content.setdefault("arrays", []).append(array)
         self._write()
 
     def jobs(self, job_overrides: list[list[str]], first: int, flags: list[str]) -> list[Job]:
-        """Find each job's directory: its overrides tell which it is, not its number.
+        """Match jobs to directories by their overrides; numbers change when values are added to a sweep.
 
         Args:
-            job_overrides: What each job sets.
-            first: Number of the first.
-            flags: Of every job.
+            job_overrides: The overrides of each job.
+            first: Number of the first job.
+            flags: Shared by all jobs.
 
         Returns:
-            The jobs, equal ones once; those that have finished already say so.
+            The jobs without duplicates; finished ones are marked.
         """
         known = {_identity(entry["overrides"]): entry for entry in self.content["jobs"]}
-        distinct = {_identity(overrides): of_the_job(overrides) for overrides in job_overrides}
+        distinct = {_identity(overrides): without_resume(overrides) for overrides in job_overrides}
         jobs = []
         for number, (identity, overrides) in enumerate(distinct.items(), start=first):
             entry = known.get(identity)
@@ -166,7 +166,7 @@ class SweepRecord:
         return jobs
 
     def _free(self, number: int) -> str:
-        """Return the first number from `number` on that is no other job's directory."""
+        """Return the first unused directory name, counting from `number`."""
         used = {entry["directory"] for entry in self.content["jobs"]}
         return next(name for name in map(str, itertools.count(number)) if name not in used)
 
@@ -174,16 +174,18 @@ class SweepRecord:
         write_atomically(self.path, json.dumps(without_passwords(self.content), indent=1) + "\n")
 
 
-def check_told_apart(job_overrides: Sequence[Sequence[str]]) -> None:
-    """Refuse jobs that differ in nothing that is written down.
+def check_distinguishable(job_overrides: Sequence[Sequence[str]]) -> None:
+    """Reject jobs whose recorded overrides are identical.
 
     Raises:
-        UserError: If two differ in the password of a URL alone.
+        UserError: If two differ only in the password of a URL, which is not recorded.
     """
-    if len(set(map(_identity, job_overrides))) < len({tuple(sorted(of_the_job(o))) for o in job_overrides}):
+    if len(set(map(_identity, job_overrides))) < len(
+        {tuple(sorted(without_resume(o))) for o in job_overrides}
+    ):
         raise UserError(
-            "Some jobs differ in the password of a URL alone, which is in no file: they could not be told apart later. "
-            "Let them differ in another setting, too."
+            "Some jobs differ only in the password of a URL, which is not recorded, so a resumed sweep could not tell "
+            "them apart: make them differ in another setting, too."
         )
 
 
@@ -194,14 +196,14 @@ def _check_same(what: str, before: list[str], now: list[str]) -> None:
             " ".join(word for word in a if word not in b) or "nothing"
             for a, b in ((before, now), (now, before))
         )
-        raise UserError(f"sweep.resume goes on with the same {what}: missing now is {gone}, new is {new}.")
+        raise UserError(f"sweep.resume needs the same {what} as before: missing {gone}, new {new}.")
 
 
-def of_the_job(overrides: Sequence[str]) -> list[str]:
-    """Return the settings without the one that takes the sweep up again."""
+def without_resume(overrides: Sequence[str]) -> list[str]:
+    """Return overrides without sweep.resume."""
     return [o for o in overrides if key_of(o) != "sweep.resume"]
 
 
 def _identity(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Return what a job is known by: its settings as they are written down."""
-    return tuple(sorted(without_passwords(of_the_job(overrides))))
+    """Return what identifies a job: its overrides as recorded."""
+    return tuple(sorted(without_passwords(without_resume(overrides))))

@@ -1,4 +1,4 @@
-"""What a confusion matrix says: counts (K, K), rows are the true classes. For report, figures and W&B alike."""
+"""Statistics of a confusion matrix: counts (K, K), rows are true classes. Used by report, figures and W&B."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import numpy as np
 
 
 def row_shares(confusion: np.ndarray) -> np.ndarray:
-    """Return (K, K) float64: each cell's share of its true class, 0 for a class without images."""
+    """Normalise rows to (K, K) float64; a class without images has zeros."""
     return confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
 
 
 def most_confused(confusion: np.ndarray, count: int) -> list[tuple[int, int, int]]:
-    """Return (true, predicted, images) of the most frequent mistakes, most frequent first."""
+    """Return (true, predicted, count) of the most frequent mistakes, sorted."""
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
     pairs = [divmod(int(cell), len(wrong)) for cell in order]
     return [
-        (label, predicted, int(wrong[label, predicted]))
-        for label, predicted in pairs
-        if wrong[label, predicted]
+        (true, predicted, int(wrong[true, predicted])) for true, predicted in pairs if wrong[true, predicted]
     ]

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, hardware, code."""
+"""The environment of a run: versions, hardware, code."""
 
 from __future__ import annotations
 
@@ -15,20 +15,12 @@ from alexnet_exp import cores
 from alexnet_exp.tracking.redact import redact
 
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "torchcodec",
-    "lightning",
-    "torchmetrics",
-    "hydra-core",
-    "omegaconf",
-    "wandb",
-    "numpy",
-)
+    "torch", "torchvision", "torchcodec", "lightning", "torchmetrics", "hydra-core", "omegaconf", "wandb", "numpy",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, this package and those that decide a result."""
+    """Return the versions of Python, this package, and those that affect results."""
     from alexnet_exp.version import __version__
 
     found = {"python": platform.python_version(), "alexnet_exp": __version__}
@@ -36,12 +28,12 @@ def versions() -> dict[str, str]:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # an optional package that is not installed has no version
+            continue  # optional
     return found
 
 
 def hardware() -> dict[str, Any]:
-    """Return processor, cores, memory in GiB and accelerators."""
+    """Return CPU, cores, memory in GiB and accelerators."""
     import torch
 
     found: dict[str, Any] = {
@@ -59,7 +51,7 @@ def hardware() -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Return the commit of the checkout that this package runs from, and whether it was changed; None outside one."""
+    """Return the commit of this checkout, and whether it has uncommitted changes; None outside a checkout."""
     state = code_state()
     return None if state is None else {"commit": state.commit, "dirty": state.dirty}
 
@@ -75,13 +67,13 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:
-        pass  # not Linux: the platform module knows a name, if a poorer one
+        pass  # not Linux: fall back to the platform module
     return platform.processor() or platform.machine()
 
 
 GIT_SECONDS = 5.0
 MAX_DIFF_BYTES = 1_000_000
-# api_key = "..." in code: nobody's setting, so the name may decide.
+# api_key = "..." in code. Unlike in settings, the name alone decides: a redacted diff breaks no run.
 _LITERAL = re.compile(
     r"((?i:api_?key|access_?key|secret|password|passwd|auth_?token|access_?token)\b[\"']?\s*[:=]\s*)([\"'])[^\"'\n]+\2"
 )
@@ -90,7 +82,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class CodeState:
-    """State of a git checkout; `diff` holds the changes to tracked files, without secrets, at most 1 MB."""
+    """State of a git checkout; `diff` holds the changes to tracked files, redacted, at most 1 MB."""
 
     commit: str
     dirty: bool
@@ -98,11 +90,11 @@ class CodeState:
 
 
 def code_state(directory: Path | None = None) -> CodeState | None:
-    """Return the state of the checkout around `directory`, or None where there is none (or no git).
+    """Return the state of the checkout around `directory`, or None without a checkout or git.
 
     Args:
-        directory: any folder in the checkout. Left out: that of this package if git tracks it (not a virtual
-            environment that happens to lie in somebody's checkout), else the current one.
+        directory: Any folder in the checkout. None: this package's folder if git tracks it (unlike a virtual
+            environment inside some checkout), else the current one.
     """
     if directory is None:
         tracked = _git(_PACKAGE, "ls-files", "--error-unmatch", "__init__.py") is not None
@@ -112,22 +104,16 @@ def code_state(directory: Path | None = None) -> CodeState | None:
     diff = _git(directory, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv")
     if commit is None or status is None or diff is None:
         return None
-    return CodeState(
-        commit.strip(), bool(status.strip()), _bounded(_LITERAL.sub(r"\1\2[redacted]\2", redact(diff)))
-    )
-
-
-def _bounded(diff: str) -> str:
-    data = diff.encode()
-    if len(data) <= MAX_DIFF_BYTES:
-        return diff
-    note = f"\n[cut: the whole diff has {len(data)} bytes]\n"
-    return data[: MAX_DIFF_BYTES - len(note)].decode(errors="ignore") + note
+    diff = _LITERAL.sub(r"\1\2[redacted]\2", redact(diff))
+    if len(data := diff.encode()) > MAX_DIFF_BYTES:
+        note = f"\n[truncated: the full diff has {len(data)} bytes]\n"
+        diff = data[: MAX_DIFF_BYTES - len(note)].decode(errors="ignore") + note
+    return CodeState(commit.strip(), bool(status.strip()), diff)
 
 
 def _git(directory: Path, *arguments: str) -> str | None:
-    """Return git's answer, or None if it has none: not a checkout, no commit yet, no git, too slow."""
-    # Never ask for a password, never take a lock that the user's own git may be waiting for.
+    """Return git's output, or None on failure: no checkout, no commit, no git, timeout."""
+    # Never prompt for a password, and never hold a lock that the user's own git would run into.
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
     command = ["git", "-C", str(directory), *arguments]
     try:

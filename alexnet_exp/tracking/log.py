@@ -1,4 +1,4 @@
-"""Messages: plain lines on the terminal, dated ones in train.log."""
+"""Logging: plain lines on the terminal, timestamped ones in train.log."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _LIGHTNING = ("lightning", "lightning.pytorch", "lightning.fabric")
 
 
 def quiet_lightning() -> None:
-    """Take Lightning's own printing away once it is imported: each line would stand on the terminal and in the log."""
+    """Route Lightning's messages to the log only; call it after Lightning is imported, which adds handlers."""
     for name in _LIGHTNING:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    # Advice about metrics that differ between ranks; ours agree before they are logged.
+    # It advises to sync metrics across ranks; ours are synced before they are logged.
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
 
 
 class _Clean(logging.Formatter):
-    """Takes out secrets, and what a terminal would obey: messages quote file names and errors of other libraries."""
+    """Redact secrets and escape control characters: messages quote file names and errors of libraries."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(redact(super().format(record)), keep="\n\t")
 
 
 class _File(logging.FileHandler):
-    """A log that a full disk does not take must not hide, behind errors of its own, what the run says of that."""
+    """Ignore a full disk: a traceback per log line would bury the run's own message about it."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -46,11 +46,11 @@ class _File(logging.FileHandler):
 
 @contextlib.contextmanager
 def logging_to(path: Path | None, on_screen: bool | None = None) -> Iterator[None]:
-    """Send this package's messages to the terminal and to a file, everyone else's to the file alone.
+    """Log this package's messages to the terminal and a file, all others to the file only.
 
     Args:
-        path: The log file; None on the other ranks of a run, which say nothing.
-        on_screen: Whether this package's messages are shown; None: if there is a file.
+        path: The log file; None on ranks above 0.
+        on_screen: Whether to print this package's messages; None: if there is a file.
     """
     handlers: list[logging.Handler] = []
     screen: logging.Handler = logging.NullHandler()
@@ -68,7 +68,7 @@ def logging_to(path: Path | None, on_screen: bool | None = None) -> Iterator[Non
     log.setLevel(logging.INFO)
     log.addHandler(screen)
     with warnings.catch_warnings():
-        # Pillow warns of large and of damaged images; our sentence names the file.
+        # Pillow warns about large and damaged images; our own message names the file.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         logging.captureWarnings(True)
         try:

@@ -1,4 +1,4 @@
-"""metrics.csv: every logged metric in one wide table, readable without an account or a server."""
+"""metrics.csv: all logged metrics in one wide table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYS = ("epoch", "step")  # the two columns that come first
 class MetricsCSV(Logger):
     """Lightning logger that appends one row per `log_metrics` call to `run_dir`/metrics.csv.
 
-    Each row is on disk when the call returns. A file that is already there is continued (resumed run).
+    Each row is on disk when the call returns. A resumed run appends to its file.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -49,7 +49,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def _open(self) -> None:
-        """Take over the rows of an earlier part of this run, but not a line that a kill cut short."""
+        """Load the rows of a resumed run, minus a last line that a kill truncated."""
         if not self.path.exists():
             self._rewrite([])
             return
@@ -58,7 +58,7 @@ class MetricsCSV(Logger):
             columns, rows = parse_metrics(text)
         except (OSError, ValueError, csv.Error) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{self.path} is damaged ({reason}): mend it, or move it away.") from error
+            raise UserError(f"{self.path} is damaged ({reason}): fix it, or move it away.") from error
         self._columns = columns or self._columns
         self.num_rows = len(rows)
         if not text.endswith("\n"):
@@ -66,7 +66,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Log nothing: the settings are in config.yaml."""
+        """Do nothing: config.yaml has the settings."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -83,12 +83,12 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def truncate(self, step: int, num_rows: int | None = None) -> None:
-        """Drop the rows that a resumed run is going to log again: those after `step`, and the test's.
+        """Drop the rows that a resumed run will log again: those after `step`, and test results.
 
         Args:
             step: Last step to keep: the global_step of the checkpoint.
-            num_rows: How many there were when it was written: where gradients are accumulated, a validation after it
-                may have the same step. None keeps all of that step.
+            num_rows: Number of rows when the checkpoint was written: with gradient accumulation, a later validation can
+                have the same step. None keeps all rows of that step.
         """
         before = [(row.get("step", step), number, row) for number, row in enumerate(self.rows())]
         last = len(before) if num_rows is None else num_rows
@@ -96,14 +96,13 @@ class MetricsCSV(Logger):
         self._rewrite([row for row in rows if not any(name.startswith("test/") for name in row)])
 
     def rows(self) -> list[dict[str, float]]:
-        """Return what is on disk, oldest first; a row has only the metrics that were logged in it."""
+        """Return the rows on disk, oldest first, each with the metrics that were logged in it."""
         return read_metrics(self.path)
 
     def _rewrite(self, rows: list[dict[str, float]]) -> None:
-        """Replace the file in one step, so that a kill leaves either the old one or the new one."""
-        text = _format([dict(zip(self._columns, self._columns, strict=True))], self._columns) + _format(
-            rows, self._columns
-        )
+        """Replace the file atomically: a kill leaves either the old or the new one."""
+        header = dict(zip(self._columns, self._columns, strict=True))
+        text = _format([header, *rows], self._columns)
         with self._explained(), replacing(self.path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
         self.num_rows = len(rows)
@@ -114,17 +113,17 @@ class MetricsCSV(Logger):
             yield
         except OSError as error:
             raise UserError(
-                f"{self.path} cannot be written ({error.strerror}): make room, then go on with "
+                f"{self.path} cannot be written ({error.strerror}): free disk space, then resume with "
                 f"resume={self.path.parent}."
             ) from error
 
 
 def metrics_row(metrics: Mapping[str, float], step: int | None) -> dict[str, float]:
-    """Return the row that every tracker records: plain ints and floats, with the step beside the epoch.
+    """Return the row that every logger records: plain ints and floats, with epoch and step.
 
     Args:
-        metrics: values by name, `epoch` among them; numpy scalars and tensors of one element are taken too.
-        step: global step, counted from 0; None leaves the column out.
+        metrics: Values by name, including `epoch`; numpy scalars and one-element tensors are converted.
+        step: Global step, counted from 0; None omits the column.
     """
     row = {name: int(v) if isinstance(v, numbers.Integral) else float(v) for name, v in metrics.items()}
     if step is not None:
@@ -133,7 +132,7 @@ def metrics_row(metrics: Mapping[str, float], step: int | None) -> dict[str, flo
 
 
 def _format(rows: Iterable[Mapping[str, object]], columns: list[str]) -> str:
-    """Return csv lines; repr of a float is the shortest text that reads back as the same float."""
+    """Return CSV lines, with floats as repr: the shortest text that parses to the same float."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     for row in rows:

@@ -1,8 +1,8 @@
-"""Secrets, known by their value: hidden where text is shown or sent, and the passwords of URLs kept out of files.
+"""Redact secrets, recognised by value, in text that is shown or sent, and keep URL passwords out of files.
 
-Settings are kept as they are, whatever their keys are called: a checkpoint must build the same network again. The one
-secret that is typed among settings is the password in a URL. Files hold *** in its place, and a run that reads them
-takes the password from the environment.
+Settings are never redacted by the name of their key: a checkpoint must rebuild the same network. The only secret that
+users type in settings is the password in a URL. Files have *** in its place, and a run that reads them takes the
+password from the environment.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ from alexnet_exp.settings import flat
 
 REDACTED = "[redacted]"
 PASSWORD = "***"  # of a URL, in a file
-SHORTEST = 8  # a shorter value is a word that occurs by itself
+SHORTEST = 8  # shorter values would also match ordinary words
 
 T = TypeVar("T")
 
-# Words of a variable's name, such as WANDB_API_KEY; TOKENIZERS_PARALLELISM has none of them.
+# In the names of environment variables: WANDB_API_KEY matches, TOKENIZERS_PARALLELISM does not.
 _SECRET_WORDS = re.compile(
     r"(?i)(?:^|_)(?:(?:api|access|private|secret|ssh)?keys?|[a-z]*(?:token|secret|password|passwd|passphrase|credential)s?)(?=_|$)"
     r"|(?i:_(?:auth|pat|pwd|pass)$)"
 )
-_NOT_ITSELF = re.compile(r"(?i)_(?:dir|path|file|home|url|host|name|user)$")  # it says where a secret is
-_SHAPES = re.compile(  # keys that nothing else looks like
+_NOT_ITSELF = re.compile(
+    r"(?i)_(?:dir|path|file|home|url|host|name|user)$"
+)  # the location of a secret, not the secret
+_SHAPES = re.compile(  # keys with an unmistakable format
     r"\blocal-[0-9a-f]{40,}|\bwandb_v\d+_[\w-]{20,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[a-z]_\w{36,}"
     r"|\bgithub_pat_\w{22,}|\bhf_[A-Za-z]{30,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
-# SCHEME://USER:PASSWORD@HOST, where the password may hold an @ or a /; what follows HOST: is a port. Hydra's sweeper
-# writes a colon as \: in the settings of its jobs.
+# SCHEME://USER:PASSWORD@HOST, where the password can contain @ and /, but HOST:PORT must not match. Hydra's sweeper
+# escapes the colon as \: in job overrides.
 _IN_URL = re.compile(
     r"([a-zA-Z][\w+.-]*\\?://[^/\s:@'\"]*):(?!\d{1,5}(?:[/?#,;'\")\]}\s]|$))((?:[^\s/'\"]|['\"](?![,;)\]}\s]|$))+(?=@)|[^\s@'\"]+(?=@))"
     r"|(?<=[?&])((?:password|passwd|pwd|sslpassword)\\?=)([^&\s#'\"]+)"
@@ -47,20 +49,20 @@ _VARIABLES = {
     "redis": "REDISCLI_AUTH",
 }
 OF_ANY_URL = "ALEXNET_URL_PASSWORD"
-_met: set[str] = set()  # passwords of URLs in use, and a key that W&B's settings hold
+_remembered: set[str] = set()  # URL passwords in use, and the API key of W&B's settings
 
 
 def redact(value: T) -> T:
-    """Return a copy of `value` for showing or sending, in which every secret reads "[redacted]".
+    """Return a copy of `value` to show or send, with secrets replaced by "[redacted]".
 
-    Secrets are the W&B key, values of environment variables whose names say so (`*_TOKEN`, `*_PASSWORD`, ...), keys
-    of services by their unmistakable form, and passwords in URLs, which read "***". A value under 8 characters or an
-    existing path is none. Nothing is hidden because of the key that it stands under.
+    Secrets are the W&B key, values of environment variables with telling names (`*_TOKEN`, `*_PASSWORD`, ...), service
+    keys in an unmistakable format, and passwords in URLs, which become "***". Values under 8 characters and existing
+    paths are not secrets. Dict keys never make their values secret.
 
     Args:
-        value: Text, or dicts, lists and tuples with text in them; keys and all else stay as they are.
+        value: Text, or dicts, lists and tuples that contain text; keys and other values are unchanged.
     """
-    # Longest first: one secret may be the beginning of another.
+    # Longest first: one secret can be a prefix of another.
     known = sorted(_known(), key=len, reverse=True)
 
     def hide(text: str) -> str:
@@ -73,28 +75,28 @@ def redact(value: T) -> T:
 
 
 def remember(secret: str | None) -> None:
-    """Hide this value too from now on: a key that is neither in the environment nor in .netrc."""
+    """Redact this value too from now on: a secret that is neither in the environment nor in .netrc."""
     if secret and len(secret) >= SHORTEST:
-        _met.add(secret)
+        _remembered.add(secret)
 
 
 def without_passwords(value: T) -> T:
-    """Return a copy of `value` for a file: passwords in URLs read "***", all else stays exactly as it is."""
+    """Return a copy of `value` for a file, with passwords in URLs replaced by "***"."""
     return _map_text(value, lambda text: _IN_URL.sub(_starred, text) if "://" in text else text)
 
 
 def with_passwords(value: T, where: str = "") -> T:
-    """Return a copy of settings that a file held, with the passwords of URLs taken from the environment.
+    """Return a copy of settings from a file, with URL passwords from the environment.
 
-    A password comes from ALEXNET_URL_PASSWORD, or else from the variable that clients of the URL's kind read:
-    PGPASSWORD, MYSQL_PWD, REDISCLI_AUTH.
+    They come from ALEXNET_URL_PASSWORD, or else from the variable of the URL's own clients: PGPASSWORD, MYSQL_PWD,
+    REDISCLI_AUTH.
 
     Args:
         value: Plain values.
         where: Dotted key of `value`, for the message.
 
     Raises:
-        UserError: If a password is wanted, and no variable holds it.
+        UserError: If no variable holds a password that is needed.
     """
     if isinstance(value, dict):
         return {k: with_passwords(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}  # type: ignore[return-value]
@@ -114,8 +116,8 @@ def with_passwords(value: T, where: str = "") -> T:
         password = next((os.environ[name] for name in names if os.environ.get(name)), None)
         if password is None:
             raise UserError(
-                f"{where or 'The URL'}={value}: its password is in no file; set {' or '.join(names)} in the "
-                "environment, or type the URL again."
+                f"{where or 'The URL'}={value}: passwords are not recorded; set {' or '.join(names)} in the "
+                "environment, or pass the full URL again."
             )
         return f"{found[1]}:{password}" if found[1] else f"{found[3]}{password}"
 
@@ -123,7 +125,7 @@ def with_passwords(value: T, where: str = "") -> T:
 
 
 def url_passwords(value: Any) -> set[str]:
-    """Return the passwords of all URLs in some text or nest of settings."""
+    """Return the passwords of all URLs in text or nested settings."""
     found: set[str] = set()
 
     def collect(text: str) -> str:
@@ -135,12 +137,12 @@ def url_passwords(value: Any) -> set[str]:
 
 
 def hidden_keys(config: Mapping[str, Any]) -> list[str]:
-    """Return the keys whose values an earlier version hid from its own files ("[redacted]")."""
+    """Return the keys that an earlier version redacted in its own files."""
     return [key for key, value in flat(config).items() if REDACTED in str(value)]
 
 
 def _starred(found: re.Match[str]) -> str:
-    if re.match(r"\$\\?\{", found[2] or found[4]):  # it names a variable
+    if re.match(r"\$\\?\{", found[2] or found[4]):  # a reference to a variable, not a password
         return found[0]
     return f"{found[1]}:{PASSWORD}" if found[1] else f"{found[3]}{PASSWORD}"
 
@@ -155,7 +157,7 @@ def _map_text(value: T, change: Callable[[str], str]) -> T:
 
 def _known() -> set[str]:
     named = {value for name, value in os.environ.items() if _names_a_secret(name)}
-    return {secret for secret in named | _of_netrc() | _met if _is_secret(secret)}
+    return {secret for secret in named | _of_netrc() | _remembered if _is_secret(secret)}
 
 
 def _names_a_secret(name: str) -> bool:
@@ -170,7 +172,7 @@ def _is_secret(value: str) -> bool:
 
 
 def _of_netrc() -> set[str]:
-    """Return the passwords of .netrc, where `wandb login` puts its key."""
+    """Return the passwords in .netrc, where `wandb login` stores its key."""
     named = os.environ.get("NETRC")
     files = [named] if named else [os.path.expanduser(f"~/{name}") for name in (".netrc", "_netrc")]
     return {password for file in files for password in _read_netrc(file, _modified(file))}
@@ -187,5 +189,5 @@ def _modified(file: str) -> int:
 def _read_netrc(file: str, modified: int) -> tuple[str, ...]:
     try:
         return tuple(password for _, _, password in netrc.netrc(file).hosts.values() if password)
-    except (OSError, ValueError, netrc.NetrcParseError):  # none, or not one that we can read
+    except (OSError, ValueError, netrc.NetrcParseError):  # missing or unreadable
         return ()

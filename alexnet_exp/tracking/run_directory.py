@@ -1,4 +1,4 @@
-"""The directory of one run: who may write there, and what lies in it."""
+"""The directory of a run: its lock and its files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from alexnet_exp.tracking.redact import redact, without_passwords
 
 _LOCK = ".lock"
 _RECORD = ("overrides.yaml", "config.yaml", "metrics.csv", "result.json")
-_MAX_NESTED = 1000  # brackets or dashes: below that nothing is nested too deep for the loader in C
-MAX_YAML = 10_000_000  # characters; a run's settings have some thousand
+_MAX_NESTED = 1000  # brackets or dashes; fewer cannot nest too deep for the C loader
+MAX_YAML = 10_000_000  # characters; a run's config has a few thousand
 
 
 class RunDirectory:
-    """Files of one run, written so that a reader never meets half of one.
+    """The files of one run, written atomically.
 
     Args:
-        path: The directory; made when the lock is taken.
+        path: The directory; created when it is locked.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -38,47 +38,44 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def lock(self, key: str = "hydra.run.dir") -> Iterator[None]:
-        """Hold the directory for this process alone; the system lets go when the process dies.
+        """Lock the directory for this process; the OS releases the lock when the process dies.
 
-        Where the file system has no locks, a warning says so, and a second run is not noticed.
+        On a file system without locks this warns, and cannot detect a second run.
 
         Args:
-            key: Setting that names the directory, for messages.
+            key: The setting that names the directory, for messages.
 
         Raises:
-            UserError: If it cannot be written or locked, or a live run holds it.
+            UserError: If the directory cannot be written or locked, or a live run holds it.
         """
         with contextlib.ExitStack() as held:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 mine = held.enter_context(locked(self.path / _LOCK, remove=True))
             except OSError as error:
-                raise UserError(
-                    f"{self.path} cannot be written ({error.strerror}); {self._what_to_do(key)}."
-                ) from error
+                begun = any(os.path.exists(self.path / name) for name in ("config.yaml", "sweep.json"))
+                fix = (
+                    "make it writable to resume there" if begun else f"set {key}=DIR or paths.output_dir=DIR"
+                )
+                raise UserError(f"{self.path} cannot be written ({error.strerror}): {fix}.") from error
             if not mine:
-                raise UserError(f"{self.path} belongs to a run that is still going on.")
+                raise UserError(f"{self.path} is in use by a run that is still running.")
             yield
-
-    def _what_to_do(self, key: str) -> str:
-        if any(os.path.exists(self.path / name) for name in ("config.yaml", "sweep.json")):
-            return "make it writable: what has begun there goes on nowhere else"
-        return f"say {key}=DIR or paths.output_dir=DIR"
 
     @contextlib.contextmanager
     def fresh(self) -> Iterator[None]:
-        """Hold the directory, which must not be another run's, not even an unfinished one's.
+        """Lock the directory for a new run.
 
         Raises:
-            UserError: If it is.
+            UserError: If it holds another run, finished or not.
         """
         with self.lock():
             if (self.path / "config.yaml").exists() or (self.path / "result.json").exists():
-                raise UserError(f"{self.path} holds a run already; choose another directory.")
+                raise UserError(f"{self.path} holds a run already: choose another directory.")
             yield
 
     def write_settings(self, config: Mapping[str, Any], overrides: list[str]) -> None:
-        """Write overrides.yaml and config.yaml: all as it is but for passwords in URLs."""
+        """Write overrides.yaml and config.yaml, without URL passwords."""
         write_atomically(self.path / "overrides.yaml", to_yaml(without_passwords(overrides)))
         write_atomically(self.path / "config.yaml", to_yaml(without_passwords(config)))
 
@@ -86,7 +83,7 @@ class RunDirectory:
         """Read config.yaml.
 
         Raises:
-            UserError: If it is not there or is no YAML mapping.
+            UserError: If it is missing or not a YAML mapping.
         """
         return _read_yaml(self.path / "config.yaml", dict)
 
@@ -98,7 +95,7 @@ class RunDirectory:
         """Read result.json; None while the run has not ended.
 
         Raises:
-            UserError: If it is not what a run writes.
+            UserError: If it is damaged.
         """
         file = self.path / "result.json"
         try:
@@ -108,21 +105,21 @@ class RunDirectory:
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(result, dict) or "status" not in result:
-            raise UserError(f"{file} does not hold what a run writes there.")
+            raise UserError(f"{file} was not written by a run.")
         return result
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write result.json, last of all files, without secrets."""
+        """Write result.json, redacted; it comes last: a directory that has one is complete."""
         text = json.dumps(_json_safe(redact(result)), indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.path / "result.json", text)
 
     def record(self) -> dict[str, bytes]:
-        """Return the content of the files that say what a run is and what came of it, of those that are there."""
+        """Return the content of the existing files that a resumed run overwrites."""
         files = [self.path / name for name in _RECORD if (self.path / name).exists()]
         return {file.name: file.read_bytes() for file in files}
 
     def put_back(self, record: Mapping[str, bytes]) -> None:
-        """Write the files that `record` returned, and remove those that were not there."""
+        """Restore the files that `record` returned, and remove the others."""
         for name in _RECORD:
             if name in record:
                 write_atomically(self.path / name, record[name])
@@ -130,7 +127,7 @@ class RunDirectory:
                 (self.path / name).unlink(missing_ok=True)
 
     def begin(self) -> None:
-        """Take away the result of an earlier, unfinished attempt: a directory with a result has ended."""
+        """Remove the result of an earlier attempt: a directory with a result counts as complete."""
         (self.path / "result.json").unlink(missing_ok=True)
 
 
@@ -140,14 +137,14 @@ def is_held(directory: Path) -> bool:
 
 
 def check_out(out: str, ckpt: Path | None = None) -> Path:
-    """Return the file that `out=` names, which must not be one that a run or a checkpoint needs.
+    """Return the path of `out=`, which must not overwrite a checkpoint or a file of a run.
 
     Args:
         out: As typed.
         ckpt: The checkpoint that is read.
 
     Raises:
-        UserError: If it is.
+        UserError: If it would.
     """
     path = Path(os.path.expanduser(out))
     if ckpt is not None and path.exists() and path.samefile(ckpt):
@@ -155,23 +152,23 @@ def check_out(out: str, ckpt: Path | None = None) -> Path:
     folder = path.parent.resolve()
     folder = folder.parent if folder.name == "checkpoints" else folder
     if any((folder / name).exists() for name in ("config.yaml", "result.json")):
-        raise UserError(f"out={out} lies in the directory of a run: choose another folder.")
+        raise UserError(f"out={out} is in the directory of a run: choose another folder.")
     return path
 
 
 def to_yaml(value: Any) -> str:
-    """Write plain values as YAML that reads back unchanged."""
+    """Format plain values as YAML that loads unchanged."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.create(value))
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads what OmegaConf writes: 1e-4 is a number, which YAML takes for a text."""
+    """Read what OmegaConf writes: 1e-4 is a float there, but a string in YAML 1.1."""
 
 
 class _FastLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The same in C, seven times as fast; it has no guard against values nested so deep that they end the process."""
+    """The same in C, seven times as fast; deep nesting overflows its stack and kills the process."""
 
 
 for _loader in (_Loader, _FastLoader):
@@ -183,11 +180,11 @@ for _loader in (_Loader, _FastLoader):
 def _read_yaml(path: Path, kind: type) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
-        # An alias (*name) stands for a whole part again: a few lines of them are more than any memory.
+        # No aliases (*name): a few lines of nested ones expand beyond any memory.
         if len(text) > MAX_YAML or (
             "*" in text and any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text))
         ):
-            raise UserError(f"{path} does not hold what a run writes there.")
+            raise UserError(f"{path} was not written by a run.")
         value = yaml.load(text, _Loader if max(map(text.count, "[{-?")) > _MAX_NESTED else _FastLoader)
     except FileNotFoundError:
         raise UserError(f"{path.parent} is not a run directory: it has no {path.name}.") from None
@@ -196,12 +193,12 @@ def _read_yaml(path: Path, kind: type) -> Any:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(value, kind):
-        raise UserError(f"{path} does not hold what a run writes there.")
+        raise UserError(f"{path} was not written by a run.")
     return value
 
 
 def _json_safe(value: Any) -> Any:
-    """Replace what JSON cannot say (NaN, infinity) by null."""
+    """Replace NaN and infinity, which JSON lacks, by None."""
     if isinstance(value, Mapping):
         return {str(k): _json_safe(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

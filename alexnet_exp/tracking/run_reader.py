@@ -1,4 +1,4 @@
-"""Read what a run wrote (config.yaml, overrides.yaml, result.json, metrics.csv)."""
+"""Read the files of a run: config.yaml, overrides.yaml, result.json, metrics.csv."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Row = dict[str, float]
 
 @dataclass
 class Point:
-    """Hold one logged value; `value` may be NaN or infinite."""
+    """One logged value, possibly NaN or infinite."""
 
     step: float
     epoch: float | None
@@ -32,29 +32,29 @@ class Point:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Read a metrics.csv, also that of a run that is still going or was killed in the middle of a line.
+    """Read a metrics.csv, even while the run is writing it or after it was killed in the middle of a line.
 
     Args:
-        path: the file.
+        path: The file.
 
     Returns:
-        One dict per row, oldest first, without the empty cells. Numbers are exactly those that were logged.
+        One dict per row, oldest first, without empty cells. Numbers are exactly those that were logged.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if a whole line is not what a run writes.
+        FileNotFoundError: If there is no such file.
+        ValueError: If a complete line is malformed.
     """
     return parse_metrics(Path(path).read_text(encoding="utf-8"))[1]
 
 
 def parse_metrics(text: str) -> tuple[list[str], list[Row]]:
-    """Return the columns, none of a file cut inside its header, and the rows of the complete lines in `text`."""
+    """Return the columns (none if the header is truncated) and the rows of the complete lines."""
     lines = csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))
     columns = next(lines, [])
     rows = []
     for number, line in enumerate(lines, start=2):
         if len(line) != len(columns):
-            raise ValueError(f"line {number} has {len(line)} cells, and the first has {len(columns)}")
+            raise ValueError(f"line {number} has {len(line)} cells, but the header has {len(columns)}")
         rows.append({name: _logged(cell) for name, cell in zip(columns, line, strict=True) if cell})
     return columns, rows
 
@@ -67,7 +67,7 @@ def _logged(cell: str) -> float:
 
 
 def series(rows: list[Row], name: str) -> list[Point]:
-    """Return the points of one metric in order of steps; of several rows of one step the last counts."""
+    """Return the points of one metric, sorted by step; the last row of a step wins."""
     points = {}
     for position, row in enumerate(rows):
         if name in row:
@@ -77,40 +77,39 @@ def series(rows: list[Row], name: str) -> list[Point]:
 
 
 def finite(points: list[Point]) -> list[Point]:
-    """Return the points whose value is a finite number."""
+    """Return the points with finite values."""
     return [point for point in points if math.isfinite(point.value)]
 
 
-_DEPTH = 4  # folders below the one named: outputs/sweeps/SWEEP/JOB, and one to spare
+_DEPTH = 4  # folder levels to search: outputs/sweeps/SWEEP/JOB, and one to spare
 _LOWER_IS_BETTER = ("loss", "error", "seconds")
 
 
 class Score(NamedTuple):
-    """The figure a run is judged by, and of which metric it is."""
+    """The value that runs are ranked by, and its metric."""
 
     value: float
     metric: str
 
 
 class Run:
-    """What the files of a run directory say; read when asked for.
+    """A run directory, read lazily.
 
-    A file that is missing says nothing, and what is wrong with another becomes a sentence in `problems`: one bad run
-    must not cost the table.
+    Missing files read as empty, damaged ones add a message to `problems`: one bad run must not break a table.
 
     Args:
         path: The directory.
-        name: What tells it from others; the directory's own name if left out.
+        name: Display name; by default that of the directory.
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path, self.name = path, path.resolve().name if name is None else name
         self.problems: list[str] = []
-        self.differs: dict[str, Any] = {}  # what tells it from the runs beside it, as a user types it
+        self.differs: dict[str, Any] = {}  # settings that distinguish it from the runs next to it, as typed
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Those of config.yaml, nested."""
+        """The content of config.yaml, nested."""
         return self._read("config.yaml", RunDirectory(self.path).config) or {}
 
     @cached_property
@@ -124,12 +123,12 @@ class Run:
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """What result.json holds; empty while the run has not ended."""
+        """The content of result.json; empty until the run has ended."""
         return self._read("result.json", RunDirectory(self.path).result) or {}
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Rows of metrics.csv, oldest first."""
+        """The rows of metrics.csv, oldest first."""
         return self._read("metrics.csv", lambda: read_metrics(self.path / "metrics.csv")) or []
 
     def _read(self, file: str, read: Callable[[], Any]) -> Any:
@@ -144,18 +143,18 @@ class Run:
 
     @cached_property
     def status(self) -> str:
-        """finished, failed, interrupted; running, or unfinished where it was killed."""
+        """finished, failed, interrupted, running, or unfinished if it was killed."""
         if self.result:
             return str(self.result.get("status"))
         return "running" if is_held(self.path) else "unfinished"
 
     @property
     def epochs(self) -> int | None:
-        """Finished epochs."""
-        told = self.result.get("epochs")
-        if told is None and not self.result:
-            told = max((row["epoch"] for row in self.rows if "epoch" in row), default=None)
-        return None if told is None else int(told)
+        """The number of finished epochs."""
+        epochs = self.result.get("epochs")
+        if epochs is None and not self.result:
+            epochs = max((row["epoch"] for row in self.rows if "epoch" in row), default=None)
+        return None if epochs is None else int(epochs)
 
     @property
     def images_per_second(self) -> float | None:
@@ -175,7 +174,7 @@ class Run:
         return self.config.get("seed")
 
     def metric(self, name: str) -> float | None:
-        """Return the best value of a metric over the epochs; None if it was never a number.
+        """Return the best value of a metric over the epochs; None if it was never finite.
 
         Args:
             name: As in metrics.csv: 'val/top1'.
@@ -183,15 +182,15 @@ class Run:
         best = self.result.get("best") or {}
         if best.get("metric") == name:
             return numeric(best.get("value"))
-        told = numeric((self.result.get("metrics") or {}).get(name))
+        final = numeric((self.result.get("metrics") or {}).get(name))
         if name.startswith("test/") and self.result:
-            return told
+            return final
         values = [p.value for p in series(self.rows, name) if math.isfinite(p.value)]
-        values += [] if told is None else [told]
+        values += [] if final is None else [final]
         return (min if lower_is_better(name) else max)(values, default=None)
 
     def score(self, metric: str) -> Score | None:
-        """Return the metric, or that of the validation images for a run that has none of the test's."""
+        """Return the value of a metric; val/ stands in for test/ if the run was not tested."""
         for name in (metric, metric.replace("test/", "val/")):
             if (value := self.metric(name)) is not None:
                 return Score(value, name)
@@ -203,15 +202,15 @@ def lower_is_better(metric: str) -> bool:
 
 
 def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
-    """Read the runs that some paths name: run directories, sweeps, folders of either.
+    """Find runs in run directories, sweeps and folders of either.
 
-    A run whose config.yaml cannot be read is left out with a warning.
+    A run with an unreadable config.yaml is skipped with a warning.
 
     Args:
         folders: Paths; a run found twice counts once.
 
     Raises:
-        UserError: For a path that is not there, or in which there is no training run.
+        UserError: For a path that does not exist or holds no training run.
     """
     found: dict[Path, Run] = {}
     for folder in (Path(os.path.expanduser(each)) for each in folders):
@@ -219,7 +218,7 @@ def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
             raise UserError(f"{folder}: there is no such directory.")
         runs = list(_runs(folder, _DEPTH))
         if not runs:
-            raise UserError(f"{folder} holds no training run: none of its folders has a config.yaml of one.")
+            raise UserError(f"{folder} holds no training run: no folder in it has the config.yaml of one.")
         for run in runs:
             found.setdefault(run.path.resolve(), run)
     _name(found)
@@ -230,9 +229,9 @@ def _runs(folder: Path, depth: int) -> Iterator[Run]:
     if os.path.lexists(folder / "config.yaml") or not os.access(folder, os.X_OK):
         run = Run(folder)
         if not run.settings:
-            unread = printable(str(folder / "config.yaml"))
-            print(f"warning: {unread} cannot be read: its run is left out.", file=sys.stderr)
-        elif "trainer" in run.settings:  # other verbs keep their settings too
+            file = printable(str(folder / "config.yaml"))
+            print(f"warning: {file} cannot be read: its run is skipped", file=sys.stderr)
+        elif "trainer" in run.settings:  # other verbs write a config.yaml, too
             yield run
         return
     if depth:
@@ -244,7 +243,7 @@ def _runs(folder: Path, depth: int) -> Iterator[Run]:
 
 
 def _name(runs: dict[Path, Run]) -> None:
-    """Name each run by what of its path the others do not share."""
+    """Name each run by its path below the common folder."""
     if len(runs) > 1:
         shared = os.path.commonpath(list(runs))
         for path, run in runs.items():

@@ -1,4 +1,4 @@
-"""Tables that fit a terminal without a number cut, and paths no longer than they must be."""
+"""Tables that fit the terminal without truncating numbers, and short paths."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rich.text import Text
 from alexnet_exp.errors import printable
 
 _GAP = 2  # characters between columns
-_LEAST = 24  # characters of a line of prose
+_MIN_PROSE = 24  # characters per line of prose
 
 
 def nearby(path: Path, folder: Path | str = ".") -> str:
-    """Return a path as seen from a folder, or in full where that is shorter; the way up is the folder's real one."""
+    """Return a path relative to a folder, or absolute if that is shorter; symlinks are resolved for `..`."""
     seen = os.path.relpath(path) if folder == "." else os.path.relpath(path.resolve(), Path(folder).resolve())
     return min(seen, str(path.absolute()), key=len)
 
 
 def wide_enough(console: Console) -> Console:
-    """Return a console of 200 columns for a file or pipe, which has no width to fit."""
+    """Return a console of 200 columns for a file or pipe, where rich would assume 80."""
     if console.is_terminal or "COLUMNS" in os.environ:
         return console
     return Console(file=console.file, width=200)
@@ -43,19 +43,19 @@ def print_fitted(
     stacked: bool = False,
     styles: Mapping[str, str] | None = None,
 ) -> None:
-    """Print a table; where the terminal is too narrow for it, a line below says what was left out.
+    """Print a table; if the terminal is too narrow, a line below names the columns left out.
 
     Args:
-        head: Names of the columns.
+        head: Column names.
         rows: Cells.
-        console: Where to.
-        numbers: Columns that are flush right and stay whole; the others fold in the end.
-        spare: Columns that can be left out, the first of them first.
-        prose: A column of running text, which takes several lines before it is left out.
-        elsewhere: Where to find what is left out.
-        whole: Columns that are flush left and stay whole.
-        stacked: Where there is too little room, the last column stands below the one before it.
-        styles: Of cells with a certain text.
+        console: Where to print.
+        numbers: Indices of right-aligned columns that never wrap.
+        spare: Columns that can be left out, in this order.
+        prose: A column of running text, which wraps before it is left out.
+        elsewhere: Where to find the columns left out.
+        whole: Left-aligned columns that never wrap.
+        stacked: If space is short, print the last column below the second to last.
+        styles: Styles by cell text.
     """
     console = wide_enough(console)
     rows = [[printable(cell) for cell in row] for row in rows]
@@ -81,6 +81,6 @@ def print_fitted(
 
 
 def _needed(head: Sequence[str], rows: Sequence[Sequence[str]], prose: int | None) -> list[int]:
-    """Return the characters that each column needs, with the gap after it."""
+    """Return the width of each column in characters, including the gap after it."""
     wide = [max(map(cell_len, column)) for column in zip(head, *rows, strict=True)]
-    return [(min(width, _LEAST) if i == prose else width) + _GAP for i, width in enumerate(wide)]
+    return [(min(width, _MIN_PROSE) if i == prose else width) + _GAP for i, width in enumerate(wide)]

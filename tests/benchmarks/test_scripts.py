@@ -86,7 +86,7 @@ def test_a_script_runs_from_any_folder_and_reports_errors_in_one_line(tmp_path: 
     command = [sys.executable, str(FOLDER / "baseline.py"), "workers=0"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    message = "error: invalid workers=0: expected a whole number, 1 or more.\n"
+    message = "error: invalid workers=0: expected an integer >= 1.\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

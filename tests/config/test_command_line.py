@@ -29,7 +29,7 @@ def test_path_typed_unquoted_arrives_unchanged(value: str):
 
 @pytest.mark.parametrize("key", LITERAL_KEYS)
 @pytest.mark.parametrize("prefix", ["", "+", "++"])
-def test_every_path_key_is_taken_as_it_stands(key: str, prefix: str):
+def test_every_path_key_is_literal(key: str, prefix: str):
     flags = ["-m"] if key == "sweep.resume" else []
     prepared = prepare([*flags, f"{prefix}{key}=/a b;c=d/it's"])[len(flags)]
     assert prepared.startswith(f"{prefix}{key}=")
@@ -42,37 +42,37 @@ def test_quoted_path_is_not_quoted_again(value: str):
 
 
 @pytest.mark.parametrize("value", ["null", "none", "???", "${paths.output_dir}/x", ""])
-def test_words_that_mean_something_keep_their_meaning(value: str):
+def test_special_values_keep_their_meaning(value: str):
     assert prepare([f"weights={value}"]) == [f"weights={value}"]
 
 
 def test_resumed_sweep_keeps_its_directory():
     assert prepare(["-m", "sweep.resume=a b"]) == ["-m", "sweep.resume='a b'", "hydra.sweep.dir='a b'"]
-    with pytest.raises(UserError, match="say -m"):
+    with pytest.raises(UserError, match="add -m"):
         prepare(["sweep.resume=a"])
 
 
-def test_another_word_for_m_beside_it_is_no_harm() -> None:
+def test_a_redundant_hydra_mode_beside_m_is_ignored() -> None:
     assert prepare(["-m", "hydra.mode=MULTIRUN"]) == ["-m", "hydra.mode=MULTIRUN"]
 
 
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("hydra.mode=MULTIRUN", r"^hydra\.mode=MULTIRUN is not enough: say -m\.$"),
-        ("++hydra.mode='RunMode.MULTIRUN'", r"is not enough: say -m\.$"),
-        ("hydra.mode=2", r"is not enough: say -m\.$"),
-        ("+hydra.sweeper.params.optimizer.lr=0.1,1", r"say -m, and optimizer\.lr=0\.1,1 itself\.$"),
-        ("hydra.sweeper.params=seed", r"say hydra\.sweeper\.params=\{KEY: VALUES\}, such as"),
+        ("hydra.mode=MULTIRUN", r"^hydra\.mode=MULTIRUN has no effect: use -m\.$"),
+        ("++hydra.mode='RunMode.MULTIRUN'", r"has no effect: use -m\.$"),
+        ("hydra.mode=2", r"has no effect: use -m\.$"),
+        ("+hydra.sweeper.params.optimizer.lr=0.1,1", r"use -m optimizer\.lr=0\.1,1 instead\.$"),
+        ("hydra.sweeper.params=seed", r"hydra\.sweeper\.params=seed: expected \{KEY: VALUES\}, such as"),
     ],
 )
-def test_other_words_for_a_sweep_are_one_line(typed: str, message: str):
+def test_other_spellings_of_a_sweep_are_a_one_line_error(typed: str, message: str):
     for flags in ([], ["-m"])[: 1 if "mode" in typed else 2]:
         with pytest.raises(UserError, match=message):
             prepare([*flags, typed])
 
 
-def test_what_leaves_a_sweep_as_it_is_may_be_typed():
+def test_settings_without_effect_on_the_sweep_are_accepted():
     typed = [
         "hydra.mode=RUN",
         "hydra.mode=null",
@@ -92,7 +92,7 @@ def test_other_values_are_left_to_the_grammar():
     assert prepare(typed) == typed
 
 
-def test_flags_may_stand_anywhere():
+def test_flags_can_be_anywhere():
     prepared = prepare(["model=alexnet", "--cfg", "job", "seed=1", "--config-dir", "my=dir", "-m"])
     assert prepared == ["--cfg", "job", "--config-dir", "my=dir", "-m", "model=alexnet", "seed=1"]
 
@@ -120,9 +120,7 @@ def test_bare_words_are_values_of_the_main_keys_in_order():
     assert prepare(["--cfg", "job", "a"], ("name",)) == ["--cfg", "job", "name=a"]
 
 
-def test_a_word_with_an_equals_sign_is_a_path_where_one_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_word_with_an_equals_sign_is_a_path_if_it_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b" / "run").mkdir(parents=True)
     (tmp_path / "lr=1.png").touch()
@@ -134,7 +132,7 @@ def test_a_word_with_an_equals_sign_is_a_path_where_one_is_there(
     assert prepare(["a=b"]) == ["a=b"]
 
 
-def test_a_folder_may_be_named_like_the_key_that_takes_it():
+def test_a_folder_can_have_the_name_of_its_key():
     assert prepare(["runs"], ("runs...",)) == ["runs=['runs']"]
     assert prepare(["a.ckpt", "images"], ("ckpt", "images...")) == ["ckpt='a.ckpt'", "images=['images']"]
 
@@ -142,13 +140,13 @@ def test_a_folder_may_be_named_like_the_key_that_takes_it():
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("=3", r"'=3' names no setting: write KEY=VALUE"),
-        ("+=3", r"names no setting"),
-        ("model=", r"model= names no file of conf/model: say model=NAME, such as alexnet,"),
-        ("trainer=null", r"trainer=null names no file of conf/trainer"),
-        ("logger=null", r"logger=none is nothing"),
+        ("=3", r"'=3' has no key: write KEY=VALUE"),
+        ("+=3", r"has no key"),
+        ("model=", r"model= names no file in conf/model: set model=NAME, such as alexnet,"),
+        ("trainer=null", r"trainer=null names no file in conf/trainer"),
+        ("logger=null", r"or logger=none"),
         ("data=3", r"data=3 names no file"),
-        ("model=[alexnet,resnet18]", r"one name; -m model=alexnet,resnet18 runs one after the other"),
+        ("model=[alexnet,resnet18]", r"one name; -m model=alexnet,resnet18 runs them one by one"),
     ],
 )
 def test_groups_take_the_name_of_a_file(typed: str, message: str):

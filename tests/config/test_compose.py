@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alexnet_exp.config.checks import check_config, check_network
 from alexnet_exp.config.compose import compose, conf_dir, group, options, plain
+from alexnet_exp.config.overrides import prepare
 from alexnet_exp.settings import GROUPS
 
 TOP_LEVEL = [
@@ -44,12 +46,12 @@ def needs_a_folder(option: str) -> bool:
     )
 
 
-def test_groups_are_those_that_users_know():
+def test_config_groups_are_frozen():
     folders = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
     assert folders == GROUP_NAMES == sorted(GROUPS)
 
 
-def test_top_level_keys_are_those_that_users_know():
+def test_top_level_keys_are_frozen():
     assert sorted(plain(compose("train", []))) == TOP_LEVEL
 
 
@@ -61,7 +63,7 @@ def test_optional_group_can_be_none(name: str):
 
 
 @pytest.mark.parametrize("overrides", side_by_side(), ids=" ".join)
-def test_every_option_is_made_of_legal_settings(overrides: list[str]):
+def test_every_option_has_valid_settings(overrides: list[str]):
     check_config(composed(*overrides))
 
 
@@ -71,24 +73,24 @@ def test_every_sweep_is_made_of_legal_settings(name: str):
 
 
 @pytest.mark.parametrize("name", options("model"))
-def test_every_network_is_made_of_legal_settings(name: str):
+def test_every_network_has_valid_settings(name: str):
     model = group("model", name)
     check_network(model)
     assert {"_target_", "input_size", "in_channels", "num_classes"} <= set(model)
 
 
 @pytest.mark.parametrize("name", options("experiment"))
-def test_every_experiment_is_made_of_legal_settings(name: str):
+def test_every_experiment_has_valid_settings(name: str):
     root = ["data.root=images"] if needs_a_folder(name) else []
     check_config(plain(compose("train", [f"experiment={name}", *root])))
 
 
 @pytest.mark.parametrize("name", options("debug"))
-def test_every_debug_mode_is_made_of_legal_settings(name: str):
+def test_every_debug_mode_has_valid_settings(name: str):
     check_config(composed(f"debug={name}"))
 
 
-def test_data_choose_their_augmentation_and_the_user_has_the_last_word():
+def test_data_sets_choose_a_default_augmentation_that_users_can_override():
     assert composed("data=cifar10")["augment"]["flip"] is True
     assert composed("data=cifar10", "augment=none")["augment"]["flip"] is False
     assert composed("augment=none", "data=cifar10")["augment"]["flip"] is False
@@ -105,7 +107,7 @@ def test_debugging_modes_do_what_they_say():
     assert overfit["trainer"]["overfit_batches"] == 1
 
 
-def test_several_loggers_lie_side_by_side():
+def test_loggers_can_be_combined():
     assert set(composed("logger=[wandb,tensorboard]")["logger"]) == {"wandb", "tensorboard"}
 
 
@@ -115,7 +117,7 @@ def test_a_layer_takes_every_layer_key_without_a_plus():
     assert model["features"]["conv3"]["lrn"]["size"] == 9
 
 
-def test_composing_again_forgets_the_last_time():
+def test_compositions_are_independent():
     before = plain(compose("train", []))
     compose("train", ["model=alexnet", "seed=5"])
     assert plain(compose("train", [])) == before
@@ -151,3 +153,26 @@ def test_wandbs_variables_are_followed_unless_typed(
         monkeypatch.setenv(variable, value)
     found = plain(compose("train", typed))["logger"]["wandb"]
     assert (found["project"], found["name"]) == (project, name)
+
+
+def test_center_is_recorded_as_centre():
+    typed = composed("augment.views=center", "augment.mean_image=center", "augment.center_crop=true")
+    assert (
+        typed["augment"]
+        == composed("augment.views=centre", "augment.mean_image=centre", "augment.centre_crop=true")[
+            "augment"
+        ]
+    )
+    assert plain(compose("evaluate", ["ckpt=run", "views=center"]))["views"] == "centre"
+    assert prepare(["-m", "augment.views=center,flip", "+augment.center_crop=true", "data.root=center"])[1:] == [
+        "augment.views=centre,flip", "+augment.centre_crop=true", "data.root='center'",
+    ]  # fmt: skip
+
+
+def test_a_custom_yaml_can_use_the_spelling_center(tmp_path: Path):
+    (tmp_path / "experiment").mkdir()
+    lines = "# @package _global_\naugment: {center_crop: true, mean_image: center}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(lines)
+    augment = composed(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")["augment"]
+    assert (augment["centre_crop"], augment["mean_image"]) == (True, "centre")
+    assert "center_crop" not in augment

@@ -33,7 +33,7 @@ def test_the_flags_are_those_that_the_parser_takes() -> None:
     assert (parsed.multirun, parsed.config_dir, parsed.overrides) == (True, "mine", ["a=1"])
 
 
-def test_why_a_job_failed_is_read_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_reason_of_a_failed_job_is_read_silently(capsys: pytest.CaptureFixture[str]) -> None:
     job = JobReturn(overrides=["a=1"], status=JobStatus.FAILED)
     job.return_value = ValueError("no luck")
     assert str(error_of(job)) == "no luck"
@@ -52,7 +52,7 @@ def test_our_grid_takes_the_place_of_hydra_s_and_calls_its_parts() -> None:
     assert [sweeper.hydra_context, sweeper.config, sweeper.launcher] == [None] * 3
 
 
-def test_what_is_stored_twice_is_the_second() -> None:
+def test_storing_a_config_twice_keeps_the_second() -> None:
     for value in (1, 2):
         store(group="trial", name="twice", node={"value": value}, provider="test")
     assert ConfigStore.instance().load("trial/twice.yaml").node == {"value": 2}

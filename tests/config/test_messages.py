@@ -39,38 +39,38 @@ def message(*overrides: str, verb: str = "train") -> str:
         ("model.features.conv2.grups=2", "no setting model.features.conv2.grups. Did you mean groups"),
         ("hydra.foo=2", "There is no setting hydra.foo. alexnet-exp train --cfg hydra lists all."),
         ("optimizer.betas=[0.9,0.9]", "It belongs to optimizer=adam and optimizer=adamw."),
-        ("+trainer.devices=2", "+trainer.devices: there is such a setting already; leave the + away."),
-        ("~trainer.devics", "~trainer.devics: there is no such setting to take away."),
-        ("+model=alexnet", "say model=NAME, once."),
-        ("seed=1,2", "seed=1,2 is several values: -m seed=1,2 runs one after the other,"),
-        ("data.batch_size", "'data.batch_size' is no setting with a value. Write data.batch_size=VALUE."),
-        ("alexnet", "'alexnet' is no setting with a value. Did you mean model=alexnet?"),
+        ("+trainer.devices=2", "+trainer.devices: the setting exists; omit the +."),
+        ("~trainer.devics", "~trainer.devics: there is no such setting to delete."),
+        ("+model=alexnet", "set model=NAME once."),
+        ("seed=1,2", "seed=1,2 has several values: -m seed=1,2 sweeps over them,"),
+        ("data.batch_size", "'data.batch_size' is not KEY=VALUE: write data.batch_size=VALUE."),
+        ("alexnet", "'alexnet' is not KEY=VALUE. Did you mean model=alexnet?"),
         (
             "model.features.conv2.then=[relu",
-            "then=[relu cannot be read: close every bracket and quotation mark",
+            "then=[relu: close every bracket and quote",
         ),
         ("logger.wandb.name=it's", "'logger.wandb.name=\"...\"'"),
-        ("data=folder", "data.root must be given: say data.root=VALUE."),
+        ("data=folder", "data.root is required: set data.root=VALUE."),
         (
             "data.batch_size=${nope}",
-            "data.batch_size=${nope}: there is no setting nope to take the value from.",
+            "data.batch_size=${nope}: there is no setting nope.",
         ),
         ("seed=${oc.env:NO_SUCH_VARIABLE}", "seed: the environment variable NO_SUCH_VARIABLE is not set."),
-        ("model.input_size=abc", "invalid model.input_size='abc': expected a whole number."),
+        ("model.input_size=abc", "invalid model.input_size='abc': expected an integer."),
         ("model.dropout=abc", "invalid model.dropout='abc': expected a number."),
         (
             "model.features.conv2.bias=perhaps",
             "conv2.bias='perhaps': expected true or false.",
         ),
-        ("model.features.conv2.then=relu", "expected a list, 'model.features.conv2.then=[relu]'."),
+        ("model.features.conv2.then=relu", "expected a list; set 'model.features.conv2.then=[relu]'."),
         (
             "model.features.conv2.then=null",
-            "invalid model.features.conv2.then=null: it needs a value.",
+            "invalid model.features.conv2.then=null: expected a value.",
         ),
-        ("model.features.conv2=3", "it is a group of settings, set as model.features.conv2.KEY=VALUE."),
+        ("model.features.conv2=3", "it is a group of settings; set model.features.conv2.KEY=VALUE."),
     ],
 )
-def test_mistake_in_an_override_is_told_in_one_line(override: str, said: str):
+def test_a_mistake_in_an_override_is_a_one_line_error(override: str, said: str):
     assert said in message(override)
 
 
@@ -100,7 +100,7 @@ def with_own_file(directory: Path, text: str) -> str:
     return message(f"hydra.searchpath=[file://{directory}]", "model=mine")
 
 
-def test_typing_error_in_a_file_of_the_users_own_names_the_file(tmp_path: Path):
+def test_a_typo_in_a_custom_yaml_names_the_file(tmp_path: Path):
     said = with_own_file(tmp_path, "defaults: [alexnet, _self_]\nfeatures:\n  conv2: {grups: 2}\n")
     assert "model/mine.yaml: There is no setting model.features.conv2.grups. Did you mean groups" in said
 
@@ -110,12 +110,12 @@ def test_yaml_that_cannot_be_read_names_file_and_line(tmp_path: Path):
     assert said.startswith(f"{tmp_path}/model/mine.yaml, line 3, is not YAML: ")
 
 
-def test_sentence_for_the_user_is_said_as_it_stands():
+def test_a_user_error_is_printed_verbatim():
     assert explain(UserError("Say please.")) == "Say please."
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), KeyError("ours"), RuntimeError("ours")])
-def test_mistake_of_the_program_is_not_blamed_on_the_user(error: Exception):
+def test_a_bug_is_not_blamed_on_the_user(error: Exception):
     assert explain(error) is None
 
 
@@ -128,14 +128,14 @@ def test_mistake_of_the_program_is_not_blamed_on_the_user(error: Exception):
         ("model.classifier.fc9.out_features=8", "classifier", "fc9"),
     ],
 )
-def test_a_new_layer_is_sent_to_a_yaml_of_its_own(prefix: str, setting: str, part: str, name: str):
+def test_adding_a_layer_on_the_command_line_suggests_a_yaml(prefix: str, setting: str, part: str, name: str):
     said = message(prefix + setting)
-    assert said.startswith(f"+model.{part}.{name}: a new layer needs a yaml of its own")
+    assert said.startswith(f"+model.{part}.{name}: adding a layer takes a yaml")
     assert f"'defaults: [NETWORK, _self_]' and '{part}: {{{name}: {{KEY: VALUE}}}}'" in said
     assert said.endswith("then --config-dir my_conf model=mine.")
 
 
-def test_a_yaml_that_starts_from_a_network_adds_a_layer(tmp_path: Path):
+def test_a_yaml_that_extends_a_network_can_add_a_layer(tmp_path: Path):
     (tmp_path / "model").mkdir()
     text = "defaults: [alexnet, _self_]\nfeatures: {conv6: {out_channels: 64, then: [relu]}}\n"
     (tmp_path / "model" / "mine.yaml").write_text(text)
@@ -155,6 +155,6 @@ def test_a_yaml_that_starts_from_a_network_adds_a_layer(tmp_path: Path):
         (["resume=/mine/run"], "another resume=DIR"),
     ],
 )
-def test_a_directory_that_cannot_be_made_names_the_setting_that_it_is_of(typed: list[str], say: str):
+def test_an_error_creating_a_directory_names_its_setting(typed: list[str], say: str):
     said = of_composing(PermissionError(13, "Permission denied", "/mine"), typed)
-    assert str(said) == f"/mine cannot be written (Permission denied); say {say}."
+    assert str(said) == f"/mine cannot be written (Permission denied): set {say}."

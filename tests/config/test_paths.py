@@ -61,7 +61,7 @@ def test_a_tilde_inside_a_name_stays(value: str):
     assert value_of(prepare([f"data.root={value}"])[0]) == value
 
 
-def test_what_is_no_path_keeps_its_tilde():
+def test_other_settings_keep_their_tilde():
     assert prepare(["~callbacks.client", "+notes=~/x"]) == ["~callbacks.client", "+notes=~/x"]
     assert value_of(prepare(["logger.wandb.notes=~ half the rate"])[0]) == "~ half the rate"
 

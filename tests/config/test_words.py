@@ -88,7 +88,7 @@ def together(suggestions: set[str]) -> list[dict[str, str]]:
     return compositions
 
 
-def test_every_suggestion_of_the_table_composes_and_is_legal():
+def test_every_suggestion_composes_and_is_valid():
     suggestions = {each for word, value in SAME + TRANSLATED for each in words.meant(word, value)}
     assert len(suggestions) > 100
     for given in together(suggestions):
@@ -101,7 +101,7 @@ def test_every_suggestion_of_the_table_composes_and_is_legal():
             )
 
 
-def test_with_the_value_of_the_word_the_setting_is_complete():
+def test_a_suggestion_contains_the_typed_value():
     assert all("=" in words.meant(word, value)[0].split(" ")[-1] for word, value in SAME)
 
 
@@ -170,7 +170,7 @@ def test_with_the_value_of_the_word_the_setting_is_complete():
         ("resume_from=x", "resume=x"),
     ],
 )
-def test_a_word_of_another_library_leads_to_ours(typed: str, setting: str):
+def test_a_name_from_another_library_suggests_ours(typed: str, setting: str):
     key, _, value = typed.lstrip("+").partition("=")
     said = unknown(key, value)
     assert said.startswith(f"There is no setting {key}. Did you mean ")
@@ -200,7 +200,7 @@ def test_a_word_of_another_library_leads_to_ours(typed: str, setting: str):
         ("-m lr=0.1,0.2", "optimizer.lr=0.1"),
     ],
 )
-def test_a_word_of_another_library_is_one_line_with_ours(
+def test_a_name_from_another_library_is_a_one_line_error_with_ours(
     typed: str, setting: str, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
@@ -231,7 +231,7 @@ def test_the_other_verbs_name_settings_of_their_own(
     assert f"Did you mean {setting}?" in err
 
 
-def test_a_word_that_is_no_verb_leads_to_the_verb(capsys: pytest.CaptureFixture[str]):
+def test_a_misspelt_verb_suggests_the_right_one(capsys: pytest.CaptureFixture[str]):
     for word, verb in words.VERBS.items():
         assert verb in VERBS
         assert main([word]) == 1
@@ -240,7 +240,7 @@ def test_a_word_that_is_no_verb_leads_to_the_verb(capsys: pytest.CaptureFixture[
     assert "alexnet-exp train model=alexnet" in capsys.readouterr().err
 
 
-def test_no_word_of_the_table_hides_a_setting_at_the_top():
+def test_no_foreign_name_shadows_a_top_level_setting():
     top = {key for key in compose("train", []) if key not in GROUPS}
     assert not top & {*words._KEYS, *words._TRANSLATED}
 
@@ -253,7 +253,9 @@ def test_no_word_of_the_table_hides_a_setting_at_the_top():
         ("loss=mse", "cross-entropy"),
     ],
 )
-def test_what_is_no_setting_here_says_why(typed: str, said: str, capsys: pytest.CaptureFixture[str]):
+def test_a_foreign_name_without_an_equivalent_says_why(
+    typed: str, said: str, capsys: pytest.CaptureFixture[str]
+):
     assert main(["train", "data=digits", typed]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line and "Did you mean" not in line

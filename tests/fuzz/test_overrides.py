@@ -61,7 +61,7 @@ def test_settings_are_taken_or_refused_in_one_line(
 
 
 @given(words=st.lists(st.one_of(SETTINGS, st.text(max_size=6)), max_size=2), verb=st.text(max_size=8))
-def test_a_verb_that_is_none_is_one_line(
+def test_an_unknown_verb_is_a_one_line_error(
     capsys: pytest.CaptureFixture[str], words: list[str], verb: str
 ) -> None:
     if verb in VERBS or verb in ("-h", "--help", "help", "--version"):

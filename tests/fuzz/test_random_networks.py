@@ -156,7 +156,7 @@ KEYS = st.sampled_from(
 
 @given(st.dictionaries(KEYS, SCALARS, min_size=1, max_size=3))
 @example({"padding": 374461, "out_channels": 374461, "kernel_size": 374461})
-def test_nonsense_in_a_layer_is_a_sentence_or_a_network(changes: dict[str, Any]) -> None:
+def test_nonsense_in_a_layer_is_an_error_message_or_a_network(changes: dict[str, Any]) -> None:
     with torch.device("meta"):  # a width of ten million takes no memory there
         try:
             create_model("alexnet_cifar", features={"conv2": changes})

@@ -180,10 +180,10 @@ RESUMED = Kind(
         Bad("resume=RUN model=alexnet", "resume= continues the same experiment, and model=alexnet would change"),
         Bad("resume=RUN data=mnist", "resume= continues the same experiment, and data=mnist would change"),
         Bad("resume=RUN ckpt=RUN", "resume= continues a run in place and ckpt= starts a new one"),
-        Bad("resume=RUN trainer.max_epochs=two", "trainer.max_epochs='two' is not possible"),
-        Bad("resume=RUN trainer.max_epochs=2", "RUN belongs to a run that is still going on", "a run that goes on",
+        Bad("resume=RUN trainer.max_epochs=two", "invalid trainer.max_epochs='two'"),
+        Bad("resume=RUN trainer.max_epochs=2", "RUN is in use by a run that is still running", "a run that goes on",
             _locked),
-        Bad("resume=RUN trainer.max_epochs=2", "data.batch_size='many' is not possible",
+        Bad("resume=RUN trainer.max_epochs=2", "invalid data.batch_size='many'",
             "a config.yaml that somebody has edited", _edited),
         Bad("hydra.run.dir=RUN", "RUN holds a run already; continue it with resume="),
     ),
@@ -193,7 +193,7 @@ BROKEN = Kind(
     "Unfinished runs with a broken part",
     "refused; the run stays as it was",
     (
-        Bad("", "line 2 has 2 cells, and the first has 3", "a row of metrics.csv without its end", _unfinished(
+        Bad("", "line 2 has 2 cells, but the header has 3", "a row of metrics.csv without its end", _unfinished(
             "metrics.csv", "epoch,step,lr\n0,1\n")),
         Bad("", "metrics.csv is damaged", "a metrics.csv of zeros, as a crash of the system leaves",
             _unfinished("metrics.csv", b"\0" * 4096 + b"\n\xff")),

@@ -1,4 +1,4 @@
-"""Sweeps that cannot be, and what the environment may say."""
+"""Invalid sweeps, and environment variables."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ SWEEPS = Kind(
     "Sweeps",
     "refused before the first job starts",
     (
-        Bad("hydra.launcher.max_parallel=0", "say auto, or a number of jobs"),
-        Bad("hydra.launcher.on_failure=ignore", "is not possible: continue or stop"),
+        Bad("hydra.launcher.max_parallel=0", "expected auto, or an integer >= 1"),
+        Bad("hydra.launcher.on_failure=ignore", "expected continue or stop"),
         Bad("hydra/launcher=submitit", "conf/hydra/launcher has no file submitit.yaml"),
-        Bad("hydra/launcher=slurm hydra.launcher.cpus_per_task=0", "hydra.launcher.cpus_per_task=0 is not possible"),
-        Bad("hydra/launcher=slurm 'hydra.launcher.sbatch=[account]'", "which is no option of sbatch"),
+        Bad("hydra/launcher=slurm hydra.launcher.cpus_per_task=0", "invalid hydra.launcher.cpus_per_task=0"),
+        Bad("hydra/launcher=slurm 'hydra.launcher.sbatch=[account]'", "expected an option such as --account=NAME"),
         Bad(
             "trainer=cpu hydra/launcher=slurm",
             "hydra/launcher=slurm needs sbatch",
             "`train -m hydra/launcher=slurm` where there is no SLURM",
             environment={"PATH": ""},
         ),
-        Bad("", "sweep holds a sweep already: sweep.resume=", "the directory of another sweep",
+        Bad("", "sweep already holds a sweep: resume it with sweep.resume=", "the directory of another sweep",
             text("sweep/sweep.json", _sweep_of("seed=1,2"))),
-        Bad("sweep.resume=sweep", "missing now is seed=3,4, new is seed=1,2", "`sweep.resume=` with other values",
+        Bad("sweep.resume=sweep", "missing seed=3,4, new seed=1,2", "`sweep.resume=` with other values",
             text("sweep/sweep.json", _sweep_of("seed=3,4"))),
         Bad("sweep.resume=sweep", "sweep.json is damaged", "`sweep.resume=` of a sweep.json that is cut short",
             text("sweep/sweep.json", _sweep_of("seed=1,2")[:20])),
@@ -45,17 +45,17 @@ OPTUNA = Kind(
     "Searches",
     "refused before the first trial starts",
     (
-        Bad("seed=3", "hydra/sweeper=optuna has nothing to search: give some setting several values"),
-        Bad("optimizer.lr=interval(1,0.1)", "cannot be searched"),
-        Bad("'optimizer.lr=tag(exp,interval(0.1,1))'", "the tag exp means nothing here; log is the only one"),
-        Bad("'optimizer.lr=tag(log,choice(0.1,1))'", "choices have no logarithm"),
+        Bad("seed=3", "hydra/sweeper=optuna has nothing to search: give a setting several values"),
+        Bad("optimizer.lr=interval(1,0.1)", "invalid search space"),
+        Bad("'optimizer.lr=tag(exp,interval(0.1,1))'", "unknown tag exp; the only one is log"),
+        Bad("'optimizer.lr=tag(log,choice(0.1,1))'", "the tag log does not apply to choices"),
         Bad("optimizer.lr=0.1,1 hydra.sweeper.sampler=gridd", "Optuna has no such sampler. Did you mean grid"),
         Bad("optimizer.lr=0.1,1 hydra.sweeper.metric=accuracy", "expected one of val/top1"),
         Bad("optimizer.lr=0.1,1 data.val_size=0", "hydra.sweeper.metric=val/top1 needs validation images"),
-        Bad("optimizer.lr=0.1,1 hydra/launcher=slurm", "leave hydra/launcher as it is"),
+        Bad("optimizer.lr=0.1,1 hydra/launcher=slurm", "hydra/sweeper=optuna needs hydra/launcher=processes"),
         Bad("'optimizer.lr=interval(0.1,1)' hydra.sweeper.sampler=grid", "needs a range or choices for optimizer.lr"),
         Bad("optimizer.lr=0.1,1 hydra.sweeper.storage=nosql://x", "hydra.sweeper.storage cannot be opened"),
-        Bad("optimizer.lr=0.1,1 hydra.sweeper.sampler_arguments={depth:3}", "cannot be made"),
+        Bad("optimizer.lr=0.1,1 hydra.sweeper.sampler_arguments={depth:3}", "invalid arguments for hydra.sweeper."),
     ),
     base=("train", "-m", "hydra/sweeper=optuna", _HERE),
     verb="train -m hydra/sweeper=optuna",
@@ -74,7 +74,7 @@ ENVIRONMENT = Kind(
     "The environment",
     "refused before a run begins; no directory is left",
     (
-        Bad("train", "The current folder is not there any more", "a current folder that was removed", _gone),
+        Bad("train", "The current folder has been removed", "a current folder that was removed", _gone),
         Bad("train hydra.run.dir=" + "x" * 300, "cannot be written (File name too long)", "a directory of 300 letters"),
         Bad("train hydra.run.dir=file/run", "cannot be written (Not a directory)", "a directory inside of a file",
             text("file", "mine")),
@@ -98,7 +98,7 @@ TRACKING = Kind(
     "Weights & Biases",
     "refused before training starts; the run's result.json says so",
     (
-        Bad("logger=wandb", "WANDB_MODE=sometimes in the environment is not one of online, offline, disabled",
+        Bad("logger=wandb", "invalid WANDB_MODE=sometimes in the environment: expected one of online",
             "`WANDB_MODE=sometimes`", environment={**_NO_KEY, "WANDB_MODE": "sometimes"}),
         Bad("logger=wandb logger.wandb.mode=online", "W&B has no API key", environment=_NO_KEY),
     ),

@@ -70,7 +70,7 @@ def typed(kind: Kind, bad: Bad) -> list[str]:
 
 
 @pytest.mark.parametrize(("kind", "bad"), ROWS)
-def test_a_bad_input_is_one_line_and_leaves_nothing_half_written(
+def test_bad_input_is_a_one_line_error_and_leaves_no_partial_files(
     kind: Kind,
     bad: Bad,
     here: Path,

@@ -281,7 +281,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     for name in (
         "config.yaml cannot be read",
         "result.json cannot be read",
-        "overrides.yaml does not hold what a run writes there",
+        "overrides.yaml was not written by a run",
         "metrics.csv cannot be read",
     ):
         assert name in words

@@ -305,7 +305,7 @@ def test_a_broken_run_does_not_cost_the_table(sweep: Path, capsys: pytest.Captur
     runs = {run["run"]: run["status"] for run in json.loads(out)["runs"]}
     assert (runs["3"], runs["2"]) == ("unfinished", "finished")
     assert "1" not in runs
-    assert err == f"warning: {sweep / '1' / 'config.yaml'} cannot be read: its run is left out.\n"
+    assert err == f"warning: {sweep / '1' / 'config.yaml'} cannot be read: its run is skipped\n"
 
 
 def test_a_folder_that_nobody_may_enter_costs_a_warning(
@@ -316,7 +316,7 @@ def test_a_folder_that_nobody_may_enter_costs_a_warning(
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != locked)  # nothing is closed to root
     assert main(["compare", str(sweep), "format=json", "page=false"]) == 0
     assert (
-        capsys.readouterr().err == f"warning: {locked / 'config.yaml'} cannot be read: its run is left out.\n"
+        capsys.readouterr().err == f"warning: {locked / 'config.yaml'} cannot be read: its run is skipped\n"
     )
 
 

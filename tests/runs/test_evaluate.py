@@ -252,7 +252,7 @@ def test_moved_data_is_found_by_its_new_place(made: Made, tmp_path: Path, capsys
         (["views=corner"], "invalid views='corner': expected"),
         (["model.input_size=32"], "model.input_size is fixed by the checkpoint"),
         (["data=cifar10", "data.mean=[0,0,0]"], "data.mean is fixed by the checkpoint"),
-        (["batch_size=0"], "invalid batch_size=0: expected a whole number, 1 or more, or null."),
+        (["batch_size=0"], "invalid batch_size=0: expected an integer >= 1, or null."),
         (["data.batch_size=7"], "data.batch_size is for training: set batch_size=N instead."),
         (["compile=true"], ": expected false, or null."),
         (["logger=wandb"], "has no W&B run: leave it out."),

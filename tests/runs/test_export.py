@@ -287,7 +287,7 @@ def test_images_of_a_folder_are_compared_in_their_own_sizes(
             ["RUN/checkpoints/best.ckpt", "out=RUN/checkpoints/best.ckpt"],
             "best.ckpt is the checkpoint itself",
         ),
-        (["RUN", "format=safetensors", "out=RUN/train.log"], "train.log lies in the directory of a run"),
+        (["RUN", "format=safetensors", "out=RUN/train.log"], "train.log is in the directory of a run"),
         (["RUN", "format=safetensors", "out=/dev/null/net"], "/dev/null/net cannot be written"),
     ],
 )

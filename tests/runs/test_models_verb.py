@@ -184,13 +184,13 @@ def test_num_classes_and_input_size_can_be_changed(capsys: pytest.CaptureFixture
         (["format=xml"], r"invalid format='xml': expected table or json"),
         (
             ["alexnet", "num_classes=0"],
-            r"invalid num_classes=0: expected a whole number, 1 or more",
+            r"invalid num_classes=0: expected an integer >= 1",
         ),
         (["alexnet", "num_classes=many"], r"invalid num_classes='many': expected"),
         (["resnet18", "input_size=10.5"], r"invalid input_size=10\.5: expected"),
         (["alexnet", "input_size=20"], r"conv2: its max_pool .*model\.input_size=67"),
         (["input_size=64"], r"input_size needs a network"),
-        (["alexnet", "alexnet_lrn"], r"'alexnet_lrn' is no setting with a value"),
+        (["alexnet", "alexnet_lrn"], r"'alexnet_lrn' is not KEY=VALUE"),
         (["nam=alexnet"], r"nam"),
     ],
 )

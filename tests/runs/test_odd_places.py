@@ -128,7 +128,7 @@ def test_a_closed_standard_output_does_not_end_a_run(tmp_path: Path) -> None:
 
 def test_a_read_only_run_folder_is_one_line(tmp_path: Path, read_only: Path) -> None:
     said = only_line(start(tmp_path, *DIGITS, f"paths.output_dir={read_only}"))
-    assert "cannot be written (Permission denied); say hydra.run.dir=DIR or paths.output_dir=DIR." in said
+    assert "cannot be written (Permission denied): set hydra.run.dir=DIR or paths.output_dir=DIR." in said
 
 
 def test_a_read_only_current_folder_is_one_line(read_only: Path) -> None:

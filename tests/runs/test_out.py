@@ -25,7 +25,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", ["metrics.csv", "new.csv", "checkpoints/best.ckpt", "checkpoints/new.onnx"])
 def test_no_file_goes_into_the_directory_of_a_run(run: Path, name: str):
-    with pytest.raises(UserError, match="lies in the directory of a run: choose another folder"):
+    with pytest.raises(UserError, match="is in the directory of a run: choose another folder"):
         check_out(f"~/runs/run/{name}")
 
 
@@ -54,9 +54,7 @@ def test_a_folder_of_runs_is_no_run_and_a_tilde_is_the_home_directory(run: Path)
 def test_compare_leaves_the_figures_of_a_run_alone(run: Path, capsys: pytest.CaptureFixture[str]):
     before = (run / "metrics.csv").read_text()
     assert main(["compare", "runs", "out=runs/run/metrics.csv", "page=false"]) == 1
-    assert capsys.readouterr().err.startswith(
-        "error: out=runs/run/metrics.csv lies in the directory of a run"
-    )
+    assert capsys.readouterr().err.startswith("error: out=runs/run/metrics.csv is in the directory of a run")
     assert (run / "metrics.csv").read_text() == before
 
 

@@ -144,7 +144,7 @@ def test_no_images_is_one_line(
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("top_k=0", "invalid top_k=0: expected a whole number, 1 or more."),
+        ("top_k=0", "invalid top_k=0: expected an integer >= 1."),
         ("device=tpu", "device=tpu is not available"),
         ("topk=3", "There is no setting topk. Did you mean top_k=3?"),
     ],

@@ -121,6 +121,4 @@ def test_of_runs_started_at_once_in_one_directory_one_runs(tmp_path: Path) -> No
     children = [Forked(cli.main, typed, output=tmp_path / f"{i}.txt") for i in range(3)]
     assert sorted(child.wait() for child in children) == [0, 1, 1]
     refused = [child.printed() for child in children if child.wait() == 1]
-    assert all("that is still going on." in said or "holds a run already" in said for said in refused), (
-        refused
-    )
+    assert all("that is still running." in said or "holds a run already" in said for said in refused), refused

@@ -169,7 +169,7 @@ def test_a_directory_that_holds_a_run_is_refused(finished: Path) -> None:
 def test_a_live_run_keeps_others_out(tmp_path: Path) -> None:
     with (
         RunDirectory(tmp_path / "run").lock(),
-        pytest.raises(UserError, match="belongs to a run that is still going on"),
+        pytest.raises(UserError, match="is in use by a run that is still running"),
     ):
         run(tmp_path / "run")
     assert run(tmp_path / "run", "test=false")["status"] == "finished"

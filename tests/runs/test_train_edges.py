@@ -33,7 +33,7 @@ def test_weights_that_go_bad_in_an_epochs_last_step_are_not_saved(tmp_path: Path
     ],
 )
 def test_a_metric_watched_from_the_wrong_end_is_refused(typed: list[str]) -> None:
-    with pytest.raises(UserError, match=r"keeps the worst: say \S+\.mode="):
+    with pytest.raises(UserError, match=r"keeps the worst: set \S+\.mode="):
         check_config(settings(*typed)[0])
 
 

@@ -61,13 +61,13 @@ def run(folder: Path, launcher: Any, **settings: Any) -> list[JobReturn]:
     return run_batches(config(folder, **settings), BATCHES, launcher, lambda batch: None)
 
 
-def test_batches_follow_each_other_and_their_jobs_are_counted_through(tmp_path: Path):
+def test_batches_run_in_order_with_consecutive_job_numbers(tmp_path: Path):
     launcher = Launcher()
     assert len(run(tmp_path, launcher)) == 4
     assert launcher.launched == [(0, ["seed=0", "seed=1"]), (2, ["seed=2"]), (3, ["seed=3"])]
 
 
-def test_a_failed_job_ends_no_batch_and_all_are_counted_at_the_end(tmp_path: Path):
+def test_a_failed_job_does_not_stop_later_batches_and_failures_are_counted_at_the_end(tmp_path: Path):
     launcher = Launcher("seed=1", "seed=2")
     with pytest.raises(UserError, match=r"^2 of 4 jobs did not finish; the first is seed=1 had no luck$"):
         run(tmp_path, launcher, on_failure="continue")
@@ -86,7 +86,7 @@ def test_the_error_of_a_job_that_another_launcher_ran_is_raised_as_it_is(tmp_pat
         run(tmp_path, Launcher("seed=3", error=ZeroDivisionError))
 
 
-def test_what_the_sweep_was_started_with_is_written_down_without_secrets(tmp_path: Path):
+def test_the_command_of_the_sweep_is_recorded_without_secrets(tmp_path: Path):
     run(tmp_path, Launcher())
     written = (tmp_path / "sweep" / "multirun.yaml").read_text()
     assert PASSWORD not in written
@@ -125,7 +125,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     return Swept(folder, typed, code, out.getvalue(), err.getvalue())
 
 
-def test_a_sweep_in_batches_goes_on_after_one_that_failed(swept: Swept):
+def test_a_sweep_in_batches_continues_after_a_failed_one(swept: Swept):
     assert swept.code == 1
     assert "job 0 failed: The loss is not finite at step 4." in swept.out
     assert "job 1 finished" in swept.out
@@ -136,7 +136,7 @@ def test_a_sweep_in_batches_goes_on_after_one_that_failed(swept: Swept):
 
 
 def test_a_setting_that_has_no_effect_is_named_once(swept: Swept):
-    assert swept.out.count("hydra.sweep.subdir has no effect: the directory of a job is its number") == 1
+    assert swept.out.count("hydra.sweep.subdir has no effect: job directories are numbered") == 1
     assert (swept.folder / "0").is_dir()
 
 
@@ -147,13 +147,13 @@ def test_no_file_of_a_sweep_holds_a_secret(swept: Swept):
 
 
 @pytest.mark.parametrize("more", [["--config-dir", "OWN"], ["hydra/sweeper=basic"]])
-def test_a_sweep_goes_on_with_the_flags_that_decide_its_jobs(
+def test_resuming_a_sweep_needs_the_flags_that_determine_its_jobs(
     swept: Swept, capsys: pytest.CaptureFixture[str], tmp_path: Path, more: list[str]
 ):
     more = [word.replace("OWN", str(tmp_path)) for word in more]
     before = (swept.folder / "multirun.yaml").read_text()
     assert main(["train", *swept.typed, *more, f"sweep.resume={swept.folder}"]) == 1
-    assert f"same flags: missing now is nothing, new is {' '.join(more)}." in capsys.readouterr().err
+    assert f"same flags: missing nothing, new {' '.join(more)}." in capsys.readouterr().err
     assert (swept.folder / "multirun.yaml").read_text() == before
 
 
@@ -168,43 +168,41 @@ def test_params_of_the_command_line_are_as_if_typed_and_what_is_typed_wins(
         assert f"job {job} starts: alexnet-exp train seed={seed} optimizer.lr=0.3 ckpt=null hydra" in printed
 
 
-def test_params_beside_those_of_a_ready_sweep_are_one_line(
+def test_overriding_the_params_of_a_shipped_sweep_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     typed = ["-m", "sweep=lr_wd", "hydra.sweeper.params={seed: '1,2'}", f"hydra.sweep.dir={tmp_path}/s"]
     assert main(["train", *typed]) == 1
-    said = "error: The chosen sweep has its own hydra.sweeper.params: type others as KEY=VALUES beside it.\n"
+    said = "error: The chosen sweep sets hydra.sweeper.params itself: add others as KEY=VALUES.\n"
     assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("more", [[], ["hydra/sweeper=optuna"]])
-def test_a_sweep_that_is_not_there_cannot_go_on(
+def test_a_missing_sweep_cannot_be_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
 ):
     folder = tmp_path / "swep"
     assert main(["train", "-m", "seed=1,2", *more, f"sweep.resume={folder}"]) == 1
-    said = f"error: sweep.resume={folder}: there is no sweep there; hydra.sweep.dir={folder} begins one.\n"
+    said = f"error: sweep.resume={folder}: there is no sweep there; hydra.sweep.dir={folder} starts one.\n"
     assert capsys.readouterr().err == said
     assert not folder.exists()
 
 
-def test_a_run_taken_for_a_sweep_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_resuming_a_run_as_a_sweep_leaves_it_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "config.yaml").write_text("seed: 0")
     assert main(["train", "-m", "seed=1,2", f"sweep.resume={tmp_path}"]) == 1
-    assert f"is a run, not a sweep: resume={tmp_path} goes on with it" in capsys.readouterr().err
+    assert f"is a run, not a sweep: resume it with resume={tmp_path} " in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_a_sweep_that_cannot_be_written_names_its_own_setting(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_an_unwritable_sweep_names_its_own_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "file").write_text("mine")
     assert main(["train", "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/file/s"]) == 1
-    assert "(Not a directory); say hydra.sweep.dir=DIR or paths.output_dir=DIR." in capsys.readouterr().err
+    assert "(Not a directory): set hydra.sweep.dir=DIR or paths.output_dir=DIR." in capsys.readouterr().err
 
 
-def test_a_batch_of_no_jobs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_sweep_without_jobs_is_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["train", "-m", "hydra.sweeper.max_batch_size=0", f"hydra.sweep.dir={tmp_path}/s"]) == 1
     assert capsys.readouterr().err == (
-        "error: hydra.sweeper.max_batch_size=0 is not possible: say a number of jobs, or null.\n"
+        "error: invalid hydra.sweeper.max_batch_size=0: expected an integer >= 1, or null.\n"
     )

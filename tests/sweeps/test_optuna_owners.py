@@ -42,7 +42,7 @@ def ago(seconds: float) -> float:
         ({}, False),  # asked for a moment ago
     ],
 )
-def test_a_trial_is_lost_when_its_sweep_is_gone(
+def test_a_trial_is_lost_when_its_sweep_has_died(
     study: Any, storage: Any, attributes: dict[str, Any], lost: bool
 ):
     trial = study.ask()
@@ -52,7 +52,7 @@ def test_a_trial_is_lost_when_its_sweep_is_gone(
     assert study.trials[0].state.name == ("FAIL" if lost else "RUNNING")
 
 
-def test_own_trials_are_never_given_up(study: Any, storage: Any):
+def test_own_trials_are_never_lost(study: Any, storage: Any):
     study.ask().set_user_attr("owner", [*(identity(os.getpid()) or [])[:2], "another time"])
     assert give_up_lost(study, storage, {0}) == []
 
@@ -63,7 +63,7 @@ def test_a_trial_of_another_program_is_left_alone(study: Any, storage: Any, monk
     assert give_up_lost(study, storage, set()) == []
 
 
-def test_a_trial_that_was_asked_for_and_never_begun_is_lost_after_a_while(
+def test_a_trial_that_never_started_is_lost_after_a_while(
     study: Any, storage: Any, monkeypatch: pytest.MonkeyPatch
 ):
     study.ask()
@@ -71,14 +71,14 @@ def test_a_trial_that_was_asked_for_and_never_begun_is_lost_after_a_while(
     assert give_up_lost(study, storage, set()) == [0]
 
 
-def test_signing_a_trial_that_was_given_up_meanwhile_is_no_error(study: Any):
+def test_signing_a_lost_trial_is_not_an_error(study: Any):
     trial = study.ask()
     study.tell(trial, 1.0)
     sign(trial)
     assert "owner" not in study.trials[0].user_attrs
 
 
-def test_a_trial_of_an_earlier_process_is_continued_as_it_was_drawn(study: Any, storage: Any):
+def test_a_trial_of_an_earlier_process_keeps_its_sampled_values(study: Any, storage: Any):
     drawn = [study.ask() for _ in range(2)]
     values = [trial.suggest_float("x", 0, 1) for trial in drawn]
     again = running_trial(study, storage, 1)

@@ -62,7 +62,7 @@ def test_every_trial_is_recorded_with_its_best_epoch_and_every_epoch(found: tupl
         assert trial.intermediate_values == dict(enumerate(values, start=1))
 
 
-def test_the_printed_command_gives_the_best_value_again(found: tuple[Path, str], tmp_path: Path):
+def test_the_printed_command_reproduces_the_best_value(found: tuple[Path, str], tmp_path: Path):
     folder, printed = found
     best = max(trials(folder / "study.log"), key=lambda trial: trial.value)
     command = re.search(r"command: +(.+)", printed)
@@ -86,7 +86,7 @@ def test_the_page_shows_history_importance_and_every_trial(found: tuple[Path, st
     assert len((folder / "summary.csv").read_text().splitlines()) >= 7
 
 
-def test_a_directory_with_a_search_is_not_searched_anew(found: tuple[Path, str]):
+def test_a_new_search_rejects_a_directory_that_holds_one(found: tuple[Path, str]):
     folder, _ = found
     with pytest.raises(UserError, match=r"sweep\.resume="):
         run(folder, LR, "epochs=2", n_trials=6)
@@ -100,7 +100,7 @@ def test_a_finished_search_can_be_given_more_trials(found: tuple[Path, str], tmp
     assert all(epochs == [1, 2] for epochs in trained(folder).values())
 
 
-def test_a_directory_takes_no_second_study(found: tuple[Path, str]):
+def test_a_directory_rejects_a_second_study(found: tuple[Path, str]):
     with pytest.raises(UserError, match="holds trials of another study"):
         run(found[0], LR, "epochs=2", n_trials=7, resume=True, study_name="other")
 
@@ -108,7 +108,7 @@ def test_a_directory_takes_no_second_study(found: tuple[Path, str]):
 # ------------------------------------------------------------------------------------------------ how trials end
 
 
-def test_a_trial_that_lies_behind_is_ended_while_it_runs(tmp_path: Path):
+def test_a_poor_trial_is_pruned_while_it_runs(tmp_path: Path):
     threshold = {"pruner": "threshold", "pruner_arguments": {"lower": 0.1}}
     printed = run(tmp_path, "lr=0.1,0.0001", "epochs=4", "seconds=0.5", sampler="grid", **threshold)
     ends = {trial.params["lr"]: trial for trial in trials(tmp_path / "study.log")}
@@ -119,7 +119,7 @@ def test_a_trial_that_lies_behind_is_ended_while_it_runs(tmp_path: Path):
     assert '<span class="pill pruned"' in (tmp_path / "sweep.html").read_text()
 
 
-def test_failures_are_recorded_and_the_search_goes_on(tmp_path: Path):
+def test_failures_are_recorded_and_the_search_continues(tmp_path: Path):
     run(tmp_path, "ends=well,nan,raises,killed", "epochs=1", sampler="grid")
     reasons = {t.params["ends"]: t.user_attrs.get("failed") for t in trials(tmp_path / "study.log")}
     assert reasons == {
@@ -132,32 +132,32 @@ def test_failures_are_recorded_and_the_search_goes_on(tmp_path: Path):
 
 
 def test_a_search_without_any_result_is_an_error_that_says_why(tmp_path: Path):
-    with pytest.raises(UserError, match=r"No trial came to its end \(1 fail\)\. The first failed: The loss"):
+    with pytest.raises(UserError, match=r"No trial finished \(1 fail\)\. The first failed: The loss"):
         run(tmp_path, LR, "ends=nan", "epochs=1", n_trials=1)
 
 
-def test_a_search_may_stop_at_the_first_failure(tmp_path: Path):
+def test_a_search_can_stop_at_the_first_failure(tmp_path: Path):
     stop = {"on_failure": "stop", "max_parallel": 1}
     with pytest.raises(UserError, match=r"on_failure=stop: .*0 failed: The loss is not finite"):
         run(tmp_path, LR, "ends=nan", "epochs=1", launcher=stop, n_trials=3)
     assert states(tmp_path / "study.log") == ["FAIL"]
 
 
-def test_a_trial_that_was_killed_is_tried_again(tmp_path: Path):
+def test_a_killed_trial_is_retried(tmp_path: Path):
     run(tmp_path, LR, "ends=killed_once", "epochs=2", launcher={"retries": 1}, n_trials=1)
     assert states(tmp_path / "study.log") == ["COMPLETE"]
     assert trained(tmp_path) == {"0": [1, 2]}
 
 
-def test_only_the_launcher_of_processes_runs_trials(tmp_path: Path):
-    with pytest.raises(UserError, match="runs its trials in processes"):
+def test_trials_need_the_processes_launcher(tmp_path: Path):
+    with pytest.raises(UserError, match="needs hydra/launcher=processes"):
         run(tmp_path, LR, launcher={"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"})
 
 
 # ------------------------------------------------------------------------------------------------ going on
 
 
-def test_an_interrupted_search_goes_on_without_training_anything_twice(
+def test_an_interrupted_search_resumes_without_training_anything_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     folder = tmp_path / "sweep"
@@ -176,7 +176,7 @@ def test_an_interrupted_search_goes_on_without_training_anything_twice(
     assert trained(folder) == {"0": [1, 2, 3], "1": [1, 2, 3], "2": [1, 2, 3]}
 
 
-def test_a_killed_search_goes_on_after_its_orphans_have_ended(tmp_path: Path):
+def test_a_killed_search_resumes_after_its_orphans_have_ended(tmp_path: Path):
     folder = tmp_path / "sweep"
     root = Path(__file__).parents[2]
     sweep = subprocess.Popen([sys.executable, "-m", "tests.sweeps.searches", str(folder)], cwd=root)
@@ -196,7 +196,7 @@ def test_a_killed_search_goes_on_after_its_orphans_have_ended(tmp_path: Path):
 # ------------------------------------------------------------------------------------------------ shared studies
 
 
-def test_a_search_goes_on_from_another_folder_with_the_study_that_it_had(
+def test_a_search_resumes_from_another_folder_with_the_same_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     typed = (LR, "epochs=1", "storage=s3://me:hunter22-typed@host")
@@ -224,16 +224,16 @@ def test_two_sweeps_share_a_study_by_its_name(tmp_path: Path):
     assert sorted(trained(tmp_path / "b")) == ["2", "3"]
 
 
-def test_a_study_is_of_one_metric_and_one_space(tmp_path: Path):
+def test_a_study_rejects_another_metric_or_search_space(tmp_path: Path):
     shared = {"storage": f"sqlite:///{tmp_path / 'shared.db'}", "study_name": "ours"}
     run(tmp_path / "a", "lr=0.1,0.2", "epochs=1", n_trials=1, **shared)
-    with pytest.raises(UserError, match="about val/top1"):
+    with pytest.raises(UserError, match="optimizes val/top1"):
         run(tmp_path / "b", "lr=0.1,0.2", "epochs=1", metric="val/loss", **shared)
     with pytest.raises(UserError, match="has other choices for lr"):
         run(tmp_path / "c", "lr=0.1,0.3", "epochs=1", **shared)
 
 
-def test_a_trial_whose_sweep_is_gone_does_not_run_for_ever(tmp_path: Path):
+def test_a_trial_of_a_dead_sweep_does_not_run_forever(tmp_path: Path):
     file = tmp_path / "shared.log"
     study = optuna.create_study(
         study_name="ours", storage=JournalStorage(JournalFileBackend(str(file))), direction="maximize"
@@ -245,4 +245,4 @@ def test_a_trial_whose_sweep_is_gone_does_not_run_for_ever(tmp_path: Path):
     alive.communicate()
     printed = run(tmp_path / "b", LR, "epochs=1", n_trials=2, storage=str(file), study_name="ours")
     assert states(file, "ours") == ["FAIL", "COMPLETE", "COMPLETE"]
-    assert "trial 0 is given up: the sweep that ran it is gone" in printed
+    assert "trial 0 is lost: its sweep has died" in printed

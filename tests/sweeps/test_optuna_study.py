@@ -34,7 +34,7 @@ def opened(folder: Path, *overrides: str, **settings: Any) -> Any:
         ("brute_force", "BruteForceSampler"),
     ],
 )
-def test_any_sampler_is_named_as_one_likes(tmp_path: Path, name: str, kind: str):
+def test_sampler_names_are_matched_loosely(tmp_path: Path, name: str, kind: str):
     assert type(opened(tmp_path, sampler=name).sampler).__name__ == kind
 
 
@@ -42,11 +42,11 @@ def test_any_sampler_is_named_as_one_likes(tmp_path: Path, name: str, kind: str)
     ("name", "kind"),
     [("none", "NopPruner"), ("median", "MedianPruner"), ("successive_halving", "SuccessiveHalvingPruner")],
 )
-def test_any_pruner_is_named_as_one_likes(tmp_path: Path, name: str, kind: str):
+def test_pruner_names_are_matched_loosely(tmp_path: Path, name: str, kind: str):
     assert type(opened(tmp_path, pruner=name).pruner).__name__ == kind
 
 
-def test_hyperband_shares_out_the_epochs_of_a_run(tmp_path: Path):
+def test_hyperband_allocates_the_epochs_of_a_run(tmp_path: Path):
     pruner = opened(tmp_path, pruner="hyperband").pruner
     assert pruner._max_resource == 30
     given = opened(tmp_path, pruner="hyperband", pruner_arguments={"max_resource": 9}).pruner
@@ -58,12 +58,12 @@ def test_hyperband_shares_out_the_epochs_of_a_run(tmp_path: Path):
     [
         ({"sampler": "tpr"}, "no such sampler. Did you mean tpe"),
         ({"pruner": "medium"}, "no such pruner. Did you mean median"),
-        ({"sampler_arguments": {"n_startup": 3}}, "sampler=TPESampler cannot be made"),
+        ({"sampler_arguments": {"n_startup": 3}}, "invalid arguments for hydra.sweeper.sampler=TPESampler"),
         ({"sampler": "grid"}, r"needs a range or choices for optimizer\.lr"),
         ({"storage": "nosql://host/db"}, "storage cannot be opened"),
     ],
 )
-def test_what_optuna_does_not_have_is_refused_in_a_sentence(
+def test_names_and_arguments_unknown_to_optuna_are_one_line_errors(
     tmp_path: Path, settings: dict[str, Any], message: str
 ):
     with pytest.raises(UserError, match=message):
@@ -77,7 +77,7 @@ def drawn(study: Any) -> float:
     return trial.params["optimizer.lr"]
 
 
-def test_two_searches_with_one_seed_draw_the_same_and_one_that_goes_on_draws_anew(tmp_path: Path):
+def test_searches_with_one_seed_sample_the_same_and_a_resumed_one_samples_new_values(tmp_path: Path):
     first = opened(tmp_path / "a")
     values = [drawn(first), drawn(first)]
     assert drawn(opened(tmp_path / "b")) == values[0]
@@ -98,7 +98,7 @@ def test_an_exhaustive_sampler_ends_with_the_last_point(sampler: str, count: int
     assert num_trials(defaults(sampler=sampler), space("a=1,2,3", "b=range(0,2)")) == count
 
 
-def test_a_kill_leaves_a_journal_that_can_be_read(tmp_path: Path):
+def test_a_journal_is_readable_after_a_kill(tmp_path: Path):
     opened(tmp_path).ask()
     (tmp_path / "study.log.lock").symlink_to(tmp_path / "study.log")
     with open(tmp_path / "study.log", "ab") as journal:
@@ -134,9 +134,7 @@ def test_the_lock_of_a_journal_points_to_it_wherever_it_is(
         ("postgresql://me@host/lr", "postgresql://me@host/lr"),
     ],
 )
-def test_a_storage_is_made_one_that_the_working_directory_does_not_change(
-    monkeypatch: pytest.MonkeyPatch, typed: str, meant: str
-):
+def test_the_path_of_a_storage_becomes_absolute(monkeypatch: pytest.MonkeyPatch, typed: str, meant: str):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setattr("os.getcwd", lambda: "/here")
     assert absolute(typed) == meant
@@ -145,13 +143,13 @@ def test_a_storage_is_made_one_that_the_working_directory_does_not_change(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_trials": 0}, r"invalid hydra\.sweeper\.n_trials=0: expected"),
-        ({"sampler_arguments": 3}, r"invalid hydra\.sweeper\.sampler_arguments=3: expected"),
+        ({"n_trials": 0}, r"invalid hydra\.sweeper\.n_trials=0"),
+        ({"sampler_arguments": 3}, r"invalid hydra\.sweeper\.sampler_arguments=3"),
         ({"metric": "test/top1"}, "expected one of val/top1"),  # settings are not chosen by the test images
-        ({"seed": -1}, r"invalid hydra\.sweeper\.seed=-1: expected"),
+        ({"seed": -1}, r"invalid hydra\.sweeper\.seed=-1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, Any], message: str):
+def test_invalid_settings_are_rejected(tmp_path: Path, changes: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         check_sweeper(defaults(**changes), config(tmp_path))
 

@@ -57,7 +57,7 @@ def test_all_jobs_run_and_their_commands_are_shown(tmp_path: Path):
     assert "job 0 finished" in printed
 
 
-def test_what_is_printed_of_jobs_has_no_secrets(tmp_path: Path):
+def test_the_output_about_jobs_is_redacted(tmp_path: Path):
     secrets = [
         ["storage=s3://me:one-of-two@host", "seed=1"],
         ["storage=s3://me:two-of-two@host", "seed=2"],
@@ -72,7 +72,7 @@ def test_what_is_printed_of_jobs_has_no_secrets(tmp_path: Path):
     assert "seed=2" in (shown := table.export_text()) and "of-two" not in shown
 
 
-def test_what_a_job_said_last_has_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_last_output_of_a_job_is_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MY_SERVICE_TOKEN", "by nothing")
     jobs = made(tmp_path, ["ends=raises"])
     printed = run(jobs)
@@ -80,13 +80,13 @@ def test_what_a_job_said_last_has_no_secrets(tmp_path: Path, monkeypatch: pytest
     assert "job 0 failed: ZeroDivisionError: [redacted]" in printed and "by nothing" not in printed
 
 
-def test_a_key_of_many_lines_is_no_part_of_what_a_job_said_last(tmp_path: Path):
+def test_a_multiline_key_is_redacted_from_a_jobs_last_output(tmp_path: Path):
     key = "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\nIBAAKC\n-----END RSA PRIVATE KEY-----"
     (tmp_path / "output.log").write_text(f"before\n{key}\n\nafter\n")
     assert Job(0, [], tmp_path).last_lines(3) == ["before", "[redacted]", "after"]
 
 
-def test_no_more_jobs_run_at_a_time_than_there_is_room_for(tmp_path: Path):
+def test_jobs_wait_for_a_free_slot(tmp_path: Path):
     jobs = made(tmp_path, *[["seconds=0.6", f"seed={i}"] for i in range(4)])
     run(jobs, slots=2)
     began = sorted(starts(job)[0][1] for job in jobs)
@@ -94,7 +94,7 @@ def test_no_more_jobs_run_at_a_time_than_there_is_room_for(tmp_path: Path):
     assert began[2] - began[0] > 0.5
 
 
-def test_each_kind_of_failure_is_named_and_the_others_go_on(tmp_path: Path):
+def test_each_kind_of_failure_is_reported_and_other_jobs_continue(tmp_path: Path):
     jobs = made(tmp_path, ["ends=raises"], ["ends=nan"], ["ends=killed"], ["ends=well"])
     printed = run(jobs, slots=4)
     assert [job.state for job in jobs] == [FAILED, FAILED, FAILED, FINISHED]
@@ -104,7 +104,7 @@ def test_each_kind_of_failure_is_named_and_the_others_go_on(tmp_path: Path):
     assert 'raise ZeroDivisionError("by nothing")' in printed  # the last lines of its output
 
 
-def test_a_sweep_may_stop_at_the_first_failure(tmp_path: Path):
+def test_a_sweep_can_stop_at_the_first_failure(tmp_path: Path):
     jobs = made(tmp_path, ["ends=nan"], ["ends=well"])
     run(jobs, on_failure="stop")
     assert [job.state for job in jobs] == [FAILED, WAITING]
@@ -114,7 +114,7 @@ def test_a_sweep_may_stop_at_the_first_failure(tmp_path: Path):
 @pytest.mark.parametrize(
     ("retries", "state", "kinds"), [(1, FINISHED, ["first", "resume"]), (0, FAILED, ["first"])]
 )
-def test_a_job_that_was_killed_goes_on_as_often_as_retries_says(
+def test_a_killed_job_is_resumed_up_to_retries_times(
     tmp_path: Path, retries: int, state: str, kinds: list[str]
 ):
     (job,) = made(tmp_path, ["ends=killed_once"])
@@ -123,7 +123,7 @@ def test_a_job_that_was_killed_goes_on_as_often_as_retries_says(
     assert [kind for kind, _ in starts(job)] == kinds
 
 
-def test_a_job_that_fails_by_itself_is_not_tried_again(tmp_path: Path):
+def test_a_job_that_fails_on_its_own_is_not_retried(tmp_path: Path):
     (job,) = made(tmp_path, ["ends=nan"])
     run([job], retries=3)
     assert len(starts(job)) == 1
@@ -166,7 +166,7 @@ def test_ctrl_c_ends_all_jobs_within_five_seconds(tmp_path: Path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_sweep_that_a_script_started_in_the_background_can_be_ended(tmp_path: Path, number: int):
+def test_a_sweep_started_in_the_background_by_a_script_can_be_interrupted(tmp_path: Path, number: int):
     (job,) = jobs = made(tmp_path, ["seconds=3"])
     table = Table(jobs, Console(file=io.StringIO()))
     pool = Pool(jobs, {"on_failure": "continue", "retries": 0}, Resources(1, 1, [], "sweep"), table)
@@ -181,7 +181,7 @@ def test_a_sweep_that_a_script_started_in_the_background_can_be_ended(tmp_path: 
     assert job.process is not None and job.process.returncode == -signal.SIGINT
 
 
-def test_a_fault_of_the_sweep_lets_its_jobs_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_jobs_save_when_the_sweep_itself_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*_: Any) -> None:
         raise UserError("No space left")
 
@@ -214,7 +214,7 @@ def test_the_error_of_an_earlier_start_is_not_taken_for_that_of_this_one(
     assert job.why == "The data is gone."
 
 
-def test_a_job_can_be_ended_where_it_inherits_that_sigterm_is_ignored(monkeypatch: pytest.MonkeyPatch):
+def test_a_job_that_inherits_an_ignored_sigterm_can_still_be_stopped(monkeypatch: pytest.MonkeyPatch):
     found: list[Any] = []
     monkeypatch.setattr(sys, "argv", ["job", "1", "seed=1"])
     monkeypatch.setattr(devices, "die_with_parent", lambda parent, number: None)

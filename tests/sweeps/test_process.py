@@ -48,7 +48,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.wait()
 
 
-def test_a_process_that_is_there_is_known_by_the_time_it_started():
+def test_a_process_is_identified_by_its_start_time():
     here = identity(os.getpid())
     assert here is not None
     assert is_gone(here) is False
@@ -66,11 +66,11 @@ def test_a_process_that_has_ended_is_gone(start: Start):
     assert identity(process.pid) is None
 
 
-def test_of_another_machine_nothing_is_known():
+def test_the_state_of_a_process_on_another_machine_is_unknown():
     assert is_gone(["elsewhere", str(os.getpid()), "1"]) is None
 
 
-def test_an_orphan_may_save_before_it_ends(tmp_path: Path, start: Start):
+def test_an_orphan_can_save_before_it_ends(tmp_path: Path, start: Start):
     process = start(SAVES)
     remember(tmp_path, process.pid)
     assert end_orphan(tmp_path) is True
@@ -86,7 +86,7 @@ def test_an_orphan_that_does_not_end_is_killed(tmp_path: Path, start: Start):
     assert process.wait(5) == -signal.SIGKILL
 
 
-def test_a_process_that_merely_has_the_number_is_left_alone(tmp_path: Path, start: Start):
+def test_a_process_with_a_reused_pid_is_left_alone(tmp_path: Path, start: Start):
     process = start(SAVES)
     known = identity(process.pid)
     assert known is not None
@@ -95,7 +95,7 @@ def test_a_process_that_merely_has_the_number_is_left_alone(tmp_path: Path, star
     assert process.poll() is None
 
 
-def test_without_a_note_there_is_no_orphan(tmp_path: Path):
+def test_without_a_record_there_is_no_orphan(tmp_path: Path):
     assert end_orphan(tmp_path) is False
     (tmp_path / FILE_NAME).write_text("half a li")
     assert end_orphan(tmp_path) is False

@@ -69,7 +69,7 @@ def epochs(directory: Path) -> int:
     return sum("val/top1" in row for row in rows)
 
 
-def test_a_killed_sweep_goes_on_and_trains_nothing_twice(tmp_path: Path):
+def test_a_resumed_sweep_trains_nothing_twice(tmp_path: Path):
     directory, typed = tmp_path / "sweep", ["seed=1,2", "trainer.max_epochs=4", "test=false"]
     one_by_one = ["hydra.launcher.max_parallel=1", "hydra.launcher.threads=1"]
     running = sweep(*typed, *one_by_one, f"hydra.sweep.dir={directory}")
@@ -81,7 +81,7 @@ def test_a_killed_sweep_goes_on_and_trains_nothing_twice(tmp_path: Path):
     assert RunDirectory(directory / "1").result()["steps"] == int(saved)  # type: ignore[index]
 
     printed = finish(*typed, *one_by_one, f"sweep.resume={directory}")
-    assert "2 jobs, 1 of them finished before" in printed
+    assert "2 jobs, 1 already finished" in printed
     assert (directory / "0" / "result.json").read_bytes() == before
     assert main(["train", *SETTINGS, *typed[1:], "seed=2", f"hydra.run.dir={tmp_path / 'alone'}"]) == 0
     one, other = (
@@ -91,7 +91,7 @@ def test_a_killed_sweep_goes_on_and_trains_nothing_twice(tmp_path: Path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_killed_search_goes_on_prunes_and_finds_what_its_command_repeats(tmp_path: Path):
+def test_a_killed_search_resumes_prunes_and_prints_a_command_that_reproduces_the_best_trial(tmp_path: Path):
     directory = tmp_path / "sweep"
     typed = [
         "hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.launcher.max_parallel=2",

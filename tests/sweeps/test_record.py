@@ -7,7 +7,7 @@ import pytest
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps.job import FINISHED, WAITING
-from alexnet_exp.sweeps.record import SweepRecord, check_told_apart
+from alexnet_exp.sweeps.record import SweepRecord, check_distinguishable
 
 TYPED = ["model=a,b", "seed=1"]
 JOBS = [["model=a", "seed=1"], ["model=b", "seed=1"]]
@@ -40,7 +40,7 @@ def test_jobs_are_numbered_directories(tmp_path: Path):
     ]
 
 
-def test_a_job_is_known_by_its_overrides_not_by_its_number(tmp_path: Path):
+def test_a_job_is_identified_by_its_overrides_not_its_number(tmp_path: Path):
     begun(tmp_path).jobs(JOBS, 0, [])
     finish(tmp_path, "1")
     again = begun(tmp_path, go_on=True).jobs([JOBS[1][::-1], JOBS[0], ["model=c"]], 0, [])
@@ -51,7 +51,7 @@ def test_a_job_is_known_by_its_overrides_not_by_its_number(tmp_path: Path):
     ]
 
 
-def test_a_job_that_is_put_in_between_gets_a_directory_of_its_own(tmp_path: Path):
+def test_an_inserted_job_gets_its_own_directory(tmp_path: Path):
     a, b, c = ([f"model={name}"] for name in "abc")
     begun(tmp_path).jobs([a, c], 0, [])
     finish(tmp_path, "1")
@@ -63,7 +63,7 @@ def test_a_job_that_is_put_in_between_gets_a_directory_of_its_own(tmp_path: Path
     ]
 
 
-def test_equal_jobs_are_one_job_before_and_after_resuming(tmp_path: Path):
+def test_duplicate_jobs_run_once_before_and_after_resuming(tmp_path: Path):
     twice = [["seed=1", "model=a"], ["seed=2"], ["model=a", "seed=1"]]
     for go_on in (False, True):
         jobs = begun(tmp_path, go_on=go_on).jobs(twice, 0, [])
@@ -71,46 +71,46 @@ def test_equal_jobs_are_one_job_before_and_after_resuming(tmp_path: Path):
 
 
 @pytest.mark.parametrize("go_on", [False, True])
-def test_runs_that_no_record_tells_the_settings_of_are_not_taken_for_jobs(tmp_path: Path, go_on: bool):
+def test_runs_without_a_record_are_not_taken_for_jobs(tmp_path: Path, go_on: bool):
     finish(tmp_path, "0")
     with pytest.raises(UserError, match=r"holds runs \(0\) but no sweep\.json"):
         begun(tmp_path, go_on=go_on)
     assert not (tmp_path / "sweep.json").exists()
 
 
-def test_the_setting_that_asks_for_resuming_is_no_part_of_a_job(tmp_path: Path):
+def test_sweep_resume_is_not_part_of_a_job(tmp_path: Path):
     (job,) = begun(tmp_path).jobs([["sweep.resume='x'", "seed=1"]], 0, [])
     assert job.overrides == ["seed=1"]
 
 
-def test_a_run_is_no_sweep(tmp_path: Path):
+def test_a_run_is_not_a_sweep(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("seed: 0")
-    with pytest.raises(UserError, match="is a run, not a sweep: resume="):
+    with pytest.raises(UserError, match="is a run, not a sweep: resume it with resume="):
         begun(tmp_path, go_on=True)
     assert not (tmp_path / "sweep.json").exists()
 
 
-def test_a_directory_with_another_sweep_is_refused(tmp_path: Path):
+def test_a_directory_with_another_sweep_is_rejected(tmp_path: Path):
     begun(tmp_path)
-    with pytest.raises(UserError, match=r"holds a sweep already: sweep\.resume="):
+    with pytest.raises(UserError, match=r"already holds a sweep: resume it with sweep\.resume="):
         begun(tmp_path)
 
 
-def test_other_settings_than_the_sweeps_are_refused_by_name(tmp_path: Path):
+def test_resuming_a_sweep_with_other_settings_names_them(tmp_path: Path):
     begun(tmp_path)
-    with pytest.raises(UserError, match="missing now is seed=1, new is seed=2"):
+    with pytest.raises(UserError, match="missing seed=1, new seed=2"):
         begun(tmp_path, ["model=a,b", "seed=2"], go_on=True)
 
 
-def test_other_flags_than_the_sweeps_are_refused_by_name(tmp_path: Path):
+def test_resuming_a_sweep_with_other_flags_names_them(tmp_path: Path):
     before = ("--config-dir", "/mine", "hydra.job.chdir=true")
     begun(tmp_path, flags=before)
     begun(tmp_path, go_on=True, flags=("hydra.job.chdir=true", "--config-dir", "/mine"))
-    with pytest.raises(UserError, match="same flags: missing now is --config-dir /mine, new is nothing"):
+    with pytest.raises(UserError, match="same flags: missing --config-dir /mine, new nothing"):
         begun(tmp_path, go_on=True, flags=before[2:])
 
 
-def test_a_record_that_knows_of_no_flags_takes_any(tmp_path: Path):
+def test_an_old_record_without_flags_accepts_any(tmp_path: Path):
     begun(tmp_path)
     content = json.loads((tmp_path / "sweep.json").read_text())
     del content["flags"]
@@ -119,9 +119,7 @@ def test_a_record_that_knows_of_no_flags_takes_any(tmp_path: Path):
 
 
 @pytest.mark.parametrize("with_secrets", [False, True], ids=["now", "an older record"])
-def test_secrets_are_not_written_down_and_jobs_are_found_and_started_all_the_same(
-    tmp_path: Path, with_secrets: bool
-):
+def test_secrets_are_not_recorded_and_jobs_are_still_matched_and_started(tmp_path: Path, with_secrets: bool):
     typed, jobs = [*TYPED, SECRET], [[*job, SECRET] for job in JOBS]
     begun(tmp_path, typed, flags=(f"hydra.{SECRET}",)).jobs(jobs, 0, [])
     written = (tmp_path / "sweep.json").read_text()
@@ -135,16 +133,16 @@ def test_secrets_are_not_written_down_and_jobs_are_found_and_started_all_the_sam
     assert "hunter22" not in (tmp_path / "sweep.json").read_text()
 
 
-def test_jobs_that_differ_in_a_secret_alone_are_refused():
-    check_told_apart([[SECRET], [SECRET]])  # equal ones run once
-    with pytest.raises(UserError, match="differ in the password of a URL alone"):
-        check_told_apart([[SECRET], ["data.url=s3://me:hunter23-typed@host"]])
+def test_jobs_that_differ_only_in_a_secret_are_rejected():
+    check_distinguishable([[SECRET], [SECRET]])  # equal ones run once
+    with pytest.raises(UserError, match="differ only in the password of a URL"):
+        check_distinguishable([[SECRET], ["data.url=s3://me:hunter23-typed@host"]])
 
 
 @pytest.mark.parametrize(
     ("typed", "again"), [("lr.log", "/there/lr.log"), ("/other/lr.log", "/other/lr.log")]
 )
-def test_a_storage_lies_where_it_did_when_the_sweep_began(tmp_path: Path, typed: str, again: str):
+def test_a_relative_storage_resolves_as_when_the_sweep_began(tmp_path: Path, typed: str, again: str):
     record = begun(tmp_path)
     record.place("lr.log", "/there/lr.log")
     record.keep("study", "lr.log ours")
@@ -157,10 +155,10 @@ def test_only_one_process_runs_a_sweep(tmp_path: Path):
         pass
 
 
-def test_a_directory_that_cannot_be_written_is_one_line_about_the_sweep(tmp_path: Path):
+def test_an_unwritable_sweep_directory_is_a_one_line_error(tmp_path: Path):
     (tmp_path / "file").write_text("mine")
     with (
-        pytest.raises(UserError, match=r"say hydra\.sweep\.dir=DIR or"),
+        pytest.raises(UserError, match=r"set hydra\.sweep\.dir=DIR or"),
         SweepRecord(tmp_path / "file" / "s").lock(),
     ):
         pass

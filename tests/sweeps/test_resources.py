@@ -50,7 +50,7 @@ def test_gpus_are_shared_in_groups(cores, monkeypatch, devices: Any, groups: lis
 
 
 @pytest.mark.parametrize("devices", [[[0, 2]], [[0], [1]], [1, 4]])
-def test_jobs_that_name_their_gpus_or_want_more_than_there_are_run_one_by_one_and_see_all(
+def test_jobs_with_gpu_indices_or_too_many_gpus_run_one_at_a_time_and_see_all_gpus(
     cores, monkeypatch, devices: list[Any]
 ):
     gpus(monkeypatch, "4,5,7")
@@ -59,14 +59,14 @@ def test_jobs_that_name_their_gpus_or_want_more_than_there_are_run_one_by_one_an
     assert (here.take(Job(0, [], Path("0"))) or {})["CUDA_VISIBLE_DEVICES"] == "4,5,7"
 
 
-def test_where_devices_are_swept_there_is_room_for_the_most(cores, monkeypatch):
+def test_sweeping_over_devices_reserves_the_maximum(cores, monkeypatch):
     gpus(monkeypatch, "0,1,2,3")
     assert found(1, 2).groups == [("0", "1"), ("2", "3")]
     gpus(monkeypatch, "")
     assert found(1, 2, accelerator="cpu").free == 2
 
 
-def test_jobs_that_differ_in_nothing_of_the_trainer_are_composed_once():
+def test_jobs_with_equal_trainer_settings_are_composed_once():
     composed: list[list[str]] = []
 
     def compose(overrides: list[str]) -> Any:
@@ -86,12 +86,12 @@ def test_a_number_of_jobs_is_taken_but_never_more_than_groups_of_gpus(cores, mon
     assert found(1, max_parallel=8).free == 8
 
 
-def test_jobs_on_the_processor_see_no_groups_of_gpus(cores, monkeypatch):
+def test_cpu_jobs_get_no_gpus(cores, monkeypatch):
     gpus(monkeypatch, "0,1")
     assert found(accelerator="cpu").groups == []
 
 
-def test_what_a_job_held_is_free_again(monkeypatch):
+def test_resources_of_a_finished_job_are_released(monkeypatch):
     here = Resources(1, 2, [("3",)], "sweep")
     job = Job(0, [], Path("0"))
     assert (here.take(job) or {})["CUDA_VISIBLE_DEVICES"] == "3"
@@ -109,7 +109,7 @@ def test_without_a_driver_there_are_no_gpus(monkeypatch):
     assert visible_gpus() == []
 
 
-def test_a_driver_that_hangs_counts_as_none(monkeypatch, caplog: pytest.LogCaptureFixture):
+def test_a_hanging_gpu_driver_counts_as_no_gpus(monkeypatch, caplog: pytest.LogCaptureFixture):
     def hangs(command: list[str], timeout: float, **_: Any) -> None:
         raise subprocess.TimeoutExpired(command, timeout)
 
@@ -117,11 +117,11 @@ def test_a_driver_that_hangs_counts_as_none(monkeypatch, caplog: pytest.LogCaptu
     monkeypatch.setattr(resources.shutil, "which", lambda name: name)
     monkeypatch.setattr(resources.subprocess, "run", hangs)
     assert visible_gpus() == []
-    assert "nvidia-smi does not answer" in caplog.text
+    assert "nvidia-smi does not respond" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["SLURM_PROCID", "RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID"])
-def test_jobs_are_no_processes_of_what_started_the_sweep(cores, monkeypatch, name: str):
+def test_jobs_do_not_inherit_the_rank_variables_of_the_sweeps_launcher(cores, monkeypatch, name: str):
     gpus(monkeypatch, "")
     monkeypatch.setenv(name, "0")
     environment = found(2).take(Job(0, [], Path("0")))

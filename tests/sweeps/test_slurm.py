@@ -61,12 +61,12 @@ def test_tasks_per_node_follow_the_devices_of_the_trainer():
     "swept", [("trainer.devices=1", "trainer.devices=2"), ("trainer=cpu", "trainer=ddp_cpu")]
 )
 def test_swept_devices_are_refused(swept: tuple[str, str]):
-    with pytest.raises(UserError, match=r"trainer\.devices and trainer\.num_nodes cannot be swept"):
+    with pytest.raises(UserError, match=r"cannot sweep over trainer\.devices or trainer\.num_nodes"):
         common_shape([["trainer=cpu", each] for each in swept], composed)
 
 
-def test_devices_that_only_the_machine_knows_are_refused():
-    with pytest.raises(UserError, match=r"trainer\.devices=auto does not say"):
+def test_slurm_rejects_devices_auto():
+    with pytest.raises(UserError, match=r"needs a number of devices, not trainer\.devices=auto"):
         common_shape([["trainer=ddp"]], composed)
 
 
@@ -89,9 +89,7 @@ def test_the_script_asks_for_what_was_set(tmp_path: Path):
 @pytest.mark.parametrize(
     ("gpus", "on_gpus", "asked"), [(None, False, None), (0, True, None), ("a100:4", True, "a100:4")]
 )
-def test_gpus_are_asked_for_where_there_may_be_some(
-    tmp_path: Path, gpus: Any, on_gpus: bool, asked: str | None
-):
+def test_gpus_are_requested_unless_on_cpu(tmp_path: Path, gpus: Any, on_gpus: bool, asked: str | None):
     text = script(made(tmp_path, 1), {**SETTINGS, "gpus_per_node": gpus}, Shape(1, 4, on_gpus), tmp_path)
     assert options(text).get("gpus-per-node") == asked
 
@@ -127,7 +125,7 @@ def test_each_task_runs_its_own_job_from_where_it_is(tmp_path: Path):
         ("elsewhere/train.py", ["python", "train.py"]),
     ],
 )
-def test_a_run_is_known_by_what_a_person_would_type(
+def test_the_recorded_command_is_what_a_person_would_type(
     monkeypatch: pytest.MonkeyPatch, program: str, command: list[str]
 ):
     monkeypatch.setattr("sys.argv", [program])
@@ -143,12 +141,12 @@ def test_the_page_names_every_setting_and_no_other():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"max_parallel": 0}, "max_parallel=0 is not possible"),
-        ({"cpus_per_task": "many"}, "cpus_per_task=many is not possible"),
-        ({"sbatch": ["account=lab"]}, "'account=lab', which is no option of sbatch"),
+        ({"max_parallel": 0}, "max_parallel=0: expected"),
+        ({"cpus_per_task": "many"}, "cpus_per_task='many': expected"),
+        ({"sbatch": ["account=lab"]}, "sbatch='account=lab': expected an option"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], message: str):
+def test_invalid_settings_are_rejected(wrong: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         check_settings({**SETTINGS, **wrong})
 
@@ -194,7 +192,7 @@ def start(folder: Path, *seeds: int, resume: bool = False, **settings: Any) -> A
     return launch(config, {**SETTINGS, **settings}, jobs, 0, composed)
 
 
-def test_without_waiting_the_sweep_says_how_to_follow_it(
+def test_wait_false_prints_how_to_follow_the_sweep(
     tmp_path: Path, answers: Slurm, capsys: pytest.CaptureFixture[str]
 ):
     assert len(start(tmp_path, 0, 1, 2)) == 3
@@ -242,7 +240,7 @@ def test_a_resumed_sweep_submits_what_is_neither_finished_nor_with_slurm(tmp_pat
     assert len(answers.scripts) == 2
 
 
-def test_what_slurm_refuses_is_said_in_one_line(tmp_path: Path, answers: Slurm):
+def test_a_rejection_by_slurm_is_a_one_line_error(tmp_path: Path, answers: Slurm):
     answers.refuses = (
         "sbatch: error: invalid partition specified: a100\nsbatch: error: Batch job submission failed\n"
     )
@@ -253,13 +251,13 @@ def test_what_slurm_refuses_is_said_in_one_line(tmp_path: Path, answers: Slurm):
     assert "\n" not in str(caught.value)
 
 
-def test_a_machine_without_slurm_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_machine_without_slurm_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="needs sbatch"):
         start(tmp_path / "sweep", 0)
 
 
-def test_equal_jobs_are_submitted_once_and_that_is_said(
+def test_duplicate_jobs_are_submitted_once_with_a_message(
     tmp_path: Path, answers: Slurm, capsys: pytest.CaptureFixture[str]
 ):
     assert len(start(tmp_path, 1, 1, 2)) == 2
@@ -267,7 +265,7 @@ def test_equal_jobs_are_submitted_once_and_that_is_said(
     assert "1 of the jobs repeat the settings of another" in capsys.readouterr().out
 
 
-def test_a_forgotten_array_is_over(answers: Slurm):
+def test_a_purged_array_has_ended(answers: Slurm):
     answers.rows = None
     assert slurm_queue.states(["101"]) == {}
 
@@ -300,7 +298,7 @@ def test_a_requeued_job_is_waited_for(tmp_path: Path, answers: Slurm):
     assert "job 0 starts again" in printed.getvalue()
 
 
-def test_a_job_that_left_no_result_is_known_by_its_last_words(tmp_path: Path, answers: Slurm):
+def test_a_job_without_a_result_is_reported_with_its_last_output(tmp_path: Path, answers: Slurm):
     (job,), watch, _ = watched(tmp_path, 1)
     job.directory.mkdir()
     (job.directory / "output.log").write_text(
@@ -312,7 +310,7 @@ def test_a_job_that_left_no_result_is_known_by_its_last_words(tmp_path: Path, an
     assert (job.state, job.why) == (FAILED, "error: no such model")
 
 
-def test_ctrl_c_leaves_the_jobs_to_slurm(
+def test_ctrl_c_leaves_slurm_jobs_running(
     tmp_path: Path, answers: Slurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     answers.rows = ["101 0 RUNNING"]

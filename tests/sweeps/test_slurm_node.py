@@ -87,7 +87,7 @@ def has_trained(directory: Path, epochs: int) -> bool:
     return rows.exists() and f"\n{epochs}," in rows.read_text()
 
 
-def test_a_requeued_job_ends_with_the_weights_of_an_undisturbed_one(
+def test_a_requeued_job_ends_with_the_weights_of_an_uninterrupted_one(
     cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     directory, alone = tmp_path / "sweep", tmp_path / "alone"

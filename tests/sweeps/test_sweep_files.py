@@ -42,7 +42,7 @@ def swept(arguments: list[str]) -> tuple[Any, list[list[str]]]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_ready_sweep_says_what_it_shows_and_makes_legal_jobs(name: str):
+def test_every_shipped_sweep_is_described_and_composes_valid_jobs(name: str):
     lines = (conf_dir() / "sweep" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# @package _global_"
     assert f"# Command:  python train.py -m sweep={name}" in lines
@@ -76,7 +76,7 @@ def test_both_blocks_change_their_order_together():
     assert len({tuple(order) for order in orders}) == 5
 
 
-def test_what_is_typed_beside_a_ready_sweep_wins():
+def test_overrides_win_over_a_shipped_sweep():
     _, jobs = swept(["-m", "sweep=lr_wd", "data=digits", "optimizer.lr=0.5,0.6"])
     assert len(jobs) == 2 * 4
     config = plain(compose("train", jobs[0]))
@@ -84,7 +84,7 @@ def test_what_is_typed_beside_a_ready_sweep_wins():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_page_makes_legal_jobs(command: str):
+def test_every_documented_command_composes_valid_jobs(command: str):
     app, jobs = swept(shlex.split(command))
     assert jobs
     check_config(plain(compose("train", jobs[-1])))
@@ -114,7 +114,7 @@ def test_the_page_names_every_setting_and_every_ready_sweep():
         ["hydra/sweeper=optuna", "optimizer.lr=interval(0.01,0.1)", "hydra.sweeper.pruner_arguments={x: 1}"],
     ],
 )
-def test_a_sweep_refused_before_its_first_job_leaves_no_directory(
+def test_a_sweep_rejected_before_its_first_job_leaves_no_directory(
     typed: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["train", "-m", "data=digits", *typed, f"hydra.sweep.dir={tmp_path / 'sweep'}"]) == 1

@@ -199,7 +199,7 @@ def test_a_job_of_several_tasks_must_be_started_with_srun(processes: pytest.Monk
         check_processes(["resume=here"])
 
 
-def test_a_process_of_its_own_may_do_as_it_likes(processes: pytest.MonkeyPatch):
+def test_an_unrelated_process_is_left_alone(processes: pytest.MonkeyPatch):
     check_processes(["-m", "seed=1,2"])
     processes.setenv("SLURM_PROCID", "0")
     processes.setenv("SLURM_NTASKS", "1")

@@ -36,7 +36,7 @@ def test_a_clean_checkout_has_a_commit_and_no_diff(checkout: Path) -> None:
     assert code_state(checkout) == CodeState(git(checkout, "rev-parse", "HEAD"), dirty=False, diff="")
 
 
-def test_changes_are_kept_without_secrets(
+def test_uncommitted_changes_are_saved_without_secrets(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: Make
 ) -> None:
     (checkout / "net.py").write_text('width = 64\napi_key = "hunter2"\n')
@@ -53,12 +53,12 @@ def test_changes_are_kept_without_secrets(
     assert 'api_key = "[redacted]"' in diff
 
 
-def test_a_huge_diff_is_cut(checkout: Path) -> None:
+def test_a_huge_diff_is_truncated(checkout: Path) -> None:
     (checkout / "net.py").write_text("x = 1\n" * 400_000)
     state = code_state(checkout)
     assert state is not None
     assert 990_000 < len(state.diff.encode()) <= 1_000_000
-    assert "[cut: the whole diff has" in state.diff
+    assert "[truncated: the full diff has" in state.diff
 
 
 def test_outside_a_checkout_nothing_is_captured(

@@ -88,7 +88,7 @@ def test_a_row_is_on_disk_when_the_call_returns(tmp_path: Path) -> None:
         assert len(read_metrics(tmp_path / "metrics.csv")) == step + 1
 
 
-def test_a_line_that_a_kill_cut_short_is_dropped_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_a_truncated_last_line(tmp_path: Path) -> None:
     logger = MetricsCSV(tmp_path)
     for step in range(3):
         logger.log_metrics({"lr": 0.125, "epoch": 0}, step=step)
@@ -103,7 +103,7 @@ def test_a_line_that_a_kill_cut_short_is_dropped_and_the_run_goes_on(tmp_path: P
 
 
 @pytest.mark.parametrize("torn", ["", "epo", "epoch,step,lr"])
-def test_a_file_cut_inside_its_header_counts_as_empty(tmp_path: Path, torn: str) -> None:
+def test_a_file_truncated_inside_its_header_reads_as_empty(tmp_path: Path, torn: str) -> None:
     (tmp_path / "metrics.csv").write_text(torn)
     logger = MetricsCSV(tmp_path)
     logger.log_metrics({"lr": 0.5, "epoch": 0}, step=0)

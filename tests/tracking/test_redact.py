@@ -56,12 +56,12 @@ HARMLESS: dict[str, str] = {
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_other_variables_hold_no_secret(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_other_variables_are_not_secret(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(name, HARMLESS[name])
     assert redact(f"x {HARMLESS[name]} y") == f"x {HARMLESS[name]} y"
 
 
-def test_a_path_that_exists_is_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_an_existing_path_is_not_a_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("CREDENTIALS_DIR", "/mnt/not-there-at-all")
     monkeypatch.setenv("SERVICE_CREDENTIALS", str(tmp_path))
     monkeypatch.setenv("OTHER_CREDENTIALS", "~")
@@ -79,7 +79,7 @@ def test_a_path_that_exists_is_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_pa
         {"url": "https://example.org:8080/a@b", "mail": "http://host:5000 or me@host"},
     ],
 )
-def test_nothing_is_hidden_for_its_name_or_its_length(settings: Any):
+def test_nothing_is_redacted_for_its_key_or_length(settings: Any):
     assert redact(settings) == settings == without_passwords(settings)
 
 
@@ -101,7 +101,7 @@ URLS = {
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_of_a_url_the_password_alone_is_left_out(url: str):
+def test_only_the_password_of_a_url_is_redacted(url: str):
     assert redact([url]) == without_passwords([url]) == [URLS[url]]
     assert without_passwords(URLS[url]) == URLS[url]
     assert bool(url_passwords({"a": [url]})) == (url != URLS[url])
@@ -153,6 +153,6 @@ def test_the_key_of_netrc_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\n-----END RSA PRIVATE KEY-----",
     ],
 )
-def test_keys_of_a_form_that_nothing_else_has_are_hidden_where_text_is_shown(text: str):
+def test_keys_in_an_unmistakable_format_are_redacted(text: str):
     assert redact(f"it is {text}, yes") == "it is [redacted], yes"
     assert without_passwords(text) == text

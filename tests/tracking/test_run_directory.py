@@ -23,42 +23,38 @@ def flock_says(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.fcntl, "flock", flock)
 
 
-def test_a_directory_whose_lock_is_held_belongs_to_another_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_locked_directory_is_in_use_by_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     flock_says(errno.EWOULDBLOCK, monkeypatch)
     with (
-        pytest.raises(UserError, match="belongs to a run that is still going on"),
+        pytest.raises(UserError, match="is in use by a run that is still running"),
         RunDirectory(tmp_path).lock(),
     ):
         pass
 
 
-def test_a_lock_that_another_run_takes_away_in_between_is_no_lock(
+def test_a_lock_file_deleted_by_its_last_owner_does_not_count_as_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(files.fcntl, "flock", lambda file, operation: os.unlink(tmp_path / ".lock"))
     with (
-        pytest.raises(UserError, match="belongs to a run that is still going on"),
+        pytest.raises(UserError, match="is in use by a run that is still running"),
         RunDirectory(tmp_path).lock(),
     ):
         pass
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_told_and_the_run_goes_on(
+def test_a_file_system_without_locks_only_causes_a_warning(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     flock_says(number, monkeypatch)
     with RunDirectory(tmp_path).lock():
         (tmp_path / "config.yaml").write_text("seed: 0")
     (record,) = caplog.records
-    assert f"{tmp_path}: its file system has no locks ({os.strerror(number)})" in record.getMessage()
+    assert f"{tmp_path}: the file system has no locks ({os.strerror(number)})" in record.getMessage()
 
 
-def test_a_lock_that_fails_in_another_way_is_refused_by_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_any_other_locking_error_is_reported_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     flock_says(errno.EIO, monkeypatch)
     with (
         pytest.raises(UserError, match=r"cannot be written \(Input/output error\)"),
@@ -68,13 +64,15 @@ def test_a_lock_that_fails_in_another_way_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize(
-    ("holds", "say"), [("note.txt", "say hydra.run.dir=DIR or"), ("config.yaml", "make it writable")]
+    ("holds", "say"), [("note.txt", "set hydra.run.dir=DIR or"), ("config.yaml", "make it writable")]
 )
-def test_a_run_that_cannot_be_written_is_not_sent_elsewhere(tmp_path: Path, holds: str, say: str) -> None:
+def test_an_unwritable_run_to_resume_does_not_suggest_another_directory(
+    tmp_path: Path, holds: str, say: str
+) -> None:
     (tmp_path / holds).write_text("")
     (tmp_path / ".lock").mkdir()
     with (
-        pytest.raises(UserError, match=rf"{tmp_path} cannot be written .*; {say}"),
+        pytest.raises(UserError, match=rf"{tmp_path} cannot be written .*: {say}"),
         RunDirectory(tmp_path).lock(),
     ):
         pass
@@ -90,7 +88,7 @@ while True:
 """
 
 
-def test_whoever_looks_at_a_directory_never_refuses_the_run_that_begins_there(tmp_path: Path) -> None:
+def test_checking_a_lock_never_blocks_a_starting_run(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()  # of a run that was killed
     lookers = [
         subprocess.Popen([sys.executable, "-c", LOOK, str(tmp_path)], stdout=subprocess.PIPE)
@@ -102,7 +100,7 @@ def test_whoever_looks_at_a_directory_never_refuses_the_run_that_begins_there(tm
         for _ in range(300):
             with RunDirectory(tmp_path).lock():
                 assert is_held(tmp_path)
-                with pytest.raises(UserError, match="still going on"), RunDirectory(tmp_path).lock():
+                with pytest.raises(UserError, match="still running"), RunDirectory(tmp_path).lock():
                     pass
     finally:
         for looker in lookers:

@@ -90,7 +90,7 @@ def test_fitting_and_testing_go_into_one_run(tmp_path: Path, tracker: Make) -> N
     assert run.exit_code == 0
 
 
-def test_config_is_recorded_whole_and_without_secrets(
+def test_the_whole_config_is_logged_without_secrets(
     tmp_path: Path, tracker: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_TOKEN", "hunter2-of-the-environment")
@@ -128,7 +128,7 @@ def test_no_file_holds_the_password_of_a_url_in_the_command_line(
     assert b"hunter22-typed" not in content
 
 
-def test_what_describes_the_run_is_recorded(tmp_path: Path, tracker: Make) -> None:
+def test_the_description_of_the_run_is_logged(tmp_path: Path, tracker: Make) -> None:
     about = {
         "project": "p",
         "group": "g",
@@ -171,7 +171,7 @@ def test_tables_are_kept(tmp_path: Path, tracker: Make) -> None:
     assert (kept["columns"], kept["data"]) == (["class", "top1"], [["cat", 0.25], ["dog", 0.5]])
 
 
-def test_a_confusion_matrix_is_kept_cell_by_cell(tmp_path: Path, tracker: Make) -> None:
+def test_a_confusion_matrix_is_logged_cell_by_cell(tmp_path: Path, tracker: Make) -> None:
     matrix = np.array([[5, 1], [2, 7]])
     logger = tracker(tmp_path)
     logger.log_confusion(matrix, ["cat", "dog"])
@@ -181,7 +181,7 @@ def test_a_confusion_matrix_is_kept_cell_by_cell(tmp_path: Path, tracker: Make) 
     assert kept["data"] == [["cat", "cat", 5], ["cat", "dog", 1], ["dog", "cat", 2], ["dog", "dog", 7]]
 
 
-def test_a_confusion_matrix_of_a_thousand_classes_is_a_picture_and_its_worst_mistakes(
+def test_a_confusion_matrix_of_a_thousand_classes_is_logged_as_an_image_and_its_worst_mistakes(
     tmp_path: Path, tracker: Make
 ) -> None:
     matrix: np.ndarray = np.eye(1000, dtype=np.int64) * 50
@@ -226,7 +226,7 @@ def test_two_trackers_in_one_process_do_not_mix(tmp_path: Path, tracker: Make) -
     assert wandb.run is None
 
 
-def test_a_resumed_run_goes_on_under_the_same_id(
+def test_a_resumed_run_keeps_its_wandb_id(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, tracker: Make
 ) -> None:
     first = tracker(tmp_path)
@@ -244,7 +244,7 @@ def test_a_resumed_run_goes_on_under_the_same_id(
     assert all(str(folder) in caplog.text for folder in folders)  # the sync command names both
 
 
-def test_finish_keeps_the_exit_code_and_may_be_called_again(tmp_path: Path, tracker: Make) -> None:
+def test_finish_records_the_exit_code_and_can_be_called_twice(tmp_path: Path, tracker: Make) -> None:
     logger = tracker(tmp_path)
     logger.finalize("failed")
     logger.log_metrics({"lr": 1.0}, step=0)
@@ -266,10 +266,10 @@ def test_training_outlives_the_service_of_wandb(
     for step in range(3):
         logger.log_metrics({"lr": 0.1}, step=step)
     logger.finish(0)
-    assert caplog.text.count("W&B stopped recording (Connection lost); metrics.csv goes on") == 1
+    assert caplog.text.count("W&B stopped recording (Connection lost); metrics.csv continues") == 1
 
 
-def test_an_end_that_fails_is_told_and_does_not_hide_the_error_of_the_training(
+def test_a_failed_finish_is_logged_and_does_not_hide_the_error_of_the_training(
     tmp_path: Path, tracker: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def gone(*_: object, **__: object) -> None:
@@ -298,7 +298,7 @@ def test_disabled_and_other_ranks_leave_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ids_do_not_follow_the_seed() -> None:
+def test_ids_do_not_depend_on_the_seed() -> None:
     torch.manual_seed(0)
     ids = {new_run_id() for _ in range(50)}
     assert len(ids) == 50

@@ -36,7 +36,7 @@ def test_settings_of_the_sweep_are_settings_of_a_run(sweep: dict[str, Any]):
     check_config(plain(compose("train", [*fixed, *chosen])))
 
 
-def test_agent_hands_settings_over_as_hydra_wants_them(sweep: dict[str, Any]):
+def test_the_wandb_agent_passes_settings_in_hydras_grammar(sweep: dict[str, Any]):
     assert sweep["command"][-1] == "${args_no_hyphens}"
     assert "${args}" not in sweep["command"]
     assert sweep["metric"] == {"name": "val/top1", "goal": "maximize"}

@@ -35,7 +35,7 @@ def test_runs_are_found_where_wandb_keeps_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # written for pydantic 1
-def test_what_the_server_would_be_sent_is_plain_values() -> None:
+def test_the_payload_for_the_server_is_plain_values() -> None:
     workspaces = pytest.importorskip("wandb_workspaces.workspaces")
     sent = as_sent(workspaces.Workspace(entity="me", project="mine", name="A view"))
     assert (sent["entity"], sent["project"], sent["displayName"]) == ("me", "mine", "A view")

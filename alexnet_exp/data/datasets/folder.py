@@ -136,7 +136,7 @@ def split_folders(root: str, rule: str = "by_name") -> dict[str, str]:
     if "train" in named:
         if others and not any(inside[name] for name in named["train"]):
             return {}
-    elif not inside or not set.intersection(*inside.values()) or (others and len(inside) == 1):
+    elif not inside or not set.intersection(*map(set, inside.values())) or (others and len(inside) == 1):
         return {}
     for split, names in named.items():
         if len(names) > 1:

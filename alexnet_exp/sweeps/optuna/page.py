@@ -1,4 +1,4 @@
-"""sweep.html: best settings, history, importance and every trial, on one page. The plots are Optuna's."""
+"""sweep.html: best settings, Optuna's plots of history and importance, and all trials."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from alexnet_exp.sweeps.optuna.pool import Trials
 from alexnet_exp.sweeps.optuna.study import REASON
 from alexnet_exp.tracking.redact import redact
 
-_LEAST = 4  # different values: with fewer, an importance says nothing
+_MIN_VALUES = 4  # distinct ones: an importance of fewer means nothing
 
 _STATES = {
     TrialState.COMPLETE: "finished",
@@ -33,11 +33,11 @@ _STATES = {
 
 
 def write_sweep_page(trials: Trials, command: str | None) -> Path:
-    """Write sweep.html and its pictures into the directory of a sweep.
+    """Write sweep.html and its figures to the directory of a sweep.
 
     Args:
-        trials: With the study that is shown.
-        command: Repeats the best trial, without secrets; None if none has finished.
+        trials: The trials to show.
+        command: The command that repeats the best trial, without secrets; None if none has finished.
     """
     figures = trials.directory / "figures"
     states = [trial.state for trial in trials.study.get_trials(deepcopy=False)]
@@ -59,7 +59,7 @@ def write_sweep_page(trials: Trials, command: str | None) -> Path:
 
 
 def _history(trials: Trials, path: Path) -> str | None:
-    """Draw the value of every finished trial and the best so far; None if none has finished."""
+    """Plot the value of every finished trial and the best so far; None if none has finished."""
     if not _values(trials):
         return None
     from optuna.visualization.matplotlib import plot_optimization_history
@@ -68,8 +68,8 @@ def _history(trials: Trials, path: Path) -> str | None:
 
 
 def _importance(trials: Trials, path: Path) -> str | None:
-    """Draw how much each setting explains of the difference between trials (PED-ANOVA); None with too few trials."""
-    if len(_values(trials)) < _LEAST:
+    """Plot the importance of each setting (PED-ANOVA); None with too few trials."""
+    if len(_values(trials)) < _MIN_VALUES:
         return None
     from optuna.visualization.matplotlib import plot_param_importances
 
@@ -83,13 +83,13 @@ def _values(trials: Trials) -> set[float]:
 
 
 def _png(plot: Callable[[], Axes], path: Path) -> str:
-    """Save a plot of Optuna's, and return it as a data URI."""
-    matplotlib.use("agg")  # Optuna draws with pyplot, which would look for a screen
+    """Save one of Optuna's plots, and return it as a data URI."""
+    matplotlib.use("agg")  # Optuna uses pyplot, which would open a display
     from matplotlib import pyplot
 
-    with matplotlib.rc_context(), warnings.catch_warnings():  # it also sets a style for all that follows
+    with matplotlib.rc_context(), warnings.catch_warnings():  # Optuna also changes the global style
         warnings.filterwarnings("ignore", category=ExperimentalWarning)
-        # A name in a script that matplotlib's font lacks is drawn as boxes; that is no reason to warn.
+        # matplotlib draws boxes for scripts that its font lacks, and warns.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         plot()
         figure = pyplot.gcf()
@@ -106,7 +106,7 @@ def _row(trials: Trials, trial: FrozenTrial) -> dict[str, Any]:
         "value": "" if trial.value is None else f"{trial.value:.4f}",
         "state": _STATES[trial.state],
         "why": redact(trial.user_attrs.get(REASON)),
-        "settings": [_shown(trial.params.get(key, "")) for key in trials.space.distributions],
+        "settings": [_format(trial.params.get(key, "")) for key in trials.space.distributions],
     }
 
 
@@ -121,5 +121,5 @@ def _order(trials: Trials) -> Callable[[FrozenTrial], tuple[int, float, int]]:
     return place
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

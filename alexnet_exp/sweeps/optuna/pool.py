@@ -1,4 +1,4 @@
-"""Runs the trials of a study as jobs: asked for as soon as there is room, watched epoch by epoch, and told."""
+"""Run the trials of a study as jobs: ask for one per free slot, report every epoch, prune, tell the outcome."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from alexnet_exp.tracking.run_reader import Run
 
 PRUNED = "pruned"
 _METRICS = "metrics.csv"
-_PRUNE_SECONDS = 60.0  # for a pruned job to write what it has
+_PRUNE_SECONDS = 60.0  # for a pruned job to write its checkpoint and report
 
 
 @dataclass
 class TrialJob(Job):
-    """A job whose settings the study has drawn.
+    """A job with settings sampled by the study.
 
     Args:
-        trial: Of the study.
-        read: Time stamp of the metrics that the study has been told of.
-        pruned: When it was asked to end, in seconds of the monotonic clock.
+        trial: The study's.
+        read: mtime of the metrics that were last reported to the study.
+        pruned: When it was told to stop (monotonic clock, in seconds).
     """
 
     trial: Trial = field(kw_only=True)
@@ -57,14 +57,14 @@ class Trials:
     """The study's side of a sweep.
 
     Args:
-        study: To ask and tell.
+        study: The study.
         storage: The study's.
-        space: What it draws from.
+        space: The search space.
         metric: Name of the objective.
-        count: Trials that the study is to have.
-        directory: Of the sweep; a trial has the folder of its number.
-        flags: Of every job.
-        own: Whether the study is this sweep's alone.
+        count: Total number of trials in the study.
+        directory: The directory of the sweep, with a numbered folder per trial.
+        flags: Hydra flags of every job.
+        own: Whether the study belongs to this sweep only.
     """
 
     study: optuna.Study
@@ -77,17 +77,17 @@ class Trials:
     own: bool = True
 
     def left(self) -> int:
-        """Return how many are still to be asked for: those of other machines count, too, but no lost ones."""
+        """Return how many trials are left to ask for; those of other machines count, lost ones do not."""
         trials = self.study.get_trials(deepcopy=False)
         begun = [t for t in trials if t.state != TrialState.WAITING and not t.user_attrs.get(LOST)]
         return max(0, self.count - len(begun))
 
     def ask(self) -> TrialJob:
-        """Let the sampler draw another trial."""
+        """Sample another trial."""
         return self._begin(self.study.ask())
 
     def unfinished(self) -> Iterator[TrialJob]:
-        """Find the trials of this sweep that an earlier process has left."""
+        """Yield the trials of this sweep that an earlier process left unfinished."""
         for frozen in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             if self.own or self.folder(frozen).is_dir():
                 job = self._begin(running_trial(self.study, self.storage, frozen.number))
@@ -96,7 +96,7 @@ class Trials:
                 yield job
 
     def _begin(self, trial: Trial) -> TrialJob:
-        """Draw what a trial has not drawn yet, and make its folder.
+        """Sample the parameters that a trial does not have yet, and create its folder.
 
         Raises:
             UserError: If the sampler lacks a package, or cannot draw from this space.
@@ -108,39 +108,41 @@ class Trials:
         except (ImportError, ValueError) as error:
             self.study.tell(trial, state=TrialState.FAIL)
             first = str(error).strip().splitlines()[0]
-            raise UserError(f"hydra.sweeper.sampler cannot draw a trial: {first}") from error
+            raise UserError(f"hydra.sweeper.sampler cannot sample a trial: {first}") from error
         overrides = self.space.overrides(trial.params)
         job = TrialJob(trial.number, overrides, self.folder(trial), self.flags, trial=trial)
-        job.directory.mkdir(parents=True, exist_ok=True)  # tells a later sweep.resume whose trial it is
+        job.directory.mkdir(
+            parents=True, exist_ok=True
+        )  # marks the trial as this sweep's for a later sweep.resume
         return job
 
-    def look_after(self, jobs: list[TrialJob]) -> list[int]:
-        """Renew the signature of trials, and return the numbers of others whose sweep is gone."""
+    def renew(self, jobs: list[TrialJob]) -> list[int]:
+        """Renew the signatures of our trials; fail those of dead sweeps and return their numbers."""
         for job in jobs:
             sign(job.trial)
         return give_up_lost(self.study, self.storage, {job.number for job in jobs})
 
     def folder(self, trial: FrozenTrial | Trial) -> Path:
-        """Return the run directory of a trial of this sweep."""
+        """Return the run directory of a trial."""
         return self.directory / str(trial.number)
 
     def report(self, job: TrialJob) -> None:
-        """Tell the study of the epochs that the job has finished since the last look."""
+        """Report the epochs finished since the last call to the study."""
         frozen = self._frozen(job)
         for epoch, value in self._epochs(job):
             if epoch not in frozen.intermediate_values and not frozen.state.is_finished():
                 job.trial.report(value, epoch)
 
     def should_end(self, job: TrialJob) -> bool:
-        """Return whether a running job is not worth its time: it lies behind, and has epochs left to train."""
+        """Return whether to stop a running job: it should be pruned, and has epochs left."""
         frozen, wanted = self._frozen(job), job.max_epochs()
         done = max(frozen.intermediate_values, default=0)
         if frozen.state.is_finished():
-            return True  # given up for lost, while this machine slept
+            return True  # another sweep declared it lost, e.g. while this machine was suspended
         return done > 0 and (wanted is None or done < wanted) and job.trial.should_prune()
 
     def tell(self, job: TrialJob) -> None:
-        """Record how a job has ended."""
+        """Tell the study how a job ended."""
         if self._frozen(job).state.is_finished():
             return
         self.report(job)
@@ -150,30 +152,30 @@ class Trials:
         elif job.state == FINISHED and value is not None:
             state = TrialState.COMPLETE
         else:
-            job.trial.set_user_attr(REASON, job.why or f"{self.metric} was never a number")
+            job.trial.set_user_attr(REASON, job.why or f"{self.metric} was never finite")
         try:
             self.study.tell(job.trial, value if state == TrialState.COMPLETE else None, state)
         except RuntimeError:
-            # After its last point an exhaustive sampler stops Study.optimize, which is not what runs here; the trial
-            # is recorded all the same.
+            # After its last point an exhaustive sampler calls Study.stop, which raises outside Study.optimize. The
+            # trial has been recorded by then.
             if not (isinstance(self.study.sampler, EXHAUSTIVE) and self._frozen(job).state.is_finished()):
                 raise
 
     def value(self, job: TrialJob) -> float | None:
-        """Return the best epoch's value, or None if it was never a number."""
+        """Return the value of the best epoch, or None if it was never finite."""
         return Run(job.directory).metric(self.metric)
 
     def _frozen(self, job: TrialJob) -> FrozenTrial:
         return self.study.get_trials(deepcopy=False)[job.trial.number]
 
     def _epochs(self, job: TrialJob) -> list[tuple[int, float]]:
-        """Return epoch and value of every row that has the metric and is a number."""
+        """Return the epochs with a finite value of the metric."""
         rows = Run(job.directory).rows
         found = {int(row["epoch"]): row[self.metric] for row in rows if self.metric in row and "epoch" in row}
         return [(epoch, value) for epoch, value in found.items() if math.isfinite(value)]
 
     def has_news(self, job: TrialJob) -> bool:
-        """Return whether the job has written metrics since the last look."""
+        """Return whether the job has written metrics since the last call."""
         try:
             stamp = (job.directory / _METRICS).stat().st_mtime_ns
         except FileNotFoundError:
@@ -181,19 +183,14 @@ class Trials:
         job.read, before = stamp, job.read
         return stamp != before
 
-    def end(self, job: TrialJob, number: int) -> None:
-        """Ask a job to end, with its report and result."""
-        job.pruned = time.monotonic()
-        job.signal(number)
-
 
 class TrialTable(Table):
-    """The live table, for trials: what each has drawn, and its objective.
+    """The live table for trials, with sampled parameters and objective.
 
     Args:
-        trials: The study's side.
-        jobs: Those of this process; it grows.
-        console: Where to.
+        trials: The study's side of the sweep.
+        jobs: The jobs of this process; the list grows.
+        console: Where to print.
     """
 
     def __init__(self, trials: Trials, jobs: list[Job], console: Console) -> None:
@@ -201,15 +198,15 @@ class TrialTable(Table):
         self.trials = trials
 
     def ended(self, job: Job) -> None:
-        """Say how a trial has ended."""
+        """Print how a trial ended."""
         if job.state == PRUNED:
             self.say(f"job {job.number} pruned: {self._best(job)}")
         else:
             super().ended(job)
 
     def _opening(self) -> str:
-        going_on = f", {len(self.jobs)} of them unfinished from before" if self.jobs else ""
-        return f"{self.trials.count} trials, {self.trials.left()} to draw{going_on}"
+        resumed = f", {len(self.jobs)} to resume" if self.jobs else ""
+        return f"{self.trials.count} trials, {self.trials.left()} to sample{resumed}"
 
     def _name(self, job: Job) -> str:
         assert isinstance(job, TrialJob)
@@ -222,13 +219,13 @@ class TrialTable(Table):
 
 
 class TrialPool(Pool):
-    """A pool that is fed by a study.
+    """A pool that gets its jobs from a study.
 
     Args:
-        trials: The study's side.
-        settings: Of the launcher.
-        resources: Processors or GPUs to share.
-        console: Where to show the table.
+        trials: The study's side of the sweep.
+        settings: The launcher's.
+        resources: The CPU cores or GPUs that jobs share.
+        console: For the table.
     """
 
     def __init__(
@@ -237,31 +234,31 @@ class TrialPool(Pool):
         jobs: list[Job] = list(trials.unfinished())
         super().__init__(jobs, settings, resources, TrialTable(trials, jobs, console))
         self.trials = trials
-        self._looks_after = 0.0  # when it is due, by the monotonic clock
+        self._next_renewal = 0.0  # monotonic clock, in seconds
 
     def run(self) -> None:
-        """Run trials until the study has as many as it is to have."""
-        for job in self._in(FINISHED):  # the process that would have told died first
+        """Run trials until the study has enough."""
+        for job in self._in(FINISHED):  # finished, but the process died before it told the study
             self._tell(job)
         super().run()
 
     def _step(self) -> bool:
-        self._look_after()
+        self._renew_signatures()
         wanted = self.resources.free and not self.stopping and not self._in(WAITING)
         if wanted and self.trials.left():
             self.jobs.append(self.trials.ask())
-        going_on = super()._step()
+        busy = super()._step()
         for job in self._in(RUNNING):
             self._watch(job)
-        return going_on or bool(not self.stopping and self.trials.left())
+        return busy or bool(not self.stopping and self.trials.left())
 
-    def _look_after(self) -> None:
-        if time.monotonic() < self._looks_after:
+    def _renew_signatures(self) -> None:
+        if time.monotonic() < self._next_renewal:
             return
-        self._looks_after = time.monotonic() + BEAT_SECONDS
+        self._next_renewal = time.monotonic() + BEAT_SECONDS
         ours = [j for j in self.jobs if isinstance(j, TrialJob) and j.state in (RUNNING, WAITING)]
-        for number in self.trials.look_after(ours):
-            self.table.say(f"trial {number} is given up: the sweep that ran it is gone")
+        for number in self.trials.renew(ours):
+            self.table.say(f"trial {number} is lost: its sweep has died")
 
     def _watch(self, job: Job) -> None:
         assert isinstance(job, TrialJob)
@@ -271,7 +268,8 @@ class TrialPool(Pool):
         elif self.trials.has_news(job):
             self.trials.report(job)
             if self.trials.should_end(job):
-                self.trials.end(job, signal.SIGTERM)
+                job.pruned = time.monotonic()
+                job.signal(signal.SIGTERM)  # not SIGKILL: it still writes its report and result
 
     def _ended(self, job: Job) -> None:
         assert isinstance(job, TrialJob)
@@ -280,7 +278,7 @@ class TrialPool(Pool):
             self.table.ended(job)
         else:
             super()._ended(job)
-        if job.state != WAITING:  # to be tried again
+        if job.state != WAITING:  # a retry
             self._tell(job)
 
     def _tell(self, job: Job) -> None:

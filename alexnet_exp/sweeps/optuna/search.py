@@ -1,4 +1,4 @@
-"""What hydra/sweeper=optuna does: a study whose trials are jobs in processes."""
+"""hydra/sweeper=optuna: run a study whose trials are jobs in processes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from alexnet_exp.errors import UserError, shell_command
 from alexnet_exp.runs.compare.command import summarise
 from alexnet_exp.runs.compare.table import print_table
 from alexnet_exp.sweeps.job import FAILED
-from alexnet_exp.sweeps.launch import begin, check_settings, job_flags, saying_how_to_go_on
+from alexnet_exp.sweeps.launch import begin, check_settings, job_flags, resume_hint
 from alexnet_exp.sweeps.optuna.page import write_sweep_page
 from alexnet_exp.sweeps.optuna.pool import TrialPool, Trials
 from alexnet_exp.sweeps.optuna.space import Space, as_overrides, check_values, read_space
 from alexnet_exp.sweeps.optuna.study import (
+    REASON,
     STORAGE,
     absolute,
     check_choices,
@@ -46,20 +47,20 @@ def search(
     validate: Callable[[list[list[str]]], None],
     compose: Callable[[list[str]], DictConfig],
 ) -> None:
-    """Run a search, or what is left of it, and show what it has found.
+    """Run or resume a search, and show the results.
 
     Args:
         config: The sweep's configuration, with `hydra`.
         settings: hydra.sweeper, without params.
-        overrides: Parsed: what is searched, and what every trial shares.
-        validate: Raises for overrides that do not compose.
-        compose: Makes a trial's configuration.
+        overrides: Parsed: the search space, and what all trials share.
+        validate: Raises if overrides do not compose.
+        compose: Composes a trial's configuration.
 
     Raises:
-        UserError: For settings that cannot work, or if no trial came to its end.
+        UserError: For invalid settings, or if no trial finished.
     """
     if not config.hydra.launcher._target_.endswith(_LAUNCHER):
-        raise UserError("hydra/sweeper=optuna runs its trials in processes: leave hydra/launcher as it is.")
+        raise UserError("hydra/sweeper=optuna needs hydra/launcher=processes, its default.")
     launcher, settings = _plain(config.hydra.launcher), _plain(settings)
     check_settings(launcher)
     check_sweeper(settings, config)
@@ -83,7 +84,7 @@ def search(
         trials = Trials(study, stored, space, settings["metric"], count, directory, flags, own)
         resources = Resources.of_this_machine(config, launcher, trainers(space.examples(), compose))
         pool = TrialPool(trials, launcher, resources, console)
-        with saying_how_to_go_on(directory, console):
+        with resume_hint(directory, console):
             pool.run()
         _conclude(trials, console)
     console.print(f"sweep directory: {directory}", highlight=False)
@@ -95,7 +96,11 @@ def _check_outcome(pool: TrialPool, study: optuna.Study) -> None:
         job = next(job for job in pool.jobs if job.state == FAILED)
         raise UserError(f"hydra.launcher.on_failure=stop: {job.directory} failed: {job.why}")
     if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-        raise UserError(_nothing(study))
+        states = [trial.state.name.lower() for trial in study.get_trials(deepcopy=False)]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        reasons = [trial.user_attrs[REASON] for trial in study.trials if REASON in trial.user_attrs]
+        first = f" The first failed: {redact(reasons[0])}" if reasons else ""
+        raise UserError(f"No trial finished ({counts}).{first}")
 
 
 def _plain(settings: Any) -> dict[str, Any]:
@@ -106,7 +111,7 @@ def _plain(settings: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what Optuna says of itself: a line for each trial, and which parts of it are new."""
+    """Silence Optuna's line per trial and its warnings about experimental classes."""
     with warnings.catch_warnings():
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=ExperimentalWarning)
@@ -119,11 +124,12 @@ def _max_epochs(config: DictConfig) -> int | None:
 
 
 def _conclude(trials: Trials, console: Console) -> None:
-    """Write the pages, and print the best trial with the command that repeats it."""
-    told = trials.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
-    if any(trials.folder(trial).exists() for trial in told):
+    """Write the pages, and print the best trial and the command that repeats it."""
+    ended = trials.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
+    # In a shared study, all of them may be another sweep's.
+    if any(trials.folder(trial).exists() for trial in ended):
         print_table(summarise(trials.directory, trials.metric))
-    best = [trial for trial in told if trial.state == TrialState.COMPLETE] and trials.study.best_trial
+    best = trials.study.best_trial if any(t.state == TrialState.COMPLETE for t in ended) else None
     command = repeat_command(trials.space, trials.flags, best.params) if best else None
     write_sweep_page(trials, command)
     if best:
@@ -135,14 +141,5 @@ def _conclude(trials: Trials, console: Console) -> None:
 
 
 def repeat_command(space: Space, flags: list[str], drawn: Mapping[str, Any]) -> str:
-    """Return the command line of a single run with the settings of a trial, without secrets."""
+    """Return the command line of a single run with a trial's settings, without secrets."""
     return redact(shell_command(["alexnet-exp", "train", *flags, *map(typed, space.overrides(drawn))]))
-
-
-def _nothing(study: optuna.Study) -> str:
-    states = [trial.state.name.lower() for trial in study.get_trials(deepcopy=False)]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    reasons = [t.user_attrs["failed"] for t in study.trials if "failed" in t.user_attrs]
-    return f"No trial came to its end ({counts})." + (
-        f" The first failed: {redact(reasons[0])}" if reasons else ""
-    )

@@ -1,4 +1,4 @@
-"""What an Optuna sweep searches: Hydra's override grammar as Optuna's distributions."""
+"""The search space of an Optuna sweep: overrides in Hydra's grammar as Optuna's distributions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
 from alexnet_exp.config.compose import plain
@@ -30,11 +25,11 @@ from alexnet_exp.tracking.redact import without_passwords
 
 @dataclass
 class Space:
-    """Settings that every trial shares, and those that it draws.
+    """The overrides that all trials share, and the distributions that they sample from.
 
     Args:
         fixed: Overrides as typed.
-        distributions: By the key of the override.
+        distributions: By override key.
     """
 
     fixed: list[str]
@@ -45,13 +40,13 @@ class Space:
         return [*self.fixed, *as_overrides(drawn)]
 
     def examples(self) -> list[list[str]]:
-        """Return overrides in which every choice and every end of an interval occurs."""
-        some = {key: _some(distribution) for key, distribution in self.distributions.items()}
+        """Return overrides that cover every choice and both ends of every interval."""
+        some = {key: _extremes(distribution) for key, distribution in self.distributions.items()}
         rows = max(map(len, some.values()))
         return [self.overrides({key: v[min(i, len(v) - 1)] for key, v in some.items()}) for i in range(rows)]
 
     def points(self) -> float:
-        """Count the different trials there are; infinite with an interval of numbers."""
+        """Count the points of the space; infinite with a continuous interval."""
         product = 1.0
         for distribution in self.distributions.values():
             values = enumerated(distribution)
@@ -60,35 +55,39 @@ class Space:
 
 
 def as_overrides(drawn: Mapping[str, Any]) -> list[str]:
-    """Write drawn values as overrides; choices are in Hydra's grammar already."""
+    """Format sampled values as overrides; choices are already in Hydra's grammar."""
     return [f"{key}={value}" for key, value in drawn.items()]
 
 
 def read_space(overrides: Sequence[Override]) -> Space:
-    """Sort overrides into those that are searched and those that are fixed.
+    """Split overrides into the search space and fixed ones.
 
     Args:
-        overrides: Parsed; of several with one key the last holds.
+        overrides: Parsed; the last one of a key wins.
 
     Raises:
-        UserError: If nothing is searched, a range makes no sense, or the password of a URL would be drawn.
+        UserError: If there is nothing to search, a range is invalid, or a URL password would be sampled.
     """
     last = {override.get_key_element(): override for override in overrides}
     searched = {key: override for key, override in last.items() if override.is_sweep_override()}
     if not searched:
         raise UserError(
-            "hydra/sweeper=optuna has nothing to search: give some setting several values, such as "
+            "hydra/sweeper=optuna has nothing to search: give a setting several values, such as "
             "'optimizer.lr=tag(log,interval(1e-4,1e-1))'."
         )
     fixed = [str(override.input_line) for key, override in last.items() if key not in searched]
     space = Space(fixed, {key: _distribution(override) for key, override in searched.items()})
     for key, distribution in space.distributions.items():
-        _check_no_password(key, distribution)
+        sampled = [f"{key}={value}" for value in _extremes(distribution)]
+        if without_passwords(sampled) != sampled:
+            raise UserError(
+                f"{key} contains a password, which the study would record if it were sampled: give it one value."
+            )
     return space
 
 
 def enumerated(distribution: BaseDistribution) -> list[Any] | None:
-    """Return all values of a distribution, or None if they are too many to count."""
+    """Return all values of a distribution, or None if it is continuous."""
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     assert isinstance(distribution, IntDistribution | FloatDistribution)
@@ -99,7 +98,7 @@ def enumerated(distribution: BaseDistribution) -> list[Any] | None:
 
 
 def suggest(trial: Trial, key: str, distribution: BaseDistribution) -> None:
-    """Let a trial draw a value."""
+    """Sample a value for a trial."""
     d = distribution
     if isinstance(d, CategoricalDistribution):
         trial.suggest_categorical(key, d.choices)
@@ -113,20 +112,20 @@ def suggest(trial: Trial, key: str, distribution: BaseDistribution) -> None:
 def check_values(
     space: Space, overrides: Sequence[Override], compose: Callable[[list[str]], DictConfig]
 ) -> None:
-    """Refuse a search that would draw values which the setting does not take: each of those trials would fail.
+    """Reject a search space with invalid values: those trials would all fail.
 
     Args:
-        space: What is searched.
-        overrides: That it was read from.
-        compose: Makes a trial's configuration.
+        space: The search space.
+        overrides: The overrides it was read from.
+        compose: Composes a trial's configuration.
 
     Raises:
-        UserError: Names the value, and int(...) where it is a fraction of what has to be a whole number.
+        UserError: Names the value, and suggests int(...) where an integer is needed.
     """
     typed = {override.get_key_element(): str(override.input_line) for override in overrides}
-    first = {key: _some(distribution)[0] for key, distribution in space.distributions.items()}
+    first = {key: _extremes(distribution)[0] for key, distribution in space.distributions.items()}
     for key, distribution in space.distributions.items():
-        for value in _tried(distribution):
+        for value in _probes(distribution):
             problem = _problem(key, value, lambda drawn: compose(space.overrides({**first, **drawn})))
             if problem is None:
                 continue
@@ -136,7 +135,7 @@ def check_values(
                 and step == int(step)
                 and all(
                     _problem(key, int(v), lambda drawn: compose(space.overrides({**first, **drawn}))) is None
-                    for v in _some(distribution)
+                    for v in _extremes(distribution)
                 )
             )
             source = parse(typed[key]).value
@@ -145,7 +144,7 @@ def check_values(
 
 
 def _problem(key: str, value: Any, compose: Callable[[dict[str, Any]], DictConfig]) -> str | None:
-    """Return why a setting cannot have a value, as far as that does not depend on other settings."""
+    """Return why a value is invalid, as far as that does not depend on other settings."""
     name = key_of(key)
     if name in RULES:
         (parsed,) = OverridesParser.create().parse_overrides([f"{key}={value}"])
@@ -163,8 +162,8 @@ def _problem(key: str, value: Any, compose: Callable[[dict[str, Any]], DictConfi
     return None
 
 
-def _tried(distribution: BaseDistribution) -> list[Any]:
-    """Return every value of a short list, else the ends of a long one and what lies beside and between them."""
+def _probes(distribution: BaseDistribution) -> list[Any]:
+    """Return values to check: all choices, or for an interval its ends and some points in between."""
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     assert isinstance(distribution, IntDistribution | FloatDistribution)
@@ -176,15 +175,7 @@ def _tried(distribution: BaseDistribution) -> list[Any]:
     return sorted({value for value in some if low <= value <= high})
 
 
-def _check_no_password(key: str, distribution: BaseDistribution) -> None:
-    drawn = [f"{key}={value}" for value in _some(distribution)]
-    if without_passwords(drawn) != drawn:
-        raise UserError(
-            f"{key} holds a password, and a study writes down all that it draws: give it one value."
-        )
-
-
-def _some(distribution: BaseDistribution) -> list[Any]:
+def _extremes(distribution: BaseDistribution) -> list[Any]:
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     assert isinstance(distribution, IntDistribution | FloatDistribution)
@@ -195,10 +186,10 @@ def _distribution(override: Override) -> BaseDistribution:
     key, value = override.get_key_element(), override.value()
     tags: set[str] = getattr(value, "tags", set())
     if unknown := tags - {"log"}:
-        raise UserError(f"{key}: the tag {min(unknown)} means nothing here; log is the only one.")
+        raise UserError(f"{key}: unknown tag {min(unknown)}; the only one is log.")
     if override.is_choice_sweep():
         if tags:
-            raise UserError(f"{key}: choices have no logarithm; the tag log is for interval() and range().")
+            raise UserError(f"{key}: the tag log does not apply to choices, only to interval() and range().")
         choices = list(dict.fromkeys(override.sweep_string_iterator()))
         if not choices:
             raise UserError(f"{override.input_line} matches nothing.")
@@ -206,18 +197,18 @@ def _distribution(override: Override) -> BaseDistribution:
     try:
         return _interval(value, bool(tags)) if override.is_interval_sweep() else _range(value, bool(tags))
     except ValueError as error:
-        raise UserError(f"{override.input_line} cannot be searched: {error}") from error
+        raise UserError(f"invalid search space {override.input_line}: {error}") from error
 
 
 def _interval(value: Any, log: bool) -> BaseDistribution:
-    """Return a distribution with both ends; interval() makes floats of whole numbers, int(interval()) does not."""
+    """Return a distribution that includes both ends. Hydra turns the ends into floats unless it is int(interval())."""
     if isinstance(value.start, int) and isinstance(value.end, int):
         return IntDistribution(value.start, value.end, log=log)
     return FloatDistribution(value.start, value.end, log=log)
 
 
 def _range(value: Any, log: bool) -> BaseDistribution:
-    """Return a distribution over the values that a grid would have: range(1,4) is 1, 2, 3."""
+    """Return a distribution over the values of a grid: range(1,4) is 1, 2, 3."""
     values = sorted(value.range())
     if not values:
         raise ValueError("the range is empty.")

@@ -1,4 +1,4 @@
-"""The Weights & Biases logger: one W&B run per run directory, also offline and after a resume."""
+"""The Weights & Biases logger: one W&B run per run directory, online or offline, also when resumed."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INIT_SECONDS = 8.0  # probe, failed start and offline start together stay under 15 s
+INIT_SECONDS = 8.0  # probe, failed online start and offline start together stay under 15 s
 FINISH_SECONDS = 60.0
-FINISH_UPLOAD_SECONDS = 600.0  # with a checkpoint of some hundred MB to send
+FINISH_UPLOAD_SECONDS = 600.0  # with a checkpoint of a few hundred MB
 
 
 class WandbTracker(Logger):
     """Lightning logger on `wandb.init`.
 
-    Lightning's own WandbLogger hangs for 90 s without a network and lets the runs of a sweep mix. Ranks above
-    0 and mode=disabled do nothing. `finish` ends the run; the trainer's `finalize` does not, since testing
-    follows fitting.
+    Lightning's own WandbLogger hangs for 90 s without a network, and mixes up the runs of a sweep. This one does
+    nothing on ranks above 0 and with mode=disabled. `finish` ends the run; Lightning's `finalize` does not, because the
+    test follows the fit.
     """
 
     def __init__(
@@ -60,21 +60,21 @@ class WandbTracker(Logger):
         log_model: bool = False,
         save_code: bool = True,
     ) -> None:
-        """Start the W&B run, or go on with the one in `run_dir`.
+        """Start the W&B run, or resume the one in `run_dir`.
 
         Args:
             run_dir: the run directory; W&B's files go to `run_dir`/wandb.
-            config: the resolved configuration, plain values; recorded once, without secrets.
+            config: the resolved configuration, plain values; logged once, redacted.
             mode: auto, online, offline or disabled.
             project: W&B project.
-            entity: user or team; None takes the account's own.
-            group: name that the runs of a sweep share.
+            entity: user or team; None: the account's default.
+            group: shared by the runs of a sweep.
             tags: labels.
-            notes: a longer text.
-            name: name of the run; None takes the name of the run directory.
-            run_id: 8 letters and digits; None takes the id found in `run_dir`, or else WANDB_RUN_ID or a new one.
-            log_model: whether `log_checkpoint` keeps the file as an artifact.
-            save_code: whether the uncommitted changes of the checkout are kept.
+            notes: free text.
+            name: name of the run; None: that of the run directory.
+            run_id: 8 letters and digits; None: the ID found in `run_dir`, else WANDB_RUN_ID, else a new one.
+            log_model: whether `log_checkpoint` uploads the file as an artifact.
+            save_code: whether to save uncommitted changes of the checkout.
 
         Raises:
             UserError: if wandb is missing, or mode=online has no valid API key.
@@ -84,7 +84,7 @@ class WandbTracker(Logger):
         self._project = project
         self._log_model = log_model
         self._run: Run | None = None
-        self._behind = False  # a part before this one was killed
+        self._behind = False  # an earlier part was killed, and may lack its last rows
         self.url: str | None = None
         self.run_id = run_id or find_run_id(self._run_dir) or id_of_environment() or new_run_id()
         choice = ModeChoice("disabled", "not rank 0") if rank_zero_only.rank else choose_mode(mode)
@@ -97,7 +97,7 @@ class WandbTracker(Logger):
                 self._describe(self._run, config, save_code)
 
     def _describe(self, run: Run, config: dict[str, Any], save_code: bool) -> None:
-        """Record what `run`, just begun, is to say of itself."""
+        """Log what is known before the first step; a subclass has its own."""
         describe(run, config, save_code)
 
     @property
@@ -114,13 +114,13 @@ class WandbTracker(Logger):
 
     @property
     def run_dir_sync(self) -> Path | None:
-        """Folder of this part of the run: what `wandb sync` takes."""
+        """The folder of the current part of the run, for `wandb sync`."""
         folders = run_folders(self._run_dir, self.run_id)
         return folders[-1] if folders else None
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Log nothing: the configuration went in at the start, whole."""
+        """Do nothing: the whole config was logged at the start."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -128,10 +128,10 @@ class WandbTracker(Logger):
 
     @rank_zero_only
     def truncate(self, step: int, num_rows: int | None = None) -> None:
-        """Record the rows of metrics.csv once more where a part of the run was killed; of two records the later counts.
+        """Log the rows of metrics.csv again if an earlier part was killed; for W&B the last value of a step wins.
 
         Args:
-            step: Unused, as num_rows: metrics.csv, which comes first, ends there.
+            step: Unused, like num_rows: the metrics.csv logger comes first and has truncated the file.
         """
         if self._behind:
             for row in read_metrics(self._run_dir / FILE_NAME):
@@ -139,7 +139,7 @@ class WandbTracker(Logger):
         self._behind = False
 
     def log_images(self, key: str, images: Sequence[tuple[Path | np.ndarray, str]]) -> None:
-        """Log pictures, each with its caption, as the panel `key`: paths of png files or uint8 arrays."""
+        """Log (image, caption) pairs as the panel `key`; an image is the path of a png or a uint8 array."""
         if self._run is not None:
             self._log({key: image_panel(images)})
 
@@ -149,22 +149,22 @@ class WandbTracker(Logger):
             self._log({key: table(columns, rows)})
 
     def log_confusion(self, matrix: np.ndarray, classes: Sequence[str]) -> None:
-        """Log a confusion matrix (K, K) of counts (rows: true classes) with the names of its classes."""
+        """Log a confusion matrix (K, K) of counts, rows: true classes, with K class names."""
         if self._run is not None:
             self._log(confusion_panels(matrix, classes))
 
     def log_splits(self, splits: Mapping[str, Any]) -> None:
-        """Record what each split holds (data/identity.py) in the summary."""
+        """Record the identity of each split (data/identity.py) in the summary."""
         if self._run is not None:
             with self._recording():
                 self._run.summary["splits"] = redact(dict(splits))
 
     def log_checkpoint(self, path: Path, metadata: Mapping[str, Any]) -> None:
-        """Record a checkpoint in the summary and, with log_model, its file as the artifact model-ID.
+        """Record a checkpoint in the summary and, with log_model, upload it as the artifact model-ID.
 
         Args:
-            path: the checkpoint; it must stay where it is until the run is synced.
-            metadata: plain values, such as the epoch and the validation accuracy.
+            path: The checkpoint; it must not move until the run is synced.
+            metadata: Plain values, such as epoch and validation accuracy.
         """
         if self._run is None:
             return
@@ -178,7 +178,7 @@ class WandbTracker(Logger):
         """End the W&B run, within a minute (ten with a checkpoint to upload). A second call does nothing.
 
         Args:
-            exit_code: 0 if the training ended well.
+            exit_code: 0 if the training succeeded.
         """
         run, self._run = self._run, None
         if run is None:
@@ -186,10 +186,10 @@ class WandbTracker(Logger):
         try:
             run.finish(exit_code=exit_code)
             mark_ended(self.run_dir_sync)
-        except (
-            Exception
-        ) as error:  # the results of the training are safe, and its own error must stay visible
-            log.warning("W&B could not end the run (%r). To upload it later: %s", error, self._sync_command())
+        except Exception as error:  # never fail a finished training, nor hide the error of a failed one
+            log.warning(
+                "W&B could not finish the run (%r). To upload it later: %s", error, self._sync_command()
+            )
 
     def _log(self, row: Mapping[str, Any]) -> None:
         if self._run is not None:
@@ -198,18 +198,18 @@ class WandbTracker(Logger):
 
     @contextlib.contextmanager
     def _recording(self) -> Iterator[None]:
-        """Go on without W&B when its service dies: days of training are worth more than its curves."""
+        """Continue without W&B if its service dies: days of training matter more than its curves."""
         try:
             yield
         except Exception as error:
             if not is_of_network(error):
                 raise
-            log.warning("W&B stopped recording (%s); %s goes on", in_one_line(error), FILE_NAME)
+            log.warning("W&B stopped recording (%s); %s continues", in_one_line(error), FILE_NAME)
             self._run = None
             forget_service()
 
     def _start(self, choice: ModeChoice, requested: str, about: dict[str, Any]) -> None:
-        """Begin the run as chosen, or offline if the server fails after all; say what came of it."""
+        """Start the run as chosen, or offline if the server fails after all, and log which."""
         reason = self._start_online(requested, about) if self.mode == "online" else choice.reason
         if self._run is not None:
             return
@@ -220,17 +220,14 @@ class WandbTracker(Logger):
             if not is_of_network(error):
                 raise
             said = in_one_line(error)
-            raise UserError(f"W&B cannot begin a run ({said}): fix it, or train with logger=csv.") from error
-        self._say_offline(reason)
-
-    def _say_offline(self, reason: str) -> None:
+            raise UserError(f"W&B cannot start a run ({said}): fix it, or train with logger=csv.") from error
         log.info("W&B offline (%s). To upload it later: %s", reason, self._sync_command())
 
     def _start_online(self, requested: str, about: dict[str, Any]) -> str:
-        """Begin the run online; where the server or the way to it fails, return why.
+        """Start the run online; if server or network fail, return the reason.
 
         Raises:
-            UserError: If the key is refused, and online was asked for.
+            UserError: If the key is rejected and mode=online was requested.
         """
         from wandb.errors import AuthenticationError
 
@@ -244,8 +241,8 @@ class WandbTracker(Logger):
                 isinstance(error, AuthenticationError) or "not logged in" in str(error) or "API key" in said
             )
             if refused and requested == "online":
-                raise UserError(f"W&B refused the API key ({said}): `wandb login` sets another.") from error
-            forget_service()  # it keeps the id of the run that failed
+                raise UserError(f"W&B rejected the API key ({said}): `wandb login` sets another.") from error
+            forget_service()  # it would reject the ID of the failed run as a duplicate
             return f"{base_url()} failed: {said}"
         self.url = self._run.url
         log.info("W&B online: %s", self.url)
@@ -264,13 +261,13 @@ class WandbTracker(Logger):
                     id=self.run_id,
                     mode="online" if mode == "online" else "offline",
                     resume="allow" if before else None,
-                    reinit="finish_previous",  # else a run that somebody left open would take our metrics
+                    reinit="finish_previous",  # else a run left open in this process would receive our metrics
                     settings=self._settings(),
                     **about,
                 )
         except BaseException:
             for folder in set(run_folders(self._run_dir, self.run_id)) - set(before):
-                shutil.rmtree(folder)  # an empty run under our id
+                shutil.rmtree(folder)  # an empty run with our ID
             raise
 
     def _settings(self) -> Settings:
@@ -280,15 +277,15 @@ class WandbTracker(Logger):
             base_url=base_url(),
             console="off",
             silent=True,
-            disable_git=True,  # code_state does it, bounded and without secrets
+            disable_git=True,  # code_state does it, bounded and redacted
             save_code=False,
             init_timeout=INIT_SECONDS,
             finish_timeout=FINISH_UPLOAD_SECONDS if self._log_model else FINISH_SECONDS,
-            finish_timeout_raises=True,  # else a network that went away would be told to nobody
+            finish_timeout_raises=True,  # else a lost connection would go unnoticed
         )
 
     def _sync_command(self) -> str:
-        """Return the command that uploads every part of the run (a resumed one has several)."""
+        """Return the command that uploads every part of the run; a resumed run has several."""
         return shell_command(["wandb", "sync", *map(str, run_folders(self._run_dir, self.run_id))])
 
 
@@ -303,12 +300,12 @@ X_AXES = {
 
 
 def describe(run: Run, config: dict[str, Any], save_code: bool) -> None:
-    """Record what is known before the first step, without secrets.
+    """Log what is known before the first step, redacted.
 
     Args:
-        run: Just begun.
+        run: Just started.
         config: The resolved configuration.
-        save_code: Whether the uncommitted changes of the checkout are kept.
+        save_code: Whether to save uncommitted changes of the checkout.
     """
     code = code_state()
     environment: dict[str, Any] = {**versions()}
@@ -325,34 +322,34 @@ def describe(run: Run, config: dict[str, Any], save_code: bool) -> None:
         run.define_metric(metric, step_metric=axis)
 
 
-_ENDED = "ended"  # an empty file beside what W&B writes: everything has arrived there
+_ENDED = "ended"  # an empty file in W&B's folder: the part was written completely
 
 
 def new_run_id() -> str:
-    """Return a W&B run id: 8 letters and digits, from the system's randomness, so that seeded runs differ."""
+    """Return a W&B run ID: 8 letters and digits, from OS randomness so that seeded runs differ."""
     return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
 
 
 def id_of_environment() -> str | None:
-    """Return the id that WANDB_RUN_ID names: the agent of a W&B sweep gives its job one."""
+    """Return WANDB_RUN_ID, which the agent of a W&B sweep sets for its job."""
     return os.environ.get("WANDB_RUN_ID") or None
 
 
 def mark_ended(folder: Path | None) -> None:
-    """Note that a part has come to its end."""
+    """Mark a part as completely written."""
     if folder is not None:
-        with contextlib.suppress(OSError):  # without the note its rows are recorded once more
+        with contextlib.suppress(OSError):  # without the mark, a resumed run logs its rows again
             (folder / _ENDED).touch()
 
 
 def was_killed(folder: Path) -> bool:
-    """Say whether a part may lack what was logged last: W&B writes blocks of 32 KB, and a kill takes the open one."""
+    """Return whether a part may lack its last rows: W&B writes blocks of 32 KB, and a kill loses the open one."""
     return not (folder / _ENDED).exists()
 
 
 @contextlib.contextmanager
 def _arguments_without_secrets() -> Iterator[None]:
-    """Hide secrets in the command line meanwhile: wandb records sys.argv as a run begins."""
+    """Redact sys.argv temporarily: wandb records it when a run starts."""
     typed, sys.argv = sys.argv, redact(sys.argv)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Pictures, tables and files as W&B takes them; all of it works offline."""
+"""Convert images, tables and files to W&B's types; works offline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def image_panel(images: Sequence[tuple[Path | np.ndarray, str]]) -> list[Any]:
     """Return W&B images.
 
     Args:
-        images: (picture, caption); a picture is the path of a file or an array (H, W) or (H, W, 3), uint8.
+        images: (image, caption) pairs; an image is the path of a file or a uint8 array (H, W) or (H, W, 3).
     """
     import wandb
 
@@ -37,14 +37,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
 
 
 def confusion_panels(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Return what shows a confusion matrix: a chart, or for many classes a picture and the worst mistakes.
+    """Return panels of a confusion matrix: a chart, or for many classes an image and the most frequent mistakes.
 
     Args:
-        matrix: counts (K, K); rows are the true classes, columns the predicted ones.
+        matrix: Counts (K, K); rows are true classes, columns predicted ones.
         classes: K names.
 
     Returns:
-        Panels by their names.
+        Panels by name.
     """
     if len(classes) <= MAX_CHART_CLASSES:
         return {"confusion_matrix": _chart(matrix, classes)}
@@ -63,13 +63,13 @@ def model_artifact(name: str, path: Path, metadata: dict[str, Any]) -> Any:
     import wandb
 
     artifact = wandb.Artifact(name, type="model", metadata=metadata)
-    # immutable: uploaded from where it lies, not copied to the home directory first
+    # immutable: uploaded in place, not copied to the home directory first
     artifact.add_file(str(path), name=path.name, policy="immutable")
     return artifact
 
 
 def _chart(matrix: np.ndarray, classes: Sequence[str]) -> Any:
-    """Return W&B's own confusion chart; `wandb.plot.confusion_matrix` wants every single image instead."""
+    """Return W&B's own confusion chart, from counts: `wandb.plot.confusion_matrix` needs a row per image."""
     import wandb
 
     columns = ["Actual", "Predicted", "nPredictions"]
@@ -84,9 +84,9 @@ def wandb_place(split: str, views: str, data: str = "") -> str:
     """Return the name under which an evaluation is logged to the W&B run of its checkpoint.
 
     Args:
-        split: Of the data set.
-        views: Of every image.
-        data: Name of a data set that is not the run's own.
+        split: The split evaluated.
+        views: Test-time views per image.
+        data: Name of the data set, if it is not the run's own.
     """
     named = re.sub(r"[^\w.-]+", "_", data) + "_" if data else ""
     return f"evaluate/{named}{split}_{views}"

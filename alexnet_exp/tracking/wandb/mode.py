@@ -1,4 +1,4 @@
-"""Decide whether W&B works online or offline: without a question to the user and within two seconds."""
+"""Decide whether W&B runs online or offline, without prompting and within two seconds."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ PROBE_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class ModeChoice:
-    """What W&B is going to do (`online`, `offline` or `disabled`) and the reason in words."""
+    """The chosen mode (`online`, `offline` or `disabled`) and the reason for it."""
 
     mode: str
     reason: str
 
 
 def choose_mode(requested: str) -> ModeChoice:
-    """Return what `requested` comes to on this machine, now.
+    """Resolve the requested mode on this machine.
 
     Args:
         requested: `auto`, `online`, `offline` or `disabled`. auto follows WANDB_MODE and `wandb offline` if
-            they are set, and is else online where an API key is configured and the server answers.
+            set, else it is online if an API key is configured and the server responds.
 
     Raises:
-        UserError: if the mode is unknown, wandb is missing, or online is wanted and there is no API key.
+        UserError: If the mode is invalid, wandb is missing, or online is requested without an API key.
     """
     if requested not in MODES:
         raise UserError(
-            f"logger.wandb.mode={requested} is not one of {', '.join(MODES)}.{nearest(requested, MODES)}"
+            f"invalid logger.wandb.mode={requested}: expected one of {', '.join(MODES)}.{nearest(requested, MODES)}"
         )
     wanted, reason = requested, f"logger.wandb.mode={requested}"
     if requested == "auto" and "WANDB_MODE" in os.environ:
@@ -53,8 +53,8 @@ def choose_mode(requested: str) -> ModeChoice:
 
 
 def require_wandb() -> None:
-    """Raise UserError if wandb cannot be imported; make it keep its crash reports to itself."""
-    # They carry stack traces, and hold up the exit for 20 s where the server hangs.
+    """Raise UserError if wandb cannot be imported, and disable its crash reports."""
+    # The reports contain stack traces, and delay the exit by 20 s if the server hangs.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
         import wandb  # noqa: F401
@@ -63,35 +63,32 @@ def require_wandb() -> None:
 
 
 def is_of_network(error: Exception) -> bool:
-    """Say whether wandb raises this where its server or service is away, or a setting wrong: it has many classes.
+    """Return whether an error comes from W&B's server, its local service or its settings, rather than our code.
 
-    Timeouts, lost connections and those of requests are of OSError; the service, its mailbox and the server's answers
-    have classes of their own, and settings are checked by pydantic.
+    Timeouts, lost connections and errors of requests derive from OSError; the service, its mailbox and the server's
+    responses have classes of their own; pydantic checks settings.
     """
-    return isinstance(error, OSError | EOFError) or library_of(error) in (
-        "wandb",
-        "pydantic",
-        "pydantic_core",
-    )
+    libraries = ("wandb", "pydantic", "pydantic_core")
+    return isinstance(error, OSError | EOFError) or library_of(error) in libraries
 
 
 def forget_service() -> None:
-    """Let go of a service that has died (a batch system signals all processes of a job): wandb would try at exit."""
+    """Detach from a dead service (batch systems signal all processes of a job), or wandb would wait for it at exit."""
     import wandb
 
-    with contextlib.suppress(Exception):  # it is gone, whatever it says
+    with contextlib.suppress(Exception):  # it is dead already
         wandb.teardown()
 
 
 def base_url() -> str:
-    """Return the address of the W&B server: WANDB_BASE_URL, the settings file, or W&B's own."""
+    """Return the URL of the W&B server: WANDB_BASE_URL, the settings file, or the public one."""
     import wandb
 
     return os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
 
 
 def has_api_key(url: str) -> bool:
-    """Say whether wandb would find a key for the server at `url`; neither asks the user nor the network."""
+    """Return whether wandb has a key for the server, without prompting or network access."""
     import wandb
     from wandb.errors import AuthenticationError
 
@@ -102,13 +99,13 @@ def has_api_key(url: str) -> bool:
         remember(key)
         return bool(key)
     except AuthenticationError:
-        return True  # there is one that cannot be right: wandb.init says so
+        return True  # malformed: wandb.init will report it
 
 
 def server_answers(url: str, seconds: float = PROBE_SECONDS) -> bool:
-    """Say whether a web server answers at `url` (any page will do) before `seconds` are over."""
+    """Return whether a web server responds at `url`, with any page, within `seconds`."""
     answers: list[bool] = []
-    # In a thread, because a name lookup knows no timeout.
+    # In a thread, because name resolution has no timeout.
     probe = threading.Thread(target=lambda: answers.append(_head(url, seconds)), daemon=True)
     probe.start()
     probe.join(seconds)
@@ -121,9 +118,9 @@ def _head(url: str, seconds: float) -> bool:
             return True
     except urllib.error.HTTPError as error:
         error.close()
-        return error.code < 500  # a proxy says 502 to 504 for a server that is away
+        return error.code < 500  # a proxy returns 502 to 504 if the server is down
     except urllib.error.URLError as error:
-        # Whom to trust is wandb's decision; here it counts that somebody is there.
+        # A bad certificate still means that a server is there; wandb decides whether to trust it.
         return isinstance(error.reason, ssl.SSLCertVerificationError)
     except (OSError, ValueError, http.client.HTTPException):
         return False
@@ -138,16 +135,18 @@ def _online_if_possible(wanted: str) -> ModeChoice:
             )
         return ModeChoice("offline", "no API key is configured (`wandb login` sets one)")
     if not server_answers(url):
-        return ModeChoice("offline", f"{url} did not answer within {PROBE_SECONDS:.0f} s")
-    return ModeChoice("online", f"{url} answers")
+        return ModeChoice("offline", f"{url} did not respond within {PROBE_SECONDS:.0f} s")
+    return ModeChoice("online", f"{url} responds")
 
 
 def _mode_of_environment() -> str:
-    """Return WANDB_MODE in the words of today; `run` and `dryrun` are wandb's older ones."""
+    """Return WANDB_MODE, with wandb's legacy names `run` and `dryrun` translated."""
     value = os.environ["WANDB_MODE"]
     mode = {"run": "online", "shared": "online", "dryrun": "offline"}.get(value, value)
     if mode not in MODES[1:]:
-        raise UserError(f"WANDB_MODE={value} in the environment is not one of {', '.join(MODES[1:])}.")
+        raise UserError(
+            f"invalid WANDB_MODE={value} in the environment: expected one of {', '.join(MODES[1:])}."
+        )
     return mode
 
 

@@ -114,9 +114,9 @@ def test_the_claims_of_a_checkpoint_are_checked_before_its_network_is_built(
 
 
 DATA: list[tuple[dict[str, Any], str]] = [
-    ({"num_workers": 10**6}, r"data\.num_workers=1000000, and it must be"),
+    ({"num_workers": 10**6}, r"invalid data\.num_workers=1000000: expected"),
     ({"_target_": "os.system"}, "is not of this package"),
-    ({"test_subset": "all"}, r"data\.test_subset='all', and it must be"),
+    ({"test_subset": "all"}, r"invalid data\.test_subset='all': expected"),
 ]
 
 
