@@ -81,7 +81,7 @@ FOREIGN = Kind(
         Bad("", "only tensors and plain values are let in", "a whole network, pickled", saved(lambda: nn.Linear(2, 2))),
         Bad("", "its records claim more than", "a network in TorchScript",
             lambda here: (saved(dict)(here), _scripted(here))),
-        Bad("", "it has 0 records weight.npy/data.pkl", "arrays of numpy (.npz)",
+        Bad("", "it has 0 records named weight.npy/data.pkl", "arrays of numpy (.npz)",
             lambda here: (saved(dict)(here), _arrays(here))),
         Bad("", "it is no archive of torch.save", "a file of HDF5, as Keras writes",
             _bytes(b"\x89HDF\r\n\x1a\n" + bytes(99))),

@@ -144,7 +144,7 @@ def test_a_plateau_over_an_unknown_metric_lists_those_there_are(tmp_path: Path) 
 
 
 def test_a_best_checkpoint_by_an_unknown_metric_lists_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"callbacks.checkpoint.monitor=val/f1 is not measured.*val/loss"):
+    with pytest.raises(UserError, match=r"invalid callbacks.checkpoint.monitor=val/f1: expected .*val/loss"):
         run(tmp_path, "callbacks.checkpoint.monitor=val/f1")
 
 

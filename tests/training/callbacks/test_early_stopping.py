@@ -85,7 +85,9 @@ def test_a_metric_that_is_not_measured_is_one_sentence() -> None:
         sanity_checking=False, fast_dev_run=False, callback_metrics={"val/loss": torch.tensor(1.0)},
         state=SimpleNamespace(fn="fit"),
     )  # fmt: skip
-    with pytest.raises(UserError, match=r"monitor=val/top5 is not measured in this run; it has val/loss"):
+    with pytest.raises(
+        UserError, match=r"monitor=val/top5 is not measured in this run: choose one of val/loss"
+    ):
         callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
 
 
