@@ -389,11 +389,12 @@ class ImageData(lightning.LightningDataModule):
 
     def preprocessing(self) -> dict[str, Any]:
         """Return, as plain values and tensors, what a checkpoint needs to prepare an image for the network."""
-        source = self.sources.get("train")
-        in_memory = isinstance(source, ArraySource)  # those images keep their own size
+        source, stored_size = self.sources.get("train"), self.stored_size
+        if isinstance(source, ArraySource):  # in-memory images keep their own size
+            stored_size = source.images.shape[-1]
         return {
             "image_size": self.preprocess.image_size,
-            "stored_size": source.images.shape[-1] if in_memory else self.stored_size,
+            "stored_size": stored_size,
             "fit": self.fit,
             "crop": self.preprocess.crop,
             "mean": list(self.preprocess.mean),

@@ -179,7 +179,7 @@ RESUMED = Kind(
         Bad("resume=RUN optimizer.lr=0.5", "resume= continues the same experiment, and optimizer.lr=0.5 would change"),
         Bad("resume=RUN model=alexnet", "resume= continues the same experiment, and model=alexnet would change"),
         Bad("resume=RUN data=mnist", "resume= continues the same experiment, and data=mnist would change"),
-        Bad("resume=RUN ckpt=RUN", "resume= continues a run in place and ckpt= starts a new one"),
+        Bad("resume=RUN ckpt=RUN", "resume= continues a run in place, ckpt= starts a new one"),
         Bad("resume=RUN trainer.max_epochs=two", "trainer.max_epochs='two' is not possible"),
         Bad("resume=RUN trainer.max_epochs=2", "RUN belongs to a run that is still going on", "a run that goes on",
             _locked),

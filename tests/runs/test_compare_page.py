@@ -60,7 +60,7 @@ def test_hovering_shows_every_run_s_value_at_an_epoch(tmp_path: Path):
 def test_many_runs_are_drawn_as_the_means_of_their_seeds(tmp_path: Path):
     page = page_of(made(tmp_path, 7, 2), ["optimizer.lr", "seed"])
     assert len(page.all("path", "line")) == 2 * 7
-    assert "mean over the seeds" in page.words
+    assert "mean over the finished seeds" in page.words
     assert "lr=6.0: 56.05\N{NO-BREAK SPACE}%" in page.source  # of 56.0 and 56.1
 
 

@@ -131,7 +131,7 @@ def split_folders(root: str, rule: str = "by_name") -> dict[str, str]:
         return {split: split for split in _NAMES if split in folders}
     named = {split: [f for f in folders if name.fullmatch(f.casefold())] for split, name in _NAMES.items()}
     named = {split: names for split, names in named.items() if names}
-    inside = {name: _folders_in(os.path.join(root, name)) for names in named.values() for name in names}
+    inside = {name: set(_folders_in(os.path.join(root, name))) for names in named.values() for name in names}
     others = len(folders) > len(inside)
     if "train" in named:
         if others and not any(inside[name] for name in named["train"]):
