@@ -178,9 +178,8 @@ class ArrayLoader(Loader):
     def __init__(self, source: ArraySource, plan: BatchPlan, send_to: torch.device | None = None) -> None:
         super().__init__(plan)
         self.source, self.send_to = source, send_to
-        self._mover: Mover | None = (
-            None  # one for all epochs: each CUDA stream caches device memory of its own
-        )
+        # One for all epochs: each CUDA stream caches its own device memory.
+        self._mover: Mover | None = None
         plan.device = source.images.device
 
     def _batches(self) -> Iterator[Batch]:

@@ -179,7 +179,7 @@ class ImageData(lightning.LightningDataModule):
                 )
         cut = dict(sources)
         if "val" not in sources and self.val_size:
-            keep = 1 if self.train_subset is None else 0
+            keep = 1 if self.train_subset is None else 0  # leave something to train on
             names = rest.names() if isinstance(rest, FileSource) else None
             kept, chosen = split_validation(
                 rest.labels, self.val_size, self.val_split, self.val_seed, keep, names
@@ -244,9 +244,8 @@ class ImageData(lightning.LightningDataModule):
         for line in lines(self.facts()):
             say(line)
         if self.unused_val:
-            say(
-                f"Ignoring the data set's {self.unused_val:,} val images: fold {self.fold} is used for validation."
-            )
+            num, fold = self.unused_val, self.fold
+            say(f"Ignoring the data set's {num:,} val images: fold {fold} is used for validation.")
         for split, source in self.sources.items():
             if text := missing(split, source):
                 log.warning(text)
@@ -389,11 +388,12 @@ class ImageData(lightning.LightningDataModule):
 
     def preprocessing(self) -> dict[str, Any]:
         """Return, as plain values and tensors, what a checkpoint needs to prepare an image for the network."""
-        source = self.sources.get("train")
+        source, stored_size = self.sources.get("train"), self.stored_size
+        if isinstance(source, ArraySource):  # in-memory images keep their own size
+            stored_size = source.images.shape[-1]
         return {
             "image_size": self.preprocess.image_size,
-            # Images in memory keep their own size.
-            "stored_size": source.images.shape[-1] if isinstance(source, ArraySource) else self.stored_size,
+            "stored_size": stored_size,
             "fit": self.fit,
             "crop": self.preprocess.crop,
             "mean": list(self.preprocess.mean),

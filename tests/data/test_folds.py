@@ -32,7 +32,7 @@ def digits(**options: object) -> Digits:
     return made
 
 
-def test_every_class_is_spread_evenly_and_so_is_what_does_not_divide() -> None:
+def test_classes_and_their_remainders_are_spread_evenly() -> None:
     source = files({f"class {i}": 6 for i in range(200)})
     fold = fold_of_each(source, 5, 0)
     for label in range(200):
@@ -42,7 +42,7 @@ def test_every_class_is_spread_evenly_and_so_is_what_does_not_divide() -> None:
     assert totals.sum() == 1200 and totals.min() > 200 and totals.max() < 290
 
 
-def test_an_image_more_moves_no_others_but_at_the_edges_of_the_folds() -> None:
+def test_adding_an_image_only_moves_images_at_fold_boundaries() -> None:
     before, after = files({"a": 50, "b": 20}), files({"a": 51, "b": 20})
     old = dict(zip(before.paths, fold_of_each(before, 5, 0).tolist(), strict=True))
     new = dict(zip(after.paths, fold_of_each(after, 5, 0).tolist(), strict=True))
@@ -80,7 +80,7 @@ def test_the_images_of_a_group_are_in_one_fold(how: str, tmp_path: Path) -> None
         assert torch.bincount(fold[source.labels == label], minlength=5).tolist() == [share] * 5
 
 
-def test_an_image_without_a_group_is_a_group_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+def test_image_without_a_group_forms_its_own_group(caplog: pytest.LogCaptureFixture) -> None:
     source = files({"a": 9, "b": 9}, shots=3)
     fold = fold_of_each(source, 3, 0, r"train/(a/\d+)_")
     assert "9 of 18 training images have no group, such as train/b/0_0.jpg" in caplog.text
@@ -93,7 +93,7 @@ def test_an_image_without_a_group_is_a_group_of_its_own(caplog: pytest.LogCaptur
      ("(nowhere)", "matches no training image"), ("missing.csv", "missing.csv"),
      ("train/(.)/", "makes 2 groups, too few for data.folds=5")],
 )  # fmt: skip
-def test_groups_that_make_none_are_refused_in_one_sentence(wanted: str, said: str) -> None:
+def test_invalid_groups_are_refused_in_one_sentence(wanted: str, said: str) -> None:
     with pytest.raises(UserError) as error:
         fold_of_each(files({"a": 9, "b": 9}), 5, 0, wanted)
     assert said in str(error.value)
@@ -107,7 +107,7 @@ def folder(root: Path, **options: object) -> Folder:
     return made
 
 
-def test_one_folder_per_class_is_enough_and_a_val_folder_is_left_alone(tmp_path: Path) -> None:
+def test_plain_class_folders_are_enough_and_a_val_folder_is_ignored(tmp_path: Path) -> None:
     write_folder(tmp_path / "plain", {"a": 6, "b": 6})
     data = folder(tmp_path / "plain", folds=3, fold=1)
     assert (len(data.sources["train"]), len(data.sources["val"])) == (8, 4)
@@ -122,12 +122,12 @@ def test_one_folder_per_class_is_enough_and_a_val_folder_is_left_alone(tmp_path:
     assert said[-1] == "Ignoring the data set's 3 val images: fold 1 is used for validation."
 
 
-def test_a_subset_for_training_leaves_the_fold_whole() -> None:
+def test_training_subset_does_not_shrink_the_held_out_fold() -> None:
     data = digits(folds=4, fold=0, train_subset=100)
     assert len(data.sources["train"]) == 100 and len(data.sources["val"]) > 350
 
 
-def test_settings_of_folds_that_do_not_fit_are_refused() -> None:
+def test_conflicting_fold_settings_are_refused() -> None:
     for typed, said in (
         (["data.folds=3", "data.fold=3"], "expected 0 to 2"),
         (["data.fold=1"], "needs data.folds"),
@@ -141,7 +141,7 @@ def test_settings_of_folds_that_do_not_fit_are_refused() -> None:
     check_config(plain(compose("train", ["data.folds=3", "data.val_size=0", "scheduler=plateau"])))
 
 
-def test_the_rule_goes_by_names_inside_class_folders() -> None:
+def test_folds_depend_on_names_inside_class_folders() -> None:
     source = files({"a": 30, "b": 30})
     moved = replace(
         source, paths=tuple(path.replace("/root/", "/other/") for path in source.paths), root="/other"

@@ -69,7 +69,7 @@ def test_every_image_is_seen_once_per_epoch(num_images: int, batch_size: int, wo
 
 
 @pytest.mark.parametrize(("num_images", "batch_size"), SIZES)
-def test_all_batches_are_full_but_the_last(num_images: int, batch_size: int):
+def test_all_batches_but_the_last_are_full(num_images: int, batch_size: int):
     plan = BatchPlan(num_images, batch_size, 0)
     sizes = [len(part.indices) for part in plan]
     assert len(plan) == len(sizes)
@@ -77,7 +77,7 @@ def test_all_batches_are_full_but_the_last(num_images: int, batch_size: int):
     assert sum(sizes) == num_images
 
 
-def test_a_rank_without_a_share_steps_with_one_image_that_does_not_count():
+def test_rank_with_an_empty_slice_steps_with_a_dummy_image():
     parts = [next(iter(BatchPlan(1, 8, 0, rank, 3))) for rank in range(3)]
     assert sorted(part.size for part in parts) == [0, 0, 1]
     assert [part.indices.tolist() for part in parts] == [[0]] * 3
@@ -89,7 +89,7 @@ def test_without_a_seed_images_come_in_file_order():
     assert [part.indices.tolist() for part in plan] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
+def test_order_depends_only_on_seed_and_epoch():
     def order(seed: int, epoch: int, batch_size: int = 8) -> list[int]:
         plan = BatchPlan(50, batch_size, seed)
         plan.set_epoch(epoch)
@@ -153,7 +153,7 @@ def test_the_epoch_may_be_set_after_iter_as_lightning_does(make_loader: Callable
     assert ids(list(batches)) == expected
 
 
-def test_loading_leaves_torch_s_own_random_state_alone(make_loader: Callable[[], Loader]):
+def test_loading_does_not_change_torch_s_global_random_state(make_loader: Callable[[], Loader]):
     loader = make_loader()
     before = torch.get_rng_state()
     for epoch in range(2):
@@ -170,7 +170,7 @@ def saved(loader: Loader) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3, 4, 5])
-def test_a_loader_goes_on_in_the_middle_of_an_epoch(make_loader: Callable[[], Loader], taken: int):
+def test_loader_resumes_in_the_middle_of_an_epoch(make_loader: Callable[[], Loader], taken: int):
     whole, stopped, resumed = make_loader(), make_loader(), make_loader()
     whole.sampler.set_epoch(2)
     stopped.sampler.set_epoch(2)
@@ -196,7 +196,7 @@ def test_the_next_epoch_starts_at_its_first_batch(make_loader: Callable[[], Load
     assert ids(list(stopped)) == ids(list(resumed)) == ids(list(whole))
 
 
-def test_an_epoch_that_has_not_begun_is_saved_as_such(make_loader: Callable[[], Loader]):
+def test_position_before_the_first_batch_is_saved(make_loader: Callable[[], Loader]):
     loader = make_loader()
     assert loader.state_dict() == {"epoch": 0, "batches": 0}
     list(loader)
@@ -207,7 +207,7 @@ def test_an_epoch_that_has_not_begun_is_saved_as_such(make_loader: Callable[[], 
 
 
 @pytest.mark.parametrize("epoch_first", [True, False])
-def test_a_position_that_was_loaded_is_saved_again_before_the_first_batch(epoch_first: bool):
+def test_loaded_position_is_saved_again_before_the_first_batch(epoch_first: bool):
     loader = ArrayLoader(numbered(COUNT), BatchPlan(COUNT, 5, seed=0))
     if epoch_first:
         loader.sampler.set_epoch(4)

@@ -38,7 +38,7 @@ def sizes(data: ImageData) -> dict[str, int]:
 
 @pytest.mark.parametrize("how", ["random", "last"])
 @pytest.mark.parametrize("val_size", [0, 1, 7, 21])
-def test_validation_is_cut_from_training_and_nothing_is_lost(how: str, val_size: int):
+def test_validation_is_split_from_training_without_losing_images(how: str, val_size: int):
     whole, data = ready(), ready(val_size=val_size, val_split=how)
     train, val = pixels(data.sources["train"]), pixels(data.sources["val"]) if val_size else []
     assert (len(train), len(val)) == (22 - val_size, val_size)
@@ -67,7 +67,7 @@ def test_validation_comes_from_what_the_training_subset_leaves():
     assert pixels(last.sources["val"]) == pixels(whole)[17:]
 
 
-def test_all_that_the_training_subset_leaves_may_validate():
+def test_all_images_outside_the_training_subset_can_be_validation():
     assert sizes(ready(train_subset=10, val_size=12)) == {"train": 10, "val": 12, "test": 9}
 
 
@@ -83,12 +83,12 @@ def test_the_test_subset_is_the_first_images_in_file_order():
     assert sizes(data) == {"train": 19, "val": 3, "test": 4}
 
 
-def test_a_validation_set_of_its_own_is_left_whole():
+def test_existing_validation_split_is_kept_whole():
     data = ready(own_val=True, train_subset=4)
     assert sizes(data) == {"train": 4, "val": 6, "test": 9}
 
 
-def test_images_keep_their_published_numbers_through_the_cuts():
+def test_images_keep_their_published_numbers_after_splitting():
     data, whole = ready(train_subset=10, val_size=5), ready().sources["train"]
     for split in ("train", "val"):
         for i, image in enumerate(pixels(data.sources[split])):
@@ -105,26 +105,26 @@ def test_images_keep_their_published_numbers_through_the_cuts():
         ({"test_subset": 10}, "invalid subset of made test: expected 1 to 9 images, not 10"),
     ],
 )
-def test_cuts_that_do_not_fit_are_refused(options: dict[str, int], message: str):
+def test_splits_larger_than_the_data_are_refused(options: dict[str, int], message: str):
     with pytest.raises(UserError, match=message):
         ready(**options)
 
 
-def test_images_are_read_once_however_often_lightning_asks():
+def test_images_are_read_once_for_all_setup_calls():
     data = Made(val_size=3)
     for stage in ("fit", "validate", "test"):
         data.setup(stage)
     assert data.loads == 1
 
 
-def test_a_set_without_test_images_has_no_test_loader():
+def test_data_without_test_images_has_no_test_loader():
     assert ready(test=False).test_dataloader() == []
 
 
 # -------------------------------------------------------------------------------- settings
 
 
-def test_one_channel_takes_the_average_of_three_means():
+def test_one_channel_uses_the_average_of_three_means():
     data = Made(channels=1)
     assert data.preprocess.mean == pytest.approx([0.5])
     assert data.preprocess.std == pytest.approx([0.3])
@@ -141,12 +141,12 @@ def test_a_wrong_number_of_means_is_refused():
 
 
 @pytest.mark.parametrize(("image_size", "expected"), [(224, 256), (227, 256), (32, 36), (3, 3)])
-def test_files_are_stored_an_eighth_larger_unless_told_otherwise(image_size: int, expected: int):
+def test_stored_size_defaults_to_an_eighth_more_than_the_input(image_size: int, expected: int):
     assert Made(image_size=image_size).stored_size == expected
     assert Made(image_size=image_size, stored_size=300).stored_size == 300
 
 
-def test_preprocessing_is_plain_values_that_say_all():
+def test_preprocessing_is_plain_and_complete():
     settings = Made(augment={"crop": True}, channels=1, stored_size=9).preprocessing()
     assert json.loads(json.dumps(settings)) == settings
     assert settings["mean"] == pytest.approx([0.5])
@@ -174,7 +174,7 @@ def test_a_stored_image_is_the_one_in_the_split(tmp_path: Path):
     assert torch.equal(image, next(iter(files.loader("train"))).images[3])
 
 
-def test_workers_are_one_per_core_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch):
+def test_workers_default_to_one_per_available_core(monkeypatch: pytest.MonkeyPatch):
     for count, expected in ((1, 1), (3, 3), (64, 8)):
         monkeypatch.setattr(cores, "available_cores", lambda count=count: count)
         assert Made()._workers() == expected
@@ -212,7 +212,7 @@ def test_only_cuda_copies_pageable_memory_without_waiting(device: str, non_block
     assert tensor.sent == [non_blocking] * 3
 
 
-def test_an_epoch_is_drawn_at_once_on_cuda_alone(monkeypatch: pytest.MonkeyPatch):
+def test_augmentation_is_drawn_once_per_epoch_on_cuda_only(monkeypatch: pytest.MonkeyPatch):
     data = ready(augment={"flip": "alternating", "pad": 2})
     data.train_dataloader()
     assert data.pipeline.augment.draw is None

@@ -179,7 +179,7 @@ RESUMED = Kind(
         Bad("resume=RUN optimizer.lr=0.5", "resume= continues the same experiment, and optimizer.lr=0.5 would change"),
         Bad("resume=RUN model=alexnet", "resume= continues the same experiment, and model=alexnet would change"),
         Bad("resume=RUN data=mnist", "resume= continues the same experiment, and data=mnist would change"),
-        Bad("resume=RUN ckpt=RUN", "resume= continues a run in place and ckpt= starts a new one"),
+        Bad("resume=RUN ckpt=RUN", "resume= continues a run in place, ckpt= starts a new one"),
         Bad("resume=RUN trainer.max_epochs=two", "invalid trainer.max_epochs='two'"),
         Bad("resume=RUN trainer.max_epochs=2", "RUN is in use by a run that is still running", "a run that goes on",
             _locked),

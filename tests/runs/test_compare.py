@@ -1,4 +1,4 @@
-"""`alexnet-exp compare` over run directories made by hand."""
+"""`alexnet-exp compare` over hand-made run directories."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
-def test_a_sweep_counts_as_its_jobs_the_best_first(sweep: Path, capsys: pytest.CaptureFixture[str]):
+def test_sweep_is_listed_as_its_jobs_best_first(sweep: Path, capsys: pytest.CaptureFixture[str]):
     runs = as_json(capsys, str(sweep))["runs"]
     assert [run["run"] for run in runs] == ["3", "2", "1", "0", "10", "5", "4"]
     assert [run["status"] for run in runs[4:]] == ["finished", "unfinished", "failed"]
@@ -71,7 +71,7 @@ def test_a_sweep_counts_as_its_jobs_the_best_first(sweep: Path, capsys: pytest.C
     }  # fmt: skip
 
 
-def test_an_untested_run_is_judged_by_its_best_validation(sweep: Path, capsys: pytest.CaptureFixture[str]):
+def test_untested_run_is_scored_by_its_best_validation(sweep: Path, capsys: pytest.CaptureFixture[str]):
     runs = {run["run"]: run for run in as_json(capsys, str(sweep))["runs"]}
     assert (runs["10"]["metric"], runs["10"]["value"]) == ("val/top1", 0.7)
     assert (runs["5"]["metric"], runs["5"]["value"], runs["5"]["epochs"]) == ("val/top1", 0.4, 2)
@@ -79,7 +79,7 @@ def test_an_untested_run_is_judged_by_its_best_validation(sweep: Path, capsys: p
     assert (runs["4"]["metric"], runs["4"]["value"]) == (None, None)
 
 
-def test_seeds_of_one_configuration_are_put_together(sweep: Path, capsys: pytest.CaptureFixture[str]):
+def test_seeds_of_one_configuration_are_grouped(sweep: Path, capsys: pytest.CaptureFixture[str]):
     groups = as_json(capsys, str(sweep))["groups"]
     first = groups[0]
     assert (first["n"], first["runs"], first["best"]) == (2, ["2", "3"], True)
@@ -91,7 +91,7 @@ def test_seeds_of_one_configuration_are_put_together(sweep: Path, capsys: pytest
     assert [group["interval"] is None for group in groups] == [False, False, True, True, True]
 
 
-def test_a_run_that_holds_its_directory_is_running(sweep: Path, capsys: pytest.CaptureFixture[str]):
+def test_run_that_locks_its_directory_is_running(sweep: Path, capsys: pytest.CaptureFixture[str]):
     with open(sweep / "5" / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         runs = {run["run"]: run["status"] for run in as_json(capsys, str(sweep))["runs"]}
@@ -99,7 +99,7 @@ def test_a_run_that_holds_its_directory_is_running(sweep: Path, capsys: pytest.C
     assert {run["run"]: run["status"] for run in as_json(capsys, str(sweep))["runs"]}["5"] == "unfinished"
 
 
-def test_another_metric_can_judge(sweep: Path, capsys: pytest.CaptureFixture[str]):
+def test_any_logged_metric_can_rank_runs(sweep: Path, capsys: pytest.CaptureFixture[str]):
     runs = as_json(capsys, str(sweep), "metric=val/loss")["runs"]
     assert runs[0]["run"] == "3"
     assert runs[0]["value"] == pytest.approx(0.08)
@@ -137,7 +137,9 @@ def test_runs_are_filtered_as_asked(
     assert {run["run"] for run in as_json(capsys, str(sweep), f"where={where}")["runs"]} == expected
 
 
-def test_names_of_files_stand_for_what_follows_from_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_config_file_names_replace_the_settings_they_imply(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     for name, size in (("alexnet_cifar", 32), ("alexnet", 227)):
         for seed in (0, 1):
             model, data = {"input_size": size, "lrn": {"k": size / 2}}, {"image_size": size}
@@ -154,9 +156,7 @@ def test_names_of_files_stand_for_what_follows_from_them(tmp_path: Path, capsys:
     }
 
 
-def test_a_typed_setting_is_told_beside_the_name_of_its_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_typed_setting_is_listed_beside_the_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for name, size in (("a", 32), ("b", 48)):
         typed = [f"model={name}", f"model.input_size={size}"]
         make_run(tmp_path / name, 0.5, typed=typed, model={"input_size": size})
@@ -174,7 +174,7 @@ def test_one_batch_is_not_all_of_them(tmp_path: Path, capsys: pytest.CaptureFixt
     }
 
 
-def test_configurations_without_a_setting_of_their_own_are_told_in_words(
+def test_configurations_without_distinguishing_settings_are_described_in_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     def configurations(folder: str) -> list[str]:
@@ -189,7 +189,7 @@ def test_configurations_without_a_setting_of_their_own_are_told_in_words(
     assert configurations("many")[0] == "as most runs"
 
 
-def test_the_files_that_a_run_recorded_name_it(tmp_path: Path):
+def test_recorded_config_files_name_a_run(tmp_path: Path):
     typed = ["experiment=baseline", "seed=1"]
     recorded = {"experiment": "baseline", "model": "mine", "data": "stripes", "debug": "none"}
     make_run(tmp_path / "new", 0.5, typed=typed, choices=recorded)
@@ -216,7 +216,7 @@ def test_csv_has_a_line_for_each_run(sweep: Path, capsys: pytest.CaptureFixture[
     assert lines[-1]["value"] == lines[-1]["group_low"] == ""
 
 
-def test_csv_has_the_settings_of_runs_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_csv_has_settings_that_only_some_runs_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_run(tmp_path / "best", 0.9, data={"name": "digits"})
     make_run(tmp_path / "other", 0.5, data={"name": "folder", "root": "photos"})
     lines = list(csv.DictReader(io.StringIO(compare(capsys, str(tmp_path), "format=csv", "page=false"))))
@@ -226,7 +226,7 @@ def test_csv_has_the_settings_of_runs_of_another_kind(tmp_path: Path, capsys: py
     ]
 
 
-def test_markdown_tables_have_cells_under_every_head(sweep: Path, capsys: pytest.CaptureFixture[str]):
+def test_markdown_rows_have_a_cell_per_column(sweep: Path, capsys: pytest.CaptureFixture[str]):
     lines = compare(capsys, str(sweep), "format=markdown", "page=false").splitlines()
     tables = [line for line in lines if line.startswith("|")]
     assert {line.count("|") for line in tables[:7]} == {6}
@@ -234,9 +234,7 @@ def test_markdown_tables_have_cells_under_every_head(sweep: Path, capsys: pytest
     assert "| 91.50 % * | 0.71 | 85.15 to 97.85 % | 2 | optimizer.lr=0.01 |" in tables
 
 
-def test_the_table_goes_into_a_file_whose_ending_tells_its_form(
-    sweep: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_file_extension_selects_the_table_format(sweep: Path, capsys: pytest.CaptureFixture[str]):
     said = compare(capsys, str(sweep), "out=a table.csv", "page=false")
     assert said == "table: a table.csv\n"
     assert Path("a table.csv").read_text().count("\n") == 8
@@ -264,7 +262,7 @@ def test_several_folders_and_awkward_names(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("kind", ["table", "markdown"])
-def test_names_cannot_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str):
+def test_names_cannot_inject_terminal_escapes(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str):
     names = ("\x1b[31mred\nline", "[red]plain[/red]", os.fsdecode(b"caf\xe9"))
     for seed, name in enumerate(names):
         make_run(tmp_path / name, 0.5, seed=seed, data={"root": f"\x1b]0;{seed}\x07"})
@@ -274,7 +272,7 @@ def test_names_cannot_command_the_terminal(tmp_path: Path, capsys: pytest.Captur
         assert shown in out
 
 
-def test_a_name_that_is_no_text_does_not_cost_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_name_that_is_not_utf8_does_not_break_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = make_run(tmp_path / "runs" / os.fsdecode(b"caf\xe9"), 0.5)
     make_run(tmp_path / "runs" / "b", 0.5)
     (run / "report.html").touch()
@@ -285,7 +283,7 @@ def test_a_name_that_is_no_text_does_not_cost_the_table(tmp_path: Path, capsys: 
     assert 'href="../runs/caf%E9/report.html"' in (tmp_path / "out" / "compare.html").read_text()
 
 
-def test_page_and_result_lie_in_a_directory_of_their_own(sweep: Path, capsys: pytest.CaptureFixture[str]):
+def test_page_and_result_get_their_own_directory(sweep: Path, capsys: pytest.CaptureFixture[str]):
     said = compare(capsys, "sweep")
     (folder,) = Path("outputs/compare").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["compare.html", "result.json"]
@@ -296,7 +294,7 @@ def test_page_and_result_lie_in_a_directory_of_their_own(sweep: Path, capsys: py
     assert len(result["runs"]) == 7
 
 
-def test_a_broken_run_does_not_cost_the_table(sweep: Path, capsys: pytest.CaptureFixture[str]):
+def test_broken_run_does_not_break_the_table(sweep: Path, capsys: pytest.CaptureFixture[str]):
     (sweep / "3" / "result.json").write_text('{"status": "fin')
     (sweep / "2" / "overrides.yaml").write_text("- [")
     (sweep / "1" / "config.yaml").write_text("a: [")
@@ -308,7 +306,7 @@ def test_a_broken_run_does_not_cost_the_table(sweep: Path, capsys: pytest.Captur
     assert err == f"warning: {sweep / '1' / 'config.yaml'} cannot be read: its run is skipped\n"
 
 
-def test_a_folder_that_nobody_may_enter_costs_a_warning(
+def test_unreadable_folder_is_a_warning(
     sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     locked = sweep / "locked"
@@ -337,7 +335,7 @@ def test_a_folder_that_nobody_may_enter_costs_a_warning(
         (["sweep", "sorted=seed"], "There is no setting sorted. Did you mean sort,"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(
+def test_mistake_is_reported_in_one_line(
     sweep: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ):
     Path("empty").mkdir()
@@ -352,7 +350,7 @@ def test_comparing_imports_no_torch(sweep: Path):
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
-def test_a_run_that_ended_before_it_chose_differs_in_nothing_that_is_chosen(
+def test_run_that_failed_early_does_not_differ_in_auto_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     for name, lr, chosen in (("a", 0.1, False), ("b", 0.2, False), ("killed", 0.3, "auto")):
@@ -365,7 +363,7 @@ def test_a_run_that_ended_before_it_chose_differs_in_nothing_that_is_chosen(
 FIGURE = {"metric": "test/top1", "value": 0.9, "epoch": "best", "source": "Table 1"}
 
 
-def test_what_is_published_stands_beside_the_mean_and_is_no_difference_between_runs(
+def test_published_value_is_shown_beside_the_mean_and_does_not_split_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

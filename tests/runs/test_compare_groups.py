@@ -1,4 +1,4 @@
-"""Statistics over seeds: against a table of the t distribution and numbers worked out by hand."""
+"""Statistics over seeds: against a table of the t distribution and hand-computed values."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def run(seed: int, top1: float | None, status: str = "finished", **config: Any) 
 
 
 @pytest.mark.parametrize("freedom", TABLE)
-def test_t_quantile_is_that_of_the_tables(freedom: int):
+def test_t_quantile_matches_published_tables(freedom: int):
     assert t_quantile(freedom) == pytest.approx(TABLE[freedom], abs=5e-5)
 
 
-def test_t_quantile_of_another_confidence():
+def test_t_quantile_for_another_confidence():
     assert t_quantile(5, 0.99) == pytest.approx(4.0321, abs=5e-5)
     assert t_quantile(6, 0.9) == pytest.approx(1.9432, abs=5e-5)
 
@@ -71,7 +71,7 @@ def test_a_repeated_seed_counts_once():
     assert {run.result["metrics"]["test/top1"] for run in group.counted} == {0.8, 0.9}
 
 
-def test_settings_that_only_watch_a_run_do_not_part_a_group():
+def test_settings_that_only_observe_a_run_do_not_split_a_group():
     apart = {"paths.output_dir": "a", "logger.wandb.name": "x", "resume": None}
     other = {"paths.output_dir": "b", "logger.wandb.name": "y", "resume": "b"}
     assert len(group_runs([run(0, 0.9, **apart), run(1, 0.8, **other)], "test/top1")) == 1
@@ -98,7 +98,7 @@ def test_the_lowest_loss_is_the_best():
     assert comparison.groups[0].mean == 0.3
 
 
-def test_a_value_of_another_metric_is_best_only_where_there_is_no_other():
+def test_value_of_another_metric_is_best_only_without_the_requested_one():
     tested, not_tested = run(0, 0.6, a=1), run(0, None, a=2)
     not_tested.result["metrics"]["val/top1"] = 0.99
     both = Comparison([tested, not_tested], "test/top1", ["a"])

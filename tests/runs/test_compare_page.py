@@ -1,4 +1,4 @@
-"""compare.html: well-formed, self-contained, and telling what the table tells."""
+"""compare.html: well-formed, self-contained, with the content of the table."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ def made(folder: Path, configurations: int, seeds: int) -> Path:
     return folder
 
 
-def test_every_run_and_configuration_is_told(tmp_path: Path):
+def test_every_run_and_configuration_is_listed(tmp_path: Path):
     page = page_of(made(tmp_path, 2, 3), ["optimizer.lr", "seed"])
     assert ["1-2", "51.20 % best", "2", "1,234", "finished", "1.0", "2"] in page.rows
     assert ["optimizer.lr=1.0", "51.10 % best", "0.10", "50.85 to 51.35 %", "3"] in page.rows
     assert "6 runs" in page.words
 
 
-def test_runs_that_differ_in_the_seed_alone_are_said_to_be_the_same(tmp_path: Path):
+def test_runs_that_differ_only_in_the_seed_are_described_as_the_same(tmp_path: Path):
     page = page_of(made(tmp_path, 1, 3), ["seed"])
     assert ["the same for all runs", "50.10 % best", "0.10", "49.85 to 50.35 %", "3"] in page.rows
 
 
-def test_runs_of_one_configuration_have_one_colour(tmp_path: Path):
+def test_runs_of_one_configuration_share_a_colour(tmp_path: Path):
     page = page_of(made(tmp_path, 2, 3), ["optimizer.lr", "seed"])
     curves = [a["class"] for a in page.all("path", "line")]
     assert sorted(curves) == 6 * ["line c0"] + 6 * ["line c1"]  # val/top1 and val/loss
     assert len(page.all("figure", "chart")) == 2
 
 
-def test_hovering_tells_every_run_s_value_at_an_epoch(tmp_path: Path):
+def test_hovering_shows_every_run_s_value_at_an_epoch(tmp_path: Path):
     page = page_of(made(tmp_path, 1, 2), ["seed"])
     titles = re.findall(r"<title>(epoch[^<]*)</title>", page.source)
     assert "epoch 2\nseed=1: 50.10\N{NO-BREAK SPACE}%\nseed=0: 50.00\N{NO-BREAK SPACE}%" in titles
@@ -60,11 +60,11 @@ def test_hovering_tells_every_run_s_value_at_an_epoch(tmp_path: Path):
 def test_many_runs_are_drawn_as_the_means_of_their_seeds(tmp_path: Path):
     page = page_of(made(tmp_path, 7, 2), ["optimizer.lr", "seed"])
     assert len(page.all("path", "line")) == 2 * 7
-    assert "mean over the seeds" in page.words
+    assert "mean over the finished seeds" in page.words
     assert "lr=6.0: 56.05\N{NO-BREAK SPACE}%" in page.source  # of 56.0 and 56.1
 
 
-def test_a_mean_is_over_the_runs_that_count_and_over_finite_values(tmp_path: Path):
+def test_mean_is_over_finished_runs_and_finite_values(tmp_path: Path):
     made(tmp_path, 7, 2)
     make_run(tmp_path / "6-failed", val=[0.9], status="failed", seed=2, optimizer={"lr": 6.0})
     make_run(tmp_path / "6-again", 0.561, val=[0.4, 0.561], seed=1, optimizer={"lr": 6.0})
@@ -76,7 +76,7 @@ def test_a_mean_is_over_the_runs_that_count_and_over_finite_values(tmp_path: Pat
     assert any(row[0] == "optimizer.lr=6.0" and row[-1] == "3 of 4" for row in page.rows)
 
 
-def test_no_more_curves_are_drawn_than_can_be_told_apart(tmp_path: Path):
+def test_number_of_curves_is_limited(tmp_path: Path):
     page = page_of(made(tmp_path, 14, 1), ["optimizer.lr"])
     assert len(page.all("path", "line")) == 2 * 12
     assert "The first 12 of 14 are drawn." in page.words
@@ -89,7 +89,7 @@ def test_a_run_s_own_report_is_linked(tmp_path: Path):
     assert [a["href"] for a in page.all("a")] == ["0-1/report.html"]
 
 
-def test_the_page_asks_nothing_of_the_network_and_obeys_no_name(tmp_path: Path):
+def test_page_is_self_contained_and_escapes_names(tmp_path: Path):
     for i, name in enumerate((ATTACK, QUOTES)):
         make_run(tmp_path / name.replace("/", ""), 0.5, val=[0.1], data={"root": name}, seed=i)
     page = page_of(tmp_path, ["data.root", "seed"])
@@ -99,7 +99,7 @@ def test_the_page_asks_nothing_of_the_network_and_obeys_no_name(tmp_path: Path):
 
 
 @pytest.mark.parametrize("status", ["failed", None])
-def test_a_run_without_figures_is_shown_as_what_it_is(tmp_path: Path, status: str | None):
+def test_run_without_metrics_is_listed_with_its_status(tmp_path: Path, status: str | None):
     make_run(tmp_path / "run", status=status, images_per_second=None)
     page = page_of(tmp_path, [])
     assert "No metric was logged." in page.words
@@ -107,7 +107,7 @@ def test_a_run_without_figures_is_shown_as_what_it_is(tmp_path: Path, status: st
 
 
 @pytest.mark.parametrize(("seeds", "files"), [(1, 12), (2, 24)])
-def test_no_more_metrics_are_read_than_are_drawn(
+def test_only_metrics_of_drawn_runs_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: int, files: int
 ):
     read: list[Path] = []

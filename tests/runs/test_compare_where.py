@@ -1,4 +1,4 @@
-"""The filter's grammar: what holds, what binds, what is refused."""
+"""The grammar of where=: comparisons, precedence, errors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ RUN: dict[str, Any] = {
         ("model=2026-02-30", False),  # a date that is none
     ],
 )
-def test_filter_holds_or_not(text: str, expected: bool):
+def test_filter_accepts_and_rejects_runs(text: str, expected: bool):
     assert Where(text).holds(RUN.get) is expected
 
 
@@ -69,7 +69,7 @@ def test_filter_holds_or_not(text: str, expected: bool):
         ("open('x')==1", "cannot be read"),
     ],
 )
-def test_what_is_no_comparison_is_refused(text: str, said: str):
+def test_invalid_comparison_is_refused(text: str, said: str):
     with pytest.raises(UserError, match=said.replace("(", "\\(")):
         Where(text)
 

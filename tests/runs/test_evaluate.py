@@ -1,4 +1,4 @@
-"""`alexnet-exp evaluate` against the training's own figures, and against a slow loop over images, views, networks."""
+"""`alexnet-exp evaluate` against the metrics of the training run, and a slow loop over images, views and networks."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def slow_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, floa
 
 
 @pytest.mark.parametrize("views", ["centre", "flip", "flip_translate", "ten_crop"])
-def test_views_are_averaged_as_by_a_loop_over_images(made: Made, views: str, tmp_path: Path):
+def test_views_are_averaged_like_in_a_loop_over_images(made: Made, views: str, tmp_path: Path):
     folder, arrays, _ = made
     images, labels = arrays["test"]
     found = evaluated(tmp_path / "out", folder / "run0", f"views={views}")
@@ -89,7 +89,7 @@ def test_views_are_averaged_as_by_a_loop_over_images(made: Made, views: str, tmp
     assert found["views"] == views
 
 
-def test_views_can_be_told_apart(made: Made):
+def test_views_give_different_probabilities(made: Made):
     folder, arrays, _ = made
     losses = [
         slow_scores(slow_probabilities(folder / "run0", arrays["test"][0], views), arrays["test"][1])["loss"]
@@ -118,7 +118,7 @@ def test_ensemble_averages_the_probabilities_of_its_members(made: Made, tmp_path
 # ------------------------------------------------------------------------------ against the run's own figures
 
 
-def test_centre_gives_the_test_figures_of_the_run_to_the_last_digit(made: Made, tmp_path: Path):
+def test_centre_reproduces_the_test_metrics_of_the_run_exactly(made: Made, tmp_path: Path):
     folder, _, results = made
     found = evaluated(tmp_path / "out", folder / "run1", "views=centre")
     own = {k: v for k, v in results[1]["metrics"].items() if k.startswith("test/")}
@@ -126,14 +126,14 @@ def test_centre_gives_the_test_figures_of_the_run_to_the_last_digit(made: Made, 
     assert len(own) == 3
 
 
-def test_views_are_those_of_the_run_unless_told_otherwise(tmp_path: Path):
+def test_views_default_to_those_of_the_run(tmp_path: Path):
     _, (result,) = make_runs(tmp_path, 1, "augment.views=ten_crop")
     found = evaluated(tmp_path / "out", tmp_path / "run0")
     assert found["views"] == "ten_crop"
     assert found["metrics"]["test/loss"] == result["metrics"]["test/loss"]
 
 
-def test_best_validation_figure_comes_out_where_there_is_no_test(
+def test_without_a_test_split_the_best_validation_metric_is_reproduced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     write_folder(
@@ -165,7 +165,7 @@ def settings_of_a_folder(root: Path) -> list[str]:
 # ----------------------------------------------------------------------------------------------- other data
 
 
-def test_other_data_is_matched_by_the_names_of_its_classes(made: Made, tmp_path: Path):
+def test_other_data_is_matched_by_class_names(made: Made, tmp_path: Path):
     folder, _, _ = made
     own = evaluated(tmp_path / "own", folder / "run0", "split=test")
     from PIL import Image
@@ -188,7 +188,7 @@ def test_other_data_is_matched_by_the_names_of_its_classes(made: Made, tmp_path:
     assert found["metrics"]["train/loss"] == pytest.approx(own["metrics"]["test/loss"], rel=1e-6)
 
 
-def test_labels_follow_the_names_when_the_order_is_another(made: Made, tmp_path: Path):
+def test_labels_are_renumbered_when_the_class_order_differs(made: Made, tmp_path: Path):
     from alexnet_exp.runs.evaluate.data import _renumber
     from tests.data.made import arrays
 
@@ -199,7 +199,7 @@ def test_labels_follow_the_names_when_the_order_is_another(made: Made, tmp_path:
 
 
 @pytest.mark.parametrize("cache", ["off", "ram"])
-def test_members_share_images_unless_they_are_kept_at_another_size(cache: str, tmp_path: Path):
+def test_members_share_images_unless_the_stored_size_differs(cache: str, tmp_path: Path):
     write_folder(tmp_path / "train", {"cat": 3, "dog": 3})
     config, _ = settings(
         "data.val_fraction=0.3", base=["model=alexnet_tf_cifar", *settings_of_a_folder(tmp_path)]
@@ -225,7 +225,9 @@ def test_other_classes_are_refused_with_both_lists(
     assert "of the checkpoint: airplane, automobile," in said
 
 
-def test_moved_data_is_found_by_its_new_place(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_moved_data_is_found_at_its_new_location(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     folder, _, results = made
     run_dir = tmp_path / "run0"
     shutil.copytree(folder / "run0", run_dir)
@@ -259,7 +261,7 @@ def test_moved_data_is_found_by_its_new_place(made: Made, tmp_path: Path, capsys
         (["logger=tensorboard"], "use logger=wandb or logger=none."),
     ],
 )
-def test_mistake_is_one_line_and_leaves_nothing(
+def test_mistake_is_reported_in_one_line_and_leaves_no_files(
     made: Made, arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert said in refused(capsys, tmp_path / "out", made[0] / "run0", *arguments)
@@ -270,21 +272,19 @@ def test_ensemble_has_no_wandb_run(made: Made, tmp_path: Path, capsys: pytest.Ca
     assert "an ensemble has several" in refused(capsys, tmp_path / "out", runs, "logger=wandb")
 
 
-def test_checkpoint_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_missing_checkpoint_is_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     said = refused(capsys, tmp_path / "out", tmp_path / "none.ckpt")
     assert said.endswith("there is no such file or run directory.")
 
 
-def test_ten_crops_of_images_smaller_than_the_input_are_refused(
+def test_ten_crop_of_images_smaller_than_the_input_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run(tmp_path / "run", "test=false")
     assert "these have 8" in refused(capsys, tmp_path / "out", tmp_path / "run", "views=ten_crop")
 
 
-def test_ten_crops_without_a_margin_are_said_to_be_the_views_of_flip(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_ten_crop_without_a_margin_warns_to_use_flip(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_runs(tmp_path, 1, "model.input_size=32", "augment.mean_image=none")
     found = {}
     for views in ("flip", "ten_crop"):

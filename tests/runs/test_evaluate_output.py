@@ -1,4 +1,4 @@
-"""What `alexnet-exp evaluate` leaves behind, on one device and on two, and in W&B."""
+"""Outputs of `alexnet-exp evaluate`, on one device and on two, and in W&B."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_directory_of_another_run_is_not_written_to(made: Made, capsys: pytest.C
     assert os.listdir(made[0] / "run1") == before
 
 
-def test_directory_is_left_as_it_was_found_when_the_end_fails(
+def test_directory_is_restored_when_writing_the_outputs_fails(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "notes.txt").write_text("mine")
@@ -119,7 +119,7 @@ def test_scores_tables_and_figures_go_to_the_wandb_run_of_the_checkpoint(
     assert len(list(run_dir.glob("wandb/offline-run-*"))) == 2
 
 
-def test_figures_of_another_data_set_stand_beside_the_own_ones_in_wandb(
+def test_metrics_of_another_data_set_are_logged_separately_in_wandb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("alexnet_exp.runs.evaluate.output.draw_all", lambda *_: [])
@@ -147,9 +147,9 @@ def test_figures_of_another_data_set_stand_beside_the_own_ones_in_wandb(
         ({"_target_": "alexnet_exp.data.CIFAR10", "root": "/data/hats"}, False),
     ],
 )
-def test_a_data_set_is_the_own_one_by_its_kind_and_place(typed: dict[str, str], own: bool):
+def test_own_data_set_is_recognised_by_its_class_and_location(typed: dict[str, str], own: bool):
     assert is_own_data({"_target_": "alexnet_exp.data.Folder", "root": "/data/hats"}, typed) == own
 
 
-def test_place_in_wandb_is_one_part_of_a_key_whatever_the_name_of_the_data():
+def test_wandb_prefix_is_a_single_key_part_for_any_data_set_name():
     assert wandb_place("val", "flip", "my hats/2") == "evaluate/my_hats_2_val_flip"

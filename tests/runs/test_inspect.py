@@ -1,4 +1,4 @@
-"""`alexnet-exp inspect`: it finds what was planted in a folder, and nothing else."""
+"""`alexnet-exp inspect`: it finds the duplicates planted in a folder, and nothing else."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_every_planted_copy_is_found_and_nothing_else(planted: tuple[Path, Path,
     assert result(out)["duplicates"] == {"groups": 6, "exact": 3, "labels_differ": 1}
 
 
-def test_every_file_has_a_row_with_its_size_upright_and_what_is_wrong(planted: tuple[Path, Path, int]):
+def test_every_file_has_a_row_with_its_upright_size_and_error(planted: tuple[Path, Path, int]):
     root, out, _ = planted
     found = {row["image"]: row for row in rows(out, "images.csv")}
     assert set(found) == {p.relative_to(root).as_posix() for p in root.rglob("*.*") if p.suffix != ".mp4"}
@@ -150,7 +150,7 @@ def test_mean_and_std_are_those_of_the_stored_training_images(planted: tuple[Pat
     assert result(out)["std"] == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist(), abs=2e-3)
 
 
-def test_without_the_listed_files_nothing_leaks_and_val_and_test_are_as_before(
+def test_excluding_the_listed_files_removes_leaks_and_keeps_val_and_test(
     planted: tuple[Path, Path, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     root, out, _ = planted
@@ -204,7 +204,7 @@ def test_images_in_memory_are_compared_by_their_pixels(tmp_path: Path, capsys: p
     assert not (tmp_path / "out" / "exclude.txt").exists()
 
 
-def test_mnist_and_digits_can_be_looked_at(tmp_path: Path):
+def test_mnist_and_digits_can_be_inspected(tmp_path: Path):
     write_mnist(tmp_path / "data")
     of_mnist = ("data=mnist", f"data.data_dir={tmp_path / 'data'}", "data.val_size=5", "data.channels=1")
     assert inspected(tmp_path / "mnist", *of_mnist) == 0
@@ -212,7 +212,7 @@ def test_mnist_and_digits_can_be_looked_at(tmp_path: Path):
     assert found_groups(tmp_path / "mnist") == found_groups(tmp_path / "digits") == {}
 
 
-def test_class_folders_alone_are_one_split_unless_val_is_cut_off(
+def test_plain_class_folders_are_one_split_unless_val_fraction_is_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     for name in ("cat", "dog"):
@@ -235,7 +235,7 @@ def test_class_folders_alone_are_one_split_unless_val_is_cut_off(
         (("data=folder", "data.root=nowhere"), "nowhere does not exist"),
     ],
 )
-def test_what_cannot_be_looked_at_is_refused_in_one_line(
+def test_unsupported_data_is_refused_in_one_line(
     arguments: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert inspected(tmp_path / "out", *arguments) == 1
@@ -247,7 +247,7 @@ def test_what_cannot_be_looked_at_is_refused_in_one_line(
 # ------------------------------------------------------------------------------------------------ parts
 
 
-def test_close_hashes_are_those_that_a_slow_search_finds():
+def test_close_hashes_match_a_brute_force_search():
     rng = np.random.default_rng(1)
     hashes = rng.integers(0, 1 << 64, 60, dtype=np.uint64)
     for bits in (0, 1, 3, 4, 5, 6):  # near ones of the first
@@ -269,14 +269,14 @@ def test_close_hashes_are_those_that_a_slow_search_finds():
     assert len(slow) >= 40
 
 
-def test_the_hash_says_which_values_exceed_their_right_neighbour():
+def test_hash_bits_mark_values_above_their_right_neighbour():
     falling = torch.arange(255, 0, -255 / 32).clamp(0, 255).to(torch.uint8).expand(1, 3, 32, 32)
     assert difference_hash(falling).tolist() == [(1 << 64) - 1]
     assert difference_hash(falling.flip(3)).tolist() == [0]
     assert difference_hash(torch.full((1, 1, 32, 32), 200, dtype=torch.uint8)).tolist() == [0]
 
 
-def test_strokes_that_nearly_agree_are_no_copies_where_many_do():
+def test_similar_strokes_are_not_duplicates_when_many_images_are_similar():
     """Each of 196 different '1's is within 27 % of another's contrast; only the image saved twice is a pair."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:32, :32]
@@ -293,7 +293,7 @@ def test_strokes_that_nearly_agree_are_no_copies_where_many_do():
     assert list(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)) == [(7, 196)]
 
 
-def test_processes_see_what_one_sees(tmp_path: Path):
+def test_workers_give_the_same_result_as_one_process(tmp_path: Path):
     from alexnet_exp.data.datasets import folder
 
     for split in ("train", "val"):

@@ -255,7 +255,7 @@ def test_a_variable_that_was_typed_is_read_again(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("again", [[], ["trainer.max_epochs=9"]])
 def test_what_an_older_version_hid_is_asked_for_in_one_line(tmp_path: Path, again: list[str]):
     run = begun(tmp_path / "run", [*TYPED, "+data.token='[redacted]'"])
-    with pytest.raises(UserError, match=r"has kept data\.token as \[redacted\]; set it: data\.token=VALUE"):
+    with pytest.raises(UserError, match=r"recorded data\.token as \[redacted\]; set data\.token=VALUE"):
         resumed(run, *again)
     assert settings(run, "data.token=abc", *again)["data"]["token"] == "abc"
 

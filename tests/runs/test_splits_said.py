@@ -1,4 +1,4 @@
-"""What a run says and records of its images, and what a limited evaluation and the sample of pictures show of them."""
+"""What a run prints and records about its images, and whether limited evaluations are representative."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_sample_of_pictures_shows_every_class(limited: tuple[Path, dict[str,
     assert (run_dir / "figures/samples.png").exists()
 
 
-def test_a_run_says_what_each_split_holds_before_the_first_step(
+def test_run_prints_its_splits_before_the_first_step(
     limited: tuple[Path, dict[str, Any], heavy.Fit],
 ) -> None:
     run_dir, _, _ = limited
@@ -88,7 +88,7 @@ def test_a_run_says_what_each_split_holds_before_the_first_step(
     assert "val has no images of 1 of 3 classes: cat" in log
 
 
-def test_the_result_holds_what_each_split_holds(limited: tuple[Path, dict[str, Any], heavy.Fit]) -> None:
+def test_result_records_every_split(limited: tuple[Path, dict[str, Any], heavy.Fit]) -> None:
     _, result, _ = limited
     assert result["images"] == {"train": 49, "val": 40, "test": 60}
     assert result["splits"]["train"] == {
@@ -97,7 +97,7 @@ def test_the_result_holds_what_each_split_holds(limited: tuple[Path, dict[str, A
     }  # fmt: skip
 
 
-def test_images_in_memory_are_said_too() -> None:
+def test_in_memory_splits_are_printed() -> None:
     config, _ = settings(base=DIGITS)
     data = heavy.prepare_data(config)
     said: list[str] = []
@@ -109,7 +109,7 @@ def test_images_in_memory_are_said_too() -> None:
 
 
 @pytest.mark.parametrize("watcher", ["callbacks.early_stopping.enabled=true", "scheduler=plateau"])
-def test_what_needs_validation_says_how_a_folder_gets_it(tmp_path: Path, watcher: str) -> None:
+def test_missing_validation_error_says_how_to_get_it(tmp_path: Path, watcher: str) -> None:
     write_folder(tmp_path / "pets", {"train/cat": 3, "train/dog": 3}, size=(12, 10))
     config, typed = settings(f"data.root={tmp_path / 'pets'}", watcher, base=BASE)
     data = heavy.prepare_data(config)
@@ -121,7 +121,9 @@ def test_what_needs_validation_says_how_a_folder_gets_it(tmp_path: Path, watcher
     assert "val_size" not in str(caught.value)
 
 
-def test_a_class_without_a_validation_image_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_class_without_validation_images_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_folder(tmp_path, {f"{name}": 1 for name in "abcdefg"} | {"many": 30}, size=(12, 10))
     config, _ = settings(f"data.root={tmp_path}", "data.val_fraction=0.2", base=BASE)
     heavy.prepare_data(config).tell(str)

@@ -1,4 +1,4 @@
-"""One training run, from settings to report: what it leaves, and how it ends."""
+"""One training run, from settings to report: its outputs, and how it ends."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def result_of(run_dir: Path) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------- what a run leaves
 
 
-def test_a_run_directory_has_every_file(finished: Path) -> None:
+def test_run_directory_contains_every_file(finished: Path) -> None:
     files = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     figures = {name for name in files if name.startswith("figures/")}
     assert files - figures == {
@@ -51,7 +51,7 @@ def test_result_json_is_written_last(finished: Path) -> None:
     assert max(times, key=lambda path: times[path]) == finished / "result.json"
 
 
-def test_result_json_says_all_about_the_run(finished: Path) -> None:
+def test_result_json_describes_the_run(finished: Path) -> None:
     result, config = result_of(finished), settings()[0]
     assert (result["status"], result["error"]) == ("finished", None)
     assert (result["epochs"], result["steps"], result["seed"], result["devices"]) == (
@@ -79,7 +79,7 @@ def test_result_json_has_the_final_metrics_of_every_split(finished: Path) -> Non
     assert result_of(finished)["metrics"] == {name: latest[name] for name in expected}
 
 
-def test_metrics_csv_holds_every_metric_in_its_place(finished: Path) -> None:
+def test_metrics_csv_has_every_metric_in_its_column(finished: Path) -> None:
     held = read_metrics(finished / "metrics.csv")
     by_step = [row["step"] for row in held if "lr" in row]
     assert by_step == [5, 10]
@@ -121,20 +121,20 @@ def test_few_steps_have_no_throughput(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------- splits
 
 
-def test_test_false_leaves_the_test_images_alone(tmp_path: Path) -> None:
+def test_test_false_skips_the_test(tmp_path: Path) -> None:
     result = run(tmp_path, "test=false")
     assert not [name for name in result["metrics"] if name.startswith("test/")]
     assert not [name for row in rows(tmp_path) for name in row if name.startswith("test/")]
 
 
-def test_without_validation_the_best_is_the_last(tmp_path: Path) -> None:
+def test_without_validation_best_ckpt_is_the_last(tmp_path: Path) -> None:
     result = run(tmp_path, "data.val_size=0", "trainer.max_epochs=2")
     assert checkpoint(tmp_path, "best")["global_step"] == 14
     assert "best" not in result and "test/top1" in result["metrics"]
     assert not [name for name in result["metrics"] if name.startswith("val/")]
 
 
-def test_a_data_set_without_a_test_split_says_so_and_reports_no_test(
+def test_data_set_without_a_test_split_logs_that_and_reports_no_test(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from PIL import Image
@@ -158,7 +158,7 @@ def test_a_data_set_without_a_test_split_says_so_and_reports_no_test(
 # -------------------------------------------------------------------------------------------- one run per directory
 
 
-def test_a_directory_that_holds_a_run_is_refused(finished: Path) -> None:
+def test_directory_of_another_run_is_refused(finished: Path) -> None:
     before = (finished / "metrics.csv").read_bytes()
     with pytest.raises(UserError, match=r"holds a run already; continue it with resume="):
         run(finished)
@@ -166,7 +166,7 @@ def test_a_directory_that_holds_a_run_is_refused(finished: Path) -> None:
     assert result_of(finished)["status"] == "finished"
 
 
-def test_a_live_run_keeps_others_out(tmp_path: Path) -> None:
+def test_live_run_locks_its_directory(tmp_path: Path) -> None:
     with (
         RunDirectory(tmp_path / "run").lock(),
         pytest.raises(UserError, match="is in use by a run that is still running"),
@@ -188,7 +188,7 @@ def test_a_missing_tracker_package_names_the_extra(tmp_path: Path, monkeypatch: 
 # -------------------------------------------------------------------------------------------- how a run ends
 
 
-def test_ctrl_c_leaves_a_result_that_says_interrupted(
+def test_ctrl_c_writes_an_interrupted_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
@@ -202,7 +202,7 @@ def test_ctrl_c_leaves_a_result_that_says_interrupted(
     assert checkpoint(tmp_path / "run")["global_step"] == 7
 
 
-def test_a_run_that_fails_before_it_trains_still_says_why(tmp_path: Path) -> None:
+def test_run_that_fails_before_training_records_the_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"invalid model\.num_classes=3: expected at least"):
         run(tmp_path, "model.num_classes=3")
     result = result_of(tmp_path)
@@ -210,9 +210,7 @@ def test_a_run_that_fails_before_it_trains_still_says_why(tmp_path: Path) -> Non
     assert result["metrics"] == {} and math.isfinite(result["seconds"])
 
 
-def test_a_failure_of_ours_is_in_the_log_with_its_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_internal_error_is_logged_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from alexnet_exp.training.classifier import ImageClassifier
 
     def broken(*args: Any) -> None:
@@ -225,7 +223,7 @@ def test_a_failure_of_ours_is_in_the_log_with_its_traceback(
     assert "Traceback" in (tmp_path / "train.log").read_text()
 
 
-def test_two_runs_started_in_one_second_have_two_directories(
+def test_runs_started_in_the_same_second_get_separate_directories(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stopped(datetime.datetime):

@@ -1,4 +1,4 @@
-"""What a run does at the edges: divergence at an epoch's end, watched metrics, starting points that lead nowhere."""
+"""Edge cases of a run: divergence at the end of an epoch, monitored metrics, invalid starting points."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from alexnet_exp.tracking.run_reader import read_metrics
 from tests.training.small_runs import checkpoint, resume, run, settings
 
 
-def test_weights_that_go_bad_in_an_epochs_last_step_are_not_saved(tmp_path: Path) -> None:
+def test_nan_weights_from_the_last_step_of_an_epoch_are_not_saved(tmp_path: Path) -> None:
     short = ("trainer.limit_train_batches=1", "trainer.max_epochs=2", "scheduler=none", "test=false")
     run(tmp_path, *short)
     good = checkpoint(tmp_path)["state_dict"]
@@ -32,8 +32,8 @@ def test_weights_that_go_bad_in_an_epochs_last_step_are_not_saved(tmp_path: Path
         ["scheduler=plateau", "scheduler.monitor=val/top1"],
     ],
 )
-def test_a_metric_watched_from_the_wrong_end_is_refused(typed: list[str]) -> None:
-    with pytest.raises(UserError, match=r"keeps the worst: set \S+\.mode="):
+def test_monitor_with_the_wrong_mode_is_refused(typed: list[str]) -> None:
+    with pytest.raises(UserError, match=r"keeps the worst: say \S+\.mode="):
         check_config(settings(*typed)[0])
 
 
@@ -43,19 +43,19 @@ def test_early_stopping_without_validation_batches_is_refused() -> None:
         check_config(settings(*typed)[0])
 
 
-def test_ckpt_of_a_run_that_has_nothing_left_to_do_is_refused(tmp_path: Path) -> None:
+def test_ckpt_that_has_reached_max_epochs_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "first", "test=false")
-    with pytest.raises(UserError, match=r"already trained 1 epochs: say trainer\.max_epochs=N"):
+    with pytest.raises(UserError, match=r"already trained 1 epochs: set trainer\.max_epochs=N"):
         run(tmp_path / "second", f"ckpt={tmp_path / 'first'}")
 
 
-def test_a_run_that_is_to_be_shorter_than_it_is_says_so(tmp_path: Path) -> None:
+def test_lowering_max_epochs_below_what_was_trained_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "first", "test=false", "trainer.max_epochs=4", "trainer.limit_train_batches=1")
     (tmp_path / "first" / "result.json").unlink()  # killed before its end
     with pytest.raises(UserError, match=r"^Cannot resume from .*Trainer\(max_epochs=2\)"):
         resume(tmp_path / "first", "trainer.max_epochs=2")
     with pytest.raises(
-        UserError, match=r"already trained 4 steps: say trainer\.max_steps=N, more than that\.$"
+        UserError, match=r"already trained 4 steps: set trainer\.max_steps=N to more than that\.$"
     ):
         run(tmp_path / "second", f"ckpt={tmp_path / 'first'}", "trainer.max_epochs=-1", "trainer.max_steps=4")
 
@@ -68,20 +68,20 @@ def test_a_resumed_run_does_not_need_the_weights_it_started_from(tmp_path: Path)
     assert result is not None and result["epochs"] == 2
 
 
-def test_pictures_are_drawn_without_a_test_too(tmp_path: Path) -> None:
+def test_figures_are_drawn_without_a_test(tmp_path: Path) -> None:
     run(tmp_path, "test=false")
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert {"curves.png", "conv1_filters.png"} <= names
 
 
-def test_epochs_shorter_than_the_interval_leave_their_rates_in_metrics_csv(tmp_path: Path) -> None:
+def test_epochs_shorter_than_log_every_n_steps_log_their_learning_rate(tmp_path: Path) -> None:
     run(tmp_path, "test=false")
     (row,) = [row for row in read_metrics(tmp_path / "metrics.csv") if "lr" in row]
     assert row["step"] == 7
     assert {"train/loss_step", "images_per_second"} <= set(row)
 
 
-def test_a_validation_interval_longer_than_the_epoch_is_one_sentence(tmp_path: Path) -> None:
+def test_validation_interval_longer_than_an_epoch_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^trainer\.val_check_interval: "):
         run(tmp_path, "trainer.val_check_interval=1000")
 
@@ -91,7 +91,7 @@ def test_tensorboard_can_be_switched_off(tmp_path: Path) -> None:
     assert not (tmp_path / "tensorboard").exists()
 
 
-def test_a_lock_is_gone_after_the_run(tmp_path: Path) -> None:
+def test_lock_is_released_after_the_run(tmp_path: Path) -> None:
     with RunDirectory(tmp_path).lock():
         assert (tmp_path / ".lock").exists()
     with RunDirectory(tmp_path).lock():
@@ -99,7 +99,7 @@ def test_a_lock_is_gone_after_the_run(tmp_path: Path) -> None:
     assert not (tmp_path / ".lock").exists()
 
 
-def test_resuming_where_there_is_no_run_yet_says_that_one_begins(
+def test_resuming_an_empty_directory_reports_a_new_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed = ["test=false", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1"]

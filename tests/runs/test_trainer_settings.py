@@ -1,4 +1,4 @@
-"""What Lightning finds wrong with a setting of the trainer is one sentence, ahead of the first step."""
+"""Lightning's errors about trainer settings become one sentence before the first step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TWO_BATCHES = ["data.batch_size=100", "data.test_subset=200", "data.val_size=150
         ("trainer.val_check_interval=3", []),
     ],
 )
-def test_a_fraction_of_less_than_one_batch_is_refused_ahead_of_the_first_step(
+def test_fraction_of_less_than_one_batch_is_refused_before_the_first_step(
     tmp_path: Path, typed: str, more: list[str]
 ) -> None:
     with pytest.raises(UserError, match=rf"^{typed.partition('=')[0]}: ") as caught:
@@ -37,7 +37,7 @@ def test_a_fraction_of_less_than_one_batch_is_refused_ahead_of_the_first_step(
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_fraction_of_a_split_that_is_not_used_is_nobodys_concern(tmp_path: Path) -> None:
+def test_fraction_of_an_unused_split_is_not_checked(tmp_path: Path) -> None:
     result = run(tmp_path, *TWO_BATCHES, "trainer.limit_test_batches=0.1", "test=false")
     assert result["status"] == "finished"
 
@@ -50,7 +50,7 @@ def lightnings(error: Exception) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("kind", [MisconfigurationException, ValueError, TypeError])
-def test_any_error_of_lightnings_about_a_setting_is_one_sentence(kind: type[Exception]) -> None:
+def test_lightning_error_about_a_setting_becomes_one_sentence(kind: type[Exception]) -> None:
     fail = lightnings(kind("`Trainer(max_time=1)` is\n not what it takes"))
     sentence = r"^trainer\.max_time: `Trainer\(max_time=1\)` is not"
     settings = {"overfit_batches": 0.0, "max_time": 1}
@@ -59,7 +59,7 @@ def test_any_error_of_lightnings_about_a_setting_is_one_sentence(kind: type[Exce
 
 
 @pytest.mark.parametrize("words", ["`configure_optimizers` returned nothing", "of this strategy"])
-def test_a_fault_of_ours_keeps_its_traceback(words: str) -> None:
+def test_internal_error_keeps_its_traceback(words: str) -> None:
     settings = {"overfit_batches": 0.0, "max_time": 1, "strategy": "auto"}
     with pytest.raises(MisconfigurationException), _explain_trainer_errors(settings):
         lightnings(MisconfigurationException(words))()
@@ -67,14 +67,14 @@ def test_a_fault_of_ours_keeps_its_traceback(words: str) -> None:
         raise ValueError("`max_time` of another library")
 
 
-def test_a_validation_interval_of_less_than_one_batch_is_said(
+def test_validation_interval_of_less_than_one_batch_is_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tmp_path, *TWO_BATCHES, "trainer.val_check_interval=0.01", "trainer.max_steps=1", "test=false")
     assert "trainer.val_check_interval=0.01 is less than one" in capsys.readouterr().err
 
 
-def test_more_processes_than_the_cores_can_carry_are_refused() -> None:
+def test_too_many_processes_for_the_cores_are_refused() -> None:
     with pytest.raises(UserError, match=r"trainer.devices=99999 on CPU would start 99999 processes"):
         count_devices({"devices": 99999, "accelerator": "cpu", "num_nodes": 1})
     assert count_devices({"devices": 2, "accelerator": "cpu", "num_nodes": 1}) == 2

@@ -131,9 +131,10 @@ def split_folders(root: str, rule: str = "by_name") -> dict[str, str]:
         return {split: split for split in _NAMES if split in folders}
     named = {split: [f for f in folders if name.fullmatch(f.casefold())] for split, name in _NAMES.items()}
     named = {split: names for split, names in named.items() if names}
-    inside = {name: _folders_in(os.path.join(root, name)) for names in named.values() for name in names}
+    inside = {name: set(_folders_in(os.path.join(root, name))) for names in named.values() for name in names}
     others = len(folders) > len(inside)
     if "train" in named:
+        # Beside other folders, a "train" without class folders is a class itself.
         if others and not any(inside[name] for name in named["train"]):
             return {}
     elif not inside or not set.intersection(*map(set, inside.values())) or (others and len(inside) == 1):
@@ -261,7 +262,7 @@ def _find_classes(folder: str, walk: _Walk) -> Classes:
         if not _is(entry.is_dir):
             walk.leave_out(entry)
         elif walk.may_enter(entry):
-            links, endings = len(walk.links), walk.left_out.endings.copy()
+            links, endings = len(walk.links), walk.left_out.endings.copy()  # to see what this class adds
             found[entry.name] = sorted(walk.images(entry.path))
             if not found[entry.name]:
                 walk.refuse_links(entry.path, links)

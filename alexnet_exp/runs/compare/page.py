@@ -62,7 +62,7 @@ def _settings(comparison: Comparison, run: Run) -> list[str]:
     return [plain(run.differs.get(key, "")) for key in comparison.keys]
 
 
-MAX_DRAWN = 12  # more curves on one chart cannot be told apart
+MAX_DRAWN = 12  # more curves on one chart are indistinguishable
 COLOURS = 8  # see compare.css
 COMPARED = ("val/top1", "val/loss", "train/top1", "train/loss")
 

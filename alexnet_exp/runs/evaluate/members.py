@@ -56,6 +56,7 @@ class Recorder(ImageClassifier):
         probabilities = logits.softmax(1)
         values, classes = probabilities.topk(min(TOP, logits.shape[1]), dim=1)
         part = (batch.indices[: batch.size], batch.labels[: batch.size], classes, values)
+        # All classes of all images may not fit on the device; the top five do.
         self.parts.append((*part, probabilities.cpu()) if self.whole else part)
 
     def on_test_epoch_end(self) -> None:
@@ -147,6 +148,7 @@ def _check_unseen(members: list[Member], typed: Mapping[str, Any]) -> None:
     first = members[0]
     if len(members) == 1 or first.split == "test":
         return
+    # Members see the same images, so an image trained on by one inflates the score of the ensemble.
     scored = set(image_names(first.data, first.split))
     cut = first.split == "train" or first.data.origins[first.split].startswith("cut from train")
     recut = {"folds", "fold", "groups", "val_seed"} & set(typed)  # hides which images a member was trained on

@@ -42,7 +42,7 @@ def make_result(
         "command": command,
         **provenance(),
     }
-    if config.get("published"):
+    if config.get("published"):  # an experiment that reproduces a published value
         result["published"] = config["published"]
     if fit is not None:
         result |= _from_fit(fit)

@@ -75,7 +75,7 @@ def is_classes(value: Any) -> bool:
 
 
 def _is_side(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= MAX_SIDE
+    return type(value) is int and 1 <= value <= MAX_SIDE  # isinstance would accept True
 
 
 def is_preprocessing(value: Any) -> bool:
