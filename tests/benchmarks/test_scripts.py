@@ -49,7 +49,7 @@ def test_trainer_alternates_with_the_hand_written_loop(tmp_path: Path) -> None:
     assert ours["overhead_microseconds"] == pytest.approx(1e6 * difference)
     assert ours["overhead"] == pytest.approx(difference / theirs["median_seconds"])
     assert len(rows_of(result, "overhead: alexnet_cifar, noise at 32, batch 8")) == 2
-    assert any("CIFAR10 is not in" in note and "noise" in note for note in result["notes"])
+    assert any("CIFAR10 was not found in" in note and "noise" in note for note in result["notes"])
 
 
 def test_the_run_is_compared_with_the_hand_written_pil_loop(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_nan_weights_from_the_last_step_of_an_epoch_are_not_saved(tmp_path: Path
     ],
 )
 def test_monitor_with_the_wrong_mode_is_refused(typed: list[str]) -> None:
-    with pytest.raises(UserError, match=r"keeps the worst: say \S+\.mode="):
+    with pytest.raises(UserError, match=r"keeps the worst: set \S+\.mode="):
         check_config(settings(*typed)[0])
 
 

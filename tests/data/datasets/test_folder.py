@@ -212,7 +212,7 @@ def test_subset_and_first_keep_paths_and_labels_together(tmp_path: Path):
     assert source.subset(torch.tensor([4, 1])).labels.tolist() == [2, 0]
     assert names(source.first(3)) == ["train/a/0.jpg", "train/a/1.jpg", "train/b/0.jpg"]
     assert source.first(3).labels.tolist() == [0, 0, 1]
-    with pytest.raises(UserError, match="train has 6 images"):
+    with pytest.raises(UserError, match="train: expected 1 to 6 images, not 7"):
         source.first(7)
 
 

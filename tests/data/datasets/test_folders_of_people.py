@@ -128,7 +128,7 @@ def test_predict_counts_skipped_files(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "60 .xcf" in capsys.readouterr().err
     assert len(find_images(f"{tmp_path}/*")) == 6
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: left out: 60 files")
+    assert line.startswith("warning: skipping 60 files")
     assert f"such as {tmp_path}/0.xcf;" in line
 
 
