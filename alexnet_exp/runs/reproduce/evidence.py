@@ -11,7 +11,7 @@ from typing import Any
 
 from alexnet_exp.config.schema import ADDED, RETIRED
 from alexnet_exp.report.html import points
-from alexnet_exp.runs.compare.groups import Group
+from alexnet_exp.runs.compare.groups import SINCE, Group
 from alexnet_exp.runs.compare.table import plain as as_typed
 from alexnet_exp.runs.reproduce.rows import composed
 from alexnet_exp.settings import flat
@@ -195,11 +195,11 @@ def differing(run: Run, name: str) -> tuple[str, ...]:
     """
     wanted = _expected(name)
     decides = [k for k in {**run.config, **wanted} if k.startswith(_DECIDING) and not _is_apart(k)]
-    absent = object()
+    absent, defaults = object(), {**ADDED, **SINCE}
     changed = [
         key
         for key in decides
-        if _same_class(run.config.get(key, ADDED.get(key, absent))) != _same_class(wanted.get(key, absent))
+        if _same_class(run.config.get(key, defaults.get(key, absent))) != _same_class(wanted.get(key, absent))
     ]
     if not changed:
         return ()
