@@ -248,8 +248,8 @@ def test_no_foreign_name_shadows_a_top_level_setting():
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("shuffle=false", "a new order every epoch"),
-        ("data.drop_last=true", "always trained on"),
+        ("shuffle=false", "reshuffled every epoch"),
+        ("data.drop_last=true", "always used"),
         ("loss=mse", "cross-entropy"),
     ],
 )

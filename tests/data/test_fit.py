@@ -100,7 +100,7 @@ def test_a_cache_belongs_to_a_fit_and_those_of_older_versions_to_crop() -> None:
 def test_the_fit_is_part_of_the_preprocessing_and_a_difference_is_said(tmp_path: Path) -> None:
     write_folder(tmp_path / "photos", {"a": 4, "b": 4}, size=(20, 12))
     crop, squash = (folder(tmp_path / "photos", fit, "off").preprocessing() for fit in ("crop", "squash"))
-    assert preprocessing_changes(crop, squash) == ["fit crop there and squash here"]
+    assert preprocessing_changes(crop, squash) == ["fit is squash and was crop"]
     assert is_preprocessing(squash) and not is_preprocessing({**squash, "fit": "bend"})
     old = {key: value for key, value in crop.items() if key != "fit"}
     assert is_preprocessing(old) and Preprocessing(old, {}).fit == "crop"

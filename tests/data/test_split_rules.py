@@ -204,7 +204,7 @@ def test_a_subset_smaller_than_the_classes_says_which_it_lacks(
 
 def test_a_subset_of_too_many_images_is_refused(tmp_path: Path):
     touch(tmp_path, *(f"train/{c}/{i}.jpg" for c in "ab" for i in range(3)))
-    with pytest.raises(UserError, match="train has 6 images"):
+    with pytest.raises(UserError, match="train: expected 1 to 6 images, not 7"):
         opened(tmp_path, "data.train_subset=7")
 
 

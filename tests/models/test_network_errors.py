@@ -230,7 +230,7 @@ def test_an_operation_before_the_layer_uses_its_settings():
 )
 def test_an_override_of_an_operation_that_no_layer_has_is_an_error(typed: str):
     key = typed.lstrip("+").partition("=")[0]
-    with pytest.raises(UserError, match=rf"^{re.escape(key)} does nothing: no layer of this network has"):
+    with pytest.raises(UserError, match=rf"^{re.escape(key)} has no effect: no layer of this network uses"):
         check_typed(group("model", "alexnet_cifar"), ["seed=3", "model.max_pool.stride=3", typed])
 
 

@@ -98,7 +98,7 @@ def test_matrices_of_every_evaluation_are_shown(spec: dict[str, Any]):
     (shown,) = [
         p["config"]["mediaKeys"]
         for p in panels_of(spec)["workspace"]
-        if p["config"].get("chartTitle") == "Of alexnet-exp evaluate"
+        if p["config"].get("chartTitle") == "From alexnet-exp evaluate"
     ]
     assert set(shown) == {f"evaluate/{split}_{each}/confusion_matrix" for split in splits for each in views}
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from alexnet_exp.config.compose import chosen_files, compose
+from alexnet_exp.config.overrides import renamed
 from alexnet_exp.runs.compare.groups import REPEATS, SINCE, is_ignored
 from alexnet_exp.settings import GROUPS, key_of, parse
 from alexnet_exp.tracking.run_reader import Run
@@ -38,7 +39,7 @@ def all_choices(settings: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     """
     if recorded := settings.get("choices"):
         return {group: str(name) for group, name in recorded.items()}
-    return dict(_composed(tuple((o.key, o.text) for o in map(parse, overrides) if o.key in GROUPS)))
+    return dict(_composed(tuple((o.key, o.text) for o in map(parse, map(renamed, overrides)) if o.key in GROUPS)))
 
 
 @lru_cache(maxsize=1024)
