@@ -98,7 +98,7 @@ FOLDERS = Kind(
     ),
     base=(*FILES, "data=folder", "data.root=pets"),
     leaves="a failed run",
-    notes=("10 images are decoded once",),
+    notes=("Decoding 10 images once",),
 )  # fmt: skip
 SKIPPED = Kind(
     "A class without a readable image",
@@ -109,7 +109,7 @@ SKIPPED = Kind(
     ),
     base=(*FILES, "data=folder", "data.root=pets"),
     leaves="a failed run",
-    notes=("1 of 10 images", "2 of 10 images", "The first of them"),
+    notes=("Skipping 2 of 10 images",),
 )  # fmt: skip
 
 
@@ -173,12 +173,12 @@ CIFAR10 = Kind(
     "Files of CIFAR-10",
     "named with where to get them; no code in them runs, and the run's result.json says so",
     (
-        Bad("", "batches.meta is missing (downloads are switched off)", "no files, and data.download=false"),
+        Bad("", "batches.meta is missing (downloads are disabled)", "no files, and data.download=false"),
         Bad("", "test_batch is missing", "one file of six",
             _then(cifar(), lambda here: (here / "data/cifar-10-batches-py/test_batch").unlink())),
         Bad("", "data_batch_2 is damaged", "a batch cut short",
             _then(cifar(), _cut(f"data/cifar-10-batches-py/{_BATCH}"))),
-        Bad("", "it asks for posix.system", "a batch that calls os.system",
+        Bad("", "it refers to posix.system", "a batch that calls os.system",
             cifar(_BATCH, lambda batch: [batch, Call()])),
         Bad("", "a label is not one of the 10 classes", "a label of 10",
             cifar(_BATCH, lambda b: b | {"labels": [10] * 10})),
@@ -210,14 +210,14 @@ MNIST = Kind(
     "Files of MNIST",
     "named with where to get them; the run's result.json says so",
     (
-        Bad("", "one of four files, is missing (downloads are switched off)", "no files, and data.download=false"),
+        Bad("", "one of four files, is missing (downloads are disabled)", "no files, and data.download=false"),
         Bad("", f"{_IMAGES}.gz is damaged", "a file cut short", _then(mnist(), _cut(f"data/MNIST/raw/{_IMAGES}.gz"))),
         Bad("", "its first bytes are 0x00000803, not 0x00000801", "images in the place of labels",
             mnist(_LABELS, np.zeros((40, 28, 28), np.uint8))),
         Bad("", "label 11 is not a digit", "a label of 11", mnist(_LABELS, np.full(40, 11, np.uint8))),
         Bad("", "its images are 32 x 32, not 28 x 28", "images of another size",
             mnist(_IMAGES, np.zeros((40, 32, 32), np.uint8))),
-        Bad("", "its header promises 4278190080 bytes", "a header that promises 4 GB", _then(
+        Bad("", "its header claims 4278190080 bytes", "a header that promises 4 GB", _then(
             mnist(), lambda here: (here / f"data/MNIST/raw/{_LABELS}.gz").unlink(),
             text(f"data/MNIST/raw/{_LABELS}", b"\0\0\x08\x01\xff\0\0\0"))),
     ),
@@ -259,9 +259,9 @@ PREPARED = Kind(
     (
         Bad("", "chunks is being written by another prepare", "a folder that another prepare is writing",
             _then(pets(), _writing)),
-        Bad("", "chunks was begun with size=64: say the same", "a folder begun with another size",
+        Bad("", "chunks was started with size=64: use the same", "a folder begun with another size",
             _then(pets(), _begun(size=64))),
-        Bad("", "chunks was begun with other images", "a folder begun with other images", _then(pets(), _begun())),
+        Bad("", "chunks was started with other images", "a folder begun with other images", _then(pets(), _begun())),
         Bad("", "chunks/prepare.json is damaged", "a prepare.json cut short",
             _then(pets(), text("chunks/prepare.json", '{"size": '))),
         Bad("", "chunks/prepare.json is damaged", "a prepare.json that is a list",
@@ -284,11 +284,11 @@ RUNS = Kind(
         Bad("model._target_=my_package.Net", "_target_: my_package.Net cannot be imported"),
         Bad("model._target_=torch.nn.Linear", "torch.nn.Linear: "),
         Bad("+optimizer.layers.fc9.lr_factor=2", "the network has no such layer. Did you mean fc8"),
-        Bad("scheduler=table 'scheduler.changes=[{epoch:1,lr:0.1,layer:fc9}]'", "fc9 has no rates of its own"),
+        Bad("scheduler=table 'scheduler.changes=[{epoch:1,lr:0.1,layer:fc9}]'", "fc9 needs a parameter group of its own"),
         Bad("trainer.devices=[0,1]", "trainer.devices=[0, 1]: "),
         Bad("trainer.accelerator=tpu", "trainer.accelerator=tpu trainer.devices=1: "),
         Bad("trainer.val_check_interval=1000", "trainer.val_check_interval: "),
-        Bad("weights=torchvision", "weights=torchvision is for alexnet_owt and resnet18"),
+        Bad("weights=torchvision", "weights=torchvision only fits alexnet_owt and resnet18"),
     ),
     base=(*DIGITS, "logger=none"),
     leaves="a failed run",

@@ -24,7 +24,7 @@ WORDS = Kind(
     "refused with the closest valid word; no directory is left",
     (
         Bad("trian", "There is no verb 'trian'. Did you mean train"),
-        Bad("--verbose", "There is no verb '--verbose'"),
+        Bad("--verbose", "'--verbose' is not a verb: put one first"),
         Bad("train alexnet_lrn", "Did you mean model=alexnet_lrn"),
         Bad("train --epochs 5", "There is no flag --epochs"),
         Bad("train --multirn", "There is no flag --multirn. Did you mean --multirun"),
@@ -127,7 +127,7 @@ OTHER_VERBS = Kind(
         Bad("dashboard mine", "invalid project=mine: expected ENTITY/PROJECT"),
         Bad("dashboard me/mine parts=[menu]", "expected a list, each one of workspace, report"),
         Bad("dashboard me/mine parts=[]", "parts=[] selects nothing"),
-        Bad("prepare", "data.root must be given"),
+        Bad("prepare", "data.root is required: set data.root=VALUE"),
         Bad("prepare data.root=photos", "Set either out=DIR_OR_URL for chunks, or cache=true"),
         Bad("prepare data.root=photos out=x cache=true", "for chunks, or cache=true for the cache"),
         Bad("prepare data=cifar10 data.root=x out=y", "expected one of folder, imagenet"),

@@ -176,7 +176,7 @@ def test_an_image_that_was_changed_in_its_chunk_is_detected(
     ("settings", "message"),
     [
         (["quality=0"], "invalid quality=0: expected a whole number from 1 to 100"),
-        (["cache=true"], "one of them"),
+        (["cache=true"], "or cache=true for the cache"),
         (["data.kind=other"], "one of folder, imagenet"),
     ],
 )

@@ -70,7 +70,9 @@ def test_names_and_groups_select_rows() -> None:
     assert not {"cifar10_fast", "lrn_folder", "none"} & set(names())
     of = {name: data_of(name) for name in names()}
     assert of["caffe_cifar_quick"] == of["convnet_11pct"] == "cifar10" and of["zfnet_imagenet"] == "imagenet"
-    with pytest.raises(UserError, match=r"no published result 'convnet_80sek'\. Did you mean convnet_80sec"):
+    with pytest.raises(
+        UserError, match=r"Unknown published result 'convnet_80sek'\. Did you mean convnet_80sec"
+    ):
         chosen(["convnet_80sek"])
     with pytest.raises(UserError, match="experiment=cifar10_fast has no published figure"):
         chosen(["cifar10_fast"])
@@ -183,7 +185,7 @@ def test_a_budget_selects_the_cheapest_that_fit(
     [
         (["convnet_80sek"], "Did you mean convnet_80sec"),
         (["convnet_80sec", "seed=4"], "use seeds=N, which runs seeds 0 to N - 1"),
-        (["convnet_80sec", "seeds=0"], "a whole number, 1 or more"),
+        (["convnet_80sec", "seeds=0"], "an integer >= 1"),
         (["convnet_80sec", "budget=2"], "such as 90min or 2h"),
         (["paper_imagenet"], "needs ImageNet: set data.root=DIR"),
         (["record"], "No runs given"),

@@ -118,7 +118,7 @@ def test_a_checkpoint_of_an_older_version_says_what_it_hid(tmp_path: Path) -> No
 
     hidden = {"_target_": f"{__name__}.Tokens", "class_token": "[redacted]"}
     with pytest.raises(
-        UserError, match=r"has model\.class_token as \[redacted\].*resume=RUN model\.class_token=VALUE"
+        UserError, match=r"stored model\.class_token as \[redacted\].*resume=RUN model\.class_token=VALUE"
     ):
         network_of({"config": {"model": hidden}}, trust=[__name__])
 

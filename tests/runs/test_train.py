@@ -76,6 +76,7 @@ def test_result_json_has_the_final_metrics_of_every_split(finished: Path) -> Non
     for row in read_metrics(finished / "metrics.csv"):
         latest |= row
     expected = {f"{split}/{name}" for split in ("train", "val", "test") for name in ("loss", "top1", "top5")}
+    expected |= {f"{split}/{name}" for split in ("val", "test") for name in ("balanced_accuracy", "macro_f1")}
     assert result_of(finished)["metrics"] == {name: latest[name] for name in expected}
 
 
@@ -206,7 +207,7 @@ def test_run_that_fails_before_training_records_the_error(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"invalid model\.num_classes=3: expected at least"):
         run(tmp_path, "model.num_classes=3")
     result = result_of(tmp_path)
-    assert result["status"] == "failed" and "too small" in result["error"]
+    assert result["status"] == "failed" and "expected at least 10, the classes of the data" in result["error"]
     assert result["metrics"] == {} and math.isfinite(result["seconds"])
 
 

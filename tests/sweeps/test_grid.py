@@ -153,7 +153,7 @@ def test_resuming_a_sweep_needs_the_flags_that_determine_its_jobs(
     more = [word.replace("OWN", str(tmp_path)) for word in more]
     before = (swept.folder / "multirun.yaml").read_text()
     assert main(["train", *swept.typed, *more, f"sweep.resume={swept.folder}"]) == 1
-    assert f"same flags: missing nothing, new {' '.join(more)}." in capsys.readouterr().err
+    assert f"same flags as before: missing nothing, new {' '.join(more)}." in capsys.readouterr().err
     assert (swept.folder / "multirun.yaml").read_text() == before
 
 
@@ -191,7 +191,7 @@ def test_a_missing_sweep_cannot_be_resumed(
 def test_resuming_a_run_as_a_sweep_leaves_it_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "config.yaml").write_text("seed: 0")
     assert main(["train", "-m", "seed=1,2", f"sweep.resume={tmp_path}"]) == 1
-    assert f"is a run, not a sweep: resume it with resume={tmp_path} " in capsys.readouterr().err
+    assert f"is a run, not a sweep: resume it with resume={tmp_path}," in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 

@@ -68,7 +68,7 @@ def test_the_output_about_jobs_is_redacted(tmp_path: Path):
     assert "of-two" not in printed
     assert starts(jobs[0]) and "of-two" in jobs[0].command  # what runs is not redacted
     table = Console(file=io.StringIO(), record=True, width=200)
-    table.print(Table(jobs, table)._drawn())
+    table.print(Table(jobs, table)._render())
     assert "seed=2" in (shown := table.export_text()) and "of-two" not in shown
 
 

@@ -106,7 +106,7 @@ def test_resuming_a_sweep_with_other_flags_names_them(tmp_path: Path):
     before = ("--config-dir", "/mine", "hydra.job.chdir=true")
     begun(tmp_path, flags=before)
     begun(tmp_path, go_on=True, flags=("hydra.job.chdir=true", "--config-dir", "/mine"))
-    with pytest.raises(UserError, match="same flags: missing --config-dir /mine, new nothing"):
+    with pytest.raises(UserError, match="same flags as before: missing --config-dir /mine, new nothing"):
         begun(tmp_path, go_on=True, flags=before[2:])
 
 
@@ -151,7 +151,7 @@ def test_a_relative_storage_resolves_as_when_the_sweep_began(tmp_path: Path, typ
 
 def test_only_one_process_runs_a_sweep(tmp_path: Path):
     first = SweepRecord(tmp_path)
-    with first.lock(), pytest.raises(UserError, match="still going on"), SweepRecord(tmp_path).lock():
+    with first.lock(), pytest.raises(UserError, match="is still running"), SweepRecord(tmp_path).lock():
         pass
 
 

@@ -211,7 +211,7 @@ def test_the_password_of_a_url_reaches_the_jobs_by_the_environment_alone(
         environments.append(environment)
         return subprocess.CompletedProcess(command, 0, "101", "")
 
-    monkeypatch.setattr(slurm_queue, "_asked", asked)
+    monkeypatch.setattr(slurm_queue, "_call", asked)
     urls = [f"data.url=s3://me:{password}@host/x" for password in ("hunter22", "hunter23")]
     jobs = [[f"seed={i}", url] for i, url in enumerate(urls)]
     with pytest.raises(UserError, match="several passwords"):

@@ -39,7 +39,9 @@ def all_choices(settings: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     """
     if recorded := settings.get("choices"):
         return {group: str(name) for group, name in recorded.items()}
-    return dict(_composed(tuple((o.key, o.text) for o in map(parse, map(renamed, overrides)) if o.key in GROUPS)))
+    return dict(
+        _composed(tuple((o.key, o.text) for o in map(parse, map(renamed, overrides)) if o.key in GROUPS))
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -193,7 +193,3 @@ def _check_open(folder: str, how: int = os.R_OK | os.X_OK) -> None:
         raise UserError(
             f"{folder} is not readable: change its permissions (chmod u+rx), or use another folder."
         )
-
-
-def _is_open(folder: str, how: int = os.R_OK | os.X_OK) -> bool:
-    return os.access(folder, how)  # R_OK: list names; X_OK: open files

@@ -140,7 +140,7 @@ def check_values(
             )
             source = parse(typed[key]).value
             hint = f": write '{key}=int({source})'" if whole else ""
-            raise UserError(f"{key}={source} would try {value}, and {problem}{hint}.")
+            raise UserError(f"{key}={source} would try {value}: {problem}{hint}.")
 
 
 def _problem(key: str, value: Any, compose: Callable[[dict[str, Any]], DictConfig]) -> str | None:

@@ -221,6 +221,10 @@ class WandbTracker(Logger):
                 raise
             said = in_one_line(error)
             raise UserError(f"W&B cannot start a run ({said}): fix it, or train with logger=csv.") from error
+        self._say_offline(reason)
+
+    def _say_offline(self, reason: str) -> None:
+        """Log that the run is offline; a subclass says what it adds to the run."""
         log.info("W&B offline (%s). To upload it later: %s", reason, self._sync_command())
 
     def _start_online(self, requested: str, about: dict[str, Any]) -> str:
