@@ -61,7 +61,7 @@ MISTAKES = [
     (["model=alexnet", "model.input_size=5"], "conv1: its 11x11 kernel does not fit a 5x5 map"),
     (
         ["model.features.conv2.then=[rel]"],
-        "model.features.conv2: unknown operation 'rel'. Did you mean relu?",
+        "model.features.conv2: unknown operation 'rel'. Did you mean relu",
     ),
     (
         ["model=alexnet_cifar", "model.dropout=0.3"],

@@ -152,7 +152,7 @@ def test_in_a_run_one_line_is_printed_and_recorded_and_the_traceback_is_in_its_l
     [
         (f"logger.wandb.tags=[{'x' * 70}]", "expected a list, each a string of 1 to 64 characters"),
         ("logger.wandb.tags=['']", "expected a list, each a string of 1 to 64 characters"),
-        ("logger.wandb.project=a/b", "text without / "),
+        ("logger.wandb.project=a/b", "characters without / "),
         (f"logger.wandb.project={'x' * 129}", "1 to 128 characters"),
         (f"logger.wandb.group={'x' * 129}", "1 to 128 characters"),
         (f"logger.wandb.name={'x' * 129}", "1 to 128 characters"),
@@ -171,13 +171,13 @@ def test_what_wandb_would_refuse_is_refused_ahead_of_the_run(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("-m seed=1,2 --cfg job", "leave -m out, and give each key one value"),
-        ("-m seed=1,2 --cfg all --resolve", "leave -m out"),
-        ("-m --cfg hydra --package optimizer", "leave -m out"),
-        ("-m seed=1,2 --info", "leave -m out"),
-        ("-m --info plugins seed=1", "leave -m out"),
+        ("-m seed=1,2 --cfg job", "omit -m, and give each key one value"),
+        ("-m seed=1,2 --cfg all --resolve", "omit -m"),
+        ("-m --cfg hydra --package optimizer", "omit -m"),
+        ("-m seed=1,2 --info", "omit -m"),
+        ("-m --info plugins seed=1", "omit -m"),
         ("-m seed=1 --resolve", "--resolve flag can only be used"),
-        ("--run -m seed=1", "leave -m out"),
+        ("--run -m seed=1", "omit -m"),
     ],
 )
 def test_flags_that_do_not_go_together_are_one_line(
@@ -257,7 +257,7 @@ def test_memory_that_has_run_out_is_told_from_other_errors(error: Exception):
 def test_a_batch_that_does_not_fit_is_one_line_with_what_helps(error: Exception, verb: str):
     said = explain(error, verb) or ""
     assert "\n" not in said
-    assert ("GPU's memory is full" in said) == any(word in str(error) for word in ("CUDA", "MPS"))
+    assert ("Out of GPU memory" in said) == any(word in str(error) for word in ("CUDA", "MPS"))
     if verb in ("train", "benchmark"):
         assert "a smaller data.batch_size" in said
         assert "trainer.accumulate_grad_batches=N" in said

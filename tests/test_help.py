@@ -95,4 +95,4 @@ def test_a_mistaken_flag_is_told_in_one_line(typed: str, capsys: pytest.CaptureF
 def test_a_verb_that_is_none_is_one_line(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = said(capsys, verb)
     assert (code, out) == (1, "")
-    assert err.startswith("error: There is no verb") and err.count("\n") == 1
+    assert err.startswith("error: ") and "verb" in err and err.count("\n") == 1

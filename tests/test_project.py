@@ -89,7 +89,7 @@ def test_messages_leave_the_command_to_missing_extra_and_name_extras_that_exist(
     asked = [
         extra for code in text.values() for extra in re.findall(r'missing_extra\(.+, ["\'](\w+)["\']\)', code)
     ]
-    assert len(asked) >= 9
+    assert len(asked) >= 8
     assert set(asked) <= set(EXTRAS)
 
 

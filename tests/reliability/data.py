@@ -284,7 +284,7 @@ RUNS = Kind(
         Bad("model._target_=my_package.Net", "_target_: my_package.Net cannot be imported"),
         Bad("model._target_=torch.nn.Linear", "torch.nn.Linear: "),
         Bad("+optimizer.layers.fc9.lr_factor=2", "the network has no such layer. Did you mean fc8"),
-        Bad("scheduler=table 'scheduler.changes=[{epoch:1,lr:0.1,layer:fc9}]'", "fc9 needs a parameter group of its own"),
+        Bad("scheduler=table 'scheduler.changes=[{epoch:1,lr:0.1,layer:fc9}]'", "fc9 needs a parameter group"),
         Bad("trainer.devices=[0,1]", "trainer.devices=[0, 1]: "),
         Bad("trainer.accelerator=tpu", "trainer.accelerator=tpu trainer.devices=1: "),
         Bad("trainer.val_check_interval=1000", "trainer.val_check_interval: "),

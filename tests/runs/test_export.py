@@ -149,7 +149,7 @@ def metadata_of(kind: str, folder: Path) -> dict[str, Any]:
         torch.export.load(folder / "model.pt2", extra_files=extra)
         return json.loads(extra["metadata.json"])
     texts = onnxruntime.InferenceSession(folder / "model.onnx").get_modelmeta().custom_metadata_map
-    words = ("takes", "returns", "model", "mean_image", "alexnet_exp")
+    words = ("takes", "returns", "model", "mean_image", "alexnet_exp", "fit")
     return {key: text if key in words else json.loads(text) for key, text in texts.items()}
 
 

@@ -41,7 +41,8 @@ def metadata_of(
         record: From result.json: metrics, commit, versions, hardware.
     """
     kept = {**config, **{key: value for key, value in _NEUTRAL.items() if key in config}}
-    kept["data"] = {**kept["data"], **{k: v for k, v in _NEUTRAL_DATA.items() if k in kept["data"]}}
+    if "data" in kept:  # a network without a run has none
+        kept["data"] = {**kept["data"], **{k: v for k, v in _NEUTRAL_DATA.items() if k in kept["data"]}}
     prepared = dict(preprocessing)
     if (mean := prepared["mean_image"]) is not None:
         prepared["mean_image"] = {

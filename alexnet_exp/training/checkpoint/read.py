@@ -55,7 +55,7 @@ def check_progress(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) 
     """
     for key, is_valid in _PROGRESS.items():
         if not is_valid(checkpoint.get(key)):
-            raise UserError(f"cannot resume from {path}: its {key} is not what a run writes there.")
+            raise UserError(f"Cannot resume from {path}: its {key} is not what a run writes there.")
 
 
 def is_weights(value: Any) -> bool:

@@ -163,7 +163,7 @@ def test_a_duplicate_record_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(whole, "a") as archive:
         name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
         archive.writestr(name.replace("data.pkl", "DATA.pkl"), pickle.dumps(1))
-    with pytest.raises(UserError, match=r"it has 2 records \w+/data\.pkl"):
+    with pytest.raises(UserError, match=r"it has 2 records named \w+/data\.pkl"):
         load_safely(whole)
 
 

@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_is_detected_and_the_previous_one_used(
     result = resume(stopped)
     assert result is not None and (result["status"], result["steps"]) == ("finished", 21)
     said = (stopped / "train.log").read_text()
-    assert f"Using the previous checkpoint instead: {stopped}/checkpoints/last-1.ckpt, of step 7." in said
+    assert f"Using the previous checkpoint instead: {stopped}/checkpoints/last-1.ckpt (step 7)." in said
     assert re.search(message, said)
     assert_same_end(whole, stopped)
 
@@ -247,7 +247,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_previous_checkpoint(
     shown = "".join(capfd.readouterr())
     assert "\n" not in said
     assert "last.ckpt cannot be written (File too large); the previous last.ckpt is intact" in said
-    assert f"go on with resume={tmp_path / 'run'}" in said
+    assert f"continue with resume={tmp_path / 'run'}" in said
     assert "Traceback" not in shown and "Logging error" not in shown
     assert steps(tmp_path / "run") == {"best.ckpt": 7, "last.ckpt": 7}
     assert not list((tmp_path / "run").rglob("*.tmp"))
