@@ -106,7 +106,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("packages")
 def test_trust_lets_in_one_package_and_no_other():
     mine = {"_target_": "my_package.Net"}
-    with pytest.raises(UserError, match=r"if you trust it, add trust=\[my_package\]"):
+    with pytest.raises(UserError, match=r"if you trust it, set trust=\[my_package\]"):
         check_trust(mine)
     check_trust(mine, ["my_package"])
     check_trust({"_target_": "my_package.nets.Net"}, ["my_package"])
@@ -180,5 +180,5 @@ def test_optimizers_inside_torch_are_trusted():
         "Nothing",
         "sgd.torch",
     ):
-        with pytest.raises(UserError, match="which is not of this package"):
+        with pytest.raises(UserError, match="which is not part of this package"):
             check_trust({"_target_": f"torch.optim.{name}"})

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.data.test_folder import names, touch
 
 from alexnet_exp.data import Folder
 from alexnet_exp.data.datasets import folder
 from alexnet_exp.data.identity import identify
 from alexnet_exp.errors import UserError
+from tests.data.datasets.test_folder import names, touch
 
 FILES = tuple(f"train/{name}/{i}.jpg" for name in ("cat", "dog") for i in range(20))
 

@@ -109,7 +109,7 @@ SKIPPED = Kind(
     ),
     base=(*FILES, "data=folder", "data.root=pets"),
     leaves="a failed run",
-    notes=("Skipping 2 of 10 images",),
+    notes=("Skipping 2 of 10 images", "The first one"),
 )  # fmt: skip
 
 

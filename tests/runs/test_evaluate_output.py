@@ -111,7 +111,8 @@ def test_scores_tables_and_figures_go_to_the_wandb_run_of_the_checkpoint(
     panels = {key for key in logged if key.startswith("evaluate/")}
     where = "evaluate/test_centre"
     pictures = ("confusion_matrix", "mistakes", "samples", "predictions", "classes")
-    assert panels == {f"{where}/{name}" for name in (*pictures, "loss", "top1", "top5", "ece")}
+    scores = ("loss", "top1", "top5", "balanced_accuracy", "macro_f1", "ece")
+    assert panels == {f"{where}/{name}" for name in (*pictures, *scores)}
     assert logged[f"{where}/top1"] == found["metrics"]["test/top1"]
     assert logged["step"] == 7
     assert not set(second.config) - {"_wandb"}  # the settings and environment are those of the training

@@ -158,7 +158,7 @@ class Slurm:
         self.scripts: list[str] = []
         self.rows: list[str] | None = []
         self.refuses = ""
-        monkeypatch.setattr(slurm_queue, "_asked", self.asked)
+        monkeypatch.setattr(slurm_queue, "_call", self.asked)
 
     def asked(self, *command: str, **_: Any) -> subprocess.CompletedProcess[str]:
         if command[0] == "sbatch":
@@ -214,7 +214,7 @@ def test_the_password_of_a_url_reaches_the_jobs_by_the_environment_alone(
     monkeypatch.setattr(slurm_queue, "_call", asked)
     urls = [f"data.url=s3://me:{password}@host/x" for password in ("hunter22", "hunter23")]
     jobs = [[f"seed={i}", url] for i, url in enumerate(urls)]
-    with pytest.raises(UserError, match="several passwords"):
+    with pytest.raises(UserError, match="several URL passwords"):
         _submit(
             [Job(i, job, tmp_path / str(i)) for i, job in enumerate(jobs)],
             SETTINGS,
@@ -245,7 +245,7 @@ def test_a_rejection_by_slurm_is_a_one_line_error(tmp_path: Path, answers: Slurm
         "sbatch: error: invalid partition specified: a100\nsbatch: error: Batch job submission failed\n"
     )
     with pytest.raises(
-        UserError, match=r"SLURM refused .* invalid partition specified: a100 Batch job"
+        UserError, match=r"SLURM rejected .* invalid partition specified: a100 Batch job"
     ) as caught:
         start(tmp_path, 0)
     assert "\n" not in str(caught.value)
@@ -262,7 +262,7 @@ def test_duplicate_jobs_are_submitted_once_with_a_message(
 ):
     assert len(start(tmp_path, 1, 1, 2)) == 2
     assert options(answers.scripts[0])["array"] == "0-1"
-    assert "1 of the jobs repeat the settings of another" in capsys.readouterr().out
+    assert "1 jobs have the same settings as another" in capsys.readouterr().out
 
 
 def test_a_purged_array_has_ended(answers: Slurm):
@@ -321,4 +321,4 @@ def test_ctrl_c_leaves_slurm_jobs_running(
     monkeypatch.setattr(slurm.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         start(tmp_path, 0, wait=True)
-    assert "scancel 101 ends the jobs" in capsys.readouterr().out
+    assert "scancel 101 cancels them" in capsys.readouterr().out

@@ -24,7 +24,7 @@ VARIABLES = {
 @pytest.fixture(autouse=True)
 def _nothing_else_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(module, "_met", set())
+    monkeypatch.setattr(module, "_remembered", set())
 
 
 @pytest.mark.parametrize("name", VARIABLES)
@@ -119,7 +119,7 @@ def test_only_the_password_of_a_url_is_redacted(url: str):
 )
 def test_the_password_is_read_from_the_environment(url: str, variable: str, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(
-        UserError, match=rf"^data\.url=.*password is in no file; set .*{variable}.* in the environment"
+        UserError, match=rf"^data\.url=.*passwords are not recorded; set .*{variable}.* in the environment"
     ):
         with_passwords({"data": {"url": url}})
     monkeypatch.setenv(variable, "hunter2")
