@@ -71,12 +71,13 @@ def test_predict_accepts_a_pretrained_network_by_name(
     assert "Did you mean convnet_80sec?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("at", [100, -5])
-def test_a_changed_byte_is_noticed(at: int, folder: Path) -> None:
+@pytest.mark.parametrize("part", ["settings", "weights"])
+def test_a_changed_byte_is_noticed(part: str, folder: Path) -> None:
     file = shipped_file(NAME)
     assert file is not None
     content = bytearray(file.read_bytes())
-    content[at] ^= 1
+    # The other texts of the header describe the file to people, and are read by nobody.
+    content[content.index(b"multistep") if part == "settings" else -5] ^= 1
     (folder / "a.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.safetensors (cannot be read|is not a checkpoint)"):
         load_classifier("a.safetensors")
