@@ -19,11 +19,11 @@ from tests.data.makers import write_folder
 
 
 def files(counts: dict[str, int], shots: int = 1) -> FileSource:
-    """Photos root/train/CLASS/OBJECT_SHOT.jpg that nobody reads."""
+    """Photos train/CLASS/OBJECT_SHOT.jpg that nobody reads."""
     names = [f"{c}/{i // shots}_{i % shots}.jpg" for c, count in counts.items() for i in range(count)]
     labels = torch.tensor([i for i, count in enumerate(counts.values()) for _ in range(count)])
-    paths = tuple(f"/root/train/{name}" for name in names)
-    return FileSource(paths, labels, tuple(counts), "root train", "/root", depth=2)
+    paths = tuple(f"/data/train/{name}" for name in names)
+    return FileSource(paths, labels, tuple(counts), "data train", "/data", depth=2)
 
 
 def digits(**options: object) -> Digits:
@@ -69,7 +69,7 @@ def test_the_images_of_a_group_are_in_one_fold(how: str, tmp_path: Path) -> None
     wanted = r"train/(.*)_\d"
     if how == "file":
         wanted = str(tmp_path / "groups.csv")
-        names = [path.removeprefix("/root/") for path in source.paths]
+        names = [path.removeprefix("/data/") for path in source.paths]
         (tmp_path / "groups.csv").write_text("".join(f"{name},{name.split('_')[0]}\n" for name in names))
     fold = fold_of_each(source, 5, 0, wanted)
     by_object: dict[str, set[int]] = {}
@@ -144,6 +144,6 @@ def test_conflicting_fold_settings_are_refused() -> None:
 def test_folds_depend_on_names_inside_class_folders() -> None:
     source = files({"a": 30, "b": 30})
     moved = replace(
-        source, paths=tuple(path.replace("/root/", "/other/") for path in source.paths), root="/other"
+        source, paths=tuple(path.replace("/data/", "/other/") for path in source.paths), root="/other"
     )
     assert torch.equal(fold_of_each(source, 5, 0), fold_of_each(moved, 5, 0))

@@ -126,7 +126,7 @@ def test_the_lock_of_a_journal_points_to_it_wherever_it_is(
     ("typed", "meant"),
     [
         ("lr.log", "/here/lr.log"),
-        ("~/lr.log", "/home/me/lr.log"),
+        ("~/lr.log", "/users/me/lr.log"),
         ("/there/lr.log", "/there/lr.log"),
         ("sqlite:///lr.db", "sqlite:////here/lr.db"),
         ("sqlite:////there/lr.db", "sqlite:////there/lr.db"),
@@ -135,7 +135,7 @@ def test_the_lock_of_a_journal_points_to_it_wherever_it_is(
     ],
 )
 def test_the_path_of_a_storage_becomes_absolute(monkeypatch: pytest.MonkeyPatch, typed: str, meant: str):
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/users/me")
     monkeypatch.setattr("os.getcwd", lambda: "/here")
     assert absolute(typed) == meant
 
