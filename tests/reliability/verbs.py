@@ -131,7 +131,7 @@ OTHER_VERBS = Kind(
         Bad("prepare data.root=photos", "Set either out=DIR_OR_URL for chunks, or cache=true"),
         Bad("prepare data.root=photos out=x cache=true", "for chunks, or cache=true for the cache"),
         Bad("prepare data=cifar10 data.root=x out=y", "expected one of folder, imagenet"),
-        Bad("prepare data.root=x out=y quality=101", "expected a whole number from 1 to 100"),
+        Bad("prepare data.root=x out=y quality=101", "expected an integer in [1, 100]"),
         Bad("prepare data.root=gone cache=true", "gone does not exist: set data.root to a folder of images"),
     ),
 )

@@ -175,7 +175,7 @@ def test_an_image_that_was_changed_in_its_chunk_is_detected(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["quality=0"], "invalid quality=0: expected a whole number from 1 to 100"),
+        (["quality=0"], "invalid quality=0: expected an integer in [1, 100]"),
         (["cache=true"], "or cache=true for the cache"),
         (["data.kind=other"], "one of folder, imagenet"),
     ],

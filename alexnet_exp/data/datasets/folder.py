@@ -88,9 +88,27 @@ def scan(
         everything = [path for split in found.values() for paths in split.values() for path in paths]
         bad = bad_images(everything, root)
         found = _without(found, bad, "none of its images can be decoded; fix or remove the folder")
+    classes = _known_classes(found, folders, root, one_is_enough=val_fraction == 0)
+    name = os.path.basename(os.path.abspath(root))
+    depth = None if rule == "by_order" else 2 if folders else 1
+    sources = {
+        split: _source(found[split], classes, f"{name} {split}", root, origins[split], depth)
+        for split in found
+    }
+    return _cut(sources, val_fraction, seed) if val_fraction else sources
+
+
+def _known_classes(
+    found: Mapping[str, Classes], folders: Mapping[str, str], root: str, one_is_enough: bool
+) -> tuple[str, ...]:
+    """Return the sorted class names: those of train, or of all splits if there is no train folder.
+
+    Raises:
+        UserError: If there is one class only and that is not enough, or a split has classes that train lacks.
+    """
     known = found.get("train") or set().union(*found.values())
     classes = tuple(sorted(known))
-    if len(classes) == 1 and val_fraction != 0:
+    if len(classes) == 1 and not one_is_enough:
         inner = None if folders else _nested_root(root)
         fix = (
             f"set data.root={inner}, if the classes are there"
@@ -104,13 +122,7 @@ def scan(
             names = ", ".join(unknown[:10]) + (" ..." if len(unknown) > 10 else "")
             where, train = (os.path.join(root, folders[s]) for s in (split, "train"))
             raise UserError(f"{where} has classes that {train} lacks: {names}; add or remove them.")
-    name = os.path.basename(os.path.abspath(root))
-    depth = None if rule == "by_order" else 2 if folders else 1
-    sources = {
-        split: _source(found[split], classes, f"{name} {split}", root, origins[split], depth)
-        for split in found
-    }
-    return _cut(sources, val_fraction, seed) if val_fraction else sources
+    return classes
 
 
 def split_folders(root: str, rule: str = "by_name") -> dict[str, str]:

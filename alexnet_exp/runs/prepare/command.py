@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 RULES = {
     "out": text | null,
     "size": at_least(1) | null,
-    "quality": Rule("a whole number from 1 to 100", lambda v: at_least(1).legal(v) and v <= 100),
+    "quality": Rule("an integer in [1, 100]", lambda v: at_least(1).legal(v) and v <= 100),
     "chunk_mb": at_least(1),
     "num_workers": at_least(1) | null,
     "cache": flag,
