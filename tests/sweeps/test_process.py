@@ -27,7 +27,7 @@ Start = Callable[[str], "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start a process that works in tmp_path, and see that none is left."""
+    """Start processes in tmp_path; kill those that are left at the end."""
     processes = []
 
     def begin(script: str) -> subprocess.Popen[bytes]:
