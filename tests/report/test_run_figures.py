@@ -89,7 +89,7 @@ def test_a_longer_run_changes_the_curves(tmp_path):
     assert (short != long).any()
 
 
-def test_values_that_are_not_finite_leave_a_gap_in_the_curves(tmp_path):
+def test_curves_with_values_that_are_not_finite_can_be_drawn(tmp_path):
     rows = rows_of(6)
     rows[2]["train/loss"], rows[3]["val/loss"] = math.nan, math.inf
     assert ink(figures.curves(rows, tmp_path / "curves.png")) > 0.005
