@@ -84,7 +84,7 @@ def locate(path: str) -> Any:
     module, _, name = str(path).rpartition(".")
     try:
         return getattr(importlib.import_module(_MOVED.get(module, module)), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the latter two: 'X' and '.x.X'
         raise UserError(f"_target_: {path} cannot be imported ({error}).") from error
 
 
@@ -102,6 +102,7 @@ def build(config: Mapping[str, Any], **arguments: Any) -> Any:
     if "_target_" not in config:
         raise UserError(f"_target_ is missing beside {', '.join(keys) or 'nothing'}: set it to a class.")
     target = locate(config["_target_"])
+    # Bound before the call, so that a TypeError from inside the target keeps its traceback.
     try:
         inspect.signature(target).bind(**keys)
     except TypeError as error:

@@ -66,6 +66,7 @@ def groups_of(source: Source, wanted: str) -> list[str]:
     """
     names = [source.image_name(i).replace(os.sep, "/") for i in range(len(source))]
     path = os.path.expanduser(wanted)
+    # A .csv that does not exist is an error to report, not an expression without a match.
     group_of = _table(path).get if os.path.isfile(path) or path.endswith(".csv") else _pattern(wanted)
     found = [group_of(name) for name in names]
     alone = [name for name, group in zip(names, found, strict=True) if group is None]

@@ -134,7 +134,7 @@ def _features(net: spec.AlexNetConfig) -> tuple[nn.Sequential, int, int]:
     modules: dict[str, nn.Module] = {}
     _add_operations(modules, net.input, "input", net, net, net.in_channels, True)
     channels, size = net.in_channels, net.input_size
-    sizes = map_sizes(net, net.input_size)
+    sizes = map_sizes(net, net.input_size)  # raises before any weight is allocated
     for name, layer in net.features.items():
         _add_operations(modules, layer.before, name, layer, net, channels, True)
         conv = _convolution(layer, channels, size)

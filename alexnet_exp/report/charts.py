@@ -80,7 +80,7 @@ class Axis:
 
     def __call__(self, value: float) -> float:
         span = self.high - self.low
-        share = (value - self.low) / span if span else 0.5
+        share = (value - self.low) / span if span else 0.5  # a single value: in the middle
         return round(self.length * (1 - share if self.upwards else share), 2)
 
     def percentage(self, value: float) -> str:

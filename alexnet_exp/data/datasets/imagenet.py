@@ -110,7 +110,7 @@ def class_names(wnids: tuple[str, ...]) -> tuple[str, ...]:
         return wnids
     from torchvision.models import AlexNet_Weights
 
-    return tuple(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
+    return tuple(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])  # in the order of the sorted ids
 
 
 def validation_classes(root: str) -> dict[str, str]:
@@ -155,6 +155,6 @@ def _wnids(path: Path) -> dict[int, str]:
             f"Put Kaggle's {SOLUTION} into {path.parents[2]}: reading the MATLAB file {path} needs "
             f"{missing_extra('scipy', 'imagenet')}"
         ) from None
-    synsets = loadmat(path, squeeze_me=True)["synsets"]
+    synsets = loadmat(path, squeeze_me=True)["synsets"]  # else every field is a 1 x 1 array
     leaves = synsets[synsets["num_children"] == 0]
     return {int(i): str(wnid) for i, wnid in zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)}

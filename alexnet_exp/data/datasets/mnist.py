@@ -93,7 +93,7 @@ def _read_idx(path: str, num_dimensions: int) -> Tensor:
         raise _damaged(path, str(error)) from error
     if len(data) != expected:
         raise _damaged(path, f"its header claims {expected} bytes, but the data has a different size")
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(shape)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(shape)  # bytes are read-only
 
 
 def _damaged(path: str, reason: str) -> UserError:
