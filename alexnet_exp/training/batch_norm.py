@@ -81,7 +81,7 @@ def _single_value_layers(network: nn.Module, shape: tuple[int, int, int]) -> set
     def before(module: nn.Module, given: tuple[Any, ...]) -> None:
         if not module.training:
             return
-        if given and given[0].numel() == given[0].shape[1]:
+        if given and given[0].numel() == given[0].shape[1]:  # (N, C, ...)
             kinds.add(isinstance(module, nn.SyncBatchNorm))
         module.training = False
         held.add(module)

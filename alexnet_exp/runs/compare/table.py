@@ -80,6 +80,7 @@ def to_csv(comparison: Comparison) -> str:
         settings = {key: plain(own[key]) if key in own else "" for key in comparison.keys}
         lines.append({**run, **settings, **of_group, "group_low": low, "group_high": high})
     buffer = io.StringIO()
+    # csv's default line ending is \r\n.
     writer = csv.DictWriter(buffer, list(lines[0]) if lines else ["run"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)

@@ -152,7 +152,7 @@ def look(sources: Mapping[str, Source], channels: int, stored_size: int, num_wor
         sums += batch.sums[: max(0, num_training - part.start)].sum(0)  # a batch may cross the end of train
         records += batch.records
     count, mean = sums[0], sums[1] / np.maximum(sums[0], 1)
-    std = np.sqrt(np.maximum(sums[2] / np.maximum(count, 1) - mean**2, 0))
+    std = np.sqrt(np.maximum(sums[2] / np.maximum(count, 1) - mean**2, 0))  # rounding may go below 0
     splits = [split for split, source in sources.items() for _ in range(len(source))]
     labels = np.concatenate([source.labels.numpy() for source in sources.values()])
     return Look(sources, splits, labels, records, small, hashes, contrasts, mean.tolist(), std.tolist())
@@ -190,9 +190,9 @@ def _of_files(source: FileSource, channels: int, stored_size: int, num_workers: 
     loader: DataLoader = DataLoader(
         _Files(source.paths, channels, stored_size),
         batch_size=None,
-        sampler=parts,
+        sampler=parts,  # lists of positions: a worker hashes a whole batch at a time
         num_workers=min(num_workers, len(parts)),
-        collate_fn=_unchanged,
+        collate_fn=_unchanged,  # the default would make tensors of the arrays
         worker_init_fn=workers.ignore_signals,
     )
     try:

@@ -46,6 +46,7 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
     Raises:
         UserError: For anything the user can fix; result.json then has status 'failed'.
     """
+    # Before the directory is created, so that a mistyped path leaves none behind.
     for key in ("ckpt", "weights"):
         path = config[key]
         if path in (None, "none", "torchvision") or config["resume"] or Path(path).exists():
@@ -127,7 +128,7 @@ class _Session:
                 on_failure=lambda error: self._end("failed", error),
             ) as ranks:
                 self._prepare()
-                ranks.go(self.config, self.overrides)
+                ranks.go(self.config, self.overrides)  # until here the other ranks only wait
                 self._train()
             status = "finished"
         except UserError as problem:
@@ -160,7 +161,7 @@ class _Session:
         data = fitting.prepare_data(self.config)
         data.tell(self._say)
         fitting.fit_to_data(self.config, data, self.overrides)
-        self.run.write_settings(self.config, self.overrides)
+        self.run.write_settings(self.config, self.overrides)  # again: `auto` is settled now
         self.fit = fitting.assemble(self.config, data, self.run.path, [], self.console)
         self.start = fitting.start_point(self.fit, self.run.path)
         # After start_point: a run that cannot resume must not open a W&B run.
@@ -205,6 +206,7 @@ class _Session:
         with _warn_on_error("The report could not be written"):
             if not refused:
                 make_report(self.run, self.fit, result)
+        # Last: a directory with a result.json counts as complete.
         try:
             self.run.write_result(result)
         except UserError as problem:

@@ -62,8 +62,10 @@ def search(
     if not config.hydra.launcher._target_.endswith(_LAUNCHER):
         raise UserError("hydra/sweeper=optuna needs hydra/launcher=processes, its default.")
     launcher, settings = _plain(config.hydra.launcher), _plain(settings)
+    # All that can be refused is refused before the sweep has a directory.
     check_settings(launcher)
     check_sweeper(settings, config)
+    # A setting of this start of the sweep, not of its trials.
     overrides = [o for o in overrides if o.key_or_group != "sweep.resume"]
     space = read_space(overrides)
     with _quiet():

@@ -93,7 +93,7 @@ def enumerated(distribution: BaseDistribution) -> list[Any] | None:
     assert isinstance(distribution, IntDistribution | FloatDistribution)
     if distribution.step is None:
         return None
-    steps = round((distribution.high - distribution.low) / distribution.step)
+    steps = round((distribution.high - distribution.low) / distribution.step)  # 0.3 / 0.1 is just below 3
     return [distribution.low + i * distribution.step for i in range(steps + 1)]
 
 
@@ -147,8 +147,10 @@ def _problem(key: str, value: Any, compose: Callable[[dict[str, Any]], DictConfi
     """Return why a value is invalid, as far as that does not depend on other settings."""
     name = key_of(key)
     if name in RULES:
+        # Parsed as Hydra will parse it in the trial: choices are text in its grammar.
         (parsed,) = OverridesParser.create().parse_overrides([f"{key}={value}"])
         found = parsed.value()
+        # An interpolation has no value until the trial is composed.
         legal = RULES[name].legal(found) or "${" in str(found)
         return None if legal else f"{name} must be {RULES[name].text}"
     if not name.startswith("model."):
@@ -209,7 +211,7 @@ def _interval(value: Any, log: bool) -> BaseDistribution:
 
 def _range(value: Any, log: bool) -> BaseDistribution:
     """Return a distribution over the values of a grid: range(1,4) is 1, 2, 3."""
-    values = sorted(value.range())
+    values = sorted(value.range())  # range(3,0,-1) counts down
     if not values:
         raise ValueError("the range is empty.")
     if all(isinstance(v, int) for v in values):

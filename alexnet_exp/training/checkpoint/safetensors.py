@@ -67,6 +67,6 @@ def _whole_numbers(value: Any) -> list[int] | None:
 
 def _tensor(entry: dict[str, Any], numbers: memoryview) -> Tensor:
     dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
-    if not len(numbers):
+    if not len(numbers):  # torch.frombuffer refuses an empty buffer
         return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(bytearray(numbers), dtype=dtype).reshape(shape)
+    return torch.frombuffer(bytearray(numbers), dtype=dtype).reshape(shape)  # a writable copy

@@ -123,6 +123,7 @@ class Ranks:
         return self
 
     def _start(self, rank: int) -> None:
+        # A file, because nothing drains a pipe: a rank would block once its warnings had filled it.
         errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
         self._errors.append(errors)
         self._children.append(
@@ -182,6 +183,7 @@ class Ranks:
         self._closing.set()
         failure = self._failure_behind(exc_info[1])
         together = exc_info[0] is None or (self.stop_together and isinstance(exc_info[1], Stopped))
+        # Ranks that end together only need time for it; after an error they may be stuck in a collective.
         deadline = time.monotonic() + (20.0 if together else 3.0)
         for child in self._children:
             if not together and child.poll() is None:
