@@ -141,6 +141,7 @@ def _allowed(target: Any, trust: Iterable[str]) -> bool:
     if target in TRUSTED or is_torch_optimizer(target):
         return True
     package = next((name for name in trust if name and target.startswith(f"{name}.")), None)
+    # locate imports the module, and so runs its code: only in packages that the user trusts.
     return package is not None and _defined_in(locate(target), package)
 
 

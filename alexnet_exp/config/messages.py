@@ -239,6 +239,7 @@ _PATTERNS: list[tuple[str, Callable[..., str]]] = [
         r"Value '([^']*)' is not a valid bool.*?full_key: (\S+)",
         lambda value, key: f"invalid {key}={value!r}: expected true or false.",
     ),
+    # Comes before the general "Invalid type assigned", which would match this one, too.
     (
         r"Error merging override \+{1,2}model\.(features|classifier)\.([^.=\s]+).*?"
         r"Invalid type assigned: dict is not a subclass",
@@ -318,7 +319,7 @@ def _unknown_option(group: str, option: str, known: Sequence[str]) -> str:
     known = [
         each for each in known if not each.startswith("__")
     ]  # how resume= composes a run's recorded settings
-    close = nearest(option, known) or nearest(option.lower(), known)
+    close = nearest(option, known) or nearest(option.lower(), known)  # model=AlexNet: names are lower-case
     if not close and group in GROUPS:
         meant = [each for each in words.meant(group, option) if not each.endswith("=NAME")]
         close = f" Did you mean {' or '.join(meant)}?" if meant else ""

@@ -45,6 +45,7 @@ def fold_of_each(source: Source, folds: int, seed: int, groups: str | None = Non
         if names is None:
             order = members[permutation(count, "folds", seed, label)]
         else:
+            # dtype, because a class may be empty, and torch.tensor([]) holds floats.
             order = torch.tensor(
                 sorted(members.tolist(), key=lambda i: draw(names[i], "folds", seed)), dtype=torch.long
             )

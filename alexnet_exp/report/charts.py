@@ -256,7 +256,7 @@ def y_axis(values: list[float], shares: bool = False) -> Axis:
         shares: Label the ticks as percentages.
     """
     low, high = min(values), max(values)
-    step = round_step((high - low) or abs(high) or 1.0, 4)
+    step = round_step((high - low) or abs(high) or 1.0, 4)  # values may all be equal, or 0
     # 1e-9: a limit that is a multiple of the step, but for rounding, needs no tick beyond it.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     if first == last:

@@ -113,7 +113,7 @@ def open_sweep(
 
 def conclude(jobs: list[Job], directory: Path, console: Console) -> list[JobReturn]:
     """Write and print the summary of a finished sweep; return the outcome of each job for Hydra."""
-    if any(job.result() for job in jobs):
+    if any(job.result() for job in jobs):  # else there may be no run to compare
         print_table(summarise(directory))
         console.print(f"page:            {directory / 'compare.html'}", highlight=False)
     console.print(f"sweep directory: {directory}", highlight=False)

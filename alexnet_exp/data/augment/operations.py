@@ -99,7 +99,7 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     angle = torch.where(most == red, (green - blue) / span, angle) + 6.0 * shift[:, None, None]  # in sixths
     # HSV back to RGB without branches: each channel is a trapezoid over the hue, shifted by a third of a turn.
     starts = constant((5.0, 3.0, 1.0), images.device).view(1, 3, 1, 1)
-    k = (starts + angle[:, None]) % 6.0
+    k = (starts + angle[:, None]) % 6.0  # (N, 3, H, W)
     turned = most[:, None] - chroma[:, None] * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
     return (turned * 255.999).to(torch.uint8)  # as torchvision: equal intervals for all 256 levels
 

@@ -75,7 +75,7 @@ class RandAugment:
         # The paper translates by up to 150 pixels of 331-pixel images.
         space = _space(0.3, 150.0 / 331.0 * images.shape[-1], 30.0, 0.9, 4)
         draws = uniforms(indices, 2 * self.num_ops, "randaugment", seed, epoch)
-        chosen = (draws[:, : self.num_ops] * len(space)).long()
+        chosen = (draws[:, : self.num_ops] * len(space)).long()  # (N, num_ops)
         return _apply(
             images, space, chosen, torch.full_like(chosen, self.magnitude), draws[:, self.num_ops :]
         )

@@ -80,6 +80,7 @@ def scan(
     origins = {}
     for split, per_class in found.items():
         origins[split] = f"folder {folders[split]}" if folders else "data.root"
+        # Counted here, where the excluded images are still listed.
         if count := sum(path in excluded for paths in per_class.values() for path in paths):
             origins[split] += f" without {count} of {os.path.basename(str(exclude))}"
     if excluded:
@@ -91,7 +92,7 @@ def scan(
         found = _without(found, bad, "none of its images can be decoded; fix or remove the folder")
     classes = _known_classes(found, folders, root, one_is_enough=val_fraction == 0)
     name = os.path.basename(os.path.abspath(root))
-    depth = None if rule == "by_order" else 2 if folders else 1
+    depth = None if rule == "by_order" else 2 if folders else 1  # of SPLIT/CLASS or CLASS in a name
     sources = {
         split: _source(found[split], classes, f"{name} {split}", root, origins[split], depth)
         for split in found

@@ -36,7 +36,7 @@ class ImageNet(Folder):
     """
 
     def __init__(self, root: str, **common: Any) -> None:
-        super().__init__(root, val_fraction=None, **common)
+        super().__init__(root, val_fraction=None, **common)  # val is a folder of its own
 
     def load(self) -> dict[str, Source]:
         return dict(scan(self.root, self.follow_links, self.find_bad_images(), self.split_rule, self.exclude))

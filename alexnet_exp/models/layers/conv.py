@@ -98,7 +98,7 @@ class LocallyConnected2d(nn.Module):
         positions, fan_in = self.output_size**2, in_channels * kernel_size**2
         self.weight = nn.Parameter(torch.empty(positions, out_channels, fan_in))
         self.bias = nn.Parameter(torch.empty(positions, out_channels)) if bias else None
-        bound = 1.0 / math.sqrt(fan_in)
+        bound = 1.0 / math.sqrt(fan_in)  # torch's default for nn.Conv2d
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 

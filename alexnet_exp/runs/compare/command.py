@@ -132,7 +132,7 @@ def _metrics(runs: list[Run]) -> set[str]:
 def _value(run: Run, key: str) -> Any:
     if key in _FACTS:
         return getattr(run, key)
-    if "/" in key:
+    if "/" in key:  # a metric is SPLIT/NAME
         return run.metric(key)
     return lookup(run, key)
 

@@ -180,7 +180,7 @@ def _of_pixels(images: Tensor) -> Batch:
 
 def _sums(image: Tensor) -> np.ndarray:
     """Return count, sum and sum of squares of each channel's values in 0..1, float64 (3, C)."""
-    values = image.flatten(1).double() / 255
+    values = image.flatten(1).double() / 255  # (C, H * W)
     count = torch.full((len(values),), float(values.shape[1]), dtype=torch.float64)
     return torch.stack([count, values.sum(1), (values**2).sum(1)]).numpy()
 

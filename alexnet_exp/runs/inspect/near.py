@@ -55,7 +55,7 @@ def difference_hash(small: Tensor) -> np.ndarray:
     Args:
         small: (N, C, 32, 32) uint8 of `shrink`.
     """
-    cells = functional.interpolate(_grey(small), (8, 9), mode="bilinear", antialias=True)[:, 0]
+    cells = functional.interpolate(_grey(small), (8, 9), mode="bilinear", antialias=True)[:, 0]  # (N, 8, 9)
     bits = (cells[:, :, :-1] - cells[:, :, 1:] > _FLAT).flatten(1)  # (N, 64)
     return np.packbits(bits.numpy(), axis=1).view(np.uint64)[:, 0]
 

@@ -239,7 +239,7 @@ def _put(url: str, name: str, content: str) -> None:
         with replacing(Path(url, name)) as part:
             part.write_text(content, encoding="utf-8")
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:  # uploads take a file
         path = Path(folder, "file")
         path.write_text(content, encoding="utf-8")
         storage(url).upload_file(str(path), f"{url}/{name}")

@@ -65,7 +65,7 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
             raise UserError(
                 f"{run_dir} holds a run already; continue it with resume={run_dir} or choose another."
             )
-        record = run.record()
+        record = run.record()  # to be put back if the run cannot resume
         run.begin()
         run.write_settings(config, overrides)
         console = Console(soft_wrap=True)
@@ -98,7 +98,7 @@ def follow(config: dict[str, Any], overrides: list[str], run_dir: Path) -> dict[
         fitting.fit_to_data(config, data, overrides)
         fit = fitting.assemble(config, data, run_dir, [], Console(quiet=True))
         fitting.train_and_test(fit, fitting.start_point(fit, run_dir))
-        fit.classifier.outcomes.gather()
+        fit.classifier.outcomes.gather()  # a collective: rank 0 takes part in it, too
     return {}
 
 
@@ -201,6 +201,7 @@ class _Session:
         with _warn_on_error("The figures could not be drawn"):
             if self.fit is not None and not refused:
                 log_pictures(self.fit, self.run, self.loggers)
+        # After the pictures, which W&B gets, too.
         with _warn_on_error("The W&B run could not be finished"):
             close_loggers(self.loggers, self.fit, 0 if status == "finished" else 1)
         with _warn_on_error("The report could not be written"):

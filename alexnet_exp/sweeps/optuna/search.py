@@ -74,7 +74,7 @@ def search(
     validate(space.examples())
     directory = Path(str(config.hydra.sweep.dir)).absolute()
     record, console = SweepRecord(directory), Console(soft_wrap=True)
-    record.check_resumable(config)
+    record.check_resumable(config)  # before `lock` creates the directory
     with record.lock(), _quiet():
         begin(record, config, console)
         typed = settings["storage"]
@@ -90,7 +90,7 @@ def search(
             pool.run()
         _conclude(trials, console)
     console.print(f"sweep directory: {directory}", highlight=False)
-    _check_outcome(pool, study)
+    _check_outcome(pool, study)  # last: the pages show why trials have failed
 
 
 def _check_outcome(pool: TrialPool, study: optuna.Study) -> None:

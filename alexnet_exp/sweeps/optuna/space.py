@@ -43,6 +43,7 @@ class Space:
         """Return overrides that cover every choice and both ends of every interval."""
         some = {key: _extremes(distribution) for key, distribution in self.distributions.items()}
         rows = max(map(len, some.values()))
+        # The longest list decides how many there are; a shorter one repeats its last value.
         return [self.overrides({key: v[min(i, len(v) - 1)] for key, v in some.items()}) for i in range(rows)]
 
     def points(self) -> float:
@@ -123,6 +124,7 @@ def check_values(
         UserError: Names the value, and suggests int(...) where an integer is needed.
     """
     typed = {override.get_key_element(): str(override.input_line) for override in overrides}
+    # All other settings keep their first value, so that a problem is that of the value probed.
     first = {key: _extremes(distribution)[0] for key, distribution in space.distributions.items()}
     for key, distribution in space.distributions.items():
         for value in _probes(distribution):

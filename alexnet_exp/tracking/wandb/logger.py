@@ -270,7 +270,7 @@ class WandbTracker(Logger):
                     settings=self._settings(),
                     **about,
                 )
-        except BaseException:
+        except BaseException:  # also a Ctrl-C while wandb waits for the server
             for folder in set(run_folders(self._run_dir, self.run_id)) - set(before):
                 shutil.rmtree(folder)  # an empty run with our ID
             raise

@@ -76,6 +76,7 @@ def as_checkpoint(weights: dict[str, Tensor], metadata: Mapping[str, str]) -> di
             about["preprocessing"]["mean_image"] = numbers.reshape(mean["shape"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError("its metadata is malformed") from error
+    # Under the names of the LightningModule, whose network is `model`.
     return {**about, "state_dict": {f"model.{name}": value for name, value in weights.items()}}
 
 

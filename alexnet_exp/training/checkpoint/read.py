@@ -161,6 +161,7 @@ def _is_version(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\d+\.\d+\.\d+[\w.+-]*", value) is not None
 
 
+# What every verb reads; below, what only resuming needs.
 _FORM: dict[str, Callable[[Any], bool]] = {
     "state_dict": is_weights,
     "config": _is_config,

@@ -61,6 +61,7 @@ def _span(name: str, entry: Any, available: int) -> tuple[int, int]:
 
 
 def _whole_numbers(value: Any) -> list[int] | None:
+    # `type`, because isinstance takes True for an int.
     are = isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 48 for n in value)
     return value if are else None
 

@@ -99,6 +99,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 with open(temporary, "wb") as file:
                     writer = _ErrorKeeper(file)
                     torch.save(checkpoint, writer)
+                    # Synced before the rename: after a power cut the name must not point to half a file.
                     writer.finish()
                 # Only once the new file is complete: a full disk must not cost an old one.
                 if path.name == LAST:

@@ -112,11 +112,11 @@ class Ranks:
     def __enter__(self) -> Ranks:
         if self.count > 1:
             self._saved = {name: os.environ.get(name) for name in _SET_HERE}
-            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # set by the user for several nodes
             os.environ.setdefault("MASTER_PORT", str(_free_port()))
             os.environ.setdefault("NODE_RANK", "0")
             os.environ["WORLD_SIZE"] = str(self.count * self.num_nodes)
-            os.environ["LOCAL_RANK"] = "0"
+            os.environ["LOCAL_RANK"] = "0"  # Lightning then starts no processes of its own
             for rank in range(1, self.count):
                 self._start(rank)
             threading.Thread(target=self._watch, daemon=True, name="rank-watch").start()
@@ -149,6 +149,7 @@ class Ranks:
         for child in self._children:
             assert child.stdin is not None
             try:
+                # The length comes first, so that a rank notices settings cut off by a crash.
                 child.stdin.write(b"%d\n" % len(text) + text)
                 child.stdin.flush()
             except BrokenPipeError:
@@ -171,6 +172,7 @@ class Ranks:
             error = self.failure()
             if error is None:
                 continue
+            # Time for the collective to fail by itself, or for the run to end.
             if not self._closing.wait(5.0):
                 print(f"error: {redact(error)}", file=sys.stderr, flush=True)
                 self.on_failure(error)

@@ -109,7 +109,7 @@ def _onecycle(
     Source: torch.optim.lr_scheduler.OneCycleLR, same rates, without its momentum cycle.
     """
     last = length.total_steps - 1
-    top = min(max(pct_start * length.total_steps - 1, 0.0), last)
+    top = min(max(pct_start * length.total_steps - 1, 0.0), last)  # step of the peak, as torch counts
     start, end = 1.0 / div_factor, 1.0 / (div_factor * final_div_factor)
 
     def factor(step: int) -> float:
