@@ -71,6 +71,7 @@ def is_torch_optimizer(path: str) -> bool:
     import torch
 
     base = torch.optim.Optimizer
+    # By where it is defined: modules of torch.optim also contain names that they import.
     inside = f"{getattr(found, '__module__', '')}.".startswith("torch.optim.")
     return inside and inspect.isclass(found) and issubclass(found, base) and found is not base
 

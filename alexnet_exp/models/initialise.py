@@ -43,7 +43,7 @@ def initialise(
     """
     if std is not None:
         init.normal_(layer.weight, std=std)
-    elif scheme != "torch":
+    elif scheme != "torch":  # which the constructor has applied
         _weights(layer, name, scheme, hidden)
     if layer.bias is None:
         return

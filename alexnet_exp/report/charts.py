@@ -208,7 +208,7 @@ def run_charts(rows: list[Row], best_step: float | None = None) -> list[Chart]:
     if not steps:
         return []
     ends = epoch_ends(rows)
-    x = x_axis(min(steps), max(steps), ends)
+    x = x_axis(min(steps), max(steps), ends)  # shared, so that the charts line up
     return [
         Chart(panel.title, panel.curves[0].metric, lines, x, None if panel.small else best_step, panel.small)
         for panel, lines in found

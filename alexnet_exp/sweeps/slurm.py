@@ -74,6 +74,7 @@ def launch(
                 markup=False,
             )
         if not settings["wait"]:
+            # Hydra has no status for a job that is only submitted.
             return [JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED) for job in jobs]
         _wait(jobs, record.arrays, directory, console)
         return conclude(jobs, directory, console)

@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "alexnet_exp": __version__}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            found[name] = metadata.version(name)  # importing them would take seconds
         except metadata.PackageNotFoundError:
             continue  # optional
     return found

@@ -96,6 +96,7 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     chroma = most - x.amin(1)
     span = torch.where(chroma == 0, 1.0, chroma)  # grey has no hue: avoids 0 / 0
     angle = torch.where(most == green, 2.0 + (blue - red) / span, 4.0 + (red - green) / span)
+    # Red comes last, so it wins ties, then green: torchvision's order.
     angle = torch.where(most == red, (green - blue) / span, angle) + 6.0 * shift[:, None, None]  # in sixths
     # HSV back to RGB without branches: each channel is a trapezoid over the hue, shifted by a third of a turn.
     starts = constant((5.0, 3.0, 1.0), images.device).view(1, 3, 1, 1)
@@ -170,6 +171,7 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     x, y = _centers(images)
     angle = torch.deg2rad(degrees)[:, None, None]
     cos, sin, x, y = angle.cos(), angle.sin(), x - across, y - down
+    # For an output pixel, its source: the inverse of the rotation.
     return _sample(images, cos * x - sin * y + across, sin * x + cos * y + down)
 
 

@@ -59,6 +59,7 @@ def scan(
     flat = validation_classes(root) if _is_flat(val) else None
     found = folder.scan(root, None, 0, follow_links, bad_images, flat, rule, exclude=exclude)
     names = class_names(found["train"].classes)
+    # The names are in the order of the ids, so labels stay valid.
     return {split: replace(source, classes=names) for split, source in found.items()}
 
 

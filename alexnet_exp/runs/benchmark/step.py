@@ -99,6 +99,7 @@ def _compare(fit: Fit, variants: list[Variant], size: int, what: str, subject: S
             failed.append(v)
         release()
     what = f"step: {what}, batch {size}"
+    # Every variant stays in memory, so that they can take turns.
     times = alternate({str(v): r.run for v, r in ready.items()}, subject.repeats, subject.device, warmup=1)
     made = rows(what, times, images=size, reference=next(iter(times), None))
     for row, (v, r) in zip(made, ready.items(), strict=True):

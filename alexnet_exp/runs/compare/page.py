@@ -121,7 +121,7 @@ def _curves(comparison: Comparison, chosen: list[list[Run]]) -> tuple[list[Curve
     """Assign a colour to each configuration; with more than COLOURS, the rest are dashed."""
     group_of = {run.path: group for group in comparison.groups for run in group.runs}
     curves: list[Curve] = []
-    styles: dict[int, str] = {}
+    styles: dict[int, str] = {}  # by id, since a Group has no hash
     legend = []
     for runs in chosen:
         group = group_of[runs[0].path]

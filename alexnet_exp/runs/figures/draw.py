@@ -131,7 +131,7 @@ def draw_filters(towers: list[np.ndarray], path: Path) -> None:
 def draw_maps(picture: Picture, layers: list[Maps], path: Path) -> None:
     """Draw an image and its activation maps, layer by layer."""
     sheets = [sheet(layer.maps) for layer in layers]
-    heights = [2.0] + [9.6 * each.shape[0] / each.shape[1] + 0.35 for each in sheets]
+    heights = [2.0] + [9.6 * each.shape[0] / each.shape[1] + 0.35 for each in sheets]  # inches
     with page(path, 9.8, sum(heights)) as figure:
         axes: list[Axes] = list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
         show(axes[0], picture.image)

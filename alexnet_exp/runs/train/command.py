@@ -119,6 +119,7 @@ class _Session:
     def run_all(self) -> dict[str, Any]:
         status, error = "failed", None
         try:
+            # Counting devices may import Lightning.
             with signals_held():
                 devices = 1 if started_externally() else count_devices(self.config["trainer"])
             with Ranks(

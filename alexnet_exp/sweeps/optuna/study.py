@@ -219,6 +219,7 @@ def _check_fits(study: optuna.Study, metric_name: str, space: Space) -> None:
     for trial in study.trials:
         for key, distribution in trial.distributions.items():
             try:
+                # A key that is no longer searched is compared with itself, and fits.
                 optuna.distributions.check_distribution_compatibility(
                     distribution, space.distributions.get(key, distribution)
                 )
