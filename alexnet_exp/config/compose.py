@@ -66,7 +66,7 @@ def compose(name: str, overrides: list[str], with_hydra: bool = False) -> DictCo
     """
     register()
     with _hydra() as folders:
-        # repr quotes them for Hydra's grammar, in which a folder's name may mean something.
+        # repr quotes them: a folder's name may hold characters that mean something in Hydra's grammar.
         path = [f"hydra.searchpath=[{','.join(map(repr, folders))}]"] if folders else []
         overrides = [*map(with_recorded_spelling, overrides), *path]
         return hydra.compose(name, overrides=overrides, return_hydra_config=with_hydra)

@@ -82,8 +82,8 @@ def _of_a_library(error: BaseException) -> str | None:
 def _raised_in(error: BaseException) -> str:
     """Return the package of the innermost frame outside the standard library."""
     names = [str(frame.f_globals.get("__name__", "")) for frame in _frames(error)]
-    # The standard library only acts for its caller: `codecs` fails inside Hydra's loader.
     packages = [name.partition(".")[0] for name in names]
+    # The standard library only acts for its caller: `codecs` fails inside Hydra's loader.
     return next((name for name in reversed(packages) if name not in sys.stdlib_module_names), "")
 
 

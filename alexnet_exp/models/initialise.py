@@ -43,7 +43,7 @@ def initialise(
     """
     if std is not None:
         init.normal_(layer.weight, std=std)
-    elif scheme != "torch":  # which the constructor has applied
+    elif scheme != "torch":  # the constructor has applied torch's
         _weights(layer, name, scheme, hidden)
     if layer.bias is None:
         return

@@ -71,7 +71,7 @@ def percent(fraction: float | None, digits: int = 2) -> str:
 
 def quantity(value: float) -> str:
     """Format 2472266 as '2.47 M'."""
-    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e5, "k")):  # below 100 k: every digit
+    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e5, "k")):  # below 100,000: all digits
         if abs(value) >= factor:
             return f"{value / (1e3 if unit == 'k' else factor):.3g}\N{NO-BREAK SPACE}{unit}"
     return number(value)

@@ -95,6 +95,7 @@ def _single_value_layers(network: nn.Module, shape: tuple[int, int, int]) -> set
     hooks += [layer.register_forward_hook(after, always_call=True) for layer in layers]
     weight = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     try:
+        # Dropout draws random numbers here, which must not change those of the run.
         with torch.random.fork_rng([weight.device] if weight.device.type == "cuda" else []), torch.no_grad():
             # forward() rather than __call__, which would trigger compilation.
             network.forward(torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))

@@ -148,7 +148,7 @@ class Outcomes:
                              indices, labels, predictions], dim=1)  # fmt: skip
         if self.keep:
             self._every.append(table)
-        wrong = torch.where(predictions == labels, -1.0, probabilities)
+        wrong = torch.where(predictions == labels, -1.0, probabilities)  # hits come last; `gather` drops them
         self._mistakes.append(table[wrong.topk(min(NUM_MISTAKES, len(wrong))).indices])
         if self.wanted is not None:
             # topk, not a boolean mask: the size of a mask's result would have to be read from the device.

@@ -68,7 +68,7 @@ def _read(names: list[str], data_dir: str, download: bool) -> dict[str, bytes]:
 
 def _read_archive(names: list[str], archive: str, folder: str) -> dict[str, bytes]:
     """Read the archive's data files, and unpack them into `folder` if it is writable."""
-    # Every file, not only `names`: the next run may want the other split.
+    # All files, not only `names`, so that the other split is unpacked, too.
     every = [META, *BATCHES["train"], *BATCHES["test"]]
     try:
         with tarfile.open(archive) as tar:

@@ -111,7 +111,7 @@ def class_names(wnids: tuple[str, ...]) -> tuple[str, ...]:
         return wnids
     from torchvision.models import AlexNet_Weights
 
-    return tuple(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])  # in the order of the sorted ids
+    return tuple(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def validation_classes(root: str) -> dict[str, str]:

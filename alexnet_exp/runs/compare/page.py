@@ -162,6 +162,7 @@ def _by_epoch(runs: Sequence[Run], metric: str) -> list[Point]:
     """Return the mean of a metric's finite values by epoch; steps are not comparable across batch sizes."""
     values: dict[float, list[float]] = {}
     for run in runs:
+        # The last value of an epoch, which may have several validations.
         last = {p.epoch: p.value for p in series(run.rows, metric) if p.epoch is not None}
         for epoch, value in last.items():
             values.setdefault(epoch, []).append(value)

@@ -118,7 +118,7 @@ def draw_filters(towers: list[np.ndarray], path: Path) -> None:
         path: PNG to write.
     """
     grids = [filter_grid(weight) for weight in towers]
-    width = max(grid.shape[1] for grid in grids) / 90  # inches, for 90 pixels of the grid each
+    width = max(grid.shape[1] for grid in grids) / 90  # inches, at 90 pixels per inch
     heights = [grid.shape[0] / 90 + 0.3 for grid in grids]
     with page(path, width + 0.3, sum(heights)) as figure:
         cells: list[Axes] = list(figure.subplots(len(grids), 1, squeeze=False, height_ratios=heights)[:, 0])

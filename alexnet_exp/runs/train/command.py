@@ -129,7 +129,7 @@ class _Session:
                 on_failure=lambda error: self._end("failed", error),
             ) as ranks:
                 self._prepare()
-                ranks.go(self.config, self.overrides)  # until here the other ranks only wait
+                ranks.go(self.config, self.overrides)  # the other ranks have been waiting for these
                 self._train()
             status = "finished"
         except UserError as problem:
@@ -202,7 +202,7 @@ class _Session:
         with _warn_on_error("The figures could not be drawn"):
             if self.fit is not None and not refused:
                 log_pictures(self.fit, self.run, self.loggers)
-        # After the pictures, which W&B gets, too.
+        # After the pictures, which are also logged to W&B.
         with _warn_on_error("The W&B run could not be finished"):
             close_loggers(self.loggers, self.fit, 0 if status == "finished" else 1)
         with _warn_on_error("The report could not be written"):

@@ -194,7 +194,7 @@ class WandbTracker(Logger):
     def _log(self, row: Mapping[str, Any]) -> None:
         if self._run is not None:
             with self._recording():
-                # Without step=, which W&B requires to grow: the x axes are columns of the row (X_AXES).
+                # Without step=, which W&B requires to increase: the x axes are columns of the row (X_AXES).
                 self._run.log(dict(row))
 
     @contextlib.contextmanager

@@ -232,7 +232,7 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, int(number))
-    # Checked after asking: a parent that had died before it will not send the signal.
+    # After the request: a parent that died before it does not trigger the signal.
     if os.getppid() != parent:
         sys.exit("The process that started this rank has exited.")
 
