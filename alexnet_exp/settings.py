@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 RUN_GROUPS = ("model", "data", "augment", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths")
 GROUPS = (*RUN_GROUPS, "experiment", "sweep", "debug", "hydra")
 
+# In Hydra's grammar a backslash escapes nothing but the quote.
 _QUOTED = re.compile(r"""'(?:\\'|[^'])*'|"(?:\\"|[^"])*\"""")
 
 

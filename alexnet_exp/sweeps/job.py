@@ -74,7 +74,7 @@ class Job:
         end_orphan(self.directory)
         self.note_result()
         self.tries, self.started = self.tries + 1, time.time()
-        with open(self.directory / OUTPUT, "ab") as output:
+        with open(self.directory / OUTPUT, "ab") as output:  # after the output of earlier tries
             self.process = subprocess.Popen(
                 [*PROGRAM, str(os.getpid()), *self.arguments],
                 env=dict(environment),

@@ -75,7 +75,7 @@ def begin(record: SweepRecord, config: DictConfig, console: Console, go_on: bool
     Raises:
         UserError: If the sweep cannot be resumed.
     """
-    sweep = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    sweep = OmegaConf.to_container(config.hydra.sweep, resolve=False)  # hydra.job.num is not set here
     assert isinstance(sweep, dict)
     if not go_on and sweep.get("subdir", _NUMBER) != _NUMBER:
         text = "hydra.sweep.subdir has no effect: job directories are numbered"
@@ -113,7 +113,7 @@ def open_sweep(
 
 def conclude(jobs: list[Job], directory: Path, console: Console) -> list[JobReturn]:
     """Write and print the summary of a finished sweep; return the outcome of each job for Hydra."""
-    if any(job.result() for job in jobs):
+    if any(job.result() for job in jobs):  # else there may be no run to compare
         print_table(summarise(directory))
         console.print(f"page:            {directory / 'compare.html'}", highlight=False)
     console.print(f"sweep directory: {directory}", highlight=False)
@@ -230,6 +230,7 @@ class Pool:
         for job in [] if self.stopping else self._in(WAITING):
             environment = self.resources.take(job)
             if environment is None:
+                # Slots are alike: if this job gets none, neither do the others.
                 break
             job.start(environment)
             self.table.started(job)
@@ -245,7 +246,7 @@ class Pool:
 
     def _end_all(self) -> None:
         for job in self._in(RUNNING):
-            job.signal(signal.SIGINT)
+            job.signal(signal.SIGINT)  # like Ctrl-C in a single run: it saves its last step
         deadline = time.monotonic() + _GRACE_SECONDS
         while self._in(RUNNING) and time.monotonic() < deadline:
             for job in self._in(RUNNING):

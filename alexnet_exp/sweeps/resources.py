@@ -77,6 +77,7 @@ class Resources:
             # trainer.devices=[2,3] counts all GPUs visible to the sweep, so such a job must see all of them.
             groups = [] if any(isinstance(trainer.devices, ListConfig) for trainer in trainers) else groups
             most = len(groups) or 1
+        # Jobs may share cores if max_parallel asks for it, but each needs its own GPUs.
         slots = most if wanted == "auto" else min(wanted, most) if gpus else wanted
         return cls(slots, threads, groups, os.path.basename(str(config.hydra.sweep.dir)))
 

@@ -63,7 +63,7 @@ def logging_to(path: Path | None, on_screen: bool | None = None) -> Iterator[Non
         handlers.append(file)
     root, level = logging.getLogger(), log.level
     before = root.handlers[:]
-    root.handlers[:] = handlers or [logging.NullHandler()]
+    root.handlers[:] = handlers or [logging.NullHandler()]  # without any, logging itself prints warnings
     root.setLevel(logging.INFO)
     log.setLevel(logging.INFO)
     log.addHandler(screen)

@@ -100,6 +100,7 @@ def benchmark(
         torch.set_num_threads(options["threads"])
     from alexnet_exp.runs.benchmark.subject import Subject
 
+    # What is left describes the run to measure.
     own = [override for override in overrides if parse(override).group not in options]
     what = options["what"] if isinstance(options["what"], list) else [options["what"]]
     chosen = {kind: measure for kind, measure in measurements.items() if kind in what or "all" in what}
@@ -189,7 +190,7 @@ def _undisturbed(kind: str, measure: Measurement, subject: Subject) -> list[Row]
 
 # Columns of the table as (key of a row, heading, format); only those that a comparison has are printed.
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("median_seconds", "ms", lambda v: _milliseconds(v)),
+    ("median_seconds", "ms", lambda v: _milliseconds(v)),  # defined below
     ("images_per_second", "images/s", lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.1f}"),
     ("flops_per_second", "GFLOP/s", lambda v: f"{v / 1e9:,.0f}"),
     ("peak_share", "peak", lambda v: f"{v:.0%}"),
@@ -230,6 +231,7 @@ def draw_rows(rows: list[Row], path: Path) -> None:
     """Draw one bar per case and one panel per comparison, in images per second or else milliseconds."""
     from alexnet_exp.report.figures import INK, MUTED, TRAIN, page
 
+    # Cases that ran out of memory have no n, and no bar.
     groups = [(what, group) for what, rows in _groups(rows) if (group := [r for r in rows if "n" in r])]
     heights = [0.9 + 0.3 * len(group) for _, group in groups]
     with page(path, 8.0, sum(heights)) as figure:

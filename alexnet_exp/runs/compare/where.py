@@ -16,6 +16,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "==": operator.eq,
     "<": operator.lt, ">": operator.gt, "=": operator.eq,
 }  # fmt: skip
+# Two-character operators first: `<` alone would leave the `=` of `<=` to the value.
 _COMPARISON = re.compile(r"\s*([\w./-]+?)\s*(<=|>=|!=|==|<|>|=)\s*(.*?)\s*", re.DOTALL)
 _QUOTED = r"'[^']*'|\"[^\"]*\""
 
@@ -72,6 +73,7 @@ class Where:
 def _split(text: str, word: str) -> list[str]:
     """Split at a separate word, outside of quotation marks."""
     parts = [""]
+    # Quoted text is a piece of its own, since re.split keeps what the group matches; `and` inside it stays.
     for piece in re.split(rf"({_QUOTED}|\s+{word}(?=\s|$))", text):
         if piece.strip() == word:
             parts.append("")

@@ -108,7 +108,7 @@ def _open(config: dict[str, Any]) -> ImageData:
     from alexnet_exp.targets import build
 
     keys = whole_folder(config["data"])
-    keys |= {key: value for key, value in _UNDECODED.items() if key in keys}
+    keys |= {key: value for key, value in _UNDECODED.items() if key in keys}  # not all data sets have them
     data = build(keys, augment={**config["augment"], **_AS_PIXELS}, seed=config["seed"])
     if isinstance(data, ImageData):
         data.setup()

@@ -38,6 +38,7 @@ class MovingAverage(WeightAveraging):
         return EMAWeightAveraging.__name__
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Ahead of Lightning's setup, which copies the module to that device.
         average_on(self, trainer.strategy.root_device)
         super().setup(trainer, pl_module, stage)
 

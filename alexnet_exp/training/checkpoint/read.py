@@ -140,6 +140,7 @@ def _are_loops(value: Any) -> bool:
 
 
 def _are_sums(value: Any) -> bool:
+    # (ranks, 4): loss, top-1, top-5, images
     return isinstance(value, Tensor) and value.ndim == 2 and len(value) > 0 and value.shape[1] == 4
 
 
@@ -160,6 +161,7 @@ def _is_version(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\d+\.\d+\.\d+[\w.+-]*", value) is not None
 
 
+# What every verb reads; below, what only resuming needs.
 _FORM: dict[str, Callable[[Any], bool]] = {
     "state_dict": is_weights,
     "config": _is_config,
@@ -172,7 +174,7 @@ _PROGRESS: dict[str, Callable[[Any], bool]] = {
     "global_step": _is_count,
     "loops": _are_loops,
     "optimizer_states": _are_states,
-    "lr_schedulers": lambda value: isinstance(value, list),
+    "lr_schedulers": lambda value: isinstance(value, list),  # empty with a constant rate
     "callbacks": lambda value: isinstance(value, dict),
     "reported": _are_metrics,
     "validated": lambda value: isinstance(value, bool),
