@@ -30,7 +30,7 @@ from tests.runs.measured_runs import on_linux, photographs, subject, working
 
 @pytest.fixture
 def no_release(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Collect no garbage after each try: of a process that has run many tests it takes a second."""
+    """Skip garbage collection after each try: it takes a second in a process that has run many tests."""
     monkeypatch.setattr(benchmark_step, "release", lambda: None)
 
 
@@ -67,12 +67,12 @@ def test_errors_other_than_out_of_memory_are_raised() -> None:
         largest_batch(broken, 64)
 
 
-def test_a_batch_that_would_fill_main_memory_is_refused_before_the_kernel_kills(
+def test_a_batch_that_would_fill_main_memory_is_refused_before_the_oom_killer_acts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(benchmark_step, "free_memory", lambda: 1000)
     room = RoomInMemory()
-    room.check(10**6)  # nothing is known yet
+    room.check(10**6)  # nothing has been measured yet
     room.learn(16, 160)
     room.check(70)
     with pytest.raises(MemoryError, match="71 images"):

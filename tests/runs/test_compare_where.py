@@ -49,7 +49,7 @@ RUN: dict[str, Any] = {
         ("seed=0 and test=true or model=alexnet_lrn", True),  # 'and' binds closer
         ("model=alexnet_lrn or seed=0 and test=false", True),
         ("seed=0 or seed=1 and test=true", False),
-        ("model=2026-02-30", False),  # a date that is none
+        ("model=2026-02-30", False),  # an invalid date
     ],
 )
 def test_filter_accepts_and_rejects_runs(text: str, expected: bool):
