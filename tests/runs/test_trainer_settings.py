@@ -43,7 +43,7 @@ def test_fraction_of_an_unused_split_is_not_checked(tmp_path: Path) -> None:
 
 
 def lightnings(error: Exception) -> Callable[[], None]:
-    """Return a function of a Lightning module that raises an error."""
+    """Return a function that raises an error as if inside a Lightning module."""
     scope = {"__name__": data_connector.__name__, "error": error}
     exec("def fail(): raise error", scope)
     return scope["fail"]  # type: ignore[return-value]

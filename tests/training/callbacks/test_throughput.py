@@ -1,4 +1,4 @@
-"""Images per second: of each step on a processor, of each interval, its wait included, on an accelerator."""
+"""Images per second: per step on CPU; per interval, including its wait, on an accelerator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alexnet_exp.training.callbacks.step_log import Throughput
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Return what lets time pass; nothing else does."""
+    """Return a function that advances the clock, which is otherwise stopped."""
     now = [100.0]
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
