@@ -102,7 +102,7 @@ def write_folder(
         root: The folder.
         counts: Images per class folder: {"train/cat": 5, "val/cat": 2}, or {"cat": 5}.
         size: Width and height in pixels.
-        extension: Decides the format.
+        extension: Determines the format.
         seed: Seeds the noise.
     """
     rng = np.random.default_rng(seed)

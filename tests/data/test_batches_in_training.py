@@ -1,4 +1,4 @@
-"""What a training run sees: order, augmentation, position after resuming; and its workers exit."""
+"""What a training run sees (order, augmentation, position after resuming), and that its workers exit."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def keep(source: FileSource, mode: str, folder: Path | None) -> FileSource | Dec
 
 
 @contextmanager
-def no_file_over(num_bytes: int) -> Iterator[None]:
+def file_size_limit(num_bytes: int) -> Iterator[None]:
     """Make the system refuse to write more than `num_bytes` to any file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
@@ -151,7 +151,7 @@ def test_a_missing_file_is_named(root: Path, tmp_path: Path):
 
 def test_a_full_disk_fails_disk_but_not_auto(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     source = scan(str(root))["train"]
-    with no_file_over(1000):
+    with file_size_limit(1000):
         with pytest.raises(
             UserError, match=r"File too large\): set data\.cache=off, or paths\.cache_dir=DIR"
         ):
@@ -207,7 +207,7 @@ def test_files_are_fingerprinted_once_and_only_if_they_can_be_cached(
     monkeypatch.setattr(cache_module, "fingerprint", counted)
     monkeypatch.setattr("alexnet_exp.data.cache.fingerprint", counted)
     monkeypatch.setattr(cache_module, "AUTO_BYTES", 0)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))  # the second place to look
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))  # the fallback folder
     source = scan(str(root))["train"]
     assert keep(source, "auto", tmp_path / "kept") is source
     assert looks == []
@@ -230,7 +230,7 @@ def test_the_environment_sets_the_cache_folder(monkeypatch: pytest.MonkeyPatch):
     assert chosen() == "/some where"
     monkeypatch.delenv("ALEXNET_CACHE_DIR")
     monkeypatch.setenv("ALEXNET_DATA_DIR", "/sets")
-    assert chosen() is None  # the user's cache folder: never among the data
+    assert chosen() is None  # the user's cache folder, never the data folder
 
 
 def test_nothing_is_written_into_the_data_set(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

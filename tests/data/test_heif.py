@@ -96,7 +96,7 @@ def test_a_torchcodec_without_image_decoders_is_ignored(
 
 @needs_libheif
 def test_the_first_image_of_a_heic_is_decoded(tmp_path: Path):
-    path = tmp_path / "a.jpg"  # the content decides
+    path = tmp_path / "a.jpg"  # the content determines the format
     path.write_bytes(HEIC)
     image = decode.decode(str(path), 3)
     assert (image.shape, image.dtype) == ((3, 24, 32), torch.uint8)

@@ -169,7 +169,7 @@ def test_all_decoders_agree_on_damaged_jpegs(tmp_path: Path):
         damaged[dice.randrange(len(data))] = dice.randrange(256)
         path.write_bytes(damaged)
         outcomes = []
-        for names in (decode_module.JPEG_DECODERS, ()):  # () leaves Pillow
+        for names in (decode_module.JPEG_DECODERS, ()):  # () leaves only Pillow
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(decode_module, "JPEG_DECODERS", names)
                 try:

@@ -107,7 +107,7 @@ def test_the_validation_share_matches_the_fraction_within_chance():
     paths = [f"{i}.jpg" for i in range(10_000)]
     for fraction in (0.1, 0.3, 0.9):
         chosen = validation_by_name(torch.zeros(10_000, dtype=torch.long), paths, fraction, 0)
-        assert abs(chosen.float().mean() - fraction) < 0.015  # three standard deviations at 0.3
+        assert abs(chosen.float().mean() - fraction) < 0.015  # over three standard deviations
 
 
 def test_every_class_keeps_a_training_image_whatever_the_fraction():

@@ -48,7 +48,7 @@ def signalled(log: Path, begun: Callable[[], object], number: int, *command: str
     deadline = time.monotonic() + 120
     while not begun() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(0.5)  # until the workers decode
+    time.sleep(0.5)  # let the workers start decoding
     os.killpg(running.pid, number)
     sent = time.monotonic()
     code = running.wait(60)

@@ -51,7 +51,7 @@ def test_the_largest_batch_is_found_by_running_out_of_memory(capacity: int) -> N
 
 
 @pytest.mark.usefixtures("no_release")
-def test_the_search_ends_at_the_limit_or_where_nothing_fits() -> None:
+def test_the_search_ends_at_the_limit_or_when_nothing_fits() -> None:
     def never(size: int) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
@@ -82,7 +82,7 @@ def test_a_batch_that_would_fill_main_memory_is_refused_before_the_oom_killer_ac
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process its peak memory"
 )
-def test_peak_memory_is_that_of_the_body() -> None:
+def test_peak_memory_only_includes_the_body() -> None:
     with benchmark_step.peak_memory("cpu") as first:
         torch.ones(2**24)  # 64 MiB
     with benchmark_step.peak_memory("cpu") as second:
@@ -105,7 +105,7 @@ def test_the_hand_written_step_is_plain_sgd() -> None:
 
 
 @on_linux
-def test_our_workers_pause_outside_their_turn(tmp_path: Path) -> None:
+def test_workers_pause_outside_their_turn(tmp_path: Path) -> None:
     with RunLoader(subject(tmp_path, *photographs(tmp_path)).fit()) as loader:
         for turn in range(2):
             assert [batch.size for batch in loader.steps(2)] == [8, 8], turn

@@ -164,7 +164,7 @@ def test_typed_setting_is_listed_beside_the_config_file(tmp_path: Path, capsys: 
     assert settings == [{"model": "a", "model.input_size": 32}, {"model": "b", "model.input_size": 48}]
 
 
-def test_one_batch_is_not_all_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_one_batch_is_distinguished_from_all_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for name, limit in (("one", 1), ("all", 1.0)):
         make_run(tmp_path / name, 0.5, trainer={"limit_train_batches": limit})
     lines = compare(capsys, str(tmp_path), "page=false").splitlines()
@@ -189,7 +189,7 @@ def test_configurations_without_distinguishing_settings_are_described_in_words(
     assert configurations("many")[0] == "as most runs"
 
 
-def test_recorded_config_files_name_a_run(tmp_path: Path):
+def test_recorded_config_names_describe_a_run(tmp_path: Path):
     typed = ["experiment=baseline", "seed=1"]
     recorded = {"experiment": "baseline", "model": "mine", "data": "stripes", "debug": "none"}
     make_run(tmp_path / "new", 0.5, typed=typed, choices=recorded)

@@ -50,7 +50,7 @@ class FailOnRank(Callback):
 
 
 class FailOnStart(Callback):
-    """Fail on the second rank before the ranks have met."""
+    """Fail on the second rank before it has joined."""
 
     def __init__(self) -> None:
         if os.environ["LOCAL_RANK"] == "1":

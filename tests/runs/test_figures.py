@@ -85,7 +85,7 @@ def test_every_figure_is_a_file_and_on_the_page(
 def test_figures_work_for_grey_images_and_a_resnet(grey_resnet: Path, tmp_path: Path):
     result = drawn(tmp_path / "out", grey_resnet, "sample=2", "split=val")
     assert set(result["figures"]) | set(result["left_out"]) == set(NAMES)
-    assert set(result["left_out"]) <= {"grad_cam"}  # where captum is absent
+    assert set(result["left_out"]) <= {"grad_cam"}  # if captum is not installed
 
 
 def test_filters_and_weights_need_no_images(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -86,6 +86,6 @@ def test_an_ensemble_of_folds_is_only_scored_on_images_that_no_member_was_traine
     with pytest.raises(UserError, match=r"data\.folds=2 data\.fold=0"):
         _check_unseen([member(0, "val"), member(0, "val")], {"folds": None})
     _check_unseen([member(0, "test"), member(1, "test")], {})
-    _check_unseen([member(0, "val"), member(0, "val")], {})  # seeds of one fold
+    _check_unseen([member(0, "val"), member(0, "val")], {})  # two seeds of one fold
     _check_unseen([member(0, "val")], {})
     _check_unseen([member(0, "val", None), member(0, "val", None)], {})

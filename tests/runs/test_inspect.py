@@ -304,6 +304,8 @@ def test_workers_give_the_same_result_as_one_process(tmp_path: Path):
     (tmp_path / "train/cat/3.png").write_text(ATTACK)
     here, there = (look(folder.scan(str(tmp_path)), 3, 16, num_workers) for num_workers in (0, 2))
     assert here.records == there.records
-    assert [i for i, record in enumerate(here.records) if record.error] == [13]  # 0 1 10 ... 19 2 3
+    assert [i for i, record in enumerate(here.records) if record.error] == [
+        13
+    ]  # sorted by name: 0 1 10 ... 19 2 3
     assert (here.small == there.small).all() and (here.hashes == there.hashes).all()
     assert (here.mean, here.std) == (there.mean, there.std)

@@ -56,7 +56,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
     return found
 
 
-def test_the_process_group_of_these_tests_has_no_cpu_backend() -> None:
+def test_the_process_group_of_these_tests_has_no_backend_for_main_memory() -> None:
     with (
         two_ranks() as found,
         pytest.raises(RuntimeError, match="No backend type associated with device type cpu"),

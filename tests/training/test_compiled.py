@@ -24,7 +24,7 @@ ON_DEVICES = pytest.mark.parametrize("own", [[], pytest.param(GPU, marks=pytest.
 
 
 @pytest.fixture(autouse=True)
-def afresh() -> Iterator[None]:
+def reset_compiler() -> Iterator[None]:
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -39,7 +39,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
 
 
 def batch_sizes(counter: CompileCounterWithBackend) -> list[Any]:
-    """Return the first dimension of the images that each graph takes."""
+    """Return the batch size of the images that each graph takes."""
     inputs = [
         [n.meta["example_value"] for n in g.graph.nodes if n.op == "placeholder"] for g in counter.graphs
     ]
@@ -52,7 +52,7 @@ def batch_sizes(counter: CompileCounterWithBackend) -> list[Any]:
 def test_a_run_compiles_once_each_for_training_validation_and_test(
     graphs: CompileCounterWithBackend, tmp_path: Path, own: list[str]
 ) -> None:
-    # Last batches of 8 (training), 18 (validation) and 28 images (test) are not compiled.
+    # The last batches of 8 (training), 18 (validation) and 28 images (test) run eagerly.
     run(tmp_path, "compile=true", "trainer.max_epochs=3", "trainer.precision=32-true", *own)
     assert batch_sizes(graphs) == [
         32,
@@ -96,7 +96,9 @@ def test_compiled_lrn_saves_only_its_input(backend: str) -> None:
     assert kept(plain, inputs()) > 3  # which is why it uses checkpointing
     assert kept(torch.compile(LocalResponseNorm(*CONSTANTS), backend=backend), inputs()) == 1
     network = nn.Sequential(nn.ReLU(), LocalResponseNorm(*CONSTANTS))
-    assert kept(torch.compile(network, backend=backend), inputs()) <= 2  # the ReLU's side too, as in eager
+    assert (
+        kept(torch.compile(network, backend=backend), inputs()) <= 2
+    )  # the ReLU saves its output too, as in eager
 
 
 @pytest.fixture

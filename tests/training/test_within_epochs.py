@@ -24,7 +24,7 @@ from tests.training.small_runs import (
     train_until,
 )
 
-# 7 batches an epoch, or TEN.
+# 7 batches an epoch, or 10 with TEN.
 HARD = [*DROPOUT, "test=false", "callbacks.ema.enabled=true", "callbacks.ema.decay=0.9", "scheduler=none"]
 TEN = ["data.batch_size=20"]
 STEPS = ["trainer.max_epochs=null"]  # small runs set max_epochs, which would take precedence
@@ -139,7 +139,7 @@ def test_max_steps_removes_the_default_max_epochs(tmp_path: Path) -> None:
         assert settings(*typed, base=base)[0]["trainer"]["max_epochs"] == epochs
 
 
-def test_max_steps_also_ends_the_schedule(tmp_path: Path) -> None:
+def test_the_schedule_also_ends_at_max_steps(tmp_path: Path) -> None:
     result = run(tmp_path, *STEPS, "trainer.limit_train_batches=1", "trainer.max_steps=33", "scheduler=cosine",
                  "scheduler.warmup_epochs=0", "trainer.check_val_every_n_epoch=99", "test=false",
                  "trainer.log_every_n_steps=1")  # fmt: skip

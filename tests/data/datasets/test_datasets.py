@@ -25,7 +25,7 @@ def sizes(data: ImageData) -> dict[str, int]:
 
 
 def all_batches(data: ImageData) -> dict[str, list[torch.Tensor]]:
-    """Return every batch of every split as the network gets it when nothing is random."""
+    """Return every batch of every split as the network receives it without random augmentation."""
     loaders = {"train": data.train_dataloader(), "val": data.val_dataloader(), "test": data.test_dataloader()}
     return {
         split: [data.on_after_batch_transfer(b, 0).images for b in loader]

@@ -23,7 +23,7 @@ def nested(root: Path) -> None:
 
 
 def linked(**links: str) -> Callable[[Path], None]:
-    """Return a function that writes two images of class a, with links next to one of them."""
+    """Return a function that writes three images, with links next to one of them."""
 
     def make(root: Path) -> None:
         touch(root, "train/a/1.jpg", "train/a/deep/2.jpg", "train/b/1.jpg")

@@ -256,7 +256,7 @@ def test_other_networks_are_refused_before_anything_is_downloaded(
     assert "\n" not in str(caught.value)
 
 
-def test_without_a_connection_the_error_names_the_file_to_download(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_connection_the_file_to_fetch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(self: WeightsEnum, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         raise OSError("no\nroute")
 
