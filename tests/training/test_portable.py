@@ -1,4 +1,4 @@
-"""A network in one safetensors file: written by export, read by every verb, and the ones that ship."""
+"""A network in one safetensors file: written by export, read by every verb; and the pretrained ones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_pretrained_network_is_small_and_its_record_is_in_results() -> None:
         assert json.loads(kept.read_text(encoding="utf-8")) == record
 
 
-def test_files_are_read_as_by_the_safetensors_library() -> None:
+def test_our_reader_matches_the_safetensors_library() -> None:
     load_file = pytest.importorskip("safetensors.torch").load_file
     file = shipped_file(NAME)
     assert file is not None
@@ -72,11 +72,11 @@ def test_predict_accepts_a_pretrained_network_by_name(
 
 
 @pytest.mark.parametrize("part", ["settings", "weights"])
-def test_a_changed_byte_is_noticed(part: str, folder: Path) -> None:
+def test_a_changed_byte_is_detected(part: str, folder: Path) -> None:
     file = shipped_file(NAME)
     assert file is not None
     content = bytearray(file.read_bytes())
-    # The other texts of the header describe the file to people, and are read by nobody.
+    # The other strings in the header are for humans and are not checked.
     content[content.index(b"multistep") if part == "settings" else -5] ^= 1
     (folder / "a.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.safetensors (cannot be read|is not a checkpoint)"):
@@ -106,7 +106,7 @@ def test_exporting_a_run_and_reading_it_back_changes_nothing(
         scores.append(json.loads((out / "result.json").read_text(encoding="utf-8"))["metrics"])
     assert scores[0] == scores[1]
 
-    # A run directory of the name of a network that ships wins, and that is said.
+    # A run directory with the name of a pretrained network takes precedence, with a message.
     shutil.copytree(folder / "run0", folder / NAME)
     capsys.readouterr()
     assert load_classifier(NAME, "cpu").path.parent == Path(NAME) / "checkpoints"
