@@ -38,8 +38,8 @@ def test_hydra_reads_a_quoted_value_as_the_original_text(text: str) -> None:
 
 
 def test_single_or_double_quotes_are_removed_once() -> None:
-    assert [unquoted(v) for v in ("'a'", '"a"', "'it\\'s'", "'a", "a'b'", "''")] == [
-        "a", "a", "it's", "'a", "a'b'", "",
+    assert [unquoted(v) for v in ("'a'", '"a"', "'it\\'s'", '"a\\"b"', "'a", "a'b'", "''")] == [
+        "a", "a", "it's", 'a"b', "'a", "a'b'", "",
     ]  # fmt: skip
 
 
@@ -53,3 +53,5 @@ def test_nested_settings_flatten_to_dotted_keys_and_back() -> None:
     for key, value in keys.items():
         put(again, key, value)
     assert again == nested
+    put(again, "seed.a.b", 2)  # in the place of a plain value
+    assert again["seed"] == {"a": {"b": 2}}

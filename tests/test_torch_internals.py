@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.amp import GradScaler
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
@@ -33,10 +34,21 @@ def test_foreach_operations_match_those_on_each_tensor() -> None:
         (lambda: torch_internals.foreach_add_(a, b, alpha=-0.5), lambda x, y: x - 0.5 * y),
         (lambda: torch_internals.foreach_mul_(a, 3.0), lambda x, y: 3.0 * x),
         (lambda: torch_internals.foreach_lerp_(a, b, 0.25), lambda x, y: x + 0.25 * (y - x)),
+        (lambda: torch_internals.foreach_copy_(a, b), lambda x, y: y),
     ):
         wanted = [expected(x, y) for x, y in zip(a, b, strict=True)]
         change()
         torch.testing.assert_close(a, wanted)
+
+
+def test_a_function_compiled_for_any_batch_is_compiled_once() -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(lambda x: 2 * x, backend=counter)
+    for size in (4, 4, 7, 9):
+        x = torch.ones(size, 3)
+        torch_internals.compile_for_any_batch(x)
+        assert torch.equal(compiled(x), 2 * x)
+    assert counter.frame_count == 1
 
 
 def test_a_plateau_schedule_changes_only_its_known_state() -> None:

@@ -235,7 +235,9 @@ class _Rule:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < _TOO_LARGE  # math.isfinite raises for an integer beyond the range of floats
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -256,7 +258,7 @@ _NETWORK = {
     "in_channels": _COUNT,
     "num_classes": _COUNT,
     "map_size": _COUNT.or_null(),
-    "dropout": _SHARE.or_null(),
+    "dropout": _SHARE,
 }
 _LAYER = {
     "out_channels": _COUNT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
@@ -116,7 +117,10 @@ def visible_gpus() -> list[str]:
     """List the usable GPUs as for CUDA_VISIBLE_DEVICES, without importing torch."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return [name for name in chosen.split(",") if name.strip() not in ("", "-1")]
+        names = (name.strip() for name in chosen.split(","))
+        return list(
+            itertools.takewhile(lambda name: name not in ("", "-1"), names)
+        )  # CUDA ignores the rest, too
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []

@@ -205,7 +205,6 @@ def test_files_are_fingerprinted_once_and_only_if_they_can_be_cached(
         return taken(paths, *rest)
 
     monkeypatch.setattr(cache_module, "fingerprint", counted)
-    monkeypatch.setattr("alexnet_exp.data.cache.fingerprint", counted)
     monkeypatch.setattr(cache_module, "AUTO_BYTES", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))  # the fallback folder
     source = scan(str(root))["train"]

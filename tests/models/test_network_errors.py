@@ -143,6 +143,12 @@ def test_an_invalid_value_of_a_layer_names_its_key(layer: str, key: str, value: 
     [
         ({}, {"map_size": 0}, r"invalid model\.map_size=0: expected an integer >= 1"),
         ({}, {"dropout": 1.5}, r"invalid model\.dropout=1\.5: expected a number in \[0, 1\]\."),
+        ({}, {"dropout": None}, r"invalid model\.dropout=None: expected a number in \[0, 1\]\."),
+        (
+            {"bias_init": 10**400},
+            {},
+            r"invalid model\.features\.conv2\.bias_init: expected a finite number and <",
+        ),
         ({"dropout": -1}, {}, r"invalid model\.features\.conv2\.dropout=-1: expected a number in \[0, 1\]\."),
         ({}, {"input": ["lnr"]}, r"model\.input: unknown operation 'lnr'\. Did you mean lrn"),
         (

@@ -19,6 +19,7 @@ RUN: dict[str, Any] = {
     "trainer.devices": "auto",
     "test/top1": 0.91,
     "data.mean": [0.5, 0.25],
+    "name": "007",
 }
 
 
@@ -50,6 +51,7 @@ RUN: dict[str, Any] = {
         ("model=alexnet_lrn or seed=0 and test=false", True),
         ("seed=0 or seed=1 and test=true", False),
         ("model=2026-02-30", False),  # an invalid date
+        ("name=007 and name!=7 and name!=8", True),
     ],
 )
 def test_filter_accepts_and_rejects_runs(text: str, expected: bool):

@@ -266,7 +266,7 @@ def test_a_removed_setting_is_ignored_in_an_old_run(tmp_path: Path):
     run = begun(tmp_path / "run", TYPED)
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("trainer:\n", "trainer:\n  limit_predict_batches: 1.0\n"))
-    RunDirectory(run).config()["trainer"]["limit_predict_batches"]
+    assert RunDirectory(run).config()["trainer"]["limit_predict_batches"] == 1.0
     (run / "overrides.yaml").write_text("- trainer.limit_predict_batches=2\n- trainer.max_epochs=5\n")
     for again in ([], ["trainer.max_epochs=9"]):
         found = resumed(run, *again)

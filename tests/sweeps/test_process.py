@@ -95,6 +95,12 @@ def test_a_process_with_a_reused_pid_is_left_alone(tmp_path: Path, start: Start)
     assert process.poll() is None
 
 
+def test_an_orphan_on_another_machine_keeps_its_record(tmp_path: Path):
+    (tmp_path / FILE_NAME).write_text(json.dumps(["elsewhere", str(os.getpid()), "1"]))
+    assert end_orphan(tmp_path) is False
+    assert (tmp_path / FILE_NAME).exists()
+
+
 def test_without_a_record_there_is_no_orphan(tmp_path: Path):
     assert end_orphan(tmp_path) is False
     (tmp_path / FILE_NAME).write_text("half a li")

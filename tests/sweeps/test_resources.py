@@ -28,6 +28,14 @@ def gpus(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
 
 
+@pytest.mark.parametrize(("names", "seen"), [("0, 2", ["0", "2"]), ("0,-1,1", ["0"]), ("", []), ("-1", [])])
+def test_gpus_after_an_invalid_one_are_invisible_as_to_cuda(
+    monkeypatch: pytest.MonkeyPatch, names: str, seen: list[str]
+) -> None:
+    gpus(monkeypatch, names)
+    assert resources.visible_gpus() == seen
+
+
 @pytest.mark.parametrize(("threads", "devices", "slots"), [(2, "auto", 4), (4, 1, 2), (16, 1, 1), (2, 2, 2)])
 def test_cpu_cores_are_divided_by_the_threads_of_a_job(
     cores, monkeypatch, threads: int, devices: Any, slots: int

@@ -74,6 +74,7 @@ def _read_archive(names: list[str], archive: str, folder: str) -> dict[str, byte
         with tarfile.open(archive) as tar:
             members = {name: tar.extractfile(f"{FOLDER}/{name}") for name in every}
             files = {name: member.read() for name, member in members.items() if member}
+            files = {name: files[name] for name in every}  # a member that is not a file is as good as missing
     except (tarfile.TarError, OSError, EOFError, zlib.error, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # an I/O error, not damaged content
             raise unreadable(archive, error) from error

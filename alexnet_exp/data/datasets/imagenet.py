@@ -95,9 +95,11 @@ def _is_class(name: str) -> bool:
 
 
 def _is_flat(val: str) -> bool:
-    """Return whether a folder holds images rather than classes."""
+    """Return whether a folder holds images rather than classes, beside which a stray image is left out."""
     with os.scandir(val) as entries:
-        return any(os.path.splitext(e.name.lower())[1][1:] in readable_extensions() for e in entries)
+        names = [(entry.name, entry.is_dir()) for entry in entries]
+    images = [name for name, _ in names if os.path.splitext(name.lower())[1][1:] in readable_extensions()]
+    return bool(images) and not any(is_dir and WNID.fullmatch(name) for name, is_dir in names)
 
 
 def class_names(wnids: tuple[str, ...]) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from alexnet_exp.models.layers.compiler import missing_compiler
+from alexnet_exp.torch_internals import compile_for_any_batch
 
 _PIECE = 2**21  # values per piece on CPU: 8 MB in float32, and a few temporaries of this size
 
@@ -115,7 +116,7 @@ def _compiled(device: str) -> Callable[..., Tensor]:
 
     def of_any_batch(x: Tensor, *settings: Any) -> Tensor:
         # One kernel per layer: static sizes save divisions in its index arithmetic.
-        torch._dynamo.maybe_mark_dynamic(x, 0)
+        compile_for_any_batch(x)
         return compiled(x, *settings)
 
     return of_any_batch

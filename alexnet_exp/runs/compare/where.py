@@ -22,16 +22,19 @@ _QUOTED = r"'[^']*'|\"[^\"]*\""
 
 
 class Comparison(NamedTuple):
-    """One `key op value`."""
+    """One `key op value`; `text` is the value as typed."""
 
     key: str
     op: str
     value: Any
+    text: str
 
     def holds(self, found: Any) -> bool:
         """Return whether a run's value passes; non-numbers never satisfy < <= > >=."""
         if self.op in ("=", "==", "!="):
-            return _OPERATORS[self.op](_comparable(found), _comparable(self.value))
+            # A name such as 007 looks like a number.
+            same = _comparable(found) == _comparable(self.value) or found == self.text
+            return same != (self.op == "!=")
         return _is_number(found) and _OPERATORS[self.op](found, self.value)
 
 
@@ -92,7 +95,7 @@ def _comparison(part: str, text: str) -> Comparison:
     key, op, value = found[1], found[2], _value(found[3])
     if op[0] in "<>" and not _is_number(value):
         raise UserError(f"invalid where={key}{op}{found[3]}: expected a number after {op}.")
-    return Comparison(key, op, value)
+    return Comparison(key, op, value, found[3])
 
 
 def _value(text: str) -> Any:

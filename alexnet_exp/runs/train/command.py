@@ -232,4 +232,3 @@ def _warn_on_error(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         log.warning("%s: %s", what, explain(error) or error)
-        log.debug("", exc_info=True)

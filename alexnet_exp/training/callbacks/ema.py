@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from torch import Tensor
 
-from alexnet_exp.torch_internals import foreach_lerp_
+from alexnet_exp.torch_internals import foreach_copy_, foreach_lerp_
 from alexnet_exp.training.lightning_internals import average_of, average_on
 
 
@@ -75,7 +75,7 @@ def update(average: list[Tensor], current: list[Tensor], decay: float) -> None:
     moved = [(old, new.to(old.dtype)) for old, new in pairs if decay and old.is_floating_point()]
     copied = [(old, new) for old, new in pairs if not (decay and old.is_floating_point())]
     if copied:
-        torch._foreach_copy_([old for old, _ in copied], [new for _, new in copied])
+        foreach_copy_([old for old, _ in copied], [new for _, new in copied])
     if moved:
         foreach_lerp_([old for old, _ in moved], [new for _, new in moved], 1.0 - decay)
 

@@ -54,7 +54,9 @@ OFFICIAL = {f"ILSVRC2012_val_{n:08d}": IDS[line] for n, line in enumerate(TRUTH,
 
 
 def test_class_folders_are_numbered_by_wordnet_id(tmp_path: Path):
-    loaded = data(made(tmp_path, flat=False))
+    made(tmp_path, flat=False)
+    (tmp_path / "val/stray.JPEG").write_bytes(b"")  # beside them, as left behind by an unpacked archive
+    loaded = data(tmp_path)
     assert loaded.classes == tuple(sorted(WNIDS))
     assert loaded.sources["train"].labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert loaded.sources["val"].labels.tolist() == [0, 1, 2]
