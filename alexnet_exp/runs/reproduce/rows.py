@@ -176,9 +176,9 @@ CLAIMS = {  # by the file of conf/sweep
         text="On CIFAR-10, a four-layer convolutional network with ReLU reaches 25 % training error six times faster "
         "than with tanh; learning rates chosen for each, no regularisation.",
         source="Krizhevsky et al. 2012, Fig. 1",
-        here="Three convolutions and a fully connected layer, 16, 16 and 32 maps; the paper names neither its network nor "
-        "its rates. Epochs until the training error of an epoch, measured while it is trained, is 25 %; interpolated "
-        "between epochs. Seed 0 tries every rate, and the other seeds take the best.",
+        here="Three convolutions (16, 16 and 32 maps) and a fully connected layer on 10,000 images of CIFAR-10; the paper "
+        "names neither its network nor its rates. Epochs until the training error of an epoch, measured while it is "
+        "trained, is 25 %, interpolated between epochs. Seed 0 tries every rate, the other seeds take the best.",
         metric="epochs, tanh / ReLU",
         value=6.0,
         forms=("ReLU", "tanh"),
@@ -252,7 +252,7 @@ class Claim(Row):
         if best:
             runs = [(form, rate, seed) for form, rate in best.items() for seed in range(1, seeds)]
         elif self.rates:
-            runs = [(form, rate, 0) for form in self.forms for rate in self.rates]
+            runs = [(form, rate, 0) for rate in self.rates for form in self.forms]
         else:
             runs = [(form, "", seed) for form in self.forms for seed in range(seeds)]
         return [
