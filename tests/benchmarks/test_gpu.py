@@ -51,7 +51,8 @@ FOUND: dict[str, Any] = {
     "rates": {"compile=lrn, batch 512": 40000.0},
     "overhead": {
         "rows": [{
-            "what": "overhead", "case": "Trainer", "median_seconds": 0.001, "sd_seconds": 1e-4, "n": 5, "overhead": 0.04,
+            "what": "overhead", "case": "Trainer", "median_seconds": 0.001, "sd_seconds": 1e-4, "n": 5,
+            "overhead": 0.04,
         }],
         "notes": ["a note"],
     },
@@ -75,12 +76,21 @@ def test_parts_add_up_to_one_file_and_one_page(monkeypatch: pytest.MonkeyPatch, 
     assert {part: result["found"] for part, result in results.items()} == FOUND
     text = (tmp_path / "out" / "gpu.html").read_text(encoding="utf-8")
     assert "A rehearsal on CPU" in text
-    for part in ("712 TFLOP/s", "<code>a&lt;b&gt;</code>", "1 passed", "a note", "what it said", "90.00% in 14.0 s (n = 1)"):
+    for part in (
+        "712 TFLOP/s",
+        "<code>a&lt;b&gt;</code>",
+        "1 passed",
+        "a note",
+        "what it said",
+        "90.00% in 14.0 s (n = 1)",
+    ):
         assert part in text, part
 
 
 def test_goals_are_met_from_the_figure_on() -> None:
-    goals = {what: (text, reached) for what, _, text, reached in gpu.goals({k: v or {} for k, v in FOUND.items()})}
+    goals = {
+        what: (text, reached) for what, _, text, reached in gpu.goals({k: v or {} for k, v in FOUND.items()})
+    }
     assert goals == {
         "alexnet_lrn at 227, images/s": ("40,000", True),
         "share of LRN in a step": ("10.0%", True),

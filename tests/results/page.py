@@ -30,16 +30,16 @@ this page are in [results/](../results/), and `python -m tests.results` writes i
 
 The mean is over seeds; the 95 % interval is that of the mean (t distribution). Verdicts: `within 1 point` of the
 published figure; `within interval` if farther away, but inside the interval; `missed: WHY`. A row that has not been run
-gives the cost of one seed: images seen in training, FLOP (two per multiply-add, three passes), and the time on one CPU core
-at the FLOP rate of the rows that were measured on one ({rate:.0f} GFLOP/s): a rough estimate.
+gives the cost of one seed: images seen in training, FLOP (two per multiply-add, three passes), and a rough estimate of
+the time on one CPU core, at the mean rate of the rows that were measured on one ({rate:.0f} GFLOP/s).
 
 """
 _CLAIMS = """\
 
 ## Claims
 
-Two forms of one network, compared seed by seed ([how](reproduce.md#claims)): a factor, or a difference in points. A claim
-that has not been run gives the cost of one run at most.
+Two forms of one network, compared seed by seed ([how](reproduce.md#claims)): a factor, or a difference in points. A
+claim that has not been run gives the cost of one run, at most.
 
 """
 _RUNS = """\
@@ -156,16 +156,19 @@ def measured(found: Sequence[Figure]) -> str:
     if not isinstance(first, Effect):
         time = duration(round(seconds / len(first.runs)))
     plural = "s" if len(seeds) > 1 else ""
+    numbers = ", ".join(map(str, seeds))
     return (
-        f"{'; '.join(parts)} (n = {len(seeds)}, seed{plural} {', '.join(map(str, seeds))}); {time} on {first.machines}, "
-        f"{software}, commit {commits}"
+        f"{'; '.join(parts)} (n = {len(seeds)}, seed{plural} {numbers}); {time} on {first.machines}, {software}, "
+        f"commit {commits}"
     ).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _with_measured(text: str, measured: str, indent: int = 11) -> str:
     """Replace the line 'Measured:' of a header, and those that continue it."""
     lines = textwrap.wrap(measured, 110)
-    comment = "\n".join([f"# {'Measured:':{indent}}{lines[0]}", *(f"# {'':{indent}}{line}" for line in lines[1:])])
+    comment = "\n".join(
+        [f"# {'Measured:':{indent}}{lines[0]}", *(f"# {'':{indent}}{line}" for line in lines[1:])]
+    )
     return re.sub(
         r"^# Measured: .*\n(?:#   .*\n)*", lambda _: f"{comment}\n", text, count=1, flags=re.MULTILINE
     )

@@ -121,8 +121,18 @@ def test_the_first_seed_finds_the_rates_and_the_others_take_the_best(
     # 20 / 4, 21 / 5 and 22 / 6: mean 4.289, sd .671; t = 4.303, so the interval is 4.289 -+ 1.667.
     assert "fig1 epochs, tanh / ReLU 6 4.289 0.6711 2.622 to 5.956 3 -1.71 missed: -1.71; cause" in text
     assert f"tanh: lr={low} is the lowest rate tried" in text
-    page = Path("outputs/reproduce/reproduce.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
-    for part in (CLAIMS["fig1"].text, "Krizhevsky et al. 2012, Fig. 1", "Training error", "&gt; 40", "10 runs"):
+    page = (
+        Path("outputs/reproduce/reproduce.html")
+        .read_text(encoding="utf-8")
+        .replace("\N{NO-BREAK SPACE}", " ")
+    )
+    for part in (
+        CLAIMS["fig1"].text,
+        "Krizhevsky et al. 2012, Fig. 1",
+        "Training error",
+        "&gt; 40",
+        "10 runs",
+    ):
         assert part in page, part
     trained.ran = []
     said(capsys, "fig1", "seeds=4", "logger=none")

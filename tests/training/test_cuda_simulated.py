@@ -46,7 +46,9 @@ class Transfers(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        devices = {x.device.type for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor) and x.dim()}
+        devices = {
+            x.device.type for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor) and x.dim()
+        }
         if len(devices) > 1:
             self.found.append(str(func))
         return out
@@ -133,7 +135,9 @@ def test_float16_with_clipping_and_accumulation_resumes_with_its_scaler(
     assert checkpoint(tmp_path / "parts")["MixedPrecision"]["scale"] == 2.0**16
 
 
-def test_a_checkpoint_of_cuda_is_read_and_resumed_on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_cuda_is_read_and_resumed_on_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(tmp_path / "whole", "test=false")
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")

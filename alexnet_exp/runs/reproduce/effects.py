@@ -181,7 +181,9 @@ class Effect(Figure):
         if not self.runs:
             return ""
         images, seconds = sum(run.images for run in self.runs), sum(run.seconds for run in self.runs)
-        return f"{len(self.runs)} runs, {quantity(images)} images, {duration(round(seconds))} on {self.machines}"
+        return (
+            f"{len(self.runs)} runs, {quantity(images)} images, {duration(round(seconds))} on {self.machines}"
+        )
 
     @property
     def chart(self) -> Chart | None:

@@ -176,9 +176,9 @@ CLAIMS = {  # by the file of conf/sweep
         text="On CIFAR-10, a four-layer convolutional network with ReLU reaches 25 % training error six times faster "
         "than with tanh; learning rates chosen for each, no regularisation.",
         source="Krizhevsky et al. 2012, Fig. 1",
-        here="Three convolutions (16, 16 and 32 maps) and a fully connected layer on 10,000 images of CIFAR-10; the paper "
-        "names neither its network nor its rates. Epochs until the training error of an epoch, measured while it is "
-        "trained, is 25 %, interpolated between epochs. Seed 0 tries every rate, the other seeds take the best.",
+        here="Three convolutions (16, 16 and 32 maps) and a fully connected layer on 10,000 images of CIFAR-10; the "
+        "paper names neither its network nor its rates. Epochs until the training error of an epoch, measured while it "
+        "is trained, is 25 %, interpolated between epochs. Seed 0 tries every rate, the other seeds take the best.",
         metric="epochs, tanh / ReLU",
         value=6.0,
         forms=("ReLU", "tanh"),
@@ -187,7 +187,7 @@ CLAIMS = {  # by the file of conf/sweep
     ),
     "lrn_80sec": _lrn_alone(
         "model.lrn.alpha",
-        "cuda-convnet's 80-second network, much smaller than the paper's and trained for 10 epochs, without augmentation.",
+        "cuda-convnet's 80-second network: much smaller than the paper's, 10 epochs, no augmentation.",
     ),
     "lrn_13_11": _lrn_alone("model", "cuda-convnet's 13 % network, 160 epochs, with and without LRN."),
 }

@@ -51,7 +51,9 @@ def print_figures(figures: Sequence[tuple[Figure, str]]) -> None:
             console.print(Text(printable(f"{figure.name}: {note}"), style="dim"))
 
 
-def print_list(rows: Sequence[Row], rates: Mapping[str, float], seeds: int, finished: Mapping[str, int]) -> None:
+def print_list(
+    rows: Sequence[Row], rates: Mapping[str, float], seeds: int, finished: Mapping[str, int]
+) -> None:
     """Print all results with the estimated time of a run on this machine.
 
     Args:
