@@ -39,7 +39,7 @@ _CLAIMS = """\
 ## Claims
 
 Two forms of one network, compared seed by seed ([how](reproduce.md#claims)): a factor, or a difference in points. A
-claim that has not been run gives the cost of one run, at most.
+claim that has not been run gives the cost of all of its runs with three seeds, at most.
 
 """
 _RUNS = """\
@@ -78,7 +78,7 @@ def flop_per_second() -> float:
 def page() -> str:
     """Return the text of docs/results.md."""
     table = [_cells(each, figure) for each in rows() for figure in of_row(each)]
-    compared = [cells(found, _cost(found.claim)) for found in claims()]
+    compared = [cells(found, _cost(found.claim, found.claim.runs(3))) for found in claims()]
     runs = [_run(each.name, run) for each in rows() for run in of_row(each)[0].runs]
     run_head = ["result", "seed", "epochs", "time", "commit", "hardware", "software", "command"]
     runs += [_run(found.name, run) for found in claims() for run in found.runs]
@@ -101,10 +101,10 @@ def _cells(each: Row, figure: Figure) -> list[str]:
     return line
 
 
-def _cost(each: Row) -> str:
-    assert each.flop is not None
-    time = about(each.flop / flop_per_second())
-    return f"{quantity(each.images or 0)} images, {each.flop:.1e} FLOP, {time} on a core"
+def _cost(each: Row, runs: int = 1) -> str:
+    assert each.flop is not None and each.images is not None
+    images, flop = runs * each.images, runs * each.flop
+    return f"{quantity(images)} images, {flop:.1e} FLOP, {about(flop / flop_per_second())} on a core"
 
 
 def _run(name: str, run: Evidence) -> list[str]:

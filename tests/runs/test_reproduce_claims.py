@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,8 @@ from alexnet_exp.cli import main
 from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.runs.reproduce import command, effects
-from alexnet_exp.runs.reproduce.effects import Effect, epochs_until
+from alexnet_exp.runs.reproduce.effects import Effect, Trial, epochs_until
+from alexnet_exp.runs.reproduce.evidence import Evidence
 from alexnet_exp.runs.reproduce.rows import CLAIMS, chosen, claim
 from alexnet_exp.settings import assigned
 from alexnet_exp.sweeps.job import FINISHED, WAITING, Job
@@ -55,6 +57,33 @@ def test_the_forms_of_a_claim_differ_in_nothing_but_what_is_claimed() -> None:
     assert without == with_lrn
 
 
+def trial(form: str, seed: int, top1: float, *accuracies: float, rate: str = "") -> Trial:
+    return Trial(form, rate, Evidence({"seed": seed, "metrics": {"test/top1": top1}}), accuracies)
+
+
+def test_accuracies_are_compared_seed_by_seed_as_a_difference() -> None:
+    without = [trial("without LRN", seed, value) for seed, value in enumerate((0.70, 0.72, 0.74))]
+    with_lrn = [trial("with LRN", seed, value) for seed, value in enumerate((0.715, 0.737))]
+    found = Effect(claim("lrn_80sec"), [*without, *with_lrn])
+    assert found.by_seed == {0: pytest.approx(0.015), 1: pytest.approx(0.017)}
+    assert found.difference == pytest.approx(-0.004) and found.verdict == "within 1 point"
+    assert [found.text(value) for value in found.by_seed.values()] == ["+1.50", "+1.70"]
+
+
+def test_rates_without_a_finished_run_and_a_threshold_not_reached_are_said() -> None:
+    low, middle, high = sorted(claim("fig1").rates, key=float)
+    relu = [trial("ReLU", 0, 0.0, 0.5, 0.8, rate=middle), trial("ReLU", 0, 0.0, 0.7, 0.8, rate=low)]
+    tanh = [trial("tanh", 0, 0.0, 0.5, rate=high), trial("tanh", 0, 0.0, 0.6, rate=middle)]
+    found = Effect(claim("fig1"), [*relu, *tanh])
+    assert found.best == {"ReLU": low, "tanh": middle} and found.verdict == "not yet measured"
+    assert found.notes == [
+        "tanh, seed 0: threshold not reached in 1 epochs, so the seed does not count",
+        f"ReLU: no finished run at lr={high}",
+        f"tanh: no finished run at lr={low}",
+        f"ReLU: lr={low} is the lowest rate tried; a lower one may be faster",
+    ]
+
+
 # ------------------------------------------------------------------------------------------------ the verb
 
 
@@ -77,16 +106,23 @@ class Trained:
                 job.state = FINISHED
 
 
+@functools.cache
+def composed_without_seed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    return plain(compose("train", list(overrides)))
+
+
 def write_run(folder: Path, overrides: list[str], epochs: int) -> None:
     """Write a run of at most 40 epochs that reaches 75 % exactly after `epochs`."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = plain(compose("train", overrides)) | {"choices": {"experiment": "none", "sweep": "fig1"}}
+    own = tuple(o for o in overrides if not o.startswith("seed="))
+    seed = int(assigned(overrides).get("seed", 0))
+    config = composed_without_seed(own) | {"choices": {"experiment": "none", "sweep": "fig1"}, "seed": seed}
     run = RunDirectory(folder)
     run.write_settings(config, overrides)
     accuracies = [0.75 * epoch / epochs for epoch in range(1, min(epochs, 40) + 1)]
     rows = [f"{epoch},{epoch},{accuracy}\n" for epoch, accuracy in enumerate(accuracies, start=1)]
     (folder / "metrics.csv").write_text("epoch,step,train/top1\n" + "".join(rows))
-    result = {"seed": config["seed"], "metrics": {"train/top1": accuracies[-1]}, "epochs": len(accuracies)}
+    result = {"seed": seed, "metrics": {"train/top1": accuracies[-1]}, "epochs": len(accuracies)}
     facts = {"images": {"train": 50_000}, "seconds": 60.0, "git": {"commit": "a" * 40}, "versions": {}}
     run.write_result({"status": "finished", **result, **facts})
 
