@@ -191,7 +191,9 @@ CLAIMS = {  # by the file of conf/sweep
         "Three convolutions (16, 16 and 32 maps) and a fully connected layer, standardised inputs, He initialisation, "
         "10,000 images; the paper names neither its network nor its rates."
     ),
-    "fig1_19pct": _fig1("cuda-convnet's 19 % network as it starts there: raw values, small Gaussian weights."),
+    "fig1_19pct": _fig1(
+        "cuda-convnet's 19 % network as it starts there: raw values, small Gaussian weights."
+    ),
     "lrn_80sec": _lrn_alone(
         "model.lrn.alpha",
         "cuda-convnet's 80-second network: much smaller than the paper's, 10 epochs, no augmentation.",
