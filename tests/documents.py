@@ -12,6 +12,7 @@ import pytest
 
 from alexnet_exp.cli import main
 from alexnet_exp.config.compose import compose, plain
+from alexnet_exp.config.overrides import prepare
 from alexnet_exp.runs.train.offline import with_weights_at_hand
 
 VERB = re.compile(r"^(?:PYTHONPATH=\. )?(python train\.py|alexnet-exp)(?= )")
@@ -68,7 +69,7 @@ def shortened(arguments: list[str]) -> list[str]:
     typed = [a.split(",")[0] if "-m" in arguments else a for a in arguments if not a.startswith("-")]
     typed = [a for a in typed if a != "my_conf" and not a.startswith("hydra.")]
     own = [f"hydra.searchpath=[file://{Path('my_conf').absolute()}]"] if "my_conf" in arguments else []
-    config = plain(compose("train", [*typed, *own]))
+    config = plain(compose("train", [*prepare(typed), *own]))
     short = [f"{key}={value}" for key, value in SHORT.items() if _has(config, key)]
     if config["trainer"]["sync_batchnorm"]:
         short.append("trainer.sync_batchnorm=false")  # torch has it for GPUs alone
