@@ -179,6 +179,23 @@ def test_every_path_of_the_tree_exists_and_has_a_line() -> None:
         assert words, path
 
 
+def test_every_name_in_the_table_of_places_is_defined_in_its_file() -> None:
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\|.*?\|(.*)\|$", page.partition("## Where is ...?")[2].partition("\n## ")[0], re.MULTILINE
+    )
+    places = [
+        found
+        for row in rows
+        for found in re.findall(r"((?:`[\w.]+`(?:, then )?)*)(?: in )?`([\w/]+\.py)`", row)
+    ]
+    assert len(places) > 10
+    for names, path in places:
+        code = (ROOT / "alexnet_exp" / path).read_text(encoding="utf-8")
+        for name in re.findall(r"\w+", names.replace(", then", "")):
+            assert re.search(rf"^ *(?:def|class) {name}\b|^{name}\b.*=", code, re.MULTILINE), (name, path)
+
+
 def test_every_folder_of_the_package_is_in_the_tree() -> None:
     modules = [path.relative_to(ROOT) for path in (ROOT / "alexnet_exp").rglob("*.py")]
     assert not {f"{module.parent.as_posix()}/" for module in modules} - set(_tree())

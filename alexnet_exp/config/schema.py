@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from alexnet_exp.tracking.metrics import monitored
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -85,10 +87,7 @@ some_batches = at_least(1) | Rule(
     "a fraction in (0.0, 1.0]", lambda v: isinstance(v, float) and 0.0 < v <= 1.0
 )
 batches = at_least(0) | Rule("a fraction in [0.0, 1.0]", lambda v: isinstance(v, float) and 0.0 <= v <= 1.0)
-metric = choice(
-    "val/top1", "val/top5", "val/balanced_accuracy", "val/macro_f1", "val/loss", "train/loss", "train/top1",
-    "train/top5",
-)  # fmt: skip
+metric = choice(*monitored())
 
 
 def _has_only(value: Any, rules: dict[str, Rule]) -> bool:

@@ -12,7 +12,8 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
-from alexnet_exp.report.html import is_share, metric_text, number
+from alexnet_exp.report.html import metric_text, number
+from alexnet_exp.tracking.metrics import is_share
 from alexnet_exp.tracking.run_reader import Point, Row, finite, series
 
 WIDTH, HEIGHT = 1000, 400  # in SVG units

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_exp.files import replacing
+from alexnet_exp.tracking.metrics import is_share
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -49,11 +50,6 @@ def environment() -> Environment:
     script = env.get_template("base.js").render().encode("utf-8")
     env.globals["script_sha256"] = base64.b64encode(hashlib.sha256(script).digest()).decode("ascii")
     return env
-
-
-def is_share(metric: str | None) -> bool:
-    """Return whether a metric is a fraction, to be shown as a percentage."""
-    return str(metric).rpartition("/")[2].startswith(("top", "balanced_accuracy", "macro_f1"))
 
 
 def metric_text(metric: str | None, value: float) -> str:

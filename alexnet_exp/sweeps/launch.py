@@ -13,7 +13,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from alexnet_exp.errors import UserError, shell_command
+from alexnet_exp.config.checks import check_rules
+from alexnet_exp.config.schema import at_least, choice
+from alexnet_exp.errors import shell_command
 from alexnet_exp.runs.compare.command import summarise
 from alexnet_exp.runs.compare.table import print_table
 from alexnet_exp.settings import key_of
@@ -140,16 +142,18 @@ _NUMBER = "${hydra.job.num}"  # hydra.sweep.subdir in conf/hydra
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Reject invalid launcher settings."""
-    most, threads, retries = (settings[k] for k in ("max_parallel", "threads", "retries"))
-    if most != "auto" and not (isinstance(most, int) and most >= 1):
-        raise UserError(f"invalid hydra.launcher.max_parallel={most}: expected auto, or an integer >= 1.")
-    if threads < 1 or retries < 0:
-        raise UserError("hydra.launcher.threads must be >= 1, and hydra.launcher.retries >= 0.")
-    if settings["on_failure"] not in ("continue", "stop"):
-        raise UserError(
-            f"invalid hydra.launcher.on_failure={settings['on_failure']}: expected continue or stop."
-        )
+    """Reject invalid launcher settings.
+
+    Raises:
+        UserError: For the first of them.
+    """
+    rules = {
+        "max_parallel": choice("auto") | at_least(1),
+        "threads": at_least(1),
+        "retries": at_least(0),
+        "on_failure": choice("continue", "stop"),
+    }
+    check_rules(settings, rules, "hydra.launcher.")
 
 
 def job_flags(config: DictConfig) -> list[str]:

@@ -55,7 +55,7 @@ RULES = {
     "threads": at_least(1) | null,
     "device": choice("auto", "cpu", "cuda"),
     "step.model": _several(name) | null,
-    "step.precision": _several(choice("32-true", "bf16-mixed", "bf16-true", "16-mixed")),
+    "step.precision": _several(choice("32-true", "bf16-mixed", "16-mixed")),
     "step.layout": _several(choice("contiguous", "channels_last")),
     "step.compile": _several(flag),
     "step.batch_size": _several(at_least(1) | choice("auto")) | null,
@@ -120,12 +120,16 @@ def benchmark(
         "notes": subject.notes,
         **provenance(),
     }
+    _record(result, run_dir, console)
+    return result
+
+
+def _record(result: dict[str, Any], run_dir: Path, console: Console) -> None:
     run = RunDirectory(run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
-    draw_rows(rows, run.path / "figures" / "benchmark.png")
+    draw_rows(result["rows"], run.path / "figures" / "benchmark.png")
     run.write_result(result)
     console.print(f"\nresult: {run_dir / 'result.json'}", highlight=False, soft_wrap=True)
-    return result
 
 
 def _device(wanted: str) -> str:

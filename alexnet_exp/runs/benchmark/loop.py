@@ -17,7 +17,7 @@ from alexnet_exp.training.callbacks.freeze import FreezeLayers
 from alexnet_exp.training.optim.build import build_optimizer
 
 # Autocast dtype; None without autocast.
-PRECISIONS = {"32-true": None, "bf16-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -83,9 +83,8 @@ def variant(fit: Fit, precision: str, layout: str, compiled: bool | str) -> Step
         UserError: Unsupported precision.
     """
     known_precision(precision)
-    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
     device = fit.trainer.strategy.root_device
-    model = fresh(fit).to(device, dtype, memory_format=LAYOUTS[layout]).train()
+    model = fresh(fit).to(device, memory_format=LAYOUTS[layout]).train()
     if compiled is True:
         # torch specialises its kernels for a few sizes of one network, and a benchmark may have more.
         torch.compiler.reset()
@@ -94,7 +93,7 @@ def variant(fit: Fit, precision: str, layout: str, compiled: bool | str) -> Step
     if fit.config["freeze"]:
         FreezeLayers(model, fit.config["freeze"], None).freeze(model)
     step = step_of(model, optimizer, precision, fit.config["label_smoothing"])
-    return lambda images, labels: step(images.to(dtype).contiguous(memory_format=LAYOUTS[layout]), labels)
+    return lambda images, labels: step(images.contiguous(memory_format=LAYOUTS[layout]), labels)
 
 
 def as_the_run(fit: Fit) -> Step:

@@ -268,7 +268,7 @@ def free_memory() -> int:
 def matmul_peak(precision: str, device: str) -> float:
     """Return the FLOPs per second of a large matrix product in the dtype of a precision, best of seven."""
     size = _MATRIX[device]
-    dtype = torch.bfloat16 if precision == "bf16-true" else PRECISIONS[precision] or torch.float32
+    dtype = PRECISIONS[precision] or torch.float32
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     wait, best = waiting(device), float("inf")
     for _ in range(7):

@@ -17,9 +17,10 @@ from alexnet_exp.runs.compare.page import write_page
 from alexnet_exp.runs.compare.settings import NAMED_GROUPS, differing, has, lookup
 from alexnet_exp.runs.compare.table import print_table, records, to_csv, to_json, to_markdown
 from alexnet_exp.runs.compare.where import Where
+from alexnet_exp.tracking.metrics import lower_is_better
 from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.run_directory import RunDirectory, check_out
-from alexnet_exp.tracking.run_reader import Run, find_runs, lower_is_better
+from alexnet_exp.tracking.run_reader import Run, find_runs
 from alexnet_exp.tracking.terminal import nearby
 
 RULES = {

@@ -11,7 +11,8 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from alexnet_exp.runs.compare.folds import OutOfFold, out_of_fold
-from alexnet_exp.tracking.run_reader import Run, Score, lower_is_better
+from alexnet_exp.tracking.metrics import lower_is_better
+from alexnet_exp.tracking.run_reader import Run, Score
 
 # Runs that differ only in these repeat one configuration.
 REPEATS = ("seed", "data.fold")

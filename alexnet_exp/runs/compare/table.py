@@ -13,8 +13,9 @@ from rich.text import Text
 
 from alexnet_exp.errors import printable
 from alexnet_exp.report.details import published_text
-from alexnet_exp.report.html import is_share, number, points
+from alexnet_exp.report.html import number, points
 from alexnet_exp.runs.compare.groups import Comparison, Group
+from alexnet_exp.tracking.metrics import is_share
 from alexnet_exp.tracking.run_reader import Run, Score
 from alexnet_exp.tracking.terminal import print_fitted
 

@@ -31,8 +31,8 @@ from alexnet_exp.config.schema import Rule, at_least, metric, null, text
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.sweeps.job import identity, is_gone
 from alexnet_exp.sweeps.optuna.space import Space, enumerated
+from alexnet_exp.tracking.metrics import lower_is_better
 from alexnet_exp.tracking.redact import redact, with_passwords
-from alexnet_exp.tracking.run_reader import lower_is_better
 
 STORAGE = "study.log"  # in the sweep's directory
 EXHAUSTIVE = (GridSampler, BruteForceSampler)  # try every point once

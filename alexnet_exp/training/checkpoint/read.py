@@ -13,6 +13,7 @@ from torch import Tensor
 
 from alexnet_exp.data.decode import FITS
 from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.metrics import METRICS, name_of
 from alexnet_exp.training.checkpoint.safe_load import load_safely
 
 MAX_SIDE = 8192  # pixels; a checkpoint must not make us allocate huge images
@@ -143,15 +144,15 @@ def _are_sums(value: Any) -> bool:
 
 
 def _are_metrics(value: Any) -> bool:
-    """Return whether a value can be the latest metrics: every split has the same ones, except the macro scores."""
+    """Return whether a value can be the latest metrics: every split has the same, but those that train lacks."""
     if not isinstance(value, dict) or not all(
         isinstance(k, str) and isinstance(v, float) for k, v in value.items()
     ):
         return False
     splits = {key.partition("/")[0] for key in value}
     names = [{key for key in value if key.startswith(f"{split}/")} for split in splits]
-    macro = {"balanced_accuracy", "macro_f1"}  # not computed in training
-    same = len({frozenset(key.partition("/")[2] for key in each) - macro for each in names}) <= 1
+    untrained = {metric.name for metric in METRICS if "train" not in metric.splits}
+    same = len({frozenset(name_of(key) for key in each) - untrained for each in names}) <= 1
     return same and all({f"{split}/loss", f"{split}/top1"} <= value.keys() for split in splits)
 
 
