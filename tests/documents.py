@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from alexnet_exp.cli import main
 from alexnet_exp.config.compose import compose, plain
+from alexnet_exp.config.overrides import prepare
+from alexnet_exp.runs.train.offline import with_weights_at_hand
 
 VERB = re.compile(r"^(?:PYTHONPATH=\. )?(python train\.py|alexnet-exp)(?= )")
 # Overrides that make any run short; keys that a configuration lacks are skipped.
@@ -53,12 +57,19 @@ def blocks_of(text: str) -> list[Block]:
     return [Block(language, body, reason or None) for reason, language, body in found]
 
 
+def download_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make experiment=finetune find neither a connection nor downloaded weights."""
+    for name in ("_connected", "_downloaded"):
+        monkeypatch.setattr(f"alexnet_exp.runs.train.offline.{name}", lambda: False)
+
+
 def shortened(arguments: list[str]) -> list[str]:
     """Return overrides that make a training run take a second, whatever it trains."""
+    arguments = with_weights_at_hand(arguments)
     typed = [a.split(",")[0] if "-m" in arguments else a for a in arguments if not a.startswith("-")]
     typed = [a for a in typed if a != "my_conf" and not a.startswith("hydra.")]
     own = [f"hydra.searchpath=[file://{Path('my_conf').absolute()}]"] if "my_conf" in arguments else []
-    config = plain(compose("train", [*typed, *own]))
+    config = plain(compose("train", [*prepare(typed), *own]))
     short = [f"{key}={value}" for key, value in SHORT.items() if _has(config, key)]
     if config["trainer"]["sync_batchnorm"]:
         short.append("trainer.sync_batchnorm=false")  # torch supports it only on GPUs

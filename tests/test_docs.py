@@ -12,14 +12,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.documents import VERB, Block, arguments_of, blocks_of, brief, exit_code, shortened
+from tests.documents import (
+    VERB,
+    Block,
+    arguments_of,
+    blocks_of,
+    brief,
+    download_nothing,
+    exit_code,
+    shortened,
+)
 from tests.runs.evaluated_runs import make_runs
 from tests.runs.made_runs import make_run
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (
     "evaluate", "predict", "figures", "compare", "export", "dashboard", "wandb", "train", "models", "benchmark",
-    "prepare", "inspect",
+    "prepare", "inspect", "finetune",
 )  # fmt: skip
 NEEDS = {
     "export": ("onnx", "onnxscript", "onnxruntime", "safetensors"),
@@ -79,6 +88,7 @@ def project(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Enter the folder, without the data and accounts of this machine."""
     monkeypatch.chdir(made)
     monkeypatch.delenv("ALEXNET_DATA_DIR", raising=False)
+    download_nothing(monkeypatch)
     monkeypatch.setattr(
         "alexnet_exp.inference._download", lambda name: made / "outputs/runs/RUN/checkpoints/best.ckpt"
     )

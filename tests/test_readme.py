@@ -13,7 +13,7 @@ from alexnet_exp.cli import main
 from alexnet_exp.config.compose import options
 from alexnet_exp.zoo import list_models
 from tests.data.makers import write_cifar10, write_folder, write_mnist
-from tests.documents import VERB, arguments_of, blocks_of, brief, exit_code, shortened
+from tests.documents import VERB, arguments_of, blocks_of, brief, download_nothing, exit_code, shortened
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,6 +51,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv("ALEXNET_DATA_DIR", raising=False)
+    download_nothing(monkeypatch)
     return tmp_path
 
 

@@ -21,7 +21,7 @@ from alexnet_exp.runs.train.fit import assemble, fit_to_data, prepare_data
 from alexnet_exp.tracking.run_directory import RunDirectory
 from tests.runs.test_secrets import URL, leaks
 from tests.tracking.read_wandb import read_wandb
-from tests.training.small_runs import SMALL, checkpoint, rows, run, settings
+from tests.training.small_runs import SMALL, checkpoint, resume, rows, run, settings
 
 ROOT = Path(__file__).parents[2]
 # 193 = 6 * 32 + 1 images: in the last batch one of two ranks has none. 51 and 61 leave ranks unequal shares.
@@ -144,6 +144,19 @@ def test_two_ranks_learn_count_and_write_as_one(tmp_path: Path, capfd: pytest.Ca
     changed = {k for k in environment | os.environ if environment.get(k) != os.environ.get(k)}
     assert changed <= {"PL_GLOBAL_SEED", "PL_SEED_WORKERS"}  # Lightning's record of the latest seed
     assert not torch.distributed.is_initialized()
+
+
+def test_two_ranks_thaw_frozen_layers_as_one_and_resume_there(tmp_path: Path) -> None:
+    settings = [*UNEVEN, "optimizer.lr=0.1", "test=false", "freeze=[features]", "freeze_epochs=1"]
+    run(tmp_path / "one", *settings, "trainer.max_epochs=2")
+    run(tmp_path / "two", *settings, "trainer.max_epochs=2", "trainer=ddp_cpu")
+    # Gradients of thawed layers that the ranks did not average would make each train on its own images only.
+    assert difference(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-5
+    run(tmp_path / "parts", *settings, "trainer.max_epochs=1", "trainer=ddp_cpu")
+    parts = weights(tmp_path / "parts")
+    assert difference(weights(tmp_path / "two"), parts) > 1e-3
+    resume(tmp_path / "parts", "trainer.max_epochs=2")
+    assert difference(weights(tmp_path / "two"), weights(tmp_path / "parts")) == 0
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -49,10 +49,24 @@ def test_a_pretrained_network_has_the_weights_of_its_file() -> None:
     for name, value in loaded.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
     assert loaded.classes[0] == "airplane" and loaded.preprocess.pipeline.mean_image.shape == (3, 32, 32)
-    with pytest.raises(UserError, match="alexnet_lrn has no weights that ship"):
+    with pytest.raises(
+        UserError, match=r"alexnet_lrn has no pretrained weights; these have: .*alexnet_owt, resnet18"
+    ):
         create_model("alexnet_lrn", pretrained=True)
     with pytest.raises(UserError, match="do not fit these overrides"):
-        create_model(NAME, pretrained=True, num_classes=3)
+        create_model(NAME, pretrained=True, features={"conv2": {"out_channels": 8}})
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_pretrained_network_for_other_classes_has_a_new_last_layer(name: str) -> None:
+    torch.manual_seed(3)
+    untrained = create_model(name, num_classes=3).state_dict()
+    torch.manual_seed(3)
+    model, published = create_model(name, pretrained=True, num_classes=3), create_model(name, pretrained=True)
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    for key, value in model.state_dict().items():
+        other = untrained if key.startswith("classifier.fc8.") else published.state_dict()
+        assert torch.equal(value, other[key]), key
 
 
 @pytest.fixture

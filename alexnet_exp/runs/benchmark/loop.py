@@ -13,6 +13,7 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.runs.train.fit import Fit
 from alexnet_exp.targets import build
 from alexnet_exp.training.automatic import compile_network
+from alexnet_exp.training.callbacks.freeze import FreezeLayers
 from alexnet_exp.training.optim.build import build_optimizer
 
 # Autocast dtype; None without autocast.
@@ -88,9 +89,10 @@ def variant(fit: Fit, precision: str, layout: str, compiled: bool | str) -> Step
         # torch specialises its kernels for a few sizes of one network, and a benchmark may have more.
         torch.compiler.reset()
     compile_network(model, compiled)
-    step = step_of(
-        model, build_optimizer(model, fit.config["optimizer"]), precision, fit.config["label_smoothing"]
-    )
+    optimizer = build_optimizer(model, fit.config["optimizer"])
+    if fit.config["freeze"]:
+        FreezeLayers(model, fit.config["freeze"], None).freeze(model)
+    step = step_of(model, optimizer, precision, fit.config["label_smoothing"])
     return lambda images, labels: step(images.contiguous(memory_format=LAYOUTS[layout]), labels)
 
 

@@ -256,6 +256,36 @@ def test_other_networks_are_refused_before_anything_is_downloaded(
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Tensor]]:
+    """Seeded weights of torchvision's own classes instead of a download, by torchvision's names."""
+    torch.manual_seed(3)
+    states = {name: torchvision.models.get_model(name, weights=None).state_dict() for name in THEIRS.values()}
+
+    def seeded(self: WeightsEnum, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return states["resnet18" if "resnet18" in self.url else "alexnet"]
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", seeded)
+    return states
+
+
+@pytest.mark.parametrize("name", ["alexnet_owt", "resnet18"])
+def test_create_model_takes_torchvision_s_weights_with_a_new_last_layer_for_other_classes(
+    name: str, published: dict[str, dict[str, Tensor]]
+) -> None:
+    theirs = torchvision.models.get_model(THEIRS[name], weights=None).eval()
+    theirs.load_state_dict(published[THEIRS[name]])
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    same, other = (create_model(name, pretrained=True, num_classes=n).eval() for n in (1000, 7))
+    with torch.no_grad():
+        torch.testing.assert_close(same(images), theirs(images))
+        assert other(images).shape == (2, 7)
+    for (key, ours), value in zip(other.state_dict().items(), theirs.state_dict().values(), strict=True):
+        assert torch.equal(ours, value) != key.startswith(("fc.", "classifier.fc8.")), key
+    with pytest.raises(UserError, match="do not fit these overrides"):
+        create_model(name, pretrained=True, in_channels=1)
+
+
 def test_without_a_network_connection_the_file_to_fetch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(self: WeightsEnum, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         raise OSError("no\nroute")
