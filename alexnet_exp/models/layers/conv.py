@@ -99,7 +99,7 @@ class LocallyConnected2d(nn.Module):
         positions, fan_in = self.output_size**2, in_channels * kernel_size**2
         self.weight = nn.Parameter(torch.empty(positions, out_channels, fan_in))
         self.bias = nn.Parameter(torch.empty(positions, out_channels)) if bias else None
-        bound = 1.0 / math.sqrt(fan_in)
+        bound = 1.0 / math.sqrt(fan_in)  # torch's default for nn.Conv2d
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
@@ -109,7 +109,7 @@ class LocallyConnected2d(nn.Module):
         out = torch.bmm(columns.permute(2, 0, 1), self.weight.mT)  # (P, N, out_channels)
         if self.bias is not None:
             out = out + self.bias[:, None]
-        return out.permute(1, 2, 0).unflatten(2, (self.output_size, self.output_size))
+        return out.permute(1, 2, 0).unflatten(2, (self.output_size, self.output_size))  # (N, out, H, W)
 
     def extra_repr(self) -> str:
         window = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
