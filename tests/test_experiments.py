@@ -118,7 +118,7 @@ def test_the_augmentation_is_the_published_one(experiment: str) -> None:
     augment = settings(experiment)["augment"]
     expected = group("augment", "none")
     if experiment in TORCHVISION:
-        part = {"scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3]}
+        part = {"scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3], "whole_image": True}
         expected |= {"flip": True, "crop": True, "resized_crop": part}
     assert augment == expected | AUGMENT.get(experiment, {})
 

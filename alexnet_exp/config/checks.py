@@ -162,11 +162,13 @@ def _is_ours(settings: Mapping[str, Any]) -> bool:
 
 
 def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by dotted key, without those of custom callbacks."""
+    """Return the settings by dotted key, without those of custom callbacks and loggers."""
+    ours = {key.rpartition(".")[0] for key in RULES}
     own = {
-        f"callbacks.{name}"
-        for name, each in config.get("callbacks", {}).items()
-        if isinstance(each, Mapping) and "_target_" in each
+        f"{group}.{name}"
+        for group in ("callbacks", "logger")
+        for name, each in config.get(group, {}).items()
+        if isinstance(each, Mapping) and "_target_" in each and f"{group}.{name}" not in ours
     }
     leaves = flat(config, whole={*RULES, *own})
     return {key: value for key, value in leaves.items() if key not in own and (value != {} or key in RULES)}

@@ -94,10 +94,14 @@ def _has_only(value: Any, rules: dict[str, Rule]) -> bool:
     return isinstance(value, dict) and all(k in rules and rules[k].legal(v) for k, v in value.items())
 
 
+VIEWS = ("centre", "flip", "flip_translate", "ten_crop")  # of a test image
 _RANGE = Rule("[min, max]", lambda v: list_of(positive, 2).legal(v) and v[0] <= v[1])
 _RESIZED_CROP = Rule(
-    "{scale: [min, max], ratio: [min, max]}",
-    lambda v: _has_only(v, {"scale": _RANGE, "ratio": _RANGE}) and len(v) == 2,
+    "{scale: [min, max], ratio: [min, max]}, also whole_image: true or false",
+    lambda v: (
+        _has_only(v, {"scale": _RANGE, "ratio": _RANGE, "whole_image": flag})
+        and {"scale", "ratio"} <= v.keys()
+    ),
 )
 _ERASING = Rule(
     "{probability: in [0, 1], scale: [min, max], ratio: [min, max]}",
@@ -128,7 +132,7 @@ _ENTRY = {
     "value": fraction,
     "epoch": choice("final", "best", "unstated"),
     "source": text,
-    "views": choice("centre", "flip", "flip_translate", "ten_crop"),
+    "views": choice(*VIEWS),
     "cause": text,
 }
 _PUBLISHED = Rule(
@@ -194,7 +198,7 @@ RULES: dict[str, Rule] = {
     "augment.erasing": _ERASING | null,
     "augment.mixup": positive | null,
     "augment.cutmix": positive | null,
-    "augment.views": choice("centre", "flip", "flip_translate", "ten_crop"),
+    "augment.views": choice(*VIEWS),
     "data._target_": text,
     "data.data_dir": path,
     "data.download": flag,

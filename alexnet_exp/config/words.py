@@ -261,8 +261,8 @@ def _tracker(value: str) -> list[str]:
     text = value.lower()
     if text in ("offline", "online"):
         return [f"logger.wandb.mode={text}"]
-    if text in ("csv", "tensorboard", "wandb"):
-        return [f"logger={text}"]
+    if text in ("csv", "tensorboard", "wandb", "mlflow", "comet"):
+        return _logger(text)
     return ["logger=wandb" if _is_on(text) else "logger=none"]
 
 
@@ -323,6 +323,17 @@ _DATA = {"cifar": "cifar10", "imagefolder": "folder", "imagenet1k": "imagenet", 
 _AUGMENTS = {
     "false": "none", "0": "none", "true": "flip_crop", "1": "flip_crop", "rand": "randaugment", "basic": "flip_crop",
 }  # fmt: skip
+
+
+def _logger(value: str) -> list[str]:
+    """Translate the name of a tracker: a file in conf/logger, or one of Lightning's loggers."""
+    names = {"mlflow": "MLFlowLogger", "comet": "CometLogger", "litlogger": "LitLogger"}
+    name = next((name for name in names if value.lower() in (name, f"{name}logger")), None)
+    if name is not None:
+        return [f"logger.{name}._target_=lightning.pytorch.loggers.{names[name]}"]
+    return _option("logger", _LOGGERS)(value)
+
+
 _LOGGERS = {"wandblogger": "wandb", "tb": "tensorboard", "tensorboardlogger": "tensorboard", "false": "none"}
 
 
@@ -361,7 +372,7 @@ _TRANSLATED: dict[str, Callable[[str], list[str]]] = {
                      "data_augmentation"), _option("augment", _AUGMENTS)),
     **dict.fromkeys(("aa", "auto_augment", "autoaugment", "augment_policy"),
                     _option("augment", {**_AUGMENTS, "true": "trivialaugment"})),
-    "logger": _option("logger", _LOGGERS),
+    "logger": _logger,
     "trainer": _option("trainer", {"cuda": "gpu"}),
     **dict.fromkeys(("verbose", "progress", "show_progress", "progress_bar", "enable_progress_bar"),
                     _flag("callbacks.progress_bar.enabled")),

@@ -200,17 +200,10 @@ class ImageClassifier(lightning.LightningModule):
         self.outcomes.add(batch, self._evaluate("test", batch))
 
     def _evaluate(self, split: str, batch: Batch) -> Tensor:
-        logits = self._logits(batch.images)[: batch.size].float()
+        logits = logits_of_views(self, batch.images)[: batch.size].float()
         labels = batch.labels[: batch.size]
         self._meter(split).update(functional.cross_entropy(logits, labels, reduction="none"), logits, labels)
         return logits
-
-    def _logits(self, images: Tensor) -> Tensor:
-        """Return logits; for several views (N, V, C, H, W), the log of the mean softmax over views."""
-        if images.dim() == 4:
-            return self(images)
-        views = self(images.flatten(0, 1)).float().log_softmax(1).unflatten(0, images.shape[:2])
-        return views.logsumexp(1) - math.log(images.shape[1])
 
     def _meter(self, split: str) -> ClassificationMeter:
         return {"train": self.train_meter, "val": self.val_meter, "test": self.test_meter}[split]
@@ -374,6 +367,14 @@ class ImageClassifier(lightning.LightningModule):
         self._changes = changes(checkpoint, self.embed.get("config", {}))
         if self._changes.schedule:
             checkpoint["lr_schedulers"] = []  # another schedule: the saved state does not fit
+
+
+def logits_of_views(network: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits (N, K) of images; for several views (N, V, C, H, W), the log of the mean softmax over views."""
+    if images.dim() == 4:
+        return network(images)
+    views = network(images.flatten(0, 1)).float().log_softmax(1).unflatten(0, images.shape[:2])
+    return views.logsumexp(1) - math.log(images.shape[1])
 
 
 def _reads_without_sync(loss: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -118,4 +119,20 @@ class LocallyConnected2d(nn.Module):
 def _pad(x: Tensor, kernel: int, stride: int, padding: int | str, ceil: bool, value: float = 0.0) -> Tensor:
     top, bottom = border(x.shape[2], kernel, stride, padding, ceil)
     left, right = border(x.shape[3], kernel, stride, padding, ceil)
-    return functional.pad(x, (left, right, top, bottom), value=value)  # last axis first
+    return pad(x, (left, right, top, bottom), value)
+
+
+def pad(x: Tensor, sides: Sequence[int], value: float = 0.0) -> Tensor:
+    """Do the same as `functional.pad`; exports concatenate, since ONNX cannot convert a Pad to opsets below 18.
+
+    Args:
+        x: Any tensor.
+        sides: Before and after on the last axis, then on the one before it, and so on.
+        value: Of the padding.
+    """
+    if not torch.compiler.is_exporting():
+        return functional.pad(x, tuple(sides), value=value)
+    for axis, (before, after) in enumerate(zip(sides[::2], sides[1::2], strict=True), start=1):
+        edge = torch.full_like(x.narrow(-axis, 0, 1), value)
+        x = torch.cat([*[edge] * before, x, *[edge] * after], -axis) if before or after else x
+    return x

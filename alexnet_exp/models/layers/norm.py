@@ -28,6 +28,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from alexnet_exp.models.layers.compiler import missing_compiler
+from alexnet_exp.models.layers.conv import pad
 from alexnet_exp.torch_internals import compile_for_any_batch
 
 _PIECE = 2**21  # values per piece on CPU: 8 MB in float32, and a few temporaries of this size
@@ -56,7 +57,7 @@ def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: floa
             [local_response_norm(tower, size, alpha, beta, k) for tower in x.chunk(groups, 1)], 1
         )
     wide = _widen(x)
-    squares = functional.pad(wide * wide, (0, 0, 0, 0, size // 2, (size - 1) // 2))
+    squares = pad(wide * wide, (0, 0, 0, 0, size // 2, (size - 1) // 2))
     denominator = _window_sum(squares, size, x.shape[1]) * (alpha / size) + k
     return (wide * _negative_power(denominator, beta)).to(x.dtype)
 

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from alexnet_exp.config.checks import beside_checkpoint
-from alexnet_exp.config.schema import Rule, at_least, choice, list_of, null, path, text
+from alexnet_exp.config.schema import VIEWS, Rule, at_least, choice, list_of, null, path, text
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
@@ -21,7 +21,6 @@ from alexnet_exp.training.launch.ranks import Ranks
 from alexnet_exp.training.launch.signals import stopping_on_signals
 
 SPLITS = ("test", "val", "train")
-VIEWS = ("centre", "flip", "flip_translate", "ten_crop")
 RULES = {
     "ckpt": path | list_of(path),
     "split": choice("auto", *SPLITS),

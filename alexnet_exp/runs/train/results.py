@@ -11,6 +11,7 @@ from alexnet_exp.report.evaluation import Evaluation, Sample, class_rows
 from alexnet_exp.report.figures import draw_all
 from alexnet_exp.report.run import write_report
 from alexnet_exp.tracking.environment import provenance
+from alexnet_exp.tracking.loggers import Tracker
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.run_reader import Run
 from alexnet_exp.training.ending import epochs_done
@@ -168,10 +169,12 @@ def make_report(run: RunDirectory, fit: Fit | None, result: dict[str, Any]) -> N
 
 def close_loggers(loggers: list[Any], fit: Fit | None, exit_code: int) -> None:
     """Finish the trackers, so that the next run in this process does not log to them."""
+    checkpoint = fit.checkpoint if fit is not None and exit_code == 0 else None
     for logger in loggers:
-        if hasattr(logger, "log_checkpoint") and fit is not None and fit.checkpoint is not None:
-            best = fit.checkpoint.best_path
-            if exit_code == 0 and best.exists():
-                logger.log_checkpoint(best, {"best": fit.checkpoint.best or {}})
+        if isinstance(logger, Tracker) and checkpoint is not None and (best := checkpoint.best) is not None:
+            values = {"epoch": best["epoch"], f"best/{checkpoint.monitor}": best["value"]}
+            logger.log_metrics(values, step=int(best["step"]))
+        if hasattr(logger, "log_checkpoint") and checkpoint is not None and checkpoint.best_path.exists():
+            logger.log_checkpoint(checkpoint.best_path, {"best": checkpoint.best or {}})
         if hasattr(logger, "finish"):
             logger.finish(exit_code)
