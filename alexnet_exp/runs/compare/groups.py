@@ -18,7 +18,7 @@ REPEATS = ("seed", "data.fold")
 # What runs did before these settings existed: a run without the key is the same as one with this value.
 SINCE = {
     "class_weights": "none", "data.balanced": False, "data.folds": None, "data.fold": 0, "data.groups": None,
-    "data.fit": "crop",
+    "data.fit": "crop", "init": "published",
 }  # fmt: skip
 _GONE = object()
 # Settings that do not define a configuration: these, file locations, and everything that only observes a run.

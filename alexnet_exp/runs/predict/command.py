@@ -19,8 +19,9 @@ from alexnet_exp.config.schema import at_least, list_of, path, text
 from alexnet_exp.data.datasets.left_out import JUNK_FOLDERS, LeftOut
 from alexnet_exp.data.decode import readable_extensions
 from alexnet_exp.errors import UserError, printable
-from alexnet_exp.tracking.log import logging_to
+from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.run_reader import learned_nothing
 from alexnet_exp.tracking.terminal import nearby
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
     console, run = Console(), RunDirectory(run_dir)
     with run.fresh(), logging_to(None, on_screen=True):
         classifier = load_classifier(config["ckpt"], config["device"], config["trust"])
+        if warning := learned_nothing({"at_chance": classifier.at_chance}):
+            log.warning(warning)
         rows = list(_predict(classifier, files, config["top_k"], config["batch_size"]))
         print_rows(rows, console)
         write_all(run, rows, {"command": command, "settings": config, "checkpoint": str(classifier.path)})
