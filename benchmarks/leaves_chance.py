@@ -3,6 +3,7 @@
     python benchmarks/leaves_chance.py matrix                # every network on CIFAR-10, at its smallest input
     python benchmarks/leaves_chance.py others                # six networks on the digits and on a folder of photos
     python benchmarks/leaves_chance.py before_after          # two commands, with the default recipe of old and of now
+    python benchmarks/leaves_chance.py before_after_small    # the same at a tenth of the work
     python benchmarks/leaves_chance.py table                 # prints what has been measured as tables
 
 Each finished run is a line of --out and is not repeated, so the script may be stopped at any time.
@@ -46,10 +47,13 @@ BEFORE = ["init=published", "optimizer.lr=0.03", "scheduler.warmup_epochs=0.25"]
 
 
 class Reach(Callback):
-    """Note the step at which the loss is below 0.9 of the entropy of the labels."""
+    """Note the step at which the loss is below 0.9 of the entropy of the labels, and end the run there if wanted."""
 
     step: int | None = None  # of the latest run
     entropy = math.nan
+
+    def __init__(self, ends: bool) -> None:
+        self.ends = ends
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         counts = torch.bincount(trainer.datamodule.sources["train"].labels).double()
@@ -67,6 +71,7 @@ class Reach(Callback):
             and statistics.mean(self.losses) < 0.9 * Reach.entropy
         ):
             Reach.step = trainer.global_step
+            trainer.should_stop = self.ends
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,7 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", choices=[*PARTS, "table"])
-    parser.add_argument("--steps", type=int, default=200, help="of each run of matrix and others")
+    parser.add_argument(
+        "--steps", type=int, default=150, help="of matrix and others, where chance is not left"
+    )
     parser.add_argument("--out", type=Path, default=Path("leaves_chance.jsonl"))
     options = parser.parse_args(arguments)
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
@@ -83,24 +90,24 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n\n".join(tables(rows)))
         return 0
     done = {(row["part"], row["name"], row["seed"]) for row in rows}
+    ends = options.part in ("matrix", "others")
     for name, seed, typed in PARTS[options.part](options.steps):
         if (options.part, name, seed) not in done:
             row = {
                 "part": options.part,
                 "name": name,
                 "seed": seed,
-                **measure([*typed, f"seed={seed}"]),
-                **machine(),
+                **measure([*typed, f"seed={seed}"], ends),
             }
             with options.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps({**row, **machine()}) + "\n")
             print(line(row), flush=True)
     return 0
 
 
 def matrix(steps: int) -> Iterator[tuple[str, int, list[str]]]:
-    """Yield (name, seed, settings) of every network on CIFAR-10."""
-    for name in list_models():
+    """Yield (name, seed, settings) of every network on CIFAR-10, those with the fewest weights first."""
+    for name in sorted(list_models(), key=_num_weights):
         limits = [f"trainer.max_steps={steps}", "data.batch_size=32"]
         yield name, 0, [f"model={name}", *CIFAR, *limits, f"model.input_size={smallest_input(name)}"]
 
@@ -120,15 +127,43 @@ def others(steps: int) -> Iterator[tuple[str, int, list[str]]]:
 
 def before_after(steps: int) -> Iterator[tuple[str, int, list[str]]]:
     """Yield (name, seed, settings) of the two commands, before and now; `steps` does not apply."""
-    photos = ["data=folder", f"data.root={os.environ['ALEXNET_DATA_DIR']}/clothing", "model=alexnet_owt"]
-    cifar = ["data=cifar10", "model=alexnet_lrn", "model.input_size=99", "trainer.max_steps=400"]
+    yield from _pairs(["model.input_size=224"], ["model.input_size=99", "trainer.max_steps=400"])
+
+
+def before_after_small(steps: int) -> Iterator[tuple[str, int, list[str]]]:
+    """Yield the same with small images, batches of 32 and fewer steps."""
+    small = ["data.batch_size=32"]
+    yield from _pairs(
+        [*small, "model.input_size=63"], [*small, "model.input_size=67", "trainer.max_steps=100"]
+    )
+
+
+def _pairs(of_photos: list[str], of_cifar: list[str]) -> Iterator[tuple[str, int, list[str]]]:
+    photos = [
+        "data=folder",
+        f"data.root={os.environ['ALEXNET_DATA_DIR']}/clothing",
+        "model=alexnet_owt",
+        *of_photos,
+    ]
+    cifar = ["data=cifar10", "model=alexnet_lrn", *of_cifar]
     for seed in range(3):
         for when, settings in {"now": [], "before": BEFORE}.items():
-            yield f"photos {when}", seed, [*photos, *settings]
-            yield f"cifar10 {when}", seed, [*cifar, *settings]
+            yield f"alexnet_lrn, CIFAR-10, {when}", seed, [*cifar, *settings]
+            yield f"alexnet_owt, photos, {when}", seed, [*photos, *settings]
 
 
-PARTS = {"matrix": matrix, "others": others, "before_after": before_after}
+PARTS = {
+    "matrix": matrix,
+    "others": others,
+    "before_after": before_after,
+    "before_after_small": before_after_small,
+}
+
+
+def _num_weights(name: str) -> int:
+    with torch.device("meta"):
+        network = build({**group("model", name), "input_size": smallest_input(name), "num_classes": 10})
+    return sum(p.numel() for p in network.parameters())
 
 
 def smallest_input(name: str) -> int:
@@ -144,10 +179,10 @@ def smallest_input(name: str) -> int:
     return int(settings["input_size"])
 
 
-def measure(typed: list[str]) -> dict[str, Any]:
-    """Train once, and return what a row has."""
+def measure(typed: list[str], ends: bool) -> dict[str, Any]:
+    """Train once, to the step that leaves chance if `ends`, and return what a row has."""
     config = plain(compose("train", [*typed, *QUIET]))
-    config["callbacks"]["reach"] = {"_target_": f"{__name__}.Reach"}
+    config["callbacks"]["reach"] = {"_target_": f"{__name__}.Reach", "ends": ends}
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="alexnet_exp_chance_") as folder:
         result = train(config, [*typed, *QUIET], Path(folder, "run"), "benchmarks/leaves_chance.py")
@@ -183,11 +218,11 @@ def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the tables of docs/learning.md, in Markdown."""
     for part in PARTS:
         own = [row for row in rows if row["part"] == part]
-        if own and part == "before_after":
+        if own and part.startswith("before"):
             yield _compared(own)
         elif own:
-            head = ["network", "input", "parameters", "init", "lr", "steps to leave chance", "val top-1"]
-            yield "\n".join([f"{part}, {own[0]['steps']} steps", "", *_head(head), *map(_cells, own)])
+            head = ["network", "input", "parameters", "init", "lr", "steps to leave chance", "val top-1 then"]
+            yield "\n".join([part, "", *_head(head), *map(_cells, own)])
 
 
 def _head(names: list[str]) -> list[str]:
