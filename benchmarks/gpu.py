@@ -5,7 +5,7 @@
     python benchmarks/gpu.py --rehearse                  # the same steps on a CPU, in small sizes
 
 Every part is a process of its own with its own limit: one that fails or takes too long leaves the others their time.
-Results are in OUT/gpu.json, and as a page in OUT/gpu.md.
+Results are in OUT/gpu.json, and as a page in OUT/gpu.html.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,9 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
         temporary = file.with_suffix(".tmp")
         temporary.write_text(json.dumps(results, indent=1) + "\n")
         os.replace(temporary, file)
-        (options.out / "gpu.md").write_text(page(results))
+        write_page(options.out / "gpu.html", results)
         print(f"  {results[part]['status']} after {results[part]['seconds']} s", flush=True)
-    print(f"results: {file}, {options.out / 'gpu.md'}")
+    print(f"results: {file}, {options.out / 'gpu.html'}")
     return int(any(results[part]["status"] != "done" for part in options.parts))
 
 
@@ -90,7 +91,7 @@ def run_part(part: str, rehearse: bool) -> Result:
         os.killpg(process.pid, 9)
         raise
     found = re.findall(r"^RESULT (.*)$", output, re.MULTILINE)
-    result: Result = {"status": status, "seconds": round(time.monotonic() - started, 1)}
+    result: Result = {"status": status, "seconds": round(time.monotonic() - started, 1), "limit": limit}
     result["found"] = json.loads(found[-1]) if found else None
     if status != "done":
         result["output"] = output[-4000:]
@@ -124,19 +125,7 @@ def ceilings(rehearse: bool) -> Result:
 
 def tests(rehearse: bool) -> Result:
     """Run the tests that need a GPU, and count what came of them; a rehearsal collects them."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "gpu",
-        "-W",
-        "default",
-        "-rfE",
-    ]
+    command = [sys.executable, *"-m pytest -p no:cacheprovider -m gpu -W default -rfE".split()]
     own = ["tests/training", "tests/models/test_lrn.py", "tests/data"]
     done = subprocess.run(
         [*command, *own, *(["--collect-only"] if rehearse else [])], capture_output=True, text=True
@@ -154,7 +143,7 @@ def kernels(rehearse: bool) -> Result:
 
     device = "cpu" if rehearse else "cuda"
     activities = [ProfilerActivity.CPU if rehearse else ProfilerActivity.CUDA]
-    found: Result = {}
+    forms: Result = {}
     for how in (False, "lrn", True):
         step = step_of(how, 4 if rehearse else 1024, rehearse)
         step()
@@ -165,15 +154,14 @@ def kernels(rehearse: bool) -> Result:
         events = profiler.key_averages()
         key = "self_cpu_time_total" if rehearse else "self_device_time_total"
         top = sorted(events, key=lambda event: -getattr(event, key))[:25]
-        found[f"compile={str(how).lower()}"] = {
+        forms[f"compile={str(how).lower()}"] = {
             "milliseconds": milliseconds,
             "kernels": [[event.key[:90], event.count, getattr(event, key) / 1e3] for event in top],
         }
         torch.compiler.reset()
     plain = 1e3 * least(step_of(False, 4 if rehearse else 1024, rehearse, lrn=False), device)
-    found["without LRN"] = {"milliseconds": plain, "kernels": []}
-    found["lrn_share"] = 1 - plain / found["compile=lrn"]["milliseconds"]
-    return found
+    forms["without LRN"] = {"milliseconds": plain, "kernels": []}
+    return {"forms": forms, "lrn_share": 1 - plain / forms["compile=lrn"]["milliseconds"]}
 
 
 def rates(rehearse: bool) -> Result:
@@ -227,10 +215,10 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def least(act: Callable[[], object], device: str, times: int = 7) -> float:
+def least(act: Callable[[], object], device: str) -> float:
     """Return the fewest seconds that something took, after one turn that does not count."""
     seconds = []
-    for _ in range(times + 1):
+    for _ in range(8 if device == "cuda" else 3):
         wait(device)
         start = time.perf_counter()
         act()
@@ -245,7 +233,7 @@ def step_of(how: bool | str, size: int, rehearse: bool, lrn: bool = True) -> Cal
     Args:
         how: The run's `compile`.
         size: Images.
-        rehearse: On CPU, on small images, and traced rather than compiled.
+        rehearse: On CPU, on small images, with few units, and traced rather than compiled.
         lrn: Whether the network has its normalisation.
     """
     import torch
@@ -258,7 +246,8 @@ def step_of(how: bool | str, size: int, rehearse: bool, lrn: bool = True) -> Cal
 
     device, side = ("cpu", 67) if rehearse else ("cuda", 227)
     torch.manual_seed(0)
-    model = create_model("alexnet_lrn", num_classes=10, input_size=side)
+    few = {"classifier": {name: {"out_features": 64} for name in ("fc6", "fc7")}} if rehearse else {}
+    model = create_model("alexnet_lrn", num_classes=10, input_size=side, **few)
     if not lrn:
         for module in list(model.modules()):
             for name, child in module.named_children():
@@ -308,69 +297,60 @@ def command_result(command: list[str]) -> Result:
 # ------------------------------------------------------------------------------------------------ page
 
 
-def page(results: Result) -> str:
-    """Return the results as Markdown."""
-    lines = ["# GPU", ""]
-    if any(result["rehearsal"] for result in results.values()):
-        lines += ["**A rehearsal on CPU, in small sizes: no figure here says anything about a GPU.**", ""]
-    for part in [part for part in LIMITS if part in results]:
-        result = results[part]
-        lines += [f"## {part}", "", f"{result['status']}, {result['seconds']} s", ""]
-        lines += list(PAGES.get(part, plain)(result["found"])) if result["found"] else []
-        if "output" in result:
-            lines += ["```", result["output"].strip()[-1500:], "```"]
-        lines.append("")
-    return "\n".join(lines)
+def write_page(path: Path, results: Result) -> None:
+    """Write the results as a page: the goals first, then each part."""
+    from alexnet_exp.report.html import environment
+
+    ceiling = (results.get("ceilings") or {}).get("found") or {}
+    versions = ceiling.get("versions", {}).items()
+    text = (
+        environment()
+        .from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+        .render(
+            title=ceiling.get("device", "GPU"),
+            chips=[f"{name} {version}" for name, version in versions],
+            rehearsal=any(result["rehearsal"] for result in results.values()),
+            goals=goals({part: result["found"] or {} for part, result in results.items()}),
+            results={part: results[part] for part in LIMITS if part in results},
+        )
+    )
+    path.write_text(text, encoding="utf-8")
 
 
-def plain(found: Result) -> list[str]:
-    """Return a line for each value."""
-    return [
-        f"- {key}: {value:,.1f}" if isinstance(value, float) else f"- {key}: {value}"
-        for key, value in found.items()
-    ]
-
-
-def kernel_page(found: Result) -> list[str]:
-    """Return a table for each form of the step."""
-    lines = [f"LRN takes {found['lrn_share']:.1%} of a step with LRN compiled.", ""]
-    for form, table in found.items():
-        if form == "lrn_share":
-            continue
-        lines += [f"{form}: {table['milliseconds']:.2f} ms", ""]
-        if table["kernels"]:
-            lines += ["| kernel | calls | ms |", "|---|---|---|"]
-            lines += [
-                f"| `{name.replace('|', '/')}` | {calls} | {spent:.3f} |"
-                for name, calls, spent in table["kernels"]
-            ]
-            lines.append("")
-    return lines
-
-
-def run_page(found: Result) -> list[str]:
-    """Return a table of the seeds of a recipe."""
+def goals(found: Result) -> list[tuple[str, str, str, bool | None]]:
+    """Return what was to be reached: what, goal, what was measured, and whether that is enough (None: not measured)."""
+    fastest = max(found.get("rates", {}).values(), default=None)
+    share = found.get("kernels", {}).get("lrn_share")
+    overheads = [row["overhead"] for row in found.get("overhead", {}).get("rows", []) if "overhead" in row]
     rows = [
-        f"| {r['seed']} | {r['test_accuracy']:.4f} | {r['training_seconds']:.1f} |" for r in found["runs"]
+        ("alexnet_lrn at 227, images/s", ">= 40,000", fastest, "{:,.0f}", lambda x: x >= 40_000),
+        ("share of LRN in a step", "<= 10 %", share, "{:.1%}", lambda x: x <= 0.10),
+        (
+            "Trainer over a hand-written loop",
+            "<= 3 %",
+            next(iter(overheads), None),
+            "{:+.1%}",
+            lambda x: x <= 0.03,
+        ),
     ]
-    return ["| seed | test accuracy | seconds of training |", "|---|---|---|", *rows]
+    made = [(what, goal, "–", None) if x is None else (what, goal, form.format(x), reached(x))
+            for what, goal, x, form, reached in rows]  # fmt: skip
+    return [*made, *(_recipe_goal(found, *goal) for goal in RECIPES)]
 
 
-def overhead_page(found: Result) -> list[str]:
-    """Return a table of the cases."""
-    rows = [
-        f"| {r['what']} | {r['case']} | {1e3 * r['median_seconds']:.2f} | {r['n']} |" for r in found["rows"]
-    ]
-    return [
-        "| | case | ms a step | n |",
-        "|---|---|---|---|",
-        *rows,
-        "",
-        *(f"- {note}" for note in found["notes"]),
-    ]
+RECIPES = (("fast", "cifar10_fast", 0.90, 15), ("resnet18", "cifar10_fast_resnet18", 0.94, 30))
 
 
-PAGES = {"kernels": kernel_page, "fast": run_page, "resnet18": run_page, "overhead": overhead_page}
+def _recipe_goal(
+    found: Result, part: str, name: str, accuracy: float, seconds: int
+) -> tuple[str, str, str, bool | None]:
+    goal = f">= {accuracy:.0%} in <= {seconds} s"
+    runs = found.get(part, {}).get("runs", [])
+    if not runs:
+        return name, goal, "–", None
+    reached, took = (fmean(run[key] for run in runs) for key in ("test_accuracy", "training_seconds"))
+    text = f"{reached:.2%} in {took:.1f} s (n = {len(runs)})"
+    return name, goal, text, reached >= accuracy and took <= seconds
 
 
 if __name__ == "__main__":

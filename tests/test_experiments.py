@@ -87,7 +87,9 @@ def test_a_network_that_no_experiment_trains_says_why() -> None:
 
 # ------------------------------------------------------------------------------------------------ numbers
 
-OURS = ("cifar10_fast", "cifar10_fast_resnet18", "cifar10_fast_cpu", "imagenet_lars_8k")
+OURS = (
+    "cifar10_fast", "cifar10_fast_resnet18", "cifar10_fast_cpu", "finetune", "finetune_small", "imagenet_lars_8k"
+)  # fmt: skip
 
 
 def test_every_experiment_has_its_numbers_here() -> None:

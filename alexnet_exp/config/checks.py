@@ -20,7 +20,9 @@ from alexnet_exp.targets import TRUSTED, torch_optimizer
 # Groups whose keys are not ours to check where _target_ is a custom class.
 _WITH_CLASS = ("data", "optimizer")
 # Keys of conf/optimizer that we handle ourselves, whatever the optimizer's class.
-_TREATMENT = ("bias_lr_factor", "bias_weight_decay", "layers", "lr_scaling", "base_batch")
+_TREATMENT = (
+    "bias_lr_factor", "bias_weight_decay", "norm_weight_decay", "layers", "layer_decay", "lr_scaling", "base_batch",
+)  # fmt: skip
 # Those that training/optim/auto.py has a learning rate for.
 _WITH_AUTO_RATE = ("SGD", "PaperSGD", "Adam", "AdamW", "LARS")
 # Fixed by the checkpoint: conf/data/*.yaml set them, evaluate and figures must not override them.
@@ -188,6 +190,10 @@ def _check_combinations(config: Mapping[str, Any]) -> None:
         raise UserError(
             "class_weights=auto and data.balanced=true both make up for rare classes: choose one of them."
         )
+    if config["freeze_epochs"] is not None and not config["freeze"]:
+        raise UserError(
+            f"freeze_epochs={config['freeze_epochs']} needs layers to freeze: set freeze=[features], or leave it out."
+        )
     _check_folds(data)
     _check_monitors(config)
 
@@ -291,6 +297,11 @@ def _check_schedule(
         raise UserError(
             "optimizer.lr_scaling scales optimizer.lr but not the rates of scheduler=table: set "
             "optimizer.lr_scaling=none and write the scaled rates into the table."
+        )
+    if name == "table" and optimizer.get("layer_decay") is not None:
+        raise UserError(
+            "scheduler=table sets the rates itself, and optimizer.layer_decay would not scale them: set "
+            "optimizer.layer_decay=null."
         )
     endless = trainer["max_epochs"] in (None, -1) and trainer["max_steps"] == -1
     if endless and name in ("cosine", "onecycle", "dexp", "poly"):

@@ -52,7 +52,7 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = (), verb: str = 
     for setting in settings:
         _check_form(setting)
         _check_for_sweeps(setting, sweep)
-    prepared = [quoted(renamed(setting), sweep) for setting in settings]
+    prepared = [quoted(_adding(renamed(setting)), sweep) for setting in settings]
     typed = assigned(prepared)
     if "sweep.resume" in typed and typed["sweep.resume"] not in _NULL:
         if not sweep:
@@ -84,6 +84,12 @@ def renamed(setting: str) -> str:
     if key not in RENAMED or value is None:
         return setting
     return f"{mark}{key}={','.join(RENAMED[key].get(name, name) for name in value.split(','))}"
+
+
+def _adding(setting: str) -> str:
+    """Mark a setting of `optimizer.layers` as one to add: its keys are the network's layers, which no file lists."""
+    is_of_layers = setting.startswith(("optimizer.layers=", "optimizer.layers."))
+    return f"++{setting}" if is_of_layers else setting
 
 
 def resumed_directory(arguments: Sequence[str]) -> str | None:

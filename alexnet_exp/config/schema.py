@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from alexnet_exp.tracking.metrics import monitored
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -85,10 +87,7 @@ some_batches = at_least(1) | Rule(
     "a fraction in (0.0, 1.0]", lambda v: isinstance(v, float) and 0.0 < v <= 1.0
 )
 batches = at_least(0) | Rule("a fraction in [0.0, 1.0]", lambda v: isinstance(v, float) and 0.0 <= v <= 1.0)
-metric = choice(
-    "val/top1", "val/top5", "val/balanced_accuracy", "val/macro_f1", "val/loss", "train/loss", "train/top1",
-    "train/top5",
-)  # fmt: skip
+metric = choice(*monitored())
 
 
 def _has_only(value: Any, rules: dict[str, Rule]) -> bool:
@@ -168,6 +167,8 @@ RULES: dict[str, Rule] = {
         "{CLASS: weight, a number above 0}",
         lambda v: isinstance(v, dict) and v != {} and all(positive.legal(w) for w in v.values()),
     ),
+    "freeze": Rule("a list of layers such as [features] or [conv1, conv2]", list_of(text).legal),
+    "freeze_epochs": at_least(1) | null,
     "published": _PUBLISHED | null,
     "resume": path | null,
     "ckpt": path | null,
@@ -237,7 +238,9 @@ RULES: dict[str, Rule] = {
     "optimizer.trust": positive,
     "optimizer.bias_lr_factor": number(),
     "optimizer.bias_weight_decay": number() | null,
+    "optimizer.norm_weight_decay": number() | null,
     "optimizer.layers": _LAYERS,
+    "optimizer.layer_decay": number(0.0, 1.0, "(]") | null,
     "optimizer.lr_scaling": choice("none", "linear", "sqrt"),
     "optimizer.base_batch": at_least(1),
     "scheduler.name": choice(*SCHEDULES),
@@ -325,6 +328,8 @@ ADDED: dict[str, Any] = {
     "published": None,
     "class_weights": "none",
     "init": "published",
+    "freeze": [],
+    "freeze_epochs": None,
     "callbacks.checkpoint.keep_last": 2,
     "augment.contrast": None,
     "callbacks.early_stopping.threshold": None,

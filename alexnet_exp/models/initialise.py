@@ -46,7 +46,7 @@ def initialise(
     """
     if std is not None:
         init.normal_(layer.weight, std=std)
-    elif scheme != "torch":
+    elif scheme != "torch":  # the constructor has applied torch's
         _weights(layer, name, scheme, hidden)
     if layer.bias is None:
         return
@@ -76,6 +76,7 @@ def _weights(layer: nn.Module, name: str, scheme: str, hidden: bool) -> None:
 def _fans(layer: nn.Module) -> tuple[int, int]:
     """Return (fan_in, fan_out); for untied weights, those of one position."""
     kernel = layer.weight.shape[2:].numel() if isinstance(layer, nn.Conv2d) else 1
+    # Weights (out, in / groups, k, k) or (out, in): the groups are already divided out of fan_in.
     if isinstance(layer, nn.Conv2d | nn.Linear):
         return layer.weight[0].numel(), kernel * layer.weight.shape[0]
     _, out_channels, fan_in = layer.weight.shape  # LocallyConnected2d: (positions, out_channels, fan_in)

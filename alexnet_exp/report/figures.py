@@ -20,7 +20,6 @@ from PIL import Image
 from alexnet_exp.files import replacing
 from alexnet_exp.report.charts import PANELS, Line, Panel
 from alexnet_exp.report.evaluation import Evaluation, Sample
-from alexnet_exp.report.html import is_share
 from alexnet_exp.report.pictures import (
     confusion_image,
     confusion_shades,
@@ -29,6 +28,7 @@ from alexnet_exp.report.pictures import (
     is_picture_of_filters,
     needs_white_text,
 )
+from alexnet_exp.tracking.metrics import is_share
 from alexnet_exp.tracking.run_reader import Row, finite, series
 
 # The colours of the HTML pages in light mode.

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.settings import flat
+from alexnet_exp.tracking.metrics import lower_is_better
 from alexnet_exp.tracking.run_directory import RunDirectory, is_held
 
 Row = dict[str, float]
@@ -82,7 +83,6 @@ def finite(points: list[Point]) -> list[Point]:
 
 
 _DEPTH = 4  # folder levels to search: outputs/sweeps/SWEEP/JOB, and one to spare
-_LOWER_IS_BETTER = ("loss", "error", "seconds")
 
 
 class Score(NamedTuple):
@@ -195,10 +195,6 @@ class Run:
             if (value := self.metric(name)) is not None:
                 return Score(value, name)
         return None
-
-
-def lower_is_better(metric: str) -> bool:
-    return metric.rpartition("/")[2].endswith(_LOWER_IS_BETTER)
 
 
 def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:

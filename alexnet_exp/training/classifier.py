@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +32,10 @@ from alexnet_exp.training.lightning_internals import (
     validates_by_schedule,
 )
 from alexnet_exp.training.metrics import NUM_SAMPLES, ClassificationMeter, Outcomes, image_losses
-from alexnet_exp.training.optim.build import build_optimizer, images_of_a_step
+from alexnet_exp.training.optim.build import build_optimizer, describe_rates, images_of_a_step
 from alexnet_exp.training.optim.schedules import RunLength, build_schedule
 
+log = logging.getLogger(__name__)
 _PLAIN = frozenset((HOOK_NAME, "step_loss", "_first_bad_step", "_taken"))  # neither parameters nor modules
 _NAN_GRADIENT = re.compile(r"Function '(\w+)' returned nan values")  # torch.autograd's wording
 
@@ -128,6 +130,8 @@ class ImageClassifier(lightning.LightningModule):
         complete_restart(self.trainer, self._kept, self._changes)
         for name, gradient in self._gradients.items():
             parameter = self.model.get_parameter(name)
+            if not parameter.requires_grad:  # frozen since (ckpt=): a gradient would move it
+                continue
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
         self._gradients = {}
 
@@ -334,6 +338,8 @@ class ImageClassifier(lightning.LightningModule):
         clipped_mixed = self.trainer.precision.endswith("-mixed") and bool(self.trainer.gradient_clip_val)
         batch = images_of_a_step(self.trainer)
         optimizer = build_optimizer(self.model, self.optimizer_config, not clipped_mixed, batch)
+        if rates := describe_rates(optimizer.param_groups):
+            log.info("%s.", rates)
         self.trainer.fit_loop.setup_data()  # the schedule needs the length of an epoch
         check_batch_norm(self.trainer, self.model)
         steps = self.trainer.estimated_stepping_batches

@@ -52,7 +52,7 @@ def test_resumed_sweep_keeps_its_directory():
         prepare(["sweep.resume=a"])
 
 
-def test_a_redundant_hydra_mode_beside_m_is_ignored() -> None:
+def test_a_redundant_hydra_mode_with_m_is_ignored() -> None:
     assert prepare(["-m", "hydra.mode=MULTIRUN"]) == ["-m", "hydra.mode=MULTIRUN"]
 
 
@@ -87,7 +87,7 @@ def test_sweep_over_paths_stays_a_sweep(flag: str):
     assert prepare(["ckpt=a,b", flag]) == [flag, "ckpt=a,b"]
 
 
-def test_other_values_are_left_to_the_grammar():
+def test_other_values_are_left_to_hydras_grammar():
     typed = ["data.mean=[0.1,0.2,0.3]", "model=alexnet", "+callbacks.mine={_target_: a.B}", "~logger"]
     assert prepare(typed) == typed
 
@@ -110,7 +110,7 @@ def test_nothing_is_resumed_unless_a_directory_is_named(typed: list[str]):
     assert not any("run.dir" in argument for argument in prepare(typed))
 
 
-def test_resumed_directory_is_read_as_it_will_be_understood():
+def test_resumed_directory_is_parsed_as_hydra_will():
     assert resumed_directory(["resume=it's here"]) == "it's here"
     assert resumed_directory(prepare(["resume=it's here"])) == "it's here"
 
@@ -128,7 +128,7 @@ def test_a_word_with_an_equals_sign_is_a_path_if_it_exists(tmp_path: Path, monke
     typed = prepare(["a=b/run", "lr=1.png", "top_k=2"], ("ckpt", "images..."))
     assert typed == ["ckpt='a=b/run'", "top_k=2", "images=['lr=1.png']"]
     assert prepare(["a=b", "no=run"], ("runs...",)) == ["no=run", "runs=['a=b']"]
-    assert prepare(["a=b"], ("what",)) == ["a=b"]  # what takes no path
+    assert prepare(["a=b"], ("what",)) == ["a=b"]  # a key that takes no path
     assert prepare(["a=b"]) == ["a=b"]
 
 

@@ -1,7 +1,8 @@
 """An accelerator without one: tensors that say `meta:0` and hold numbers, and a process group that is for them alone.
 
 What a real one refuses is refused here: arithmetic between its tensors and those in main memory. Collective operations
-of the two ranks that this process plays at once are noted, with the device of what they are given.
+of the two ranks that this process plays at once are noted, with the device of what they are given; and so is every copy
+to main memory, for which a program waits.
 """
 
 from __future__ import annotations
@@ -68,12 +69,20 @@ def _compute(func: Any, args: Any, kwargs: Any) -> Any:
     given, named = tree_map_only(Far, lambda t: t.near, (args, kwargs))
     wanted = named.pop("device", None)
     found = func(*given, **named, **({} if wanted is None else {"device": "cpu"}))
+    if is_far and (func is _aten._local_scalar_dense.default or _comes_near(func, args, wanted)):
+        _note(_waits, "wait", DEVICE)
     goes_far = is_far if wanted is None else torch.device(wanted).type == DEVICE.type
     if func is _aten.copy_.default:
         goes_far = isinstance(args[0], Far)
     if goes_far:
         found = tree_map_only(Tensor, Far, found)
     return return_and_correct_aliasing(func, args, kwargs, found) if goes_far == is_far else found
+
+
+def _comes_near(func: Any, args: Any, wanted: Any) -> bool:
+    if func is _aten.copy_.default:
+        return not isinstance(args[0], Far)
+    return func is _aten._to_copy.default and wanted is not None and torch.device(wanted).type == "cpu"
 
 
 _make_tensor = torch.tensor
@@ -91,6 +100,18 @@ class Call:
     name: str
     devices: set[str]
     callers: list[str]
+
+
+_waits: list[Call] = []  # copies to main memory, as they come
+
+
+def _note(calls: list[Call], name: str, *devices: Any) -> None:
+    """Add a call, with the functions that it comes from."""
+    frame, callers = sys._getframe(2), []
+    while frame is not None:
+        callers.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}")
+        frame = frame.f_back  # type: ignore[assignment]
+    calls.append(Call(name, set(map(str, devices)), callers))
 
 
 def _broadcast_all(module: nn.Module) -> None:
@@ -133,21 +154,17 @@ class Accelerator(CPUAccelerator):
 
 
 @contextlib.contextmanager
-def two_ranks() -> Iterator[list[Call]]:
+def two_ranks() -> Iterator[tuple[list[Call], list[Call]]]:
     """Let torch have the accelerator, and a process group of two that has no backend for main memory.
 
     Returns:
-        The collective operations, as they come.
+        The collective operations, and the copies to main memory, as they come.
     """
     calls: list[Call] = []
+    _waits.clear()
 
     def note(name: str, *given: Any) -> None:
-        devices = {str(t.device) for t in tree_leaves(given) if isinstance(t, Tensor)}
-        frame, callers = sys._getframe(2), []
-        while frame is not None:
-            callers.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}")
-            frame = frame.f_back  # type: ignore[assignment]
-        calls.append(Call(name, devices, callers))
+        _note(calls, name, *(t.device for t in tree_leaves(given) if isinstance(t, Tensor)))
 
     def all_reduce(tensor: Tensor, op: Any = distributed.ReduceOp.SUM, **options: Any) -> None:
         note("all_reduce", tensor)
@@ -177,6 +194,6 @@ def two_ranks() -> Iterator[list[Call]]:
             mock.patch("lightning.pytorch.strategies.ddp._sync_module_states", _broadcast_all),
             _Mode(),
         ):
-            yield calls
+            yield calls, _waits
     finally:
         distributed.destroy_process_group()

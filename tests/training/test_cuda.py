@@ -28,8 +28,8 @@ AUGMENTS = [
 ]  # fmt: skip
 
 
-def pipeline(name: str, size: int) -> Pipeline:
-    options = plain(compose("train", [f"augment={name}"]))["augment"]
+def pipeline(overrides: list[str], size: int) -> Pipeline:
+    options = plain(compose("train", overrides))["augment"]
     return Pipeline(
         Preprocess(size, MEAN, STD, bool(options.get("crop") or options.get("centre_crop"))), options
     )
@@ -48,8 +48,9 @@ def batch(count: int = 256, side: int = 40) -> tuple[torch.Tensor, torch.Tensor]
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_augmentation_on_cuda_is_that_of_the_cpu(name: str) -> None:
     images, indices = batch()
-    expected = pipeline(name, 32).train(images, indices, 3, 1)
-    found = pipeline(name, 32).train(images.cuda(), indices.cuda(), 3, 1).cpu()
+    own = [f"augment={name}"]
+    expected = pipeline(own, 32).train(images, indices, 3, 1)
+    found = pipeline(own, 32).train(images.cuda(), indices.cuda(), 3, 1).cpu()
     differ = ((found - expected).abs() > TOLERANCE).flatten(1).any(1).float().mean()
     assert differ <= (0 if name in ("none", "flip", "flip_crop", "fast") else OTHER_IMAGES)
 

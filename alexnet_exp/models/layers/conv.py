@@ -98,7 +98,7 @@ class LocallyConnected2d(nn.Module):
         positions, fan_in = self.output_size**2, in_channels * kernel_size**2
         self.weight = nn.Parameter(torch.empty(positions, out_channels, fan_in))
         self.bias = nn.Parameter(torch.empty(positions, out_channels)) if bias else None
-        bound = 1.0 / math.sqrt(fan_in)
+        bound = 1.0 / math.sqrt(fan_in)  # torch's default for nn.Conv2d
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
@@ -108,7 +108,7 @@ class LocallyConnected2d(nn.Module):
         out = torch.bmm(columns.permute(2, 0, 1), self.weight.mT)  # (P, N, out_channels)
         if self.bias is not None:
             out = out + self.bias[:, None]
-        return out.permute(1, 2, 0).unflatten(2, (self.output_size, self.output_size))
+        return out.permute(1, 2, 0).unflatten(2, (self.output_size, self.output_size))  # (N, out, H, W)
 
     def extra_repr(self) -> str:
         window = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
@@ -118,4 +118,4 @@ class LocallyConnected2d(nn.Module):
 def _pad(x: Tensor, kernel: int, stride: int, padding: int | str, ceil: bool, value: float = 0.0) -> Tensor:
     top, bottom = border(x.shape[2], kernel, stride, padding, ceil)
     left, right = border(x.shape[3], kernel, stride, padding, ceil)
-    return functional.pad(x, (left, right, top, bottom), value=value)
+    return functional.pad(x, (left, right, top, bottom), value=value)  # last axis first

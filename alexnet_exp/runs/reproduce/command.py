@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,18 @@ from alexnet_exp.config.checks import check_config, check_rules
 from alexnet_exp.config.compose import compose
 from alexnet_exp.config.schema import at_least, choice, list_of, name, null, path
 from alexnet_exp.errors import UserError, printable
+from alexnet_exp.runs.reproduce import effects
+from alexnet_exp.runs.reproduce.effects import Effect
 from alexnet_exp.runs.reproduce.evidence import Evidence, Figure, apart, figures, of_run
 from alexnet_exp.runs.reproduce.record import record
-from alexnet_exp.runs.reproduce.rows import Row, chosen, measured_rates, names, seconds_of
+from alexnet_exp.runs.reproduce.rows import Claim, Row, chosen, measured_rates, names, seconds_of
 from alexnet_exp.runs.reproduce.show import estimate, print_figures, print_list, write_page
 from alexnet_exp.sweeps.job import FAILED, FINISHED, Job
 from alexnet_exp.sweeps.launch import Pool
 from alexnet_exp.sweeps.record import SweepRecord
 from alexnet_exp.sweeps.resources import Resources, trainers
 from alexnet_exp.sweeps.table import Table
-from alexnet_exp.tracking.run_reader import find_runs
+from alexnet_exp.tracking.run_reader import Run, find_runs
 from alexnet_exp.tracking.terminal import nearby
 
 RULES = {
@@ -70,9 +72,9 @@ def reproduce(config: dict[str, Any], overrides: list[str], run_dir: Path, comma
         return _record(words[1:], config)
     deciding, others = apart(settings)
     listing = words[:1] == ["list"]
-    rows = chosen(words[1:] or names() if listing else words, deciding)
+    rows = chosen(words[1:] or [*names(), "claims"] if listing else words, deciding)
     if listing:
-        return _list(rows, run_dir)
+        return _list(rows, config["seeds"], run_dir)
     return _Reproduction(rows, config, run_dir.absolute(), others).run()
 
 
@@ -84,12 +86,13 @@ def _record(directories: list[str], config: dict[str, Any]) -> int:
     return 0
 
 
-def _list(rows: list[Row], run_dir: Path) -> int:
+def _list(rows: list[Row], seeds: int, run_dir: Path) -> int:
     rates = measured_rates(rows)
     rows = sorted(rows, key=lambda row: (row.images or 0) / rates[row.name])
-    print_list(rows, rates, {row.name: len(evidence(place_of(row, run_dir), row.name)) for row in rows})
+    print_list(rows, rates, seeds, {row.name: len(finished(row, run_dir)) for row in rows})
     print(
-        "One run is one seed. Times are estimates from training steps measured here for at most 10 s in total."
+        "Runs: one per seed; of a claim, also one per form and learning rate, which may end before all of its images. "
+        "Times are estimates from training steps measured here for at most 10 s in total."
     )
     return 0
 
@@ -102,13 +105,26 @@ def place_of(row: Row, folder: Path) -> Path:
     return folder / f"{row.name}-{digest}"
 
 
-def evidence(place: Path, name: str) -> list[Evidence]:
-    """Return the evidence of the finished runs in a folder; empty if there is no run."""
+def finished(row: Row, folder: Path) -> list[Evidence]:
+    """Return the evidence of the finished runs of a row."""
+    if isinstance(row, Claim):
+        return effect(row, folder).runs
+    found = (of_run(run, row.name) for run in runs_of(row, folder))
+    return [each for each in found if each is not None]
+
+
+def effect(claim: Claim, folder: Path, problems: Sequence[str] = ()) -> Effect:
+    """Return what the finished runs of a claim give."""
+    found = (effects.of_run(run, claim) for run in runs_of(claim, folder))
+    return Effect(claim, [each for each in found if each is not None], problems)
+
+
+def runs_of(row: Row, folder: Path) -> list[Run]:
+    """Return the runs of a row, finished or not; empty if there are none."""
     try:
-        found = [of_run(run, name) for run in find_runs([place])]
+        return find_runs([place_of(row, folder)])
     except UserError:  # no such folder, or no run in it
         return []
-    return [each for each in found if each is not None]
 
 
 class _Reproduction:
@@ -135,6 +151,7 @@ class _Reproduction:
         fitting = self._fitting()
         try:
             self._train(fitting)
+            self._train_at_best_rates([row for row in fitting if isinstance(row, Claim) and row.rates])
         except KeyboardInterrupt:
             self.console.print("Repeat the same command to resume.")
             raise
@@ -152,7 +169,7 @@ class _Reproduction:
         left = seconds_of(self.config["budget"])
         self.rates = measured_rates(self.rows)
         costs = {
-            row.name: (row.images or 0) / self.rates[row.name] * self._seeds_left(row) for row in self.rows
+            row.name: (row.images or 0) / self.rates[row.name] * self._runs_left(row) for row in self.rows
         }
         fitting = []
         for row in sorted(self.rows, key=lambda row: costs[row.name]):
@@ -165,12 +182,25 @@ class _Reproduction:
             fitting.append(row)
         return fitting
 
-    def _seeds_left(self, row: Row) -> int:
-        done = {run.seed for run in evidence(place_of(row, self.folder), row.name)}
-        return len(set(range(self.config["seeds"])) - done)
+    def _runs_left(self, row: Row) -> int:
+        done = finished(row, self.folder)
+        if isinstance(row, Claim):
+            return max(0, row.runs(self.config["seeds"]) - len(done))
+        return len(set(range(self.config["seeds"])) - {run.seed for run in done})
 
-    def _train(self, rows: list[Row]) -> None:
-        """Run every unfinished seed as a job of a resumable sweep."""
+    def _train_at_best_rates(self, claims: list[Claim]) -> None:
+        """Run the other seeds of claims, now that seed 0 has tried the learning rates."""
+        best = {claim.name: effect(claim, self.folder).best for claim in claims}
+        if self.config["seeds"] > 1:
+            self._train([claim for claim in claims if best[claim.name]], best)
+
+    def _train(self, rows: Sequence[Row], best: Mapping[str, Mapping[str, str]] | None = None) -> None:
+        """Run everything unfinished as jobs of a resumable sweep.
+
+        Args:
+            rows: Each gets its own record.
+            best: See `Claim.jobs`, by name.
+        """
         if not rows:
             return
         with ExitStack() as stack:
@@ -179,18 +209,17 @@ class _Reproduction:
             for row in rows:
                 record = SweepRecord(place_of(row, self.folder))
                 stack.enter_context(record.lock())
-                shared = [f"experiment={row.name}", *row.settings]
-                record.begin(shared, [], go_on=record.path.exists())
-                of_row[row.name] = record.jobs(
-                    [[*shared, f"seed={seed}"] for seed in range(self.config["seeds"])], 0, self.flags
-                )
+                record.begin([*row.selection, *row.settings], [], go_on=record.path.exists())
+                wanted = row.jobs(self.config["seeds"], (best or {}).get(row.name, {}))
+                of_row[row.name] = record.jobs(wanted, 0, self.flags)
                 jobs += of_row[row.name]
             for number, job in enumerate(jobs):
                 job.number = number  # unique over all rows, for the table
             Pool(jobs, self._launcher(), self._resources(jobs), Table(jobs, self.console)).run()
             for name, own in of_row.items():
-                failed = [(seed, job) for seed, job in enumerate(own) if job.state == FAILED]
-                self.problems[name] = [f"seed {seed} failed: {job.why}" for seed, job in failed]
+                failed = [job for job in own if job.state == FAILED]
+                said = [f"{_difference(job, own)} failed: {job.why}" for job in failed]
+                self.problems[name] = [*self.problems.get(name, []), *said]
 
     def _launcher(self) -> dict[str, Any]:
         return {
@@ -205,9 +234,17 @@ class _Reproduction:
         return Resources.of_this_machine(where, self._launcher(), needed)
 
     def _figures(self, row: Row) -> list[Figure]:
-        place = place_of(row, self.folder)
-        return figures(row.name, row.published, evidence(place, row.name), self.problems.get(row.name, []))
+        problems = self.problems.get(row.name, [])
+        if isinstance(row, Claim):
+            return [effect(row, self.folder, problems)]
+        return figures(row.name, row.published, finished(row, self.folder), problems)
 
     def _estimate(self, row: Row) -> str:
         flop = "" if row.flop is None else f"{row.flop:.1e} FLOP"
         return f"{flop}, {estimate(row, self.rates)}" if row.name in self.rates else flop
+
+
+def _difference(job: Job, jobs: Sequence[Job]) -> str:
+    """Return the overrides that distinguish a job from the others, or its seed."""
+    shared = set.intersection(*(set(each.overrides) for each in jobs)) - {job.overrides[-1]}
+    return " ".join(override for override in job.overrides if override not in shared)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_exp.config.schema import ADDED, RETIRED
-from alexnet_exp.report.html import points
+from alexnet_exp.report.html import duration, is_share, points, quantity
 from alexnet_exp.runs.compare.groups import SINCE, Group
 from alexnet_exp.runs.compare.table import plain as as_typed
 from alexnet_exp.runs.reproduce.rows import composed
@@ -20,15 +20,15 @@ from alexnet_exp.tracking.run_reader import Run
 POINT = 0.01
 # Settings that affect the result, by prefix; _APART lists the exceptions.
 _DECIDING = (
-    "model.", "data.", "augment.", "optimizer.", "scheduler.", "label_smoothing", "weights", "ckpt", "test_weights",
-    "trainer.max_", "trainer.limit_", "trainer.overfit_batches", "trainer.fast_dev_run",
+    "model.", "data.", "augment.", "optimizer.", "scheduler.", "label_smoothing", "freeze", "weights", "ckpt",
+    "test_weights", "trainer.max_", "trainer.limit_", "trainer.overfit_batches", "trainer.fast_dev_run",
     "trainer.accumulate_grad_batches", "trainer.gradient_clip", "callbacks.ema.", "callbacks.early_stopping.",
 )  # fmt: skip
 _APART = {
     "data.data_dir", "data.root", "data.download", "data.num_workers", "data.cache", "data.cache_dir", "data.resident",
     "data.verify", "data.follow_links", "model.num_classes", "model.in_channels", *RETIRED,
 }  # fmt: skip
-_OWN_KEYS = ("experiment", "seed", "resume", "hydra.run.dir")
+_OWN_KEYS = ("experiment", "sweep", "seed", "resume", "hydra.run.dir")
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,32 @@ class Figure:
             return "not yet measured"
         if self.differs:
             return f"missed: settings differ from the published ones: {_few(self.differs)}"
-        if abs(difference) <= POINT + 1e-9:
+        if is_share(self.entry["metric"]) and abs(difference) <= POINT + 1e-9:
             return "within 1 point"
         if ours.interval is not None and ours.interval[0] <= self.entry["value"] <= ours.interval[1]:
             return "within interval"
-        cause = self.entry.get("cause") or "cause not known yet"
-        return f"missed: {points(difference)} points; {cause}"
+        unit = " points" if is_share(self.entry["metric"]) else ""
+        return f"missed: {self.difference_text}{unit}; {self.entry.get('cause') or 'cause not known yet'}"
+
+    @property
+    def difference_text(self) -> str:
+        """The difference in percentage points, or as a number if the figure is not a fraction."""
+        difference = self.difference
+        if difference is None:
+            return "–"
+        return points(difference) if is_share(self.entry["metric"]) else f"{difference:+.2f}"
+
+    @property
+    def machines(self) -> str:
+        return ", ".join(dict.fromkeys(run.machine for run in self.runs))
+
+    @property
+    def cost(self) -> str:
+        """The mean cost of a run: images, time, hardware."""
+        if not self.runs:
+            return ""
+        seconds = sum(run.seconds for run in self.runs) / len(self.runs)
+        return f"{quantity(self.runs[0].images)} images, {duration(seconds)} on {self.machines}"
 
     @property
     def notes(self) -> list[str]:
@@ -137,7 +157,7 @@ class Figure:
             seeds.setdefault(getattr(run, key), []).append(str(run.seed))
         if len(seeds) > 1:
             yield f"seeds of {len(seeds)} {what}: " + "; ".join(
-                f"{k} ({', '.join(v)})" for k, v in seeds.items()
+                f"{k} ({', '.join(dict.fromkeys(v))})" for k, v in seeds.items()
             )
 
 
@@ -172,7 +192,7 @@ def of_run(run: Run, name: str) -> Evidence | None:
     """Return the evidence of a run directory; None if the run has not finished."""
     if run.status != "finished":
         return None
-    return Evidence(run.result, differing(run, name))
+    return Evidence(run.result, differing(run, (f"experiment={name}",)))
 
 
 def of_records(folder: Path) -> list[Evidence]:
@@ -182,18 +202,18 @@ def of_records(folder: Path) -> list[Evidence]:
 
 
 @functools.lru_cache(maxsize=256)
-def _expected(name: str) -> dict[str, Any]:
-    return flat(composed(name))
+def _expected(overrides: tuple[str, ...]) -> dict[str, Any]:
+    return flat(composed(overrides))
 
 
-def differing(run: Run, name: str) -> tuple[str, ...]:
-    """Return the settings in which a run differs from an experiment, in the form they were typed if possible.
+def differing(run: Run, published: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the settings in which a run differs from the published ones, in the form they were typed if possible.
 
     Args:
         run: A run of any version; settings added since then count as their defaults.
-        name: Name of the experiment.
+        published: The overrides that give the published settings: experiment=NAME.
     """
-    wanted = _expected(name)
+    wanted = _expected(published)
     decides = [k for k in {**run.config, **wanted} if k.startswith(_DECIDING) and not _is_apart(k)]
     absent, defaults = object(), {**ADDED, **SINCE}
     changed = [
@@ -204,7 +224,7 @@ def differing(run: Run, name: str) -> tuple[str, ...]:
     if not changed:
         return ()
     typed = [o for o in run.overrides if o.partition("=")[0].lstrip("+") not in _OWN_KEYS]
-    deciding = [o for o in typed if _decides(o)]
+    deciding = [o for o in typed if _decides(o) and o not in published]
     return tuple(deciding or (f"{key}={as_typed(run.config.get(key))}" for key in changed))
 
 

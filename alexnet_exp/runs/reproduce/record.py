@@ -13,7 +13,9 @@ from typing import Any
 
 from alexnet_exp.errors import UserError, shell_command
 from alexnet_exp.runs.compare.settings import all_choices
+from alexnet_exp.runs.reproduce import effects
 from alexnet_exp.runs.reproduce.evidence import differing
+from alexnet_exp.runs.reproduce.rows import CLAIMS, claim
 from alexnet_exp.tracking.run_directory import write_atomically
 from alexnet_exp.tracking.run_reader import Run, find_runs
 
@@ -26,10 +28,10 @@ _METRICS = [f"{split}/{name}" for split in ("train", "val", "test") for name in 
 
 
 def record(directories: list[str], out: Path) -> list[Path]:
-    """Write OUT/EXPERIMENT/seed-N/ for each run.
+    """Write OUT/EXPERIMENT/seed-N/ for each run; OUT/CLAIM/FORM-RATE-seed-N/ for a run of a claim.
 
     Args:
-        directories: Finished runs of experiments, or folders of them.
+        directories: Finished runs of experiments or claims, or folders of them.
         out: The folder of all records.
 
     Returns:
@@ -38,27 +40,38 @@ def record(directories: list[str], out: Path) -> list[Path]:
     Raises:
         UserError: For a run that has not finished, or that is not an unmodified experiment.
     """
-    runs = find_runs(directories)
     written = []
-    for run in runs:
-        name = all_choices(run.settings, run.overrides).get("experiment", "none")
+    for run in find_runs(directories):
         if run.status != "finished":
             raise UserError(f"{run.path} is {run.status}: only finished runs can be recorded.")
-        if name == "none":
+        place, published, about = _published(run)
+        if differs := differing(run, published):
             raise UserError(
-                f"{run.path} was trained without experiment=NAME: only runs of an experiment can be recorded."
+                f"{run.path} differs from {published[0]} ({' '.join(differs[:3])}): record unmodified runs only."
             )
-        if differs := differing(run, name):
-            raise UserError(
-                f"{run.path} differs from experiment={name} ({' '.join(differs[:3])}): record unmodified runs only."
-            )
-        folder = out / name / f"seed-{run.seed}"
+        folder = out / place
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(small_result(run, name), indent=1, ensure_ascii=False) + "\n"
-        write_atomically(folder / "result.json", text)
+        content = small_result(run, place.partition("/")[0]) | about
+        write_atomically(folder / "result.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         write_atomically(folder / "metrics.csv", small_metrics(run))
         written.append(folder)
     return written
+
+
+def _published(run: Run) -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """Return the folder of a run's record, the overrides of the published settings, and what else identifies it."""
+    chosen = all_choices(run.settings, run.overrides)
+    name, sweep = chosen.get("experiment", "none"), chosen.get("sweep", "none")
+    if name != "none":
+        return f"{name}/seed-{run.seed}", (f"experiment={name}",), {}
+    known = claim(sweep) if sweep in CLAIMS else None
+    if known is not None and (trial := effects.of_run(run, known)):
+        words = [*trial.form.lower().split(), *([trial.rate] if trial.rate else []), f"seed-{run.seed}"]
+        about = {"form": trial.form, "rate": trial.rate}
+        return f"{sweep}/{'-'.join(words)}", (*known.selection, *known.of(trial.form, trial.rate)), about
+    raise UserError(
+        f"{run.path} was trained without experiment=NAME: only runs of an experiment or a claim can be recorded."
+    )
 
 
 def small_result(run: Run, name: str) -> dict[str, Any]:

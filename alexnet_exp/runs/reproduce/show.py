@@ -10,8 +10,9 @@ from rich.text import Text
 
 from alexnet_exp.errors import printable, shell_command
 from alexnet_exp.report.details import published_text
-from alexnet_exp.report.html import duration, points, quantity, write_html
+from alexnet_exp.report.html import quantity, write_html
 from alexnet_exp.runs.compare.table import interval_text, spread_text, value_text
+from alexnet_exp.runs.reproduce.effects import Effect
 from alexnet_exp.runs.reproduce.evidence import Figure
 from alexnet_exp.runs.reproduce.rows import Row
 from alexnet_exp.tracking.terminal import print_fitted
@@ -28,20 +29,10 @@ def cells(figure: Figure, estimate: str = "") -> list[str]:
     """
     ours, metric = figure.ours, figure.entry["metric"]
     here = "–" if ours.mean is None else value_text(ours.mean, metric)
-    difference = "–" if figure.difference is None else points(figure.difference)
     spread = spread_text(ours.sd, metric), interval_text(ours.interval, metric)
-    cost = cost_text(figure) or estimate
     about = figure.name, metric, published_text(figure.entry)
-    return [*about, here, *spread, str(ours.n), difference, figure.verdict, cost]
-
-
-def cost_text(figure: Figure) -> str:
-    """Return the mean cost of a run: images, time, hardware."""
-    if not figure.runs:
-        return ""
-    seconds = sum(run.seconds for run in figure.runs) / len(figure.runs)
-    machines = ", ".join(dict.fromkeys(run.machine for run in figure.runs))
-    return f"{quantity(figure.runs[0].images)} images, {duration(seconds)} on {machines}"
+    verdict = figure.difference_text, figure.verdict, figure.cost or estimate
+    return [*about, here, *spread, str(ours.n), *verdict]
 
 
 def command_of(row: Row, seeds: int) -> str:
@@ -60,9 +51,18 @@ def print_figures(figures: Sequence[tuple[Figure, str]]) -> None:
             console.print(Text(printable(f"{figure.name}: {note}"), style="dim"))
 
 
-def print_list(rows: Sequence[Row], rates: Mapping[str, float], seeds: Mapping[str, int]) -> None:
-    """Print all results with the estimated time of a run on this machine."""
-    head = ["result", "data", "published", "metric", "images", "FLOP", "one run here", "seeds here"]
+def print_list(
+    rows: Sequence[Row], rates: Mapping[str, float], seeds: int, finished: Mapping[str, int]
+) -> None:
+    """Print all results with the estimated time of a run on this machine.
+
+    Args:
+        rows: In this order.
+        rates: Images per second, by name.
+        seeds: Number of seeds.
+        finished: Finished runs, by name.
+    """
+    head = ["result", "data", "published", "metric", "images", "FLOP", "one run here", "runs", "finished"]
     table = []
     for row in rows:
         entry = row.published[0]
@@ -70,15 +70,20 @@ def print_list(rows: Sequence[Row], rates: Mapping[str, float], seeds: Mapping[s
         images = "–" if row.images is None else quantity(row.images)
         cost = images, flop, estimate(row, rates)
         figure = published_text(entry), entry["metric"]
-        table.append([row.name, row.data, *figure, *cost, str(seeds.get(row.name, 0))])
-    print_fitted(head, table, Console(), numbers=range(2, 8), spare=(3, 4, 1, 5))
+        counts = str(row.runs(seeds)), str(finished.get(row.name, 0))
+        table.append([row.name, row.data, *figure, *cost, *counts])
+    print_fitted(head, table, Console(), numbers=range(2, 9), spare=(3, 4, 1, 5))
 
 
 def estimate(row: Row, rates: Mapping[str, float]) -> str:
     """Return the estimated time of a run on this machine, from the measured rate."""
     if row.images is None or row.name not in rates:
         return "–"
-    seconds = row.images / rates[row.name]
+    return about(row.images / rates[row.name])
+
+
+def about(seconds: float) -> str:
+    """Format an estimated time with two digits: 'about 3.9 h'."""
     for unit, most, length in (("s", 90, 1), ("min", 5400, 60), ("h", 172_800, 3600)):
         if seconds < most:
             return f"about {seconds / length:.2g} {unit}"
@@ -90,11 +95,14 @@ def estimate(row: Row, rates: Mapping[str, float]) -> str:
 def write_page(path: Path, figures: Sequence[tuple[Figure, str]], rows: Sequence[Row], seeds: int) -> None:
     """Write reproduce.html."""
     commands = {row.name: command_of(row, seeds) for row in rows}
+    shown = [(figure, cells(figure, text), commands[figure.name]) for figure, text in figures]
     write_html(
         path,
         "reproduce.html",
         title="Published results, reproduced",
         chips=[f"seeds={seeds}"],
         head=HEAD[:8],
-        figures=[(figure, cells(figure, text), commands[figure.name]) for figure, text in figures],
+        shown=shown,
+        figures=[each for each in shown if not isinstance(each[0], Effect)],
+        effects=[each for each in shown if isinstance(each[0], Effect)],
     )

@@ -35,6 +35,7 @@ from alexnet_exp.training.automatic import compile_network, settle, use_fast_mat
 from alexnet_exp.training.callbacks.chance import ChanceLevel, guess
 from alexnet_exp.training.callbacks.early_stopping import EarlyStopping
 from alexnet_exp.training.callbacks.ema import MovingAverage
+from alexnet_exp.training.callbacks.freeze import FreezeLayers
 from alexnet_exp.training.callbacks.progress import Bar, SameBatches
 from alexnet_exp.training.callbacks.step_log import StepLog
 from alexnet_exp.training.checkpoint.callback import BestAndLast, StopUnsaved
@@ -175,6 +176,8 @@ def assemble(
     callbacks = [step_log, chance, *_callbacks(chosen, console, step_log), checkpoint or StopUnsaved()]
     if config["trainer"]["overfit_batches"]:
         callbacks.append(SameBatches())
+    if config["freeze"]:
+        callbacks.append(FreezeLayers(model, config["freeze"], config["freeze_epochs"]))
     trainer = _trainer(config["trainer"], run_dir, loggers, callbacks, chosen)
     compile_network(model, config["compile"])
     use_fast_matmul(trainer.strategy.root_device)
@@ -293,6 +296,8 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
     if not in_place and not config["ckpt"]:
         if config["weights"] != "none":
             log.info(load_weights(fit.classifier, config["weights"]))
+        elif config["freeze"]:
+            log.warning("freeze keeps random weights here: set weights= to start from trained ones.")
         return None
     path, checkpoint = read_latest(run_dir if in_place else config["ckpt"])
     fit.start_step = checkpoint["global_step"]
