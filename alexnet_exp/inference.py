@@ -82,6 +82,7 @@ class LoadedClassifier:
         path: The checkpoint.
         device: Device of the network.
         splits: Fingerprints of the run's images (data/identity.py); None in checkpoints of older versions.
+        at_chance: Set if the network is no better than guessing: its loss, that of guessing, and the steps so far.
     """
 
     model: nn.Module
@@ -91,6 +92,7 @@ class LoadedClassifier:
     path: Path
     device: torch.device
     splits: dict[str, Any] | None = None
+    at_chance: dict[str, float] | None = None
 
     def predict(
         self, images: Any, top_k: int = 5, batch_size: int = 32, views: str = "centre"
@@ -185,7 +187,8 @@ def load_classifier(
     model = network_of(checkpoint, trust).to(place).eval()
     preprocess = Preprocessing(checkpoint["preprocessing"], checkpoint["config"]["augment"])
     classes, splits = tuple(checkpoint["classes"]), checkpoint.get("splits")
-    return LoadedClassifier(model, classes, preprocess, checkpoint["config"], file, place, splits)
+    at_chance = checkpoint.get("at_chance")
+    return LoadedClassifier(model, classes, preprocess, checkpoint["config"], file, place, splits, at_chance)
 
 
 def choose_device(name: str) -> torch.device:

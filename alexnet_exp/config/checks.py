@@ -23,6 +23,8 @@ _WITH_CLASS = ("data", "optimizer")
 _TREATMENT = (
     "bias_lr_factor", "bias_weight_decay", "norm_weight_decay", "layers", "layer_decay", "lr_scaling", "base_batch",
 )  # fmt: skip
+# Those that training/optim/auto.py has a learning rate for.
+_WITH_AUTO_RATE = ("SGD", "PaperSGD", "Adam", "AdamW", "LARS")
 # Fixed by the checkpoint: conf/data/*.yaml set them, evaluate and figures must not override them.
 _OF_THE_CHECKPOINT = (
     "augment", "model", "data.image_size", "data.channels", "data.mean", "data.std", "data.stored_size", "data.fit",
@@ -49,6 +51,7 @@ def check_config(config: Mapping[str, Any]) -> None:
             fix = f"set {group}=none instead" if "none" in options(group) else f"set {group}=NAME"
             raise UserError(f"The group {group} is missing: {fix}.")
     check_network(config["model"])
+    _check_auto_rate(config["optimizer"])
     own = [group for group in _WITH_CLASS if not _is_ours(config[group])]
     torchs = _torch_arguments(config["optimizer"])
     leaves = _leaves({k: v for k, v in config.items() if k not in ("model", "choices", *own)})
@@ -197,6 +200,17 @@ def _check_combinations(config: Mapping[str, Any]) -> None:
     _check_monitors(config)
 
 
+def _check_auto_rate(optimizer: Mapping[str, Any]) -> None:
+    target = str(optimizer.get("_target_"))
+    if optimizer.get("lr") == "auto" and not (
+        _is_ours(optimizer) and target.rpartition(".")[2] in _WITH_AUTO_RATE
+    ):
+        raise UserError(
+            f"optimizer.lr=auto knows no rate for {target}, only for {', '.join(_WITH_AUTO_RATE)}: set "
+            "optimizer.lr=NUMBER."
+        )
+
+
 def _check_folds(data: Mapping[str, Any]) -> None:
     folds = data.get("folds") if _is_ours(data) else None
     if folds is None:
@@ -238,7 +252,8 @@ def _torch_arguments(optimizer: Mapping[str, Any]) -> set[str]:
     import torch
 
     try:
-        kind([torch.nn.Parameter(torch.zeros(1, 1))], **given)
+        trial = {key: value for key, value in given.items() if value != "auto"}  # a rate that is chosen later
+        kind([torch.nn.Parameter(torch.zeros(1, 1))], **trial)
     except (ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"optimizer: {target} rejects its settings: {reason}.") from error

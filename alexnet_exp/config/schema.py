@@ -162,6 +162,7 @@ RULES: dict[str, Rule] = {
     "seed": _integer(0, 2**32 - 1),  # the range of numpy.random.seed, which Lightning calls
     "test": flag,
     "test_weights": choice("best", "last"),
+    "init": choice("auto", "published", "lsuv"),
     "compile": flag | choice("auto", "lrn"),
     "channels_last": flag | choice("auto"),
     "label_smoothing": number(0.0, 1.0, "[)"),
@@ -232,7 +233,7 @@ RULES: dict[str, Rule] = {
     "data.mean": list_of(number()),
     "data.std": list_of(positive),
     "optimizer._target_": text,
-    "optimizer.lr": positive,
+    "optimizer.lr": positive | Rule("auto", lambda v: v == "auto"),
     "optimizer.momentum": number(0.0, 1.0, "[)"),
     "optimizer.weight_decay": number(),
     "optimizer.nesterov": flag,
@@ -255,7 +256,7 @@ RULES: dict[str, Rule] = {
     "scheduler.factor": positive,
     "scheduler.patience": at_least(0),
     "scheduler.min_lr": number(),
-    "scheduler.warmup_epochs": number(),
+    "scheduler.warmup_epochs": number() | Rule("auto", lambda v: v == "auto"),
     "scheduler.final_factor": fraction,
     "scheduler.pct_start": fraction,
     "scheduler.div_factor": positive,
@@ -330,6 +331,7 @@ RULES: dict[str, Rule] = {
 ADDED: dict[str, Any] = {
     "published": None,
     "class_weights": "none",
+    "init": "published",
     "freeze": [],
     "freeze_epochs": None,
     "callbacks.checkpoint.keep_last": 2,

@@ -91,6 +91,7 @@ _SAME = {
     "augment.centre_crop": "center_crop",
     "augment.mixup": "mixup_alpha",
     "augment.cutmix": "cutmix_alpha",
+    "init": "initialization initialisation initializer weight_init",
     "compile": "torch_compile torchcompile torch_compile_model",
 }  # fmt: skip
 _KEYS = {word: key for key, words in _SAME.items() for word in words.split()}

@@ -404,6 +404,15 @@ class ImageData(lightning.LightningDataModule):
         images, aspects = zip(*(read_with_aspect(source.paths[i], *sizes) for i in indices), strict=True)
         return torch.stack(images), torch.tensor(aspects) if self.train_fit == WHOLE else None
 
+    def examples(self, count: int) -> torch.Tensor:
+        """Return up to `count` training images as the network gets them, not augmented: (N, C, S, S) float32 on CPU."""
+        chosen = self._example_positions(count)
+        return self.pipeline.evaluate(torch.stack([self.stored_image("train", i).cpu() for i in chosen]))
+
+    def _example_positions(self, count: int) -> list[int]:
+        positions: list[int] = self.spread("train")[:count].tolist()
+        return positions
+
     def preprocessing(self) -> dict[str, Any]:
         """Return, as plain values and tensors, what a checkpoint needs to prepare an image for the network."""
         source, stored_size = self.sources.get("train"), self.stored_size

@@ -9,7 +9,7 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -247,6 +247,27 @@ def _name(runs: dict[Path, Run]) -> None:
     elif runs:
         (path,) = runs
         runs[path].name = path.name
+
+
+def learned_nothing(record: Mapping[str, Any]) -> str | None:
+    """Return the sentence about a network that is no better than guessing, or None.
+
+    Args:
+        record: A checkpoint or a result.json.
+    """
+    found = record.get("at_chance")
+    values = (
+        [numeric(found.get(key)) for key in ("steps", "loss", "guessing")]
+        if isinstance(found, Mapping)
+        else []
+    )
+    if not values or None in values:
+        return None
+    steps, loss, guessing = values
+    return (
+        f"This network has learned nothing: its loss was that of guessing for its last {steps:.0f} steps "
+        f"({loss:.4g}; guessing gives {guessing:.4g})."
+    )
 
 
 def numeric(value: Any) -> float | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.config.overrides import LITERAL_KEYS, prepare, resumed_directory
 from alexnet_exp.errors import UserError
 
@@ -152,3 +153,17 @@ def test_a_folder_can_have_the_name_of_its_key():
 def test_groups_take_the_name_of_a_file(typed: str, message: str):
     with pytest.raises(UserError, match=message):
         prepare([typed])
+
+
+@pytest.mark.parametrize("mark", ["", "+", "++"])
+def test_layers_of_the_optimizer_need_no_plus(mark: str) -> None:
+    typed = [f"{mark}optimizer.layers={{features.*: {{lr_factor: 0.1}}}}", "experiment=none"]
+    assert plain(compose("train", prepare(typed)))["optimizer"]["layers"] == {
+        "features.*": {"lr_factor": 0.1}
+    }
+
+
+def test_a_layer_of_an_experiment_takes_other_values() -> None:
+    typed = ["experiment=convnet_80sec", "optimizer.layers.fc8.lr_factor=2", "optimizer.layers.fc6=null"]
+    layers = plain(compose("train", prepare(typed)))["optimizer"]["layers"]
+    assert layers == {"fc6": None, "fc8": {"weight_decay": 0.03, "lr_factor": 2}}

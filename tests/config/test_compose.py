@@ -15,7 +15,7 @@ from alexnet_exp.settings import GROUPS
 
 TOP_LEVEL = [
     "augment", "callbacks", "channels_last", "ckpt", "class_weights", "compile", "data", "freeze", "freeze_epochs",
-    "label_smoothing", "logger", "model", "optimizer",
+    "init", "label_smoothing", "logger", "model", "optimizer",
     "paths", "published", "resume", "scheduler", "seed", "sweep", "test", "test_weights", "trainer", "trust", "weights",
 ]  # fmt: skip
 GROUP_NAMES = [

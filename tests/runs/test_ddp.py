@@ -210,20 +210,17 @@ def test_a_rank_that_fails_before_it_joins_stops_the_run(tmp_path: Path) -> None
     assert "the second rank has no luck" in result["error"]
 
 
-def test_both_ranks_of_each_sweep_job_use_its_settings(tmp_path: Path) -> None:
-    rates = ("0.01", "0.1")
+def test_both_ranks_of_a_sweep_job_use_its_settings(tmp_path: Path) -> None:
     command = [sys.executable, "train.py", "-m", *SMALL, "trainer=ddp_cpu", "test=false", "scheduler=none",
-               f"optimizer.lr={','.join(rates)}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]  # fmt: skip
+               "optimizer.lr=0.1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    assert [job.name for job in jobs] == ["0", "1"]
-    for job, rate in zip(jobs, rates, strict=True):
-        assert yaml.safe_load((job / "config.yaml").read_text())["optimizer"]["lr"] == float(rate)
-        run(tmp_path / rate, "test=false", "scheduler=none", f"optimizer.lr={rate}")
-        # Ranks with different learning rates would end up with the weights of neither.
-        assert difference(weights(tmp_path / rate), weights(job)) < 1e-4
-    assert difference(*map(weights, jobs)) > 2e-3
+    (job,) = [path for path in (tmp_path / "sweep").iterdir() if path.is_dir()]
+    # Ranks with different learning rates would end up with the weights of neither.
+    run(tmp_path / "alone", "test=false", "scheduler=none", "optimizer.lr=0.1")
+    assert difference(weights(tmp_path / "alone"), weights(job)) < 1e-4
+    run(tmp_path / "other", "test=false", "scheduler=none")
+    assert difference(weights(tmp_path / "other"), weights(job)) > 2e-3
 
 
 @pytest.mark.slow

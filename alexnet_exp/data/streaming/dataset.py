@@ -155,6 +155,9 @@ class Streaming(ImageData):
         _, item = self._chunks(split)[index]
         return decode_item(item, self.channels, self.stored_size, self.url)[0]
 
+    def _example_positions(self, count: int) -> list[int]:
+        return list(range(min(count, len(self.sources["train"]))))  # of one chunk, not one chunk for each
+
     def _mean_image(self) -> Tensor:
         """Return the mean image, cached: computing it decodes the whole split."""
         source = self.sources["train"]

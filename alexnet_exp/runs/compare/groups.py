@@ -20,7 +20,7 @@ REPEATS = ("seed", "data.fold")
 SINCE = {
     "class_weights": "none", "data.balanced": False, "data.folds": None, "data.fold": 0, "data.groups": None,
     "data.fit": "crop", "freeze": [], "freeze_epochs": None, "optimizer.layer_decay": None,
-    "optimizer.norm_weight_decay": None,
+    "optimizer.norm_weight_decay": None, "init": "published",
 }  # fmt: skip
 _GONE = object()
 # Settings that do not define a configuration: these, file locations, and everything that only observes a run.

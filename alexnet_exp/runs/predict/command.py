@@ -19,8 +19,9 @@ from alexnet_exp.config.schema import VIEWS, at_least, choice, list_of, null, pa
 from alexnet_exp.data.datasets.left_out import JUNK_FOLDERS, LeftOut
 from alexnet_exp.data.decode import readable_extensions
 from alexnet_exp.errors import UserError, printable
-from alexnet_exp.tracking.log import logging_to
+from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.run_reader import learned_nothing
 from alexnet_exp.tracking.terminal import nearby
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
     console, run = Console(), RunDirectory(run_dir)
     with run.fresh(), logging_to(None, on_screen=True):
         classifier = load_classifier(config["ckpt"], config["device"], config["trust"])
+        if warning := learned_nothing({"at_chance": classifier.at_chance}):
+            log.warning(warning)
         views = config["views"] or classifier.config["augment"].get("views") or "centre"
         config = {**config, "views": views}
         _check(classifier, config)

@@ -22,6 +22,7 @@ from rich.console import Console
 from alexnet_exp import cores
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.errors import UserError, missing_extra, printable
+from alexnet_exp.models.initialise import scale_to_unit_variance
 from alexnet_exp.models.summary import LayerRow, layer_table
 from alexnet_exp.settings import assigned
 from alexnet_exp.targets import build
@@ -32,6 +33,7 @@ from alexnet_exp.tracking.redact import redact, without_passwords
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.wandb.logger import WandbTracker
 from alexnet_exp.training.automatic import compile_network, settle, use_fast_matmul
+from alexnet_exp.training.callbacks.chance import ChanceLevel, guess
 from alexnet_exp.training.callbacks.early_stopping import EarlyStopping
 from alexnet_exp.training.callbacks.ema import MovingAverage
 from alexnet_exp.training.callbacks.freeze import FreezeLayers
@@ -60,7 +62,9 @@ from alexnet_exp.training.lightning_internals import (
     make_profiler,
 )
 from alexnet_exp.training.metrics import Outcomes, class_weights
+from alexnet_exp.training.optim.auto import has_norm, settle_recipe
 
+LSUV_IMAGES = 64
 OUR_CALLBACKS = (
     "checkpoint", "early_stopping", "ema", "lr_monitor", "progress_bar", "model_summary", "throughput",
 )  # fmt: skip
@@ -81,7 +85,7 @@ def _splits(data: Any) -> Callable[[], dict[str, Any]]:
 
 
 def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> None:
-    """Fill in settings: the network's classes and channels from the data, every `auto` from the machine.
+    """Fill in settings: the network's classes and channels from the data, every `auto` from machine and network.
 
     Args:
         config: Modified in place.
@@ -109,6 +113,8 @@ def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> No
     device = torch.device(device_type(config["trainer"]))
     if chosen := settle(config, device, len(data.sources["train"])):
         log.info("Chosen for this machine: %s", " ".join(chosen))
+    if chosen := settle_recipe(config, typed, len(data.sources["train"])):
+        log.info("Chosen for this network: %s", " ".join(chosen))
 
 
 @dataclass
@@ -122,6 +128,7 @@ class Fit:
     layers: list[LayerRow]
     step_log: StepLog
     checkpoint: BestAndLast | None
+    chance: ChanceLevel
     start_step: int = 0  # step of the checkpoint that training resumes from
     # Rows of metrics.csv to keep on resuming: those up to a step, and their number if the checkpoint records it.
     kept_rows: tuple[int, int | None] = (-1, None)
@@ -143,6 +150,8 @@ def assemble(
     """
     lightning.seed_everything(config["seed"], verbose=False)  # initial weights draw from the global generator
     model = build(config["model"])
+    if config.get("init") == "lsuv" and not config["ckpt"]:
+        scale_to_unit_variance(model, data.examples(LSUV_IMAGES))
     unused = (f"unused {i}" for i in range(len(data.classes), config["model"]["num_classes"]))
     classes = (*data.classes, *unused)
     classifier = ImageClassifier(
@@ -164,7 +173,8 @@ def assemble(
     step_log = StepLog(lr=chosen["lr_monitor"]["enabled"], throughput=chosen["throughput"]["enabled"])
     options = {k: v for k, v in chosen["checkpoint"].items() if k not in ("enabled", "keep_last")}
     checkpoint = BestAndLast(run_dir / "checkpoints", **options) if chosen["checkpoint"]["enabled"] else None
-    callbacks = [step_log, *_callbacks(chosen, console, step_log), checkpoint or StopUnsaved()]
+    chance = _chance_level(config, data, classifier)
+    callbacks = [step_log, chance, *_callbacks(chosen, console, step_log), checkpoint or StopUnsaved()]
     if config["trainer"]["overfit_batches"]:
         callbacks.append(SameBatches())
     if config["freeze"]:
@@ -172,7 +182,7 @@ def assemble(
     trainer = _trainer(config["trainer"], run_dir, loggers, callbacks, chosen)
     compile_network(model, config["compile"])
     use_fast_matmul(trainer.strategy.root_device)
-    return Fit(config, data, classifier, trainer, layers, step_log, checkpoint)
+    return Fit(config, data, classifier, trainer, layers, step_log, checkpoint, chance)
 
 
 def _class_weights(
@@ -186,6 +196,27 @@ def _class_weights(
         log.info("Class weights: %s %.3g ... %s %.3g", printable(classes[low]), weights[low],
                  printable(classes[high]), weights[high])  # fmt: skip
     return weights
+
+
+def _chance_level(config: Mapping[str, Any], data: ImageData, classifier: ImageClassifier) -> ChanceLevel:
+    """Return the callback that notices a network which does no better than guessing."""
+    if (
+        "train" not in data.sources or config["trainer"]["overfit_batches"]
+    ):  # a few images have labels of their own
+        return ChanceLevel(None)
+    labels, augment, weights = data.sources["train"].labels, config["augment"], classifier.class_weights
+    smoothing, balanced = classifier.label_smoothing, bool(config["data"].get("balanced"))
+    prediction = guess(labels, len(classifier.classes), weights, smoothing, balanced)
+    plain = weights is None and not smoothing and not augment.get("mixup") and not augment.get("cutmix")
+    val = data.sources["val"].labels if "val" in data.sources else None
+    advice = ["a lower optimizer.lr"]
+    if not has_norm(classifier.model):
+        if config.get("init") != "lsuv" and config["weights"] == "none":
+            advice.append("init=lsuv")
+        advice.append("a network with batch norm (model=alexnet_bn)")
+    if config["weights"] == "none" and not config["ckpt"]:
+        advice.append("trained weights (model=alexnet_owt weights=torchvision)")
+    return ChanceLevel(prediction, plain, val, ", ".join(advice))
 
 
 def _check_monitors(config: Mapping[str, Any], data: ImageData) -> None:

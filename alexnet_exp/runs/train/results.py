@@ -85,6 +85,8 @@ def _from_fit(fit: Fit) -> dict[str, Any]:
     }
     if getattr(fit.data, "bad_images", None) is not None:  # a folder whose files were verified
         found["bad_images"] = fit.data.bad_images
+    if not fit.chance.learned and (at_chance := fit.chance.at_chance):
+        found["at_chance"] = at_chance
     if fit.classifier.class_weights is not None:
         found["class_weights"] = dict(zip(fit.classifier.classes, fit.classifier.class_weights, strict=True))
     if fit.training_seconds is not None:

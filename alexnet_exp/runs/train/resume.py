@@ -22,7 +22,7 @@ from alexnet_exp.tracking.run_directory import RunDirectory
 # A resumed run is the same experiment, so settings that decide what is trained cannot change.
 _FIXED = (
     "model", "data", "augment", "optimizer", "scheduler", "seed", "label_smoothing", "class_weights", "freeze",
-    "freeze_epochs", "weights", "ckpt",
+    "freeze_epochs", "init", "weights", "ckpt",
     "trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
     "callbacks.ema",
 )  # fmt: skip

@@ -61,9 +61,8 @@ class FreezeLayers(Callback):
             raise UserError(
                 f"freeze does not support {type(trainer.strategy).__name__}: set trainer.strategy=ddp."
             )
-        if (
-            self.epochs is None
-        ):  # configure_optimizers checks that batches are large enough for each batch norm
+        if self.epochs is None:
+            # configure_optimizers refuses batches too small for any batch norm that normalises by its batch.
             self._evaluate(_network(pl_module))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,9 +84,8 @@ class FreezeLayers(Callback):
         """Freeze the layers of a network."""
         self._evaluate(network)
         inside = [p for name in self.names for p in network.get_submodule(name).parameters()]
-        self._parameters = [
-            p for p in inside if p.requires_grad
-        ]  # a custom network may have frozen some itself
+        # A custom network may have frozen some itself: those do not thaw.
+        self._parameters = [p for p in inside if p.requires_grad]
         for parameter in self._parameters:
             parameter.requires_grad_(False)
 

@@ -14,6 +14,7 @@ from torch import nn
 from alexnet_exp.errors import UserError
 from alexnet_exp.targets import build, locate
 from alexnet_exp.training.layer_names import match_layers
+from alexnet_exp.training.optim.auto import learning_rate
 
 log = logging.getLogger(__name__)
 # fused=True updates in a single pass over memory: ten times faster on CPU, identical results.
@@ -46,7 +47,10 @@ def build_optimizer(
         UserError: For an argument that the optimizer does not accept, a layer that the network does not have, or
             `lr_scaling` without a known global batch.
     """
-    options = _with_scaled_rate(_with_defaults(config), global_batch)
+    options = _with_defaults(config)
+    if options.get("lr") == "auto":  # outside of a run, which settles it before
+        options["lr"] = learning_rate(model, options, global_batch)
+    options = _with_scaled_rate(options, global_batch)
     decay = options.get("weight_decay", 0.0)
     bias_decay = options.pop("bias_weight_decay", None)
     shared = {

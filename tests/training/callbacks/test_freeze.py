@@ -132,6 +132,21 @@ def test_a_frozen_batch_norm_takes_batches_of_one_image(tmp_path: Path) -> None:
     run(tmp_path / "frozen", *ones, "freeze=[fc8_bn]")
 
 
+def test_a_compiled_network_thaws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = nn.Module.compile  # differentiates as inductor does, and makes no kernels
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **o: plain(self, backend="aot_eager", **o))
+    torch.compiler.reset()
+    thawing = [*PLAIN, "freeze=[features]", "freeze_epochs=1", "trainer.max_epochs=2", "optimizer.lr=0.1"]
+    run(tmp_path / "eager", *thawing, "compile=false", callbacks=NOTES)
+    run(tmp_path / "compiled", *thawing, "compile=true")
+    torch.compiler.reset()
+    eager, compiled = (checkpoint(tmp_path / name)["state_dict"] for name in ("eager", "compiled"))
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5)
+    start = notes(tmp_path / "eager", 0)["state"]["conv5.weight"]
+    assert (compiled["model.features.conv5.weight"] - start).abs().max() > 1e-3
+
+
 def test_random_weights_are_not_frozen_without_a_warning(tmp_path: Path) -> None:
     run(tmp_path, *PLAIN, "freeze=[conv1]", "trainer.max_steps=1")
     assert "freeze keeps random weights" in (tmp_path / "train.log").read_text()
