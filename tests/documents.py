@@ -67,7 +67,7 @@ def shortened(arguments: list[str]) -> list[str]:
     """Return overrides that make a training run take a second, whatever it trains."""
     arguments = with_weights_at_hand(arguments)
     typed = [a.split(",")[0] if "-m" in arguments else a for a in arguments if not a.startswith("-")]
-    typed = [a for a in typed if a != "my_conf" and not a.startswith(("hydra.", "sweep."))]
+    typed = [a for a in typed if a != "my_conf" and not a.startswith(("hydra.", "sweep.resume="))]
     own = [f"hydra.searchpath=[file://{Path('my_conf').absolute()}]"] if "my_conf" in arguments else []
     config = plain(compose("train", [*prepare(typed), *own]))
     short = [f"{key}={value}" for key, value in SHORT.items() if _has(config, key)]

@@ -37,7 +37,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("an image is decoded")
 
-    monkeypatch.setattr(loaders, "read_stored", refuse)
+    monkeypatch.setattr(loaders, "read_with_aspect", refuse)
 
 
 def ready(root: Path, cache: str, **options: Any) -> Folder:
