@@ -194,7 +194,8 @@ def _check_combinations(config: Mapping[str, Any]) -> None:
         )
     if config["freeze_epochs"] is not None and not config["freeze"]:
         raise UserError(
-            f"freeze_epochs={config['freeze_epochs']} needs layers to freeze: set freeze=[features], or leave it out."
+            f"freeze_epochs={config['freeze_epochs']} needs layers to freeze: set freeze=[features], or "
+            "freeze_epochs=null to freeze none."
         )
     _check_folds(data)
     _check_monitors(config)

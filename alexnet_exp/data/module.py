@@ -34,6 +34,7 @@ from alexnet_exp.errors import UserError
 log = logging.getLogger(__name__)
 Source = ArraySource | FileSource
 SPLITS = ("train", "val", "test")
+_FEW_VAL_IMAGES = 30  # one of them is more than three points of accuracy
 MEAN_IMAGES = 50_000
 
 
@@ -242,6 +243,8 @@ class ImageData(lightning.LightningDataModule):
         """Return what a run records of each split: images, classes, smallest and largest class, origin."""
         return {s: facts(source, self.origins.get(s, source.name)) for s, source in self.sources.items()}
 
+    can_fold = True  # whether `folds` is supported
+
     def tell(self, say: Callable[[str], None]) -> None:
         """Pass one line per split to `say`, and warn about classes without images."""
         for line in lines(self.facts()):
@@ -249,6 +252,12 @@ class ImageData(lightning.LightningDataModule):
         if self.unused_val:
             num, fold = self.unused_val, self.fold
             say(f"Ignoring the data set's {num:,} val images: fold {fold} is used for validation.")
+        num_val = len(self.sources["val"]) if "val" in self.sources else 0
+        if 0 < num_val < _FEW_VAL_IMAGES and self.folds is None and self.can_fold:
+            points = 100 / num_val
+            say(
+                f"val is small: one image is {points:.0f} points of accuracy. data.folds=5 validates on every image once."
+            )
         for split, source in self.sources.items():
             if text := missing(split, source):
                 log.warning(text)
@@ -388,7 +397,7 @@ class ImageData(lightning.LightningDataModule):
         self.teardown()
 
     def stored_image(self, split: str, index: int) -> torch.Tensor:
-        """Return one image as stored, (C, H, W) uint8."""
+        """Return one image as stored, (C, H, W) uint8; cached training images are those that crops are cut from."""
         source = self.sources[split]
         if isinstance(source, ArraySource):
             return source.images[index]
@@ -406,12 +415,11 @@ class ImageData(lightning.LightningDataModule):
 
     def examples(self, count: int) -> torch.Tensor:
         """Return up to `count` training images as the network gets them, not augmented: (N, C, S, S) float32 on CPU."""
-        chosen = self._example_positions(count)
-        return self.pipeline.evaluate(torch.stack([self.stored_image("train", i).cpu() for i in chosen]))
+        return self.pipeline.evaluate(self._examples(count).cpu())
 
-    def _example_positions(self, count: int) -> list[int]:
-        positions: list[int] = self.spread("train")[:count].tolist()
-        return positions
+    def _examples(self, count: int) -> torch.Tensor:
+        # Not `stored_image`, which depends on whether the images are cached.
+        return self.training_images(self.spread("train")[:count].tolist())[0]
 
     def preprocessing(self) -> dict[str, Any]:
         """Return, as plain values and tensors, what a checkpoint needs to prepare an image for the network."""

@@ -191,7 +191,8 @@ def _checked_splits(root: str, val_fraction: float | None, rule: str, in_folds: 
         inner = _nested_root(root)
         below = f", or set data.root={inner}, if they are there" if inner else ""
         raise UserError(
-            f"{root}/train is missing: add it, or, if {root} holds the classes, set data.val_fraction=0.1{below}."
+            f"{root}/train is missing: add it, or, if {root} holds the classes, set data.val_fraction=0.2 (few images: "
+            f"data.folds=5){below}."
         )
     return folders
 

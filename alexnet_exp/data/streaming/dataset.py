@@ -144,6 +144,8 @@ class Streaming(ImageData):
         agreed = self._saved_workers or self._agreed_workers
         return super()._workers() if agreed is None else agreed
 
+    can_fold = False
+
     def _chunks(self, split: str, seed: int | None = None, rank: int = 0, world_size: int = 1) -> Chunks:
         from alexnet_exp.data.streaming.chunks import Chunks
 
@@ -155,8 +157,11 @@ class Streaming(ImageData):
         _, item = self._chunks(split)[index]
         return decode_item(item, self.channels, self.stored_size, self.url)[0]
 
-    def _example_positions(self, count: int) -> list[int]:
-        return list(range(min(count, len(self.sources["train"]))))  # of one chunk, not one chunk for each
+    def _examples(self, count: int) -> Tensor:
+        # The first ones, of one chunk: spread over the split, each would be in another.
+        return torch.stack(
+            [self.stored_image("train", i) for i in range(min(count, len(self.sources["train"])))]
+        )
 
     def _mean_image(self) -> Tensor:
         """Return the mean image, cached: computing it decodes the whole split."""

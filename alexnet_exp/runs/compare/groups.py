@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from alexnet_exp.runs.compare.folds import OutOfFold, out_of_fold
-from alexnet_exp.tracking.metrics import lower_is_better
+from alexnet_exp.tracking.metrics import is_share, lower_is_better
 from alexnet_exp.tracking.run_reader import Run, Score
 
 # Runs that differ only in these repeat one configuration.
@@ -74,11 +74,12 @@ class Group:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % confidence interval of the mean (t distribution); None for one value."""
+        """95 % confidence interval of the mean (t distribution), within [0, 1] for a fraction; None for one value."""
         if self.mean is None or self.sd is None:
             return None
         half = t_quantile(self.n - 1) * self.sd / math.sqrt(self.n)
-        return self.mean - half, self.mean + half
+        low, high = self.mean - half, self.mean + half
+        return (max(0.0, low), min(1.0, high)) if is_share(self.metric) else (low, high)
 
     @property
     def published(self) -> list[dict[str, Any]]:

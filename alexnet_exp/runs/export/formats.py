@@ -116,6 +116,7 @@ def _complete(loaded: LoadedClassifier, weights: dict[str, Tensor]) -> dict[str,
     preprocessing = {
         "image_size": own.image_size,
         "stored_size": loaded.preprocess.stored_size,
+        "fit": loaded.preprocess.fit,
         "crop": bool(own.crop),
         "mean": [float(value) for value in own.mean],
         "std": [float(value) for value in own.std],

@@ -192,7 +192,8 @@ class _Reproduction:
         """Run the other seeds of claims, now that seed 0 has tried the learning rates."""
         best = {claim.name: effect(claim, self.folder).best for claim in claims}
         if self.config["seeds"] > 1:
-            self._train([claim for claim in claims if best[claim.name]], best)
+            # Without a finished run of both forms there is nothing to compare.
+            self._train([claim for claim in claims if len(best[claim.name]) == len(claim.forms)], best)
 
     def _train(self, rows: Sequence[Row], best: Mapping[str, Mapping[str, str]] | None = None) -> None:
         """Run everything unfinished as jobs of a resumable sweep.

@@ -144,12 +144,16 @@ class Effect(Figure):
         }
 
     @property
+    def is_share(self) -> bool:
+        return self.statement.threshold is None
+
+    @property
     def ours(self) -> Group:
         return Group([], self.entry["metric"], list(self.by_seed.values()), [])
 
     def text(self, value: float) -> str:
         """Format an effect: '+1.32' points, or a factor."""
-        return points(value) if self.statement.threshold is None else f"{value:.2f}"
+        return points(value) if self.is_share else f"{value:.2f}"
 
     @property
     def notes(self) -> list[str]:

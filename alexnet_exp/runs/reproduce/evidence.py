@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_exp.config.schema import ADDED, RETIRED
-from alexnet_exp.report.html import duration, is_share, points, quantity
+from alexnet_exp.report.html import duration, points, quantity
 from alexnet_exp.runs.compare.groups import SINCE, Group
 from alexnet_exp.runs.compare.table import plain as as_typed
 from alexnet_exp.runs.reproduce.rows import composed
 from alexnet_exp.settings import flat
+from alexnet_exp.tracking.metrics import is_share
 from alexnet_exp.tracking.run_reader import Run
 
 POINT = 0.01
@@ -104,6 +105,11 @@ class Figure:
         return Group([], self.entry["metric"], [value for value in found if value is not None], [])
 
     @property
+    def is_share(self) -> bool:
+        """Whether the figure is a fraction, so that differences are percentage points."""
+        return is_share(self.entry["metric"])
+
+    @property
     def difference(self) -> float | None:
         return None if self.ours.mean is None else self.ours.mean - self.entry["value"]
 
@@ -115,11 +121,11 @@ class Figure:
             return "not yet measured"
         if self.differs:
             return f"missed: settings differ from the published ones: {_few(self.differs)}"
-        if is_share(self.entry["metric"]) and abs(difference) <= POINT + 1e-9:
+        if self.is_share and abs(difference) <= POINT + 1e-9:
             return "within 1 point"
         if ours.interval is not None and ours.interval[0] <= self.entry["value"] <= ours.interval[1]:
             return "within interval"
-        unit = " points" if is_share(self.entry["metric"]) else ""
+        unit = " points" if self.is_share else ""
         return f"missed: {self.difference_text}{unit}; {self.entry.get('cause') or 'cause not known yet'}"
 
     @property
@@ -128,7 +134,7 @@ class Figure:
         difference = self.difference
         if difference is None:
             return "–"
-        return points(difference) if is_share(self.entry["metric"]) else f"{difference:+.2f}"
+        return points(difference) if self.is_share else f"{difference:+.2f}"
 
     @property
     def machines(self) -> str:

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from alexnet_exp.config.compose import compose, conf_dir, options, plain
 from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.settings import assigned
 
 GROUPS = ("cifar10", "mnist", "claims", "all")
 RATE = "optimizer.lr"
@@ -271,7 +272,13 @@ class Claim(Row):
 
 
 def claim(name: str, settings: Sequence[str] = ()) -> Claim:
-    """Compose the settings of a claim."""
+    """Compose the settings of a claim.
+
+    Raises:
+        UserError: For a setting that the claim sweeps over.
+    """
+    if own := next((key for key in assigned(settings) if key in swept(name)), None):
+        raise UserError(f"{name} chooses {own} itself: leave it out.")
     bare = Claim(name, tuple(settings), {})
     first = bare.of(bare.statement.forms[0], bare.rates[0] if bare.rates else "")
     return Claim(name, tuple(settings), composed([*bare.selection, *first, *settings]))

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.log import log
 from alexnet_exp.training.lightning_internals import epochs_begun, inside_epoch, validates_by_schedule
 
 
@@ -30,6 +31,7 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     starts_anew = False  # set if a new run starts from the checkpoint of another (ckpt=)
     patience: int  # set by Lightning
+    stopping_reason: EarlyStoppingReason  # set by Lightning
     best_score: Tensor  # set by Lightning
 
     def __init__(self, monitor: str, threshold: float | None = None, **options: Any) -> None:
@@ -61,9 +63,20 @@ class EarlyStopping(callbacks.EarlyStopping):
             trainer.should_stop = True  # metrics are reduced, so all ranks agree
             self.stopped_epoch = trainer.current_epoch
             reasons = EarlyStoppingReason
+            if self.stopping_reason == reasons.NOT_STOPPED:  # trainer.min_epochs may delay the end
+                self._tell(epochs_begun(trainer))
             self.stopping_reason = (
                 reasons.STOPPING_THRESHOLD if self._is_reached() else reasons.PATIENCE_EXHAUSTED
             )
+
+    def _tell(self, epoch: int) -> None:
+        if self._is_reached():
+            log.info("Early stopping in epoch %d: %s has reached %g.", epoch, self.monitor, self.threshold)
+        else:
+            log.info(
+                "Early stopping in epoch %d: %s has not improved for %d epochs (best: epoch %d).",
+                epoch, self.monitor, self.wait_count, self.best_epoch,
+            )  # fmt: skip
 
     def _is_reached(self) -> bool:
         """Return whether the best value is the threshold or better."""

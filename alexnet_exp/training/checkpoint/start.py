@@ -160,7 +160,8 @@ def check_same_optimizer(
         ours = [len(group["params"]) for group in groups]
         states = checkpoint["optimizer_states"]
         if ours != [len(group["params"]) for state in states for group in state["param_groups"]]:
-            problem = "its parameter groups do not match optimizer.layers and the bias settings"
+            of = "optimizer.layers, layer_decay, norm_weight_decay and the bias settings"
+            problem = f"its parameter groups do not match {of}"
         elif own["_target_"] in _SHAPED:
             parameters = [parameter for group in groups for parameter in group["params"]]
             problem = next(_misshapen(states[0]["state"], parameters), None)

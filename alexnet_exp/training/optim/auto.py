@@ -40,7 +40,7 @@ _RATES = {
 _BATCH = 64
 _WARM_UP = 0.05  # of the run
 _OURS = "alexnet_exp.models.AlexNet"  # the networks that `init` can change
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # _NormBase: batch and instance norm
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 
 
@@ -101,7 +101,7 @@ def learning_rate(network: nn.Module, optimizer: Mapping[str, Any], global_batch
 
 def has_norm(network: nn.Module) -> bool:
     """Return whether batch, group or layer norm follows the first layer with weights."""
-    kinds = [isinstance(m, _NORMS) for m in network.modules() if isinstance(m, (*_NORMS, *_WEIGHTED))]
+    kinds = [isinstance(m, NORMS) for m in network.modules() if isinstance(m, (*NORMS, *_WEIGHTED))]
     return True in kinds[kinds.index(False) :] if False in kinds else False
 
 

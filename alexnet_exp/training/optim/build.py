@@ -14,12 +14,12 @@ from torch import nn
 from alexnet_exp.errors import UserError
 from alexnet_exp.targets import build, locate
 from alexnet_exp.training.layer_names import match_layers
-from alexnet_exp.training.optim.auto import learning_rate
+from alexnet_exp.training.optim.auto import NORMS, learning_rate
 
 log = logging.getLogger(__name__)
 # fused=True updates in a single pass over memory: ten times faster on CPU, identical results.
 _FUSED = ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW")
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
+_FACTORS = "lr_factors"  # attribute of an optimizer: the factor of each of its groups
 _MOST = 10  # rates in one line of the log
 
 
@@ -85,7 +85,10 @@ def build_optimizer(
         group = _group(rate, settings, is_bias=name.endswith("bias"))
         group["name"] += kind + (f" of {of}" if of else "")
         groups.setdefault(group["name"], {**group, "params": []})["params"].append(parameter)
-    return build(options, params=list(groups.values()))
+    optimizer: torch.optim.Optimizer = build(options, params=list(groups.values()))
+    # Beside the groups: what is inside them would be replaced by the groups of a checkpoint.
+    setattr(optimizer, _FACTORS, [group["lr"] / options["lr"] for group in groups.values()])
+    return optimizer
 
 
 def depths(model: nn.Module) -> dict[str, int]:
@@ -102,13 +105,16 @@ def depths(model: nn.Module) -> dict[str, int]:
     return {layer: height - own for layer, own in heights.items()}
 
 
-def base_group(groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the parameter group whose rate stands for all: `optimizer.lr` times the schedule, without a factor.
+def base_rate(optimizer: torch.optim.Optimizer) -> float:
+    """Return the current rate without the factors of layers and biases: `optimizer.lr` times the schedule.
 
-    These are the weights of layers without settings of their own; with `layer_decay`, those of the last layer.
+    It is derived from the first group of weights that trains; schedules may give biases another course.
     """
-    weights = [group for group in groups if not str(group.get("name", "")).startswith("biases")] or groups
-    return next((group for group in weights if group.get("name", "weights") == "weights"), weights[-1])
+    factors = getattr(optimizer, _FACTORS, [1.0] * len(optimizer.param_groups))
+    moving = [(group, f) for group, f in zip(optimizer.param_groups, factors, strict=True) if f > 0]
+    weights = [each for each in moving if not str(each[0].get("name", "")).startswith("biases")]
+    group, factor = next(iter(weights or moving), (optimizer.param_groups[0], 1.0))
+    return float(group["lr"]) / factor
 
 
 def describe_rates(groups: Sequence[Mapping[str, Any]]) -> str | None:
@@ -136,7 +142,7 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Give SGD a momentum of zero for parameters that start to train later than others of their group.
 
     torch's fused SGD takes momentum buffers for all parameters with a gradient or for none of them. It would create
-    them itself at its first step, with the same values.
+    them itself at its first step, with the same values (unless the momentum is dampened).
     """
     if not isinstance(optimizer, torch.optim.SGD):
         return
@@ -191,4 +197,4 @@ def _layer(parameter: str) -> str:
 
 
 def _is_norm(model: nn.Module, parameter: str) -> bool:
-    return isinstance(model.get_submodule(parameter.rpartition(".")[0]), _NORMS)
+    return isinstance(model.get_submodule(parameter.rpartition(".")[0]), NORMS)

@@ -261,7 +261,7 @@ def test_a_single_folder_without_val_fraction_says_what_to_set(tmp_path: Path):
     touch(tmp_path, "a/1.jpg", "b/1.jpg")
     message = refused(tmp_path)
     assert f"{tmp_path}/train is missing" in message
-    assert "data.val_fraction=0.1" in message
+    assert "data.val_fraction=0.2" in message
 
 
 def test_val_without_train_is_refused(tmp_path: Path):

@@ -12,7 +12,7 @@ from alexnet_exp import create_model
 from alexnet_exp.config.compose import group
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.layer_names import match_layers
-from alexnet_exp.training.optim.build import base_group, build_optimizer, depths, describe_rates
+from alexnet_exp.training.optim.build import base_rate, build_optimizer, depths, describe_rates
 
 BLOCKS = ["stem", "stem_bn", "block1.conv", "block1.bn", "block2.conv", "block2.bn", "fc"]
 
@@ -125,9 +125,16 @@ def test_the_logged_rate_is_the_one_without_factors() -> None:
         {"layers": {"features.*": {"lr_factor": 0.1}}},
         {"layers": {"fc8": {"lr_factor": 10.0}}},
         {"layer_decay": 0.5},
+        {"layers": {"features.*": {"lr_factor": 0.0}, "classifier.*": {"lr_factor": 2.0}}},
+        {"layer_decay": 0.5, "layers": {"fc8": {"lr_factor": 10.0}}, "bias_lr_factor": 2.0},
     ):
-        _, groups = built(network("alexnet"), **settings)
-        assert base_group(groups)["lr"] == 1.0, settings
+        optimizer = build_optimizer(
+            network("alexnet"), {**group("optimizer", "sgd"), "lr": 0.1, **settings}, fused=False
+        )
+        assert base_rate(optimizer) == pytest.approx(0.1), settings
+        for each in optimizer.param_groups:
+            each["lr"] *= 0.5  # as a schedule
+        assert base_rate(optimizer) == pytest.approx(0.05), settings
 
 
 def test_the_rates_are_listed_from_the_input_up_if_they_differ() -> None:
