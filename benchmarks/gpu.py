@@ -125,7 +125,7 @@ def ceilings(rehearse: bool) -> Result:
 
 def tests(rehearse: bool) -> Result:
     """Run the tests that need a GPU, and count what came of them; a rehearsal collects them."""
-    command = [sys.executable, *"-m pytest -p no:cacheprovider -m gpu -W default -rfE".split()]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu", "-W", "default", "-rfE"]
     own = ["tests/training", "tests/models/test_lrn.py", "tests/data"]
     done = subprocess.run(
         [*command, *own, *(["--collect-only"] if rehearse else [])], capture_output=True, text=True
