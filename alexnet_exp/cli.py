@@ -104,6 +104,7 @@ def _train(arguments: list[str]) -> int:
 
         return train(config, overrides, run_dir, command)
 
+    from alexnet_exp.runs.train.offline import with_weights_at_hand
     from alexnet_exp.runs.train.resume import resumed_arguments
     from alexnet_exp.training.launch.external import check_processes
     from alexnet_exp.training.launch.signals import hold_early
@@ -111,6 +112,7 @@ def _train(arguments: list[str]) -> int:
     if not {"-m", "--multirun"} & set(arguments):
         hold_early()
     check_processes(arguments)
+    arguments = with_weights_at_hand(arguments)
     command = shell_command([*_program(), *arguments])
     return run_hydra("train", task, resumed_arguments(arguments))
 

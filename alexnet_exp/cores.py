@@ -83,6 +83,7 @@ def _group(root: Path, version: int) -> PurePosixPath:
     except OSError:
         lines = []
     for line in lines:
+        # "0::/path" in version 2, "4:cpu,cpuacct:/path" in version 1
         number, controllers, path = [*line.split(":", 2), "", ""][:3]
         found = (number, controllers) == ("0", "") if version == 2 else "cpu" in controllers.split(",")
         if found and path.startswith("/") and ".." not in path.split("/"):
@@ -93,6 +94,7 @@ def _group(root: Path, version: int) -> PurePosixPath:
 def _quota(*files: Path) -> Iterator[float]:
     """Yield quota / period as read from the files; nothing without a limit or if they cannot be read."""
     try:
+        # cpu.max holds both numbers; version 1 has a file for each.
         quota, period = (int(word) for file in files for word in file.read_text().split())
     except (OSError, ValueError):  # "max"
         return

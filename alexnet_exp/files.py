@@ -45,10 +45,12 @@ def replacing(path: str | os.PathLike[str], sync: bool = False) -> Iterator[Path
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # The process's number keeps concurrent writers apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         if sync:
+            # The writer may have used any API; fsync works on the file, through any descriptor.
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -116,6 +118,7 @@ def locked(path: Path, wait: bool = False, remove: bool = False) -> Iterator[boo
             yield mine
         finally:
             if mine and remove:
+                # The lock is still held: a process that has opened the file since then fails `_is_there`.
                 with contextlib.suppress(OSError):
                     os.unlink(path)
 
@@ -167,12 +170,12 @@ def _is_there(file: IO[str], path: Path) -> bool:
 def is_locked(path: Path) -> bool:
     """Return whether a live process holds a lock file."""
     if fcntl is None:
-        return path.exists()
+        return path.exists()  # without locks, the best guess: its owner deletes it at the end
     try:
         with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
-        return False
+        return False  # no such file, or a file system without locks
     return False

@@ -19,9 +19,11 @@ from alexnet_exp.data.augment.geometry import Preprocess
 from alexnet_exp.data.augment.pipeline import Pipeline
 from alexnet_exp.data.decode import from_pil, luma, read_stored, stored
 from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.models.activations import find_layer, record
 from alexnet_exp.pretrained import shipped
 from alexnet_exp.training.checkpoint.read import read_checkpoint
 from alexnet_exp.training.checkpoint.start import find_network, network_of
+from alexnet_exp.training.classifier import logits_of_views
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
@@ -80,6 +82,7 @@ class LoadedClassifier:
         path: The checkpoint.
         device: Device of the network.
         splits: Fingerprints of the run's images (data/identity.py); None in checkpoints of older versions.
+        at_chance: Set if the network is no better than guessing: its loss, that of guessing, and the steps so far.
     """
 
     model: nn.Module
@@ -89,8 +92,11 @@ class LoadedClassifier:
     path: Path
     device: torch.device
     splits: dict[str, Any] | None = None
+    at_chance: dict[str, float] | None = None
 
-    def predict(self, images: Any, top_k: int = 5, batch_size: int = 32) -> list[Prediction]:
+    def predict(
+        self, images: Any, top_k: int = 5, batch_size: int = 32, views: str = "centre"
+    ) -> list[Prediction]:
         """Classify images.
 
         Args:
@@ -98,6 +104,7 @@ class LoadedClassifier:
                 (N, C, H, W), or a list of these.
             top_k: Classes to return, at most all.
             batch_size: Images per forward pass.
+            views: Test-time views, whose softmax is averaged; see `Pipeline.views`.
 
         Returns:
             One prediction per image.
@@ -108,14 +115,47 @@ class LoadedClassifier:
         everything, found = as_list(images), []
         for start in range(0, len(everything), batch_size):
             batch = [self.preprocess.stored(image) for image in everything[start : start + batch_size]]
-            found += self.top(self.probabilities(torch.stack(batch)), top_k)
+            found += self.top(self.probabilities(torch.stack(batch), views), top_k)
         return found
 
-    def probabilities(self, images: Tensor) -> Tensor:
+    def embed(self, images: Any, layer: str, batch_size: int = 32, views: str = "centre") -> Tensor:
+        """Return the activations of a layer for images, (N, D) float32; arguments as for `predict`.
+
+        Args:
+            images: See `predict`.
+            layer: A layer as in `alexnet-exp figures` (conv1 ... fc7; its activation included), or any other module of
+                the network. Feature maps (C, H, W) are flattened.
+            batch_size: See `predict`.
+            views: See `predict`; activations are averaged over views.
+
+        Raises:
+            UserError: The network has no such layer, or one of the images cannot be decoded.
+        """
+        everything = as_list(images)
+        parts = []
+        for start in range(0, len(everything), batch_size):
+            batch = [self.preprocess.stored(image) for image in everything[start : start + batch_size]]
+            parts.append(self.probabilities_and_activations(torch.stack(batch), layer, views)[1])
+        return torch.cat(parts)
+
+    def probabilities(self, images: Tensor, views: str = "centre") -> Tensor:
         """Map stored images (N, C, S, S) uint8 to probabilities (N, K) float32 on CPU."""
+        pipeline = self.preprocess.pipeline
+        pipeline.check_views(views, images.shape[-1])
         with torch.inference_mode():
-            logits = self.model(self.preprocess.pipeline.evaluate(images.to(self.device)))
-            return logits.float().softmax(1).cpu()
+            x = pipeline.views(images.to(self.device), views)  # (N, C, s, s), or (N, V, C, s, s) for V views
+            return logits_of_views(self.model, x).float().softmax(1).cpu()
+
+    def probabilities_and_activations(
+        self, images: Tensor, layer: str, views: str = "centre"
+    ) -> tuple[Tensor, Tensor]:
+        """Map stored images (N, C, S, S) uint8 to probabilities (N, K) and activations (N, D); see `embed`."""
+        with record({layer: find_layer(self.model, layer, "embed")}) as recorded:
+            probabilities = self.probabilities(images, views)
+        if layer not in recorded:
+            raise UserError(f"embed={layer}: the network does not use this layer when it classifies.")
+        x = recorded[layer].flatten(1)  # (N * V, D)
+        return probabilities, x.unflatten(0, (len(images), -1)).mean(1).cpu()
 
     def top(self, probabilities: Tensor, top_k: int = 5) -> list[Prediction]:
         """Return the most probable classes of each row of (N, K)."""
@@ -147,7 +187,8 @@ def load_classifier(
     model = network_of(checkpoint, trust).to(place).eval()
     preprocess = Preprocessing(checkpoint["preprocessing"], checkpoint["config"]["augment"])
     classes, splits = tuple(checkpoint["classes"]), checkpoint.get("splits")
-    return LoadedClassifier(model, classes, preprocess, checkpoint["config"], file, place, splits)
+    at_chance = checkpoint.get("at_chance")
+    return LoadedClassifier(model, classes, preprocess, checkpoint["config"], file, place, splits, at_chance)
 
 
 def choose_device(name: str) -> torch.device:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 RUN_GROUPS = ("model", "data", "augment", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths")
 GROUPS = (*RUN_GROUPS, "experiment", "sweep", "debug", "hydra")
 
+# In Hydra's grammar a backslash escapes nothing but the quote.
 _QUOTED = re.compile(r"""'(?:\\'|[^'])*'|"(?:\\"|[^"])*\"""")
 
 
@@ -64,7 +65,7 @@ def is_quoted(value: str) -> bool:
 
 def unquoted(value: str) -> str:
     """Return a value without its quotes."""
-    return value[1:-1].replace("\\'", "'") if is_quoted(value) else value
+    return value[1:-1].replace(f"\\{value[0]}", value[0]) if is_quoted(value) else value
 
 
 def quote(value: str) -> str:
@@ -92,8 +93,10 @@ def flat(values: Mapping[Any, Any], prefix: str = "", whole: Container[str] = ()
 
 
 def put(settings: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested settings, creating groups as needed."""
+    """Set a dotted key in nested settings, creating groups as needed, also in the place of a plain value."""
     *path, last = key.split(".")
     for name in path:
-        settings = settings.setdefault(name, {}) if isinstance(settings, dict) else {}
+        if not isinstance(settings.get(name), dict):
+            settings[name] = {}
+        settings = settings[name]
     settings[last] = value

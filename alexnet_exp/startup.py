@@ -24,7 +24,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT = (2**31 - 1, 2**30)  # bytes: never trim; arrays over 1 GiB are still returned
 _USUAL = (2**26, 2**25)  # the highest values of glibc's own dynamic thresholds, which the first step reaches
 _LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_SPIN_COUNT = "1000"  # some 10 us; 300,000 unless set. Source: libgomp/env.c of GCC
+# Half a millisecond or less; 300,000 unless set. With a tenth of it a quiet machine that is slow to wake threads loses
+# a fifth of its rate (docs/LOG.md). Source: libgomp/env.c of GCC
+_SPIN_COUNT = "10000"
 _WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # the user's own choice
 _USERS_OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 

@@ -71,6 +71,7 @@ def is_torch_optimizer(path: str) -> bool:
     import torch
 
     base = torch.optim.Optimizer
+    # By where it is defined: modules of torch.optim also contain names that they import.
     inside = f"{getattr(found, '__module__', '')}.".startswith("torch.optim.")
     return inside and inspect.isclass(found) and issubclass(found, base) and found is not base
 
@@ -84,7 +85,7 @@ def locate(path: str) -> Any:
     module, _, name = str(path).rpartition(".")
     try:
         return getattr(importlib.import_module(_MOVED.get(module, module)), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the latter two: 'X' and '.x.X'
         raise UserError(f"_target_: {path} cannot be imported ({error}).") from error
 
 
@@ -102,6 +103,7 @@ def build(config: Mapping[str, Any], **arguments: Any) -> Any:
     if "_target_" not in config:
         raise UserError(f"_target_ is missing beside {', '.join(keys) or 'nothing'}: set it to a class.")
     target = locate(config["_target_"])
+    # Bound before the call, so that a TypeError from inside the target keeps its traceback.
     try:
         inspect.signature(target).bind(**keys)
     except TypeError as error:
@@ -140,6 +142,7 @@ def _allowed(target: Any, trust: Iterable[str]) -> bool:
     if target in TRUSTED or is_torch_optimizer(target):
         return True
     package = next((name for name in trust if name and target.startswith(f"{name}.")), None)
+    # locate imports the module, and so runs its code: only in packages that the user trusts.
     return package is not None and _defined_in(locate(target), package)
 
 

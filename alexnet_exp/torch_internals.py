@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 # As in torch's own optimizers: one fused kernel for all parameters instead of one launch per parameter.
 foreach_add, foreach_add_ = torch._foreach_add, torch._foreach_add_
-foreach_mul_, foreach_lerp_ = torch._foreach_mul_, torch._foreach_lerp_
+foreach_mul_, foreach_lerp_, foreach_copy_ = torch._foreach_mul_, torch._foreach_lerp_, torch._foreach_copy_
 
 # The mutable state of ReduceLROnPlateau; its other attributes are settings.
 PLATEAU_STATE = frozenset(
@@ -37,6 +38,11 @@ def shared_store() -> Any:
     import torch.distributed
 
     return torch.distributed.distributed_c10d._get_default_store()
+
+
+def compile_for_any_batch(x: Tensor) -> None:
+    """Let a compiled function take any size of dimension 0; `mark_dynamic` would refuse a size that never varies."""
+    torch._dynamo.maybe_mark_dynamic(x, 0)
 
 
 def worker_processes(batches: Any) -> list[Any]:

@@ -13,6 +13,8 @@ from alexnet_exp.targets import build
 if TYPE_CHECKING:
     from torch import nn
 
+_OF_TORCHVISION = ("alexnet_owt", "resnet18")
+
 
 def list_models() -> list[str]:
     """List the names that `create_model` and `model=` accept."""
@@ -24,7 +26,9 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> nn.Mo
 
     Args:
         name: One of `list_models()`.
-        pretrained: With the weights that ship with this package; few networks have some (`alexnet_exp.pretrained`).
+        pretrained: With trained weights: those that ship with this package (`alexnet_exp.pretrained`), or
+            torchvision's for alexnet_owt and resnet18, which are downloaded. If `num_classes` is not theirs, the last
+            layer is new.
         overrides: Keys of its yaml; nested ones as dictionaries:
             `create_model("alexnet", num_classes=10, features={"conv2": {"groups": 2}})`.
 
@@ -41,21 +45,31 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> nn.Mo
 
 
 def _with_weights(model: nn.Module, name: str) -> nn.Module:
+    from alexnet_exp.models.weights import torchvision_to_ours
+    from alexnet_exp.training.checkpoint import start
     from alexnet_exp.training.checkpoint.read import read_checkpoint
 
     file = shipped_file(name)
-    if file is None:
-        raise UserError(
-            f"{name} has no weights that ship with this package; these have: {', '.join(shipped())}."
-        )
-    weights = {k.removeprefix("model."): v for k, v in read_checkpoint(file)["state_dict"].items()}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"The pretrained weights of {name} do not fit these overrides: leave some of them out."
-        ) from error
+    if file is not None:
+        weights = {k.removeprefix("model."): v for k, v in read_checkpoint(file)["state_dict"].items()}
+    elif name in _OF_TORCHVISION:
+        try:
+            published = start.published_for(model)
+        except UserError:
+            raise _misfit(name) from None
+        weights = torchvision_to_ours(start.download(published)[0])
+    else:
+        known = ", ".join([*shipped(), *_OF_TORCHVISION])
+        raise UserError(f"{name} has no pretrained weights; these have: {known}.")
+    weights, _ = start.fit_last_layer(weights, model, None)
+    if start.first_mismatch(model.state_dict(), weights):
+        raise _misfit(name)
+    model.load_state_dict(weights)
     return model
+
+
+def _misfit(name: str) -> UserError:
+    return UserError(f"The pretrained weights of {name} do not fit these overrides: leave some of them out.")
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

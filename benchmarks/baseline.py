@@ -174,7 +174,8 @@ def transform_of(data: ImageData, augment: Mapping[str, Any]) -> Callable[[Image
     from_files = isinstance(source, FileSource)
     steps: list[Any] = [transforms.Grayscale()] if from_files and data.channels == 1 else []
     if augment["resized_crop"]:
-        steps.append(transforms.RandomResizedCrop(size, **augment["resized_crop"]))
+        box = augment["resized_crop"]  # of the whole image
+        steps.append(transforms.RandomResizedCrop(size, box["scale"], box["ratio"]))
     else:
         if from_files:
             steps += [transforms.Resize(stored), transforms.CenterCrop(stored)]

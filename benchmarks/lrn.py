@@ -21,7 +21,6 @@ from baseline import with_torch_lrn
 from torch import Tensor, nn
 
 from alexnet_exp.config.schema import at_least, flag
-from alexnet_exp.errors import UserError
 from alexnet_exp.models.layers import LocalResponseNorm, missing_compiler
 from alexnet_exp.runs.benchmark.loop import LAYOUTS, PRECISIONS, known_precision, layout_of, step_of
 from alexnet_exp.runs.benchmark.subject import Subject
@@ -67,8 +66,6 @@ def measure_lrn(subject: Subject) -> list[Row]:
     config = subject.config()
     settle_arithmetic(config, torch.device(subject.device))
     precision = known_precision(config["trainer"]["precision"])
-    if precision == "bf16-true":
-        raise UserError("torch's layer does not support pure bfloat16: set trainer.precision=bf16-mixed.")
     case = _Case(precision, layout_of(config), subject.device)
     options = subject.options["lrn"]
     _as_a_run(config["trainer"], subject.device)

@@ -1,4 +1,4 @@
-"""What every test starts from: one thread each, no tracker account, no data set but the embedded one."""
+"""Defaults for every test: one thread per process, no tracker account, no data set but the embedded one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from alexnet_exp.startup import spin_briefly
 
-# Before torch is imported: several test processes on few cores spend their time waiting for each other's threads.
+# Set before torch is imported: with several test processes on few cores, more threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 spin_briefly()
-# cuBLAS reads it at its first product; without it, deterministic algorithms refuse every linear layer.
+# cuBLAS reads it at its first matrix product; without it, deterministic mode rejects every linear layer.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
@@ -24,8 +24,8 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(autouse=True)
-def _nobody_in_particular(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away what a developer's own environment would add to a run."""
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset variables of the developer's own environment that would affect a run."""
     for name in (
         "WANDB_MODE",
         "WANDB_API_KEY",
@@ -47,10 +47,10 @@ def _nobody_in_particular(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No key, no settings and no W&B server, whatever the machine has; wandb forgets them again afterwards."""
+    """Hide the W&B key, settings and server of this machine; reset wandb again afterwards."""
     import wandb
 
-    wandb.teardown()  # ahead of the rest: it takes the address of its service out of the environment
+    wandb.teardown()  # first: it removes its service's address from the environment
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""Reads the fenced blocks of a document, and makes the commands in them short enough to test."""
+"""Read the fenced blocks of a document, and make the commands in them short enough to test."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from alexnet_exp.cli import main
 from alexnet_exp.config.compose import compose, plain
+from alexnet_exp.config.overrides import prepare
+from alexnet_exp.runs.train.offline import with_weights_at_hand
 
 VERB = re.compile(r"^(?:PYTHONPATH=\. )?(python train\.py|alexnet-exp)(?= )")
-# What makes any run short; the keys that a configuration lacks are left out.
+# Overrides that make any run short; keys that a configuration lacks are skipped.
 SHORT = {
     "trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.strategy": "auto", "trainer.max_epochs": 1,
     "trainer.limit_train_batches": 1, "trainer.limit_val_batches": 1, "trainer.limit_test_batches": 1,
@@ -21,7 +25,7 @@ SHORT = {
 }  # fmt: skip
 
 
-# What makes any benchmark short.
+# Overrides that make any benchmark short.
 BRIEF = [
     "repeats=1",
     "steps=1",
@@ -48,20 +52,27 @@ class Block:
 
 
 def blocks_of(text: str) -> list[Block]:
-    """Return the fenced blocks of a document; '<!-- not run: WHY -->' ahead of one keeps it from being run."""
+    """Return the fenced blocks of a document; '<!-- not run: WHY -->' before one excludes it from the tests."""
     found = re.findall(r"(?:<!-- not run: (.+?) -->\n)?```(\w+)\n(.*?)```", text, re.DOTALL)
     return [Block(language, body, reason or None) for reason, language, body in found]
 
 
+def download_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make experiment=finetune find neither a connection nor downloaded weights."""
+    for name in ("_connected", "_downloaded"):
+        monkeypatch.setattr(f"alexnet_exp.runs.train.offline.{name}", lambda: False)
+
+
 def shortened(arguments: list[str]) -> list[str]:
     """Return overrides that make a training run take a second, whatever it trains."""
+    arguments = with_weights_at_hand(arguments)
     typed = [a.split(",")[0] if "-m" in arguments else a for a in arguments if not a.startswith("-")]
-    typed = [a for a in typed if a != "my_conf" and not a.startswith("hydra.")]
+    typed = [a for a in typed if a != "my_conf" and not a.startswith(("hydra.", "sweep.resume="))]
     own = [f"hydra.searchpath=[file://{Path('my_conf').absolute()}]"] if "my_conf" in arguments else []
-    config = plain(compose("train", [*typed, *own]))
+    config = plain(compose("train", [*prepare(typed), *own]))
     short = [f"{key}={value}" for key, value in SHORT.items() if _has(config, key)]
     if config["trainer"]["sync_batchnorm"]:
-        short.append("trainer.sync_batchnorm=false")  # torch has it for GPUs alone
+        short.append("trainer.sync_batchnorm=false")  # torch supports it only on GPUs
     if not any(a.startswith("logger") for a in typed):
         short.append("logger=none")
     return [*short, *narrow(config["model"])]
@@ -76,7 +87,7 @@ def _has(config: Any, key: str) -> bool:
 
 
 def narrow(model: dict[str, Any]) -> list[str]:
-    """Return overrides that leave few weights in a large network."""
+    """Return overrides that make a large network narrow."""
     if model["input_size"] < 64:
         return []
     convs = [f"model.features.{name}.out_channels=8" for name in model.get("features", {})]
@@ -95,7 +106,7 @@ def brief(arguments: list[str]) -> list[str]:
 
 
 def arguments_of(command: str) -> list[str]:
-    """Return what `main` is given for a line of a document."""
+    """Return the arguments of `main` for a line of a document."""
     words = shlex.split(VERB.sub("", command), comments=True)
     return ["train", *words] if "train.py" in command else words
 
@@ -104,5 +115,5 @@ def exit_code(arguments: list[str]) -> int:
     """Run a command."""
     try:
         return main(arguments)
-    except SystemExit as end:  # --help, as Hydra prints it
+    except SystemExit as end:  # Hydra exits after --help
         return int(end.code or 0)

@@ -1,4 +1,4 @@
-"""A function in a process of its own that can be killed, without the seconds that imports take."""
+"""Run a function in a forked process that can be killed, without waiting for imports."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import torch
 
 
 class Forked:
-    """A fork of this process, in a session of its own, with what it prints in a file.
+    """A fork of this process, in its own session, with its output in a file.
 
     Args:
-        function: Run there; what it returns, a whole number or None, is the exit code.
-        arguments: Given to it.
-        output: The file.
+        function: Called in the fork; the int or None that it returns is the exit code.
+        arguments: Arguments of the function.
+        output: File for stdout and stderr.
     """
 
     def __init__(self, function: Callable[..., int | None], *arguments: Any, output: Path) -> None:
@@ -29,9 +29,7 @@ class Forked:
         context = multiprocessing.get_context("fork")
         self.process = context.Process(target=self._run, args=(function, arguments))
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # of forking beside threads, which only wait here
+            warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads, which are idle here
             self.process.start()
 
     def _run(self, function: Callable[..., int | None], arguments: tuple[Any, ...]) -> None:
@@ -39,18 +37,18 @@ class Forked:
         file = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        # pytest has put files of its own in the place of these.
+        # pytest has replaced these with its own.
         sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
         sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", closefd=False)
-        warnings.simplefilter("default")  # a run of the user's, where a warning is no error
+        warnings.simplefilter("default")  # as in a user's run, where warnings are not errors
         torch.set_num_threads(1)
         sys.exit(function(*arguments) or 0)
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
-        """Wait for something that the process brings about.
+        """Wait for the process to make a condition true.
 
         Raises:
-            AssertionError: It ended or hangs before that.
+            AssertionError: The process ended first, or took too long.
         """
         deadline = time.monotonic() + seconds
         while not condition():
@@ -66,7 +64,7 @@ class Forked:
         os.kill(self.pid, number)
 
     def wait(self, seconds: float = 60) -> int:
-        """Return the exit code; negative for the signal that ended it."""
+        """Return the exit code; negative if a signal ended the process."""
         self.process.join(seconds)
         if self.process.exitcode is None:
             self.send(signal.SIGKILL)
@@ -78,7 +76,7 @@ class Forked:
         return self.output.read_text(encoding="utf-8") if self.output.exists() else ""
 
     def survivors(self, seconds: float) -> list[int]:
-        """Return which processes of the session still live after so much time; asks until none does."""
+        """Wait up to `seconds` for all processes of the session to end; return those still alive."""
         deadline = time.monotonic() + seconds
         while (alive := _session(self.pid)) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -86,14 +84,14 @@ class Forked:
 
 
 def _session(leader: int) -> list[int]:
-    """Return the live processes of a session, by /proc."""
+    """Return the live processes of a session, from /proc."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             after_name = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it ended just now
+        except OSError:  # it has just ended
             continue
         state, session = after_name[0], int(after_name[3])
         if session == leader and state != "Z":

@@ -1,4 +1,4 @@
-"""What /proc says of other processes."""
+"""Information about other processes from /proc."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# Batch, rate of the weights, momentum, decay, epochs, side of the input; typed in from the sources.
+# Batch size, learning rate of the weights, momentum, weight decay, epochs, input size.
 PUBLISHED: dict[str, tuple[int, float, float | None, float, int, int]] = {
     "alexnet_cifar": (128, 0.01, 0.9, 5e-4, 164, 32),
     "alexnet_small_plain": (128, 0.01, 0.9, 0.0, 100, 28),
@@ -41,7 +41,7 @@ PUBLISHED: dict[str, tuple[int, float, float | None, float, int, int]] = {
     "torchvision_imagenet": (256, 0.01, 0.9, 1e-4, 90, 224),
     "zfnet_imagenet": (128, 0.01, 0.9, 5e-4, 70, 224),
 }
-# What each does to its images, beside what conf/augment/none.yaml says; resized_crop is the default of its file.
+# Augmentation where it differs from conf/augment/none.yaml; resized_crop is the default of its file.
 AUGMENT: dict[str, dict[str, Any]] = {
     "alexnet_cifar": {"flip": True, "pad": 4},
     "alexnet_small_plain": {"whiten": True, "centre_crop": True},
@@ -121,7 +121,7 @@ _OF_145 = (
     {"epoch": 72, "layer": "conv1", "lr": 0.0, "bias_lr": 0.0},
     {"epoch": 79, "lr": 1e-5, "but": "conv1"},
 )
-# How the rate changes.
+# Learning rate schedules.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "alexnet_cifar": _at(0.1, 81, 122),
     "alexnet_small_plain": _every(1, 0.95),

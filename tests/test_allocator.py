@@ -1,4 +1,4 @@
-"""Freed memory is kept: counted in page faults, in processes of their own."""
+"""Freed memory is kept: page faults are counted in subprocesses."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def test_freed_memory_is_not_cleared_again() -> None:
     assert _faults(before=_KEEP) < given_back / 3
 
 
-def test_usual_limits_give_memory_back() -> None:
-    assert _faults(before=_KEEP, around="with usual_limits()") > 4 * 32  # the first time it is there
+def test_usual_limits_return_freed_memory() -> None:
+    assert _faults(before=_KEEP, around="with usual_limits()") > 4 * 32  # the first block is still mapped
 
 
-def test_large_pages_are_off_only_where_programs_do_not_get_them_unasked() -> None:
+def test_huge_pages_are_disabled_only_where_they_are_not_the_default() -> None:
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     unasked = setting.exists() and "[always]" in setting.read_text()
     get = "prctl(42, 0, 0, 0, 0)"  # PR_GET_THP_DISABLE

@@ -42,8 +42,8 @@ MISTAKES = [
     (["data.batch_size=-1"], "invalid data.batch_size=-1: expected an integer >= 1."),
     (["data.batch_size=1.5"], "invalid data.batch_size=1.5: expected an integer >= 1."),
     (["data.batch_size=null"], "invalid data.batch_size=null: expected an integer >= 1."),
-    (["optimizer.lr=fast"], "invalid optimizer.lr='fast': expected a positive number."),
-    (["optimizer.lr=-1"], "invalid optimizer.lr=-1: expected a positive number."),
+    (["optimizer.lr=fast"], "invalid optimizer.lr='fast': expected a positive number, or auto."),
+    (["optimizer.lr=-1"], "invalid optimizer.lr=-1: expected a positive number, or auto."),
     (["trainer.devices=two"], "invalid trainer.devices='two': expected auto, or an integer >= 1"),
     (
         ["trainer.precision=float8"],

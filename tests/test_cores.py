@@ -1,4 +1,4 @@
-"""CPU quotas: control groups of both versions, as hosts and containers show them, and who goes by them."""
+"""CPU quotas: cgroups v1 and v2 as hosts and containers show them, and the code that respects them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def untyped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No OMP_NUM_THREADS, neither the user's nor ours; nothing stays behind."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # what is set in the test is undone with it
+def unset_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset OMP_NUM_THREADS, the user's or ours; restore everything afterwards."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # so that monkeypatch restores it
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(cores, "_limited", False)
 
 
 def quota(root: Path, folder: str, quota: str, period: str = "100000") -> None:
-    """Write a quota, in the files of the version that the folder belongs to."""
+    """Write a quota in the format of the cgroup version that the folder belongs to."""
     place = root / folder
     place.mkdir(parents=True, exist_ok=True)
     if folder.startswith((V1, f"{V1},cpuacct")):
@@ -63,7 +63,7 @@ def member(root: Path, *lines: str) -> None:
         ("", "", 8),
     ],
 )
-def test_a_quota_counts_in_whole_cores_and_one_at_least(
+def test_a_quota_is_rounded_down_to_at_least_one_core(
     tmp_path: Path, allowed: str, period: str, expected: int
 ):
     member(tmp_path, "0::/")
@@ -71,7 +71,7 @@ def test_a_quota_counts_in_whole_cores_and_one_at_least(
     assert available_cores(tmp_path) == expected
 
 
-def test_the_smallest_quota_on_the_way_up_counts(tmp_path: Path):
+def test_the_smallest_quota_of_all_parent_groups_counts(tmp_path: Path):
     member(tmp_path, "0::/user.slice/user-1000.slice/run.scope")
     quota(tmp_path, f"{V2}/user.slice/user-1000.slice/run.scope", "max")
     quota(tmp_path, f"{V2}/user.slice/user-1000.slice", "300000")
@@ -81,14 +81,14 @@ def test_the_smallest_quota_on_the_way_up_counts(tmp_path: Path):
 
 
 @pytest.mark.parametrize("place", [V1, f"{V1},cpuacct"])
-def test_version_1_has_its_quota_in_two_files(tmp_path: Path, place: str):
+def test_cgroup_v1_has_its_quota_in_two_files(tmp_path: Path, place: str):
     member(tmp_path, "5:memory:/a", "4:cpu,cpuacct:/docker/abc", "3:cpuset:/b", "1:name=systemd:/c", "0::/d")
     quota(tmp_path, f"{place}/docker/abc", "250000")
     quota(tmp_path, f"{place}/docker", "-1")
     assert available_cores(tmp_path) == 2
 
 
-def test_a_container_that_has_the_hosts_path_finds_its_own_group_first_of_all(tmp_path: Path):
+def test_a_container_with_the_path_of_its_host_uses_the_root_group(tmp_path: Path):
     member(tmp_path, "4:cpu:/kubepods/pod1/abc", "0::/kubepods/pod1/abc")
     quota(tmp_path, V2, "400000")
     assert available_cores(tmp_path) == 4
@@ -97,7 +97,9 @@ def test_a_container_that_has_the_hosts_path_finds_its_own_group_first_of_all(tm
 
 
 @pytest.mark.parametrize("line", ["0::/../../elsewhere", "0::/", "", "no line of the kind", "4:cpu:"])
-def test_a_namespace_of_its_own_and_a_line_that_says_nothing_leave_the_first_group(tmp_path: Path, line: str):
+def test_a_path_outside_the_namespace_or_a_useless_line_falls_back_to_the_root_group(
+    tmp_path: Path, line: str
+):
     member(tmp_path, line)
     quota(tmp_path, V2, "200000")
     (tmp_path / "sys/elsewhere").mkdir()
@@ -105,19 +107,17 @@ def test_a_namespace_of_its_own_and_a_line_that_says_nothing_leave_the_first_gro
     assert available_cores(tmp_path) == 2
 
 
-def test_both_versions_at_once_have_the_second_in_a_folder_of_its_own(tmp_path: Path):
+def test_hybrid_cgroups_have_v2_in_its_own_folder(tmp_path: Path):
     member(tmp_path, "1:cpu:/", "0::/job")
     quota(tmp_path, V1, "-1")
     quota(tmp_path, f"{V2}/unified/job", "200000")
     assert available_cores(tmp_path) == 2
 
 
-def test_without_control_groups_the_cores_that_the_process_may_run_on_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_cgroups_the_affinity_mask_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert available_cores(tmp_path) == 8
     member(tmp_path, "0::/")
-    (tmp_path / V2 / "cpu.max").mkdir(parents=True)  # neither can it be read
+    (tmp_path / V2 / "cpu.max").mkdir(parents=True)  # a folder, which cannot be read
     assert available_cores(tmp_path) == 8
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
@@ -140,9 +140,7 @@ def test_workers_of_a_run_and_of_its_ranks_follow_the_quota(three: int):
     assert ImageData._workers(run) == 1  # type: ignore[arg-type]
 
 
-def test_predict_decodes_in_as_many_threads_as_the_quota_has_room_for(
-    three: int, monkeypatch: pytest.MonkeyPatch
-):
+def test_predict_decodes_in_as_many_threads_as_the_quota_allows(three: int, monkeypatch: pytest.MonkeyPatch):
     from alexnet_exp.runs.predict import command as predict
 
     asked: list[int] = []
@@ -152,7 +150,7 @@ def test_predict_decodes_in_as_many_threads_as_the_quota_has_room_for(
     assert asked == [three]
 
 
-def test_prepare_works_in_as_many_processes_as_the_quota_has_room_for(
+def test_prepare_uses_as_many_processes_as_the_quota_allows(
     three: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("litdata")
@@ -187,13 +185,13 @@ def test_jobs_of_a_sweep_share_the_quota(three: int, monkeypatch: pytest.MonkeyP
     assert Resources.of_this_machine(config, settings, [trainer]).free == three
 
 
-def test_the_record_of_a_run_has_the_cores_that_it_had(three: int):
+def test_a_run_records_its_available_cores(three: int):
     from alexnet_exp.tracking.environment import hardware
 
     assert hardware()["cores"] == three
 
 
-def test_every_command_limits_the_threads_of_torch(three: int, untyped: None, capsys: Any):
+def test_every_command_limits_the_threads_of_torch(three: int, unset_threads: None, capsys: Any):
     from alexnet_exp.cli import main
 
     before = torch.get_num_threads()
@@ -205,7 +203,9 @@ def test_every_command_limits_the_threads_of_torch(three: int, untyped: None, ca
         torch.set_num_threads(before)
 
 
-def test_threads_that_the_user_has_chosen_stay(three: int, untyped: None, monkeypatch: pytest.MonkeyPatch):
+def test_a_thread_count_set_by_the_user_is_kept(
+    three: int, unset_threads: None, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     cores.limit_threads()
     assert os.environ["OMP_NUM_THREADS"] == "6"
@@ -213,13 +213,13 @@ def test_threads_that_the_user_has_chosen_stay(three: int, untyped: None, monkey
     assert cores.environment()["OMP_NUM_THREADS"] == "6"
 
 
-def test_without_a_quota_torch_chooses_its_threads(untyped: None, monkeypatch: pytest.MonkeyPatch):
+def test_without_a_quota_torch_chooses_its_threads(unset_threads: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cores, "_quotas", lambda root: iter([]))
     cores.limit_threads()
     assert "OMP_NUM_THREADS" not in os.environ
 
 
-def test_ranks_on_cpu_share_the_quota(three: int, untyped: None):
+def test_ranks_on_cpu_share_the_quota(three: int, unset_threads: None):
     from alexnet_exp.runs.train.fit import _cpu_threads
 
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
@@ -234,7 +234,7 @@ def test_ranks_on_cpu_share_the_quota(three: int, untyped: None):
         torch.set_num_threads(before)
 
 
-def test_a_process_that_limits_itself_before_torch_is_imported_has_no_more_threads():
+def test_a_limit_set_before_importing_torch_holds():
     code = (
         "import os; from alexnet_exp import cores; os.sched_getaffinity = lambda pid: set(range(8));"
         "cores._quotas = lambda root: [2.0]; cores.limit_threads();"

@@ -1,4 +1,4 @@
-"""The pages in docs/ tell the truth: each of their commands runs, on runs and images with the names they use."""
+"""The pages in docs/ are correct: each of their commands runs, on runs and images with the names they use."""
 
 from __future__ import annotations
 
@@ -12,14 +12,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.documents import VERB, Block, arguments_of, blocks_of, brief, exit_code, shortened
+from tests.documents import (
+    VERB,
+    Block,
+    arguments_of,
+    blocks_of,
+    brief,
+    download_nothing,
+    exit_code,
+    shortened,
+)
 from tests.runs.evaluated_runs import make_runs
 from tests.runs.made_runs import make_run
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (
     "evaluate", "predict", "figures", "compare", "export", "dashboard", "wandb", "train", "models", "benchmark",
-    "prepare", "inspect",
+    "prepare", "inspect", "finetune",
 )  # fmt: skip
 NEEDS = {
     "export": ("onnx", "onnxscript", "onnxruntime", "safetensors"),
@@ -27,7 +36,7 @@ NEEDS = {
     "prepare": ("litdata",),
 }
 SLOW = ("export", "prepare")
-# Where a page speaks of an account, its commands run without one.
+# Commands that would need an account run without one.
 WITHOUT_ACCOUNT = {"dashboard": "dry_run=true", "logger.wandb.log_model": "logger.wandb.mode=offline"}
 
 
@@ -64,9 +73,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _photos(folder: Path) -> None:
-    rng = np.random.default_rng(
-        0
-    )  # no two alike: inspect ends with another code where one is in train and val
+    # All different: inspect exits with another code if an image is in both train and val.
+    rng = np.random.default_rng(0)
     images = [f"FOLDER/{split}/{kind}/1.jpg" for split in ("train", "val") for kind in ("cat", "dog")]
     for name in ("photos/one.jpg", "photos/two.png", "a.jpg", "b.png", *images):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -77,9 +85,10 @@ def _photos(folder: Path) -> None:
 
 @pytest.fixture
 def project(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder, and no account whatever the machine has."""
+    """Enter the folder, without the data and accounts of this machine."""
     monkeypatch.chdir(made)
     monkeypatch.delenv("ALEXNET_DATA_DIR", raising=False)
+    download_nothing(monkeypatch)
     monkeypatch.setattr(
         "alexnet_exp.inference._download", lambda name: made / "outputs/runs/RUN/checkpoints/best.ckpt"
     )
@@ -97,7 +106,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("page", "command"), CASES)
-def test_a_command_of_the_pages_runs(
+def test_a_command_from_the_pages_runs(
     page: str,
     command: str,
     project: Path,
@@ -124,7 +133,7 @@ def _short(arguments: list[str]) -> list[str]:
         return brief(arguments)
     if arguments[0] != "train" or {"--help", "--cfg"} & set(arguments):
         return []
-    if any(argument.startswith("resume=") for argument in arguments):  # the run is small already
+    if any(argument.startswith("resume=") for argument in arguments):  # the run is already small
         return ["trainer.max_epochs=2"] if any("max_epochs" in argument for argument in arguments) else []
     return shortened(arguments[1:])
 
@@ -143,13 +152,13 @@ PYTHON = [(page, b.text) for page in PAGES for b in blocks(page) if b.language =
 
 
 @pytest.mark.parametrize("code", [code for _, code in PYTHON], ids=[page for page, _ in PYTHON])
-def test_python_of_the_pages_runs(code: str, project: Path, capsys: pytest.CaptureFixture[str]):
+def test_python_from_the_pages_runs(code: str, project: Path, capsys: pytest.CaptureFixture[str]):
     exec(compile(code, "docs", "exec"), {"__name__": "docs"})
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 @pytest.mark.parametrize("picture", sorted((DOCS / "images").glob("*.png")), ids=lambda path: path.name)
-def test_pictures_are_small_and_stand_on_a_page(picture: Path):
+def test_pictures_are_small_and_used_on_a_page(picture: Path):
     pages = [*DOCS.glob("*.md"), DOCS.parent / "README.md"]
     assert any(f"images/{picture.name}" in page.read_text(encoding="utf-8") for page in pages)
     assert picture.stat().st_size < 150_000

@@ -87,7 +87,9 @@ def test_a_network_that_no_experiment_trains_says_why() -> None:
 
 # ------------------------------------------------------------------------------------------------ numbers
 
-OURS = ("cifar10_fast", "cifar10_fast_resnet18", "cifar10_fast_cpu", "imagenet_lars_8k")
+OURS = (
+    "cifar10_fast", "cifar10_fast_resnet18", "cifar10_fast_cpu", "finetune", "finetune_small", "imagenet_lars_8k"
+)  # fmt: skip
 
 
 def test_every_experiment_has_its_numbers_here() -> None:
@@ -116,7 +118,7 @@ def test_the_augmentation_is_the_published_one(experiment: str) -> None:
     augment = settings(experiment)["augment"]
     expected = group("augment", "none")
     if experiment in TORCHVISION:
-        part = {"scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3]}
+        part = {"scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3], "whole_image": True}
         expected |= {"flip": True, "crop": True, "resized_crop": part}
     assert augment == expected | AUGMENT.get(experiment, {})
 

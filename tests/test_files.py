@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and locks that end with their process."""
+"""Atomic writes, and locks that end with their process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alexnet_exp.files import is_locked, leftovers, locked, replacing, text_file
 
 
 @pytest.mark.parametrize("sync", [False, True])
-def test_a_write_that_fails_leaves_the_previous_file_and_nothing_else(tmp_path: Path, sync: bool) -> None:
+def test_a_failed_write_leaves_the_previous_file_and_nothing_else(tmp_path: Path, sync: bool) -> None:
     file = tmp_path / "a.bin"
     file.write_bytes(b"before")
 
@@ -34,20 +34,20 @@ def test_a_write_that_fails_leaves_the_previous_file_and_nothing_else(tmp_path: 
     assert file.read_bytes() == b"after" and [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_leftovers_are_those_of_one_file(tmp_path: Path) -> None:
+def test_leftovers_belong_to_one_file(tmp_path: Path) -> None:
     for name in (".[a].1.tmp", ".a.1.tmp", ".[a].tmp", "[a]"):
         (tmp_path / name).touch()
     assert [path.name for path in leftovers(tmp_path / "[a]")] == [".[a].1.tmp"]
 
 
-def test_the_name_of_a_file_that_is_not_utf_8_is_escaped(tmp_path: Path) -> None:
+def test_text_that_is_not_valid_utf_8_is_escaped(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a", "\udce9.png")
     with text_file(tmp_path / "b") as file:
         file.write("\udce9.png")
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == r"\udce9.png"
 
 
-def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+def test_a_deleted_folder_is_not_recreated(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be written \(No such file or directory\)"):
         write_atomically(tmp_path / "gone" / "result.json", "{}")
     assert list(tmp_path.iterdir()) == []
@@ -63,7 +63,7 @@ with locked(Path(sys.argv[1])) as mine:
 """
 
 
-def test_a_lock_ends_with_its_process_even_by_sigkill_and_whoever_waits_gets_it(tmp_path: Path) -> None:
+def test_a_lock_ends_with_its_process_even_by_sigkill_and_passes_to_a_waiting_one(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     command = [sys.executable, "-c", HOLD, str(lock)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -76,7 +76,7 @@ def test_a_lock_ends_with_its_process_even_by_sigkill_and_whoever_waits_gets_it(
     assert not is_locked(lock)
 
 
-def test_a_lock_that_is_removed_takes_its_file_away(tmp_path: Path) -> None:
+def test_releasing_a_lock_with_remove_deletes_its_file(tmp_path: Path) -> None:
     with locked(tmp_path / "lock", remove=True) as mine:
         assert mine
         with locked(tmp_path / "lock", remove=True) as another:

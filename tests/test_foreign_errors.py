@@ -1,4 +1,4 @@
-"""What libraries and the machine raise about a user's input is one line; a fault of ours keeps its traceback."""
+"""Errors of libraries and the operating system are reported in one line; our own bugs keep their traceback."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def raised(function: Callable[[], Any]) -> Exception:
-    with pytest.raises(Exception) as caught:  # noqa: PT011 (which class is the library's affair)
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (the class is up to the library)
         function()
     return caught.value
 
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
-    """Let training, once it has begun, end with an error."""
+    """Make a run fail with a given error once training has begun."""
 
     def fail_with(error: Exception) -> None:
         import alexnet_exp.runs.train.fit as fit
@@ -80,7 +80,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
 # ------------------------------------------------------------------------------------------------ libraries
 
 
-def test_an_error_of_a_library_s_own_class_is_one_line_in_its_words(tmp_path: Path):
+def test_a_library_error_is_one_line_in_its_own_words(tmp_path: Path):
     broken = tmp_path / "a.png"
     broken.write_text("no picture")
     for error, said in [
@@ -120,18 +120,18 @@ def test_an_error_of_a_library_s_own_class_is_one_line_in_its_words(tmp_path: Pa
         ("unable to write to file </torch_1_2>: No space left on device (28)", "Out of shared memory"),
     ],
 )
-def test_what_torch_says_of_the_machine_is_one_line_with_what_helps(text: str, said: str):
+def test_a_torch_error_about_the_machine_is_one_line_with_a_fix(text: str, said: str):
     message = explain(RuntimeError(text)) or ""
     assert said in message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize("error", OURS, ids=repr)
-def test_a_fault_of_ours_keeps_its_traceback(error: Exception):
+def test_our_own_bugs_keep_their_traceback(error: Exception):
     assert explain(error) is None
 
 
-def test_in_a_run_one_line_is_printed_and_recorded_and_the_traceback_is_in_its_log(
+def test_a_failed_run_prints_and_records_one_line_and_logs_the_traceback(
     failing: Callable[[Exception], None], capsys: pytest.CaptureFixture[str]
 ):
     from alexnet_exp.tracking.run_directory import RunDirectory
@@ -158,7 +158,7 @@ def test_in_a_run_one_line_is_printed_and_recorded_and_the_traceback_is_in_its_l
         (f"logger.wandb.name={'x' * 129}", "1 to 128 characters"),
     ],
 )
-def test_what_wandb_would_refuse_is_refused_ahead_of_the_run(
+def test_settings_that_wandb_would_reject_are_rejected_before_the_run(
     setting: str, said: str, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["train", setting, "hydra.run.dir=run"]) == 1
@@ -180,9 +180,7 @@ def test_what_wandb_would_refuse_is_refused_ahead_of_the_run(
         ("--run -m seed=1", "omit -m"),
     ],
 )
-def test_flags_that_do_not_go_together_are_one_line(
-    flags: str, said: str, capsys: pytest.CaptureFixture[str]
-):
+def test_conflicting_flags_are_a_one_line_error(flags: str, said: str, capsys: pytest.CaptureFixture[str]):
     assert main(["train", *flags.split()]) == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
@@ -190,9 +188,7 @@ def test_flags_that_do_not_go_together_are_one_line(
 
 
 @pytest.mark.parametrize("sweep", [[], ["-m", "seed=1,2"]])
-def test_a_file_of_settings_in_another_encoding_is_named(
-    sweep: list[str], capsys: pytest.CaptureFixture[str]
-):
+def test_a_yaml_that_is_not_utf_8_is_named(sweep: list[str], capsys: pytest.CaptureFixture[str]):
     Path("own/model").mkdir(parents=True)
     Path("own/model/mine.yaml").write_bytes(b"input_size: 32 # gr\xf6\xdfe\n")
     assert main(["train", "--config-dir", "own", "model=mine", *sweep]) == 1
@@ -201,20 +197,20 @@ def test_a_file_of_settings_in_another_encoding_is_named(
     assert "own/model/mine.yaml is not UTF-8" in err
 
 
-def test_a_sweep_over_nothing_is_one_line(capsys: pytest.CaptureFixture[str]):
+def test_an_empty_sweep_is_a_one_line_error(capsys: pytest.CaptureFixture[str]):
     assert main(["train", "-m", "model=glob(x*)"]) == 1
     assert capsys.readouterr().err == (
         "error: There is no job to run: a glob() or range() of this sweep is empty.\n"
     )
 
 
-def test_info_takes_no_setting_for_its_value():
+def test_info_does_not_take_a_setting_as_its_value():
     assert prepare(["--info", "seed=1"]) == ["--info", "all", "seed=1"]
     assert prepare(["--info", "plugins", "seed=1"]) == ["--info", "plugins", "seed=1"]
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["train", "--version"], ["evaluate", "x", "--version"]])
-def test_every_command_says_our_version(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+def test_every_command_prints_our_version(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     assert main(arguments) == 0
     assert capsys.readouterr().out == f"{alexnet_exp.version.__version__}\n"
 
@@ -232,13 +228,13 @@ def test_every_command_says_our_version(arguments: list[str], capsys: pytest.Cap
         (errno.EMFILE, "ulimit -n"),
     ],
 )
-def test_what_the_machine_refuses_names_the_path_and_what_helps(number: int, said: str):
+def test_an_os_error_names_the_path_and_the_fix(number: int, said: str):
     assert said in (of_the_machine(OSError(number, os.strerror(number), "/data/x")) or "")
     message = explain(OSError(number, os.strerror(number), "/data/x")) or ""
     assert message.startswith("/data/x cannot be read or written ")
 
 
-def test_a_file_of_settings_that_may_not_be_read_is_said_to_be_read():
+def test_a_yaml_without_read_permission_is_named():
     said = str(of_composing(PermissionError(13, "Permission denied", "/my_conf/model/mine.yaml"), ["seed=1"]))
     assert said.startswith("/my_conf/model/mine.yaml cannot be read: Permission denied; fix its permissions")
 
@@ -247,14 +243,14 @@ def test_a_file_of_settings_that_may_not_be_read_is_said_to_be_read():
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda e: str(e)[:30])
-def test_memory_that_has_run_out_is_told_from_other_errors(error: Exception):
+def test_out_of_memory_is_distinguished_from_other_errors(error: Exception):
     assert is_out_of_memory(error)
     assert not any(map(is_out_of_memory, OURS))
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda e: str(e)[:30])
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_batch_that_does_not_fit_is_one_line_with_what_helps(error: Exception, verb: str):
+def test_out_of_memory_is_one_line_with_a_fix(error: Exception, verb: str):
     said = explain(error, verb) or ""
     assert "\n" not in said
     assert ("Out of GPU memory" in said) == any(word in str(error) for word in ("CUDA", "MPS"))
@@ -266,7 +262,7 @@ def test_a_batch_that_does_not_fit_is_one_line_with_what_helps(error: Exception,
         assert "a smaller batch_size" in said
 
 
-def test_a_run_out_of_memory_ends_in_one_line(
+def test_a_run_that_is_out_of_memory_ends_in_one_line(
     failing: Callable[[Exception], None], capsys: pytest.CaptureFixture[str]
 ):
     from alexnet_exp.tracking.run_directory import RunDirectory
@@ -279,7 +275,7 @@ def test_a_run_out_of_memory_ends_in_one_line(
     assert "data.batch_size" in (RunDirectory(Path("run")).result() or {})["error"]
 
 
-def test_another_rank_says_it_in_its_last_line(
+def test_another_rank_reports_out_of_memory_in_its_last_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     import alexnet_exp.runs.train.command as train
@@ -303,11 +299,11 @@ def test_another_rank_says_it_in_its_last_line(
     "word",
     ["model=a,b", "seed=1", "data.root=/a/b-c_d.e", "lr=1e-4", "+a.b@c=d:e", "größe=x", "100%"],
 )
-def test_a_word_that_no_shell_changes_is_printed_as_it_is(word: str):
+def test_a_word_that_is_safe_in_a_shell_is_printed_unquoted(word: str):
     assert shell_command([word]) == word
 
 
-def test_a_printed_command_is_what_a_shell_hands_over():
+def test_a_printed_command_survives_the_shell():
     words = [
         "model=a,b", "trainer.devices=[0,1]", "x={a: 1}", "data.root=/a b/it's", "~/x", "a=~/x", "$HOME", "*",
         "#a", "a?b", "`a`", 'say "x"', "a;b", "a|b&c", "(x)", "back\\slash", "", "größe/图像", "!x", "=x", "a\nb",
@@ -319,14 +315,14 @@ def test_a_printed_command_is_what_a_shell_hands_over():
 
 
 @pytest.mark.parametrize("path", ["/a/b", "/a b", "a,b", "it's", "null", "back\\slash", "'a'", "[a]"])
-def test_a_path_is_printed_as_it_was_typed_and_means_the_same(path: str):
+def test_a_path_is_printed_as_typed_and_parses_the_same(path: str):
     (prepared,) = prepare([f"data.root={path}"])
     assert prepare([typed(prepared)]) == [prepared]
     if path in ("/a/b", "/a b", "a,b"):
         assert typed(prepared) == f"data.root={path}"
 
 
-def test_what_a_checkout_starts_finds_it_from_another_folder(tmp_path: Path):
+def test_subprocesses_of_a_checkout_import_it_from_another_folder(tmp_path: Path):
     checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
     for folder in (checkout / "alexnet_exp", elsewhere):
         folder.mkdir(parents=True)

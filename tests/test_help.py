@@ -1,4 +1,4 @@
-"""What each verb says to --help and to mistaken flags: short and right."""
+"""--help of each verb, and the errors for unknown flags and verbs: short and correct."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def said(capsys: pytest.CaptureFixture[str], *typed: str) -> tuple[int, str, str
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_is_short_and_leaves_nothing(
+def test_help_of_a_verb_is_short_and_writes_no_files(
     verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     code, out, err = said(capsys, verb, "--help")
@@ -39,17 +39,10 @@ def test_help_of_a_verb_is_short_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("train", "benchmark", "inspect")])
-def test_help_names_every_setting_of_its_own(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_setting_of_its_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = set(re.findall(r"[a-z_]+", said(capsys, verb, "--help")[1].partition("Settings: ")[2]))
-    groups = {
-        "paths",
-        "augment",
-        "data",
-        "logger",
-        "model",
-        "hydra",
-        "runs",
-    }  # runs: the bare words of compare
+    # Groups, and the bare words of compare: runs.
+    groups = {"paths", "augment", "data", "logger", "model", "hydra", "runs"}
     of_a_run = _keys("train") if verb == "reproduce" else set()
     assert _keys(verb) - groups - of_a_run <= words
 
@@ -67,7 +60,7 @@ def _keys(verb: str) -> set[str]:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_flag_that_is_none_is_one_line(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_flag_is_a_one_line_error(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = said(capsys, verb, "--nothing")
     assert (code, out) == (1, ""), err
     assert err.startswith("error: There is no flag --nothing.") and err.count("\n") == 1
@@ -85,14 +78,14 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("typed", FLAGS)
-def test_a_mistaken_flag_is_told_in_one_line(typed: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misused_flag_is_a_one_line_error(typed: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = said(capsys, "train", *typed.split())
     assert (code, out) == (1, ""), err
     assert err.startswith("error: ") and err.count("\n") == 1 and FLAGS[typed] in err
 
 
 @pytest.mark.parametrize("verb", ["evaluat", "TRAIN", "", "--train", "-x", "train.py", "mdoels"])
-def test_a_verb_that_is_none_is_one_line(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_verb_is_a_one_line_error(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = said(capsys, verb)
     assert (code, out) == (1, "")
     assert err.startswith("error: ") and "verb" in err and err.count("\n") == 1

@@ -33,7 +33,7 @@ def classifier(run_dir: Path) -> LoadedClassifier:
 
 
 def expected(run_dir: Path, images: torch.Tensor) -> torch.Tensor:
-    """Return probabilities (N, 10) by the way that training takes: the data module, and the network built anew."""
+    """Return probabilities (N, 10) as training computes them: from the data module and a freshly built network."""
     saved = checkpoint(run_dir, "best")
     keys = {k: v for k, v in saved["config"]["data"].items() if k != "_target_"}
     data = Digits(**keys, augment=saved["config"]["augment"])
@@ -154,7 +154,7 @@ def test_an_unavailable_device_is_refused(run_dir: Path, device: str):
         alexnet_exp.load_classifier(run_dir, device=device)
 
 
-def test_a_wandb_artifact_without_network_or_key_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+def test_a_wandb_artifact_that_cannot_be_downloaded_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch):
     import wandb
 
     def api(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""What stands around the package agrees with it: dependencies, pinned tools, the citation, how extras are installed."""
+"""Project files agree with the package: dependencies, pinned tools, citation, and how extras are installed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def name_of(requirement: str) -> str:
 
 
 def imported() -> set[str]:
-    """Return the packages that the package imports anywhere, at the top or where they are used."""
+    """Return the packages that the package imports anywhere, at module level or inside functions."""
     nodes = [node for path in SOURCES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
     modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     modules += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
@@ -57,7 +57,7 @@ def test_every_core_dependency_is_imported() -> None:
 
 
 def installed_at(monkeypatch: pytest.MonkeyPatch, root: Path, *files: str) -> None:
-    """Let errors.py lie in a package below `root`, beside these files and folders."""
+    """Pretend that errors.py is in a package below `root`, next to these files and folders."""
     (root / "alexnet_exp").mkdir(parents=True)
     for name in files:
         (root / name).mkdir() if name == "conf" else (root / name).touch()
@@ -74,7 +74,7 @@ def test_an_extra_of_a_checkout_is_installed_from_the_checkout(
     assert errors.missing_extra("onnx", "export") == f"onnx: pip install -e '{tmp_path}/my lab[export]'"
 
 
-def test_an_extra_of_an_installed_package_goes_by_its_name(
+def test_an_extra_of_an_installed_package_is_installed_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed_at(monkeypatch, tmp_path / "site-packages")
@@ -131,5 +131,5 @@ def test_the_citation_agrees_with_the_package() -> None:
     assert citation["title"].startswith(PROJECT["name"])
 
 
-def test_type_checkers_are_told_that_the_package_has_types() -> None:
-    assert (ROOT / "alexnet_exp" / "py.typed").is_file()  # the wheel has every file of the package's folder
+def test_the_package_has_a_py_typed_marker() -> None:
+    assert (ROOT / "alexnet_exp" / "py.typed").is_file()  # the wheel contains every file of the package

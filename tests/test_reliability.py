@@ -1,4 +1,4 @@
-"""docs/reliability.md counts what the tests try, and nothing else."""
+"""docs/reliability.md counts exactly the inputs that the tests try."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.reliability.page import PAGE, page, sections, table
 from tests.reliability.test_bad_inputs import ROWS
 
 
-def test_the_page_counts_the_inputs_of_the_tests() -> None:
+def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "python -m tests.reliability rewrites it"
 
 

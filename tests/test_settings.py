@@ -1,4 +1,4 @@
-"""Words KEY=VALUE and nested settings."""
+"""KEY=VALUE words and nested settings."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from alexnet_exp.settings import assigned, flat, key_of, parse, put, quote, unqu
         ("=x", ("", "", "x")),
     ],
 )
-def test_a_word_is_mark_key_and_value(word: str, expected: tuple[str, str, str | None]) -> None:
+def test_a_word_is_split_into_prefix_key_and_value(word: str, expected: tuple[str, str, str | None]) -> None:
     assert parse(word) == expected
     assert key_of(word) == expected[1]
 
 
-def test_the_last_value_of_a_setting_counts_and_what_is_taken_away_has_none() -> None:
+def test_the_last_value_of_a_setting_wins_and_a_deleted_one_has_none() -> None:
     assert assigned(["a=1", "+b=2", "~c", "~d=4", "a=3", "word"]) == {"a": "3", "b": "2"}
 
 
 @pytest.mark.parametrize("text", ["a b", "it's", "a\\", "a\\'b", "", "[1,2]", "x=y", "${z}", 'say "hi"'])
-def test_a_quoted_value_is_to_hydra_the_text_itself(text: str) -> None:
+def test_hydra_reads_a_quoted_value_as_the_original_text(text: str) -> None:
     (override,) = OverridesParser.create().parse_overrides([f"key={quote(text)}"])
     assert str(override.value()) == text
 
 
-def test_quotation_marks_of_either_kind_come_off_once() -> None:
-    assert [unquoted(v) for v in ("'a'", '"a"', "'it\\'s'", "'a", "a'b'", "''")] == [
-        "a", "a", "it's", "'a", "a'b'", "",
+def test_single_or_double_quotes_are_removed_once() -> None:
+    assert [unquoted(v) for v in ("'a'", '"a"', "'it\\'s'", '"a\\"b"', "'a", "a'b'", "''")] == [
+        "a", "a", "it's", 'a"b', "'a", "a'b'", "",
     ]  # fmt: skip
 
 
-def test_nested_settings_are_flat_by_dotted_key_and_back() -> None:
+def test_nested_settings_flatten_to_dotted_keys_and_back() -> None:
     nested = {"model": {"conv1": {"k": 3}, "empty": {}}, "seed": 1, "notes": None}
     keys = {"model.conv1.k": 3, "model.empty": {}, "seed": 1, "notes": None}
     assert flat(nested) == keys
@@ -53,3 +53,5 @@ def test_nested_settings_are_flat_by_dotted_key_and_back() -> None:
     for key, value in keys.items():
         put(again, key, value)
     assert again == nested
+    put(again, "seed.a.b", 2)  # in the place of a plain value
+    assert again["seed"] == {"a": {"b": 2}}

@@ -55,13 +55,13 @@ DANGEROUS = [
 
 @pytest.mark.parametrize("target", DANGEROUS)
 @pytest.mark.parametrize("trust", [(), ("my_package",)])
-def test_checkpoint_cannot_name_what_is_not_a_class_of_ours(target: str, trust: tuple[str, ...]):
+def test_checkpoint_can_only_name_classes_of_this_package(target: str, trust: tuple[str, ...]):
     with pytest.raises(UserError):
         check_trust({"_target_": target}, trust)
 
 
 @pytest.mark.parametrize("target", [3, True, ["os.system"], {"_target_": "os.system"}, b"os.system"])
-def test_target_that_is_no_text_is_refused(target: Any):
+def test_non_string_target_is_refused(target: Any):
     with pytest.raises(UserError):
         check_trust({"_target_": target})
 
@@ -75,12 +75,12 @@ def test_target_that_is_no_text_is_refused(target: Any):
         ({"_target_": "alexnet_exp.models.AlexNet", "x": {"_target_": "os.system"}}, r"config\.x"),
     ],
 )
-def test_nothing_is_hidden_by_nesting(config: dict[str, Any], where: str):
+def test_nested_targets_are_checked(config: dict[str, Any], where: str):
     with pytest.raises(UserError, match=rf"{where} names 'os\.system', .*trust=\[os\]"):
         check_trust(config)
 
 
-def test_everything_that_conf_ships_is_trusted():
+def test_every_target_in_conf_is_trusted():
     texts = [path.read_text(encoding="utf-8") for path in conf_dir().rglob("*.yaml")]
     targets = {target for text in texts for target in re.findall(r"^ *_target_: (\S+)", text, re.MULTILINE)}
     assert {"alexnet_exp.models.AlexNet", "alexnet_exp.data.CIFAR10", "torch.optim.SGD"} <= targets
@@ -90,7 +90,7 @@ def test_everything_that_conf_ships_is_trusted():
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two packages of somebody's: each with a class of its own and functions from elsewhere."""
+    """Two third-party packages, each with its own class and a function imported from elsewhere."""
     for name in ("my_package", "my_package_too"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "nets.py").write_text(
@@ -104,7 +104,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("packages")
-def test_trust_lets_in_one_package_and_no_other():
+def test_trust_allows_one_package_and_no_other():
     mine = {"_target_": "my_package.Net"}
     with pytest.raises(UserError, match=r"if you trust it, set trust=\[my_package\]"):
         check_trust(mine)
@@ -115,12 +115,12 @@ def test_trust_lets_in_one_package_and_no_other():
 
 
 @pytest.mark.usefixtures("packages")
-def test_trusted_package_does_not_lend_what_it_imports():
+def test_trust_does_not_extend_to_what_a_package_imports():
     with pytest.raises(UserError, match=r"my_package\.system"):
         check_trust({"_target_": "my_package.system"}, ["my_package"])
 
 
-def test_check_of_an_untrusted_package_does_not_import_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_checking_an_untrusted_package_does_not_import_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "loud_package.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError):
@@ -128,7 +128,7 @@ def test_check_of_an_untrusted_package_does_not_import_it(tmp_path: Path, monkey
     assert "loud_package" not in sys.modules
 
 
-def test_trust_inside_the_checkpoint_counts_for_nothing():
+def test_trust_inside_the_checkpoint_is_ignored():
     with pytest.raises(UserError):
         check_trust({"trust": ["os"], "model": {"_target_": "os.system"}})
 
@@ -158,7 +158,7 @@ def test_class_that_cannot_be_built_is_named(config: dict[str, Any], message: st
         build(config)
 
 
-def test_mistake_inside_a_class_is_not_blamed_on_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_bug_inside_a_class_is_not_blamed_on_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "broken_package.py").write_text("class Net:\n    def __init__(self):\n        len(3)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(TypeError, match="has no len"):

@@ -1,4 +1,4 @@
-"""The private names of torch: each does, or is heard of, as torch_internals.py says."""
+"""torch's private names exist and behave as torch_internals.py expects."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.amp import GradScaler
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
@@ -24,7 +25,7 @@ def pair() -> tuple[list[Tensor], list[Tensor]]:
     ]
 
 
-def test_operations_on_lists_are_those_on_each_tensor() -> None:
+def test_foreach_operations_match_those_on_each_tensor() -> None:
     a, b = pair()
     torch.testing.assert_close(
         torch_internals.foreach_add(a, b, alpha=2.0), [x + 2.0 * y for x, y in zip(a, b, strict=True)]
@@ -33,13 +34,24 @@ def test_operations_on_lists_are_those_on_each_tensor() -> None:
         (lambda: torch_internals.foreach_add_(a, b, alpha=-0.5), lambda x, y: x - 0.5 * y),
         (lambda: torch_internals.foreach_mul_(a, 3.0), lambda x, y: 3.0 * x),
         (lambda: torch_internals.foreach_lerp_(a, b, 0.25), lambda x, y: x + 0.25 * (y - x)),
+        (lambda: torch_internals.foreach_copy_(a, b), lambda x, y: y),
     ):
         wanted = [expected(x, y) for x, y in zip(a, b, strict=True)]
         change()
         torch.testing.assert_close(a, wanted)
 
 
-def test_a_plateau_schedule_changes_its_state_and_nothing_else() -> None:
+def test_a_function_compiled_for_any_batch_is_compiled_once() -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(lambda x: 2 * x, backend=counter)
+    for size in (4, 4, 7, 9):
+        x = torch.ones(size, 3)
+        torch_internals.compile_for_any_batch(x)
+        assert torch.equal(compiled(x), 2 * x)
+    assert counter.frame_count == 1
+
+
+def test_a_plateau_schedule_changes_only_its_known_state() -> None:
     scheduler = ReduceLROnPlateau(torch.optim.SGD([nn.Parameter(torch.ones(1))], 1.0), patience=1, cooldown=2)
     seen, before = set(), dict(vars(scheduler))
     for value in (3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0):
@@ -49,7 +61,7 @@ def test_a_plateau_schedule_changes_its_state_and_nothing_else() -> None:
     assert seen == torch_internals.PLATEAU_STATE - {"optimizer"}
 
 
-def test_rates_that_are_set_are_what_a_schedule_and_its_checkpoint_say() -> None:
+def test_set_rates_updates_the_schedule_its_state_and_the_optimizer() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], 1.0)
     scheduler = LambdaLR(optimizer, lambda step: 1.0)
     torch_internals.set_rates(scheduler, [0.25])
@@ -57,7 +69,7 @@ def test_rates_that_are_set_are_what_a_schedule_and_its_checkpoint_say() -> None
     assert optimizer.param_groups[0]["lr"] == 0.25
 
 
-def test_an_optimizer_that_is_no_longer_fused_leaves_its_gradients_to_the_scaler() -> None:
+def test_unscale_before_step_leaves_the_gradients_to_the_scaler() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], 1.0, fused=True)
     assert optimizer._step_supports_amp_scaling
     torch_internals.unscale_before_step(optimizer)
@@ -77,7 +89,7 @@ def test_the_ranks_of_a_group_share_a_store() -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows forks no workers")
-def test_workers_are_found_and_ended_at_once() -> None:
+def test_workers_are_found_and_ended_immediately() -> None:
     loader: Any = DataLoader(
         range(4), num_workers=2, worker_init_fn=workers.ignore_signals, persistent_workers=True
     )  # type: ignore[arg-type]
@@ -89,4 +101,4 @@ def test_workers_are_found_and_ended_at_once() -> None:
     assert [process.is_alive() for process in processes] == [False, False]
     assert loader._iterator is None
     assert torch_internals.worker_processes(iter(DataLoader(range(4)))) == []  # type: ignore[arg-type]
-    torch_internals.end_workers(loader)  # which is over already
+    torch_internals.end_workers(loader)  # it has already ended

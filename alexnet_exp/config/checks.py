@@ -20,7 +20,11 @@ from alexnet_exp.targets import TRUSTED, torch_optimizer
 # Groups whose keys are not ours to check where _target_ is a custom class.
 _WITH_CLASS = ("data", "optimizer")
 # Keys of conf/optimizer that we handle ourselves, whatever the optimizer's class.
-_TREATMENT = ("bias_lr_factor", "bias_weight_decay", "layers", "lr_scaling", "base_batch")
+_TREATMENT = (
+    "bias_lr_factor", "bias_weight_decay", "norm_weight_decay", "layers", "layer_decay", "lr_scaling", "base_batch",
+)  # fmt: skip
+# Those that training/optim/auto.py has a learning rate for.
+_WITH_AUTO_RATE = ("SGD", "PaperSGD", "Adam", "AdamW", "LARS")
 # Fixed by the checkpoint: conf/data/*.yaml set them, evaluate and figures must not override them.
 _OF_THE_CHECKPOINT = (
     "augment", "model", "data.image_size", "data.channels", "data.mean", "data.std", "data.stored_size", "data.fit",
@@ -47,6 +51,7 @@ def check_config(config: Mapping[str, Any]) -> None:
             fix = f"set {group}=none instead" if "none" in options(group) else f"set {group}=NAME"
             raise UserError(f"The group {group} is missing: {fix}.")
     check_network(config["model"])
+    _check_auto_rate(config["optimizer"])
     own = [group for group in _WITH_CLASS if not _is_ours(config[group])]
     torchs = _torch_arguments(config["optimizer"])
     leaves = _leaves({k: v for k, v in config.items() if k not in ("model", "choices", *own)})
@@ -160,11 +165,13 @@ def _is_ours(settings: Mapping[str, Any]) -> bool:
 
 
 def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by dotted key, without those of custom callbacks."""
+    """Return the settings by dotted key, without those of custom callbacks and loggers."""
+    ours = {key.rpartition(".")[0] for key in RULES}
     own = {
-        f"callbacks.{name}"
-        for name, each in config.get("callbacks", {}).items()
-        if isinstance(each, Mapping) and "_target_" in each
+        f"{group}.{name}"
+        for group in ("callbacks", "logger")
+        for name, each in config.get(group, {}).items()
+        if isinstance(each, Mapping) and "_target_" in each and f"{group}.{name}" not in ours
     }
     leaves = flat(config, whole={*RULES, *own})
     return {key: value for key, value in leaves.items() if key not in own and (value != {} or key in RULES)}
@@ -185,8 +192,23 @@ def _check_combinations(config: Mapping[str, Any]) -> None:
         raise UserError(
             "class_weights=auto and data.balanced=true both make up for rare classes: choose one of them."
         )
+    if config["freeze_epochs"] is not None and not config["freeze"]:
+        raise UserError(
+            f"freeze_epochs={config['freeze_epochs']} needs layers to freeze: set freeze=[features], or leave it out."
+        )
     _check_folds(data)
     _check_monitors(config)
+
+
+def _check_auto_rate(optimizer: Mapping[str, Any]) -> None:
+    target = str(optimizer.get("_target_"))
+    if optimizer.get("lr") == "auto" and not (
+        _is_ours(optimizer) and target.rpartition(".")[2] in _WITH_AUTO_RATE
+    ):
+        raise UserError(
+            f"optimizer.lr=auto knows no rate for {target}, only for {', '.join(_WITH_AUTO_RATE)}: set "
+            "optimizer.lr=NUMBER."
+        )
 
 
 def _check_folds(data: Mapping[str, Any]) -> None:
@@ -230,7 +252,8 @@ def _torch_arguments(optimizer: Mapping[str, Any]) -> set[str]:
     import torch
 
     try:
-        kind([torch.nn.Parameter(torch.zeros(1, 1))], **given)
+        trial = {key: value for key, value in given.items() if value != "auto"}  # a rate that is chosen later
+        kind([torch.nn.Parameter(torch.zeros(1, 1))], **trial)
     except (ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"optimizer: {target} rejects its settings: {reason}.") from error
@@ -276,6 +299,11 @@ def _check_schedule(
         raise UserError(
             "optimizer.lr_scaling scales optimizer.lr but not the rates of scheduler=table: set "
             "optimizer.lr_scaling=none and write the scaled rates into the table."
+        )
+    if name == "table" and optimizer.get("layer_decay") is not None:
+        raise UserError(
+            "scheduler=table sets the rates itself, and optimizer.layer_decay would not scale them: set "
+            "optimizer.layer_decay=null."
         )
     endless = trainer["max_epochs"] in (None, -1) and trainer["max_steps"] == -1
     if endless and name in ("cosine", "onecycle", "dexp", "poly"):

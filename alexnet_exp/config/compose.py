@@ -32,7 +32,9 @@ def conf_dir() -> Path:
 def register() -> None:
     """Register the schema of network yamls and the resolvers that conf/ uses."""
     store(group="schema", name="alexnet", node=AlexNetConfig)
+    # OmegaConf refuses to register a name twice, and every composition comes through here.
     if not OmegaConf.has_resolver("unique"):
+        # Cached per configuration: hydra.run.dir is resolved more than once and must not change.
         register_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
         # trainer.max_epochs by default: none where trainer.max_steps is set, which would end too early otherwise.
         register_resolver("epochs_unless", lambda max_steps: DEFAULT_EPOCHS if max_steps == -1 else None)
@@ -64,6 +66,7 @@ def compose(name: str, overrides: list[str], with_hydra: bool = False) -> DictCo
     """
     register()
     with _hydra() as folders:
+        # repr quotes them: a folder's name may hold characters that mean something in Hydra's grammar.
         path = [f"hydra.searchpath=[{','.join(map(repr, folders))}]"] if folders else []
         overrides = [*map(with_recorded_spelling, overrides), *path]
         return hydra.compose(name, overrides=overrides, return_hydra_config=with_hydra)

@@ -41,6 +41,7 @@ def explain(error: BaseException, verb: str = "train") -> str | None:
     """
     if isinstance(error, UserError):
         return str(error)
+    # The next two subclass HydraException and OmegaConfBaseException, so they are asked first.
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
     if isinstance(error, MissingMandatoryValue):
@@ -67,6 +68,7 @@ _JUDGES = (*_READERS, "pydantic", "pydantic_core", "wandb", "PIL", "optuna", "sq
 
 def _of_a_library(error: BaseException) -> str | None:
     library = library_of(error)
+    # MisconfigurationException is Lightning's; by name, since importing Lightning takes seconds.
     if library not in _JUDGES and type(error).__name__ != "MisconfigurationException":
         library = _raised_in(error)
         if library not in _READERS:
@@ -81,6 +83,7 @@ def _raised_in(error: BaseException) -> str:
     """Return the package of the innermost frame outside the standard library."""
     names = [str(frame.f_globals.get("__name__", "")) for frame in _frames(error)]
     packages = [name.partition(".")[0] for name in names]
+    # The standard library only acts for its caller: `codecs` fails inside Hydra's loader.
     return next((name for name in reversed(packages) if name not in sys.stdlib_module_names), "")
 
 
@@ -103,8 +106,10 @@ _ROOM = {  # the fix, by verb
 
 def _out_of_memory(error: BaseException, verb: str) -> str:
     said = in_one_line(error)
+    # "2.00 GiB" on CUDA, "8589934592 bytes" on CPU
     amount = re.search(r"allocate ([\d.]+ ?(?:[KMGT]?i?B|bytes))", str(error))
     why = f"no room for {amount[1]} more" if amount else said[:120]
+    # torch's CPU allocator reports itself as DefaultCPUAllocator.
     main = isinstance(error, MemoryError | OSError) or "cpu" in said.lower() or "bad_alloc" in said
     where, others = ("CPU", "") if main else ("GPU", "; nvidia-smi shows other processes on it")
     return f"Out of {where} memory ({why}): {_ROOM.get(verb, 'close other programs, or use a larger machine')}{others}."
@@ -134,6 +139,7 @@ _TORCH = {
     r"DataLoader worker .*(?:killed by signal|exited unexpectedly)": (
         f"A DataLoader worker was killed, most likely out of memory: {_MORE_SHARED}"
     ),
+    # torch's shared memory files are called /torch_PID_NUMBER.
     r"unable to .*shared memory|</?torch_\d+": f"Out of shared memory: {_MORE_SHARED}",
     r"EADDRINUSE|address already in use": (
         "The port for the ranks is in use: set the environment variable MASTER_PORT to another."
@@ -147,6 +153,7 @@ def _of_torch(error: BaseException) -> str | None:
         for pattern, message in _TORCH.items():
             if found := re.search(pattern, text, re.DOTALL):
                 return message.format(*found.groups())
+    # By name: an error of torch implies that it is loaded, but not which of its parts.
     module = type(error).__module__
     if module.startswith(("torch._dynamo", "torch._inductor")):
         return f"torch.compile failed ({in_one_line(error)[:200]}): set compile=false."
@@ -232,6 +239,7 @@ _PATTERNS: list[tuple[str, Callable[..., str]]] = [
         r"Value '([^']*)' is not a valid bool.*?full_key: (\S+)",
         lambda value, key: f"invalid {key}={value!r}: expected true or false.",
     ),
+    # Comes before the general "Invalid type assigned", which would match this one, too.
     (
         r"Error merging override \+{1,2}model\.(features|classifier)\.([^.=\s]+).*?"
         r"Invalid type assigned: dict is not a subclass",
@@ -257,12 +265,14 @@ _PATTERNS: list[tuple[str, Callable[..., str]]] = [
 
 
 def _readable(error: BaseException, verb: str) -> str:
+    # Hydra says which override failed, and the OmegaConf error that it wraps says why.
     text = f"{error}\n{error.__cause__}" if error.__cause__ is not None else str(error)
     if found := re.search(r"Could not (?:find|load) '(.+)/([^'/]*)'", text):
         return _unknown_option(found[1], found[2], getattr(error, "options", None) or options(found[1]))
     if said := _known(text):
         return said
     if found := re.search(r"Could not override '([^']+)'", text):
+        # Hydra's hint is the only place that has the value: "To append to your config use +KEY=VALUE".
         typed = re.search(rf"use \+{re.escape(found[1])}=(.*)", text)
         return _unknown_key(found[1], verb, typed[1] if typed else None)
     if found := re.search(
@@ -309,7 +319,7 @@ def _unknown_option(group: str, option: str, known: Sequence[str]) -> str:
     known = [
         each for each in known if not each.startswith("__")
     ]  # how resume= composes a run's recorded settings
-    close = nearest(option, known) or nearest(option.lower(), known)
+    close = nearest(option, known) or nearest(option.lower(), known)  # model=AlexNet: names are lower-case
     if not close and group in GROUPS:
         meant = [each for each in words.meant(group, option) if not each.endswith("=NAME")]
         close = f" Did you mean {' or '.join(meant)}?" if meant else ""

@@ -26,6 +26,7 @@ _FLAGS_WITH_VALUE = (
     "--info", "-i", "--experimental-rerun",
 )  # fmt: skip
 _NULL = ("null", "none", "")
+_OWN_CLASS = re.compile(r"(?:logger|callbacks)\.\w+\._target_")
 
 
 def prepare(arguments: list[str], bare_words: tuple[str, ...] = (), verb: str = "train") -> list[str]:
@@ -52,7 +53,7 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = (), verb: str = 
     for setting in settings:
         _check_form(setting)
         _check_for_sweeps(setting, sweep)
-    prepared = [quoted(renamed(setting), sweep) for setting in settings]
+    prepared = [quoted(_adding(renamed(setting)), sweep) for setting in _with_own_keys(settings)]
     typed = assigned(prepared)
     if "sweep.resume" in typed and typed["sweep.resume"] not in _NULL:
         if not sweep:
@@ -61,6 +62,12 @@ def prepare(arguments: list[str], bare_words: tuple[str, ...] = (), verb: str = 
     if resumed_directory(settings) and "hydra.run.dir" not in typed:
         prepared.append(f"hydra.run.dir={typed['resume']}")
     return [*flags, *prepared]
+
+
+def _with_own_keys(settings: list[str]) -> list[str]:
+    """Add `++` to the settings of a new logger or callback, `logger.NAME._target_=CLASS`, which conf/ does not have."""
+    own = {key.removesuffix("_target_") for key in assigned(settings) if _OWN_CLASS.fullmatch(key)}
+    return [f"++{s}" if parse(s).mark == "" and parse(s).key.startswith(tuple(own)) else s for s in settings]
 
 
 # Files of conf/ under the names that they used to have: these still work.
@@ -84,6 +91,12 @@ def renamed(setting: str) -> str:
     if key not in RENAMED or value is None:
         return setting
     return f"{mark}{key}={','.join(RENAMED[key].get(name, name) for name in value.split(','))}"
+
+
+def _adding(setting: str) -> str:
+    """Mark a setting of `optimizer.layers` as one to add: its keys are the network's layers, which no file lists."""
+    is_of_layers = setting.startswith(("optimizer.layers=", "optimizer.layers."))
+    return f"++{setting}" if is_of_layers else setting
 
 
 def resumed_directory(arguments: Sequence[str]) -> str | None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from alexnet_exp.tracking.metrics import monitored
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -85,20 +87,21 @@ some_batches = at_least(1) | Rule(
     "a fraction in (0.0, 1.0]", lambda v: isinstance(v, float) and 0.0 < v <= 1.0
 )
 batches = at_least(0) | Rule("a fraction in [0.0, 1.0]", lambda v: isinstance(v, float) and 0.0 <= v <= 1.0)
-metric = choice(
-    "val/top1", "val/top5", "val/balanced_accuracy", "val/macro_f1", "val/loss", "train/loss", "train/top1",
-    "train/top5",
-)  # fmt: skip
+metric = choice(*monitored())
 
 
 def _has_only(value: Any, rules: dict[str, Rule]) -> bool:
     return isinstance(value, dict) and all(k in rules and rules[k].legal(v) for k, v in value.items())
 
 
+VIEWS = ("centre", "flip", "flip_translate", "ten_crop")  # of a test image
 _RANGE = Rule("[min, max]", lambda v: list_of(positive, 2).legal(v) and v[0] <= v[1])
 _RESIZED_CROP = Rule(
-    "{scale: [min, max], ratio: [min, max]}",
-    lambda v: _has_only(v, {"scale": _RANGE, "ratio": _RANGE}) and len(v) == 2,
+    "{scale: [min, max], ratio: [min, max]}, also whole_image: true or false",
+    lambda v: (
+        _has_only(v, {"scale": _RANGE, "ratio": _RANGE, "whole_image": flag})
+        and {"scale", "ratio"} <= v.keys()
+    ),
 )
 _ERASING = Rule(
     "{probability: in [0, 1], scale: [min, max], ratio: [min, max]}",
@@ -129,7 +132,7 @@ _ENTRY = {
     "value": fraction,
     "epoch": choice("final", "best", "unstated"),
     "source": text,
-    "views": choice("centre", "flip", "flip_translate", "ten_crop"),
+    "views": choice(*VIEWS),
     "cause": text,
 }
 _PUBLISHED = Rule(
@@ -159,6 +162,7 @@ RULES: dict[str, Rule] = {
     "seed": _integer(0, 2**32 - 1),  # the range of numpy.random.seed, which Lightning calls
     "test": flag,
     "test_weights": choice("best", "last"),
+    "init": choice("auto", "published", "lsuv"),
     "compile": flag | choice("auto", "lrn"),
     "channels_last": flag | choice("auto"),
     "label_smoothing": number(0.0, 1.0, "[)"),
@@ -167,6 +171,8 @@ RULES: dict[str, Rule] = {
         "{CLASS: weight, a number above 0}",
         lambda v: isinstance(v, dict) and v != {} and all(positive.legal(w) for w in v.values()),
     ),
+    "freeze": Rule("a list of layers such as [features] or [conv1, conv2]", list_of(text).legal),
+    "freeze_epochs": at_least(1) | null,
     "published": _PUBLISHED | null,
     "resume": path | null,
     "ckpt": path | null,
@@ -193,7 +199,7 @@ RULES: dict[str, Rule] = {
     "augment.erasing": _ERASING | null,
     "augment.mixup": positive | null,
     "augment.cutmix": positive | null,
-    "augment.views": choice("centre", "flip", "flip_translate", "ten_crop"),
+    "augment.views": choice(*VIEWS),
     "data._target_": text,
     "data.data_dir": path,
     "data.download": flag,
@@ -227,7 +233,7 @@ RULES: dict[str, Rule] = {
     "data.mean": list_of(number()),
     "data.std": list_of(positive),
     "optimizer._target_": text,
-    "optimizer.lr": positive,
+    "optimizer.lr": positive | Rule("auto", lambda v: v == "auto"),
     "optimizer.momentum": number(0.0, 1.0, "[)"),
     "optimizer.weight_decay": number(),
     "optimizer.nesterov": flag,
@@ -236,7 +242,9 @@ RULES: dict[str, Rule] = {
     "optimizer.trust": positive,
     "optimizer.bias_lr_factor": number(),
     "optimizer.bias_weight_decay": number() | null,
+    "optimizer.norm_weight_decay": number() | null,
     "optimizer.layers": _LAYERS,
+    "optimizer.layer_decay": number(0.0, 1.0, "(]") | null,
     "optimizer.lr_scaling": choice("none", "linear", "sqrt"),
     "optimizer.base_batch": at_least(1),
     "scheduler.name": choice(*SCHEDULES),
@@ -248,7 +256,7 @@ RULES: dict[str, Rule] = {
     "scheduler.factor": positive,
     "scheduler.patience": at_least(0),
     "scheduler.min_lr": number(),
-    "scheduler.warmup_epochs": number(),
+    "scheduler.warmup_epochs": number() | Rule("auto", lambda v: v == "auto"),
     "scheduler.final_factor": fraction,
     "scheduler.pct_start": fraction,
     "scheduler.div_factor": positive,
@@ -323,6 +331,9 @@ RULES: dict[str, Rule] = {
 ADDED: dict[str, Any] = {
     "published": None,
     "class_weights": "none",
+    "init": "published",
+    "freeze": [],
+    "freeze_epochs": None,
     "callbacks.checkpoint.keep_last": 2,
     "augment.contrast": None,
     "callbacks.early_stopping.threshold": None,

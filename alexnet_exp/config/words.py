@@ -29,11 +29,14 @@ _SAME = {
     "per_device_train_batch_size batch_size_per_gpu",
     "optimizer.lr": "learning_rate base_lr lr0 init_lr initial_lr lr_init start_lr max_lr blr rate",
     "optimizer.weight_decay": "wd decay l2 weightdecay l2_reg",
+    "optimizer.layer_decay": "layer_lr_decay llrd layerwise_lr_decay layer_wise_lr_decay lr_layer_decay",
     "optimizer.momentum": "mom",
     "optimizer=adam optimizer.betas": "adam_betas opt_betas",
     "optimizer=adam optimizer.eps": "opt_eps adam_epsilon epsilon",
     "label_smoothing": "ls smoothing label_smooth label_smoothing_factor",
     "class_weights": "class_weight loss_weights cls_weights pos_weight",
+    "freeze": "freeze_layers frozen_layers frozen freeze_modules",
+    "freeze_epochs": "unfreeze_epoch unfreeze_at_epoch num_frozen_epochs frozen_epochs thaw_epoch",
     "data.balanced": "balance balanced_sampler weighted_sampler class_balanced oversample",
     "model.dropout": "drop drop_rate dropout_rate p_drop drop_prob",
     "model.input_size": "imgsz img_size image_size img img_sz size crop_size train_crop_size resolution res "
@@ -88,6 +91,7 @@ _SAME = {
     "augment.centre_crop": "center_crop",
     "augment.mixup": "mixup_alpha",
     "augment.cutmix": "cutmix_alpha",
+    "init": "initialization initialisation initializer weight_init",
     "compile": "torch_compile torchcompile torch_compile_model",
 }  # fmt: skip
 _KEYS = {word: key for key, words in _SAME.items() for word in words.split()}
@@ -258,8 +262,8 @@ def _tracker(value: str) -> list[str]:
     text = value.lower()
     if text in ("offline", "online"):
         return [f"logger.wandb.mode={text}"]
-    if text in ("csv", "tensorboard", "wandb"):
-        return [f"logger={text}"]
+    if text in ("csv", "tensorboard", "wandb", "mlflow", "comet"):
+        return _logger(text)
     return ["logger=wandb" if _is_on(text) else "logger=none"]
 
 
@@ -320,6 +324,17 @@ _DATA = {"cifar": "cifar10", "imagefolder": "folder", "imagenet1k": "imagenet", 
 _AUGMENTS = {
     "false": "none", "0": "none", "true": "flip_crop", "1": "flip_crop", "rand": "randaugment", "basic": "flip_crop",
 }  # fmt: skip
+
+
+def _logger(value: str) -> list[str]:
+    """Translate the name of a tracker: a file in conf/logger, or one of Lightning's loggers."""
+    names = {"mlflow": "MLFlowLogger", "comet": "CometLogger", "litlogger": "LitLogger"}
+    name = next((name for name in names if value.lower() in (name, f"{name}logger")), None)
+    if name is not None:
+        return [f"logger.{name}._target_=lightning.pytorch.loggers.{names[name]}"]
+    return _option("logger", _LOGGERS)(value)
+
+
 _LOGGERS = {"wandblogger": "wandb", "tb": "tensorboard", "tensorboardlogger": "tensorboard", "false": "none"}
 
 
@@ -358,7 +373,7 @@ _TRANSLATED: dict[str, Callable[[str], list[str]]] = {
                      "data_augmentation"), _option("augment", _AUGMENTS)),
     **dict.fromkeys(("aa", "auto_augment", "autoaugment", "augment_policy"),
                     _option("augment", {**_AUGMENTS, "true": "trivialaugment"})),
-    "logger": _option("logger", _LOGGERS),
+    "logger": _logger,
     "trainer": _option("trainer", {"cuda": "gpu"}),
     **dict.fromkeys(("verbose", "progress", "show_progress", "progress_bar", "enable_progress_bar"),
                     _flag("callbacks.progress_bar.enabled")),

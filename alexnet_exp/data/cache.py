@@ -20,7 +20,7 @@ import shutil
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -77,6 +77,7 @@ class Cache:
         size: Side of the stored images, in pixels.
         num_workers: Decoding processes.
         fit: How images that are not square become one.
+        train_fit: The same for the training images; None: as `fit`.
     """
 
     mode: str
@@ -85,6 +86,7 @@ class Cache:
     size: int
     num_workers: int
     fit: str = "crop"
+    train_fit: str | None = None
 
     def keep(self, sources: Mapping[str, FileSource]) -> Mapping[str, FileSource | DecodedSource]:
         """Return the splits with decoded images, or unchanged if nothing is cached.
@@ -120,11 +122,11 @@ class Cache:
         kept = {}
         for split, source in sources.items():
             images = torch.empty((len(source), self.channels, self.size, self.size), dtype=torch.uint8)
-            start = 0
-            for batch in self._decoded(source):
+            start, aspects = 0, list[float]()
+            for batch in self._decoded(source, self._fit(split), aspects):
                 images[start : start + len(batch)] = batch
                 start += len(batch)
-            kept[split] = _with_pixels(source, images)
+            kept[split] = _with_pixels(source, images, aspects)
         return kept
 
     def _on_disk(
@@ -136,7 +138,7 @@ class Cache:
         # Finding a cache costs a stat of every image: skip it if there is no cache and no room for one.
         if new and not self._fits(sum(map(self._bytes, new)), place):
             return sources
-        found = {split: self._find(source, folders) for split, source in sources.items()}
+        found = {split: self._find(source, self._fit(split), folders) for split, source in sources.items()}
         missing = [file for file in found.values() if not file.is_whole()]
         needed = sum(file.num_bytes for file in missing)
         if missing and not self._fits(needed, missing[0].folder.parent):
@@ -154,12 +156,19 @@ class Cache:
             )  # fmt: skip
         for split, source in sources.items():
             if found[split] in missing:
-                found[split].build(partial(self._decoded, source))
-        return {split: _with_pixels(source, found[split].open()) for split, source in sources.items()}
+                aspects: list[float] = []
+                found[split].build(partial(self._decoded, source, self._fit(split), aspects), aspects)
+        return {
+            split: _with_pixels(source, found[split].open(), found[split].aspects())
+            for split, source in sources.items()
+        }
 
-    def _find(self, source: FileSource, folders: list[Path]) -> CacheFile:
+    def _fit(self, split: str) -> str:
+        return self.train_fit if self.train_fit and split == "train" else self.fit
+
+    def _find(self, source: FileSource, fit: str, folders: list[Path]) -> CacheFile:
         """Return the cache file in the first folder that has it complete, else in the first writable one."""
-        key = fingerprint(source.paths, source.root, self.channels, self.size, self.fit)
+        key = fingerprint(source.paths, source.root, self.channels, self.size, fit)
         files = [CacheFile(folder, source, self.channels, self.size, key) for folder in folders]
         whole = next((file for file in files if file.is_whole()), None)
         return whole or next((f for f in files if _writable(f.folder)), files[0])
@@ -190,18 +199,31 @@ class Cache:
     def _bytes(self, source: FileSource) -> int:
         return len(source) * self.channels * self.size**2
 
-    def _decoded(self, source: FileSource) -> Generator[Tensor]:
-        """Decode all files of a split in order, in worker processes, with a progress bar on a terminal."""
+    def _decoded(self, source: FileSource, fit: str, aspects: list[float]) -> Generator[Tensor]:
+        """Decode all files of a split in order, in worker processes, with a progress bar on a terminal.
+
+        Args:
+            source: The files.
+            fit: How images become square.
+            aspects: Receives the images' aspect ratios, if `fit` is decode.WHOLE.
+        """
         plan = BatchPlan(len(source), _BATCH)
-        loader = FileLoader(source, plan, self.channels, self.size, self.num_workers, fit=self.fit)
+        loader = FileLoader(source, plan, self.channels, self.size, self.num_workers, fit=fit)
+
+        def images() -> Iterator[Tensor]:
+            for batch in loader:
+                aspects.extend([] if batch.aspects is None else batch.aspects.tolist())
+                yield batch.images
+
         with closing(loader):
-            yield from shown((batch.images for batch in loader), len(source), f"Decoding {source.name}")
+            yield from shown(images(), len(source), f"Decoding {source.name}")
 
 
-def _with_pixels(source: FileSource, images: Tensor) -> DecodedSource:
+def _with_pixels(source: FileSource, images: Tensor, aspects: Sequence[float]) -> DecodedSource:
     return DecodedSource(
-        images, source.labels, source.classes, source.name, files=source, origin=source.origin
-    )
+        images, source.labels, source.classes, source.name, files=source, origin=source.origin,
+        aspects=torch.tensor(aspects) if aspects else None,
+    )  # fmt: skip
 
 
 def places(folder: str | None, root: str) -> list[Path]:
@@ -300,8 +322,13 @@ class CacheFile:
         except (OSError, ValueError, KeyError, TypeError):
             return False
         with contextlib.suppress(OSError):  # read-only: verified every time
-            self._write_manifest(manifest["crc32"])
+            self._write_manifest(manifest["crc32"], manifest.get("aspects", ()))
         return True
+
+    def aspects(self) -> list[float]:
+        """Return width over height of each original image, where the stored ones are these squashed; else nothing."""
+        found: list[float] = json.loads(self.manifest.read_text(encoding="utf-8")).get("aspects", [])
+        return found
 
     def open(self) -> Tensor:
         """Return the images, uint8 (N, C, S, S), memory-mapped and read-only."""
@@ -309,11 +336,12 @@ class CacheFile:
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return torch.from_numpy(np.load(self.data, mmap_mode="r"))
 
-    def build(self, batches: Callable[[], Generator[Tensor]]) -> None:
+    def build(self, batches: Callable[[], Generator[Tensor]], aspects: Sequence[float] = ()) -> None:
         """Write the images, or wait if another process is already doing so.
 
         Args:
             batches: Starts decoding: yields uint8 (n, C, S, S), in file order.
+            aspects: Kept with the images; read when all of them are decoded.
 
         Raises:
             OSError: If the cache cannot be written.
@@ -326,13 +354,13 @@ class CacheFile:
             if not self.is_whole():
                 self._remove_stale()
                 with contextlib.closing(batches()) as decoded:
-                    self._write(decoded)
+                    self._write(decoded, aspects)
 
-    def _write(self, batches: Iterable[Tensor]) -> None:
+    def _write(self, batches: Iterable[Tensor], aspects: Sequence[float]) -> None:
         self.manifest.unlink(missing_ok=True)
         with replacing(self.data, sync=True) as part, open(part, "wb") as file:
             checksum = _write_all(file, chain([self._header()], (images.numpy() for images in batches)))
-        self._write_manifest(checksum)
+        self._write_manifest(checksum, aspects)
 
     def _header(self) -> bytes:
         header = BytesIO()
@@ -340,7 +368,7 @@ class CacheFile:
         np.lib.format.write_array_header_1_0(header, about)
         return header.getvalue()
 
-    def _write_manifest(self, checksum: int) -> None:
+    def _write_manifest(self, checksum: int, aspects: Sequence[float]) -> None:
         found = self.data.stat()
         manifest: dict[str, Any] = {
             "count": self.shape[0],
@@ -348,6 +376,7 @@ class CacheFile:
             "bytes": found.st_size,
             "modified_ns": found.st_mtime_ns,
             "crc32": checksum,
+            **({"aspects": list(aspects)} if aspects else {}),
         }
         with replacing(self.manifest, sync=True) as part:
             part.write_text(json.dumps(manifest, indent=2), encoding="utf-8")

@@ -34,6 +34,7 @@ _ENDINGS = ("jpg", "jpeg", "jfif", "jpe", "png", "gif", "bmp", "webp", "tif", "t
 # alternating runs, 150 photographs of 400 x 533, one thread), and imports in 0.06 s instead of 2.
 JPEG_DECODERS = ("torchcodec", "torchvision")
 FITS = ("crop", "squash", "pad")  # how `stored` makes an image square
+WHOLE = "whole"  # the pixels of squash, for random crops that know the aspect ratio; not a choice of data.fit
 VERSION = 1  # of the decoded pixels: increase it when they change, which invalidates cached images
 MAX_PIXELS = 178_956_970  # Pillow refuses larger images as decompression bombs
 MAX_WHOLE_PIXELS = MAX_PIXELS // 2  # for formats without reduced-size decoding: 1 GB of memory
@@ -63,8 +64,14 @@ def read_stored(path: str, channels: int, size: int, fit: str = "crop") -> Tenso
     Raises:
         UserError: See `decode`.
     """
+    return read_with_aspect(path, channels, size, fit)[0]
+
+
+def read_with_aspect(path: str, channels: int, size: int, fit: str = "crop") -> tuple[Tensor, float]:
+    """Return an image as `read_stored` does, and width over height of the file's own."""
     # At least twice the size is decoded, so that the resize filters out the artefacts of reduced-size decoding.
-    return stored(decode(path, channels, enough=2 * size), size, fit)
+    image = decode(path, channels, enough=2 * size)
+    return stored(image, size, fit), image.shape[2] / image.shape[1]
 
 
 def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS, enough: int = MAX_PIXELS) -> Tensor:
@@ -341,12 +348,12 @@ def stored(image: Tensor, size: int, fit: str = "crop") -> Tensor:
 
 def _resize_whole(image: Tensor, size: int, fit: str) -> Tensor:
     long = max(image.shape[1:])
-    height, width = (size if fit == "squash" else max(1, size * side // long) for side in image.shape[1:])
+    height, width = (size if fit != "pad" else max(1, size * side // long) for side in image.shape[1:])
     if (height, width) != tuple(image.shape[1:]):
         image = functional.interpolate(
             image.unsqueeze(0), (height, width), mode="bilinear", antialias=True
         ).squeeze(0)
-    if fit == "squash":
+    if fit != "pad":
         return image.contiguous()
     top, left = round((size - height) / 2), round((size - width) / 2)
     return functional.pad(image, (left, size - width - left, top, size - height - top))

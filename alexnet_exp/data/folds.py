@@ -45,6 +45,7 @@ def fold_of_each(source: Source, folds: int, seed: int, groups: str | None = Non
         if names is None:
             order = members[permutation(count, "folds", seed, label)]
         else:
+            # dtype, because a class may be empty, and torch.tensor([]) holds floats.
             order = torch.tensor(
                 sorted(members.tolist(), key=lambda i: draw(names[i], "folds", seed)), dtype=torch.long
             )
@@ -66,6 +67,7 @@ def groups_of(source: Source, wanted: str) -> list[str]:
     """
     names = [source.image_name(i).replace(os.sep, "/") for i in range(len(source))]
     path = os.path.expanduser(wanted)
+    # A .csv that does not exist is an error to report, not an expression without a match.
     group_of = _table(path).get if os.path.isfile(path) or path.endswith(".csv") else _pattern(wanted)
     found = [group_of(name) for name in names]
     alone = [name for name, group in zip(names, found, strict=True) if group is None]

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from alexnet_exp.data import workers
-from alexnet_exp.data.decode import read_stored
+from alexnet_exp.data.decode import WHOLE, read_with_aspect
 from alexnet_exp.data.randomness import balanced_order, mix, permutation
 from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.errors import UserError
@@ -34,7 +34,8 @@ class Batch(NamedTuple):
     images (N, C, H, W): uint8 as stored, float after augmentation. labels (N,) int64. indices (N,) int64: key of each
     image's augmentation; its position in the split, plus the split's length for each earlier time in the epoch that
     balanced sampling drew the same image. size: how many of the N count; 0 for a rank whose slice is empty, which
-    carries one dummy image so that all ranks step together, else N. global_size: images over all ranks.
+    carries one dummy image so that all ranks step together, else N. global_size: images over all ranks. aspects (N,)
+    float32: width over height of the original images, where the stored ones are these squashed (decode.WHOLE).
     """
 
     images: Tensor
@@ -42,6 +43,7 @@ class Batch(NamedTuple):
     indices: Tensor
     size: int
     global_size: int
+    aspects: Tensor | None = None
 
 
 class Slice(NamedTuple):
@@ -185,24 +187,27 @@ class ArrayLoader(Loader):
     def _batches(self) -> Iterator[Batch]:
         if self.send_to is not None:
             self._mover = self._mover or Mover(self.send_to)
-            return self._prefetched(self._mover)
-        images, labels = self.source.images, self.source.labels
-        return (
-            Batch(images.index_select(0, at := self.sampler.positions(i)), labels[at], i, size, global_size)
-            for i, size, global_size in self.sampler
-        )
+            yield from self._prefetched(self._mover)
+            return
+        images, labels, aspects = self.source.images, self.source.labels, self.source.aspects
+        for i, size, global_size in self.sampler:
+            at = self.sampler.positions(i)
+            part = None if aspects is None else aspects[at]
+            yield Batch(images.index_select(0, at), labels[at], i, size, global_size, part)
 
     def _prefetched(self, mover: Mover) -> Iterator[Batch]:
         def send(part: Slice) -> tuple[Slice, Callable[[], list[Tensor]]]:
             at = self.sampler.positions(part.indices)
-            pinned = [gather_pinned(x, at) for x in (self.source.images, self.source.labels)]
+            source = self.source
+            kept = [source.images, source.labels, *([] if source.aspects is None else [source.aspects])]
+            pinned = [gather_pinned(x, at) for x in kept]
             return part, mover.send([*pinned, part.indices.pin_memory()])
 
         # A new thread defaults to GPU 0, where its first CUDA call would create a context that is never freed.
         enter = partial(torch.cuda.set_device, mover.device)
         for part, receive in ahead(map(send, self.sampler), enter=enter):
-            images, labels, indices = receive()
-            yield Batch(images, labels, indices, part.size, part.global_size)
+            images, labels, *aspects, indices = receive()
+            yield Batch(images, labels, indices, part.size, part.global_size, *aspects)
 
 
 class FileLoader(Loader):
@@ -293,19 +298,21 @@ class _Decoder(Dataset):
         numbers, size, global_size = wanted
         try:
             paths = [self.source.paths[i % len(self.source)] for i in numbers]  # see Batch.indices
-            images = [
-                read_stored(path, self.channels, self.stored_size, self.fit)
+            found = [
+                read_with_aspect(path, self.channels, self.stored_size, self.fit)
                 for path in paths
                 if not self._cancel.is_set()
             ]
         except UserError as error:
             # Returned, and raised by the loader: torch would wrap an exception raised here into a traceback.
             return error
-        if len(images) < len(numbers):
+        if len(found) < len(numbers):
             return UserError("The batch was cancelled.")  # never read
         indices = torch.tensor(numbers)
         labels = self.source.labels[indices % len(self.source)]
-        return Batch(torch.stack(images), labels, indices, size, global_size)
+        images, sides = zip(*found, strict=True)
+        aspects = torch.tensor(sides) if self.fit == WHOLE else None
+        return Batch(torch.stack(images), labels, indices, size, global_size, aspects)
 
 
 T = TypeVar("T")

@@ -69,6 +69,7 @@ def _read(file: Path, shape: tuple[int, int, int]) -> Tensor | None:
 
 def _write(file: Path, image: np.ndarray) -> bool:
     try:
+        # Through an open file: np.save would append .npy to the temporary name.
         with replacing(file) as part, open(part, "wb") as opened:
             np.save(opened, image)
     except OSError:

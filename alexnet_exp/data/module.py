@@ -15,7 +15,7 @@ import torch
 from alexnet_exp import cores
 from alexnet_exp.data.augment.geometry import Preprocess
 from alexnet_exp.data.augment.pipeline import Pipeline
-from alexnet_exp.data.decode import FITS, read_stored
+from alexnet_exp.data.decode import FITS, WHOLE, read_stored, read_with_aspect
 from alexnet_exp.data.folds import fold_of_each
 from alexnet_exp.data.identity import Identity, facts, identify_ahead, lines, missing
 from alexnet_exp.data.loaders import ArrayLoader, Batch, BatchPlan, FileLoader, Loader, choose_place, share
@@ -111,6 +111,9 @@ class ImageData(lightning.LightningDataModule):
         self._place = ""  # chosen once, since the free memory it depends on changes
         self._on_device: dict[str, ArraySource] = {}
         options = dict(augment or {})
+        # Random resized crops come from the whole image, evaluation from its central square.
+        whole = fit == "crop" and (options.get("resized_crop") or {}).get("whole_image", False)
+        self.train_fit = WHOLE if whole else fit
         crop = bool(options.get("crop") or options.get("centre_crop"))
         self.stored_size = stored_size or max(image_size * 8 // 7 // 4 * 4, image_size)
         self.preprocess = Preprocess(
@@ -262,7 +265,7 @@ class ImageData(lightning.LightningDataModule):
             total = sum(source.images[part].double().sum(0) for part in chosen.split(64))
         else:
             plan, files = BatchPlan(len(chosen), 64), source.subset(chosen)
-            with closing(self._file_loader(files, plan)) as loader:
+            with closing(self._file_loader(files, plan, self.train_fit)) as loader:
                 total = sum(batch.images.double().sum(0) for batch in loader)
         return (total / len(chosen)).float()
 
@@ -283,7 +286,8 @@ class ImageData(lightning.LightningDataModule):
         plan.labels = source.labels if shuffle and self.balanced else None
         if isinstance(source, ArraySource):
             return self._array_loader(split, source, plan)
-        loader = self._file_loader(source, plan, self._device().type == "cuda")
+        fit = self.train_fit if shuffle else self.fit
+        loader = self._file_loader(source, plan, fit, self._device().type == "cuda")
         self._open.append(loader)
         return loader
 
@@ -295,18 +299,19 @@ class ImageData(lightning.LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
-    def _file_loader(self, source: FileSource, plan: BatchPlan, pin_memory: bool = False) -> FileLoader:
-        return FileLoader(
-            source, plan, self.channels, self.stored_size, self._workers(), pin_memory, self.fit
-        )
+    def _file_loader(
+        self, source: FileSource, plan: BatchPlan, fit: str, pin_memory: bool = False
+    ) -> FileLoader:
+        return FileLoader(source, plan, self.channels, self.stored_size, self._workers(), pin_memory, fit)
 
     def _array_loader(self, split: str, source: ArraySource, plan: BatchPlan) -> ArrayLoader:
         device = self._device()
         place = self._place or self._choose_place(device)
         if place == "device" and split not in self._on_device:
-            self._on_device[split] = replace(
-                source, images=source.images.to(device), labels=source.labels.to(device)
+            images, labels, aspects = (
+                None if x is None else x.to(device) for x in (source.images, source.labels, source.aspects)
             )
+            self._on_device[split] = replace(source, images=images, labels=labels, aspects=aspects)
         source = self._on_device.get(split, source)
         return ArrayLoader(source, plan, device if place == "host" and device.type == "cuda" else None)
 
@@ -357,14 +362,17 @@ class ImageData(lightning.LightningDataModule):
             return batch
         # CUDA copies pageable memory to a staging buffer before returning; MPS may read it after it was freed.
         on_cuda = device.type == "cuda"
-        images, labels, indices = (x.to(device, non_blocking=on_cuda) for x in batch[:3])
-        return batch._replace(images=images, labels=labels, indices=indices)
+        images, labels, indices, aspects = (
+            None if x is None else x.to(device, non_blocking=on_cuda) for x in (*batch[:3], batch.aspects)
+        )
+        return batch._replace(images=images, labels=labels, indices=indices, aspects=aspects)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment training batches; resize and normalise all batches."""
         with _one_thread_beside_workers(batch.images):
             if self.trainer is not None and self.trainer.training:
-                x = self.pipeline.train(batch.images, batch.indices, self.seed, self.trainer.current_epoch)
+                epoch = self.trainer.current_epoch
+                x = self.pipeline.train(batch.images, batch.indices, self.seed, epoch, batch.aspects)
             elif self.trainer is not None and self.trainer.testing:
                 x = self.pipeline.views(batch.images, self.views)
             else:
@@ -385,6 +393,25 @@ class ImageData(lightning.LightningDataModule):
         if isinstance(source, ArraySource):
             return source.images[index]
         return read_stored(source.paths[index], self.channels, self.stored_size, self.fit)
+
+    def training_images(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return training images (N, C, H, W) uint8 as the training loader yields them, with their aspect ratios."""
+        source = self.sources["train"]
+        if isinstance(source, ArraySource):
+            part = source.subset(torch.tensor(indices))
+            return part.images, part.aspects
+        sizes = self.channels, self.stored_size, self.train_fit
+        images, aspects = zip(*(read_with_aspect(source.paths[i], *sizes) for i in indices), strict=True)
+        return torch.stack(images), torch.tensor(aspects) if self.train_fit == WHOLE else None
+
+    def examples(self, count: int) -> torch.Tensor:
+        """Return up to `count` training images as the network gets them, not augmented: (N, C, S, S) float32 on CPU."""
+        chosen = self._example_positions(count)
+        return self.pipeline.evaluate(torch.stack([self.stored_image("train", i).cpu() for i in chosen]))
+
+    def _example_positions(self, count: int) -> list[int]:
+        positions: list[int] = self.spread("train")[:count].tolist()
+        return positions
 
     def preprocessing(self) -> dict[str, Any]:
         """Return, as plain values and tensors, what a checkpoint needs to prepare an image for the network."""

@@ -32,6 +32,7 @@ class ArraySource:
         name: Data set and split, for messages: "cifar10 train".
         numbers: Each image's position in the published split, int64 (N,); None: 0, 1, ...
         origin: Where the images came from and how they were split, in a few words.
+        aspects: Width over height of each original image, float32 (N,), if the images are these squashed.
     """
 
     images: Tensor
@@ -40,6 +41,7 @@ class ArraySource:
     name: str
     numbers: Tensor | None = None
     origin: str = field(default="", kw_only=True)
+    aspects: Tensor | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,7 +54,9 @@ class ArraySource:
     def subset(self, indices: Tensor) -> ArraySource:
         """Return the images at `indices`, int64 (M,), in that order."""
         numbers = indices if self.numbers is None else self.numbers[indices]
-        return replace(self, images=self.images[indices], labels=self.labels[indices], numbers=numbers)
+        aspects = None if self.aspects is None else self.aspects[indices]
+        images, labels = self.images[indices], self.labels[indices]
+        return replace(self, images=images, labels=labels, numbers=numbers, aspects=aspects)
 
     def first(self, count: int) -> ArraySource:
         """Return the first `count` images, sharing their memory.
@@ -61,8 +65,9 @@ class ArraySource:
             UserError: `count` is not between 1 and the number of images.
         """
         check_count(count, len(self), self.name)
-        numbers = None if self.numbers is None else self.numbers[:count]
-        return replace(self, images=self.images[:count], labels=self.labels[:count], numbers=numbers)
+        numbers, aspects = (None if x is None else x[:count] for x in (self.numbers, self.aspects))
+        images, labels = self.images[:count], self.labels[:count]
+        return replace(self, images=images, labels=labels, numbers=numbers, aspects=aspects)
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,6 +85,7 @@ class Verifier:
     def _decode_all(self, paths: Sequence[str], root: str) -> Iterator[tuple[str, str]]:
         """Decode all files as training does; yield each bad one with the reason."""
         with ThreadPoolExecutor(max(1, self.num_workers)) as pool:  # threads do: decoders release the GIL
+            # In parts, because pool.map submits all that it is given at once.
             parts = (
                 list(zip(part, pool.map(self._problem, part), strict=True))
                 for part in (paths[start : start + _PART] for start in range(0, len(paths), _PART))

@@ -132,12 +132,14 @@ def _add_operations(
 def _features(net: spec.AlexNetConfig) -> tuple[nn.Sequential, int, int]:
     """Return (feature layers, channels of the last map, its side)."""
     modules: dict[str, nn.Module] = {}
+    # `net` twice: operations on the image have the settings of the whole network.
     _add_operations(modules, net.input, "input", net, net, net.in_channels, True)
     channels, size = net.in_channels, net.input_size
-    sizes = map_sizes(net, net.input_size)
+    sizes = map_sizes(net, net.input_size)  # raises before any weight is allocated
     for name, layer in net.features.items():
         _add_operations(modules, layer.before, name, layer, net, channels, True)
         conv = _convolution(layer, channels, size)
+        # In the order of the yaml, on which the weights of a seed depend.
         initialise(conv, name, net.init, hidden=False, std=layer.weight_std, bias=layer.bias_init)
         modules[name] = conv
         channels, size = layer.out_channels, sizes[name]

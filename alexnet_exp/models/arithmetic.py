@@ -63,7 +63,7 @@ def map_sizes(net: spec.AlexNetConfig, input_size: int) -> dict[str, int]:
                 f"{name}: its {what} does not fit a {before}x{before} map (image {input_size}x{input_size}); "
                 f"the smallest image that works is {smallest}x{smallest}: model.input_size={smallest}."
             )
-        sizes[name] = before = size
+        sizes[name] = before = size  # each step of a layer overwrites the one before it
     return sizes
 
 

@@ -72,7 +72,7 @@ class _Layer:
 class ConvLayer(_Layer):
     """One convolution (or locally connected layer) and the operations around it."""
 
-    out_channels: int = -1
+    out_channels: int = -1  # required: -1 is not legal
     kernel_size: int = 3
     stride: int = 1
     padding: Any = 0  # pixels, or same (TensorFlow's rule: the extra pixel goes right/bottom)
@@ -129,8 +129,8 @@ def parse(kind: Any, given: Mapping[str, Any], where: str) -> Any:
     Raises:
         UserError: Unknown key, or a scalar where a mapping is expected.
     """
-    types = get_type_hints(kind)
-    names = [f.name for f in fields(kind) if not f.name.startswith("_")]
+    types = get_type_hints(kind)  # the annotations are strings here
+    names = [f.name for f in fields(kind) if not f.name.startswith("_")]  # not _target_
     if not isinstance(given, Mapping):
         raise UserError(f"invalid {where}={given!r}: expected a mapping with keys {', '.join(names)}.")
     for key in given:
@@ -158,12 +158,14 @@ def parse_network(config: Mapping[str, Any]) -> AlexNetConfig:
         UserError: Unknown key, illegal value, or layers that do not fit together.
     """
     parsed: AlexNetConfig = parse(AlexNetConfig, config, "model")
+    # To `parse`, dict[str, ConvLayer] is a plain value: the layers are parsed here.
     for group, kind in (("features", ConvLayer), ("classifier", LinearLayer)):
         layers = config.get(group, {})
         if not isinstance(layers, Mapping):
             raise UserError(
                 f"invalid model.{group}={layers!r}: expected a mapping from layer name to settings."
             )
+        # `fc8:` without settings is None in a yaml.
         read = {name: parse(kind, layer or {}, f"model.{group}.{name}") for name, layer in layers.items()}
         setattr(parsed, group, read)
     default = AlexNetConfig()
@@ -233,7 +235,9 @@ class _Rule:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < _TOO_LARGE  # math.isfinite raises for an integer beyond the range of floats
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -254,7 +258,7 @@ _NETWORK = {
     "in_channels": _COUNT,
     "num_classes": _COUNT,
     "map_size": _COUNT.or_null(),
-    "dropout": _SHARE.or_null(),
+    "dropout": _SHARE,
 }
 _LAYER = {
     "out_channels": _COUNT,
@@ -426,6 +430,7 @@ def _check_use(where: str, layer: Any) -> None:
     used = {*layer.before, *layer.then}
     for op in OPERATIONS:
         own = getattr(layer, op, None)
+        # `dropout` is a plain value, the others are maps, and activations have none.
         options = {f.name: getattr(own, f.name) for f in fields(own)} if is_dataclass(own) else {"": own}
         given = next((key for key, value in options.items() if value is not None), None)
         if op not in used and given is not None:

@@ -47,6 +47,7 @@ def layer_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
         rows.append(LayerRow(name, type(module).__name__, shape, parameters, work, fields.get(name)))
 
     leaves = [(n, m) for n, m in model.named_modules() if not list(m.children())]
+    # name=n binds the name now; a closure would see the last one in every hook.
     hooks = [
         m.register_forward_hook(lambda module, _, out, name=n: record(name, module, out)) for n, m in leaves
     ]

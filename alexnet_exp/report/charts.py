@@ -12,7 +12,8 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
-from alexnet_exp.report.html import is_share, metric_text, number
+from alexnet_exp.report.html import metric_text, number
+from alexnet_exp.tracking.metrics import is_share
 from alexnet_exp.tracking.run_reader import Point, Row, finite, series
 
 WIDTH, HEIGHT = 1000, 400  # in SVG units
@@ -79,7 +80,7 @@ class Axis:
 
     def __call__(self, value: float) -> float:
         span = self.high - self.low
-        share = (value - self.low) / span if span else 0.5
+        share = (value - self.low) / span if span else 0.5  # a single value: in the middle
         return round(self.length * (1 - share if self.upwards else share), 2)
 
     def percentage(self, value: float) -> str:
@@ -207,7 +208,7 @@ def run_charts(rows: list[Row], best_step: float | None = None) -> list[Chart]:
     if not steps:
         return []
     ends = epoch_ends(rows)
-    x = x_axis(min(steps), max(steps), ends)
+    x = x_axis(min(steps), max(steps), ends)  # shared, so that the charts line up
     return [
         Chart(panel.title, panel.curves[0].metric, lines, x, None if panel.small else best_step, panel.small)
         for panel, lines in found
@@ -255,7 +256,7 @@ def y_axis(values: list[float], shares: bool = False) -> Axis:
         shares: Label the ticks as percentages.
     """
     low, high = min(values), max(values)
-    step = round_step((high - low) or abs(high) or 1.0, 4)
+    step = round_step((high - low) or abs(high) or 1.0, 4)  # values may all be equal, or 0
     # 1e-9: a limit that is a multiple of the step, but for rounding, needs no tick beyond it.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     if first == last:

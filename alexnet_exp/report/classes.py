@@ -41,7 +41,7 @@ def template_context(evaluation: Evaluation) -> dict[str, Any]:
     """Return the variables of evaluation.html."""
     classes, scores = evaluation.classes, evaluation.per_class()
     as_table = len(classes) <= MAX_MATRIX_CLASSES
-    known = [score for score in scores if score.recall is not None]
+    known = [score for score in scores if score.recall is not None]  # a class without images has none
     samples = (
         ("Most confident mistakes", evaluation.mistakes),
         ("Sample of predictions", evaluation.samples),

@@ -11,6 +11,7 @@ import yaml
 
 from alexnet_exp.report.html import duration, metric_text, number, points, quantity
 from alexnet_exp.settings import flat, key_of
+from alexnet_exp.tracking.metrics import METRICS
 from alexnet_exp.tracking.run_reader import numeric
 
 FACTS = ("seed", "deterministic", "precision", "devices", "epochs", "steps")
@@ -20,17 +21,9 @@ def headline(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (label, value) of the most important results."""
     metrics = result.get("metrics") or {}
     split = str(result.get("split") or "test")  # only an evaluation records its split
-    names = {
-        "top1": "top-1",
-        "top5": "top-5",
-        "balanced_accuracy": "balanced accuracy",
-        "macro_f1": "macro F1",
-        "loss": "loss",
-        "ece": "calibration error",
-    }
-    for name, label in names.items():
-        if (value := numeric(metrics.get(f"{split}/{name}"))) is not None:
-            yield f"{split} {label}", metric_text(name, value)
+    for known in METRICS:
+        if (value := numeric(metrics.get(f"{split}/{known.name}"))) is not None:
+            yield f"{split} {known.label}", metric_text(known.name, value)
     best = result.get("best") or {}
     if (value := numeric(best.get("value"))) is not None:
         metric, epoch = str(best.get("metric") or ""), numeric(best.get("epoch"))

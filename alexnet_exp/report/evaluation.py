@@ -35,6 +35,7 @@ class ClassScore:
         """The harmonic mean of precision and recall; None for a class without images and predictions."""
         if self.precision is None and self.recall is None:
             return None
+        # If only one is undefined, the class has no hits, and its score is 0.
         precision, recall = self.precision or 0.0, self.recall or 0.0
         total = precision + recall
         return 2 * precision * recall / total if total else 0.0

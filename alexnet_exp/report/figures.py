@@ -20,7 +20,7 @@ from PIL import Image
 from alexnet_exp.files import replacing
 from alexnet_exp.report.charts import PANELS, Line, Panel
 from alexnet_exp.report.evaluation import Evaluation, Sample
-from alexnet_exp.report.html import is_share
+from alexnet_exp.report.fonts import use_fonts
 from alexnet_exp.report.pictures import (
     confusion_image,
     confusion_shades,
@@ -29,6 +29,7 @@ from alexnet_exp.report.pictures import (
     is_picture_of_filters,
     needs_white_text,
 )
+from alexnet_exp.tracking.metrics import is_share
 from alexnet_exp.tracking.run_reader import Row, finite, series
 
 # The colours of the HTML pages in light mode.
@@ -72,11 +73,12 @@ def draw_all(
 def page(path: Path, width: float, height: float) -> Iterator[Figure]:
     """Yield a figure of this size in inches, and save it as PNG on leaving."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # matplotlib draws characters that its font lacks as boxes; a foreign class name is no reason to warn.
+        # matplotlib warns at every character that it draws as a box; `use_fonts` says it once.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         yield figure
+        use_fonts(figure)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png")
 

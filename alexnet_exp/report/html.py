@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_exp.files import replacing
+from alexnet_exp.tracking.metrics import is_share
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -51,11 +52,6 @@ def environment() -> Environment:
     return env
 
 
-def is_share(metric: str | None) -> bool:
-    """Return whether a metric is a fraction, to be shown as a percentage."""
-    return str(metric).rpartition("/")[2].startswith(("top", "balanced_accuracy", "macro_f1"))
-
-
 def metric_text(metric: str | None, value: float) -> str:
     """Format the value of a metric, as a percentage if it is a fraction."""
     return percent(value) if is_share(metric) else number(value)
@@ -75,7 +71,7 @@ def percent(fraction: float | None, digits: int = 2) -> str:
 
 def quantity(value: float) -> str:
     """Format 2472266 as '2.47 M'."""
-    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e5, "k")):
+    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e5, "k")):  # below 100,000: all digits
         if abs(value) >= factor:
             return f"{value / (1e3 if unit == 'k' else factor):.3g}\N{NO-BREAK SPACE}{unit}"
     return number(value)
@@ -96,7 +92,7 @@ def duration(seconds: float) -> str:
     """Format 83.2 as '1 min 23 s'."""
     if seconds < 60:
         return f"{seconds:.1f}\N{NO-BREAK SPACE}s"
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, rest = divmod(round(seconds), 60)  # rounded first: 119.6 is not "1 min 60 s"
     hours, minutes = divmod(minutes, 60)
     parts = ((hours, "h"), (minutes, "min"), (rest, "s"))
     return " ".join(f"{value}\N{NO-BREAK SPACE}{unit}" for value, unit in parts if value)

@@ -38,7 +38,7 @@ def filter_grid(weight: np.ndarray) -> np.ndarray:
         (H, W, 4) uint8: filters enlarged by an integer factor, with transparent gaps.
     """
     tiles = _normalised_tiles(weight[:MAX_FILTERS])  # (n, kH, kW, 3)
-    scale = max(1, round(44 / tiles.shape[2]))
+    scale = max(1, round(44 / tiles.shape[2]))  # filters about 44 pixels wide
     tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width = tiles.shape[:3]
     columns, gap = _columns(count), 4
@@ -126,5 +126,5 @@ def data_uri(image: np.ndarray, max_side: int = 224) -> str:
 def encode(picture: Image.Image, format: str) -> str:
     """Encode an image as a data URI."""
     buffer = io.BytesIO()
-    picture.save(buffer, format=format, quality=85, optimize=True)
+    picture.save(buffer, format=format, quality=85, optimize=True)  # PNG ignores quality
     return f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -13,7 +13,7 @@ from alexnet_exp.report.evaluation import Evaluation
 from alexnet_exp.report.html import write_html
 from alexnet_exp.report.pictures import MAX_FILTERS, filter_grid, is_picture_of_filters
 from alexnet_exp.tracking.redact import redact
-from alexnet_exp.tracking.run_reader import Run, numeric
+from alexnet_exp.tracking.run_reader import Run, learned_nothing, numeric
 
 
 def write_report(
@@ -42,7 +42,7 @@ def write_report(
         chips=overrides,
         status=str(result.get("status") or "unfinished"),
         error=result.get("error"),
-        problems=run.problems,
+        problems=[*run.problems, *filter(None, [learned_nothing(result)])],
         numbers=list(details.headline(result)),
         published=list(details.published(result, settings)),
         trained=bool(run.rows) or "split" not in result,  # an evaluation has no curves

@@ -44,6 +44,7 @@ def run_batches(
     SweepRecord(Path(str(config.hydra.sweep.dir))).check_resumable(config)
     check_distinguishable([overrides for batch in batches for overrides in batch])
     _write_down(config)
+    # select, because Hydra's own launchers have no on_failure.
     stop = OmegaConf.select(config, "hydra.launcher.on_failure") == "stop"
     returned: list[JobReturn] = []
     first = 0

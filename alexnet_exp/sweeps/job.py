@@ -74,7 +74,7 @@ class Job:
         end_orphan(self.directory)
         self.note_result()
         self.tries, self.started = self.tries + 1, time.time()
-        with open(self.directory / OUTPUT, "ab") as output:
+        with open(self.directory / OUTPUT, "ab") as output:  # after the output of earlier tries
             self.process = subprocess.Popen(
                 [*PROGRAM, str(os.getpid()), *self.arguments],
                 env=dict(environment),
@@ -131,7 +131,9 @@ class Job:
 
     def _reason(self, code: int) -> str:
         if code < 0:
-            return f"killed by {signal.Signals(-code).name}"
+            with contextlib.suppress(ValueError):  # most real-time signals have no name
+                return f"killed by {signal.Signals(-code).name}"
+            return f"killed by signal {-code}"
         if error := self.error():
             return error
         lines = self.last_lines(1)
@@ -218,8 +220,10 @@ def end_orphan(directory: Path, seconds: float = _SAVE_SECONDS) -> bool:
         process = json.loads((directory / FILE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    found = is_gone(process) is False
-    if found:
+    gone = is_gone(process)
+    if gone is None:
+        return False  # on another machine: its record stays, and its lock on the run directory protects it
+    if not gone:
         pid = int(process[1])
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
@@ -227,7 +231,7 @@ def end_orphan(directory: Path, seconds: float = _SAVE_SECONDS) -> bool:
                 os.killpg(pid, signal.SIGKILL)  # a job leads its own process group
                 _ends(process, seconds)
     forget(directory)
-    return found
+    return not gone
 
 
 def _ends(process: Identity, seconds: float) -> bool:

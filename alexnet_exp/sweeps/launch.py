@@ -13,7 +13,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from alexnet_exp.errors import UserError, shell_command
+from alexnet_exp.config.checks import check_rules
+from alexnet_exp.config.schema import at_least, choice
+from alexnet_exp.errors import shell_command
 from alexnet_exp.runs.compare.command import summarise
 from alexnet_exp.runs.compare.table import print_table
 from alexnet_exp.settings import key_of
@@ -73,7 +75,7 @@ def begin(record: SweepRecord, config: DictConfig, console: Console, go_on: bool
     Raises:
         UserError: If the sweep cannot be resumed.
     """
-    sweep = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    sweep = OmegaConf.to_container(config.hydra.sweep, resolve=False)  # hydra.job.num is not set here
     assert isinstance(sweep, dict)
     if not go_on and sweep.get("subdir", _NUMBER) != _NUMBER:
         text = "hydra.sweep.subdir has no effect: job directories are numbered"
@@ -111,7 +113,7 @@ def open_sweep(
 
 def conclude(jobs: list[Job], directory: Path, console: Console) -> list[JobReturn]:
     """Write and print the summary of a finished sweep; return the outcome of each job for Hydra."""
-    if any(job.result() for job in jobs):
+    if any(job.result() for job in jobs):  # else there may be no run to compare
         print_table(summarise(directory))
         console.print(f"page:            {directory / 'compare.html'}", highlight=False)
     console.print(f"sweep directory: {directory}", highlight=False)
@@ -140,16 +142,18 @@ _NUMBER = "${hydra.job.num}"  # hydra.sweep.subdir in conf/hydra
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Reject invalid launcher settings."""
-    most, threads, retries = (settings[k] for k in ("max_parallel", "threads", "retries"))
-    if most != "auto" and not (isinstance(most, int) and most >= 1):
-        raise UserError(f"invalid hydra.launcher.max_parallel={most}: expected auto, or an integer >= 1.")
-    if threads < 1 or retries < 0:
-        raise UserError("hydra.launcher.threads must be >= 1, and hydra.launcher.retries >= 0.")
-    if settings["on_failure"] not in ("continue", "stop"):
-        raise UserError(
-            f"invalid hydra.launcher.on_failure={settings['on_failure']}: expected continue or stop."
-        )
+    """Reject invalid launcher settings.
+
+    Raises:
+        UserError: For the first of them.
+    """
+    rules = {
+        "max_parallel": choice("auto") | at_least(1),
+        "threads": at_least(1),
+        "retries": at_least(0),
+        "on_failure": choice("continue", "stop"),
+    }
+    check_rules(settings, rules, "hydra.launcher.")
 
 
 def job_flags(config: DictConfig) -> list[str]:
@@ -226,6 +230,7 @@ class Pool:
         for job in [] if self.stopping else self._in(WAITING):
             environment = self.resources.take(job)
             if environment is None:
+                # Slots are alike: if this job gets none, neither do the others.
                 break
             job.start(environment)
             self.table.started(job)
@@ -241,7 +246,7 @@ class Pool:
 
     def _end_all(self) -> None:
         for job in self._in(RUNNING):
-            job.signal(signal.SIGINT)
+            job.signal(signal.SIGINT)  # like Ctrl-C in a single run: it saves its last step
         deadline = time.monotonic() + _GRACE_SECONDS
         while self._in(RUNNING) and time.monotonic() < deadline:
             for job in self._in(RUNNING):

@@ -162,6 +162,7 @@ class SweepRecord:
             if result and result.get("status") == "finished":
                 job.state = FINISHED
             jobs.append(job)
+        # Before any job starts: a resumed sweep must find the directories of all that did.
         self._write()
         return jobs
 

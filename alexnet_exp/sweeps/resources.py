@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
@@ -77,6 +78,7 @@ class Resources:
             # trainer.devices=[2,3] counts all GPUs visible to the sweep, so such a job must see all of them.
             groups = [] if any(isinstance(trainer.devices, ListConfig) for trainer in trainers) else groups
             most = len(groups) or 1
+        # Jobs may share cores if max_parallel asks for it, but each needs its own GPUs.
         slots = most if wanted == "auto" else min(wanted, most) if gpus else wanted
         return cls(slots, threads, groups, os.path.basename(str(config.hydra.sweep.dir)))
 
@@ -115,7 +117,10 @@ def visible_gpus() -> list[str]:
     """List the usable GPUs as for CUDA_VISIBLE_DEVICES, without importing torch."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return [name for name in chosen.split(",") if name.strip() not in ("", "-1")]
+        names = (name.strip() for name in chosen.split(","))
+        return list(
+            itertools.takewhile(lambda name: name not in ("", "-1"), names)
+        )  # CUDA ignores the rest, too
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []

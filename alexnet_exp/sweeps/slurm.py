@@ -74,6 +74,7 @@ def launch(
                 markup=False,
             )
         if not settings["wait"]:
+            # Hydra has no status for a job that is only submitted.
             return [JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED) for job in jobs]
         _wait(jobs, record.arrays, directory, console)
         return conclude(jobs, directory, console)
@@ -123,7 +124,7 @@ def _submit(jobs: list[Job], settings: Mapping[str, Any], shape: Shape, director
         write_atomically(path, script(jobs, settings, shape, directory))
     finally:
         os.umask(before)
-    return submit(path, dict(zip([OF_ANY_URL], passwords, strict=False)))
+    return submit(path, dict(zip([OF_ANY_URL], passwords, strict=False)))  # without a password, no variable
 
 
 def _wait(jobs: list[Job], arrays: list[str], directory: Path, console: Console) -> None:
@@ -282,7 +283,7 @@ def task_of(job: Job) -> int:
 def _options(jobs: Sequence[Job], settings: Mapping[str, Any], shape: Shape, directory: Path) -> list[str]:
     at_once = "" if settings["max_parallel"] is None else f"%{settings['max_parallel']}"
     gpus = shape.tasks if shape.on_gpus and settings["gpus_per_node"] is None else settings["gpus_per_node"]
-    output = str(directory).replace("%", "%%") + f"/%a/{OUTPUT}"
+    output = str(directory).replace("%", "%%") + f"/%a/{OUTPUT}"  # SLURM expands %a, and %% to %
     options = {
         "job-name": f"alexnet_exp_{directory.name}",  # Lightning ignores SLURM in a job named "bash"
         "array": _ranges(sorted(task_of(job) for job in jobs)) + at_once,
@@ -292,8 +293,8 @@ def _options(jobs: Sequence[Job], settings: Mapping[str, Any], shape: Shape, dir
         "gpus-per-node": gpus or None,
         "time": settings["time"],
         "partition": settings["partition"],
-        "signal": f"USR1@{settings['signal_seconds']}",
-        "open-mode": "append",
+        "signal": f"USR1@{settings['signal_seconds']}",  # to srun's tasks only; B: would signal the shell
+        "open-mode": "append",  # a requeued job keeps its earlier output
         "output": output,
     }
     named = [f"--{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None]
@@ -372,7 +373,7 @@ def states(arrays: Sequence[str]) -> dict[int, str] | None:
         return {} if "Invalid job id" in done.stderr else None  # purged from SLURM's memory: all have ended
     rows = [line.split() for line in done.stdout.splitlines()]
     known = [(arrays.index(array), int(task), state) for array, task, state in rows if task.isdigit()]
-    return {task: state for _, task, state in sorted(known)}
+    return {task: state for _, task, state in sorted(known)}  # the latest array's state wins
 
 
 def _call(*command: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

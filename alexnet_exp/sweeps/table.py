@@ -33,6 +33,7 @@ class Table:
         self._before: dict[
             int, int
         ] = {}  # epochs finished before a job (re)started: they do not count for its speed
+        # A row shows only what tells its job from the others.
         shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
         self._names = {
             job.number: " ".join(redact([o for o in job.overrides if o not in shared])) or "-" for job in jobs

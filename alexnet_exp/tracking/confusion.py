@@ -14,7 +14,7 @@ def most_confused(confusion: np.ndarray, count: int) -> list[tuple[int, int, int
     """Return (true, predicted, count) of the most frequent mistakes, sorted."""
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]  # ties in order of the labels
     pairs = [divmod(int(cell), len(wrong)) for cell in order]
     return [
         (true, predicted, int(wrong[true, predicted])) for true, predicted in pairs if wrong[true, predicted]

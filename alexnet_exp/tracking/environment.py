@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "alexnet_exp": __version__}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            found[name] = metadata.version(name)  # importing them would take seconds
         except metadata.PackageNotFoundError:
             continue  # optional
     return found
@@ -101,12 +101,14 @@ def code_state(directory: Path | None = None) -> CodeState | None:
         directory = _PACKAGE if tracked else Path.cwd()
     commit = _git(directory, "rev-parse", "HEAD")
     status = _git(directory, "status", "--porcelain")
+    # Without the diff programs of the user's git configuration: their output may be anything, in any amount.
     diff = _git(directory, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv")
     if commit is None or status is None or diff is None:
         return None
     diff = _LITERAL.sub(r"\1\2[redacted]\2", redact(diff))
     if len(data := diff.encode()) > MAX_DIFF_BYTES:
         note = f"\n[truncated: the full diff has {len(data)} bytes]\n"
+        # errors="ignore": the cut may go through a character.
         diff = data[: MAX_DIFF_BYTES - len(note)].decode(errors="ignore") + note
     return CodeState(commit.strip(), bool(status.strip()), diff)
 

@@ -62,8 +62,8 @@ def logging_to(path: Path | None, on_screen: bool | None = None) -> Iterator[Non
         file.setFormatter(_Clean("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(file)
     root, level = logging.getLogger(), log.level
-    before = root.handlers[:]
-    root.handlers[:] = handlers or [logging.NullHandler()]
+    before, root_level = root.handlers[:], root.level
+    root.handlers[:] = handlers or [logging.NullHandler()]  # without any, logging itself prints warnings
     root.setLevel(logging.INFO)
     log.setLevel(logging.INFO)
     log.addHandler(screen)
@@ -78,5 +78,6 @@ def logging_to(path: Path | None, on_screen: bool | None = None) -> Iterator[Non
             log.removeHandler(screen)
             log.setLevel(level)
             root.handlers[:] = before
+            root.setLevel(root_level)
             for handler in handlers:
                 handler.close()

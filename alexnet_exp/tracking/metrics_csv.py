@@ -59,8 +59,10 @@ class MetricsCSV(Logger):
         except (OSError, ValueError, csv.Error) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.path} is damaged ({reason}): fix it, or move it away.") from error
+        # An empty file has no header.
         self._columns = columns or self._columns
         self.num_rows = len(rows)
+        # Rewrite the file, or the next row would be appended to the truncated line.
         if not text.endswith("\n"):
             self._rewrite(rows)
 
@@ -72,6 +74,7 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = metrics_row(metrics, step)
         new = sorted(set(row) - set(self._columns))
+        # All rows share one header: a metric logged for the first time rewrites the file, which is rare.
         if new:
             rows = self.rows()
             self._columns = [*KEYS, *sorted({*self._columns, *new} - set(KEYS))]
@@ -90,6 +93,7 @@ class MetricsCSV(Logger):
             num_rows: Number of rows when the checkpoint was written: with gradient accumulation, a later validation can
                 have the same step. None keeps all rows of that step.
         """
+        # A row without a step counts as one of `step`.
         before = [(row.get("step", step), number, row) for number, row in enumerate(self.rows())]
         last = len(before) if num_rows is None else num_rows
         rows = [row for at, number, row in before if at < step or (at == step and number < last)]

@@ -110,7 +110,7 @@ def with_passwords(value: T, where: str = "") -> T:
         return value
 
     def fill(found: re.Match[str]) -> str:
-        if PASSWORD not in (found[2], found[4]):
+        if PASSWORD not in (found[2], found[4]):  # of the two forms in _IN_URL
             return found[0]
         names = [OF_ANY_URL, *(name for kind, name in _VARIABLES.items() if value.startswith(kind))]
         password = next((os.environ[name] for name in names if os.environ.get(name)), None)

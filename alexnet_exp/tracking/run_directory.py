@@ -77,6 +77,7 @@ class RunDirectory:
     def write_settings(self, config: Mapping[str, Any], overrides: list[str]) -> None:
         """Write overrides.yaml and config.yaml, without URL passwords."""
         write_atomically(self.path / "overrides.yaml", to_yaml(without_passwords(overrides)))
+        # Second: a directory with a config.yaml is a run, and a run has both files.
         write_atomically(self.path / "config.yaml", to_yaml(without_passwords(config)))
 
     def config(self) -> dict[str, Any]:
@@ -203,6 +204,6 @@ def _json_safe(value: Any) -> Any:
         return {str(k): _json_safe(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_json_safe(v) for v in value]
-    if isinstance(value, float) and value - value != 0.0:
+    if isinstance(value, float) and value - value != 0.0:  # inf - inf is NaN
         return None
     return value

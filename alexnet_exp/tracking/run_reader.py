@@ -9,7 +9,7 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.settings import flat
+from alexnet_exp.tracking.metrics import lower_is_better
 from alexnet_exp.tracking.run_directory import RunDirectory, is_held
 
 Row = dict[str, float]
@@ -82,7 +83,6 @@ def finite(points: list[Point]) -> list[Point]:
 
 
 _DEPTH = 4  # folder levels to search: outputs/sweeps/SWEEP/JOB, and one to spare
-_LOWER_IS_BETTER = ("loss", "error", "seconds")
 
 
 class Score(NamedTuple):
@@ -197,10 +197,6 @@ class Run:
         return None
 
 
-def lower_is_better(metric: str) -> bool:
-    return metric.rpartition("/")[2].endswith(_LOWER_IS_BETTER)
-
-
 def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
     """Find runs in run directories, sweeps and folders of either.
 
@@ -251,6 +247,27 @@ def _name(runs: dict[Path, Run]) -> None:
     elif runs:
         (path,) = runs
         runs[path].name = path.name
+
+
+def learned_nothing(record: Mapping[str, Any]) -> str | None:
+    """Return the sentence about a network that is no better than guessing, or None.
+
+    Args:
+        record: A checkpoint or a result.json.
+    """
+    found = record.get("at_chance")
+    values = (
+        [numeric(found.get(key)) for key in ("steps", "loss", "guessing")]
+        if isinstance(found, Mapping)
+        else []
+    )
+    if not values or None in values:
+        return None
+    steps, loss, guessing = values
+    return (
+        f"This network has learned nothing: its loss was that of guessing for its last {steps:.0f} steps "
+        f"({loss:.4g}; guessing gives {guessing:.4g})."
+    )
 
 
 def numeric(value: Any) -> float | None:

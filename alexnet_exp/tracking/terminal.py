@@ -65,7 +65,7 @@ def print_fitted(
         prose = len(head) - 1
     needed, shown = _needed(head, rows, prose), list(range(len(head)))
     for column in spare:
-        if sum(needed[i] for i in shown) > console.width + _GAP:
+        if sum(needed[i] for i in shown) > console.width + _GAP:  # no gap after the last column
             shown.remove(column)
     table = Table(box=None, pad_edge=False)
     for i in shown:
@@ -74,6 +74,7 @@ def print_fitted(
         table.add_column(Text(head[i]), justify=justify, no_wrap=fixed, overflow="fold")
         table.columns[-1].min_width = needed[i] - _GAP if fixed else None
     for row in rows:
+        # Text, because rich would read "[red]" in a plain string as markup.
         table.add_row(*[Text(row[i], style=(styles or {}).get(row[i], "")) for i in shown])
     console.print(table, soft_wrap=False)
     if left_out := [name for i, name in enumerate(head) if i not in shown]:

@@ -81,7 +81,7 @@ def _single_value_layers(network: nn.Module, shape: tuple[int, int, int]) -> set
     def before(module: nn.Module, given: tuple[Any, ...]) -> None:
         if not module.training:
             return
-        if given and given[0].numel() == given[0].shape[1]:
+        if given and given[0].numel() == given[0].shape[1]:  # (N, C, ...)
             kinds.add(isinstance(module, nn.SyncBatchNorm))
         module.training = False
         held.add(module)
@@ -95,6 +95,7 @@ def _single_value_layers(network: nn.Module, shape: tuple[int, int, int]) -> set
     hooks += [layer.register_forward_hook(after, always_call=True) for layer in layers]
     weight = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     try:
+        # Dropout draws random numbers here, which must not change those of the run.
         with torch.random.fork_rng([weight.device] if weight.device.type == "cuda" else []), torch.no_grad():
             # forward() rather than __call__, which would trigger compilation.
             network.forward(torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +32,10 @@ from alexnet_exp.training.lightning_internals import (
     validates_by_schedule,
 )
 from alexnet_exp.training.metrics import NUM_SAMPLES, ClassificationMeter, Outcomes, image_losses
-from alexnet_exp.training.optim.build import build_optimizer, images_of_a_step
+from alexnet_exp.training.optim.build import build_optimizer, describe_rates, images_of_a_step
 from alexnet_exp.training.optim.schedules import RunLength, build_schedule
 
+log = logging.getLogger(__name__)
 _PLAIN = frozenset((HOOK_NAME, "step_loss", "_first_bad_step", "_taken"))  # neither parameters nor modules
 _NAN_GRADIENT = re.compile(r"Function '(\w+)' returned nan values")  # torch.autograd's wording
 
@@ -128,6 +130,8 @@ class ImageClassifier(lightning.LightningModule):
         complete_restart(self.trainer, self._kept, self._changes)
         for name, gradient in self._gradients.items():
             parameter = self.model.get_parameter(name)
+            if not parameter.requires_grad:  # frozen since (ckpt=): a gradient would move it
+                continue
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
         self._gradients = {}
 
@@ -196,17 +200,10 @@ class ImageClassifier(lightning.LightningModule):
         self.outcomes.add(batch, self._evaluate("test", batch))
 
     def _evaluate(self, split: str, batch: Batch) -> Tensor:
-        logits = self._logits(batch.images)[: batch.size].float()
+        logits = logits_of_views(self, batch.images)[: batch.size].float()
         labels = batch.labels[: batch.size]
         self._meter(split).update(functional.cross_entropy(logits, labels, reduction="none"), logits, labels)
         return logits
-
-    def _logits(self, images: Tensor) -> Tensor:
-        """Return logits; for several views (N, V, C, H, W), the log of the mean softmax over views."""
-        if images.dim() == 4:
-            return self(images)
-        views = self(images.flatten(0, 1)).float().log_softmax(1).unflatten(0, images.shape[:2])
-        return views.logsumexp(1) - math.log(images.shape[1])
 
     def _meter(self, split: str) -> ClassificationMeter:
         return {"train": self.train_meter, "val": self.val_meter, "test": self.test_meter}[split]
@@ -334,6 +331,8 @@ class ImageClassifier(lightning.LightningModule):
         clipped_mixed = self.trainer.precision.endswith("-mixed") and bool(self.trainer.gradient_clip_val)
         batch = images_of_a_step(self.trainer)
         optimizer = build_optimizer(self.model, self.optimizer_config, not clipped_mixed, batch)
+        if rates := describe_rates(optimizer.param_groups):
+            log.info("%s.", rates)
         self.trainer.fit_loop.setup_data()  # the schedule needs the length of an epoch
         check_batch_norm(self.trainer, self.model)
         steps = self.trainer.estimated_stepping_batches
@@ -368,6 +367,14 @@ class ImageClassifier(lightning.LightningModule):
         self._changes = changes(checkpoint, self.embed.get("config", {}))
         if self._changes.schedule:
             checkpoint["lr_schedulers"] = []  # another schedule: the saved state does not fit
+
+
+def logits_of_views(network: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits (N, K) of images; for several views (N, V, C, H, W), the log of the mean softmax over views."""
+    if images.dim() == 4:
+        return network(images)
+    views = network(images.flatten(0, 1)).float().log_softmax(1).unflatten(0, images.shape[:2])
+    return views.logsumexp(1) - math.log(images.shape[1])
 
 
 def _reads_without_sync(loss: Tensor) -> bool:

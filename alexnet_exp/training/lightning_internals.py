@@ -7,6 +7,7 @@ counts differently. No other module of this package touches the loops.
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from traceback import FrameSummary
@@ -17,6 +18,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.profilers import AdvancedProfiler, PassThroughProfiler, Profiler, SimpleProfiler
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
 from lightning.pytorch.trainer.states import RunningStage
@@ -239,3 +241,30 @@ def average_on(callback: WeightAveraging, device: torch.device) -> None:
 def average_of(callback: WeightAveraging) -> nn.Module | None:
     """Return the averaged network, an AveragedModel; None before training."""
     return callback._average_model
+
+
+# ---------------------------------------------------------------------------------------- frozen parameters
+
+
+def can_rewrap(trainer: Trainer) -> bool:
+    """Return whether `rewrap` supports the strategy: a single device, or DDP."""
+    # DeepSpeed's is a subclass of DDPStrategy that wraps the module differently.
+    return type(trainer.strategy) is DDPStrategy or isinstance(trainer.strategy, SingleDeviceStrategy)
+
+
+def rewrap(trainer: Trainer) -> None:
+    """Make DDP follow a change of which parameters require gradients.
+
+    DDP registers its hooks when it is constructed, on the parameters that require gradients then: it would wait
+    forever for the gradients of those frozen since, and never average those of parameters thawed since.
+    `find_unused_parameters` only covers the first case, and searches the graph at every step.
+
+    Args:
+        trainer: Between two steps; every rank calls this. Without DDP there is nothing to do.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, DDPStrategy):
+        return
+    strategy.model = trainer.lightning_module
+    gc.collect()  # the hooks of the previous DDP go with it, and it may be part of a reference cycle
+    strategy.configure_ddp()

@@ -26,7 +26,7 @@ def macro_scores(confusion: Tensor) -> dict[str, float]:
     """
     counts = torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)]).cpu().double()
     hits, support, predicted = counts
-    recall = (hits / support)[support > 0]
+    recall = (hits / support)[support > 0]  # drops 0 / 0
     f1 = (2 * hits / (support + predicted))[support + predicted > 0]
     return {"balanced_accuracy": float(recall.mean()), "macro_f1": float(f1.mean())}
 
@@ -70,7 +70,7 @@ class ClassificationMeter(Metric):
         counts[2] += len(labels)
         self.totals += counts
         if self.with_confusion:
-            cells = labels * self.num_classes + best[:, 0]
+            cells = labels * self.num_classes + best[:, 0]  # (N,) positions in the flattened matrix
             if cells.is_cuda:  # bincount would sync to read the largest cell
                 self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
             else:
@@ -143,11 +143,12 @@ class Outcomes:
         """Collect candidates from one batch, without a device sync."""
         probabilities, predictions = logits.softmax(1).max(1)
         indices, labels = batch.indices[: batch.size], batch.labels[: batch.size]
+        # float64 holds every position exactly; MPS has no float64.
         table = torch.stack([probabilities.double() if logits.device.type != "mps" else probabilities,
                              indices, labels, predictions], dim=1)  # fmt: skip
         if self.keep:
             self._every.append(table)
-        wrong = torch.where(predictions == labels, -1.0, probabilities)
+        wrong = torch.where(predictions == labels, -1.0, probabilities)  # hits come last; `gather` drops them
         self._mistakes.append(table[wrong.topk(min(NUM_MISTAKES, len(wrong))).indices])
         if self.wanted is not None:
             # topk, not a boolean mask: the size of a mask's result would have to be read from the device.
@@ -204,7 +205,7 @@ def image_losses(
     if partners is not None and shares is not None:
         others = labels[partners]
         losses = torch.lerp(against(others), losses, shares.to(losses.dtype))
-        labels = torch.where(shares < 0.5, others, labels)
+        labels = torch.where(shares < 0.5, others, labels)  # the larger share counts
     return losses, labels
 
 
@@ -226,7 +227,7 @@ def class_weights(
         return None
     if not isinstance(wanted, Mapping):
         counts = torch.bincount(labels, minlength=len(classes)).double()
-        weights = len(labels) / (counts.count_nonzero() * counts)
+        weights = len(labels) / (counts.count_nonzero() * counts)  # infinite without images
         return tuple(torch.where(counts > 0, weights, 1.0).tolist())
     named = {
         str(name): float(weight) for name, weight in wanted.items()

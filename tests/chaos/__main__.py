@@ -1,10 +1,9 @@
-"""`make chaos`: trainings that are killed by -9 and resumed end as the one that never was, bit by bit.
+"""`make chaos`: runs that are killed with -9 and resumed end bit-identical to an uninterrupted one.
 
-Every run trains the same: digits, a narrow network, with dropout, augmentation, averaged weights, W&B offline and a
-checkpoint every few steps. Weights, states, metrics.csv and the history in W&B must be equal, throughput aside. The
-moments are drawn from a seed: anywhere in the life of the process, right after a step, in the middle of writing a
-checkpoint; every third run is killed twice. Twelve epochs take some ten seconds, imports included; `--epochs 400` is
-for a training of minutes.
+All runs train the same thing: digits on a narrow network with dropout, augmentation, weight averaging, W&B offline and
+a checkpoint every few steps. Weights, states, metrics.csv and the W&B history must be equal, except for throughput. The
+kills are drawn from a seed: at any time, right after a step, or in the middle of writing a checkpoint; every third run
+is killed twice. Twelve epochs take about ten seconds, imports included; `--epochs 400` trains for minutes.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ SETTINGS = [
     "callbacks.progress_bar.enabled=false",
     "callbacks.model_summary.enabled=false",
 ]
-KINDS = ("clock", "step", "save", "clock", "save")  # run by run
+KINDS = ("clock", "step", "save", "clock", "save")  # cycled through, run by run
 
 
 @dataclass
 class Case:
-    """One run: when it is killed, and what came of it."""
+    """One run: when to kill it, and the outcome."""
 
     number: int
     kills: list[Kill]
@@ -54,13 +53,13 @@ class Case:
 
 
 def draw(number: int, seed: int, steps: int, seconds: float) -> Case:
-    """Draw the moments of one run.
+    """Draw the kills of one run.
 
     Args:
-        number: Of the run, from 0.
-        seed: Of the whole.
-        steps: Of the reference.
-        seconds: Likewise.
+        number: Index of the run.
+        seed: Seed of all runs.
+        steps: Steps of the reference run.
+        seconds: Duration of the reference run.
     """
     dice = random.Random(f"{seed} {number}")
     kinds = [KINDS[number % len(KINDS)]] + [dice.choice(KINDS)] * (number % 3 == 0)

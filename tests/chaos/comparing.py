@@ -1,4 +1,4 @@
-"""Whether two runs ended the same: bit by bit, row by row."""
+"""Compare two finished runs: bit by bit, row by row."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.training.small_runs import checkpoint, rows, same
 
 WEIGHTS = ("state_dict",)
 OPTIMIZER = ("optimizer_states", "lr_schedulers")
-APART = ("config",)  # it names the directory
+APART = ("config",)  # it contains the run directory
 TIMED = "images_per_second"
 Row = dict[str, float]
 
 
 def differences(reference: Path, run: Path) -> dict[str, list[str]]:
-    """Return what differs, by the part of a run that it belongs to; empty lists where nothing does."""
+    """Return the differences by part of the run; a list is empty where there are none."""
     found: dict[str, list[str]] = {
         "weights": [],
         "optimizer": [],
@@ -33,8 +33,8 @@ def differences(reference: Path, run: Path) -> dict[str, list[str]]:
                 part = "weights" if key in WEIGHTS else "optimizer" if key in OPTIMIZER else "state"
                 found[part].append(f"{name}.ckpt: {key}")
     if rows(reference) != rows(run):
-        found["metrics.csv"].append(_first_other_row(rows(reference), rows(run)))
-    found["W&B"] += _other_history(reference, run)
+        found["metrics.csv"].append(_first_difference(rows(reference), rows(run)))
+    found["W&B"] += _history_differences(reference, run)
     before, after = _result(reference), _result(run)
     found["result"] += [key for key in before if before[key] != after.get(key)]
     return found
@@ -49,25 +49,24 @@ def _result(run: Path) -> dict[str, Any]:
     return {key: result.get(key) for key in ("status", "metrics", "best", "epochs", "steps")}
 
 
-def _first_other_row(ours: list[Row], theirs: list[Row]) -> str:
+def _first_difference(ours: list[Row], theirs: list[Row]) -> str:
     for number, (one, other) in enumerate(zip(ours, theirs, strict=False), 1):
         if one != other:
             return f"row {number}: {one} and {other}"
     return f"{len(ours)} rows and {len(theirs)}"
 
 
-def _other_history(reference: Path, run: Path) -> list[str]:
-    """Say how what W&B has of two runs differs."""
+def _history_differences(reference: Path, run: Path) -> list[str]:
+    """Describe how the W&B histories of two runs differ."""
     (ours, _), (theirs, ids) = history(reference), history(run)
     said = [] if len(ids) == 1 else [f"{len(ids)} ids: {', '.join(sorted(ids))}"]
-    return said if ours == theirs else [*said, _first_other_row(ours, theirs)]
+    return said if ours == theirs else [*said, _first_difference(ours, theirs)]
 
 
 def history(run: Path) -> tuple[list[Row], set[str]]:
-    """Return what W&B has of a run, and under which ids.
+    """Return the W&B history of a run, and its run ids.
 
-    All files of an id count together, and the last record of a step wins, as where they are synced. Throughput is left
-    out.
+    All files of an id are merged, and the last record of a step wins, as when they are synced. Throughput is left out.
     """
     files = sorted(run.glob("wandb/*run-*/run-*.wandb"), key=lambda file: file.parent.name)
     parts = [*map(read_wandb, files[:-1]), read_finished(files[-1])]

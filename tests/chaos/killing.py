@@ -1,4 +1,4 @@
-"""A training as a process of its own, and the moments at which it is killed."""
+"""Training in a subprocess, and when to kill it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 POLL_SECONDS = 0.0005
-PATIENCE_SECONDS = 600  # a run that takes longer hangs
+PATIENCE_SECONDS = 600  # a run that takes longer is stuck
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Kill:
     """When to kill a process.
 
     Args:
-        kind: 'clock' (so many seconds after its start), 'step' (so many seconds after a step) or 'save' (with half a
-            checkpoint on disk, at the first save after a step).
+        kind: 'clock' (`seconds` after its start), 'step' (`seconds` after `step`) or 'save' (with half a checkpoint on
+            disk, at the first save after `step`).
         seconds: See `kind`.
-        step: Optimizer steps taken, at least.
+        step: Minimum number of optimizer steps before the kill.
     """
 
     kind: str
@@ -39,15 +39,15 @@ class Kill:
 
 @contextmanager
 def training(run_dir: Path, settings: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start or continue a run in a directory; what it prints is added to output.txt beside it.
+    """Start or resume a run; its output is appended to output.txt next to the run directory.
 
     Args:
-        run_dir: Continued with `resume=` alone where it holds a run; else `settings` say what to train.
+        run_dir: If it holds a run, only `resume=` is passed; otherwise also `settings`.
         settings: Overrides.
     """
     again = [] if (run_dir / "config.yaml").exists() else settings
     command = [sys.executable, str(ROOT / "train.py"), *again, f"resume={run_dir}"]
-    # One thread each: how many there are decides the order of sums, and several runs share the cores.
+    # One thread each: their number affects the order of summation, and several runs share the cores.
     own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment = {**own, "OMP_NUM_THREADS": "1"}
     with open(run_dir.parent / "output.txt", "ab") as out:
@@ -61,7 +61,7 @@ def training(run_dir: Path, settings: list[str]) -> Iterator[subprocess.Popen[by
 
 
 def finish(run_dir: Path, settings: list[str]) -> float:
-    """Let a run go to its end; return how many seconds that took.
+    """Start or resume a run and let it finish; return the seconds it took.
 
     Raises:
         RuntimeError: It failed.
@@ -74,19 +74,19 @@ def finish(run_dir: Path, settings: list[str]) -> float:
 
 
 def killed(run_dir: Path, settings: list[str], kill: Kill) -> bool:
-    """Start or continue a run and kill it; return False if it ended before its moment came."""
+    """Start or resume a run and kill it; return False if it ended first."""
     with training(run_dir, settings) as process:
         if kill.kind == "clock":
             return not _ends_within(process, kill.seconds)
         if not _wait_for_step(process, run_dir, kill.step):
             return False
         if kill.kind == "save":
-            return _stop_in_a_save(process, run_dir / "checkpoints")
+            return _stop_during_save(process, run_dir / "checkpoints")
         return not _ends_within(process, kill.seconds)
 
 
 def last_step(run_dir: Path) -> int:
-    """Return the step of the last row of metrics.csv, -1 without one."""
+    """Return the step of the last row of metrics.csv, or -1 if there is none."""
     try:
         text = (run_dir / "metrics.csv").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -106,7 +106,7 @@ def _ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
 def _wait_for_step(process: subprocess.Popen[bytes], run_dir: Path, step: int) -> bool:
     """Wait until a step is in metrics.csv; return False if the process ended first."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    begun = time.time()  # rows of an earlier part of the run are cut or rewritten by the process itself
+    begun = time.time()  # the process truncates or rewrites rows of earlier parts of the run
     while process.poll() is None and time.monotonic() < deadline:
         file = run_dir / "metrics.csv"
         if file.exists() and file.stat().st_mtime > begun and last_step(run_dir) >= step:
@@ -115,14 +115,14 @@ def _wait_for_step(process: subprocess.Popen[bytes], run_dir: Path, step: int) -
     return False
 
 
-def _stop_in_a_save(process: subprocess.Popen[bytes], checkpoints: Path) -> bool:
-    """Hold the process when it begins to write a checkpoint; kill it if it had not come to the end of that."""
+def _stop_during_save(process: subprocess.Popen[bytes], checkpoints: Path) -> bool:
+    """Stop the process when it starts writing a checkpoint; return True if it is stopped halfway."""
     while process.poll() is None:
         if any(checkpoints.glob(".last.ckpt.*.tmp")):
             process.send_signal(signal.SIGSTOP)
-            time.sleep(0.02)  # until it stands still
+            time.sleep(0.02)  # until it has stopped
             if any(checkpoints.glob(".last.ckpt.*.tmp")):
-                return True  # killed where it stands
+                return True  # the caller kills it there
             process.send_signal(signal.SIGCONT)
         time.sleep(POLL_SECONDS)
     return False

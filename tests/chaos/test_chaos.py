@@ -1,4 +1,4 @@
-"""The drawing of `make chaos`, and one run of it."""
+"""How `make chaos` draws its kills, and one of its runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.chaos.killing import Kill, finish, last_step
 from tests.training.small_runs import checkpoint
 
 
-def test_moments_depend_on_the_seed_alone_and_are_of_every_kind() -> None:
+def test_kills_depend_only_on_the_seed_and_include_every_kind() -> None:
     cases = [draw(number, 0, 400, 15.0) for number in range(20)]
     assert cases == [draw(number, 0, 400, 15.0) for number in range(20)]
     assert cases != [draw(number, 1, 400, 15.0) for number in range(20)]
@@ -23,7 +23,7 @@ def test_moments_depend_on_the_seed_alone_and_are_of_every_kind() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_a_save_ends_as_one_that_never_was_and_a_changed_bit_is_seen(tmp_path: Path) -> None:
+def test_a_run_killed_during_a_save_ends_bit_identical_and_a_changed_bit_is_detected(tmp_path: Path) -> None:
     settings = [*SETTINGS, "trainer.max_epochs=2"]
     (tmp_path / "reference").mkdir()
     reference = tmp_path / "reference" / "run"
@@ -39,7 +39,7 @@ def test_a_run_killed_in_a_save_ends_as_one_that_never_was_and_a_changed_bit_is_
     assert found["weights"] == ["last.ckpt: state_dict"] and found["optimizer"] == []
     assert found["W&B"] == []
     files = list(run_dir.glob("wandb/offline-run-*/*.wandb"))
-    assert len(files) == 2  # before the kill, and after it
+    assert len(files) == 2  # before and after the kill
     lr = next(row["lr"] for row in history(run_dir)[0] if "lr" in row)
     other = repr(lr)[:-1] + ("2" if repr(lr)[-1] == "1" else "1")
     for file in files:

@@ -36,6 +36,7 @@ def with_augment(key: str, value: Any) -> dict[str, Any]:
         ("cutmix", 0.2),
         ("erasing", ERASING),
         ("resized_crop", PARTS),
+        ("resized_crop", {**PARTS, "whole_image": True}),
         ("colour_jitter", {"hue": 0.5}),
         ("contrast", [0.2, 1.8]),
         ("views", "flip_translate"),
@@ -61,6 +62,7 @@ def test_a_valid_value_is_accepted(key: str, value: Any) -> None:
         ("erasing", {"probability": 0.5}, "probability"),
         ("resized_crop", {**PARTS, "ratio": [0.75]}, r"\{scale: \[min, max\], ratio"),
         ("resized_crop", {**PARTS, "ratio": [1.3, 0.7]}, "ratio"),
+        ("resized_crop", {**PARTS, "whole_image": 1}, "whole_image: true or false"),
         ("colour_jitter", {"hue": 0.6}, r"hue: in \[0, 0\.5\]"),
         ("colour_jitter", {"gamma": 0.6}, "brightness, contrast, saturation"),
         ("colour_jitter", {"hue": 0}, "at least one of them > 0"),
@@ -93,7 +95,11 @@ def test_every_shipped_augmentation_is_legal_and_has_all_keys(name: str) -> None
         ("mixup", "mixup", 1.0),
         ("cutmix", "cutmix", 1.0),
         ("erasing", "erasing", ERASING),
-        ("colour_jitter", "resized_crop", {"scale": [0.08, 1.0], "ratio": [0.75, 4 / 3]}),
+        (
+            "colour_jitter",
+            "resized_crop",
+            {"scale": [0.08, 1.0], "ratio": [0.75, 4 / 3], "whole_image": True},
+        ),
     ],
 )
 def test_a_file_does_what_its_name_says(name: str, key: str, value: Any) -> None:

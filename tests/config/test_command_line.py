@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.config.overrides import LITERAL_KEYS, prepare, resumed_directory
 from alexnet_exp.errors import UserError
 
@@ -52,7 +53,7 @@ def test_resumed_sweep_keeps_its_directory():
         prepare(["sweep.resume=a"])
 
 
-def test_a_redundant_hydra_mode_beside_m_is_ignored() -> None:
+def test_a_redundant_hydra_mode_with_m_is_ignored() -> None:
     assert prepare(["-m", "hydra.mode=MULTIRUN"]) == ["-m", "hydra.mode=MULTIRUN"]
 
 
@@ -87,7 +88,7 @@ def test_sweep_over_paths_stays_a_sweep(flag: str):
     assert prepare(["ckpt=a,b", flag]) == [flag, "ckpt=a,b"]
 
 
-def test_other_values_are_left_to_the_grammar():
+def test_other_values_are_left_to_hydras_grammar():
     typed = ["data.mean=[0.1,0.2,0.3]", "model=alexnet", "+callbacks.mine={_target_: a.B}", "~logger"]
     assert prepare(typed) == typed
 
@@ -110,7 +111,7 @@ def test_nothing_is_resumed_unless_a_directory_is_named(typed: list[str]):
     assert not any("run.dir" in argument for argument in prepare(typed))
 
 
-def test_resumed_directory_is_read_as_it_will_be_understood():
+def test_resumed_directory_is_parsed_as_hydra_will():
     assert resumed_directory(["resume=it's here"]) == "it's here"
     assert resumed_directory(prepare(["resume=it's here"])) == "it's here"
 
@@ -128,7 +129,7 @@ def test_a_word_with_an_equals_sign_is_a_path_if_it_exists(tmp_path: Path, monke
     typed = prepare(["a=b/run", "lr=1.png", "top_k=2"], ("ckpt", "images..."))
     assert typed == ["ckpt='a=b/run'", "top_k=2", "images=['lr=1.png']"]
     assert prepare(["a=b", "no=run"], ("runs...",)) == ["no=run", "runs=['a=b']"]
-    assert prepare(["a=b"], ("what",)) == ["a=b"]  # what takes no path
+    assert prepare(["a=b"], ("what",)) == ["a=b"]  # a key that takes no path
     assert prepare(["a=b"]) == ["a=b"]
 
 
@@ -152,3 +153,17 @@ def test_a_folder_can_have_the_name_of_its_key():
 def test_groups_take_the_name_of_a_file(typed: str, message: str):
     with pytest.raises(UserError, match=message):
         prepare([typed])
+
+
+@pytest.mark.parametrize("mark", ["", "+", "++"])
+def test_layers_of_the_optimizer_need_no_plus(mark: str) -> None:
+    typed = [f"{mark}optimizer.layers={{features.*: {{lr_factor: 0.1}}}}", "experiment=none"]
+    assert plain(compose("train", prepare(typed)))["optimizer"]["layers"] == {
+        "features.*": {"lr_factor": 0.1}
+    }
+
+
+def test_a_layer_of_an_experiment_takes_other_values() -> None:
+    typed = ["experiment=convnet_80sec", "optimizer.layers.fc8.lr_factor=2", "optimizer.layers.fc6=null"]
+    layers = plain(compose("train", prepare(typed)))["optimizer"]["layers"]
+    assert layers == {"fc6": None, "fc8": {"weight_decay": 0.03, "lr_factor": 2}}

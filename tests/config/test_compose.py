@@ -14,8 +14,8 @@ from alexnet_exp.config.overrides import prepare
 from alexnet_exp.settings import GROUPS
 
 TOP_LEVEL = [
-    "augment", "callbacks", "channels_last", "ckpt", "class_weights", "compile", "data", "label_smoothing", "logger",
-    "model", "optimizer",
+    "augment", "callbacks", "channels_last", "ckpt", "class_weights", "compile", "data", "freeze", "freeze_epochs",
+    "init", "label_smoothing", "logger", "model", "optimizer",
     "paths", "published", "resume", "scheduler", "seed", "sweep", "test", "test_weights", "trainer", "trust", "weights",
 ]  # fmt: skip
 GROUP_NAMES = [

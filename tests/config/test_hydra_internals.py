@@ -1,4 +1,4 @@
-"""The private names of Hydra, and what its versions differ in: warnings are errors here."""
+"""Hydra's private names, and differences between its versions: warnings are errors here."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from alexnet_exp.config.hydra_internals import (
 from hydra_plugins.alexnet_exp_plugins import GridSweeper
 
 
-def test_the_flags_are_those_that_the_parser_takes() -> None:
+def test_known_flags_are_those_of_the_parser() -> None:
     known = known_flags()
     assert {"--multirun", "-m", "--cfg", "-c", "--config-dir", "--help"} <= set(known)
     parsed = get_args_parser().parse_args(["-m", "--config-dir", "mine", "a=1"])
     assert (parsed.multirun, parsed.config_dir, parsed.overrides) == (True, "mine", ["a=1"])
 
 
-def test_the_reason_of_a_failed_job_is_read_silently(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_of_a_failed_job_is_read_silently(capsys: pytest.CaptureFixture[str]) -> None:
     job = JobReturn(overrides=["a=1"], status=JobStatus.FAILED)
     job.return_value = ValueError("no luck")
     assert str(error_of(job)) == "no luck"
     with pytest.raises(ValueError, match="no luck"):
         _ = job.return_value
-    assert "a=1" in capsys.readouterr().err  # of the public way alone
+    assert "a=1" in capsys.readouterr().err  # printed only by the public property
 
 
-def test_our_grid_takes_the_place_of_hydra_s_and_calls_its_parts() -> None:
-    Plugins.instance()  # loads all
+def test_our_grid_sweeper_replaces_hydras_and_calls_its_methods() -> None:
+    Plugins.instance()  # loads all plugins
     node = ConfigStore.instance().load("hydra/sweeper/basic.yaml").node
     assert node._target_ == f"{GridSweeper.__module__}.GridSweeper"
     sweeper: Any = hydra.utils.get_class(node._target_)(max_batch_size=None)
@@ -60,7 +60,7 @@ def test_storing_a_config_twice_keeps_the_second() -> None:
     register()
 
 
-def test_a_resolver_resolves_and_a_cached_one_once() -> None:
+def test_a_cached_resolver_is_called_once() -> None:
     calls: list[str] = []
     register_resolver("seen", lambda word: calls.append(word) or len(calls), use_cache=True)
     try:

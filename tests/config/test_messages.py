@@ -1,4 +1,4 @@
-"""Errors of Hydra and OmegaConf are said in one line that tells the fix."""
+"""Errors of Hydra and OmegaConf are reported in one line that tells the fix."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from alexnet_exp.errors import UserError
 
 
 def message(*overrides: str, verb: str = "train") -> str:
-    """Compose something impossible, and return what the user is told."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011 (which class is Hydra's affair)
+    """Compose an invalid configuration and return the error message."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (the class is up to Hydra)
         plain(compose(verb, list(overrides)))
     said = explain(caught.value, verb)
     assert said is not None
@@ -74,13 +74,13 @@ def test_a_mistake_in_an_override_is_a_one_line_error(override: str, said: str):
     assert said in message(override)
 
 
-def test_near_names_are_enough_where_a_group_is_large():
+def test_a_large_group_lists_only_close_matches():
     said = message("model=alexnett")
     assert "Did you mean alexnet," in said
     assert "convnet_11pct" not in said
 
 
-def test_without_near_names_all_are_listed():
+def test_all_names_are_listed_without_a_close_match():
     said = message("model=zzz")
     assert "Did you mean" not in said
     assert "alexnet_lrn" in said
@@ -93,7 +93,7 @@ def test_other_verbs_name_their_own_settings():
     assert "trainer" not in said
 
 
-def with_own_file(directory: Path, text: str) -> str:
+def with_custom_yaml(directory: Path, text: str) -> str:
     file = directory / "model" / "mine.yaml"
     file.parent.mkdir()
     file.write_text(text)
@@ -101,12 +101,12 @@ def with_own_file(directory: Path, text: str) -> str:
 
 
 def test_a_typo_in_a_custom_yaml_names_the_file(tmp_path: Path):
-    said = with_own_file(tmp_path, "defaults: [alexnet, _self_]\nfeatures:\n  conv2: {grups: 2}\n")
+    said = with_custom_yaml(tmp_path, "defaults: [alexnet, _self_]\nfeatures:\n  conv2: {grups: 2}\n")
     assert "model/mine.yaml: There is no setting model.features.conv2.grups. Did you mean groups" in said
 
 
-def test_yaml_that_cannot_be_read_names_file_and_line(tmp_path: Path):
-    said = with_own_file(tmp_path, "input_size: 32\nnum_classes: [3\nin_channels: 3\n")
+def test_invalid_yaml_names_file_and_line(tmp_path: Path):
+    said = with_custom_yaml(tmp_path, "input_size: 32\nnum_classes: [3\nin_channels: 3\n")
     assert said.startswith(f"{tmp_path}/model/mine.yaml, line 3, is not YAML: ")
 
 

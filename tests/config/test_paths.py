@@ -1,4 +1,4 @@
-"""~ is the home directory in every setting that is a path, wherever it was written."""
+"""~ is the home directory in every setting that is a path, wherever it is set."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def value_of(override: str) -> Any:
 
 @pytest.mark.parametrize("key", [*PATH_KEYS, *PATH_LISTS])
 @pytest.mark.parametrize("typed", ["~/a b", "'~/a b'", '"~/a b"'])
-def test_home_is_expanded_in_every_path_that_is_typed(key: str, typed: str, home: Path):
+def test_home_is_expanded_in_every_typed_path(key: str, typed: str, home: Path):
     flags = ["-m"] if key == "sweep.resume" else []
     for prefix in ("", "+"):
         assert value_of(prepare([*flags, f"{prefix}{key}={typed}"])[len(flags)]) == f"{home}/a b"
 
 
-def test_home_is_expanded_in_lists_and_in_the_values_of_a_sweep(home: Path):
+def test_home_is_expanded_in_lists_and_sweep_values(home: Path):
     (images,) = prepare(["images=[~/a b,'~/c',/d]"])
     assert value_of(images) == [f"{home}/a b", f"{home}/c", "/d"]
     _, roots = prepare(["-m", "data.root=~/a,/b,'~/c'"])
@@ -44,20 +44,20 @@ def test_home_is_expanded_in_lists_and_in_the_values_of_a_sweep(home: Path):
     assert list(swept.sweep_string_iterator()) == [f"'{home}/a'", "/b", f"'{home}/c'"]
 
 
-def test_bare_words_and_flags_name_places_below_home(home: Path):
+def test_home_is_expanded_in_bare_words_and_flags(home: Path):
     words = prepare(["~/run", "~/photos"], ("ckpt", "images..."))
     assert [value_of(word) for word in words] == [f"{home}/run", [f"{home}/photos"]]
     assert prepare(["--config-dir=~/c", "-cd", "~/d"]) == [f"--config-dir={home}/c", "-cd", f"{home}/d"]
     assert resumed_directory(["resume=~/run"]) == f"{home}/run"
 
 
-def test_another_users_home_is_expanded_and_an_unknown_one_is_a_name():
+def test_the_home_of_another_user_is_expanded_unless_unknown():
     assert value_of(prepare(["weights=~root/x"])[0]) == os.path.expanduser("~root/x") != "~root/x"
     assert value_of(prepare(["weights=~nobody-of-this-name/x"])[0]) == "~nobody-of-this-name/x"
 
 
 @pytest.mark.parametrize("value", ["a~b", "a/~/b", "a/b~", "./~"])
-def test_a_tilde_inside_a_name_stays(value: str):
+def test_a_tilde_inside_a_path_is_kept(value: str):
     assert value_of(prepare([f"data.root={value}"])[0]) == value
 
 
@@ -74,7 +74,7 @@ def test_home_is_expanded_in_the_environment_and_in_references(home: Path, monke
     assert found == (f"{home}/data", f"{home}/data", f"{home}/mine")
 
 
-def test_hydra_makes_no_folder_of_that_name(
+def test_hydra_makes_no_folder_named_tilde(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     import alexnet_exp.runs.train.command as module

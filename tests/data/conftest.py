@@ -22,7 +22,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def real_data_dir() -> Path:
-    """The folder with the real data sets; the test is skipped where there is none."""
+    """Return the folder of the real data sets; skip the test if there is none."""
     typed = os.environ.get("ALEXNET_DATA_DIR")
     folder = Path(typed) if typed else Path(__file__).parents[3] / "shared" / "data"
     if not folder.is_dir():
@@ -32,7 +32,7 @@ def real_data_dir() -> Path:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every attempt to open a connection or to look up a name fail the way a missing network does."""
+    """Make connections and DNS lookups fail as they do offline."""
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise OSError("no network in this test")
@@ -43,7 +43,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["torchcodec", "torchvision"])
 def jpeg_decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Decode JPEG with one library after the other; the test is skipped for one that is not there."""
+    """Run the test once per JPEG library; skip those that are not installed."""
     pytest.importorskip(request.param)
     monkeypatch.setattr(decode, "JPEG_DECODERS", (request.param,))
     assert decode._jpeg_decoder(decode.JPEG_DECODERS) is not None

@@ -21,7 +21,7 @@ def arrays(count: int, split: str, seed: int, side: int = 6) -> ArraySource:
 
 
 class Made(ImageData):
-    """Random images: 22 to train on, 9 to test on, and 6 of its own to validate on if asked."""
+    """Random images: 22 for training, 9 for testing, and 6 for validation if `own_val`."""
 
     def __init__(self, own_val: bool = False, test: bool = True, **options: Any) -> None:
         super().__init__(**{**COMMON, **options})

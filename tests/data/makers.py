@@ -25,8 +25,8 @@ def write_cifar10(data_dir: Path, per_batch: int = 20, seed: int = 0) -> Arrays:
     """Write cifar-10-batches-py/: five training batches and a test batch of random images.
 
     Returns:
-        For "train" and "test": images uint8 (N, 3, 32, 32) and labels int64 (N,), in file order; labels go
-        round the ten classes.
+        For "train" and "test": images uint8 (N, 3, 32, 32) and labels int64 (N,), in file order; labels
+        cycle through the ten classes.
     """
     rng = np.random.default_rng(seed)
     folder = data_dir / "cifar-10-batches-py"
@@ -61,10 +61,10 @@ def pack_cifar10(data_dir: Path) -> Path:
 def write_mnist(
     data_dir: Path, train: int = 40, test: int = 20, packed: bool = True, seed: int = 0
 ) -> Arrays:
-    """Write the four files of MNIST/raw/, random images, .gz or (packed=False) not.
+    """Write the four files of MNIST/raw/ with random images, gzipped if `packed`.
 
     Returns:
-        For "train" and "test": images uint8 (N, 28, 28) and labels int64 (N,); labels go round the digits.
+        For "train" and "test": images uint8 (N, 28, 28) and labels int64 (N,); labels cycle through the digits.
     """
     rng = np.random.default_rng(seed)
     folder = data_dir / "MNIST" / "raw"
@@ -80,7 +80,7 @@ def write_mnist(
 
 
 def write_idx(path: Path, array: np.ndarray, packed: bool) -> None:
-    """Write an array of bytes as an IDX file, or as the .gz of one."""
+    """Write an array of bytes as an IDX file, gzipped if `packed`."""
     header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes()
     data = header + array.tobytes()
     if packed:
@@ -102,7 +102,7 @@ def write_folder(
         root: The folder.
         counts: Images per class folder: {"train/cat": 5, "val/cat": 2}, or {"cat": 5}.
         size: Width and height in pixels.
-        extension: Decides the format.
+        extension: Determines the format.
         seed: Seeds the noise.
     """
     rng = np.random.default_rng(seed)
@@ -118,7 +118,7 @@ def write_folder(
 
 
 def fail_to_read(monkeypatch: pytest.MonkeyPatch, path: str, number: int) -> None:
-    """Let one file fail as the machine does it: tests run as root, to whom every file is open."""
+    """Make opening one file fail with an errno. Permissions would not: tests run as root."""
     real = open
 
     def fail(file: Any, *arguments: Any, **options: Any) -> Any:

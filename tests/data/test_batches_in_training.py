@@ -1,4 +1,4 @@
-"""What a training run sees: order, augmentation, position after a resume, workers that end."""
+"""What a training run sees (order, augmentation, position after resuming), and that its workers exit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.data.makers import write_folder
 
 
 class Recorder(lightning.LightningModule):
-    """Learns nothing, and keeps the batches it is given."""
+    """Records the batches it receives, and learns nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Recorder(lightning.LightningModule):
 
 
 class SaveAt(lightning.Callback):
-    """Saves a checkpoint the first time a hook is called in epoch 1, a batch's hook after the third one."""
+    """Saves a checkpoint at a hook's first call in epoch 1; a batch hook, after the third batch."""
 
     def __init__(self, path: Path, hook: str) -> None:
         self.path, self.batches_before = path, -1
@@ -97,9 +97,7 @@ def test_only_training_batches_are_augmented():
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end", "on_train_epoch_end"])
 @pytest.mark.parametrize("limit", [None, 4])
 @pytest.mark.parametrize("kind", ["array", "files", "decoded files"])
-def test_a_resumed_run_sees_the_batches_that_were_left(
-    tmp_path: Path, hook: str, limit: int | None, kind: str
-):
+def test_a_resumed_run_sees_the_remaining_batches(tmp_path: Path, hook: str, limit: int | None, kind: str):
     def make_data() -> ImageData:
         if kind == "array":
             return Made(val_size=2, augment={"flip": True})
@@ -125,7 +123,7 @@ def worker_processes() -> list[str]:
     return [child.name for child in multiprocessing.active_children()]
 
 
-def test_worker_processes_end_with_the_fit(tmp_path: Path):
+def test_worker_processes_exit_after_fit(tmp_path: Path):
     write_folder(tmp_path, {"a": 11, "b": 11}, size=(9, 8), extension="png")
     module, data = Recorder(), Folder(str(tmp_path), val_fraction=0.1, num_workers=2, **COMMON)
     trainer = make_trainer(max_epochs=1, limit_train_batches=2)
@@ -136,7 +134,7 @@ def test_worker_processes_end_with_the_fit(tmp_path: Path):
     assert worker_processes() == []
 
 
-def test_worker_processes_end_with_a_fit_that_fails(tmp_path: Path):
+def test_worker_processes_exit_when_fit_fails(tmp_path: Path):
     class Failing(Recorder):
         def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
             assert len(worker_processes()) == 2
@@ -150,7 +148,7 @@ def test_worker_processes_end_with_a_fit_that_fails(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("workers", "expected"), [(2, 1), (0, 2)])
-def test_one_thread_augments_beside_processes_that_decode(tmp_path: Path, workers: int, expected: int):
+def test_augmentation_uses_one_thread_when_workers_decode(tmp_path: Path, workers: int, expected: int):
     class Counting(Folder):
         def setup(self, stage: str | None = None) -> None:
             super().setup(stage)

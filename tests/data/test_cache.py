@@ -1,4 +1,4 @@
-"""Decoded images that are kept: the same batches, less work, and no harm when there is no room."""
+"""Caching decoded images: the same batches, less work, and no harm when the disk is full."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("an image is decoded")
 
-    monkeypatch.setattr(loaders, "read_stored", refuse)
+    monkeypatch.setattr(loaders, "read_with_aspect", refuse)
 
 
 def ready(root: Path, cache: str, **options: Any) -> Folder:
@@ -62,8 +62,8 @@ def keep(source: FileSource, mode: str, folder: Path | None) -> FileSource | Dec
 
 
 @contextmanager
-def no_file_over(num_bytes: int) -> Iterator[None]:
-    """Let the system refuse to write more than so much to any file."""
+def file_size_limit(num_bytes: int) -> Iterator[None]:
+    """Make the system refuse to write more than `num_bytes` to any file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
@@ -85,7 +85,7 @@ def no_file_over(num_bytes: int) -> Iterator[None]:
     ],
     ids=["grey", "workers", "augmented"],
 )
-def test_a_run_with_a_cache_has_the_batches_of_one_without(root: Path, mode: str, options: dict[str, Any]):
+def test_a_cache_does_not_change_the_batches(root: Path, mode: str, options: dict[str, Any]):
     plain_run, cached, again = (ready(root, m, **options) for m in ("off", mode, mode))
     expected = batches(plain_run)
     assert len(expected) == 2 * -(-len(plain_run.sources["train"]) // 4) + 2
@@ -104,7 +104,7 @@ def test_a_run_with_a_cache_has_the_batches_of_one_without(root: Path, mode: str
         assert torch.equal(cached.pipeline.mean_image, plain_run.pipeline.mean_image)
 
 
-def test_an_image_keeps_its_name_when_the_decoded_split_is_cut(root: Path, tmp_path: Path):
+def test_images_keep_their_names_in_a_subset_of_a_decoded_split(root: Path, tmp_path: Path):
     source = scan(str(root))["train"]
     decoded = keep(source, "disk", tmp_path / "kept")
     part, expected = decoded.subset(torch.tensor([7, 2])), source.subset(torch.tensor([7, 2]))
@@ -116,7 +116,7 @@ def test_an_image_keeps_its_name_when_the_decoded_split_is_cut(root: Path, tmp_p
     ("cache", "resident", "said"),
     [("off", "device", True), ("off", "host", True), ("ram", "device", False), ("off", "auto", False)],
 )
-def test_a_place_for_images_that_are_not_kept_is_not_ignored_in_silence(
+def test_data_resident_without_a_cache_warns(
     root: Path, caplog: pytest.LogCaptureFixture, cache: str, resident: str, said: bool
 ):
     ready(root, cache, resident=resident).train_dataloader()
@@ -130,7 +130,7 @@ def test_the_second_run_decodes_nothing(root: Path, request: pytest.FixtureReque
         assert torch.equal(ready(root, mode).sources["train"].images, expected)
 
 
-def test_a_file_that_cannot_be_decoded_is_named_and_nothing_is_kept(root: Path):
+def test_a_file_that_cannot_be_decoded_is_named_and_nothing_is_cached(root: Path):
     (root / "train/dog/3.jpg").write_bytes(b"not an image")
     for mode in ("auto", "disk", "ram"):
         with pytest.raises(UserError, match=r"train/dog/3\.jpg is not an image"):
@@ -139,21 +139,19 @@ def test_a_file_that_cannot_be_decoded_is_named_and_nothing_is_kept(root: Path):
     assert set(kept) == {"lock"}
 
 
-def test_a_file_that_is_gone_is_named(root: Path, tmp_path: Path):
+def test_a_missing_file_is_named(root: Path, tmp_path: Path):
     source = scan(str(root))["train"]
     os.remove(source.paths[1])
     with pytest.raises(UserError, match=f"{source.paths[1]} cannot be read: No such file"):
         keep(source, "disk", tmp_path / "kept")
 
 
-# ------------------------------------------------------------------------------------------- no room
+# ------------------------------------------------------------------------------------------- no space
 
 
-def test_a_full_disk_ends_disk_and_lets_auto_go_on(
-    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_a_full_disk_fails_disk_but_not_auto(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     source = scan(str(root))["train"]
-    with no_file_over(1000):
+    with file_size_limit(1000):
         with pytest.raises(
             UserError, match=r"File too large\): set data\.cache=off, or paths\.cache_dir=DIR"
         ):
@@ -165,7 +163,7 @@ def test_a_full_disk_ends_disk_and_lets_auto_go_on(
 
 
 @pytest.mark.parametrize("limit", ["disk", "most"])
-def test_auto_decodes_every_time_what_would_take_too_much(
+def test_auto_decodes_every_epoch_what_would_take_too_much_space(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, limit: str
 ):
     caplog.set_level(logging.INFO)
@@ -180,23 +178,23 @@ def test_auto_decodes_every_time_what_would_take_too_much(
     assert "Decoding the images in every epoch" in caplog.text
     assert not (tmp_path / "kept").exists()
     assert isinstance(keep(source, "disk", tmp_path / "kept"), DecodedSource)
-    assert isinstance(keep(source, "auto", tmp_path / "kept"), DecodedSource)  # there now: nothing to write
+    assert isinstance(keep(source, "auto", tmp_path / "kept"), DecodedSource)  # exists now: nothing to write
 
 
-def test_disk_says_how_much_room_is_missing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_disk_says_how_much_space_it_needs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = type("Usage", (), {"free": 0})
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"data\.cache=disk needs 0 MB in .*kept, but 0 MB are free"):
         keep(scan(str(root))["train"], "disk", tmp_path / "kept")
 
 
-def test_ram_says_how_much_memory_is_missing(root: Path, monkeypatch: pytest.MonkeyPatch):
+def test_ram_says_how_much_memory_it_needs(root: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cache_module, "_free_memory", lambda: 10)
     with pytest.raises(UserError, match=r"data\.cache=ram needs 0 MB of memory, but 0 MB are free"):
         keep(scan(str(root))["train"], "ram", None)
 
 
-def test_the_files_are_looked_at_once_and_not_at_all_where_nothing_can_be_kept(
+def test_files_are_fingerprinted_once_and_only_if_they_can_be_cached(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     looks: list[str] = []
@@ -207,9 +205,8 @@ def test_the_files_are_looked_at_once_and_not_at_all_where_nothing_can_be_kept(
         return taken(paths, *rest)
 
     monkeypatch.setattr(cache_module, "fingerprint", counted)
-    monkeypatch.setattr("alexnet_exp.data.cache.fingerprint", counted)
     monkeypatch.setattr(cache_module, "AUTO_BYTES", 0)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))  # the second place to look
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))  # the fallback folder
     source = scan(str(root))["train"]
     assert keep(source, "auto", tmp_path / "kept") is source
     assert looks == []
@@ -217,14 +214,14 @@ def test_the_files_are_looked_at_once_and_not_at_all_where_nothing_can_be_kept(
     assert len(looks) == 1
     assert isinstance(
         keep(source, "auto", tmp_path / "kept"), DecodedSource
-    )  # there, whatever auto may write
+    )  # exists, whatever auto may write
     assert len(looks) == 2
 
 
 # ------------------------------------------------------------------------------------------- where
 
 
-def test_the_environment_says_where_decoded_images_go(monkeypatch: pytest.MonkeyPatch):
+def test_the_environment_sets_the_cache_folder(monkeypatch: pytest.MonkeyPatch):
     def chosen() -> str | None:
         return plain(compose("train", ["data=folder", "data.root=images"]))["data"]["cache_dir"]
 
@@ -232,12 +229,10 @@ def test_the_environment_says_where_decoded_images_go(monkeypatch: pytest.Monkey
     assert chosen() == "/some where"
     monkeypatch.delenv("ALEXNET_CACHE_DIR")
     monkeypatch.setenv("ALEXNET_DATA_DIR", "/sets")
-    assert chosen() is None  # the user's cache folder: never among the data
+    assert chosen() is None  # the user's cache folder, never the data folder
 
 
-def test_nothing_is_written_into_the_data_set_itself(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_nothing_is_written_into_the_data_set(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     home = tmp_path / "home"
     monkeypatch.setenv("XDG_CACHE_HOME", str(home))
     (tmp_path / "link").symlink_to(root)
@@ -249,7 +244,7 @@ def test_nothing_is_written_into_the_data_set_itself(
     assert len(list(home.rglob("images.npy"))) == 1
 
 
-def test_the_user_s_cache_folder_serves_where_the_chosen_one_cannot(
+def test_an_unusable_cache_dir_falls_back_to_the_user_s_cache(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
@@ -261,7 +256,7 @@ def test_the_user_s_cache_folder_serves_where_the_chosen_one_cannot(
         assert len(list((tmp_path / "home").rglob(f"pets-{split}-*/images.npy"))) == 1
 
 
-def test_images_kept_in_a_folder_that_is_read_only_now_are_used(
+def test_images_cached_in_a_read_only_folder_are_used(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))

@@ -1,4 +1,4 @@
-"""The file of decoded images: whole or not there, whatever happens to whoever builds it."""
+"""The file of decoded images: complete or absent, whatever happens to the process that builds it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def built(place: Path, source: FileSource) -> CacheFile:
     return file
 
 
-def test_what_was_built_is_opened(place: Path, source: FileSource):
+def test_a_built_file_is_opened_without_decoding_again(place: Path, source: FileSource):
     file = CacheFile(place, source, 3, 8)
     assert not file.is_whole()
     file.build(decoded)
@@ -68,7 +68,7 @@ def test_what_was_built_is_opened(place: Path, source: FileSource):
 # ------------------------------------------------------------------------------------------- which images
 
 
-def test_what_decides_the_pixels_decides_the_file(
+def test_the_file_depends_on_everything_that_determines_the_pixels(
     place: Path, source: FileSource, monkeypatch: pytest.MonkeyPatch
 ):
     def folder(files: FileSource = source, channels: int = 3, size: int = 8) -> Path:
@@ -89,7 +89,7 @@ def test_what_decides_the_pixels_decides_the_file(
     assert len(set(folders)) == len(folders) == 9
 
 
-def test_a_folder_that_was_moved_finds_its_images(tmp_path: Path, place: Path, source: FileSource):
+def test_a_moved_folder_finds_its_cached_images(tmp_path: Path, place: Path, source: FileSource):
     file = built(place, source)
     (tmp_path / "elsewhere").mkdir()
     os.rename(source.root, tmp_path / "elsewhere" / "pets")
@@ -108,7 +108,7 @@ def change_a_pixel(file: CacheFile) -> None:
     data = bytearray(file.data.read_bytes())
     data[-1] ^= 1
     file.data.write_bytes(data)
-    os.utime(file.data, ns=(0, 5))  # a fast file system may not have noticed
+    os.utime(file.data, ns=(0, 5))  # the write may fall within the file system's time resolution
 
 
 def change_the_shape(file: CacheFile) -> None:
@@ -130,7 +130,7 @@ def change_the_shape(file: CacheFile) -> None:
         lambda file: shutil.rmtree(file.folder),
     ],
 )
-def test_a_damaged_file_is_built_again(place: Path, source: FileSource, damage):
+def test_a_damaged_file_is_rebuilt(place: Path, source: FileSource, damage):
     file = built(place, source)
     damage(file)
     assert not file.is_whole()
@@ -148,9 +148,7 @@ def test_a_copy_is_as_good_as_the_original(tmp_path: Path, place: Path, source: 
     assert torch.equal(copy.open(), IMAGES)
 
 
-def test_a_copy_is_read_once_to_know_that_it_is_whole(
-    place: Path, source: FileSource, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_copy_is_checksummed_only_once(place: Path, source: FileSource, monkeypatch: pytest.MonkeyPatch):
     file = built(place, source)
     os.utime(file.data, ns=(0, 5))
     assert file.is_whole()
@@ -158,7 +156,7 @@ def test_a_copy_is_read_once_to_know_that_it_is_whole(
     assert file.is_whole()
 
 
-def test_images_in_use_outlive_a_new_build(place: Path, source: FileSource):
+def test_images_in_use_survive_a_rebuild(place: Path, source: FileSource):
     file = built(place, source)
     images = file.open()
     file.manifest.unlink()
@@ -167,7 +165,7 @@ def test_images_in_use_outlive_a_new_build(place: Path, source: FileSource):
     assert torch.equal(file.open(), 255 - IMAGES)
 
 
-def test_a_build_that_fails_leaves_nothing(place: Path, source: FileSource):
+def test_a_failed_build_leaves_nothing(place: Path, source: FileSource):
     def failing() -> Generator[Tensor]:
         yield IMAGES[:3]
         raise FloatingPointError("no more")
@@ -191,7 +189,7 @@ CacheFile(Path(sys.argv[1]), scan(sys.argv[2])["train"], 3, 8).build(slow)
 """
 
 
-def test_a_killed_build_counts_for_nothing_and_is_cleared_away(place: Path, source: FileSource):
+def test_a_killed_build_is_ignored_and_cleaned_up(place: Path, source: FileSource):
     command = [sys.executable, "-c", KILLED, str(place), source.root]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as process:
         assert process.stdout is not None
@@ -214,7 +212,7 @@ def iter_of(images: Tensor) -> Generator[Tensor]:
     yield images
 
 
-def test_of_two_builders_one_works_and_the_other_waits(
+def test_of_two_concurrent_builders_one_waits(
     place: Path, source: FileSource, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level(logging.INFO)

@@ -1,4 +1,4 @@
-"""data.exclude: files that a list names are left out, and said; a name that is not there is refused."""
+"""data.exclude: listed files are left out and reported; a name that does not exist is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def listed(tmp_path: Path, *lines: str) -> str:
     return str(tmp_path / "list.txt")
 
 
-def test_named_files_are_left_out_and_the_split_says_how_many(tmp_path: Path):
+def test_listed_files_are_left_out_and_the_split_says_how_many(tmp_path: Path):
     touch(tmp_path / "pets", *FILES, "val/cat/0.jpg", "val/dog/0.jpg")
     chosen = listed(tmp_path, "train/cat/3.jpg", "", "train/dog/7.jpg", "train/dog/7.jpg")
     whole, rest = (folder.scan(str(tmp_path / "pets"), exclude=file) for file in (None, chosen))
@@ -32,7 +32,7 @@ def test_named_files_are_left_out_and_the_split_says_how_many(tmp_path: Path):
     assert identify(rest["val"])["digest"] == identify(whole["val"])["digest"]
 
 
-def test_validation_is_cut_as_before(tmp_path: Path):
+def test_excluding_training_images_keeps_the_validation_split(tmp_path: Path):
     touch(tmp_path, *FILES)
     root = str(tmp_path / "train")
     whole = folder.scan(root, 0.3)
@@ -42,7 +42,7 @@ def test_validation_is_cut_as_before(tmp_path: Path):
     assert names(rest["train"]) == names(whole["train"])[4:]
 
 
-def test_names_that_are_no_text_or_decomposed_are_found(tmp_path: Path):
+def test_names_that_are_not_utf8_or_not_normalised_are_found(tmp_path: Path):
     odd = [os.fsdecode(b"train/cat/\xff.jpg"), "train/cat/e\u0301.jpg", "train/cat/ two words.jpg"]
     touch(tmp_path, *FILES, *odd)
     chosen = listed(tmp_path, odd[0], "train/cat/\u00e9.jpg", odd[2])
@@ -57,14 +57,14 @@ def test_names_that_are_no_text_or_decomposed_are_found(tmp_path: Path):
         ([f"train/dog/{i}.jpg" for i in range(20)], r"train/dog: data\.exclude leaves out all its images"),
     ],
 )
-def test_a_list_that_does_not_fit_is_refused(tmp_path: Path, lines: list[str], said: str):
+def test_an_invalid_list_is_refused(tmp_path: Path, lines: list[str], said: str):
     touch(tmp_path / "pets", *FILES)
     with pytest.raises(UserError, match=said) as caught:
         folder.scan(str(tmp_path / "pets"), exclude=listed(tmp_path, *lines))
     assert "\n" not in str(caught.value)
 
 
-def test_a_list_that_is_not_there_is_refused_and_the_data_set_takes_one(tmp_path: Path):
+def test_a_data_set_takes_a_list_and_refuses_a_missing_one(tmp_path: Path):
     touch(tmp_path / "pets", *FILES)
     common = {"batch_size": 4, "image_size": 16, "mean": [0.5], "std": [0.5], "split_rule": "by_name"}
     with pytest.raises(UserError, match=r"data\.exclude=nowhere cannot be read: No such file"):

@@ -1,4 +1,4 @@
-"""data.fit: how a picture becomes a square, the same in training, cache, prediction and export."""
+"""data.fit: how an image becomes a square, the same in training, cache, prediction and export."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def test_pad_shows_the_whole_image_between_equal_black_bars(height: int, width: 
     inner = found[:, top : top + rows, left : left + columns].astype(int)
     assert found.shape == (3, 32, 32)
     assert np.abs(inner - by_pillow(image, rows, columns)).max() <= 1
-    assert found.astype(int).sum() == inner.sum()  # all else is black
+    assert found.astype(int).sum() == inner.sum()  # the rest is black
 
 
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_the_exported_graph_makes_the_same_square_bit_by_bit(fit: str, height: int, width: int) -> None:
+def test_the_exported_graph_makes_the_same_square_bit_for_bit(fit: str, height: int, width: int) -> None:
     class Seen(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             self.seen = x
@@ -91,13 +91,13 @@ def test_loader_cache_and_prediction_see_the_same_square(tmp_path: Path) -> None
     assert not any(torch.equal(squares[i], squares[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_a_cache_belongs_to_a_fit_and_those_of_older_versions_to_crop() -> None:
+def test_a_cache_belongs_to_one_fit_and_an_older_one_to_crop() -> None:
     keys = {fingerprint([], "/", 3, 8, fit) for fit in FITS}
     assert len(keys) == 3 and fingerprint([], "/", 3, 8) in keys
     assert Cache("off", None, 3, 8, 0).fit == "crop"
 
 
-def test_the_fit_is_part_of_the_preprocessing_and_a_difference_is_said(tmp_path: Path) -> None:
+def test_the_fit_is_part_of_the_preprocessing_and_a_change_is_reported(tmp_path: Path) -> None:
     write_folder(tmp_path / "photos", {"a": 4, "b": 4}, size=(20, 12))
     crop, squash = (folder(tmp_path / "photos", fit, "off").preprocessing() for fit in ("crop", "squash"))
     assert preprocessing_changes(crop, squash) == ["fit is squash and was crop"]

@@ -1,4 +1,4 @@
-"""Folds of cross-validation: every training image validates once, classes are spread evenly, groups stay together."""
+"""Cross-validation folds: each training image is held out once, classes are spread evenly, groups stay together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.data.makers import write_folder
 
 
 def files(counts: dict[str, int], shots: int = 1) -> FileSource:
-    """Photos train/CLASS/OBJECT_SHOT.jpg that nobody reads."""
+    """Return paths train/CLASS/OBJECT_SHOT.jpg; no such files exist."""
     names = [f"{c}/{i // shots}_{i % shots}.jpg" for c, count in counts.items() for i in range(count)]
     labels = torch.tensor([i for i, count in enumerate(counts.values()) for _ in range(count)])
     paths = tuple(f"/data/train/{name}" for name in names)
@@ -50,7 +50,7 @@ def test_adding_an_image_only_moves_images_at_fold_boundaries() -> None:
     assert old != dict(zip(before.paths, fold_of_each(before, 5, 1).tolist(), strict=True))
 
 
-def test_in_memory_each_training_image_validates_in_one_fold_and_the_test_images_stay() -> None:
+def test_each_image_in_memory_is_held_out_once_and_the_test_images_stay() -> None:
     seen: Counter[int] = Counter()
     for fold in range(4):
         data = digits(folds=4, fold=fold, val_size=180)
@@ -80,7 +80,7 @@ def test_the_images_of_a_group_are_in_one_fold(how: str, tmp_path: Path) -> None
         assert torch.bincount(fold[source.labels == label], minlength=5).tolist() == [share] * 5
 
 
-def test_image_without_a_group_forms_its_own_group(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_image_without_a_group_forms_its_own_group(caplog: pytest.LogCaptureFixture) -> None:
     source = files({"a": 9, "b": 9}, shots=3)
     fold = fold_of_each(source, 3, 0, r"train/(a/\d+)_")
     assert "9 of 18 training images have no group, such as train/b/0_0.jpg" in caplog.text
@@ -122,7 +122,7 @@ def test_plain_class_folders_are_enough_and_a_val_folder_is_ignored(tmp_path: Pa
     assert said[-1] == "Ignoring the data set's 3 val images: fold 1 is used for validation."
 
 
-def test_training_subset_does_not_shrink_the_held_out_fold() -> None:
+def test_a_training_subset_does_not_shrink_the_held_out_fold() -> None:
     data = digits(folds=4, fold=0, train_subset=100)
     assert len(data.sources["train"]) == 100 and len(data.sources["val"]) > 350
 

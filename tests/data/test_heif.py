@@ -1,4 +1,4 @@
-"""HEIC and AVIF: decoded with torchcodec, refused by name without, and limited in size before decoding."""
+"""HEIC and AVIF: decoded with torchcodec, refused by name without it, and limited in size before decoding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from alexnet_exp.data.decode import read_stored, readable_extensions
 from alexnet_exp.errors import UserError
 
 USUAL = ("jpg", "jpeg", "jfif", "jpe", "png", "gif", "bmp", "webp", "tif", "tiff")
-# Two pictures of 32 x 24, a red and a blue one, cut (clap) from 64 x 64; written by pillow-heif 1.8.1.
+# Two images of 32 x 24, a red and a blue one, cropped (clap) from 64 x 64; written by pillow-heif 1.8.1.
 HEIC = zlib.decompress(
     base64.b64decode(
         "eNpjYGCQSSupLMhIzUxmAILczDRDEDs3MzGNgYFxdW5qSSIDBChmpOQUQdkMBZnJJQxowCQzJx9siIsDAxMDI4jFeB5Cg2SBYkDA"
@@ -96,7 +96,7 @@ def test_a_torchcodec_without_image_decoders_is_ignored(
 
 @needs_libheif
 def test_the_first_image_of_a_heic_is_decoded(tmp_path: Path):
-    path = tmp_path / "a.jpg"  # the content decides
+    path = tmp_path / "a.jpg"  # the content determines the format
     path.write_bytes(HEIC)
     image = decode.decode(str(path), 3)
     assert (image.shape, image.dtype) == ((3, 24, 32), torch.uint8)
@@ -160,12 +160,12 @@ def test_a_torchcodec_that_does_not_load_is_named(tmp_path: Path, monkeypatch: p
 
 
 def patched(data: bytes, box: bytes, offset: int, *values: int) -> bytes:
-    """Write numbers of 32 bits into a box."""
+    """Write 32-bit integers into a box."""
     start = data.index(box) + 4 + offset
     return data[:start] + struct.pack(f">{len(values)}I", *values) + data[start + 4 * len(values) :]
 
 
-BOMBS = {  # what claims to be large: box, offset, numbers, what is said
+BOMBS = {  # what claims to be large: box, offset, integers, message
     "a picture of 60000 x 60000": (
         b"ispe",
         4,
@@ -243,7 +243,7 @@ def test_a_truncated_file_is_an_error(tmp_path: Path, picture: Image.Image, shar
     assert "cannot be decoded" in refusal(tmp_path / "a.avif", data[: int(len(data) * share)])
 
 
-def test_other_files_made_of_boxes_are_not_images(tmp_path: Path):
+def test_other_iso_media_files_are_not_images(tmp_path: Path):
     film = struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"isom", 512, b"isom", b"mp42")
     assert heif.kind_of(film) is None
     assert "is not an image" in refusal(tmp_path / "film.heic", film)

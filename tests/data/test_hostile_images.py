@@ -1,4 +1,4 @@
-"""Image files that are broken or meant to harm: one sentence each, in little time and memory, and never a hang."""
+"""Damaged or malicious image files: a one-sentence error each, in little time and memory, and never a hang."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from alexnet_exp.data import decode as decode_module
 from alexnet_exp.data.decode import FORMATS, MAX_BYTES, decode, read_stored
 from alexnet_exp.errors import UserError, printable
 
-# As decode.py has it; pytest's own filters come before.
+# decode.py sets this filter too, but pytest's filters override it.
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 TERMINAL = "\x1b]0;owned\x07\x1b[2J\u202e.jpg"
 
 
 def encoded(kind: str, size: tuple[int, int] = (40, 30)) -> bytes:
-    """Return a picture of noise in a file's format."""
+    """Return an image of noise in a file format."""
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
@@ -39,7 +39,7 @@ def refusal(path: Path) -> str:
 
 
 def png(width: int, height: int) -> bytes:
-    """Return a PNG that claims a size, and has nothing of it."""
+    """Return a PNG whose header claims a size that its data does not have."""
     data = bytearray(encoded("PNG"))
     data[16:24] = struct.pack(">II", width, height)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
@@ -65,7 +65,7 @@ def gif(width: int, height: int) -> bytes:
     return bytes(data)
 
 
-BOMBS = {  # what claims to be how large: how it is made, what is said
+BOMBS = {  # claimed size: how it is made, its side, message
     "a PNG of 60000 x 60000 pixels": (png, 60_000, "has more than 178956970 pixels"),
     "a JPEG of 60000 x 60000 pixels": (jpeg, 60_000, "has more than 178956970 pixels"),
     "a BMP of 60000 x 60000 pixels": (bmp, 60_000, "has more than 178956970 pixels"),
@@ -86,11 +86,11 @@ def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path, name: s
 
 
 def test_a_jpeg_of_170_megapixels_is_decoded_at_an_eighth(tmp_path: Path):
-    (tmp_path / "a.jpg").write_bytes(jpeg(13_000, 13_000))  # and mostly not there
+    (tmp_path / "a.jpg").write_bytes(jpeg(13_000, 13_000))  # claimed; most of its data is missing
     assert read_stored(str(tmp_path / "a.jpg"), 3, 32).shape == (3, 32, 32)
 
 
-def test_a_photograph_of_100_megapixels_is_no_bomb(tmp_path: Path):
+def test_a_photo_of_100_megapixels_is_not_refused(tmp_path: Path):
     path = tmp_path / "large.jpg"
     Image.new("L", (12_000, 9_000), 77).save(path, quality=20)
     assert read_stored(str(path), 1, 32).float().mean().sub(77).abs() < 2
@@ -98,7 +98,7 @@ def test_a_photograph_of_100_megapixels_is_no_bomb(tmp_path: Path):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1), (2, 9_000)], ids=str)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])
-def test_dots_and_strips_are_pictures(tmp_path: Path, size: tuple[int, int], kind: str):
+def test_single_pixels_and_narrow_strips_are_valid_images(tmp_path: Path, size: tuple[int, int], kind: str):
     path = tmp_path / "strip.png"
     Image.new("RGB", size, (10, 200, 30)).save(path, kind)
     image = read_stored(str(path), 3, 32)
@@ -108,14 +108,14 @@ def test_dots_and_strips_are_pictures(tmp_path: Path, size: tuple[int, int], kin
 
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "TIFF"])
 @pytest.mark.parametrize("extension", ["jpg", "png", "tif"])
-def test_a_wrong_ending_changes_nothing(tmp_path: Path, kind: str, extension: str):
+def test_a_wrong_extension_changes_nothing(tmp_path: Path, kind: str, extension: str):
     right, wrong = tmp_path / f"a.{kind.lower()}", tmp_path / f"b.{extension}"
     for path in (right, wrong):
         path.write_bytes(encoded(kind))
     assert torch.equal(decode(str(right), 3), decode(str(wrong), 3))
 
 
-NO_PICTURES = {  # what it is: its bytes, what is said
+NO_PICTURES = {  # what it is: its bytes, message
     "an empty file": (b"", "is empty"),
     "4096 zeros": (b"\0" * 4096, "is not an image"),
     "the first bytes of a JPEG": (b"\xff\xd8\xff\xe0", "is not an image"),
@@ -136,9 +136,9 @@ NO_PICTURES = {  # what it is: its bytes, what is said
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # of Pillow's, about the damage
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about the damage
 @pytest.mark.parametrize("name", NO_PICTURES)
-def test_what_is_no_picture_is_named(tmp_path: Path, name: str):
+def test_a_file_that_is_not_an_image_is_named(tmp_path: Path, name: str):
     content, reason = NO_PICTURES[name]
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
@@ -147,29 +147,29 @@ def test_what_is_no_picture_is_named(tmp_path: Path, name: str):
     assert reason in said
 
 
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path):
+def test_a_pipe_is_refused_without_blocking(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.jpg")
     assert "pipe.jpg is not a file" in refusal(tmp_path / "pipe.jpg")
     assert "is not a file" in refusal(Path("/dev/zero"))
 
 
-def test_a_file_that_is_far_too_large_is_not_read(tmp_path: Path):
+def test_a_huge_file_is_not_read(tmp_path: Path):
     path = tmp_path / "large.png"
     with open(path, "wb") as file:
         file.write(encoded("PNG"))
-        file.truncate(MAX_BYTES + 1)  # takes no room on disk
+        file.truncate(MAX_BYTES + 1)  # sparse: takes no space on disk
     assert f"has {MAX_BYTES + 1} bytes" in refusal(path)
 
 
 @pytest.mark.usefixtures("jpeg_decoder")
-def test_a_damaged_jpeg_gives_what_it_gives_by_any_decoder(tmp_path: Path):
+def test_all_decoders_agree_on_damaged_jpegs(tmp_path: Path):
     data, dice, path = encoded("JPEG"), random.Random(3), tmp_path / "a.jpg"
     for _ in range(60):
         damaged = bytearray(data)
         damaged[dice.randrange(len(data))] = dice.randrange(256)
         path.write_bytes(damaged)
         outcomes = []
-        for names in (decode_module.JPEG_DECODERS, ()):  # () leaves Pillow
+        for names in (decode_module.JPEG_DECODERS, ()):  # () leaves only Pillow
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(decode_module, "JPEG_DECODERS", names)
                 try:
@@ -179,15 +179,15 @@ def test_a_damaged_jpeg_gives_what_it_gives_by_any_decoder(tmp_path: Path):
         assert outcomes[0] == outcomes[1]
 
 
-@pytest.mark.filterwarnings("ignore")  # of Pillow's, about the damage
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about the damage
 @pytest.mark.parametrize("kind", FORMATS)
-def test_flipped_bytes_give_a_picture_or_a_sentence(tmp_path: Path, kind: str):
+def test_flipped_bytes_give_an_image_or_a_clear_error(tmp_path: Path, kind: str):
     data, dice, path = encoded(kind), random.Random(kind), tmp_path / "flipped.jpg"
     seen = {"picture": 0, "sentence": 0}
     for _ in range(150):
         damaged = bytearray(data)
         for _ in range(dice.randint(1, 4)):
-            # Headers are short, and most of the harm is done there.
+            # Headers are short, but damage there does the most harm.
             place = dice.randrange(len(data) if dice.random() < 0.5 else min(64, len(data)))
             damaged[place] = dice.randrange(256)
         path.write_bytes(damaged)
@@ -199,21 +199,21 @@ def test_flipped_bytes_give_a_picture_or_a_sentence(tmp_path: Path, kind: str):
             seen["sentence"] += 1
             assert said.startswith(str(path)) and "\n" not in said
     assert seen["sentence"] > 3, seen
-    assert kind == "PNG" or seen["picture"] > 3, seen  # a PNG has a checksum of everything
+    assert kind == "PNG" or seen["picture"] > 3, seen  # every chunk of a PNG has a checksum
 
 
-def test_a_name_with_commands_for_the_terminal_is_shown_harmless(tmp_path: Path):
+def test_terminal_escapes_in_a_name_are_printed_harmlessly(tmp_path: Path):
     (tmp_path / TERMINAL).write_bytes(b"")
     said = refusal(tmp_path / TERMINAL)
     assert said.isprintable()
     assert r"\x1b]0;owned\x07\x1b[2J\u202e.jpg is empty" in said
 
 
-def test_a_name_that_is_no_text_can_be_printed(tmp_path: Path):
+def test_a_name_that_is_not_utf8_can_be_printed(tmp_path: Path):
     path = os.fsdecode(os.fsencode(str(tmp_path)) + b"/\xff.jpg")
     Path(path).write_bytes(b"")
     refusal(Path(path)).encode("utf-8")
 
 
-def test_names_in_any_language_stay_as_they_are():
+def test_names_in_any_language_are_printed_unchanged():
     assert printable("猫 кошка ñ é\N{NO-BREAK SPACE}%") == "猫 кошка ñ é\N{NO-BREAK SPACE}%"

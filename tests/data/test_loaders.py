@@ -19,7 +19,7 @@ COUNT = 22  # images in the loaders' tests: batches of 5, 5, 5, 5, 2
 
 
 def numbered(count: int) -> ArraySource:
-    """Images whose pixels and labels tell their place: image i is filled with i."""
+    """Return images whose pixels and labels are their index: image i is filled with i."""
     numbers = torch.arange(count)
     images = numbers.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
     return ArraySource(images, numbers, tuple(map(str, range(count))), "made train")
@@ -31,7 +31,7 @@ def ids(batches: list[Batch]) -> list[list[int]]:
 
 @pytest.fixture(params=["array", "files, no workers", "files, 2 workers"])
 def make_loader(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Loader]:
-    """Makes loaders of the same 22 images, each time a new one."""
+    """Return a function that makes a new loader of the same 22 images."""
     if request.param == "array":
         return lambda: ArrayLoader(numbered(COUNT), BatchPlan(COUNT, 5, seed=0))
     write_folder(tmp_path, {"train/a": 11, "train/b": 11}, size=(9, 8), extension="png")
@@ -143,7 +143,7 @@ def test_the_loader_follows_its_plan_through_the_epochs(make_loader: Callable[[]
     assert len(loader) == 5
 
 
-def test_the_epoch_may_be_set_after_iter_as_lightning_does(make_loader: Callable[[], Loader]):
+def test_the_epoch_can_be_set_after_iter_as_lightning_does(make_loader: Callable[[], Loader]):
     loader = make_loader()
     loader.sampler.set_epoch(2)
     expected = ids(list(loader))
@@ -180,7 +180,7 @@ def test_loader_resumes_in_the_middle_of_an_epoch(make_loader: Callable[[], Load
     rest = list(resumed)
     assert ids(passed) + ids(rest) == ids(list(whole))
     assert len(rest) == 5 - taken
-    for epoch in (3, 2):  # and then whole epochs again
+    for epoch in (3, 2):  # whole epochs again
         whole.sampler.set_epoch(epoch)
         resumed.sampler.set_epoch(epoch)
         assert ids(list(resumed)) == ids(list(whole))
@@ -189,7 +189,7 @@ def test_loader_resumes_in_the_middle_of_an_epoch(make_loader: Callable[[], Load
 @pytest.mark.parametrize("taken", [2, 5])
 def test_the_next_epoch_starts_at_its_first_batch(make_loader: Callable[[], Loader], taken: int):
     stopped, resumed, whole = make_loader(), make_loader(), make_loader()
-    list(islice(stopped, taken))  # limit_train_batches may end an epoch early: still, the next one is whole
+    list(islice(stopped, taken))  # limit_train_batches may end an epoch early, but the next one is complete
     resumed.load_state_dict(saved(stopped))
     for loader in (stopped, resumed, whole):
         loader.sampler.set_epoch(1)

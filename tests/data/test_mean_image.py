@@ -1,4 +1,4 @@
-"""The cached mean image, with several runs that need it at the same time."""
+"""The cached mean image, needed by several runs at the same time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_only_one_of_several_concurrent_runs_computes_the_mean_image(tmp_path: P
 
     def take() -> torch.Tensor:
         taken.append(1)
-        time.sleep(0.1)  # long enough for the others to come
+        time.sleep(0.1)  # long enough for the others to arrive
         return torch.ones(1, 2, 2)
 
     found: list[torch.Tensor] = []

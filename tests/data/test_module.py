@@ -51,14 +51,14 @@ def test_without_validation_there_is_no_val_split():
     assert ready(val_size=0).val_dataloader() == []
 
 
-def test_a_random_validation_set_is_stratified_and_depends_on_val_seed_alone():
+def test_a_random_validation_set_is_stratified_and_depends_only_on_val_seed():
     first = ready(val_size=6, seed=0)
     assert first.sources["val"].labels.bincount().tolist() == [2, 2, 2]
     assert pixels(ready(val_size=6, seed=9).sources["val"]) == pixels(first.sources["val"])
     assert pixels(ready(val_size=6, val_seed=1).sources["val"]) != pixels(first.sources["val"])
 
 
-def test_validation_comes_from_what_the_training_subset_leaves():
+def test_validation_images_come_from_outside_the_training_subset():
     whole, data = ready().sources["train"], ready(train_subset=10, val_size=5)
     assert pixels(data.sources["train"]) == pixels(whole)[:10]
     assert set(pixels(data.sources["val"])) <= set(pixels(whole)[10:])
@@ -130,7 +130,7 @@ def test_one_channel_uses_the_average_of_three_means():
     assert data.preprocess.std == pytest.approx([0.3])
 
 
-def test_one_mean_serves_three_channels():
+def test_one_mean_is_used_for_all_three_channels():
     data = Made(mean=[0.1], std=[0.2])
     assert (data.preprocess.mean, data.preprocess.std) == ([0.1] * 3, [0.2] * 3)
 
@@ -193,7 +193,7 @@ def test_loaders_shuffle_training_only():
 
 
 class Watched:
-    """Stands for a tensor; notes how it is sent."""
+    """Stands in for a tensor; records how it is sent."""
 
     device = torch.device("cpu")
 

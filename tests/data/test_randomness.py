@@ -12,7 +12,7 @@ WORD = 2**32
 
 
 def slow_uniform(index: int, column: int, count: int, seed: int) -> float:
-    """One number of `uniforms`, in plain Python integers."""
+    """Return one number of `uniforms`, computed with plain Python integers."""
     counter = index * count + column
     bits = lowbias32(counter % WORD ^ seed % WORD)
     bits = lowbias32(bits ^ counter // WORD ^ seed // WORD)
@@ -49,7 +49,7 @@ def test_drawing_a_whole_epoch_at_once_gives_the_same_numbers():
                 assert torch.equal(
                     drawn(indices, count, name, 7, epoch), uniforms(indices, count, name, 7, epoch)
                 )
-    assert len(drawn._drawn) == 2  # one epoch of each purpose is kept
+    assert len(drawn._drawn) == 2  # one epoch of each stream is kept
 
 
 def test_mix_distinguishes_values_types_and_positions():
@@ -158,7 +158,7 @@ def test_uniforms_of_columns_neighbours_and_epochs_are_not_correlated():
     assert max(abs(correlation(a, b)) for a, b in pairs) < 4.5
 
 
-def test_one_image_draws_evenly_over_the_epochs():
+def test_draws_of_one_image_are_uniform_over_the_epochs():
     drawn = torch.cat([uniforms(torch.tensor([17]), 3, "augment", 0, epoch) for epoch in range(3000)])
     for column in range(3):
         assert abs(chi_square((drawn[:, column] * 20).long().bincount(minlength=20))) < 4

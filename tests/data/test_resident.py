@@ -20,12 +20,12 @@ def source(count: int = 10) -> ArraySource:
 
 
 @pytest.mark.parametrize("wanted", ["auto", "device", "host", "off"])
-def test_on_a_processor_nothing_has_to_be_moved(wanted: str):
+def test_on_cpu_nothing_is_moved(wanted: str):
     assert choose_place(wanted, 10**9, torch.device("cpu")) == "off"
 
 
 @pytest.mark.parametrize(("num_bytes", "place"), [(2_500, "device"), (2_501, "host")])
-def test_auto_keeps_on_the_gpu_what_takes_a_quarter_of_its_free_memory(
+def test_auto_uses_up_to_a_quarter_of_the_gpu_s_free_memory(
     monkeypatch: pytest.MonkeyPatch, num_bytes: int, place: str
 ):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 20_000))
@@ -33,11 +33,11 @@ def test_auto_keeps_on_the_gpu_what_takes_a_quarter_of_its_free_memory(
 
 
 @pytest.mark.parametrize("wanted", ["host", "off"])
-def test_what_the_user_says_holds_however_little_memory_is_free(wanted: str):
+def test_the_user_s_choice_is_kept_however_little_memory_is_free(wanted: str):
     assert choose_place(wanted, 10**15, CUDA) == wanted
 
 
-def test_the_gpu_takes_more_than_a_quarter_if_asked_to_but_not_more_than_it_has(
+def test_device_may_use_all_free_gpu_memory_but_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 10**9, 80 * 10**9))
@@ -46,7 +46,7 @@ def test_the_gpu_takes_more_than_a_quarter_if_asked_to_but_not_more_than_it_has(
         choose_place("device", 3 * 10**9, CUDA)
 
 
-def test_items_come_ahead_in_their_order_on_another_thread():
+def test_items_are_prefetched_in_order_on_another_thread():
     made: list[tuple[int, int]] = []
 
     def items():
@@ -64,7 +64,7 @@ def test_items_come_ahead_in_their_order_on_another_thread():
     assert threading.get_ident() not in {thread for _, thread in made}
 
 
-def test_an_error_arrives_in_its_turn():
+def test_an_error_is_raised_after_the_items_before_it():
     def items():
         yield 1
         raise OSError("disk")
@@ -75,7 +75,7 @@ def test_an_error_arrives_in_its_turn():
         next(coming)
 
 
-def test_a_pass_that_is_given_up_leaves_no_thread():
+def test_an_abandoned_epoch_leaves_no_thread():
     coming = ahead(iter(range(100)))
     next(coming)
     coming.close()
@@ -90,7 +90,7 @@ def test_indices_are_on_the_device_of_the_images():
         assert torch.equal(batch.labels, batch.indices % 3)
 
 
-def test_batches_that_are_sent_are_the_same_and_every_epoch_uses_one_stream(monkeypatch: pytest.MonkeyPatch):
+def test_sent_batches_are_the_same_and_all_epochs_use_one_stream(monkeypatch: pytest.MonkeyPatch):
     class Mover:
         made = 0
 
@@ -115,7 +115,7 @@ def test_batches_that_are_sent_are_the_same_and_every_epoch_uses_one_stream(monk
         for ours, theirs in zip(sent, plain, strict=True):
             assert all(map(torch.equal, ours[:3], theirs[:3])) and ours[3:] == theirs[3:]
     assert Mover.made == 1
-    # The thread of each epoch is on the run's device, and makes nothing on the first GPU.
+    # Each epoch's thread sets the run's device, so it creates nothing on the first GPU.
     assert [(device, name[:7]) for device, name in entered] == [(SECOND, "batches")] * 3
 
 

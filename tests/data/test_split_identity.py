@@ -30,7 +30,7 @@ def files(root: Path) -> FileSource:
     return folder.scan(str(root))["train"]
 
 
-def test_files_are_known_by_relative_name_size_and_class(root: Path) -> None:
+def test_files_are_identified_by_relative_name_size_and_class(root: Path) -> None:
     first = identify(files(root), "train folder")
     assert (first["count"], first["origin"], len(first["digest"])) == (5, "train folder", 64)
     other = root.with_name("other name")
@@ -42,7 +42,7 @@ def test_files_are_known_by_relative_name_size_and_class(root: Path) -> None:
     assert identify(files(other))["digest"] != first["digest"]
 
 
-def test_a_renamed_file_and_one_in_another_class_are_other_data(root: Path) -> None:
+def test_renaming_a_file_or_moving_it_to_another_class_changes_the_digest(root: Path) -> None:
     first = identify(files(root))["digest"]
     (root / "train" / "cat" / "0.png").rename(root / "train" / "cat" / "a.png")
     renamed = identify(files(root))["digest"]
@@ -51,7 +51,9 @@ def test_a_renamed_file_and_one_in_another_class_are_other_data(root: Path) -> N
 
 
 @pytest.mark.parametrize("cache", ["off", "ram", "disk"])
-def test_a_cache_and_a_subset_of_it_change_nothing(root: Path, tmp_path: Path, cache: str) -> None:
+def test_a_cache_does_not_change_the_digest_of_a_split_or_its_subset(
+    root: Path, tmp_path: Path, cache: str
+) -> None:
     data = Folder(str(root), cache=cache, cache_dir=str(tmp_path / "cache"), **COMMON)  # type: ignore[arg-type]
     data.setup()
     chosen = torch.tensor([4, 1, 2])
@@ -61,7 +63,7 @@ def test_a_cache_and_a_subset_of_it_change_nothing(root: Path, tmp_path: Path, c
     assert subset["digest"] == identify(plain.subset(chosen))["digest"] != identify(plain)["digest"]
 
 
-def test_images_in_memory_are_known_by_pixels_and_the_names_of_their_classes() -> None:
+def test_images_in_memory_are_identified_by_pixels_and_class_names() -> None:
     source = arrays(9, "train", seed=0)
     first = identify(source)["digest"]
     brighter = source.images.clone()
@@ -69,10 +71,10 @@ def test_images_in_memory_are_known_by_pixels_and_the_names_of_their_classes() -
     assert identify(replace(source, images=brighter))["digest"] != first
     assert identify(replace(source, labels=source.labels.roll(1)))["digest"] != first
     turned = replace(source, labels=2 - source.labels, classes=source.classes[::-1])
-    assert identify(turned)["digest"] == first  # numbered otherwise, and the same classes
+    assert identify(turned)["digest"] == first  # other numbers, the same classes
 
 
-def test_a_split_of_another_kind_is_known_by_its_count_and_a_file_that_is_gone_does_no_harm(
+def test_other_splits_have_a_count_only_and_a_missing_file_does_no_harm(
     root: Path,
 ) -> None:
     assert identify([1, 2, 3]) == {"count": 3, "digest": None, "origin": ""}

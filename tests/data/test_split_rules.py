@@ -1,8 +1,9 @@
-"""Who is cut how: by file name, by order, an even share of every class, and a spread of a split."""
+"""How splits are made: by file name, by order, class-balanced subsets, and the spread order of a split."""
 
 from __future__ import annotations
 
 import functools
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def _composed(kind: str) -> dict[str, Any]:
 
 
 def opened(root: Path, *overrides: str, kind: str = "folder") -> ImageData:
-    """Return the data that the command line gives with data=KIND and `data.KEY=VALUE`."""
+    """Return the data module of a command line with data=KIND and `data.KEY=VALUE`."""
     config = _composed(kind)
     typed = dict(override.removeprefix("data.").split("=") for override in overrides)
     assert set(typed) <= set(config["data"])
@@ -58,7 +59,7 @@ def three_classes(root: Path, count: int = 20) -> None:
 
 
 @pytest.mark.parametrize("added", ["ant/aaa.jpg", "bee/bee 7b.jpg", "cat/zzz.jpg", "cat/sub/deep.jpg"])
-def test_an_added_file_moves_no_other(tmp_path: Path, added: str):
+def test_adding_a_file_moves_no_other(tmp_path: Path, added: str):
     three_classes(tmp_path)
     before = opened(tmp_path, "data.val_fraction=0.3")
     touch(tmp_path, added)
@@ -67,7 +68,7 @@ def test_an_added_file_moves_no_other(tmp_path: Path, added: str):
         assert names(after, split) - {added} == names(before, split)
 
 
-def test_a_removed_file_moves_no_other(tmp_path: Path):
+def test_removing_a_file_moves_no_other(tmp_path: Path):
     three_classes(tmp_path)
     before = opened(tmp_path, "data.val_fraction=0.3")
     (tmp_path / "ant/ant 3.jpg").unlink()
@@ -75,7 +76,7 @@ def test_a_removed_file_moves_no_other(tmp_path: Path):
     assert names(after, "val") == names(before, "val") - {"ant/ant 3.jpg"}
 
 
-def test_a_renamed_class_moves_no_image(tmp_path: Path):
+def test_renaming_a_class_moves_no_image(tmp_path: Path):
     three_classes(tmp_path)
     before = names(opened(tmp_path, "data.val_fraction=0.3"), "val")
     (tmp_path / "ant").rename(tmp_path / "zebra")
@@ -83,7 +84,7 @@ def test_a_renamed_class_moves_no_image(tmp_path: Path):
     assert after == {name.replace("ant/", "zebra/") for name in before}
 
 
-def test_the_folder_of_the_data_has_no_say(tmp_path: Path):
+def test_the_split_does_not_depend_on_the_data_folder(tmp_path: Path):
     three_classes(tmp_path / "here")
     three_classes(tmp_path / "there" / "train")
     flat = names(opened(tmp_path / "here", "data.val_fraction=0.3"), "val")
@@ -91,23 +92,23 @@ def test_the_folder_of_the_data_has_no_say(tmp_path: Path):
     assert {f"train/{name}" for name in flat} == inside
 
 
-def test_a_larger_fraction_takes_more_of_the_same(tmp_path: Path):
+def test_a_larger_fraction_contains_the_smaller_one(tmp_path: Path):
     three_classes(tmp_path)
     few, more = (names(opened(tmp_path, f"data.val_fraction={f}"), "val") for f in (0.2, 0.5))
     assert few < more
 
 
-def test_val_seed_chooses_the_images_that_validate(tmp_path: Path):
+def test_val_seed_chooses_the_validation_images(tmp_path: Path):
     three_classes(tmp_path)
     one, two = (names(opened(tmp_path, "data.val_fraction=0.3", f"data.val_seed={s}"), "val") for s in (1, 2))
     assert one != two
 
 
-def test_shares_are_those_asked_for_within_chance():
+def test_the_validation_share_matches_the_fraction_within_chance():
     paths = [f"{i}.jpg" for i in range(10_000)]
     for fraction in (0.1, 0.3, 0.9):
         chosen = validation_by_name(torch.zeros(10_000, dtype=torch.long), paths, fraction, 0)
-        assert abs(chosen.float().mean() - fraction) < 0.015  # three deviations
+        assert abs(chosen.float().mean() - fraction) < 0.015  # over three standard deviations
 
 
 def test_every_class_keeps_a_training_image_whatever_the_fraction():
@@ -116,7 +117,7 @@ def test_every_class_keeps_a_training_image_whatever_the_fraction():
         assert labels[~validation_by_name(labels, paths, 0.99, seed)].unique().tolist() == [0, 1, 2]
 
 
-def test_a_handful_of_images_has_one_of_each_class_to_validate_with():
+def test_a_few_images_still_give_each_class_a_validation_image():
     labels, paths = torch.tensor([0, 0, 0, 1, 1, 1, 2]), [f"{i}.jpg" for i in (0, 1, 2, 0, 1, 2, 0)]
     for seed in range(50):
         counts = labels[validation_by_name(labels, paths, 0.2, seed)].bincount(minlength=3).tolist()
@@ -126,11 +127,13 @@ def test_a_handful_of_images_has_one_of_each_class_to_validate_with():
 
 
 def test_a_name_in_another_unicode_form_is_the_same_name():
-    assert draw("Kätzchen.jpg", 0) == draw("Kätzchen.jpg", 0)
-    assert draw("\udcff.jpg", 0) != draw("\udcfe.jpg", 0)  # bytes that are no text
+    composed, decomposed = (unicodedata.normalize(form, "Kätzchen.jpg") for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    assert draw(composed, 0) == draw(decomposed, 0)
+    assert draw("\udcff.jpg", 0) != draw("\udcfe.jpg", 0)  # bytes that are not UTF-8
 
 
-def test_a_number_of_validation_images_is_drawn_by_name_too(tmp_path: Path):
+def test_val_size_is_drawn_by_name_too(tmp_path: Path):
     three_classes(tmp_path / "train")
 
     def validating() -> set[str]:
@@ -144,16 +147,16 @@ def test_a_number_of_validation_images_is_drawn_by_name_too(tmp_path: Path):
     assert len(before - validating()) <= 1
 
 
-def test_a_run_without_a_record_of_the_rule_keeps_the_old_cut(tmp_path: Path):
+def test_a_run_without_a_recorded_rule_keeps_the_old_split(tmp_path: Path):
     write_folder(tmp_path, {"cat": 10, "dog": 20}, size=(9, 8))
     old = Folder(str(tmp_path), val_fraction=0.2, **COMMON)
     old.setup()
-    # As commit 3640d1b cut them.
+    # As commit 3640d1b split them.
     dogs = {f"dog/{i}.jpg" for i in (4, 6, 11, 12)}
     assert names(old, "val") == {"cat/1.jpg", "cat/4.jpg"} | dogs
 
 
-def test_origins_say_which_rule_cut_a_split(tmp_path: Path):
+def test_origins_say_which_rule_made_a_split(tmp_path: Path):
     three_classes(tmp_path)
     data = opened(tmp_path, "data.val_fraction=0.3")
     assert data.origins == {
@@ -183,7 +186,7 @@ def test_a_subset_has_an_even_share_of_every_class(tmp_path: Path, kind: str):
     assert len(data.sources["val"]) == 15
 
 
-def test_the_subset_is_drawn_by_a_seed_of_its_own(tmp_path: Path):
+def test_the_subset_depends_on_its_own_seed(tmp_path: Path):
     touch(tmp_path, *(f"train/{c}/{c}_{i}.jpg" for c in "abc" for i in range(20)))
     first, again, other, by_val_seed = (
         names(opened(tmp_path, "data.train_subset=9", *more), "train")
@@ -193,9 +196,7 @@ def test_the_subset_is_drawn_by_a_seed_of_its_own(tmp_path: Path):
     assert other == by_val_seed != first
 
 
-def test_a_subset_smaller_than_the_classes_says_which_it_lacks(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_a_subset_without_all_classes_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     touch(tmp_path, *(f"train/{c}/{c}_{i}.jpg" for c in "abcd" for i in range(3)))
     data = opened(tmp_path, "data.train_subset=1")
     data.tell(str)
@@ -215,10 +216,10 @@ def test_validation_comes_from_outside_the_subset(tmp_path: Path):
     assert not names(data, "train") & names(data, "val")
 
 
-# -------------------------------------------------------------------------------- the order that shows a whole split
+# -------------------------------------------------------------------------------- spread order
 
 
-def test_the_first_images_of_a_spread_show_every_class_and_the_same_each_time():
+def test_the_spread_order_starts_with_every_class_and_is_deterministic():
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 18 + [3] * 2)
     order = spread_order(labels)
     assert sorted(order.tolist()) == list(range(100))
@@ -226,4 +227,6 @@ def test_the_first_images_of_a_spread_show_every_class_and_the_same_each_time():
     half = labels[order[:50]].bincount(minlength=4).tolist()
     assert all(abs(got - wanted) <= 1 for got, wanted in zip(half, (25, 15, 9, 1), strict=True))
     assert torch.equal(order, spread_order(labels))
-    assert not torch.equal(order[:4].sort().values, torch.tensor([0, 50, 80, 98]))  # nor the first of each
+    assert not torch.equal(
+        order[:4].sort().values, torch.tensor([0, 50, 80, 98])
+    )  # not just the first of each class

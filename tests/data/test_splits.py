@@ -27,14 +27,14 @@ def test_parts_are_disjoint_complete_and_ascending(how: str, val_size: int):
         assert part.tolist() == sorted(part.tolist())
 
 
-def test_a_random_split_takes_every_class_in_proportion():
+def test_a_random_split_is_stratified():
     labels = shuffled_labels(500, 300, 200)
     _, val = split_validation(labels, 100, "random", seed=0)
     assert labels[val].bincount().tolist() == [50, 30, 20]
 
 
-def test_what_does_not_divide_goes_to_the_largest_remainders():
-    labels = shuffled_labels(10, 25, 14, 1)  # of 50: 7 images are 1.4, 3.5, 1.96 and 0.14 of them
+def test_leftover_images_go_to_the_largest_remainders():
+    labels = shuffled_labels(10, 25, 14, 1)  # 7 of 50 images: shares of 1.4, 3.5, 1.96 and 0.14
     _, val = split_validation(labels, 7, "random", seed=0)
     assert labels[val].bincount(minlength=4).tolist() == [1, 4, 2, 0]
 
@@ -49,7 +49,7 @@ def test_no_class_is_more_than_one_image_off_its_share(val_size: int):
     assert all(abs(got - val_size * count / 24) < 1 for got, count in zip(taken, counts, strict=True))
 
 
-def test_a_random_split_depends_on_its_seed_alone():
+def test_a_random_split_depends_only_on_its_seed():
     labels = shuffled_labels(50, 50)
     torch.manual_seed(1)
     first = split_validation(labels, 20, "random", seed=0)[1]
@@ -63,11 +63,11 @@ def test_every_image_is_chosen_equally_often_over_the_seeds():
     chosen = sum(
         split_validation(labels, 4, "random", seed)[1].bincount(minlength=20) for seed in range(1000)
     )
-    assert chosen.min() > 200 - 5 * 12.6  # 1000 draws with chance 1/5: 200 with a deviation of 12.6
+    assert chosen.min() > 200 - 5 * 12.6  # binomial, 1000 draws with p = 1/5: mean 200, deviation 12.6
     assert chosen.max() < 200 + 5 * 12.6
 
 
-def test_the_last_images_in_file_order_validate():
+def test_last_takes_the_last_images_in_file_order():
     train, val = split_validation(shuffled_labels(6, 4), 3, "last", seed=0)
     assert train.tolist() == list(range(7))
     assert val.tolist() == [7, 8, 9]
@@ -81,6 +81,6 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused(how: str, val_size: 
 
 
 @pytest.mark.parametrize("how", ["random", "last"])
-def test_all_images_may_validate_where_none_need_be_kept(how: str):
+def test_all_images_can_validate_if_none_must_be_kept(how: str):
     train, val = split_validation(shuffled_labels(5, 5), 10, how, seed=0, keep=0)
     assert (len(train), val.tolist()) == (0, list(range(10)))

@@ -24,7 +24,7 @@ BAD = ("train/cat/2.jpg", "train/dog/0.jpg", "val/dog/1.jpg")
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two classes, two splits; three of the files are not images."""
+    """Two classes, two splits; three of the files cannot be decoded."""
     root = tmp_path / "pets"
     write_folder(root, {"train/cat": 5, "train/dog": 5, "val/cat": 2, "val/dog": 2})
     (root / BAD[0]).write_bytes((root / BAD[0]).read_bytes()[:200])
@@ -138,6 +138,6 @@ def test_a_class_without_a_valid_image_is_named(root: Path):
         opened(root, on_bad_image="skip")
 
 
-def test_a_folder_without_bad_files_says_zero(tmp_path: Path):
+def test_a_folder_without_bad_files_counts_zero(tmp_path: Path):
     write_folder(tmp_path / "a", {"train/x": 2, "train/y": 2})
     assert opened(tmp_path / "a", verify=True).bad_images == 0

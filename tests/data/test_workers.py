@@ -1,4 +1,4 @@
-"""A signal to all processes of a run: workers leave it to the main process."""
+"""A signal to all processes of a run: workers leave handling it to the main process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that takes two processes some ten seconds to decode: one file under many names."""
+    """A folder that takes two processes about ten seconds to decode: one file under many names."""
     root = tmp_path_factory.mktemp("photos")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype=np.uint8)).save(
         root / "a.jpg"
@@ -48,7 +48,7 @@ def signalled(log: Path, begun: Callable[[], object], number: int, *command: str
     deadline = time.monotonic() + 120
     while not begun() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(0.5)  # the workers are decoding
+    time.sleep(0.5)  # let the workers start decoding
     os.killpg(running.pid, number)
     sent = time.monotonic()
     code = running.wait(60)
@@ -72,7 +72,7 @@ SIGNALS = [pytest.param("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytes
 
 
 @pytest.mark.parametrize(("name", "expected"), SIGNALS)
-def test_a_signal_to_all_while_a_folder_is_decoded_ends_the_run_in_one_line(
+def test_a_signal_to_all_while_decoding_a_folder_stops_the_run_with_one_line(
     photos: Path, tmp_path: Path, name: str, expected: int
 ) -> None:
     number = getattr(signal, name)
@@ -104,7 +104,7 @@ def test_a_signal_to_all_within_an_epoch_is_reported_once_and_the_step_is_saved(
 
 
 @pytest.mark.parametrize(("name", "expected"), SIGNALS)
-def test_a_signal_to_all_while_prepare_decodes_ends_it_in_one_line(
+def test_a_signal_to_all_while_prepare_decodes_stops_it_with_one_line(
     photos: Path, tmp_path: Path, name: str, expected: int
 ) -> None:
     command = [

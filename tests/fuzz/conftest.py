@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-# Many of the networks that are drawn are no legal ones.
+# Many of the drawn networks are invalid.
 _SLOW = [
     HealthCheck.too_slow,
     HealthCheck.function_scoped_fixture,
@@ -21,7 +21,7 @@ settings.load_profile("short")
 
 
 def pytest_configure(config: object) -> None:
-    """Let --hypothesis-profile win over what is loaded above."""
+    """Let --hypothesis-profile override the profile loaded above."""
     chosen = config.getoption("--hypothesis-profile", default=None)  # type: ignore[attr-defined]
     if chosen:
         settings.load_profile(chosen)

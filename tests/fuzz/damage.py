@@ -1,4 +1,4 @@
-"""Damage to a file's bytes, as values that hypothesis can make smaller."""
+"""Damage to a file's bytes, as values that Hypothesis can shrink."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 Damage = list[tuple[str, float, bytes]]
 
-# What is done, where (a share of the file: half of the places lie in its first hundredth), and with which bytes.
+# (operation, position as a fraction of the file, bytes); half of the positions are in the first hundredth.
 _PLACES = st.one_of(st.floats(0, 1, exclude_max=True), st.floats(0, 0.01))
 DAMAGE: st.SearchStrategy[Damage] = st.lists(
     st.tuples(
@@ -20,7 +20,7 @@ DAMAGE: st.SearchStrategy[Damage] = st.lists(
 
 
 def damaged(content: bytes, damage: Damage) -> bytes:
-    """Return content with all of the damage done to it, in order."""
+    """Apply all of the damage to the content, in order."""
     for kind, place, new in damage:
         at = int(place * len(content))
         end = {"replace": at + len(new), "insert": at, "remove": at + len(new), "cut": len(content)}[kind]

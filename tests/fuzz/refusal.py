@@ -1,10 +1,10 @@
-"""What a refusal looks like."""
+"""What the error for a refused input must look like."""
 
 from __future__ import annotations
 
 
 def check_sentence(error: Exception, start: str = "") -> None:
-    """Check that an error's message is one line that begins so."""
+    """Check that the message of an error is one line that begins with `start`."""
     said = str(error)
     assert said and "\n" not in said, said
     assert said.startswith(start), said

@@ -1,4 +1,4 @@
-"""Checkpoints with flipped, cut and added bytes or other values: read, or refused in a sentence."""
+"""Checkpoints with flipped, cut or added bytes or changed values: read, or refused in one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.fuzz.damage import DAMAGE, damaged
 from tests.fuzz.refusal import check_sentence
 from tests.training.small_runs import run, same
 
-# A failure is told with the whole checkpoint, which is long.
+# A failure is reported with the whole checkpoint, which is long.
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 
 
@@ -45,13 +45,13 @@ def test_a_damaged_checkpoint_is_refused_or_has_lost_nothing(
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the way to every value in nested dictionaries and lists."""
+    """Return the path to every value in nested dictionaries and lists."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(way for key, each in inside for way in places(each, (*path, key)))]
 
 
 def changed(value: Any, way: tuple[Any, ...], new: Any) -> Any:
-    """Return a copy in which the value at the end of a way is another."""
+    """Return a copy in which the value at a path is replaced."""
     if not way:
         return new
     if isinstance(value, dict):

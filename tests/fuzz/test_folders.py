@@ -1,4 +1,4 @@
-"""Random trees of folders, links and files: the splits of a data set, or a sentence."""
+"""Random trees of folders, links and files: splits of a data set, or a one-line error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LINKS = st.tuples(
 
 
 def grown(root: Path, files: list[tuple[list[str], str]], links: list[tuple[list[str], str, str]]) -> None:
-    """Make a tree, as much of it as the file system lets be."""
+    """Create a tree, or as much of it as the file system allows."""
     for folders, name in files:
         try:
             path = root.joinpath(*folders)

@@ -1,4 +1,4 @@
-"""Image files with flipped, cut and added bytes: a picture, or a sentence that names the file."""
+"""Image files with flipped, cut or added bytes: decoded, or a one-line error that names the file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from alexnet_exp.errors import UserError
 from tests.fuzz.damage import DAMAGE, damaged
 from tests.fuzz.refusal import check_sentence
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of Pillow's, about the damage
+pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's, about the damage
 
 
 def picture(kind: str) -> bytes:
-    """Return a picture with smooth and noisy parts in a file's format."""
+    """Return an image with smooth and noisy parts, encoded in a file format."""
     y, x = np.mgrid[0:48, 0:64]
     pixels = np.stack([4 * x % 256, 5 * y % 256, (x * y) % 251], -1).astype(np.uint8)
     buffer = BytesIO()

@@ -1,4 +1,4 @@
-"""Random words after `train`: settings that a run could start with, or one line and exit code 1."""
+"""Random words after `train`: valid settings, or a one-line error and exit code 1."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WORDS = st.one_of(
 
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let settings be composed and checked, and no run begin."""
+    """Compose and check settings without starting a run."""
     import alexnet_exp.runs.train.command as module
 
     def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: str) -> None:

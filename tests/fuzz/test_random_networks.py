@@ -1,4 +1,4 @@
-"""Random networks of the grammar: built, trained a step, saved and loaded, or refused in a sentence."""
+"""Random networks in the grammar of conf/model: built, trained for a step, saved and loaded, or refused in one line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ LINEARS = st.fixed_dictionaries(
 
 
 def mostly_legal(layer: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what is always refused: settings of operations that a layer does not have."""
+    """Drop what is always refused: settings of operations that a layer does not have."""
     used = [*layer["then"], *layer.get("before", [])]
     return {
         k: v for k, v in layer.items() if k not in ("lrn", "max_pool", "avg_pool", "dropout") or k in used
@@ -82,7 +82,7 @@ def networks(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def built(spec: dict[str, Any]) -> AlexNet | None:
-    """Build a network; None if it is refused, in one sentence."""
+    """Build a network, or return None if it is refused in one line."""
     try:
         return AlexNet(**spec)
     except UserError as error:
@@ -113,7 +113,7 @@ def test_a_network_that_can_be_built_trains_saves_and_loads(spec: dict[str, Any]
 
 
 def _check_modules(model: AlexNet, spec: dict[str, Any]) -> None:
-    """Every layer and every word around it is a module."""
+    """Check that every layer and every operation around it is a module."""
     for part, ahead in (("features", len(spec["input"])), ("classifier", 0)):
         words = [[*layer.get("before", []), *layer.get("then", [])] for layer in spec[part].values()]
         assert len(model.get_submodule(part)) == ahead + sum(1 + len(ops) for ops in words)

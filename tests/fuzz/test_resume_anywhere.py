@@ -1,4 +1,4 @@
-"""A run of settings by chance, stopped somewhere and resumed: it ends as the run that never stopped."""
+"""Runs with random settings, stopped anywhere and resumed, end like an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.fuzz.refusal import check_sentence
 from tests.training.small_runs import DROPOUT, assert_same_end, resume, run, train_until
 
 BASE = ["test=false", "trainer.max_epochs=3", "trainer.log_every_n_steps=2", "data.train_subset=120"]
-# One of each line, or the setting's default.
+# At most one of each line.
 CHOICES = (
     ("scheduler=none", "scheduler=step", "scheduler=poly", "scheduler=onecycle", "scheduler=multistep",
      "scheduler=plateau", "scheduler=dexp", "scheduler=cosine"),

@@ -1,4 +1,4 @@
-"""A run resumed from a checkpoint that lacks a part of its state, or has another in its place: refused, or it ends."""
+"""Runs resumed from a checkpoint with a part of its state missing or replaced: refused, or they finish."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alexnet_exp.errors import UserError
 from tests.fuzz.refusal import check_sentence
 from tests.training.small_runs import checkpoint, resume, train_until
 
-# A failure is told with the whole checkpoint, which is long.
+# A failure is reported with the whole checkpoint, which is long.
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 SETTINGS = [
     "test=false", "trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.limit_val_batches=1",
@@ -32,14 +32,14 @@ WRONG = [GONE, None, [], {}, "x", -1]
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three steps that ended after two of them."""
+    """A run of three steps that stopped after two."""
     folder = tmp_path_factory.mktemp("states") / "parts"
     train_until(folder, 2, *SETTINGS)
     return folder
 
 
 def places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the way to every value in nested dictionaries and lists."""
+    """Yield the path to every value in nested dictionaries and lists."""
     yield way
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, each in inside:
@@ -47,7 +47,7 @@ def places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def changed(value: Any, way: tuple[Any, ...], new: Any) -> Any:
-    """Return a copy in which the value at the end of a way is another, or gone."""
+    """Return a copy in which the value at a path is replaced or removed."""
     if not way:
         return new
     found = copy.copy(value)

@@ -1,4 +1,4 @@
-"""Every network written out once more in torch's functions, from the sources: kernels, strides, padding, order.
+"""Every network written a second time in torch functions, from its source: kernels, strides, padding, order.
 
 Only weights, biases and running statistics come from the network under test; no setting of a module does.
 """
@@ -38,7 +38,7 @@ def normalised(net: nn.Module, name: str, x: Tensor, eps: float) -> Tensor:
 
 
 def head(net: nn.Module, y: Tensor, *hidden: str, at_test: float = 1.0, then: Operation = relu) -> Tensor:
-    """Run the hidden layers, each followed by `then` and the dropout's factor at test, and fc8."""
+    """Run the hidden layers, each followed by `then` and the test-time factor of dropout, and fc8."""
     y = y.flatten(1)
     for name in hidden:
         layer = net.get_submodule(f"classifier.{name}")
@@ -95,7 +95,7 @@ def each_tower(x: Tensor, towers: int) -> Tensor:
 
 
 def middle(net: nn.Module, y: Tensor, groups: int = 1) -> Tensor:
-    """Run conv3 to conv5, without what comes after conv5."""
+    """Run conv3 to conv5, without the operations after conv5."""
     y = relu(conv(net, "conv3", y, padding=1))
     y = relu(conv(net, "conv4", y, padding=1, groups=groups))
     return conv(net, "conv5", y, padding=1, groups=groups)

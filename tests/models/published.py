@@ -149,7 +149,7 @@ ORDER = {
     "zfnet": f"conv1 relu max lrn conv2 relu max lrn {_MIDDLE} conv5 relu max {_HIDDEN}",
 }
 
-# (size, alpha as torch counts it, beta, k, towers) of every LRN in the network.
+# (size, alpha in torch's convention, beta, k, towers) of every LRN in the network.
 LRN = {
     "alexnet_lrn": (5, 1e-4, 0.75, 2.0, 1),
     "alexnet_original": (5, 1e-4, 0.75, 2.0, 2),
@@ -215,7 +215,7 @@ CONVOLUTIONS_ROUND_UP = {
     "zfnet": {"conv1", "conv2"},
 }
 
-# (eps, momentum as torch counts it) of every batch norm: Caffe's .9, Keras' .99, torch's own.
+# (eps, momentum in torch's convention) of every batch norm: Caffe's .9, Keras' .99, torch's own.
 BATCH_NORM = {
     "alexnet_bn": (1e-5, 0.1),
     "alexnet_fast": (1e-5, 0.1),
@@ -231,7 +231,7 @@ _OF_THE_CODE = {
 
 
 def _caffe(raised: float) -> dict[str, tuple[float, float]]:
-    """Return what both of Caffe's ports start with but for the raised biases."""
+    """Return the initial values of both Caffe ports, which differ only in the raised biases."""
     return {
         **dict.fromkeys(("conv1", "conv3", "fc8"), _AT_0),
         **dict.fromkeys(("conv2", "conv4", "conv5"), (0.01, raised)),
@@ -240,7 +240,7 @@ def _caffe(raised: float) -> dict[str, tuple[float, float]]:
 
 
 def _he(**inputs: int) -> dict[str, tuple[float, float]]:
-    """Return sqrt(2 / inputs of a unit), biases at 0."""
+    """Return a standard deviation of sqrt(2 / fan-in) and biases of 0."""
     return {layer: ((2 / count) ** 0.5, 0.0) for layer, count in inputs.items()}
 
 
@@ -248,7 +248,7 @@ _HE_CONVOLUTIONS = {"conv1": 363, "conv2": 1200, "conv3": 2304, "conv4": 1728, "
 _CONVNET = {"conv1": (1e-4, 0.0), "conv2": _AT_0, "conv3": _AT_0}
 _LOCAL = {"conv1": (1e-4, 0.0), "conv2": _AT_0, "local3": (0.04, 0.0), "local4": (0.04, 0.0), "fc8": _AT_0}
 
-# (standard deviation, bias) that a layer starts with, where the source states them.
+# Initial (standard deviation, bias) of a layer, where the source states them.
 INITIAL: dict[str, dict[str, tuple[float, float]]] = {
     "alexnet_original": _OF_THE_CODE,
     "alexnet_original_half": _OF_THE_CODE,
@@ -276,7 +276,7 @@ INITIAL: dict[str, dict[str, tuple[float, float]]] = {
     "convnet_11pct": _LOCAL,
 }
 
-# (inputs of a unit, kernel's pixels times outputs) of a layer in the networks that start as Keras does.
+# (fan-in, fan-out) of a layer, in the networks with Keras' initialisation.
 GLOROT = {
     "alexnet_d2l": {"conv1": (121, 11_616), "conv3": (2304, 3456)},
     "alexnet_keras_bn": {"conv1": (363, 11_616), "conv4": (384, 384), "conv5": (384, 256)},
@@ -284,7 +284,7 @@ GLOROT = {
     "alexnet_valid": {"conv2": (2400, 6400), "conv5": (3456, 2304)},
 }
 
-# Networks whose source leaves torch's own start, or says nothing.
+# Networks whose source keeps torch's initialisation, or states none.
 TORCH_START = {
     "alexnet",
     "alexnet_6400",

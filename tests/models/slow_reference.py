@@ -44,7 +44,7 @@ def convolve(
 
     Args:
         x: (C, H, W).
-        weight: (out, C, k, k), or (positions, out, C, k, k) with weights of its own for every position.
+        weight: (out, C, k, k), or (positions, out, C, k, k) with separate weights for every position.
         bias: (out,), or (positions, out).
         stride: Step of the window.
         before: Zeros above and to the left.
@@ -76,6 +76,6 @@ def pool(x: np.ndarray, kernel: int, stride: int, before: int, outputs: int, wha
 
 
 def tensorflow_same(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Return the number of windows and the zeros ahead of the first, by TensorFlow's rule."""
+    """Return the number of windows and the zeros before the first, by TensorFlow's rule."""
     outputs = math.ceil(size / stride)
     return outputs, max((outputs - 1) * stride + kernel - size, 0) // 2

@@ -47,9 +47,8 @@ def test_logits_match_plain_torch(name: str):
     x = images(net)
     expected = COMPOSITIONS[name](net, x)
     assert expected.shape == (2, 5)
-    assert (
-        expected[0] - expected[1]
-    ).abs().min() > 1e-6 * expected.abs().max()  # the comparison is not trivial
+    # The comparison is not trivial.
+    assert (expected[0] - expected[1]).abs().min() > 1e-6 * expected.abs().max()
     torch.testing.assert_close(net(x), expected, rtol=1e-8, atol=1e-10 * expected.abs().max().item())
 
 

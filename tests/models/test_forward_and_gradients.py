@@ -54,7 +54,7 @@ def test_every_parameter_gets_a_gradient(name: str):
         assert torch.isfinite(grad).all(), parameter_name
         if name == "alexnet_stride4" and parameter_name in ("features.conv4.weight", "features.conv5.weight"):
             grad = grad[:, :, 1, 1]  # their borders see only padding: the last test of this file
-        # Four images leave some units dead, others dropped. The smallest share that gets here is a fifth.
+        # With four images, some units are dead and others dropped. The smallest fraction seen is a fifth.
         assert grad.count_nonzero() > grad.numel() / 8, parameter_name
 
 
@@ -74,7 +74,7 @@ def test_bfloat16_is_close_to_float32(name: str):
 
 
 def assert_same_direction(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Compare by the angle: with 8 bits, units near 0 and windows with two near maxima switch."""
+    """Compare by angle: with 8 bits, units near 0 and pooling windows with two close maxima may flip."""
     for name, grad in expected.items():
         cosine = nn.functional.cosine_similarity(found[name].flatten(), grad.flatten(), dim=0)
         assert cosine > 0.85, (name, cosine)
@@ -94,7 +94,7 @@ def test_channels_last_gives_the_same_logits_and_gradients(name: str):
         assert difference < 0.05 * grads[parameter_name].norm(), parameter_name
 
 
-def test_the_border_of_the_last_kernels_of_stride4_gets_no_gradient():
+def test_the_border_of_the_last_stride4_kernels_gets_no_gradient():
     # Their map is one pixel: a 3x3 kernel sees it in the middle and zeros around it (README 003).
     torch.manual_seed(0)
     net = create_model("alexnet_stride4")

@@ -97,7 +97,7 @@ def test_fan_in_of_untied_weights_is_that_of_one_position(init: str, fan: int):
 
 
 def published_network(name: str) -> nn.Module:
-    """Build a network of conf/model/; hidden layers of 4096 get 64 units, which no stated number depends on."""
+    """Build a network of conf/model/; hidden layers of 4096 units get 64, which no stated number depends on."""
     torch.manual_seed(0)
     with torch.device("meta"):
         layers = create_model(name).spec.classifier
@@ -107,7 +107,7 @@ def published_network(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", sorted(published.INITIAL))
-def test_published_networks_start_as_published(name: str):
+def test_published_networks_are_initialised_as_published(name: str):
     net = published_network(name)
     stated, modules = (
         published.INITIAL[name],
@@ -135,7 +135,7 @@ def test_keras_networks_start_with_glorot_uniform(name: str):
 
 
 @pytest.mark.parametrize("name", sorted(published.TORCH_START))
-def test_the_others_start_as_in_torch(name: str):
+def test_the_others_keep_torchs_initialisation(name: str):
     net = published_network(name)
     conv2 = layer(net, "conv2")
     bound = 1 / math.sqrt(conv2.weight[0].numel())
@@ -149,7 +149,7 @@ def test_the_initialisation_of_every_network_is_tested():
 
 
 @pytest.mark.parametrize("conv", ["conv1", "layer4.1.conv2"])
-def test_resnet18_cifar_starts_with_he_normal_over_fan_out(conv: str):
+def test_resnet18_cifar_starts_with_he_normal_fan_out(conv: str):
     torch.manual_seed(0)
     weight = create_model("resnet18_cifar").get_parameter(f"{conv}.weight")
     std = math.sqrt(2 / (weight.shape[0] * 9))

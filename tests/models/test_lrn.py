@@ -1,4 +1,4 @@
-"""Local response normalisation: exact, in every layout and precision, and lean in the backward pass."""
+"""Local response normalisation: exact, in every layout and precision, and memory-efficient in the backward pass."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_lrn_passes_gradcheck(constants: tuple[int, float, float, float], groups
     assert torch.autograd.gradcheck(LocalResponseNorm(*constants, groups=groups), x)
 
 
-def test_towers_do_not_see_each_other():
+def test_towers_are_normalised_separately():
     x = images(2, 8, 3, 3)
     both = LocalResponseNorm(5, 1.0, groups=2)(x)
     alone = LocalResponseNorm(5, 1.0)
@@ -133,7 +133,7 @@ def test_under_autocast_a_bfloat16_map_stays_bfloat16_and_exact():
     torch.testing.assert_close(plain, expected, rtol=0, atol=0)
 
 
-def test_the_backward_pass_keeps_the_input_alone():
+def test_the_backward_pass_keeps_only_the_input():
     x = images(2, 8, 3, 3).requires_grad_()
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
@@ -148,7 +148,7 @@ def test_compiled_gives_the_same_values_and_gradients(groups: int):
         LocalResponseNorm(5, 1.0, groups=groups),
         LocalResponseNorm(5, 1.0, groups=groups, compiled=True),
     )
-    for batch in (3, 2):  # the last batch of an epoch is smaller
+    for batch in (3, 2):  # the last batch of an epoch may be smaller
         x, grad = images(batch, 8, 4, 4).requires_grad_(), images(batch, 8, 4, 4)
         expected = eager(x)
         (expected_grad,) = torch.autograd.grad(expected, x, grad)
@@ -178,7 +178,7 @@ def test_compiled_without_a_compiler_warns_and_stays_eager(monkeypatch: pytest.M
         ("mps", "darwin", {}, []),
     ],
 )
-def test_the_compiler_looked_for_is_the_one_that_torch_would_call(
+def test_missing_compiler_looks_for_the_one_that_torch_would_call(
     monkeypatch: pytest.MonkeyPatch, device: str, platform: str, environment: dict[str, str], asked: list[str]
 ):
     looked: list[str] = []
@@ -194,7 +194,7 @@ def test_the_compiler_looked_for_is_the_one_that_torch_would_call(
     assert not asked or missing_compiler(device) is None
 
 
-def test_export_uses_the_plain_form():
+def test_export_uses_plain_operations():
     norm, x = LocalResponseNorm(5, 1.0), images(3, 8, 4, 4)
     exported = torch.export.export(norm, (x,))
     assert "rsqrt" in exported.graph_module.code
@@ -222,11 +222,8 @@ def deterministic() -> Iterator[None]:
 
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-ERRORS = {
-    torch.float32: 1e-5,
-    torch.bfloat16: 2**-7,
-    torch.float16: 2**-10,
-}  # one unit in the last place, halves
+# In half precision, one unit in the last place.
+ERRORS = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
 @pytest.mark.usefixtures("deterministic")
@@ -234,7 +231,7 @@ ERRORS = {
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", ERRORS)
 @pytest.mark.parametrize("device", DEVICES)
-def test_every_device_and_precision_is_near_float64_and_repeats_itself(
+def test_every_device_and_precision_is_close_to_float64_and_deterministic(
     device: str, dtype: torch.dtype, layout: torch.memory_format, groups: int
 ):
     constants = (5, 1e-2, 0.75, 2.0)
@@ -258,7 +255,7 @@ def test_every_device_and_precision_is_near_float64_and_repeats_itself(
 
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("device", DEVICES)
-def test_under_autocast_what_a_convolution_gives_is_normalised_in_float32(device: str):
+def test_under_autocast_the_output_of_a_convolution_is_normalised_in_float32(device: str):
     torch.manual_seed(0)
     conv, norm = nn.Conv2d(3, 16, 3).to(device), LocalResponseNorm(5, 1.0, 0.75, 2.0)
     with torch.autocast(device, torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Operations around a layer: each becomes a module with a unique name and the width of its place."""
+"""Operations around a layer: each becomes a module with a unique name and the right width."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_an_operation_does_not_take_the_name_of_a_layer():
 
 
 @pytest.mark.parametrize("name", [name for name in list_models() if not name.startswith("resnet")])
-def test_modules_of_a_shipped_network_are_named_for_layer_and_operation(name: str):
+def test_modules_of_a_shipped_network_are_named_after_layer_and_operation(name: str):
     """Checkpoints depend on these names; shipped networks have no numbers in them."""
     with torch.device("meta"):
         net = create_model(name)

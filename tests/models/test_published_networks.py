@@ -52,7 +52,7 @@ def test_parameter_count_follows_classes_and_input(name: str, overrides: dict[st
 
 
 @pytest.mark.parametrize("name", sorted(published.PARAMETERS))
-def test_header_states_source_input_parameters_accuracy_and_neighbours(name: str):
+def test_header_states_source_input_parameters_accuracy_and_differences(name: str):
     text = (CONF / f"{name}.yaml").read_text()
     header = [line for line in text.splitlines()[:12] if line.startswith("#")]
     keys = [m[1] for line in header if (m := re.match(r"# (\w+): {2,}\S", line))]
@@ -81,7 +81,7 @@ def test_layers_have_the_published_widths(name: str):
 
 
 @pytest.mark.parametrize("name", ALEXNETS)
-def test_operations_come_in_the_published_order(name: str):
+def test_operations_are_in_the_published_order(name: str):
     words = {
         "ReLU": "relu",
         "LocalResponseNorm": "lrn",
@@ -118,8 +118,8 @@ def test_towers_and_dropout_are_the_published_ones(name: str):
 
 
 @pytest.mark.parametrize("name", ALEXNETS)
-def test_windows_are_counted_by_the_published_rule(name: str):
-    # At the published size both rules often agree, and neither sizes nor logits tell them apart.
+def test_windows_are_rounded_by_the_published_rule(name: str):
+    # At the published size both rules often agree, so neither sizes nor logits can tell them apart.
     net = build(name)
     pools = [m for m in net.modules() if isinstance(m, nn.MaxPool2d | nn.AvgPool2d)]
     assert {m.ceil_mode for m in pools} == {name in published.POOLS_ROUND_UP}
@@ -198,7 +198,7 @@ def test_receptive_fields_match_published_values():
     assert {row.receptive_field for row in table("resnet18")} == {None}
 
 
-def test_the_classifier_sees_the_whole_last_map():
+def test_the_classifier_sees_the_whole_final_map():
     def seen(**overrides: Any) -> tuple[int, int]:
         rows = {row.name: row for row in table("alexnet_owt", **overrides)}
         return rows["features.conv5_pool"].output_shape[-1], rows["classifier.fc6"].receptive_field

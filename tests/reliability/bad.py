@@ -1,4 +1,4 @@
-"""What a bad input is: a command line, the folder that it meets, and what must be said."""
+"""A bad input: a command line, the folder that it runs in, and the expected error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tests.training.small_runs import NARROW, SMALL
 
-# A training of the embedded digits that would last a second, and one of an image folder.
+# A run on the embedded digits that would take a second, and one on an image folder.
 DIGITS = ("train", *(word for word in SMALL if word != "logger=csv"))
 FILES = (
     "train",
@@ -30,11 +30,11 @@ class Bad(NamedTuple):
 
     Args:
         typed: Words of the command line; RUN stands for the directory of a finished run.
-        said: Part of the line.
-        tried: What the page says, where the words do not say it.
-        given: Makes what lies in the current folder.
-        environment: Variables.
-        entered: On standard input.
+        said: Part of the error line.
+        tried: Description on the page, if the command line is not enough.
+        given: Creates the contents of the current folder.
+        environment: Environment variables.
+        entered: Standard input.
     """
 
     typed: str
@@ -46,16 +46,16 @@ class Bad(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """Bad inputs that are answered in the same way.
+    """Bad inputs that are refused in the same way.
 
     Args:
         title: Heading of the page.
-        promised: What holds for all of them.
+        promised: What is promised for all of them.
         rows: The inputs.
-        base: Words ahead of those that a row types.
-        verb: How the page begins them; empty: the first word of `base`.
+        base: Words before those of a row.
+        verb: First words of the commands on the page; if empty, the first word of `base`.
         leaves: 'nothing'; 'a failed run', whose result.json says so; 'the run as it was'; or 'an empty sweep'.
-        notes: How lines begin that may come before it.
+        notes: How lines that may precede the error begin.
         needs: Packages without which the tests are skipped.
     """
 
@@ -69,13 +69,13 @@ class Kind(NamedTuple):
     needs: tuple[str, ...] = ()
 
     def shown(self, bad: Bad) -> str:
-        """Return what the page says was tried."""
+        """Return the description of an input on the page."""
         verb = self.verb or " ".join(self.base[:1])
         return bad.tried or f"`{verb} {bad.typed}`".replace("` ", "`")
 
 
 def text(name: str, content: str | bytes) -> Callable[[Path], object]:
-    """Return what writes a file into the current folder."""
+    """Return a function that writes a file into the current folder."""
 
     def write(here: Path) -> None:
         path = here / name
@@ -86,5 +86,5 @@ def text(name: str, content: str | bytes) -> Callable[[Path], object]:
 
 
 def folder(name: str) -> Callable[[Path], object]:
-    """Return what makes an empty folder in the current one."""
+    """Return a function that makes an empty folder in the current one."""
     return lambda here: (here / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Folders, published files and subsets that training cannot take."""
+"""Folders, published files and subsets that training cannot use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PETS = {"train/cat": 3, "train/dog": 3, "val/cat": 2, "val/dog": 2}
 
 
 def pets(*changes: Callable[[Path], object], **counts: int) -> Callable[[Path], None]:
-    """Return what makes a folder of images, and then does something to it."""
+    """Return a function that makes a folder of images and then changes it."""
 
     def make(here: Path) -> None:
         write_folder(here / "pets", counts or PETS)
@@ -30,25 +30,25 @@ def pets(*changes: Callable[[Path], object], **counts: int) -> Callable[[Path], 
 
 
 def _link_out(root: Path) -> None:
-    """Leave links to other folders where the classes were."""
+    """Replace the class folders by links to folders elsewhere."""
     for name in ("cat", "dog"):
         (root / "train" / name).rename(root.parent / name)
         os.symlink(root.parent / name, root / "train" / name)
 
 
 def _link_split(root: Path) -> None:
-    """Leave a link to another folder where the training images were."""
+    """Replace the train folder by a link to a folder elsewhere."""
     (root / "train").rename(root.parent / "elsewhere")
     os.symlink(root.parent / "elsewhere", root / "train")
 
 
 def _link_in(root: Path) -> None:
-    """Add a class that holds nothing but itself."""
+    """Add a class that contains only a link to itself."""
     (root / "train" / "eel").mkdir()
     os.symlink(".", root / "train" / "eel" / "again")
 
 
-def _spoil(*names: str) -> Callable[[Path], None]:
+def _truncate(*names: str) -> Callable[[Path], None]:
     def change(root: Path) -> None:
         for name in names:
             (root / name).write_bytes((root / name).read_bytes()[:80])
@@ -90,11 +90,11 @@ FOLDERS = Kind(
         Bad("", "links that lead out of pets", "classes that are links to other folders", pets(_link_out)),
         Bad("", "pets/train is a link that leads out of pets", "a train folder that is a link", pets(_link_split)),
         Bad("data.verify=true", "cannot be decoded", "an image cut short, with data.verify=true",
-            pets(_spoil("train/cat/1.jpg"))),
+            pets(_truncate("train/cat/1.jpg"))),
         Bad("data.cache=off", "cannot be decoded", "an image cut short that training comes to",
-            pets(_spoil("train/cat/1.jpg"))),
+            pets(_truncate("train/cat/1.jpg"))),
         Bad("data.cache=disk", "cannot be decoded", "an image cut short in the way of the cache",
-            pets(_spoil("val/cat/1.jpg"))),
+            pets(_truncate("val/cat/1.jpg"))),
     ),
     base=(*FILES, "data=folder", "data.root=pets"),
     leaves="a failed run",
@@ -105,7 +105,7 @@ SKIPPED = Kind(
     "a warning names the skipped images; then the class is refused",
     (
         Bad("data.on_bad_image=skip", "pets/val/dog: none of its images can be decoded; fix or remove the folder",
-            "a class of broken images, with data.on_bad_image=skip", pets(_spoil("val/dog/0.jpg", "val/dog/1.jpg"))),
+            "a class of broken images, with data.on_bad_image=skip", pets(_truncate("val/dog/0.jpg", "val/dog/1.jpg"))),
     ),
     base=(*FILES, "data=folder", "data.root=pets"),
     leaves="a failed run",
@@ -114,7 +114,7 @@ SKIPPED = Kind(
 
 
 def imagenet(*changes: Callable[[Path], object]) -> Callable[[Path], None]:
-    """Return what makes two classes of ImageNet with a flat val folder."""
+    """Return a function that makes two ImageNet classes with a flat val folder."""
     names = {f"train/n0144076{i}": 2 for i in (4, 5)} | {"val": 2}
     return pets(*changes, **names)
 
@@ -138,7 +138,7 @@ IMAGENET = Kind(
 
 
 def cifar(name: str = "", change: Callable[[Any], Any] | None = None) -> Callable[[Path], None]:
-    """Return what writes CIFAR-10, one of its pickles changed."""
+    """Return a function that writes CIFAR-10 with one of its pickles changed."""
 
     def make(here: Path) -> None:
         write_cifar10(here / "data", per_batch=10)
@@ -150,7 +150,7 @@ def cifar(name: str = "", change: Callable[[Any], Any] | None = None) -> Callabl
 
 
 class Call:
-    """What makes a reader of pickles call something."""
+    """An object that makes an unpickler call os.system."""
 
     def __reduce__(self) -> Any:
         return os.system, ("touch canary",)
@@ -195,7 +195,7 @@ CIFAR10 = Kind(
 
 
 def mnist(name: str = "", array: np.ndarray | None = None) -> Callable[[Path], None]:
-    """Return what writes MNIST, one of its files another."""
+    """Return a function that writes MNIST with one of its files replaced."""
 
     def make(here: Path) -> None:
         write_mnist(here / "data")
@@ -226,13 +226,13 @@ MNIST = Kind(
 )  # fmt: skip
 
 
-def _writing(here: Path) -> None:
+def _being_written(here: Path) -> None:
     (here / "chunks").mkdir()
     hold(here / "chunks" / ".lock")
 
 
-def _begun(**settings: object) -> Callable[[Path], object]:
-    """Return what leaves the beginning of chunks, of images that are not there."""
+def _partial(**settings: object) -> Callable[[Path], object]:
+    """Return a function that leaves unfinished chunks, of images that do not exist."""
     asked = {"size": None, "quality": 90, "chunk_mb": 64, "num_workers": 1, "images": "", "sizes": ""}
     return text("chunks/prepare.json", json.dumps(asked | settings))
 
@@ -258,10 +258,10 @@ PREPARED = Kind(
     "refused; existing files stay unchanged",
     (
         Bad("", "chunks is being written by another prepare", "a folder that another prepare is writing",
-            _then(pets(), _writing)),
+            _then(pets(), _being_written)),
         Bad("", "chunks was started with size=64: use the same", "a folder begun with another size",
-            _then(pets(), _begun(size=64))),
-        Bad("", "chunks was started with other images", "a folder begun with other images", _then(pets(), _begun())),
+            _then(pets(), _partial(size=64))),
+        Bad("", "chunks was started with other images", "a folder begun with other images", _then(pets(), _partial())),
         Bad("", "chunks/prepare.json is damaged", "a prepare.json cut short",
             _then(pets(), text("chunks/prepare.json", '{"size": '))),
         Bad("", "chunks/prepare.json is damaged", "a prepare.json that is a list",

@@ -1,4 +1,4 @@
-"""Files that `predict` is given among good ones: each is named in its row, and the others are answered."""
+"""Bad files given to `predict` among good ones: each is named in its row, and the others are predicted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _wide(path: Path) -> None:
     Image.fromarray(np.full((9, 9), 1e6, np.float32)).save(path, "TIFF")
 
 
-def _wrong_sum() -> bytes:
+def _wrong_checksum() -> bytes:
     data = bytearray(_encoded("PNG"))
     data[data.index(b"IDAT") + 9] ^= 255
     return bytes(data)
@@ -34,10 +34,10 @@ def _wrong_sum() -> bytes:
 
 _TIFF = _encoded("TIFF", compression="tiff_lzw")
 
-# What it is: name of the file, how it is made, what its row says.
+# Description: (file name, function that creates it, part of the error in its row).
 IMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a JPEG cut in the middle": ("cut.jpg", _file(_encoded("JPEG")[:900]), "cannot be decoded"),
-    "a PNG with a wrong checksum": ("sum.png", _file(_wrong_sum()), "cannot be decoded"),
+    "a PNG with a wrong checksum": ("sum.png", _file(_wrong_checksum()), "cannot be decoded"),
     "a PNG without pixels": ("none.png", _file(_encoded("PNG")[:40]), "is not an image"),
     "a GIF without a frame": ("none.gif", _file(_encoded("GIF")[:30]), "is not an image"),
     "a BMP cut in the middle": ("cut.bmp", _file(_encoded("BMP")[:900]), "cannot be decoded"),

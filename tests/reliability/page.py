@@ -32,7 +32,7 @@ class Section(NamedTuple):
 
     Args:
         title: Heading.
-        promised: What holds for all of them.
+        promised: What is promised for all of them.
         rows: The inputs, and part of each answer.
     """
 
@@ -53,7 +53,7 @@ def command_lines() -> Iterator[Section]:
     from tests.reliability.test_bad_inputs import KINDS
     from tests.test_cli import MISTAKES
 
-    # Of several values of one setting, the first.
+    # Only the first of several values of a setting.
     first = {typed[-1].partition("=")[0]: (typed, said) for typed, said in reversed(MISTAKES)}
     yield Section(
         "Typing mistakes",
@@ -135,14 +135,14 @@ def images() -> Iterator[Section]:
 
 
 def said(pattern: str) -> str:
-    """Return the one text that a pattern finds: itself, without what escapes characters."""
+    """Return the only text that a pattern matches: the pattern itself, unescaped."""
     text = re.sub(r"\\(.)", r"\1", pattern)
     assert re.fullmatch(pattern, text), f"{pattern} finds more than one text"
     return text
 
 
 def page() -> str:
-    """Return the page as Markdown: how many inputs of each kind, and what holds for them."""
+    """Return the page as Markdown: how many inputs of each kind, and what is promised for them."""
     kinds = list(sections())
     lines = [f"{HEAD}| inputs | count | promise |", "|---|---:|---|"]
     lines += [f"| {_cell(kind.title)} | {len(kind.rows)} | {_cell(kind.promised)} |" for kind in kinds]

@@ -1,4 +1,4 @@
-"""Settings that cannot be: types, ranges, names, combinations, networks, files of settings."""
+"""Invalid settings: types, ranges, names, combinations, networks, yaml files."""
 
 from __future__ import annotations
 

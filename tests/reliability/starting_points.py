@@ -1,4 +1,4 @@
-"""Checkpoints of others, and runs that cannot be resumed."""
+"""Foreign checkpoints, and runs that cannot be resumed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torch import nn
 from tests.reliability.bad import DIGITS, Bad, Kind, text
 from tests.training.small_runs import checkpoint
 
-_HELD: list[IO[str]] = []  # locks, until the test ends
+_HELD: list[IO[str]] = []  # locks held until the test ends
 
 
 def saved(make: Callable[[], Any], name: str = "x.ckpt", **options: Any) -> Callable[[Path], None]:
-    """Return what writes a file of torch.save, and an image to predict."""
+    """Return a function that writes a torch.save file, and an image to predict."""
 
     def write(here: Path) -> None:
         torch.save(make(), here / name, **options)
@@ -32,7 +32,7 @@ def saved(make: Callable[[], Any], name: str = "x.ckpt", **options: Any) -> Call
 
 def _scripted(here: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch would rather have another format
+        warnings.simplefilter("ignore")  # torch discourages this format
         torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(str(here / "x.ckpt"))
 
 
@@ -123,7 +123,7 @@ def _ours(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def hold(lock: Path) -> None:
-    """Lock a file as a live process does."""
+    """Lock a file as a running process would."""
     _HELD.append(open(lock, "a"))  # noqa: SIM115
     fcntl.flock(_HELD[-1], fcntl.LOCK_EX)
 
@@ -133,12 +133,12 @@ def _locked(here: Path) -> None:
 
 
 def release() -> None:
-    """Give up what `hold` has locked."""
+    """Release the locks that `hold` has taken."""
     while _HELD:
         _HELD.pop().close()
 
 
-def _of_predict(here: Path) -> None:
+def _predicted(here: Path) -> None:
     text("old/config.yaml", "ckpt: x\nimages: y\n")(here)
     text("old/overrides.yaml", "[]\n")(here)
 
@@ -149,7 +149,7 @@ def _edited(here: Path) -> None:
 
 
 def _unfinished(name: str = "", content: str | bytes | None = None) -> Callable[[Path], None]:
-    """Return what takes the run its result, and gives one of its files another content."""
+    """Return a function that removes a run's result and replaces one of its files."""
 
     def change(here: Path) -> None:
         (here / "RUN" / "result.json").unlink()
@@ -159,8 +159,8 @@ def _unfinished(name: str = "", content: str | bytes | None = None) -> Callable[
     return change
 
 
-def _of_other_progress(**parts: Any) -> Callable[[Path], None]:
-    """Return what takes the run its result, and gives parts of its last.ckpt another content."""
+def _unfinished_checkpoint(**parts: Any) -> Callable[[Path], None]:
+    """Return a function that removes a run's result and replaces parts of its last.ckpt."""
 
     def change(here: Path) -> None:
         _unfinished()(here)
@@ -175,7 +175,7 @@ RESUMED = Kind(
     "refused; the directory stays as it was",
     (
         Bad("resume=notes", "resume= takes a run directory, and notes is a file", "a file", text("notes", "")),
-        Bad("resume=old", "old/config.yaml does not hold the settings of a run", "a directory of predict", _of_predict),
+        Bad("resume=old", "old/config.yaml does not hold the settings of a run", "a directory of predict", _predicted),
         Bad("resume=RUN optimizer.lr=0.5", "resume= continues the same experiment, and optimizer.lr=0.5 would change"),
         Bad("resume=RUN model=alexnet", "resume= continues the same experiment, and model=alexnet would change"),
         Bad("resume=RUN data=mnist", "resume= continues the same experiment, and data=mnist would change"),
@@ -198,11 +198,11 @@ BROKEN = Kind(
         Bad("", "metrics.csv is damaged", "a metrics.csv of zeros, as a crash of the system leaves",
             _unfinished("metrics.csv", b"\0" * 4096 + b"\n\xff")),
         Bad("", "its loops is not what a run writes there", "a last.ckpt without its progress",
-            _of_other_progress(loops=None)),
+            _unfinished_checkpoint(loops=None)),
         Bad("", "its optimizer_states is not what a run writes there", "a last.ckpt without the optimizer",
-            _of_other_progress(optimizer_states=[])),
+            _unfinished_checkpoint(optimizer_states=[])),
         Bad("", "its train_sums is not what a run writes there", "a last.ckpt without the sums of its epoch",
-            _of_other_progress(train_sums=None)),
+            _unfinished_checkpoint(train_sums=None)),
     ),
     base=("train", "resume=RUN", "trainer.max_epochs=2"),
     leaves="the run as it was",

@@ -32,7 +32,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run, one epoch long; rows call it RUN."""
+    """A small run of one epoch; rows refer to it as RUN."""
     directory = tmp_path_factory.mktemp("finished") / "run"
     run(directory, "test=false", "scheduler=none", "logger=none")
     return directory
@@ -40,9 +40,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty current folder, of a user without an account anywhere."""
+    """An empty current folder, for a user without any accounts."""
     monkeypatch.chdir(tmp_path)
-    # Hydra composes everything once more to look for hydra.mode, which no file of ours sets.
+    # Hydra composes everything a second time to look for hydra.mode, which none of our files sets.
     monkeypatch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
     home = tmp_path.parent / f"{tmp_path.name}-home"
     monkeypatch.setenv("HOME", str(home))
@@ -54,7 +54,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Return every file below a folder with what is in it; the name alone of what is no file."""
+    """Return the content of every file below a folder; None for links and special files."""
     found = {}
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
@@ -108,13 +108,13 @@ def check_said(kind: Kind, bad: Bad, out: str, err: str) -> None:
 
 
 def check_left(leaves: str, folder: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Compare the folder with what it was.
+    """Check what a command has left in a folder.
 
     Args:
         leaves: See `Kind`.
-        folder: Where it happened.
-        before: Its contents.
-        after: Likewise.
+        folder: The folder.
+        before: Its contents before the command.
+        after: Its contents after the command.
     """
     new = {name for name in before.keys() | after.keys() if before.get(name, 0) != after.get(name, 0)}
     assert not any(name.endswith((".tmp", ".part", ".lock")) for name in new), new
@@ -136,7 +136,7 @@ def check_left(leaves: str, folder: Path, before: dict[str, Any], after: dict[st
         assert all(Path(name).is_relative_to(result.parent) for name in new), new
 
 
-def test_predict_names_each_bad_image_in_its_row_and_answers_the_good_one(
+def test_predict_names_each_bad_image_in_its_row_and_predicts_the_good_one(
     here: Path, finished: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (8, 8)).save(here / "good.png")

@@ -1,4 +1,4 @@
-"""Verbs, flags, and what each verb is given."""
+"""Verbs, flags, and the arguments of each verb."""
 
 from __future__ import annotations
 

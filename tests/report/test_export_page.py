@@ -1,4 +1,4 @@
-"""report.html of `export`: what the file holds, and how to load it."""
+"""report.html of `export`: what the file contains, and how to load it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def exported(folder: Path, **metadata: Any) -> Path:
     return folder / "report.html"
 
 
-def test_page_tells_size_agreement_and_how_to_load_the_file(tmp_path: Path):
+def test_page_shows_size_parity_and_how_to_load_the_file(tmp_path: Path):
     page = Page(exported(tmp_path / "out"))
     for said in ("size 3.0 MiB", "largest difference from PyTorch 2.5e-08", "31 of 32 images", "whiten false",
                  f"load('{ATTACK}')", f"{ATTACK}, {QUOTES}"):  # fmt: skip
@@ -33,7 +33,7 @@ def test_page_tells_size_agreement_and_how_to_load_the_file(tmp_path: Path):
 
 
 @pytest.mark.parametrize("count", [20, 21])
-def test_long_list_of_classes_is_folded(tmp_path: Path, count: int):
+def test_long_list_of_classes_is_collapsed(tmp_path: Path, count: int):
     page = Page(exported(tmp_path / "out", classes=[f"c{i}" for i in range(count)]))
     assert bool(page.all("details")) == (count > 20)
     assert f"c{count - 1}" in page.words

@@ -1,4 +1,4 @@
-"""Figures of layers: what stands where, and that nothing is lost."""
+"""Figures of layers: what is drawn where, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def size(path: Path) -> tuple[int, int]:
 
 
 def of_colour(channel: int) -> np.ndarray:
-    """Two filters that are one colour but for a corner."""
+    """Two filters of one colour except for a corner."""
     weight = np.zeros((2, 3, 3, 3))
     weight[:, channel] = 1
     weight[:, :, 0, 0] = 0
@@ -42,7 +42,7 @@ def rows_of(path: Path, channel: int) -> np.ndarray:
     return np.flatnonzero(((pixels[..., channel] > 250) & (pixels[..., others] < 5).all(-1)).any(1))
 
 
-def test_filters_of_the_second_tower_stand_below_those_of_the_first(tmp_path: Path):
+def test_filters_of_the_second_tower_are_drawn_below_the_first(tmp_path: Path):
     draw_filters([of_colour(0), of_colour(2)], tmp_path / "filters.png")
     red, blue = rows_of(tmp_path / "filters.png", 0), rows_of(tmp_path / "filters.png", 2)
     assert len(red)
@@ -77,7 +77,7 @@ def test_histogram_counts_every_finite_value():
     assert found.edges[-1] == 3.0
 
 
-def test_histogram_of_no_number_and_of_one_value_can_be_drawn(tmp_path: Path):
+def test_histograms_of_nan_only_and_of_one_value_can_be_drawn(tmp_path: Path):
     draw_histograms([histogram("a", np.array([np.nan])), histogram("$b$", np.ones(5))], tmp_path / "h.png")
     assert (tmp_path / "h.png").stat().st_size > 1000
 

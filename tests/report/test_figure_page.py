@@ -1,4 +1,4 @@
-"""figures.html: well-formed, self-contained, and deaf to hostile names."""
+"""figures.html: well-formed, self-contained, and safe from hostile names."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def made(folder: Path, channels: int = 3) -> Path:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_page_shows_every_figure_and_runs_no_name(tmp_path: Path, channels: int):
+def test_page_shows_every_figure_and_escapes_names(tmp_path: Path, channels: int):
     page = Page(made(tmp_path, channels))
     scripts = [attributes for name, attributes in page.attributes if name == "script"]
     assert len(scripts) == 1
@@ -72,6 +72,6 @@ def test_overlay_is_dark_without_heat_and_bright_with_it():
     assert over[:12].min() > over[12:].max() + 200
 
 
-def test_overlay_is_as_fine_as_the_heat():
+def test_overlay_has_the_resolution_of_the_heat_map():
     over = overlay(Heat(picture(), np.linspace(0, 1, 72 * 72).reshape(72, 72), "a", 1.0))
     assert over.shape == (72, 72, 3)

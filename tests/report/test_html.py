@@ -1,4 +1,4 @@
-"""The templates of the pages: they escape what they are given, and miss nothing silently."""
+"""HTML templates: values are escaped, and a missing one is an error."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def test_text_and_attributes_are_escaped_once():
     assert "\"' onmouseover" not in bars
 
 
-def test_a_value_that_a_page_is_not_given_is_an_error(tmp_path: Path):
+def test_a_missing_value_is_an_error(tmp_path: Path):
     with pytest.raises(jinja2.UndefinedError, match="title"):
         write_html(tmp_path / "page.html", "base.html")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_page_is_whole_with_a_title_alone(tmp_path: Path):
+def test_a_page_needs_only_a_title(tmp_path: Path):
     page = Page(write_html(tmp_path / "page.html", "base.html", title=ATTACK, chips=[ATTACK]))
     assert page.words.count(ATTACK) == 3
     assert len(page.all("script")) == 1

@@ -1,4 +1,4 @@
-"""All pages that this package writes: one look in light, in dark and on paper, and silence in a browser."""
+"""All pages that this package writes: light, dark and printed, without messages in a browser console."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def compared(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One of each kind."""
+    """One page of each kind."""
     folder = tmp_path_factory.mktemp("pages")
     return {
         "report": evaluated(folder / "report"),
@@ -61,28 +61,28 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_colour_has_a_value_in_light_and_in_dark(pages: dict[str, Path], name: str):
+def test_every_colour_is_defined_for_light_and_dark_mode(pages: dict[str, Path], name: str):
     (style,) = re.findall(r"<style>(.*?)</style>", pages[name].read_text(encoding="utf-8"), re.DOTALL)
     dark = r"@media screen and \(prefers-color-scheme: dark\) \{\s*:root \{(.*?)\}\s*\}"
     in_dark = re.findall(r"(--[\w-]+):", "".join(re.findall(dark, style, re.DOTALL)))
     in_light = re.findall(r"(--[\w-]+):", "".join(re.findall(r"^:root \{(.*?)\}", style, re.DOTALL | re.M)))
     assert sorted(in_light) == sorted(in_dark)
     used = set(re.findall(r"var\((--[\w-]+)\)", style))
-    assert used - {"--v", "--cell", "--name"} <= set(in_light)  # those belong to a cell or table
+    assert used - {"--v", "--cell", "--name"} <= set(in_light)  # set on a cell or table
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_page_can_be_printed(pages: dict[str, Path], name: str):
     source = pages[name].read_text(encoding="utf-8")
     assert re.search(r"@media print \{\s*body \{ background: #fff;", source)
-    assert "beforeprint" in source  # which opens what is folded
+    assert "beforeprint" in source  # which expands folded sections
 
 
 # -------------------------------------------------------------------------------------------------- browser
 
 needs_browser = pytest.mark.skipif(BROWSER is None or os.name == "nt", reason="no Chromium here")
 DARK = "--blink-settings=preferredColorScheme=0"
-# Points at the end of the first chart, and measures how much wider than the window the page is.
+# Hovers over the end of the first chart, and measures by how much the page is wider than the window.
 POINT = """
 const svg = document.querySelector(".chart svg"), place = svg.getBoundingClientRect();
 svg.dispatchEvent(new PointerEvent("pointermove", {clientX: place.right - 1, clientY: place.top + 5}));
@@ -92,7 +92,7 @@ GROUND = "document.body.dataset.ground = getComputedStyle(document.body).backgro
 
 
 def opened(path: Path, profile: Path, *options: str) -> tuple[str, list[str]]:
-    """Open a page in a browser without a window; return what became of it, and what the console says."""
+    """Open a page in a headless browser; return the resulting DOM and the console messages."""
     assert BROWSER is not None
     usual = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom"]
     words = [*usual, f"--user-data-dir={profile}", "--virtual-time-budget=2000", *options, path.as_uri()]
@@ -102,19 +102,19 @@ def opened(path: Path, profile: Path, *options: str) -> tuple[str, list[str]]:
 
 
 def with_script(page: Path, script: str, copy: Path) -> Path:
-    """Copy a page, with a script of the test's added."""
+    """Copy a page and add a script."""
     source = page.read_text(encoding="utf-8")
-    source = re.sub(r"<meta http-equiv[^>]*>", "", source)  # which lets no script but the page's own run
+    source = re.sub(r"<meta http-equiv[^>]*>", "", source)  # which allows only the page's own script
     copy.write_text(source.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
     return copy
 
 
 @pytest.mark.slow
 @needs_browser
-def test_browser_finds_nothing_to_say_about_the_pages(pages: dict[str, Path], tmp_path: Path):
+def test_pages_cause_no_console_messages(pages: dict[str, Path], tmp_path: Path):
     broken, profile = tmp_path / "broken.html", tmp_path / "profile"
     broken.write_text("<html class=scripted><script>console.error('heard')</script></html>")
-    assert "heard" in "".join(opened(broken, profile)[1])  # else silence would mean nothing
+    assert "heard" in "".join(opened(broken, profile)[1])  # otherwise silence would prove nothing
     for page in pages.values():
         assert opened(page, profile)[1] == []
 
@@ -122,9 +122,7 @@ def test_browser_finds_nothing_to_say_about_the_pages(pages: dict[str, Path], tm
 @pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("name", PAGES)
-def test_a_dark_screen_gets_a_dark_page_and_paper_a_white_one(
-    pages: dict[str, Path], tmp_path: Path, name: str
-):
+def test_pages_are_dark_in_dark_mode_and_can_be_printed(pages: dict[str, Path], tmp_path: Path, name: str):
     copy = with_script(pages[name], GROUND, tmp_path / "copy.html")
     printed = tmp_path / "page.pdf"
     dom, said = opened(copy, tmp_path / "profile", DARK, f"--print-to-pdf={printed}")
@@ -136,7 +134,7 @@ def test_a_dark_screen_gets_a_dark_page_and_paper_a_white_one(
 
 @pytest.mark.slow
 @needs_browser
-def test_report_tells_values_under_the_pointer_and_fits_a_phone(pages: dict[str, Path], tmp_path: Path):
+def test_report_shows_values_under_the_pointer_and_fits_a_phone(pages: dict[str, Path], tmp_path: Path):
     page = with_script(pages["report"], POINT, tmp_path / "report.html")
     dom, _ = opened(page, tmp_path / "profile", "--window-size=500,900")
     (tip,) = re.findall(r'<div class="tip" style="[^"]*">([^<]*)</div>', dom)

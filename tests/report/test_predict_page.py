@@ -1,4 +1,4 @@
-"""report.html of `predict`: every image with its bars, every error, and how many there was no room for."""
+"""report.html of `predict`: every image with its bars, every error, and how many were left out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def predicted(folder: Path, answers: list[Answer] | None = None, errors: int = 1
     return folder / "report.html"
 
 
-def test_page_tells_every_image_and_error_and_obeys_no_name(tmp_path: Path):
+def test_page_shows_every_image_and_error_and_escapes_names(tmp_path: Path):
     page = Page(predicted(tmp_path / "out"))
     assert len(page.all("script")) == 1
     assert not [key for _, attributes in page.attributes for key in attributes if key.startswith("on")]
@@ -43,7 +43,7 @@ def test_page_tells_every_image_and_error_and_obeys_no_name(tmp_path: Path):
     assert "The first" not in page.words
 
 
-def test_page_holds_a_hundred_of_each_and_says_how_many_there_are(tmp_path: Path):
+def test_page_shows_at_most_a_hundred_of_each_and_the_total(tmp_path: Path):
     path = predicted(tmp_path / "out", [answer(size=256)] * 120, errors=130, images=2430)
     page = Page(path)
     assert len(page.all("img")) == 100

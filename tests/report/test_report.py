@@ -1,4 +1,4 @@
-"""The report page: well-formed, self-contained, deaf to hostile names, and truthful about what is missing."""
+"""The report page: well-formed, self-contained, safe from hostile names, and clear about what is missing."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def finished(tmp_path: Path) -> Path:
     return make_run(tmp_path / "run", epochs(5), result, config=config, overrides=overrides)
 
 
-def test_the_page_tells_what_the_run_did(finished):
+def test_the_page_summarises_the_run(finished):
     conv1 = np.random.default_rng(0).normal(size=(16, 3, 5, 5))
     page = Page(write_report(finished, evaluation_of(["cat", "dog", "owl"]), conv1))
     expected = [
@@ -145,7 +145,7 @@ def test_the_page_tells_what_the_run_did(finished):
     assert list(finished.glob(".*")) == []
 
 
-def test_the_page_asks_nothing_of_the_network(finished):
+def test_the_page_loads_nothing_from_the_network(finished):
     page = Page(write_report(finished, evaluation_of(["cat", "dog"]), np.ones((4, 3, 3, 3))))
     for name, attributes in page.attributes:
         assert name not in ("link", "iframe", "base", "object", "embed")
@@ -157,7 +157,7 @@ def test_the_page_asks_nothing_of_the_network(finished):
     assert policy.startswith("default-src 'none'")
 
 
-def test_hostile_text_stays_text(tmp_path):
+def test_hostile_text_is_escaped(tmp_path):
     name = f"{ATTACK}{QUOTES}"
     result = {
         "status": name,
@@ -178,12 +178,12 @@ def test_hostile_text_stays_text(tmp_path):
     assert "a<b> · alexnet_exp" in page.words
 
 
-def test_a_name_that_is_no_unicode_does_not_cost_the_page(tmp_path):
+def test_a_name_that_is_not_valid_unicode_does_not_break_the_page(tmp_path):
     page = Page(write_report(tmp_path, evaluation_of(["a", "b"], name="img\udcff.png")))
     assert "img?.png" in page.words
 
 
-def test_curves_tell_every_epoch_without_a_script(finished):
+def test_curves_have_a_tooltip_for_every_epoch_without_a_script(finished):
     page = Page(write_report(finished))
     titles = [text for text in page.text if text.startswith("epoch ")]
     assert "epoch 2 · step 29\ntrain: 0.3333\nvalidation: 1.25" in titles
@@ -194,7 +194,7 @@ def test_curves_tell_every_epoch_without_a_script(finished):
     assert len([title for title in titles if "validation: " in title]) == 5
 
 
-def test_curves_lie_where_their_values_say():
+def test_points_of_a_curve_match_their_values():
     rows = [{"epoch": e, "step": 10 * e, "train/loss": float(4 - e)} for e in range(5)]
     (chart,) = report_charts.run_charts(rows)
     points = [tuple(map(float, pair.split())) for pair in re.split("[ML]", chart.path(chart.lines[0]))[1:]]
@@ -210,7 +210,7 @@ def test_a_curve_breaks_where_a_value_is_not_finite():
     ]
 
 
-def test_a_value_without_neighbours_is_seen_as_a_dot(tmp_path):
+def test_an_isolated_value_is_drawn_as_a_dot(tmp_path):
     rows = [{"epoch": 0, "step": s, "train/loss_step": v} for s, v in ((0, 2.3), (1, math.nan))]
     (chart,) = report_charts.run_charts(rows)
     assert chart.lines[0].dotted
@@ -219,7 +219,7 @@ def test_a_value_without_neighbours_is_seen_as_a_dot(tmp_path):
     assert seen == on_hover == {"class": "dot step behind", "d": chart.dots(chart.lines[0].finite)}
 
 
-def test_a_long_curve_is_thinned_to_true_values_up_to_the_last():
+def test_a_long_curve_is_thinned_to_true_values_including_the_last():
     points = [Point(step, None, step**2) for step in range(10_007)]
     thinned = report_charts.thin(points)
     assert len(thinned) <= report_charts.MAX_POINTS
@@ -232,7 +232,7 @@ def test_a_long_curve_is_thinned_to_true_values_up_to_the_last():
 @pytest.mark.parametrize(
     "values", [[0.0, 0.0], [1e-12, 3e-12], [5.0], [1e30, 2e30], [-1.0, 0.3], [0.9712, 0.9713]]
 )
-def test_an_axis_holds_its_values_between_few_round_ticks(values):
+def test_an_axis_covers_its_values_with_few_ticks(values):
     axis = report_charts.y_axis(values)
     assert axis.low <= min(values) + 1e-9 * abs(min(values))
     assert max(values) <= axis.high + 1e-9 * abs(max(values))
@@ -241,7 +241,7 @@ def test_an_axis_holds_its_values_between_few_round_ticks(values):
 
 
 @pytest.mark.parametrize("values", [[2.3027, 2.3031], [1.0, 1.0000004], [2.30, 2.31], [1000.2, 1000.4]])
-def test_no_two_ticks_have_one_name(values):
+def test_tick_labels_are_distinct(values):
     names = [name for _, name in report_charts.y_axis(values).ticks]
     assert len(set(names)) == len(names)
     assert [float(name.replace(",", "")) for name in names] == pytest.approx(
@@ -249,7 +249,7 @@ def test_no_two_ticks_have_one_name(values):
     )
 
 
-def test_a_failed_run_says_how_far_it_came(tmp_path):
+def test_a_failed_run_shows_its_error_and_how_far_it_got(tmp_path):
     rows = [
         {"epoch": 0, "step": 0, "train/loss_step": 2.3},
         {"epoch": 0, "step": 1, "train/loss_step": math.nan},
@@ -265,14 +265,14 @@ def test_a_failed_run_says_how_far_it_came(tmp_path):
     assert len(page.all("figure", "chart")) == 1
 
 
-def test_an_empty_directory_makes_a_page_that_says_so(tmp_path):
+def test_the_page_of_an_empty_directory_says_so(tmp_path):
     page = Page(write_report(tmp_path))
     assert "unfinished" in page.words
     assert "No metric was logged." in page.words
     assert "Configuration" not in page.words
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path):
+def test_unreadable_files_are_named(tmp_path):
     (tmp_path / "config.yaml").write_text("a: [")
     (tmp_path / "result.json").write_text('{"status": ')
     (tmp_path / "overrides.yaml").write_text("a: b")
@@ -294,7 +294,7 @@ def test_a_result_given_by_the_caller_replaces_the_file(finished):
     assert "97.22 %" not in page.words
 
 
-def test_what_the_user_typed_is_marked(finished):
+def test_overrides_are_marked(finished):
     page = Page(write_report(finished))
     assert ["optimizer.lr", "0.1 override"] in page.rows
     assert ["optimizer.momentum", "0.9"] in page.rows
@@ -309,7 +309,7 @@ def test_secrets_do_not_reach_the_page(tmp_path, monkeypatch):
     assert "logger.notes" in page.words
 
 
-def test_the_matrix_on_the_page_is_the_matrix(tmp_path):
+def test_the_page_shows_the_whole_confusion_matrix(tmp_path):
     evaluation = evaluation_of(["cat", "dog", "owl"])
     page = Page(write_report(tmp_path, evaluation))
     for i, name in enumerate(evaluation.classes):
@@ -322,7 +322,7 @@ def test_the_matrix_on_the_page_is_the_matrix(tmp_path):
     ] == f"dog → dog: {evaluation.confusion[1, 1]} ({share} of the true class)"
 
 
-def test_scores_of_a_class_that_never_came_are_dashes(tmp_path):
+def test_scores_of_an_absent_class_are_dashes(tmp_path):
     evaluation = Evaluation("val", ["seen", "absent"], np.array([[3, 0], [0, 0]]))
     page = Page(write_report(tmp_path, evaluation))
     assert ["absent", "0", "–", "–", "–"] in page.rows
@@ -330,7 +330,7 @@ def test_scores_of_a_class_that_never_came_are_dashes(tmp_path):
     assert "None." in page.words
 
 
-def test_pointing_at_a_matrix_that_is_a_picture_tells_its_cells(tmp_path):
+def test_hovering_over_a_matrix_image_shows_its_cells(tmp_path):
     confusion = 4 * np.eye(60, dtype=int)
     confusion[3, 5] = 2
     page = Page(write_report(tmp_path, Evaluation("test", [f"class {i}" for i in range(60)], confusion)))
@@ -342,7 +342,7 @@ def test_pointing_at_a_matrix_that_is_a_picture_tells_its_cells(tmp_path):
     assert cells[59, 59] == "class 59 → class 59: 4 (100.0 % of the true class)"
 
 
-def test_pointing_at_a_dot_of_many_cells_tells_the_fullest(tmp_path):
+def test_hovering_over_a_dot_of_many_cells_shows_the_largest(tmp_path):
     confusion = 9 * np.eye(1000, dtype=int)
     confusion[0, 996], confusion[4, 999] = 2, 3
     page = Page(write_report(tmp_path, Evaluation("test", [f"class {i}" for i in range(1000)], confusion)))
@@ -359,7 +359,7 @@ def test_any_number_of_classes_makes_a_page(tmp_path, count):
     assert bool(page.all("img", "paper")) == (count > 50)
 
 
-def test_a_thousand_classes_and_large_images_stay_small(tmp_path):
+def test_a_page_with_a_thousand_classes_and_large_images_stays_small(tmp_path):
     classes = [f"a class with quite a long name {i}" for i in range(1000)]
     evaluation = evaluation_of(classes, size=1200, noise=50)
     rows = epochs(1000)
@@ -373,7 +373,7 @@ def test_a_thousand_classes_and_large_images_stay_small(tmp_path):
     assert len([row for row in page.rows if row[0].startswith("a class") and len(row) == 5]) == 15 + 1000
 
 
-def test_the_report_replaces_the_old_one_only_when_it_is_whole(tmp_path):
+def test_the_report_replaces_the_old_one_only_when_it_is_complete(tmp_path):
     path = write_report(tmp_path)
     before = path.read_bytes()
     broken = evaluation_of(["a", "b"])
@@ -389,7 +389,7 @@ def test_a_replayed_step_counts_once():
     assert [(point.step, point.value) for point in series(rows, "val/loss")] == [(2, 3.0), (4, 1.0), (9, 0.7)]
 
 
-def test_numbers_read_well():
+def test_numbers_are_readable():
     space = "\N{NO-BREAK SPACE}"
     assert [quantity(v) for v in (61, 99_999, 2_472_266, 714e6)] == [
         "61",

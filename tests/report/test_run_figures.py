@@ -1,4 +1,4 @@
-"""The PNG files of a run: valid, full of what they should show, and safe from odd names."""
+"""The PNG files of a run: valid, not blank, and safe from odd names."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def evaluation_of(classes: list[str], channels: int = 3) -> Evaluation:
     )
 
 
-def test_every_picture_is_made_and_shows_something(tmp_path):
+def test_every_figure_is_drawn_and_not_blank(tmp_path):
     weight = np.random.default_rng(0).normal(size=(96, 3, 11, 11))
     made = figures.draw_all(tmp_path, rows_of(5), evaluation_of(["cat", "dog", "owl"]), weight)
     names = {path.name for path in made}
@@ -75,7 +75,7 @@ def test_every_picture_is_made_and_shows_something(tmp_path):
     assert all(ink(path) > 0.005 for path in made)
 
 
-def test_nothing_is_drawn_of_nothing(tmp_path):
+def test_nothing_is_drawn_without_data(tmp_path):
     assert figures.draw_all(tmp_path, [], None, None) == []
     empty = Evaluation("test", ["a", "b"], np.zeros((2, 2)))
     only_nan = [{"epoch": 0, "step": 0, "train/loss": math.nan}]
@@ -89,14 +89,14 @@ def test_a_longer_run_changes_the_curves(tmp_path):
     assert (short != long).any()
 
 
-def test_values_that_are_not_finite_leave_a_gap_in_the_curves(tmp_path):
+def test_curves_with_values_that_are_not_finite_can_be_drawn(tmp_path):
     rows = rows_of(6)
     rows[2]["train/loss"], rows[3]["val/loss"] = math.nan, math.inf
     assert ink(figures.curves(rows, tmp_path / "curves.png")) > 0.005
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_names_of_any_kind_are_drawn(tmp_path, channels):
+def test_odd_class_names_can_be_drawn(tmp_path, channels):
     evaluation = evaluation_of(HOSTILE, channels)
     assert ink(figures.confusion_matrix(evaluation, tmp_path / "confusion.png")) > 0.05
     assert ink(figures.mistakes(evaluation.mistakes, HOSTILE, tmp_path / "mistakes.png")) > 0.3
@@ -121,7 +121,7 @@ def test_mistakes_are_shaded_on_their_own_scale():
     np.testing.assert_allclose(shades, expected)
 
 
-def test_a_lone_mistake_among_a_thousand_classes_is_seen():
+def test_a_single_mistake_among_a_thousand_classes_is_visible():
     confusion = 50 * np.eye(1000, dtype=int)
     confusion[700, 12] = 10
     image = confusion_image(confusion)
@@ -148,14 +148,14 @@ def test_each_filter_is_stretched_over_the_whole_range(count, channels, size):
     assert opaque == min(count, 256) * (scale * size) ** 2
 
 
-def test_rows_of_filters_are_full_where_they_can_be():
+def test_rows_of_filters_are_full_where_possible():
     for count in (32, 64, 96, 192):
         grid = filter_grid(np.zeros((count, 3, 11, 11)))
         assert grid[-1, -1, 3] == 255
         assert grid.shape[1] >= grid.shape[0]
 
 
-def test_a_failed_drawing_leaves_the_old_picture_and_no_litter(tmp_path):
+def test_a_failed_drawing_keeps_the_old_file_and_leaves_no_other(tmp_path):
     path = figures.conv1_filters(np.ones((4, 3, 3, 3)), tmp_path / "conv1.png")
     before = path.read_bytes()
     with pytest.raises(ValueError, match="axes"):
@@ -164,7 +164,7 @@ def test_a_failed_drawing_leaves_the_old_picture_and_no_litter(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_scores_of_each_class_match_a_count_by_hand():
+def test_scores_of_each_class_match_hand_counts():
     labels, predictions = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 0, 0]
     confusion = np.zeros((4, 4), dtype=int)
     np.add.at(confusion, (labels, predictions), 1)
@@ -182,6 +182,6 @@ def test_the_most_frequent_mistakes_come_first():
     assert (evaluation.correct, evaluation.total) == (19, 28)
 
 
-def test_a_confusion_matrix_must_fit_its_classes():
+def test_a_confusion_matrix_must_match_its_classes():
     with pytest.raises(ValueError, match=r"shape \(2, 2\)"):
         Evaluation("test", ["a", "b"], np.zeros((3, 3)))

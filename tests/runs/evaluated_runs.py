@@ -1,4 +1,4 @@
-"""Two small trained networks whose answers differ between images, views and networks, and a data set for them."""
+"""Two small trained networks whose outputs differ between images, views and networks, and their data set."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TINY = [
     "logger=csv",
     "callbacks.progress_bar.enabled=false",
     "callbacks.model_summary.enabled=false",
-]  # stored images of 32 pixels, an input of 24
+]  # images stored at 32 pixels, an input of 24
 
 
 def make_runs(folder: Path, seeds: int = 2, *overrides: str) -> tuple[Arrays, list[dict[str, Any]]]:
@@ -51,13 +51,13 @@ def alexnet_exp(*arguments: object) -> int:
 
 
 def evaluated(out: Path, *arguments: object) -> dict[str, Any]:
-    """Evaluate into `out`, on the processor, and return result.json."""
+    """Evaluate into `out`, on CPU, and return result.json."""
     assert alexnet_exp("evaluate", *arguments, "device=cpu", f"hydra.run.dir={out}") == 0
     return json.loads((out / "result.json").read_text())
 
 
 def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: object) -> str:
-    """Evaluate what cannot be; nothing is left, and one line says why."""
+    """Evaluate with invalid arguments; check that nothing is written, and return the one-line error."""
     capsys.readouterr()
     assert alexnet_exp("evaluate", *arguments, "device=cpu", f"hydra.run.dir={out}") == 1
     assert not out.exists()

@@ -1,4 +1,4 @@
-"""Run directories made by hand: what a training run leaves, without the training."""
+"""Run directories made by hand: what a training run writes, without the training."""
 
 from __future__ import annotations
 

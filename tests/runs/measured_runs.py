@@ -1,4 +1,4 @@
-"""Small runs for the benchmark to measure, one of them with a worker process, and whether that may work."""
+"""Small runs for the benchmark to measure, one with a worker process, and a check whether workers are paused."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def subject(folder: Path, *overrides: str) -> Subject:
 
 
 def photographs(folder: Path) -> list[str]:
-    """Return the settings of a run that decodes 40 files with a process of its own."""
+    """Return the settings of a run that decodes small JPEG files with one worker process."""
     write_folder(folder / "images", {f"{split}/{c}": 20 for split in ("train", "val") for c in "ab"})
     root = f"data.root={folder / 'images'}"
     return ["data=folder", root, "data.cache=off", "data.num_workers=1", "data.batch_size=8"]
 
 
 def working() -> list[bool]:
-    """Tell of each worker whether it may work; those that were just stopped are given a moment."""
+    """Return for each worker whether it is not stopped; wait a moment for a SIGSTOP to take effect."""
     for _ in range(100):
         states = [
             Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0]

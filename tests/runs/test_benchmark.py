@@ -1,4 +1,4 @@
-"""`alexnet-exp benchmark`: what it measures, writes and refuses, on very little work."""
+"""`alexnet-exp benchmark`: what it measures, writes and refuses, on tiny workloads."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(benchmark_step._MATRIX, "cpu", 64)
     monkeypatch.setenv("ALEXNET_DATA_DIR", str(tmp_path / "no data"))
-    monkeypatch.setattr("alexnet_exp.runs.benchmark.busy._LEAST", math.inf)  # other tests run beside
+    monkeypatch.setattr(
+        "alexnet_exp.runs.benchmark.busy._LEAST", math.inf
+    )  # other tests run at the same time
 
 
 def measured(tmp_path: Path, *arguments: str) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def rows_of(result: dict[str, Any], start: str) -> list[dict[str, Any]]:
 
 
 def check_ratios(rows: list[dict[str, Any]], reference: dict[str, Any]) -> None:
-    """Ratios are what the medians say."""
+    """Check that ratios are those of the medians."""
     for row in rows:
         assert row["median_seconds"] > 0
         assert row["ratio"] == pytest.approx(reference["median_seconds"] / row["median_seconds"])
@@ -82,7 +84,7 @@ def test_steps_are_compared_in_all_combinations(tmp_path: Path, capsys: pytest.C
 def test_flops_match_the_layer_table(tmp_path: Path) -> None:
     result = measured(tmp_path, "step", *NET, "step.precision=32-true", "step.layout=contiguous")
     (row,) = rows_of(result, "step:")
-    # conv1 11x11x3 -> 4 channels at 8x8 and so on, counted by hand below: (positions, inputs x kernel, outputs)
+    # By hand, from conv1 (11x11x3 -> 4 channels at 8x8) on: positions, inputs x kernel, outputs.
     layers = [(64, 3 * 121, 4), (16, 4 * 25, 4), (4, 4 * 9, 4), (4, 4 * 9, 4), (4, 4 * 9, 4), (1, 4, 10)]
     multiply_adds = sum(positions * inputs * outputs for positions, inputs, outputs in layers)
     assert row["flops_per_second"] == pytest.approx(6 * multiply_adds * row["images_per_second"])
@@ -144,7 +146,7 @@ def test_several_measurements_run_in_one_command(monkeypatch: pytest.MonkeyPatch
         ("step workers=4", "python benchmarks/data.py workers=4"),
     ],
 )
-def test_former_measurements_are_answered_with_the_script(
+def test_former_measurements_point_to_their_scripts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: str, commands: str
 ) -> None:
     assert main(["benchmark", *arguments.split()]) == 1

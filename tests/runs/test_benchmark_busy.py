@@ -1,4 +1,4 @@
-"""What other processes take while something is measured."""
+"""CPU time that other processes take during a measurement."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def write(proc: Path, machine: int, processes: dict[int, tuple[int, int]]) -> None:
-    """Write what Linux would tell: ticks of all cores, and of each process its parent and its own ticks."""
+    """Write a fake /proc: the ticks of all cores, and for each process its parent and ticks."""
     proc.mkdir(exist_ok=True)
     half = machine // 2  # user and system; the rest are nice, idle, iowait, irq, softirq, steal
     (proc / "stat").write_text(
@@ -28,11 +28,11 @@ def write(proc: Path, machine: int, processes: dict[int, tuple[int, int]]) -> No
     )
     for pid, (parent, ticks) in processes.items():
         (proc / str(pid)).mkdir(exist_ok=True)
-        numbers = f"{ticks - 3} 1 1 1"  # utime, stime, and those of children that have ended
+        numbers = f"{ticks - 3} 1 1 1"  # utime, stime, and those of exited children
         (proc / str(pid) / "stat").write_text(f"{pid} (a) b (c) S {parent} 0 0 0 0 0 0 0 0 0 {numbers} 20 0")
 
 
-def test_own_processes_are_no_other_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_own_processes_are_not_counted_as_other_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     own, child, grandchild, stranger = os.getpid(), 10**7, 10**7 + 1, 10**7 + 2
@@ -48,7 +48,7 @@ def test_own_processes_are_no_other_work(monkeypatch: pytest.MonkeyPatch, tmp_pa
 @pytest.mark.parametrize(
     ("cores", "threads", "disturbs"), [(0.5, 2, True), (0.05, 2, False), (1.5, 2, True), (0.5, 1, False)]
 )
-def test_other_work_disturbs_where_threads_and_it_need_the_same_cores(
+def test_other_work_disturbs_when_it_competes_for_cores(
     monkeypatch: pytest.MonkeyPatch, cores: float, threads: int, disturbs: bool
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
@@ -58,19 +58,19 @@ def test_other_work_disturbs_where_threads_and_it_need_the_same_cores(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells")
-def test_a_process_at_full_load_is_seen_if_it_is_not_ours() -> None:
+def test_a_busy_child_process_is_counted_as_our_own() -> None:
     burn = [sys.executable, "-c", "import time\nend = time.time() + 1.2\nwhile time.time() < end: pass"]
     with OtherWork() as other:
         spent = time.process_time() + sum(os.times()[2:4])
         subprocess.run(burn, check=True)
         spent = time.process_time() + sum(os.times()[2:4]) - spent
         everything = busy._ticks_of_tree(Path("/proc"), 1) / TICKS
-    # Whatever the neighbours do, our own second is not among theirs.
+    # Whatever other processes do, our own second is not counted as theirs.
     assert 0 <= other.cores <= (os.cpu_count() or 1) - spent / 1.5 + 0.2
     assert everything >= spent
 
 
-def test_a_disturbed_measurement_is_repeated_and_the_calmer_one_stands(
+def test_a_disturbed_measurement_is_repeated_and_the_quieter_one_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def measured(others: list[float]) -> tuple[list[dict[str, object]], list[str]]:

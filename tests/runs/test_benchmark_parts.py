@@ -30,7 +30,7 @@ from tests.runs.measured_runs import on_linux, photographs, subject, working
 
 @pytest.fixture
 def no_release(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Collect no garbage after each try: of a process that has run many tests it takes a second."""
+    """Skip garbage collection after each try: it takes a second in a process that has run many tests."""
     monkeypatch.setattr(benchmark_step, "release", lambda: None)
 
 
@@ -51,7 +51,7 @@ def test_the_largest_batch_is_found_by_running_out_of_memory(capacity: int) -> N
 
 
 @pytest.mark.usefixtures("no_release")
-def test_the_search_ends_at_the_limit_or_where_nothing_fits() -> None:
+def test_the_search_ends_at_the_limit_or_when_nothing_fits() -> None:
     def never(size: int) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
@@ -67,12 +67,12 @@ def test_errors_other_than_out_of_memory_are_raised() -> None:
         largest_batch(broken, 64)
 
 
-def test_a_batch_that_would_fill_main_memory_is_refused_before_the_kernel_kills(
+def test_a_batch_that_would_fill_main_memory_is_refused_before_the_oom_killer_acts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(benchmark_step, "free_memory", lambda: 1000)
     room = RoomInMemory()
-    room.check(10**6)  # nothing is known yet
+    room.check(10**6)  # nothing has been measured yet
     room.learn(16, 160)
     room.check(70)
     with pytest.raises(MemoryError, match="71 images"):
@@ -82,7 +82,7 @@ def test_a_batch_that_would_fill_main_memory_is_refused_before_the_kernel_kills(
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process its peak memory"
 )
-def test_peak_memory_is_that_of_the_body() -> None:
+def test_peak_memory_only_includes_the_body() -> None:
     with benchmark_step.peak_memory("cpu") as first:
         torch.ones(2**24)  # 64 MiB
     with benchmark_step.peak_memory("cpu") as second:
@@ -105,7 +105,7 @@ def test_the_hand_written_step_is_plain_sgd() -> None:
 
 
 @on_linux
-def test_our_workers_pause_outside_their_turn(tmp_path: Path) -> None:
+def test_workers_pause_outside_their_turn(tmp_path: Path) -> None:
     with RunLoader(subject(tmp_path, *photographs(tmp_path)).fit()) as loader:
         for turn in range(2):
             assert [batch.size for batch in loader.steps(2)] == [8, 8], turn

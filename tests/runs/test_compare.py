@@ -59,7 +59,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
-def test_sweep_is_listed_as_its_jobs_best_first(sweep: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_jobs_of_a_sweep_are_listed_best_first(sweep: Path, capsys: pytest.CaptureFixture[str]):
     runs = as_json(capsys, str(sweep))["runs"]
     assert [run["run"] for run in runs] == ["3", "2", "1", "0", "10", "5", "4"]
     assert [run["status"] for run in runs[4:]] == ["finished", "unfinished", "failed"]
@@ -103,7 +103,7 @@ def test_any_logged_metric_can_rank_runs(sweep: Path, capsys: pytest.CaptureFixt
     runs = as_json(capsys, str(sweep), "metric=val/loss")["runs"]
     assert runs[0]["run"] == "3"
     assert runs[0]["value"] == pytest.approx(0.08)
-    assert {run["run"]: run["value"] for run in runs}["10"] == pytest.approx(0.3)  # the best epoch's
+    assert {run["run"]: run["value"] for run in runs}["10"] == pytest.approx(0.3)  # of the best epoch
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_typed_setting_is_listed_beside_the_config_file(tmp_path: Path, capsys: 
     assert settings == [{"model": "a", "model.input_size": 32}, {"model": "b", "model.input_size": 48}]
 
 
-def test_one_batch_is_not_all_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_one_batch_is_distinguished_from_all_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for name, limit in (("one", 1), ("all", 1.0)):
         make_run(tmp_path / name, 0.5, trainer={"limit_train_batches": limit})
     lines = compare(capsys, str(tmp_path), "page=false").splitlines()
@@ -189,7 +189,7 @@ def test_configurations_without_distinguishing_settings_are_described_in_words(
     assert configurations("many")[0] == "as most runs"
 
 
-def test_recorded_config_files_name_a_run(tmp_path: Path):
+def test_recorded_config_names_describe_a_run(tmp_path: Path):
     typed = ["experiment=baseline", "seed=1"]
     recorded = {"experiment": "baseline", "model": "mine", "data": "stripes", "debug": "none"}
     make_run(tmp_path / "new", 0.5, typed=typed, choices=recorded)
@@ -197,7 +197,7 @@ def test_recorded_config_files_name_a_run(tmp_path: Path):
     make_run(tmp_path / "shipped", 0.5, typed=["experiment=readme001"])
     new, old, shipped = find_runs([tmp_path])
     assert choices(new) == {"experiment": "baseline", "model": "mine", "data": "stripes"}
-    assert choices(old) == {"experiment": "baseline"}  # of the files that are not here nothing is claimed
+    assert choices(old) == {"experiment": "baseline"}  # files that do not exist here are not guessed
     assert (choices(shipped)["model"], choices(shipped)["data"]) == ("alexnet_lrn", "folder")
     assert not [key for key in differing([new, old]) if key.startswith("choices")]
 
@@ -311,7 +311,7 @@ def test_unreadable_folder_is_a_warning(
 ):
     locked = sweep / "locked"
     locked.mkdir()
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != locked)  # nothing is closed to root
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != locked)  # root can read everything
     assert main(["compare", str(sweep), "format=json", "page=false"]) == 0
     assert (
         capsys.readouterr().err == f"warning: {locked / 'config.yaml'} cannot be read: its run is skipped\n"

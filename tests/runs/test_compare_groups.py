@@ -1,4 +1,4 @@
-"""Statistics over seeds: against a table of the t distribution and hand-computed values."""
+"""Statistics over seeds, against a table of the t distribution and hand-computed values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from alexnet_exp.runs.compare.groups import Comparison, group_runs, t_quantile
 from alexnet_exp.tracking.run_reader import Run
 
-# Two-sided 95 % points as printed in statistical tables.
+# Two-sided 95 % quantiles as printed in statistical tables.
 TABLE = {
     1: 12.7062,
     2: 4.3027,
@@ -67,11 +67,11 @@ def test_a_repeated_seed_counts_once():
     twice.append(run(0, 0.8))
     (group,) = group_runs(twice, "test/top1")
     assert sorted(group.values) == [0.8, 0.9]
-    assert (group.n, group.seeds) == (2, 2)  # none is missing
+    assert (group.n, group.seeds) == (2, 2)  # no seed is missing
     assert {run.result["metrics"]["test/top1"] for run in group.counted} == {0.8, 0.9}
 
 
-def test_settings_that_only_observe_a_run_do_not_split_a_group():
+def test_settings_that_do_not_affect_training_do_not_split_a_group():
     apart = {"paths.output_dir": "a", "logger.wandb.name": "x", "resume": None}
     other = {"paths.output_dir": "b", "logger.wandb.name": "y", "resume": "b"}
     assert len(group_runs([run(0, 0.9, **apart), run(1, 0.8, **other)], "test/top1")) == 1

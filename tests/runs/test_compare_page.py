@@ -61,7 +61,7 @@ def test_many_runs_are_drawn_as_the_means_of_their_seeds(tmp_path: Path):
     page = page_of(made(tmp_path, 7, 2), ["optimizer.lr", "seed"])
     assert len(page.all("path", "line")) == 2 * 7
     assert "mean over the finished seeds" in page.words
-    assert "lr=6.0: 56.05\N{NO-BREAK SPACE}%" in page.source  # of 56.0 and 56.1
+    assert "lr=6.0: 56.05\N{NO-BREAK SPACE}%" in page.source  # mean of 56.0 and 56.1
 
 
 def test_mean_is_over_finished_runs_and_finite_values(tmp_path: Path):
@@ -72,7 +72,7 @@ def test_mean_is_over_finished_runs_and_finite_values(tmp_path: Path):
     page = page_of(tmp_path, ["optimizer.lr", "seed"])
     titles = re.findall(r"<title>(epoch[^<]*)</title>", page.source)
     (first,) = [title for title in titles if title.startswith("epoch 1\n") and "%" in title]
-    assert "lr=6.0: 30.00\N{NO-BREAK SPACE}%" in first  # of 20, 40 and nan; not the failed one
+    assert "lr=6.0: 30.00\N{NO-BREAK SPACE}%" in first  # mean of 20 and 40, without nan and the failed run
     assert any(row[0] == "optimizer.lr=6.0" and row[-1] == "3 of 4" for row in page.rows)
 
 

@@ -19,6 +19,7 @@ RUN: dict[str, Any] = {
     "trainer.devices": "auto",
     "test/top1": 0.91,
     "data.mean": [0.5, 0.25],
+    "name": "007",
 }
 
 
@@ -43,13 +44,14 @@ RUN: dict[str, Any] = {
         ("data.root='/images/cats and dogs'", True),
         ("data.root=/images/cats", False),
         ("data.mean=[0.5,0.25]", True),
-        ("trainer.devices>1", False),  # auto is neither above nor below
+        ("trainer.devices>1", False),  # auto is not a number
         ("ckpt<1", False),
         ("seed=3 and test=false", False),
-        ("seed=0 and test=true or model=alexnet_lrn", True),  # 'and' binds closer
+        ("seed=0 and test=true or model=alexnet_lrn", True),  # 'and' binds tighter
         ("model=alexnet_lrn or seed=0 and test=false", True),
         ("seed=0 or seed=1 and test=true", False),
-        ("model=2026-02-30", False),  # a date that is none
+        ("model=2026-02-30", False),  # an invalid date
+        ("name=007 and name!=7 and name!=8", True),
     ],
 )
 def test_filter_accepts_and_rejects_runs(text: str, expected: bool):

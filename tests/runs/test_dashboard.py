@@ -25,7 +25,7 @@ needs_package = pytest.mark.skipif(
 
 @pytest.fixture
 def spec(tmp_path: Path) -> dict[str, Any]:
-    """What a dry run writes."""
+    """Return dashboard.json of a dry run."""
     out = tmp_path / "out"
     words = ["me/my-project", "dry_run=true", "columns=[names.model,optimizer.lr]", f"hydra.run.dir={out}"]
     assert alexnet_exp("dashboard", *words) == 0
@@ -33,7 +33,7 @@ def spec(tmp_path: Path) -> dict[str, Any]:
 
 
 def panels_of(spec: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The panels of workspace and report."""
+    """Return the panels of the workspace and of the report."""
     sections = spec["workspace"]["spec"]["section"]["panelBankConfig"]["sections"]
     blocks = spec["report"]["spec"]["blocks"]
     grids = [block["metadata"] for block in blocks if block["type"] == "panel-grid"]
@@ -91,7 +91,7 @@ def test_the_confusion_chart_reads_the_table_that_a_run_logs(spec: dict[str, Any
 
 
 @needs_package
-def test_matrices_of_every_evaluation_are_shown(spec: dict[str, Any]):
+def test_the_confusion_matrices_of_all_evaluations_are_shown(spec: dict[str, Any]):
     splits, views = ("test", "val", "train"), ("centre", "flip", "flip_translate", "ten_crop")
     assert all(RULES["split"].legal(split) for split in splits)
     assert all(RULES["views"].legal(each) for each in views)
@@ -143,7 +143,6 @@ def test_a_rejected_request_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    """Settings of the verb."""
     config = {"project": "me/p", "parts": ["workspace"], "name": "n", "columns": ["seed"], "dry_run": False}
     return config | changes
 

@@ -1,4 +1,4 @@
-"""Two processes on the processor against one: the same weights, the same counts, one set of files."""
+"""Two processes on CPU against one: the same weights, the same counts, one set of files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from alexnet_exp.runs.train.fit import assemble, fit_to_data, prepare_data
 from alexnet_exp.tracking.run_directory import RunDirectory
 from tests.runs.test_secrets import URL, leaks
 from tests.tracking.read_wandb import read_wandb
-from tests.training.small_runs import SMALL, checkpoint, rows, run, settings
+from tests.training.small_runs import SMALL, checkpoint, resume, rows, run, settings
 
 ROOT = Path(__file__).parents[2]
 # 193 = 6 * 32 + 1 images: in the last batch one of two ranks has none. 51 and 61 leave ranks unequal shares.
@@ -50,7 +50,7 @@ class FailOnRank(Callback):
 
 
 class FailOnStart(Callback):
-    """Fail on the second rank before the ranks have met."""
+    """Fail on the second rank before it has joined."""
 
     def __init__(self) -> None:
         if os.environ["LOCAL_RANK"] == "1":
@@ -58,7 +58,7 @@ class FailOnStart(Callback):
 
 
 class NoteRate(Callback):
-    """Write down the learning rate that this rank has trained with."""
+    """Write the learning rate that this rank trained with to a file."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rate = trainer.optimizers[0].param_groups[0]["lr"]
@@ -66,13 +66,13 @@ class NoteRate(Callback):
 
 
 def children() -> set[int]:
-    """Return the processes that are children of this one."""
+    """Return the ids of this process's children."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             pid, rest = path.read_text().split(" ", 1)
         except OSError:
-            continue  # it has ended
+            continue  # it has exited
         if rest.rpartition(")")[2].split()[1] == str(os.getpid()):
             found.add(int(pid))
     return found
@@ -88,7 +88,7 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 @pytest.fixture(autouse=True)
 def tests_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other rank is a process of its own and must find the callbacks of this file."""
+    """Let the other rank, a new process, import the callbacks of this file."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
@@ -96,7 +96,7 @@ def test_two_ranks_learn_count_and_write_as_one(tmp_path: Path, capfd: pytest.Ca
     one = run(tmp_path / "one", *UNEVEN)
     capfd.readouterr()
     environment, before = dict(os.environ), children()
-    client = {"_target_": "tests.runs.test_secrets.Client", "url": URL}  # fails on a rank with another
+    client = {"_target_": "tests.runs.test_secrets.Client", "url": URL}  # fails on a rank with another url
     two = run(tmp_path / "two", *UNEVEN, "trainer=ddp_cpu", callbacks={"client": client})
     printed = capfd.readouterr()
 
@@ -131,7 +131,11 @@ def test_two_ranks_learn_count_and_write_as_one(tmp_path: Path, capfd: pytest.Ca
     assert leaks(tmp_path) == []
     shown = tmp_path / "two"
     lines = printed.out.splitlines()
-    assert [line.split()[0] for line in lines[1:4]] == ["train", "val", "test"]  # what each split holds, once
+    assert [line.split()[0] for line in lines[1:4]] == [
+        "train",
+        "val",
+        "test",
+    ]  # the summary of the splits, once
     assert [lines[0], *lines[4:]] == [
         f"run directory: {shown}", f"report:        {shown / 'report.html'}", f"run directory: {shown}"
     ]  # fmt: skip
@@ -142,8 +146,21 @@ def test_two_ranks_learn_count_and_write_as_one(tmp_path: Path, capfd: pytest.Ca
     assert not torch.distributed.is_initialized()
 
 
+def test_two_ranks_thaw_frozen_layers_as_one_and_resume_there(tmp_path: Path) -> None:
+    settings = [*UNEVEN, "optimizer.lr=0.1", "test=false", "freeze=[features]", "freeze_epochs=1"]
+    run(tmp_path / "one", *settings, "trainer.max_epochs=2")
+    run(tmp_path / "two", *settings, "trainer.max_epochs=2", "trainer=ddp_cpu")
+    # Gradients of thawed layers that the ranks did not average would make each train on its own images only.
+    assert difference(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-5
+    run(tmp_path / "parts", *settings, "trainer.max_epochs=1", "trainer=ddp_cpu")
+    parts = weights(tmp_path / "parts")
+    assert difference(weights(tmp_path / "two"), parts) > 1e-3
+    resume(tmp_path / "parts", "trainer.max_epochs=2")
+    assert difference(weights(tmp_path / "two"), weights(tmp_path / "parts")) == 0
+
+
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_failure_on_one_rank_ends_both(tmp_path: Path, rank: int) -> None:
+def test_a_failure_on_one_rank_stops_both(tmp_path: Path, rank: int) -> None:
     before, started = children(), time.monotonic()
     failing = {"luck": {"_target_": "tests.runs.test_ddp.FailOnRank", "rank": rank}}
     with pytest.raises((RuntimeError, UserError), match="the third batch is bad luck"):
@@ -156,7 +173,7 @@ def test_a_failure_on_one_rank_ends_both(tmp_path: Path, rank: int) -> None:
     assert children() == before
 
 
-def test_settings_that_no_rank_can_use_end_both(tmp_path: Path) -> None:
+def test_an_unreadable_checkpoint_stops_both_ranks(tmp_path: Path) -> None:
     before = children()
     (tmp_path / "torn.ckpt").write_bytes(b"half of it")
     with pytest.raises(UserError, match=r"torn\.ckpt cannot be read"):
@@ -166,7 +183,7 @@ def test_settings_that_no_rank_can_use_end_both(tmp_path: Path) -> None:
     assert children() == before
 
 
-def test_sigterm_ends_both_ranks_at_one_step_that_is_saved(tmp_path: Path) -> None:
+def test_sigterm_stops_both_ranks_at_the_same_saved_step(tmp_path: Path) -> None:
     command = [sys.executable, "train.py", *SMALL, "trainer=ddp_cpu", "trainer.max_epochs=100000",
                f"hydra.run.dir={tmp_path / 'run'}"]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -181,7 +198,7 @@ def test_sigterm_ends_both_ranks_at_one_step_that_is_saved(tmp_path: Path) -> No
     assert torch.load(last, weights_only=True)["global_step"] == result["steps"]
 
 
-def test_a_rank_that_fails_before_it_joins_ends_the_run(tmp_path: Path) -> None:
+def test_a_rank_that_fails_before_it_joins_stops_the_run(tmp_path: Path) -> None:
     command = [sys.executable, "train.py", *SMALL, "trainer=ddp_cpu", f"hydra.run.dir={tmp_path / 'run'}",
                "+callbacks.luck._target_=tests.runs.test_ddp.FailOnStart"]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -193,25 +210,24 @@ def test_a_rank_that_fails_before_it_joins_ends_the_run(tmp_path: Path) -> None:
     assert "the second rank has no luck" in result["error"]
 
 
-def test_each_job_of_a_sweep_has_both_its_ranks(tmp_path: Path) -> None:
-    rates = ("0.01", "0.1")
+def test_both_ranks_of_a_sweep_job_use_its_settings(tmp_path: Path) -> None:
     command = [sys.executable, "train.py", "-m", *SMALL, "trainer=ddp_cpu", "test=false", "scheduler=none",
-               f"optimizer.lr={','.join(rates)}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]  # fmt: skip
+               "optimizer.lr=0.1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    assert [job.name for job in jobs] == ["0", "1"]
-    for job, rate in zip(jobs, rates, strict=True):
-        assert yaml.safe_load((job / "config.yaml").read_text())["optimizer"]["lr"] == float(rate)
-        run(tmp_path / rate, "test=false", "scheduler=none", f"optimizer.lr={rate}")
-        # Averaged gradients of two different rates' ranks would give the weights of neither.
-        assert difference(weights(tmp_path / rate), weights(job)) < 1e-4
-    assert difference(*map(weights, jobs)) > 2e-3
+    (job,) = [path for path in (tmp_path / "sweep").iterdir() if path.is_dir()]
+    # Ranks with different learning rates would end up with the weights of neither.
+    run(tmp_path / "alone", "test=false", "scheduler=none", "optimizer.lr=0.1")
+    assert difference(weights(tmp_path / "alone"), weights(job)) < 1e-4
+    run(tmp_path / "other", "test=false", "scheduler=none")
+    assert difference(weights(tmp_path / "other"), weights(job)) > 2e-3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [[], ["hydra/sweeper=optuna", "hydra.sweeper.sampler=grid"]])
-def test_all_ranks_of_a_job_have_its_settings_and_it_has_a_wandb_run(tmp_path: Path, how: list[str]) -> None:
+def test_each_sweep_job_has_its_settings_on_all_ranks_and_one_wandb_run(
+    tmp_path: Path, how: list[str]
+) -> None:
     command = [sys.executable, "train.py", "-m", *SMALL, "trainer=ddp_cpu", "test=false", "scheduler=none",
                "logger=wandb", "logger.wandb.mode=offline", "optimizer.lr=0.01,0.03,0.1", *how,
                "+callbacks.note._target_=tests.runs.test_ddp.NoteRate", f"hydra.sweep.dir={tmp_path}"]  # fmt: skip
@@ -237,9 +253,7 @@ def test_all_ranks_of_a_job_have_its_settings_and_it_has_a_wandb_run(tmp_path: P
         ["model=resnet18_cifar"],
     ],
 )
-def test_synchronised_batch_norm_takes_the_place_of_every_batch_norm(
-    tmp_path: Path, network: list[str]
-) -> None:
+def test_synchronised_batch_norm_replaces_every_batch_norm(tmp_path: Path, network: list[str]) -> None:
     base = [s for s in SMALL if not s.startswith("model.") or network[0] != "model=resnet18_cifar"]
     config, typed = settings(*network, "trainer=ddp_cpu", "trainer.sync_batchnorm=true", base=base)
     data = prepare_data(config)

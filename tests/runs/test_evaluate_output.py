@@ -115,7 +115,7 @@ def test_scores_tables_and_figures_go_to_the_wandb_run_of_the_checkpoint(
     assert panels == {f"{where}/{name}" for name in (*pictures, *scores)}
     assert logged[f"{where}/top1"] == found["metrics"]["test/top1"]
     assert logged["step"] == 7
-    assert not set(second.config) - {"_wandb"}  # the settings and environment are those of the training
+    assert not set(second.config) - {"_wandb"}  # settings and environment stay those of the training run
     assert "wandb" not in evaluated(tmp_path / "out2", run_dir, "logger=none")
     assert len(list(run_dir.glob("wandb/offline-run-*"))) == 2
 

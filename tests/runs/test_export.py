@@ -21,6 +21,7 @@ from alexnet_exp.data.augment.pipeline import Pipeline
 from alexnet_exp.data.decode import luma, stored
 from alexnet_exp.inference import LoadedClassifier, load_classifier
 from alexnet_exp.runs.export import command as verb
+from alexnet_exp.runs.export.check import _in_batches
 from alexnet_exp.runs.export.formats import how_to_load, model_name
 from alexnet_exp.runs.export.image import FromImages
 from alexnet_exp.runs.train.command import train
@@ -28,6 +29,7 @@ from alexnet_exp.zoo import create_model
 from tests.report.test_report import Page
 from tests.training.small_runs import NARROW, run, settings
 
+onnx = pytest.importorskip("onnx", reason="pip install -e '.[export]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
 pytest.importorskip("onnxscript", reason="pip install -e '.[export]'")
 
@@ -113,6 +115,45 @@ def test_onnx_with_preprocessing_takes_images_of_any_size(
         (found,) = session.run(None, {"images": batch})
         np.testing.assert_allclose(found.sum(1), 1.0, atol=1e-5)
         np.testing.assert_allclose(found, own_probabilities(loaded, batch), atol=1e-5)
+
+
+def test_the_dynamic_axis_of_onnx_is_named_batch(exported: dict[str, Path]):
+    session = onnxruntime.InferenceSession(exported["onnx"] / "model.onnx")
+    assert [value.shape[0] for value in (*session.get_inputs(), *session.get_outputs())] == ["batch", "batch"]
+
+
+@pytest.mark.parametrize(("preprocess", "batch"), [(False, 1), (True, 2)])
+def test_an_older_opset_and_a_fixed_batch_give_the_same_in_onnxruntime(
+    trained: Path, loaded: LoadedClassifier, capsys: pytest.CaptureFixture[str], preprocess: bool, batch: int
+):
+    typed = ["opset=17", f"batch={batch}", f"preprocess={str(preprocess).lower()}", "out=net.onnx"]
+    assert "32 of 32 images" in export(capsys, str(trained), *typed)
+    model = onnx.load("net.onnx")
+    assert [entry.version for entry in model.opset_import if not entry.domain] == [17]
+    session = onnxruntime.InferenceSession("net.onnx")
+    shapes = [value.shape for value in (*session.get_inputs(), *session.get_outputs())]
+    assert shapes == [[2, "height", "width", 3] if preprocess else [1, 3, 32, 32], [batch, 10]]
+    if preprocess:
+        pictures = images(batch, 30, 21)
+        (found,) = session.run(None, {"images": pictures})
+        np.testing.assert_allclose(found, own_probabilities(loaded, pictures), atol=1e-5)
+    else:
+        x = torch.randn(batch, 3, 32, 32)
+        (found,) = session.run(None, {"images": x.numpy()})
+        with torch.inference_mode():
+            np.testing.assert_allclose(found, loaded.model(x).numpy(), atol=1e-4)
+
+
+def test_a_fixed_batch_is_checked_with_that_batch_and_no_image_twice():
+    sizes = []
+
+    def run(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return 2 * x
+
+    x = torch.arange(7.0).view(7, 1)
+    assert torch.equal(_in_batches(run, x, 3), 2 * x)
+    assert sizes == [3, 3, 3]
 
 
 def test_torch_export_with_preprocessing_takes_images_of_any_size(
@@ -282,6 +323,9 @@ def test_images_of_a_folder_are_compared_in_their_own_sizes(
             ["RUN", "preprocess=yes please"],
             "preprocess='yes please': expected true or false",
         ),
+        (["RUN", "format=torch_export", "opset=17"], "format=torch_export has no opset: leave opset out"),
+        (["RUN", "format=safetensors", "batch=2"], "batch= needs format=onnx or torch_export"),
+        (["RUN", "opset=99"], "opset=99: this network cannot be converted to it, only to opset=18"),
         (["RUN", "forma=onnx"], "There is no setting forma. Did you mean format"),
         (
             ["RUN/checkpoints/best.ckpt", "out=RUN/checkpoints/best.ckpt"],

@@ -1,4 +1,4 @@
-"""`alexnet-exp figures`: every figure of a small run, compared with what plain torch says."""
+"""`alexnet-exp figures`: every figure of a small run, compared with plain torch."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_every_figure_is_a_file_and_on_the_page(
 def test_figures_work_for_grey_images_and_a_resnet(grey_resnet: Path, tmp_path: Path):
     result = drawn(tmp_path / "out", grey_resnet, "sample=2", "split=val")
     assert set(result["figures"]) | set(result["left_out"]) == set(NAMES)
-    assert set(result["left_out"]) <= {"grad_cam"}  # where captum is absent
+    assert set(result["left_out"]) <= {"grad_cam"}  # if captum is not installed
 
 
 def test_filters_and_weights_need_no_images(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -102,7 +102,7 @@ def test_the_sample_depends_only_on_the_seed(run_dir: Path, tmp_path: Path):
     assert first == again
     assert first != subject_of(run_dir, tmp_path, seed=2).sample
     assert len(set(first)) == 8
-    assert len(subject_of(run_dir, tmp_path, sample=1000).sample) == 60  # all there are
+    assert len(subject_of(run_dir, tmp_path, sample=1000).sample) == 60  # all of them
 
 
 def test_bars_match_predict(run_dir: Path, tmp_path: Path):
@@ -117,7 +117,7 @@ def test_bars_match_predict(run_dir: Path, tmp_path: Path):
 
 @pytest.fixture(params=["in order", "out of order"])
 def loaded(request: pytest.FixtureRequest, run_dir: Path, tmp_path: Path) -> Subject:
-    """A run whose loader deals its images in the order of the split, or as that of data=streaming may."""
+    """A run whose loader yields images in the order of the split or, as data=streaming may, in another."""
     subject = subject_of(run_dir, tmp_path, sample=2)
     loader, shuffle = subject.data.loader, request.param == "out of order"
     subject.data.loader = lambda split: loader(split, shuffle)  # type: ignore[method-assign]
@@ -159,7 +159,7 @@ def test_a_training_image_is_not_its_own_neighbour(run_dir: Path, tmp_path: Path
     assert all(row.picture.name not in [p.name for p, _ in row.found] for row in rows)
 
 
-def test_search_finds_exact_ties_in_order_and_no_more_than_there_are():
+def test_search_returns_exact_ties_in_order_and_no_more_than_exist():
     features = np.array([[1.0, 0], [0, 1], [1, 0], [3, 3]], dtype=np.float32)
     query = torch.tensor([1.0, 0.0])
     assert search(features, query, 2) == [(0, 0.0), (2, 0.0)]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from alexnet_exp import create_model, list_models
-from alexnet_exp.runs.figures.subject import first_towers, hidden, last_linear, layers_of, responses
+from alexnet_exp.models.activations import first_towers, hidden, last_linear, layers_of, responses
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Runs that differ in the fold: compared like seeds, their out-of-fold predictions together, and their ensemble."""
+"""Runs that differ in the fold: compared like seeds, their pooled out-of-fold predictions, and their ensemble."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_folds_are_compared_like_seeds_and_predict_each_image_once(tmp_path: Pat
     assert record["accuracy"] == 0.8 and record["per_class"][1]["recall"] == pytest.approx(2 / 3)
 
 
-def test_a_fold_that_is_missing_or_an_image_in_two_is_said(tmp_path: Path) -> None:
+def test_missing_folds_and_images_in_two_folds_are_reported(tmp_path: Path) -> None:
     fold_run(tmp_path / "fold0", 0, LINES[0])
     fold_run(tmp_path / "fold1", 1, LINES[1], status="failed")
     assert "without fold 1 of 2" in to_markdown(summarise(tmp_path, "val/top1"))
@@ -53,7 +53,7 @@ def test_a_fold_that_is_missing_or_an_image_in_two_is_said(tmp_path: Path) -> No
     assert "2 images are in several folds" in to_markdown(summarise(tmp_path, "val/top1"))
 
 
-def test_a_run_from_before_these_settings_is_one_more_seed_of_the_same(tmp_path: Path) -> None:
+def test_a_run_older_than_these_settings_counts_as_another_seed(tmp_path: Path) -> None:
     new = {"balanced": False, "folds": None, "fold": 0, "groups": None, "fit": "crop"}
     make_run(tmp_path / "old", 0.9, data={"batch_size": 8})
     make_run(tmp_path / "new", 0.8, data={"batch_size": 8, **new}, class_weights="none", seed=1)
@@ -77,7 +77,7 @@ def member(fold: int, split: str, folds: int | None = 2) -> Any:
     return Member(Path(f"fold{fold}"), {"config": config}, data, split)  # type: ignore[arg-type]
 
 
-def test_an_ensemble_of_folds_is_scored_on_what_no_member_was_trained_on() -> None:
+def test_an_ensemble_of_folds_is_only_scored_on_images_that_no_member_was_trained_on() -> None:
     from alexnet_exp.runs.evaluate.members import _check_unseen
 
     for split in ("val", "train"):
@@ -86,6 +86,6 @@ def test_an_ensemble_of_folds_is_scored_on_what_no_member_was_trained_on() -> No
     with pytest.raises(UserError, match=r"data\.folds=2 data\.fold=0"):
         _check_unseen([member(0, "val"), member(0, "val")], {"folds": None})
     _check_unseen([member(0, "test"), member(1, "test")], {})
-    _check_unseen([member(0, "val"), member(0, "val")], {})  # seeds of one fold
+    _check_unseen([member(0, "val"), member(0, "val")], {})  # two seeds of one fold
     _check_unseen([member(0, "val")], {})
     _check_unseen([member(0, "val", None), member(0, "val", None)], {})

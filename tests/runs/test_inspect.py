@@ -1,4 +1,4 @@
-"""`alexnet-exp inspect`: it finds the duplicates planted in a folder, and nothing else."""
+"""`alexnet-exp inspect`: it finds the duplicates planted in a folder and no others."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ODD = "[b]<i>x&.png"
 
 
 def photo(width: int = 96, height: int = 72) -> Image.Image:
-    """A smooth picture of random colours with some grain, unlike any other."""
+    """Return a smooth image of random colours with some grain, unlike any other."""
     small = Image.fromarray(RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     pixels = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)).astype(float)
     return Image.fromarray((pixels + RNG.normal(0, 12, pixels.shape)).clip(0, 255).astype(np.uint8))
 
 
-# Copies in order train, val, test: what holds for the group, and its members.
+# Copies, in the order train, val, test, and the kind of their group.
 PLANTED = {
     ("train/cat/0.jpg", "val/cat/leak.jpg"): ("exact", "leak"),
     ("train/cat/1.jpg", "test/cat/resaved.jpg"): ("near", "leak"),
@@ -47,7 +47,7 @@ BAD = {
 
 
 def plant(root: Path) -> None:
-    """Write photos, and among them the copies of PLANTED, the files of BAD, and oddities that are no copies."""
+    """Write photos, the copies of PLANTED, the files of BAD, and odd images that are not copies."""
     for split, count in (("train", 8), ("val", 3), ("test", 3)):
         for name in ("cat", "dog"):
             (root / split / name).mkdir(parents=True)
@@ -83,7 +83,7 @@ def plant(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int]:
-    """The folder, what was written about it, and the exit code."""
+    """Return the inspected folder, the output folder, and the exit code."""
     folder = tmp_path_factory.mktemp("planted")
     plant(folder / "photos")
     code = inspected(folder / "out", "data=folder", f"data.root={folder / 'photos'}", "data.num_workers=0")
@@ -190,7 +190,7 @@ def test_images_in_memory_are_compared_by_their_pixels(tmp_path: Path, capsys: p
     import pickle
 
     first, test = (pickle.loads((batches / name).read_bytes()) for name in ("data_batch_1", "test_batch"))
-    test["data"][3] = first["data"][5]  # under another label, too
+    test["data"][3] = first["data"][5]  # with another label, too
     (batches / "test_batch").write_bytes(pickle.dumps(test, protocol=4))
     arguments = (
         "data=cifar10",
@@ -250,7 +250,7 @@ def test_unsupported_data_is_refused_in_one_line(
 def test_close_hashes_match_a_brute_force_search():
     rng = np.random.default_rng(1)
     hashes = rng.integers(0, 1 << 64, 60, dtype=np.uint64)
-    for bits in (0, 1, 3, 4, 5, 6):  # near ones of the first
+    for bits in (0, 1, 3, 4, 5, 6):  # near-duplicates of the first ten
         flips = sum(1 << int(b) for b in rng.permutation(64)[:bits])
         hashes = np.append(hashes, hashes[:10] ^ np.uint64(flips))
     slow = {
@@ -304,6 +304,8 @@ def test_workers_give_the_same_result_as_one_process(tmp_path: Path):
     (tmp_path / "train/cat/3.png").write_text(ATTACK)
     here, there = (look(folder.scan(str(tmp_path)), 3, 16, num_workers) for num_workers in (0, 2))
     assert here.records == there.records
-    assert [i for i, record in enumerate(here.records) if record.error] == [13]  # 0 1 10 ... 19 2 3
+    assert [i for i, record in enumerate(here.records) if record.error] == [
+        13
+    ]  # sorted by name: 0 1 10 ... 19 2 3
     assert (here.small == there.small).all() and (here.hashes == there.hashes).all()
     assert (here.mean, here.std) == (there.mean, there.std)

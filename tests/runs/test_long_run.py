@@ -1,4 +1,4 @@
-"""What a long run leaves behind in its process, and in the machine: nothing."""
+"""A long run leaks no memory, no open files and no processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EPOCHS = 200
 
 
 class Probe(Callback):
-    """Note memory and open files of this process after every epoch."""
+    """Record memory and open files of this process after every epoch."""
 
     memory: ClassVar[list[int]] = []  # bytes
     files: ClassVar[list[int]] = []
@@ -74,20 +74,20 @@ def trains(tmp_path: Path) -> Callable[[], bool]:
     return lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 3
 
 
-def test_workers_end_with_a_run_that_finishes(pets: Path, tmp_path: Path) -> None:
+def test_workers_exit_when_a_run_finishes(pets: Path, tmp_path: Path) -> None:
     child = started(pets, tmp_path, "trainer.max_epochs=1")
     assert child.wait() == 0, child.printed()
     assert child.survivors(1) == []
 
 
-def test_workers_end_with_a_run_that_fails(pets: Path, tmp_path: Path) -> None:
+def test_workers_exit_when_a_run_fails(pets: Path, tmp_path: Path) -> None:
     child = started(pets, tmp_path, "optimizer.lr=1e5", "scheduler=none")
     assert child.wait() == 1, child.printed()
     assert child.printed().splitlines()[-1].startswith("error: The loss is not finite at step")
     assert child.survivors(1) == []
 
 
-# The system does not tell workers that their process was killed: they look every five seconds.
+# Workers are not notified when the main process is killed: they check every five seconds.
 SIGNALS = [
     (signal.SIGTERM, 143, 1),
     (signal.SIGUSR1, 143, 1),
@@ -97,7 +97,7 @@ SIGNALS = [
 
 
 @pytest.mark.parametrize(("number", "code", "seconds"), SIGNALS, ids=[s[0].name for s in SIGNALS])
-def test_workers_end_with_a_run_that_is_stopped(
+def test_workers_exit_when_a_run_is_stopped(
     pets: Path, tmp_path: Path, number: int, code: int, seconds: float
 ) -> None:
     child = started(pets, tmp_path)
@@ -107,7 +107,7 @@ def test_workers_end_with_a_run_that_is_stopped(
     assert child.survivors(seconds) == []
 
 
-def test_workers_end_with_a_run_that_ctrl_c_stops_twice(pets: Path, tmp_path: Path) -> None:
+def test_workers_exit_when_ctrl_c_is_pressed_twice(pets: Path, tmp_path: Path) -> None:
     child = started(pets, tmp_path)
     child.wait_until(trains(tmp_path))
     child.send(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""`alexnet-exp models`: what it prints is what the yaml headers and the sources say."""
+"""`alexnet-exp models`: its output matches the yaml headers and their sources."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PUBLISHED = {
     "tensorpack_alexnet": (58.0, None),
     "zfnet": (61.6, 83.5),
 }
-# Multiply-adds in millions, from the reference: the released 2012 code, torchvision's own figures.
+# Multiply-adds in millions, from the references: the released 2012 code, torchvision's published figures.
 MILLIONS = {"alexnet_original": 724.4, "alexnet_owt": 714.0, "resnet18": 1814.0}
 
 
@@ -56,7 +56,7 @@ def rows() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def described_once(rows: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the verb what takes it seconds: describing every network again."""
+    """Describe every network only once for all tests: it takes seconds."""
     monkeypatch.setattr(verb, "describe", lambda name, changes: {**rows[name], **changes})
 
 
@@ -79,7 +79,7 @@ def test_the_published_accuracy_is_read_from_the_header(rows: dict[str, dict[str
 
 
 @pytest.mark.parametrize("name", MILLIONS)
-def test_multiply_adds_match_the_published_ones(rows: dict[str, dict[str, Any]], name: str) -> None:
+def test_multiply_adds_match_the_published_figures(rows: dict[str, dict[str, Any]], name: str) -> None:
     assert rows[name]["multiply_adds"] / 1e6 == pytest.approx(MILLIONS[name], rel=2e-3)
 
 
@@ -90,7 +90,7 @@ def test_every_network_states_its_source_and_differences(rows: dict[str, dict[st
         assert row["differs"], name
 
 
-def test_a_header_text_of_several_lines_is_read_completely(rows: dict[str, dict[str, Any]]) -> None:
+def test_a_multi_line_header_field_is_read_completely(rows: dict[str, dict[str, Any]]) -> None:
     assert rows["alexnet_original"]["differs"].startswith("from alexnet_paper: block 1 is LRN")
     assert rows["alexnet_original"]["differs"].endswith("conv3 to conv5 start at std 0.03")
 

@@ -1,6 +1,6 @@
-"""Runs on odd machines and in odd folders: they work, or say one clear line.
+"""Runs on odd machines and in odd folders: they work, or fail with one clear line.
 
-Each is a process of its own, since home, language and terminal are looked at when Python starts.
+Each is a new process, since home, locale and terminal are read when Python starts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.training.small_runs import NARROW
 
 ROOT = Path(__file__).parents[2]
 ODD = "größe 猫, a=b 'c' [d]"
-NO_HOME = {"HOME": "/dev/null/home"}  # nobody, root neither, can make it
+NO_HOME = {"HOME": "/dev/null/home"}  # not even root can create it
 NO_TERMINAL = {"TERM": "dumb"}
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 SHORT = [
@@ -33,13 +33,13 @@ DIGITS = ["model=alexnet_cifar", *NARROW, "data=digits", *SHORT]
 
 
 def obey_permissions() -> None:
-    """Take from root what lets it write everywhere (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH), for this process."""
+    """Drop root's right to write everywhere (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH) in this process."""
     for capability in (1, 2):
         ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
 def start(cwd: Path, *typed: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """Run train.py with nothing in its environment but what is given."""
+    """Run train.py with only the given environment variables, and those that Python needs."""
     needed = {
         name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ
     }
@@ -56,7 +56,7 @@ def start(cwd: Path, *typed: str, **environment: str) -> subprocess.CompletedPro
 
 
 def only_line(done: subprocess.CompletedProcess[bytes]) -> str:
-    """Return the one line that a refused run says."""
+    """Return the one-line error of a refused run."""
     said = done.stderr.decode("utf-8", "backslashreplace")
     assert done.returncode == 1, said
     assert said.startswith("error: ") and said.count("\n") == 1, said
@@ -72,7 +72,7 @@ def finished(run_dir: Path, done: subprocess.CompletedProcess[bytes]) -> None:
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
-    """A folder that nothing can be written to."""
+    """Return a read-only folder."""
     folder = tmp_path / "read only"
     folder.mkdir()
     folder.chmod(0o555)
@@ -113,7 +113,7 @@ def test_one_oddity_at_a_time(tmp_path: Path, environment: dict[str, str]) -> No
 
 
 @pytest.mark.slow
-def test_a_closed_standard_output_does_not_end_a_run(tmp_path: Path) -> None:
+def test_a_closed_standard_output_does_not_stop_a_run(tmp_path: Path) -> None:
     command = [
         sys.executable,
         str(ROOT / "train.py"),
@@ -126,22 +126,22 @@ def test_a_closed_standard_output_does_not_end_a_run(tmp_path: Path) -> None:
     finished(tmp_path / "run", done)
 
 
-def test_a_read_only_run_folder_is_one_line(tmp_path: Path, read_only: Path) -> None:
+def test_a_read_only_run_folder_is_a_one_line_error(tmp_path: Path, read_only: Path) -> None:
     said = only_line(start(tmp_path, *DIGITS, f"paths.output_dir={read_only}"))
     assert "cannot be written (Permission denied): set hydra.run.dir=DIR or paths.output_dir=DIR." in said
 
 
-def test_a_read_only_current_folder_is_one_line(read_only: Path) -> None:
+def test_a_read_only_current_folder_is_a_one_line_error(read_only: Path) -> None:
     assert "paths.output_dir=DIR" in only_line(start(read_only, *DIGITS))
 
 
-def test_a_run_directory_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+def test_a_run_directory_that_is_a_file_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     assert "cannot be written" in only_line(start(tmp_path, *DIGITS, f"hydra.run.dir={tmp_path / 'file'}"))
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_data_folder_that_may_not_be_looked_at_is_one_line(tmp_path: Path, read_only: Path) -> None:
+def test_an_unreadable_data_folder_is_a_one_line_error(tmp_path: Path, read_only: Path) -> None:
     read_only.chmod(0)
     said = only_line(start(tmp_path, "data=folder", f"data.root={read_only}", *SHORT, "logger=none"))
     assert str(read_only) in said

@@ -147,6 +147,11 @@ def test_no_images_is_one_line(
         ("top_k=0", "invalid top_k=0: expected an integer >= 1."),
         ("device=tpu", "device=tpu is not available"),
         ("topk=3", "There is no setting topk. Did you mean top_k=3?"),
+        (
+            "views=five_crop",
+            "invalid views='five_crop': expected one of centre, flip, flip_translate, ten_crop",
+        ),
+        ("embed=conv9", "embed=conv9: the network has no such layer. Did you mean conv5, conv4, conv3?"),
     ],
 )
 def test_an_error_in_settings_is_one_line(
@@ -170,6 +175,90 @@ def test_a_network_with_non_finite_output_is_refused(
     (line,) = capsys.readouterr().err.splitlines()
     assert "broken.ckpt: the network's output is not finite" in line
     assert not list(Path("outputs").glob("predict/*/predictions*"))
+
+
+# ----------------------------------------------------------------------------------------- views, embeddings
+
+
+@pytest.fixture
+def sorted_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Twelve images of noise, in folders named after the digits."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(1)
+    for i in range(12):
+        path = tmp_path / "sorted" / "val" / str(i % 10) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "sorted"
+
+
+@pytest.mark.parametrize("views", ["flip", "flip_translate"])
+def test_views_give_the_probabilities_of_evaluate(run_dir: Path, sorted_photos: Path, views: str):
+    data = ["data=folder", f"data.root={sorted_photos}", "split=val"]
+    assert alexnet_exp("evaluate", run_dir, *data, f"views={views}", "hydra.run.dir=evaluated") == 0
+    assert alexnet_exp("predict", run_dir, sorted_photos, f"views={views}", "hydra.run.dir=predicted") == 0
+    assert alexnet_exp("predict", run_dir, sorted_photos, "hydra.run.dir=centre") == 0
+    expected, found, centre = (rows(Path(out)) for out in ("evaluated", "predicted", "centre"))
+    assert len(found) == 12
+    for path, row in found.items():
+        for i in range(1, 6):
+            assert row[f"class_{i}"] == expected[path][f"class_{i}"]
+            assert float(row[f"probability_{i}"]) == pytest.approx(
+                float(expected[path][f"probability_{i}"]), rel=1e-4
+            )
+    assert found != centre
+    classifier = package.load_classifier(run_dir, device="cpu")
+    (prediction,) = classifier.predict(next(iter(found)), views=views)
+    assert prediction.probabilities[0] == pytest.approx(
+        float(next(iter(found.values()))["probability_1"]), rel=1e-5
+    )
+
+
+def test_ten_crops_of_images_smaller_than_the_input_are_refused(
+    run_dir: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+):
+    capsys.readouterr()
+    assert alexnet_exp("predict", run_dir, photos, "views=ten_crop") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "views=ten_crop needs images of at least the network's 32 pixels, but these have 8" in line
+
+
+def test_embeddings_are_the_activations_of_the_layer(run_dir: Path, photos: Path, tmp_path: Path):
+    assert (
+        alexnet_exp(
+            "predict", run_dir, photos, "embed=conv5", "batch_size=3", f"hydra.run.dir={tmp_path / 'out'}"
+        )
+        == 2
+    )
+    classifier = package.load_classifier(run_dir, device="cpu")
+    with np.load(tmp_path / "out" / "embeddings.npz") as found:
+        embeddings, paths, labels, classes = (
+            found[key] for key in ("embeddings", "paths", "labels", "classes")
+        )
+    predicted = rows(tmp_path / "out")
+    assert list(paths) == [path for path, row in predicted.items() if not row["error"]]
+    assert [classes[i] for i in labels] == [predicted[path]["class_1"] for path in paths]
+    assert tuple(classes) == classifier.classes
+    x = classifier.preprocess([str(path) for path in paths])
+    with torch.no_grad():
+        for name, module in classifier.model.features.named_children():
+            x = module(x)
+            if name == "conv5":
+                expected = x.relu().flatten(1)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(embeddings, expected.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_python_embeds_with_any_module_and_averages_over_views(run_dir: Path, photos: Path):
+    classifier = package.load_classifier(run_dir, device="cpu")
+    image = photos / "grey.png"
+    logits = classifier.embed(image, "fc8")
+    torch.testing.assert_close(logits, classifier.embed(image, "classifier.fc8"))
+    x = classifier.preprocess(image)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, classifier.model(x))
+        both = classifier.model(torch.cat([x, x.flip(3)])).mean(0, keepdim=True)
+    torch.testing.assert_close(classifier.embed([image], "fc8", views="flip"), both)
 
 
 # --------------------------------------------------------------------------------------------------- files

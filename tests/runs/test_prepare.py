@@ -178,6 +178,8 @@ def test_an_image_that_was_changed_in_its_chunk_is_detected(
         (["quality=0"], "invalid quality=0: expected an integer in [1, 100]"),
         (["cache=true"], "or cache=true for the cache"),
         (["data.kind=other"], "one of folder, imagenet"),
+        (["data.fit=pad"], "data.fit is for cache=true"),
+        (["data.exclude=nowhere.txt"], "data.exclude=nowhere.txt cannot be read"),
     ],
 )
 def test_illegal_settings_are_one_line(
@@ -187,13 +189,35 @@ def test_illegal_settings_are_one_line(
     assert message in capsys.readouterr().err
 
 
-def test_data_folder_reads_the_prepared_cache(root: Path, tmp_path: Path):
-    typed = ["data=folder", f"data.root={root}", "cache=true", "size=32", "num_workers=1"]
+def excluding(root: Path, tmp_path: Path) -> str:
+    """Write a list of the first training image of each class."""
+    listed = tmp_path / "exclude.txt"
+    firsts = [min((root / "train" / name).iterdir()) for name in ("cat", "dog")]
+    listed.write_text("".join(f"{path.relative_to(root)}\n" for path in firsts))
+    return str(listed)
+
+
+def test_chunks_of_a_folder_without_its_excluded_images_are_other_chunks(
+    root: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    settings = ["size=20", "quality=80", f"data.exclude={excluding(root, tmp_path)}"]
+    assert prepare(root, out, *settings) == 1
+    assert "contains other images" in capsys.readouterr().err
+    assert prepare(root, tmp_path / "rest", *settings) == 0
+    assert "train: 7 images, checked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+@pytest.mark.parametrize("excluded", [False, True])
+def test_data_folder_reads_the_prepared_cache(root: Path, tmp_path: Path, excluded: bool, fit: str):
+    exclude = excluding(root, tmp_path) if excluded else None
+    typed = ["data=folder", f"data.root={root}", "cache=true", "size=32", "num_workers=1", f"data.fit={fit}"]
+    typed += [f"data.exclude={exclude}"] if excluded else []
     assert main(["prepare", *typed, f"paths.cache_dir={tmp_path}"]) == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("images.npy")}
     data = Folder(
         str(root), cache="disk", cache_dir=str(tmp_path), stored_size=32, batch_size=2, image_size=28,
-        mean=[0.5] * 3, std=[0.25] * 3, num_workers=0,
+        mean=[0.5] * 3, std=[0.25] * 3, num_workers=0, exclude=exclude, fit=fit,
     )  # fmt: skip
     data.setup()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("images.npy")} == before

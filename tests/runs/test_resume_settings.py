@@ -20,7 +20,7 @@ TYPED = ["model=alexnet_lrn", "data=folder", "data.root='images'", "trainer.max_
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run that was interrupted; as in a real one, the classes were counted after composition."""
+    """An interrupted run; as in a real one, num_classes was set after composition."""
     return begun(tmp_path / "run", TYPED)
 
 
@@ -33,7 +33,7 @@ def begun(directory: Path, typed: list[str]) -> Path:
 
 
 def resumed(run: Path, *typed: str) -> tuple[dict[str, Any], list[str]] | None:
-    """Go the way of the command line, short of training."""
+    """Resume as the command line does, up to training."""
     arguments = resumed_arguments([f"resume={run}", *typed])
     return resumed_settings(plain(compose("train", arguments)), arguments)
 
@@ -44,27 +44,27 @@ def settings(run: Path, *typed: str) -> dict[str, Any]:
     return found[0]
 
 
-def test_bare_resume_takes_every_setting_of_the_run(run: Path):
+def test_resume_alone_keeps_every_setting_of_the_run(run: Path):
     before = RunDirectory(run).config()
     found = resumed(run)
     assert found == ({**before, "resume": str(run)}, TYPED)
 
 
-def test_a_run_that_was_started_with_resume_is_resumed_by_it(tmp_path: Path):
+def test_a_run_started_with_resume_is_resumed_by_the_same_command(tmp_path: Path):
     run = RunDirectory(tmp_path / "run")
-    started = [*TYPED, f"resume='{run.path}'"]  # as Hydra gets a path
+    started = [*TYPED, f"resume='{run.path}'"]  # quoted, as Hydra receives a path
     run.path.mkdir()
     run.write_settings(plain(compose("train", TYPED)) | {"resume": str(run.path)}, started)
     assert f"resume={run.path}" in resumed_arguments([f"resume={run.path}"])
     assert started[-1] in resumed_arguments(started)
 
 
-def test_without_resume_settings_stay_as_typed():
+def test_settings_stay_as_typed_without_resume():
     config = plain(compose("train", ["seed=4"]))
     assert resumed_settings(config, ["seed=4"]) == (config, ["seed=4"])
 
 
-def test_directory_that_holds_no_run_yet_starts_as_typed(tmp_path: Path):
+def test_a_directory_without_a_run_starts_as_typed(tmp_path: Path):
     config = settings(tmp_path / "new", "seed=4", "model=resnet18_cifar")
     assert (config["seed"], config["model"]["stem"]) == (4, "cifar")
     assert not (tmp_path / "new").exists()
@@ -82,22 +82,22 @@ def test_directory_that_holds_no_run_yet_starts_as_typed(tmp_path: Path):
         ("logger.wandb.mode=offline", "logger.wandb.mode", "offline"),
     ],
 )
-def test_what_leaves_the_experiment_alone_may_change(run: Path, typed: str, key: str, value: Any):
+def test_settings_that_do_not_change_the_experiment_may_change(run: Path, typed: str, key: str, value: Any):
     before, after = RunDirectory(run).config(), settings(run, typed)
     inner = after
     for part in key.split("."):
         inner = inner[part]
     assert inner == value
-    assert after["model"] == before["model"]  # the counted classes are kept
+    assert after["model"] == before["model"]  # num_classes is kept
 
 
-def test_change_is_recorded_once(run: Path):
+def test_a_change_is_recorded_once(run: Path):
     found = resumed(run, "trainer.max_epochs=9", "test=false")
     assert found is not None
     assert found[1] == [*TYPED[:3], "trainer.max_epochs=9", "test=false"]
 
 
-def test_logger_can_be_taken_away_or_exchanged(run: Path):
+def test_the_logger_can_be_removed_or_replaced(run: Path):
     assert settings(run, "logger=none")["logger"] == {}
     assert set(settings(run, "logger=tensorboard")["logger"]) == {"tensorboard"}
 
@@ -117,24 +117,24 @@ def test_logger_can_be_taken_away_or_exchanged(run: Path):
         ("callbacks.ema.enabled=true", r"callbacks\.ema\.enabled"),
     ],
 )
-def test_change_of_the_experiment_is_refused(run: Path, typed: str, key: str):
+def test_a_change_of_the_experiment_is_refused(run: Path, typed: str, key: str):
     with pytest.raises(UserError, match=rf"same experiment, and {typed} would change {key}.*ckpt={run}"):
         resumed(run, typed)
 
 
-def test_same_command_again_changes_nothing(run: Path):
+def test_repeating_the_command_changes_nothing(run: Path):
     found = resumed(run, *TYPED)
     assert found is not None
     assert found[0]["model"] == RunDirectory(run).config()["model"]
     assert found[1] == TYPED
 
 
-def test_run_that_began_from_a_checkpoint_can_be_resumed(tmp_path: Path):
+def test_a_run_started_from_a_checkpoint_can_be_resumed(tmp_path: Path):
     run = begun(tmp_path / "run", ["ckpt='some/old, run'"])
     assert settings(run, "test=false")["ckpt"] == "some/old, run"
 
 
-def test_run_resumed_before_can_be_resumed_again(tmp_path: Path):
+def test_a_resumed_run_can_be_resumed_again(tmp_path: Path):
     run = begun(tmp_path / "run", ["seed=2"])
     config, overrides = resumed(run, "trainer.max_epochs=7") or ({}, [])
     RunDirectory(run).write_settings(config, overrides)
@@ -143,7 +143,7 @@ def test_run_resumed_before_can_be_resumed_again(tmp_path: Path):
     assert settings(run)["trainer"]["max_epochs"] == 7
 
 
-def test_a_sweep_is_no_run(tmp_path: Path):
+def test_a_sweep_cannot_be_resumed_as_a_run(tmp_path: Path):
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(
         UserError,
@@ -153,7 +153,7 @@ def test_a_sweep_is_no_run(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 
 
-def test_of_a_setting_typed_twice_the_last_counts(tmp_path: Path):
+def test_the_last_value_of_a_setting_typed_twice_counts(tmp_path: Path):
     run = begun(tmp_path / "run", ["trainer.max_epochs=1", "seed=3", "trainer.max_epochs=2"])
     assert (resumed(run) or ({}, []))[1] == ["trainer.max_epochs=2", "seed=3"]
     assert settings(run)["trainer"]["max_epochs"] == 2
@@ -164,20 +164,20 @@ def finish(run: Path, epochs: int = 5, status: str = "finished") -> None:
     (run / "result.json").write_text(json.dumps({"status": status, "epochs": epochs}))
 
 
-def test_finished_run_says_so(run: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_finished_run_says_so(run: Path, capsys: pytest.CaptureFixture[str]):
     finish(run)
     assert resumed(run) is None
     assert capsys.readouterr().out == f"{run} has already finished; nothing to do.\n"
 
 
-def test_finished_run_goes_on_to_more_epochs(run: Path):
+def test_a_finished_run_can_be_resumed_with_more_epochs(run: Path):
     finish(run)
     assert settings(run, "trainer.max_epochs=6")["trainer"]["max_epochs"] == 6
     assert resumed(run, "trainer.max_epochs=4") is None
 
 
 @pytest.mark.parametrize("status", ["failed", "interrupted"])
-def test_run_that_did_not_finish_goes_on(run: Path, status: str):
+def test_an_unfinished_run_is_resumed(run: Path, status: str):
     finish(run, status=status)
     assert settings(run)["trainer"]["max_epochs"] == 5
 
@@ -189,7 +189,7 @@ def test_run_that_did_not_finish_goes_on(run: Path, status: str):
         (["resume=file.ckpt"], r"file\.ckpt is a file: ckpt=file\.ckpt starts from it"),
     ],
 )
-def test_contradiction_is_refused(
+def test_conflicting_settings_are_refused(
     typed: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -198,7 +198,7 @@ def test_contradiction_is_refused(
         resumed_arguments(typed)
 
 
-def test_command_line_says_that_a_run_has_finished(run: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_line_says_that_a_run_has_finished(run: Path, capsys: pytest.CaptureFixture[str]):
     finish(run)
     before = sorted(path.name for path in run.iterdir())
     assert main(["train", f"resume={run}"]) == 0
@@ -206,7 +206,9 @@ def test_command_line_says_that_a_run_has_finished(run: Path, capsys: pytest.Cap
     assert sorted(path.name for path in run.iterdir()) == before
 
 
-def test_command_line_refuses_another_rate_in_one_line(run: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_line_refuses_another_learning_rate_in_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str]
+):
     before = (run / "config.yaml").read_text()
     assert main(["train", f"resume={run}", "optimizer.lr=0.5"]) == 1
     err = capsys.readouterr().err
@@ -241,7 +243,7 @@ def test_the_password_of_a_url_is_read_from_the_environment(tmp_path: Path, monk
         assert settings(run, *again)["data"]["url"] == URL.format("another")
 
 
-def test_a_variable_that_was_typed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_typed_environment_variable_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MINE", "first1")
     run = begun(tmp_path / "run", [*STREAMED, "data.url=s3://me:${oc.env:MINE}@host/images"])
     assert "first1" not in (run / "config.yaml").read_text() + (run / "overrides.yaml").read_text()
@@ -253,18 +255,18 @@ def test_a_variable_that_was_typed_is_read_again(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("again", [[], ["trainer.max_epochs=9"]])
-def test_what_an_older_version_hid_is_asked_for_in_one_line(tmp_path: Path, again: list[str]):
+def test_a_setting_redacted_by_an_older_version_is_asked_for_in_one_line(tmp_path: Path, again: list[str]):
     run = begun(tmp_path / "run", [*TYPED, "+data.token='[redacted]'"])
     with pytest.raises(UserError, match=r"recorded data\.token as \[redacted\]; set data\.token=VALUE"):
         resumed(run, *again)
     assert settings(run, "data.token=abc", *again)["data"]["token"] == "abc"
 
 
-def test_a_retired_setting_is_ignored_where_an_old_run_recorded_it(tmp_path: Path):
+def test_a_removed_setting_is_ignored_in_an_old_run(tmp_path: Path):
     run = begun(tmp_path / "run", TYPED)
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("trainer:\n", "trainer:\n  limit_predict_batches: 1.0\n"))
-    RunDirectory(run).config()["trainer"]["limit_predict_batches"]
+    assert RunDirectory(run).config()["trainer"]["limit_predict_batches"] == 1.0
     (run / "overrides.yaml").write_text("- trainer.limit_predict_batches=2\n- trainer.max_epochs=5\n")
     for again in ([], ["trainer.max_epochs=9"]):
         found = resumed(run, *again)
@@ -274,14 +276,14 @@ def test_a_retired_setting_is_ignored_where_an_old_run_recorded_it(tmp_path: Pat
         check_config(found[0])
 
 
-def test_another_file_of_a_group_changes_what_the_two_files_differ_in(tmp_path: Path):
+def test_another_config_of_a_group_changes_only_the_settings_that_differ(tmp_path: Path):
     run = begun(tmp_path / "run", [*TYPED, "trainer=cpu"])
     found = settings(run, "trainer=ddp_cpu")["trainer"]
     assert (found["devices"], found["strategy"], found["max_epochs"]) == (2, "ddp", 5)
     assert settings(run, "trainer=ddp_cpu", "trainer.max_epochs=30")["trainer"]["max_epochs"] == 30
 
 
-def test_a_recorded_run_names_nothing_that_hydra_acts_upon(tmp_path: Path):
+def test_a_recorded_config_cannot_change_hydra_s_own_settings(tmp_path: Path):
     run = begun(tmp_path / "run", TYPED)
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(f"{text}hydra: {{job: {{name: evil}}}}\n")
@@ -298,7 +300,7 @@ def test_another_experiment_is_refused(run: Path):
         resumed(run, "experiment=lrn_folder")
 
 
-def test_run_with_a_model_of_the_users_own_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_with_a_custom_model_config_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import alexnet_exp.runs.train.command as module
 
     calls: list[dict[str, Any]] = []
@@ -311,7 +313,7 @@ def test_run_with_a_model_of_the_users_own_is_resumed(tmp_path: Path, monkeypatc
     RunDirectory(tmp_path / "run").write_settings(calls[0], ["model=mine"])
     assert main(["train", "resume=run"]) == 0
     assert main(["train", "resume=run", "trainer.max_epochs=3", "--config-dir", "own"]) == 0
-    (tmp_path / "own").rename(tmp_path / "elsewhere")  # what the run has recorded is enough
+    (tmp_path / "own").rename(tmp_path / "elsewhere")  # the run's recorded config is enough
     assert main(["train", "resume=run", "trainer.max_epochs=4"]) == 0
     assert main(["train", "resume=run", "model=mine", "trainer.max_epochs=4"]) == 0
     assert [config["model"]["dropout"] for config in calls] == [0.3, 0.3, 0.3, 0.3, 0.3]
@@ -319,7 +321,7 @@ def test_run_with_a_model_of_the_users_own_is_resumed(tmp_path: Path, monkeypatc
     assert {config["choices"]["model"] for config in calls} == {"mine"}
 
 
-def test_resumed_directory_cannot_name_a_foreign_class(tmp_path: Path):
+def test_a_resumed_directory_cannot_name_a_foreign_class(tmp_path: Path):
     run = RunDirectory(tmp_path)
     settings = plain(compose("train", []))
     settings["model"]["_target_"] = "os.system"
@@ -328,7 +330,7 @@ def test_resumed_directory_cannot_name_a_foreign_class(tmp_path: Path):
         resumed_settings({**plain(compose("train", [])), "resume": str(tmp_path)}, [])
 
 
-def test_a_run_of_a_version_without_a_setting_is_resumed_with_what_held_then(run: Path):
+def test_a_run_older_than_a_setting_is_resumed_with_its_former_behaviour(run: Path):
     directory = RunDirectory(run)
     config = directory.config()
     del config["published"], config["augment"]["contrast"]
@@ -339,7 +341,7 @@ def test_a_run_of_a_version_without_a_setting_is_resumed_with_what_held_then(run
         assert (found["published"], found["augment"]["contrast"]) == (None, None)
 
 
-def test_what_is_published_does_not_tell_experiments_apart(tmp_path: Path):
+def test_the_published_value_is_not_part_of_the_experiment(tmp_path: Path):
     run = begun(tmp_path / "old", ["experiment=convnet_80sec"])
     config = RunDirectory(run).config()
     config["published"][0]["value"] = 0.7

@@ -1,4 +1,4 @@
-"""Settings are kept exactly; secrets are hidden where they are shown, and passwords of URLs are in no file at all."""
+"""Settings are stored exactly; secrets are hidden in output, and passwords of URLs are not written to any file."""
 
 from __future__ import annotations
 
@@ -17,18 +17,24 @@ FROM_ENVIRONMENT = "planted-value-of-the-variable"
 WANDB_KEY = "0123456789abcdef" * 2 + "01234567"
 TYPED = "hunter22-typed-password"
 URL = f"s3://me:{TYPED}@host/bucket"
-EXACT = ("config.yaml", "overrides.yaml", "last.ckpt", "last-1.ckpt", "best.ckpt")  # settings, as they are
+EXACT = (
+    "config.yaml",
+    "overrides.yaml",
+    "last.ckpt",
+    "last-1.ckpt",
+    "best.ckpt",
+)  # these hold the exact settings
 COMMIT = "89abcdef01234567" * 2 + "89abcdef"
 
 
 class Client(Callback):
-    """A callback of the user's with a storage, whose password it loses in an error."""
+    """A user's callback with a storage client, which leaks its password in an error."""
 
     def __init__(self, url: str, key: str = "", token: str = "", fail: bool = False) -> None:
         self.url, self.fail = url, fail
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        assert self.url == URL  # what runs has the password
+        assert self.url == URL  # the running object has the password
         if self.fail:
             raise RuntimeError(f"server said no to {self.url} and {FROM_ENVIRONMENT} {WANDB_KEY}")
 
@@ -48,7 +54,7 @@ def start(run_dir: Path, fail: bool) -> None:
 
 
 def leaks(folder: Path) -> list[str]:
-    """Return the files that hold the password of a URL, or show another secret."""
+    """Return the files that contain the password of a URL, or show another secret."""
     return [
         f"{path.relative_to(folder)}: {secret}"
         for path in folder.rglob("*")
@@ -58,7 +64,7 @@ def leaks(folder: Path) -> list[str]:
     ]
 
 
-def test_files_of_a_run_keep_settings_and_show_no_secret(tmp_path: Path) -> None:
+def test_the_files_of_a_run_keep_settings_and_show_no_secret(tmp_path: Path) -> None:
     start(tmp_path / "run", fail=False)
     names = {path.name for path in (tmp_path / "run").rglob("*")}
     assert {"config.yaml", "overrides.yaml", "result.json", "train.log", "report.html", "last.ckpt"} <= names
@@ -85,7 +91,7 @@ def test_no_file_of_a_failed_run_shows_a_secret(tmp_path: Path) -> None:
 
 
 class Tokens(torch.nn.Module):
-    """A network of the user's own whose settings sound like secrets."""
+    """A custom network with settings that sound like secrets."""
 
     def __init__(
         self, class_token: str, pos_key: int, tokens: list[str], num_classes: int, in_channels: int = 3
@@ -98,7 +104,7 @@ class Tokens(torch.nn.Module):
         return self.head(images.mean((2, 3)))  # (N, K)
 
 
-def test_a_network_with_tokens_and_keys_is_built_again_from_its_checkpoint(tmp_path: Path) -> None:
+def test_a_network_with_tokens_and_keys_is_rebuilt_from_its_checkpoint(tmp_path: Path) -> None:
     from alexnet_exp.training.checkpoint.start import network_of
 
     config, typed = settings("test=false")
@@ -112,7 +118,7 @@ def test_a_network_with_tokens_and_keys_is_built_again_from_its_checkpoint(tmp_p
     assert isinstance(network_of(saved, trust=[__name__]), Tokens)
 
 
-def test_a_checkpoint_of_an_older_version_says_what_it_hid(tmp_path: Path) -> None:
+def test_loading_a_redacted_checkpoint_names_the_redacted_setting(tmp_path: Path) -> None:
     from alexnet_exp.errors import UserError
     from alexnet_exp.training.checkpoint.start import network_of
 
@@ -123,7 +129,7 @@ def test_a_checkpoint_of_an_older_version_says_what_it_hid(tmp_path: Path) -> No
         network_of({"config": {"model": hidden}}, trust=[__name__])
 
 
-def test_a_folder_named_for_a_commit_is_kept(tmp_path: Path) -> None:
+def test_a_folder_named_after_a_commit_is_kept(tmp_path: Path) -> None:
     config = {"data": {"root": f"/data/flowers-{WANDB_KEY}"}, "weights": f"/data/{WANDB_KEY}"}
     RunDirectory(tmp_path).write_settings(config, [f"data.root=/data/flowers-{WANDB_KEY}"])
     assert RunDirectory(tmp_path).config() == config

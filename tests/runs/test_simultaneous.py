@@ -1,4 +1,4 @@
-"""Many processes at once: one decodes for all, each run has a directory of its own."""
+"""Many processes at once: one decodes for all, and each run gets its own directory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pets(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file to which each process that decodes adds a line."""
+    """Return a file to which each decoding process adds a line."""
     decoded, file = Cache._decoded, tmp_path / "decoders"
 
     def noting(self: Cache, source: object) -> Generator[Tensor]:
@@ -45,7 +45,7 @@ def decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def use(pets: Path, kept: Path, expected: int) -> int:
-    """Open a data set through the cache, as a run does; return 0 if its pixels are the right ones."""
+    """Open a data set through the cache, as a run does; return 0 if its pixels are correct."""
     sources = Cache("disk", str(kept), 3, 16, num_workers=0).keep(scan(str(pets)))
     total = sum(int(source.images.sum(dtype=torch.int64)) for source in sources.values())  # type: ignore[union-attr]
     return int(total != expected)
@@ -56,24 +56,24 @@ def checksum(pets: Path) -> int:
     return sum(int(source.images.sum(dtype=torch.int64)) for source in sources.values())  # type: ignore[union-attr]
 
 
-def all_end_well(children: Iterable[Forked]) -> bool:
+def all_succeed(children: Iterable[Forked]) -> bool:
     return all(child.wait() == 0 for child in children)
 
 
-def test_of_twenty_that_start_at_once_one_decodes(pets: Path, decoders: Path, tmp_path: Path) -> None:
+def test_one_of_twenty_simultaneous_processes_decodes(pets: Path, decoders: Path, tmp_path: Path) -> None:
     expected = checksum(pets)
     decoders.unlink()
     children = [
         Forked(use, pets, tmp_path / "kept", expected, output=tmp_path / f"{i}.txt") for i in range(PROCESSES)
     ]
-    assert all_end_well(children), [child.printed() for child in children]
-    assert len(decoders.read_text().split()) == 2  # once the training images, once the others
+    assert all_succeed(children), [child.printed() for child in children]
+    assert len(decoders.read_text().split()) == 2  # the training images once, the others once
     assert sorted(file.name for file in (tmp_path / "kept").glob("*/*")) == 2 * ["images.npy"] + 2 * [
         "lock"
     ] + 2 * ["manifest.json"]
 
 
-def test_when_the_one_that_decodes_is_killed_another_does(
+def test_another_process_decodes_if_the_first_is_killed(
     pets: Path, decoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = checksum(pets)
@@ -96,7 +96,7 @@ def test_when_the_one_that_decodes_is_killed_another_does(
     assert not list((tmp_path / "kept").glob("*/*.tmp"))
 
 
-def test_runs_started_at_once_have_directories_of_their_own(tmp_path: Path) -> None:
+def test_simultaneous_runs_have_their_own_directories(tmp_path: Path) -> None:
     typed = [
         "train",
         *SMALL,
@@ -105,12 +105,12 @@ def test_runs_started_at_once_have_directories_of_their_own(tmp_path: Path) -> N
         f"paths.output_dir={tmp_path / 'out'}",
     ]
     children = [Forked(cli.main, typed, output=tmp_path / f"{i}.txt") for i in range(3)]
-    assert all_end_well(children), [child.printed() for child in children]
+    assert all_succeed(children), [child.printed() for child in children]
     runs = list((tmp_path / "out" / "runs").iterdir())
     assert len(runs) == 3 and all((run / "result.json").exists() for run in runs)
 
 
-def test_of_runs_started_at_once_in_one_directory_one_runs(tmp_path: Path) -> None:
+def test_only_one_of_several_simultaneous_runs_gets_a_shared_directory(tmp_path: Path) -> None:
     typed = [
         "train",
         *SMALL,

@@ -26,7 +26,7 @@ COUNTS = {"train/ant": 9, "train/bee": 20, "train/cat": 20, "val/ant": 20, "val/
 
 
 def trained(root: Path, run_dir: Path, *overrides: str) -> tuple[dict[str, Any], heavy.Fit]:
-    """Train on a folder; return what result.json holds, and the run's objects."""
+    """Train on a folder; return result.json and the run's objects."""
     config, typed = settings(f"data.root={root}", *overrides, base=BASE)
     kept: list[heavy.Fit] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -40,7 +40,7 @@ def trained(root: Path, run_dir: Path, *overrides: str) -> tuple[dict[str, Any],
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], heavy.Fit]:
-    """A run of two batches of eight images for each split of a folder of three classes."""
+    """A run limited to two batches of eight images per split, on a folder with three classes."""
     folder = tmp_path_factory.mktemp("limited")
     write_folder(folder / "pets", COUNTS, size=(12, 10), extension="png")
     limits = [f"trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
@@ -59,7 +59,7 @@ def test_a_limited_evaluation_sees_every_class(limited: tuple[Path, dict[str, An
     assert set(first.labels.tolist()) == {0, 1}
 
 
-def test_an_evaluation_of_everything_keeps_the_order_of_the_files(
+def test_a_full_evaluation_keeps_file_order(
     limited: tuple[Path, dict[str, Any], heavy.Fit],
 ) -> None:
     _, _, fit = limited
@@ -68,7 +68,7 @@ def test_an_evaluation_of_everything_keeps_the_order_of_the_files(
     assert indices == list(range(40))
 
 
-def test_the_sample_of_pictures_shows_every_class(limited: tuple[Path, dict[str, Any], heavy.Fit]) -> None:
+def test_the_sample_figure_shows_every_class(limited: tuple[Path, dict[str, Any], heavy.Fit]) -> None:
     run_dir, _, fit = limited
     evaluation = evaluation_of(fit)
     assert evaluation is not None
@@ -78,7 +78,7 @@ def test_the_sample_of_pictures_shows_every_class(limited: tuple[Path, dict[str,
     assert (run_dir / "figures/samples.png").exists()
 
 
-def test_run_prints_its_splits_before_the_first_step(
+def test_a_run_logs_its_splits(
     limited: tuple[Path, dict[str, Any], heavy.Fit],
 ) -> None:
     run_dir, _, _ = limited
@@ -121,7 +121,7 @@ def test_missing_validation_error_says_how_to_get_it(tmp_path: Path, watcher: st
     assert "val_size" not in str(caught.value)
 
 
-def test_class_without_validation_images_is_a_warning(
+def test_classes_without_validation_images_are_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_folder(tmp_path, {f"{name}": 1 for name in "abcdefg"} | {"many": 30}, size=(12, 10))

@@ -32,7 +32,7 @@ def result_of(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "result.json").read_text())
 
 
-# -------------------------------------------------------------------------------------------- what a run leaves
+# -------------------------------------------------------------------------------------------- what a run writes
 
 
 def test_run_directory_contains_every_file(finished: Path) -> None:
@@ -91,7 +91,7 @@ def test_metrics_csv_has_every_metric_in_its_column(finished: Path) -> None:
 
 
 def test_best_ckpt_is_the_best_by_the_monitor(tmp_path: Path) -> None:
-    # The first epoch learns; from the second on the rate is absurd.
+    # The first epoch learns; after that the learning rate is absurd.
     result = run(tmp_path, "trainer.max_epochs=3", "optimizer=adam", "optimizer.lr=0.01", "scheduler=multistep",
                  "scheduler.epochs=[1]", "scheduler.gamma=1000", "trainer.gradient_clip_val=1",
                  "callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=min")  # fmt: skip
@@ -108,7 +108,11 @@ def test_config_yaml_composes_to_the_settings_of_the_run(finished: Path) -> None
     config, typed = settings("trainer.max_epochs=2", "trainer.log_every_n_steps=5")
     kept = directory.config()
     assert (kept["compile"], kept["channels_last"], kept["trainer"]["precision"]) == (False, False, "32-true")
-    settled = {"compile": False, "channels_last": False, "paths": kept["paths"]}  # caches are each test's own
+    settled = {
+        "compile": False,
+        "channels_last": False,
+        "paths": kept["paths"],
+    }  # each test has its own cache folder
     trainer = {**config["trainer"], "precision": "32-true"}
     assert kept == {**config, **settled, "trainer": trainer}
     assert directory.overrides() == typed
@@ -135,7 +139,7 @@ def test_without_validation_best_ckpt_is_the_last(tmp_path: Path) -> None:
     assert not [name for name in result["metrics"] if name.startswith("val/")]
 
 
-def test_data_set_without_a_test_split_logs_that_and_reports_no_test(
+def test_without_a_test_split_the_test_is_skipped_with_a_message(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from PIL import Image

@@ -49,9 +49,9 @@ def test_ckpt_that_has_reached_max_epochs_is_refused(tmp_path: Path) -> None:
         run(tmp_path / "second", f"ckpt={tmp_path / 'first'}")
 
 
-def test_lowering_max_epochs_below_what_was_trained_is_refused(tmp_path: Path) -> None:
+def test_max_epochs_below_the_trained_epochs_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "first", "test=false", "trainer.max_epochs=4", "trainer.limit_train_batches=1")
-    (tmp_path / "first" / "result.json").unlink()  # killed before its end
+    (tmp_path / "first" / "result.json").unlink()  # as if it was killed
     with pytest.raises(UserError, match=r"^Cannot resume from .*Trainer\(max_epochs=2\)"):
         resume(tmp_path / "first", "trainer.max_epochs=2")
     with pytest.raises(

@@ -42,8 +42,8 @@ def test_fraction_of_an_unused_split_is_not_checked(tmp_path: Path) -> None:
     assert result["status"] == "finished"
 
 
-def lightnings(error: Exception) -> Callable[[], None]:
-    """Return a function of a Lightning module that raises an error."""
+def raised_in_lightning(error: Exception) -> Callable[[], None]:
+    """Return a function that raises an error as if inside a Lightning module."""
     scope = {"__name__": data_connector.__name__, "error": error}
     exec("def fail(): raise error", scope)
     return scope["fail"]  # type: ignore[return-value]
@@ -51,7 +51,7 @@ def lightnings(error: Exception) -> Callable[[], None]:
 
 @pytest.mark.parametrize("kind", [MisconfigurationException, ValueError, TypeError])
 def test_lightning_error_about_a_setting_becomes_one_sentence(kind: type[Exception]) -> None:
-    fail = lightnings(kind("`Trainer(max_time=1)` is\n not what it takes"))
+    fail = raised_in_lightning(kind("`Trainer(max_time=1)` is\n not what it takes"))
     sentence = r"^trainer\.max_time: `Trainer\(max_time=1\)` is not"
     settings = {"overfit_batches": 0.0, "max_time": 1}
     with pytest.raises(UserError, match=sentence), _explain_trainer_errors(settings):
@@ -62,7 +62,7 @@ def test_lightning_error_about_a_setting_becomes_one_sentence(kind: type[Excepti
 def test_internal_error_keeps_its_traceback(words: str) -> None:
     settings = {"overfit_batches": 0.0, "max_time": 1, "strategy": "auto"}
     with pytest.raises(MisconfigurationException), _explain_trainer_errors(settings):
-        lightnings(MisconfigurationException(words))()
+        raised_in_lightning(MisconfigurationException(words))()
     with pytest.raises(ValueError, match="max_time"), _explain_trainer_errors(settings):
         raise ValueError("`max_time` of another library")
 

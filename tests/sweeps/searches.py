@@ -1,4 +1,4 @@
-"""Searches whose trials are stand-ins; `python -m tests.sweeps.searches DIR STORAGE` runs one to be killed."""
+"""Searches with stand-ins for trials; `python -m tests.sweeps.searches DIR` runs one for a test to kill."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ KILLED = ("epochs=4", "seconds=0.25", "lr=tag(log,interval(1e-3,1))")  # the sea
 
 
 def defaults(**changes: Any) -> dict[str, Any]:
-    """Return hydra.sweeper as it is by default, without params."""
+    """Return the default hydra.sweeper settings, without params."""
     settings = dataclasses.asdict(OptunaConfig()) | {"pruner": "none"} | changes
     return {key: value for key, value in settings.items() if key not in ("_target_", "params")}
 
 
 def config(folder: Path, *typed: str, resume: bool = False, **launcher: Any) -> DictConfig:
-    """Return what Hydra would hand to the sweeper."""
+    """Return the configuration that Hydra would pass to the sweeper."""
     return OmegaConf.create(
         {
             "sweep": {"resume": str(folder) if resume else None},
@@ -59,7 +59,7 @@ def parsed(*overrides: str) -> list[Override]:
 
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
-    """Let every job be a stand-in."""
+    """Replace every job by a stand-in."""
     before, job.PROGRAM = job.PROGRAM, STAND_IN
     try:
         yield

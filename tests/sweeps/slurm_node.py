@@ -1,4 +1,4 @@
-"""A throw-away SLURM of one node, for tests: no systemd, no cgroups, no accounting."""
+"""A throwaway one-node SLURM for tests: no systemd, no cgroups, no accounting."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def one_node(folder: Path) -> Iterator[dict[str, str]]:
         _wait_until_idle(environment)
         yield environment
     finally:
-        _end(folder)
+        _stop_daemons(folder)
 
 
 def _free_ports() -> tuple[int, int]:
@@ -105,7 +105,7 @@ def _wait_until_idle(environment: dict[str, str]) -> None:
         time.sleep(0.2)
 
 
-def _end(folder: Path) -> None:
+def _stop_daemons(folder: Path) -> None:
     for name in ("slurmd", "slurmctld", "munged"):
         with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
             pid = int((folder / f"{name}.pid").read_text())

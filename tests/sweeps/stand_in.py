@@ -1,7 +1,7 @@
-"""What the tests run in place of a training: `stand_in.py PARENT [+]key=value ... hydra.run.dir=DIR`.
+"""Runs in place of training in the tests: `stand_in.py PARENT [+]key=value ... hydra.run.dir=DIR`.
 
-With `epochs=N` it writes metrics.csv epoch by epoch, goes on where it was, and notes every epoch in `trained`; its
-val/top1 is the better the nearer `lr` is to 0.1. SIGTERM ends it as it ends a training.
+With `epochs=N` it writes metrics.csv epoch by epoch, resumes where it stopped, and appends every epoch to `trained`;
+its val/top1 is higher the closer `lr` is to 0.1. SIGTERM ends it as it ends training.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""hydra/sweeper=basic: every combination of values, in batches; stand-ins take the place of trainings."""
+"""hydra/sweeper=basic: every combination of values, in batches; stand-ins replace training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCHES = [[["seed=0"], ["seed=1"]], [["seed=2"]], [["seed=3"]]]
 
 
 class Launcher:
-    """Notes what it is asked to run; some jobs fail."""
+    """Records the jobs that it is asked to run; some fail."""
 
     def __init__(self, *failing: str, error: type[Exception] = JobFailed) -> None:
         self.failing, self.error = failing, error
@@ -81,7 +81,7 @@ def test_on_failure_stop_starts_no_other_batch(tmp_path: Path):
     assert len(launcher.launched) == 2
 
 
-def test_the_error_of_a_job_that_another_launcher_ran_is_raised_as_it_is(tmp_path: Path):
+def test_the_error_of_a_job_of_another_launcher_is_raised_unchanged(tmp_path: Path):
     with pytest.raises(ZeroDivisionError, match=r"^seed=3 had no luck$"):
         run(tmp_path, Launcher("seed=3", error=ZeroDivisionError))
 
@@ -101,7 +101,7 @@ def test_the_command_of_the_sweep_is_recorded_without_secrets(tmp_path: Path):
 
 @dataclass
 class Swept:
-    """A sweep of two batches, of which the first fails."""
+    """A sweep of two batches, the first of which fails."""
 
     folder: Path
     typed: list[str]
@@ -135,7 +135,7 @@ def test_a_sweep_in_batches_continues_after_a_failed_one(swept: Swept):
     assert swept.err.splitlines()[-1] == said
 
 
-def test_a_setting_that_has_no_effect_is_named_once(swept: Swept):
+def test_a_setting_without_effect_is_reported_once(swept: Swept):
     assert swept.out.count("hydra.sweep.subdir has no effect: job directories are numbered") == 1
     assert (swept.folder / "0").is_dir()
 
@@ -157,7 +157,7 @@ def test_resuming_a_sweep_needs_the_flags_that_determine_its_jobs(
     assert (swept.folder / "multirun.yaml").read_text() == before
 
 
-def test_params_of_the_command_line_are_as_if_typed_and_what_is_typed_wins(
+def test_sweeper_params_act_like_overrides_and_typed_overrides_win(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     params = "hydra.sweeper.params={seed: '1,2', optimizer.lr: 0.2, ckpt: null}"

@@ -17,9 +17,8 @@ ELSEWHERE = ["another machine", "1", "1"]
 def storage() -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.InMemoryStorage()
-    optuna.create_study(
-        storage=storage
-    ).ask()  # numbers of trials are each study's own, and unlike the storage's
+    # With an earlier study, trial numbers, which are per study, differ from the storage's ids.
+    optuna.create_study(storage=storage).ask()
     return storage
 
 
@@ -39,7 +38,7 @@ def ago(seconds: float) -> float:
         ({"owner": ELSEWHERE, "seen": ago(60)}, False),
         ({"owner": identity(os.getpid()), "seen": ago(10 * SILENT_SECONDS)}, False),  # a slow machine
         ({"owner": [*(identity(os.getpid()) or [])[:2], "another time"], "seen": ago(0)}, True),
-        ({}, False),  # asked for a moment ago
+        ({}, False),  # just asked for
     ],
 )
 def test_a_trial_is_lost_when_its_sweep_has_died(

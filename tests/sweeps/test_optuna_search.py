@@ -1,4 +1,4 @@
-"""Whole searches, in which stand-ins take the place of trainings."""
+"""Whole searches; stand-ins replace training."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def trained(folder: Path) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Six trials that all finish: their directory, and what was printed."""
+    """A search of six trials that all finish: its directory and output."""
     folder = tmp_path_factory.mktemp("found") / "sweep"
     return folder, run(folder, LR, "epochs=2", n_trials=6)
 
@@ -154,7 +154,7 @@ def test_trials_need_the_processes_launcher(tmp_path: Path):
         run(tmp_path, LR, launcher={"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"})
 
 
-# ------------------------------------------------------------------------------------------------ going on
+# ------------------------------------------------------------------------------------------------ resuming
 
 
 def test_an_interrupted_search_resumes_without_training_anything_twice(
@@ -205,9 +205,8 @@ def test_a_search_resumes_from_another_folder_with_the_same_study(
         (tmp_path / folder).mkdir()
         monkeypatch.chdir(tmp_path / folder)
         printed = run(tmp_path / "sweep", *typed, n_trials=count, resume=count > 1, **shared)
-        assert (
-            printed.count("storage=s3://me:***@host") == 2
-        )  # where the trial starts, and in the command at the end
+        # Printed when the trial starts, and in the command at the end.
+        assert printed.count("storage=s3://me:***@host") == 2
         assert "hunter22" not in printed
     assert states(tmp_path / "one" / "shared.log", "ours") == ["COMPLETE"] * 2
     assert list((tmp_path / "two").iterdir()) == []

@@ -1,4 +1,4 @@
-"""Hydra's override grammar as what Optuna draws from."""
+"""Hydra's override grammar as a search space of Optuna."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def space(*overrides: str) -> Space:
         ("[relu,lrn],[relu]", CategoricalDistribution(["[relu,lrn]", "[relu]"])),
     ],
 )
-def test_the_grammar_becomes_a_distribution(values: str, distribution: BaseDistribution):
+def test_values_become_a_distribution(values: str, distribution: BaseDistribution):
     assert space(f"setting={values}").distributions == {"setting": distribution}
 
 
@@ -46,12 +46,12 @@ def test_single_values_are_fixed_and_the_last_override_wins():
     assert found.overrides({"lr": "2"}) == ["model=c", "seed=1", "lr=2"]
 
 
-def test_a_number_is_written_so_that_it_is_read_back_exactly():
+def test_a_number_is_read_back_exactly():
     (_, written) = space("seed=1", "lr=interval(0,1)").overrides({"lr": 0.1 + 0.2})
     assert float(written.removeprefix("lr=")) == 0.1 + 0.2
 
 
-def test_examples_hold_every_choice_and_both_ends_of_an_interval():
+def test_examples_contain_every_choice_and_both_ends_of_an_interval():
     rows = space("model=a,b,c", "lr=interval(0.5,2)").examples()
     assert rows == [["model=a", "lr=0.5"], ["model=b", "lr=2.0"], ["model=c", "lr=2.0"]]
 
@@ -127,7 +127,7 @@ def test_invalid_values_in_a_search_space_are_rejected_before_the_first_trial(ov
         check(override)
 
 
-def test_values_that_a_setting_takes_are_searched():
+def test_valid_values_are_accepted():
     check(
         "data.batch_size=int(interval(16,64))",
         "optimizer.lr=tag(log,interval(1e-4,1e-1))",
@@ -141,7 +141,7 @@ def test_values_that_a_setting_takes_are_searched():
     )
 
 
-def test_a_pattern_takes_the_files_of_a_group():
+def test_a_glob_expands_to_the_files_of_a_group():
     from tests.sweeps.searches import parsed
 
     found: Any = read_space(parsed("model=glob(alexnet_icpm*)")).distributions["model"]

@@ -77,7 +77,7 @@ def drawn(study: Any) -> float:
     return trial.params["optimizer.lr"]
 
 
-def test_searches_with_one_seed_sample_the_same_and_a_resumed_one_samples_new_values(tmp_path: Path):
+def test_searches_with_the_same_seed_sample_the_same_values_and_a_resumed_one_new_values(tmp_path: Path):
     first = opened(tmp_path / "a")
     values = [drawn(first), drawn(first)]
     assert drawn(opened(tmp_path / "b")) == values[0]
@@ -89,12 +89,12 @@ def test_searches_with_one_seed_sample_the_same_and_a_resumed_one_samples_new_va
     ("metric", "direction"),
     [("val/top1", "MAXIMIZE"), ("val/loss", "MINIMIZE"), ("train/top1", "MAXIMIZE")],
 )
-def test_losses_are_minimised_and_all_else_maximised(tmp_path: Path, metric: str, direction: str):
+def test_losses_are_minimised_and_other_metrics_maximised(tmp_path: Path, metric: str, direction: str):
     assert opened(tmp_path, metric=metric).direction.name == direction
 
 
 @pytest.mark.parametrize(("sampler", "count"), [("grid", 6), ("brute_force", 6), ("tpe", 20)])
-def test_an_exhaustive_sampler_ends_with_the_last_point(sampler: str, count: int):
+def test_an_exhaustive_sampler_stops_after_the_last_point(sampler: str, count: int):
     assert num_trials(defaults(sampler=sampler), space("a=1,2,3", "b=range(0,2)")) == count
 
 
@@ -117,7 +117,7 @@ def test_the_lock_of_a_journal_points_to_it_wherever_it_is(
     with _quiet():
         lock: Any = _open_storage(where)._backend._lock  # type: ignore[attr-defined]
     lock.acquire()
-    # Optuna breaks a dead process's lock by the age of what it points to: of nothing, it waits for ever.
+    # Optuna breaks the lock of a dead process by the age of its target; without a target it waits forever.
     assert (tmp_path / "outputs" / "lr.log.lock").samefile(tmp_path / "outputs" / "lr.log")
     lock.release()
 
@@ -145,7 +145,7 @@ def test_the_path_of_a_storage_becomes_absolute(monkeypatch: pytest.MonkeyPatch,
     [
         ({"n_trials": 0}, r"invalid hydra\.sweeper\.n_trials=0"),
         ({"sampler_arguments": 3}, r"invalid hydra\.sweeper\.sampler_arguments=3"),
-        ({"metric": "test/top1"}, "expected one of val/top1"),  # settings are not chosen by the test images
+        ({"metric": "test/top1"}, "expected one of val/top1"),  # no tuning on the test images
         ({"seed": -1}, r"invalid hydra\.sweeper\.seed=-1"),
     ],
 )
@@ -154,7 +154,7 @@ def test_invalid_settings_are_rejected(tmp_path: Path, changes: dict[str, Any], 
         check_sweeper(defaults(**changes), config(tmp_path))
 
 
-def test_a_metric_of_the_validation_needs_validation_images(tmp_path: Path):
+def test_a_validation_metric_needs_validation_images(tmp_path: Path):
     asked = config(tmp_path)
     asked.data.val_size = 0
     with pytest.raises(UserError, match="needs validation images"):

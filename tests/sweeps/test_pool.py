@@ -66,7 +66,7 @@ def test_the_output_about_jobs_is_redacted(tmp_path: Path):
     printed = run(jobs)
     assert "seed=2" in printed and "s3://me:***@host" in printed
     assert "of-two" not in printed
-    assert starts(jobs[0]) and "of-two" in jobs[0].command  # what runs is not redacted
+    assert starts(jobs[0]) and "of-two" in jobs[0].command  # the command itself is not redacted
     table = Console(file=io.StringIO(), record=True, width=200)
     table.print(Table(jobs, table)._render())
     assert "seed=2" in (shown := table.export_text()) and "of-two" not in shown
@@ -202,9 +202,7 @@ def test_a_job_whose_process_could_not_be_started_does_not_count_as_running(
     assert job.state == WAITING
 
 
-def test_the_error_of_an_earlier_start_is_not_taken_for_that_of_this_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_error_of_an_earlier_start_is_not_reported_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (job,) = jobs = made(tmp_path, ["seed=1"])
     job.directory.mkdir()
     (job.directory / "result.json").write_text('{"status": "failed", "error": "of the first start"}')
@@ -241,7 +239,8 @@ def test_a_job_dies_with_the_sweep(tmp_path: Path):
     assert sweep.stdout is not None
     child = int(sweep.stdout.readline())
     sweep.stdout.close()
-    _wait_until(lambda: catches(child, signal.SIGUSR1))  # the first thing after it has asked to die, too
+    # The handler is set right after the job has asked to die with its parent.
+    _wait_until(lambda: catches(child, signal.SIGUSR1))
     sweep.send_signal(signal.SIGKILL)
     sweep.wait()
     _wait_until(lambda: not _is_alive(child))

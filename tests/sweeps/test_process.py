@@ -27,7 +27,7 @@ Start = Callable[[str], "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start a process that works in tmp_path, and see that none is left."""
+    """Start processes in tmp_path; kill those that are left at the end."""
     processes = []
 
     def begin(script: str) -> subprocess.Popen[bytes]:
@@ -93,6 +93,12 @@ def test_a_process_with_a_reused_pid_is_left_alone(tmp_path: Path, start: Start)
     (tmp_path / FILE_NAME).write_text(json.dumps([*known[:2], "another time"]))
     assert end_orphan(tmp_path) is False
     assert process.poll() is None
+
+
+def test_an_orphan_on_another_machine_keeps_its_record(tmp_path: Path):
+    (tmp_path / FILE_NAME).write_text(json.dumps(["elsewhere", str(os.getpid()), "1"]))
+    assert end_orphan(tmp_path) is False
+    assert (tmp_path / FILE_NAME).exists()
 
 
 def test_without_a_record_there_is_no_orphan(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Sweeps of real trainings, whose command is killed in the middle and goes on."""
+"""Sweeps of real training runs, killed midway and resumed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def wait_until(true: Callable[[], object], seconds: float = 120.0) -> None:
 
 
 def kill(running: subprocess.Popen[str], directory: Path) -> None:
-    """Kill a sweep alone, and wait for its jobs, which end by themselves."""
+    """Kill only the sweep, and wait for its jobs to end by themselves."""
     jobs = [json.loads(path.read_text()) for path in directory.glob(f"*/{FILE_NAME}")]
     assert jobs
     running.send_signal(signal.SIGKILL)
@@ -96,7 +96,7 @@ def test_a_killed_search_resumes_prunes_and_prints_a_command_that_reproduces_the
     typed = [
         "hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.launcher.max_parallel=2",
         "hydra.launcher.threads=1", "hydra.sweeper.sampler=random", "trainer.max_epochs=5",
-        "hydra.sweeper.metric=val/loss",  # which knows no ties
+        "hydra.sweeper.metric=val/loss",  # has no ties
         "hydra.sweeper.pruner_arguments={n_startup_trials: 2}", "optimizer.lr=tag(log,interval(1e-5,0.1))",
     ]  # fmt: skip
 

@@ -13,7 +13,7 @@ from alexnet_exp.sweeps.resources import Resources, trainers, visible_gpus
 
 
 def found(*devices: Any, accelerator: str = "auto", **settings: Any) -> Resources:
-    """Look for room for jobs that take these devices."""
+    """Return the resources for jobs that use these devices."""
     config = OmegaConf.create({"hydra": {"sweep": {"dir": "out/mine"}}})
     each = [OmegaConf.create({"accelerator": accelerator, "devices": d}) for d in devices or ("auto",)]
     return Resources.of_this_machine(config, {"max_parallel": "auto", "threads": 2, **settings}, each)
@@ -28,8 +28,18 @@ def gpus(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
 
 
+@pytest.mark.parametrize(("names", "seen"), [("0, 2", ["0", "2"]), ("0,-1,1", ["0"]), ("", []), ("-1", [])])
+def test_gpus_after_an_invalid_one_are_invisible_as_to_cuda(
+    monkeypatch: pytest.MonkeyPatch, names: str, seen: list[str]
+) -> None:
+    gpus(monkeypatch, names)
+    assert resources.visible_gpus() == seen
+
+
 @pytest.mark.parametrize(("threads", "devices", "slots"), [(2, "auto", 4), (4, 1, 2), (16, 1, 1), (2, 2, 2)])
-def test_processors_are_shared_by_threads(cores, monkeypatch, threads: int, devices: Any, slots: int):
+def test_cpu_cores_are_divided_by_the_threads_of_a_job(
+    cores, monkeypatch, threads: int, devices: Any, slots: int
+):
     gpus(monkeypatch, "")
     assert found(devices, threads=threads).free == slots
 
@@ -42,7 +52,7 @@ def test_processors_are_shared_by_threads(cores, monkeypatch, threads: int, devi
         (2, [("4", "5")]),
     ],
 )
-def test_gpus_are_shared_in_groups(cores, monkeypatch, devices: Any, groups: list[tuple[str, ...]]):
+def test_gpus_are_divided_into_groups(cores, monkeypatch, devices: Any, groups: list[tuple[str, ...]]):
     gpus(monkeypatch, "4,5,7")
     here = found(devices)
     assert here.groups == groups
@@ -78,7 +88,7 @@ def test_jobs_with_equal_trainer_settings_are_composed_once():
     assert len(composed) == 2
 
 
-def test_a_number_of_jobs_is_taken_but_never_more_than_groups_of_gpus(cores, monkeypatch):
+def test_max_parallel_is_used_but_capped_at_the_groups_of_gpus(cores, monkeypatch):
     gpus(monkeypatch, "0,1")
     assert found(1, max_parallel=8).free == 2
     assert found(1, max_parallel=1).free == 1

@@ -1,4 +1,4 @@
-"""The launcher of job arrays, with programs that answer in SLURM's place."""
+"""The launcher of job arrays, with fakes for SLURM commands."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_slurm_rejects_devices_auto():
         common_shape([["trainer=ddp"]], composed)
 
 
-def test_the_script_asks_for_what_was_set(tmp_path: Path):
+def test_the_script_requests_what_was_set(tmp_path: Path):
     settings = {
         **SETTINGS, "max_parallel": 2, "time": "1-00:00:00", "partition": "a100", "signal_seconds": 120,
         "sbatch": ["--account=lab", "#SBATCH --mem=64G"], "setup": ["module load cuda"],
@@ -94,7 +94,7 @@ def test_gpus_are_requested_unless_on_cpu(tmp_path: Path, gpus: Any, on_gpus: bo
     assert options(text).get("gpus-per-node") == asked
 
 
-def test_each_task_runs_its_own_job_from_where_it_is(tmp_path: Path):
+def test_each_task_runs_or_resumes_its_own_job(tmp_path: Path):
     jobs = made(tmp_path, 2)
     jobs[1].overrides = ["model.features.conv2.then=[relu, lrn]", "logger.wandb.notes='a $b'"]
     jobs[1].flags = ["--config-dir", "my conf"]
@@ -125,7 +125,7 @@ def test_each_task_runs_its_own_job_from_where_it_is(tmp_path: Path):
         ("elsewhere/train.py", ["python", "train.py"]),
     ],
 )
-def test_the_recorded_command_is_what_a_person_would_type(
+def test_the_recorded_command_is_what_a_user_would_type(
     monkeypatch: pytest.MonkeyPatch, program: str, command: list[str]
 ):
     monkeypatch.setattr("sys.argv", [program])
@@ -152,7 +152,7 @@ def test_invalid_settings_are_rejected(wrong: dict[str, Any], message: str):
 
 
 class Slurm:
-    """Answers sbatch and squeue: numbers for scripts, states for tasks."""
+    """A fake sbatch and squeue: ids for scripts, states for tasks."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.scripts: list[str] = []
@@ -202,7 +202,7 @@ def test_wait_false_prints_how_to_follow_the_sweep(
     assert (tmp_path / "array-1.sh").stat().st_mode & 0o077 == 0  # it holds the settings as typed
 
 
-def test_the_password_of_a_url_reaches_the_jobs_by_the_environment_alone(
+def test_a_url_password_reaches_the_jobs_only_through_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     environments: list[dict[str, str]] = []
@@ -228,11 +228,13 @@ def test_the_password_of_a_url_reaches_the_jobs_by_the_environment_alone(
     assert environments[0]["ALEXNET_URL_PASSWORD"] == "hunter22"
 
 
-def test_a_resumed_sweep_submits_what_is_neither_finished_nor_with_slurm(tmp_path: Path, answers: Slurm):
+def test_a_resumed_sweep_submits_only_jobs_that_are_neither_finished_nor_queued(
+    tmp_path: Path, answers: Slurm
+):
     start(tmp_path, 0, 1, 2)
     finish(Job(0, [], tmp_path / "0"))
     answers.rows = ["101 1 PENDING", "101 2 TIMEOUT"]
-    start(tmp_path, 2, 1, 0, resume=True)  # in another order, too
+    start(tmp_path, 2, 1, 0, resume=True)  # also in another order
     assert [options(text)["array"] for text in answers.scripts] == ["0-2", "2"]
     assert "seed=2" in answers.scripts[1] and "seed=0" not in answers.scripts[1]
     answers.rows = ["101 1 RUNNING", "101 2 TIMEOUT", "102 2 RUNNING"]
@@ -275,7 +277,7 @@ def watched(folder: Path, count: int) -> tuple[list[Job], Watch, io.StringIO]:
     return jobs, Watch(jobs, ["101"], Table(jobs, Console(file=printed, width=200, soft_wrap=True))), printed
 
 
-def test_jobs_are_followed_from_the_queue_to_their_end(tmp_path: Path, answers: Slurm):
+def test_jobs_are_tracked_from_the_queue_to_their_end(tmp_path: Path, answers: Slurm):
     jobs, watch, printed = watched(tmp_path, 2)
     answers.rows = ["101 0 RUNNING", "101 1 PENDING"]
     assert watch.look()

@@ -1,4 +1,4 @@
-"""hydra/launcher=slurm on a real SLURM of one node, which these tests start."""
+"""hydra/launcher=slurm on a real one-node SLURM that these tests start."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def wait_until(true: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.1)
 
 
-def start_again(cluster: dict[str, str], job: str) -> None:
-    """SLURM holds a requeued job for two minutes; a test does not."""
+def start_requeued(cluster: dict[str, str], job: str) -> None:
+    """Start a requeued job now; SLURM would hold it for two minutes."""
 
     def is_held() -> bool:
         command = ["squeue", "-h", "-r", "-j", job, "-o", "%T"]
@@ -74,7 +74,7 @@ def start_again(cluster: dict[str, str], job: str) -> None:
         )
 
     wait_until(is_held)
-    time.sleep(2)  # a start in the second of the requeue is taken for the old one: "Job credential revoked"
+    time.sleep(2)  # a start in the same second as the requeue fails with "Job credential revoked"
     scontrol(cluster, "update", f"JobId={job}", "StartTime=now")
 
 
@@ -95,7 +95,7 @@ def test_a_requeued_job_ends_with_the_weights_of_an_uninterrupted_one(
     wait_until(lambda: has_trained(directory / "0", 1))
     job = f"{array_of(directory)}_0"
     scontrol(cluster, "requeue", job)
-    start_again(cluster, job)
+    start_requeued(cluster, job)
     printed, _ = watching.communicate(timeout=240)
     assert watching.returncode == 0, printed
     assert "job 0 finished" in printed
@@ -108,11 +108,11 @@ def test_a_requeued_job_ends_with_the_weights_of_an_uninterrupted_one(
     assert disturbed.keys() == undisturbed.keys()
     assert all(torch.equal(disturbed[name], undisturbed[name]) for name in disturbed)
     wandb_files = {file.name for file in (directory / "0" / "wandb").glob("*/run-*.wandb")}
-    assert len(list((directory / "0" / "wandb").glob("*run-*-*"))) == 2  # parts
-    assert wandb_files == {f"run-{find_run_id(directory / '0')}.wandb"}  # of one run
+    assert len(list((directory / "0" / "wandb").glob("*run-*-*"))) == 2  # two parts ...
+    assert wandb_files == {f"run-{find_run_id(directory / '0')}.wandb"}  # ... of one run
 
 
-def test_two_ranks_save_at_the_signal_ahead_of_the_time_limit_and_ask_to_be_started_again(
+def test_two_ranks_save_at_the_signal_before_the_time_limit_and_are_requeued(
     cluster: dict[str, str], tmp_path: Path
 ):
     directory = tmp_path / "sweep"
@@ -127,10 +127,9 @@ def test_two_ranks_save_at_the_signal_ahead_of_the_time_limit_and_ask_to_be_star
     assert submitting.returncode == 0, printed
     wait_until(lambda: has_trained(directory / "0", 1))
     job = f"{array_of(directory)}_0"
-    subprocess.run(
-        ["scancel", "--signal=USR1", job], env=cluster, check=True, timeout=30
-    )  # as SLURM does itself
-    start_again(cluster, job)
+    # As SLURM itself does.
+    subprocess.run(["scancel", "--signal=USR1", job], env=cluster, check=True, timeout=30)
+    start_requeued(cluster, job)
     again = sweep(
         cluster,
         *[s for s in settings if "wait" not in s and "sweep.dir" not in s],
@@ -138,14 +137,14 @@ def test_two_ranks_save_at_the_signal_ahead_of_the_time_limit_and_ask_to_be_star
     )
     printed, _ = again.communicate(timeout=240)
     assert again.returncode == 0, printed
-    assert "SLURM job array" not in printed  # it was there still: nothing is submitted twice
+    assert "SLURM job array" not in printed  # it was still queued: nothing is submitted twice
     said = (directory / "0" / "output.log").read_text()
     assert "stopped by SIGUSR1 after step" in said and "SLURM requeues this job." in said
     result = RunDirectory(directory / "0").result()
     assert result is not None and (result["status"], result["epochs"]) == ("finished", 4)
 
 
-def test_a_job_that_is_signalled_while_it_starts_is_started_again(cluster: dict[str, str], tmp_path: Path):
+def test_a_job_that_is_signalled_while_it_starts_is_requeued(cluster: dict[str, str], tmp_path: Path):
     directory = tmp_path / "sweep"
     settings = [*SETTINGS, "trainer.max_epochs=1", f"hydra.sweep.dir={directory}"]
     watching = sweep(cluster, *settings)
@@ -162,7 +161,7 @@ def test_a_job_that_is_signalled_while_it_starts_is_started_again(cluster: dict[
         wait_until(sign)
         job = f"{array_of(directory)}_0"
         subprocess.run(["scancel", "--signal=USR1", job], env=cluster, check=True, timeout=30)
-        start_again(cluster, job)
+        start_requeued(cluster, job)
     printed, _ = watching.communicate(timeout=240)
     assert watching.returncode == 0, printed
     assert said().count("SLURM requeues this job.") == 2 and "Traceback" not in said()
@@ -170,7 +169,7 @@ def test_a_job_that_is_signalled_while_it_starts_is_started_again(cluster: dict[
     assert result is not None and (result["status"], result["epochs"]) == ("finished", 1)
 
 
-def test_a_terminal_starts_its_ranks_itself_and_other_tasks_must_be_as_many(
+def test_a_terminal_starts_its_own_ranks_and_other_task_counts_must_match(
     cluster: dict[str, str], tmp_path: Path
 ):
     small = [*SETTINGS, "trainer=ddp_cpu", "trainer.max_epochs=1", "data.train_subset=200"]

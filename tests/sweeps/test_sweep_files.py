@@ -1,4 +1,4 @@
-"""Every file of conf/sweep, and every command of docs/sweeps.md, makes jobs that the command line accepts."""
+"""Every file of conf/sweep, and every command of docs/sweeps.md, results in jobs that the command line accepts."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_shipped_sweep_is_described_and_composes_valid_jobs(name: str):
     ("name", "count"),
     [("lr_wd", 16), ("lrn_order", 15), ("optimizers", 15), ("alexnets_cifar10", None)],
 )
-def test_a_grid_has_as_many_jobs_as_it_says(name: str, count: int | None):
+def test_a_grid_has_the_expected_number_of_jobs(name: str, count: int | None):
     models = [model for model in options("model") if model.startswith("alexnet_")]
     assert len(swept(["-m", f"sweep={name}"])[1]) == (count or 3 * len(models))
 
@@ -94,7 +94,7 @@ def test_every_documented_command_composes_valid_jobs(command: str):
         check_sweeper(app.sweeper, compose("train", jobs[0]))
 
 
-def test_the_page_names_every_setting_and_every_ready_sweep():
+def test_the_page_names_every_setting_and_every_shipped_sweep():
     from hydra_plugins.alexnet_exp_plugins import OptunaConfig, ProcessesConfig
 
     text = PAGE.read_text(encoding="utf-8")

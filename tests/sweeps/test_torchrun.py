@@ -1,4 +1,4 @@
-"""torchrun or SLURM starts the ranks of a run; torchrun starts them again when one dies."""
+"""torchrun or SLURM starts the ranks of a run; torchrun restarts them when one dies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "mine", "WORLD_SIZE": "2", "RANK": "0"}
 STEP = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_NTASKS_PER_NODE": "2"}
 ALONE = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}  # a script without srun
 TWO_MACHINES = {**TORCHRUN, "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}
-# Of an allocation of two tasks.
+# Inside an allocation of two tasks.
 SHELL = {**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_NAME": "interactive"}
 _RESTARTS = {"TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_USE_AGENT_STORE"}
 _PLACES = {"LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "SLURM_STEP_NUM_NODES", "LOCAL_WORLD_SIZE"}
@@ -70,7 +70,7 @@ def trainer(devices: Any, nodes: int = 1) -> dict[str, Any]:
         ({}, trainer(1, 2), "num_nodes=2 would wait for the other nodes forever"),
     ],
 )  # fmt: skip
-def test_a_launcher_must_have_started_a_process_for_each_device(
+def test_a_launcher_must_start_one_process_per_device(
     processes: pytest.MonkeyPatch, environment: dict[str, str], wanted: dict[str, Any], message: str
 ):
     for name, value in environment.items():
@@ -91,7 +91,7 @@ def test_a_launcher_must_have_started_a_process_for_each_device(
         ({}, trainer(2)),
     ],
 )
-def test_processes_that_are_as_many_as_the_devices_may_start(
+def test_as_many_processes_as_devices_are_accepted(
     processes: pytest.MonkeyPatch, environment: dict[str, str], wanted: dict[str, Any]
 ):
     for name, value in environment.items():
@@ -99,7 +99,7 @@ def test_processes_that_are_as_many_as_the_devices_may_start(
     check_process_count(wanted)
 
 
-def test_a_run_that_its_launcher_does_not_fit_leaves_no_directory(
+def test_a_run_that_does_not_match_its_launcher_leaves_no_directory(
     processes: pytest.MonkeyPatch, tmp_path: Path
 ):
     processes.setenv("SLURM_PROCID", "0")
@@ -108,7 +108,7 @@ def test_a_run_that_its_launcher_does_not_fit_leaves_no_directory(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_shell_in_an_allocation_starts_its_ranks_as_any_other(processes: pytest.MonkeyPatch):
+def test_a_shell_in_an_allocation_starts_its_ranks_like_any_other(processes: pytest.MonkeyPatch):
     for name, value in SHELL.items():
         processes.setenv(name, value)
     check_processes(["-m", "seed=1,2"])
@@ -116,7 +116,7 @@ def test_a_shell_in_an_allocation_starts_its_ranks_as_any_other(processes: pytes
     assert not started_externally()
 
 
-def test_tasks_of_a_job_that_is_named_like_a_shell_are_refused(processes: pytest.MonkeyPatch):
+def test_tasks_of_a_job_named_interactive_are_refused(processes: pytest.MonkeyPatch):
     for name, value in {**STEP, "SLURM_JOB_NAME": "interactive"}.items():
         processes.setenv(name, value)
     with pytest.raises(
@@ -126,7 +126,7 @@ def test_tasks_of_a_job_that_is_named_like_a_shell_are_refused(processes: pytest
 
 
 @pytest.mark.parametrize("environment", [TORCHRUN, STEP])
-def test_processes_that_share_a_run_must_be_told_its_directory(
+def test_processes_that_share_a_run_need_its_directory(
     processes: pytest.MonkeyPatch, environment: dict[str, str]
 ):
     for name, value in environment.items():
@@ -139,7 +139,7 @@ def test_processes_that_share_a_run_must_be_told_its_directory(
     check_processes(["seed=1", "hydra.run.dir=here"])
 
 
-def test_restarts_need_a_store_of_their_own(processes: pytest.MonkeyPatch):
+def test_restarts_need_their_own_store(processes: pytest.MonkeyPatch):
     for name, value in {**TORCHRUN, "TORCHELASTIC_MAX_RESTARTS": "3"}.items():
         processes.setenv(name, value)
     check_processes(["resume=here"])
@@ -148,7 +148,7 @@ def test_restarts_need_a_store_of_their_own(processes: pytest.MonkeyPatch):
         check_processes(["resume=here"])
 
 
-def test_tasks_that_lightning_would_refuse_are_refused_in_a_sentence(processes: pytest.MonkeyPatch):
+def test_tasks_that_lightning_would_reject_are_a_one_line_error(processes: pytest.MonkeyPatch):
     for name, value in STEP.items():
         processes.setenv(name, value)
     processes.delenv("SLURM_NTASKS_PER_NODE")
@@ -156,7 +156,7 @@ def test_tasks_that_lightning_would_refuse_are_refused_in_a_sentence(processes: 
         check_processes(["resume=here"])
 
 
-def test_the_first_rank_is_torchruns_also_where_slurm_numbers_the_machines_in_another_order(
+def test_the_first_rank_is_torchruns_even_if_slurm_orders_the_machines_differently(
     processes: pytest.MonkeyPatch,
 ):
     for name, value in {**TORCHRUN, "LOCAL_RANK": "0", "SLURM_PROCID": "1"}.items():
@@ -168,9 +168,7 @@ def test_the_first_rank_is_torchruns_also_where_slurm_numbers_the_machines_in_an
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
-def test_one_of_several_processes_that_does_not_know_which_is_refused(
-    processes: pytest.MonkeyPatch, name: str
-):
+def test_one_of_several_processes_without_a_rank_is_refused(processes: pytest.MonkeyPatch, name: str):
     processes.setenv(name, "1")
     check_processes([])
     processes.setenv(name, "2")
@@ -193,7 +191,7 @@ def test_a_job_of_several_tasks_must_be_started_with_srun(processes: pytest.Monk
         UserError, match="has 2 tasks, but only one process is running: start the command with srun"
     ):
         check_processes(["resume=here"])
-    check_processes(["-m", "seed=1,2"])  # its jobs are no tasks of SLURM's
+    check_processes(["-m", "seed=1,2"])  # its jobs are not SLURM tasks
     processes.delenv("SLURM_PROCID")  # the shell of salloc --job-name=mine
     with pytest.raises(UserError, match="has 2 tasks"):
         check_processes(["resume=here"])
@@ -239,7 +237,7 @@ def test_a_run_of_two_ranks_survives_the_death_of_one(tmp_path: Path):
     os.kill(int(ranks[-1]), signal.SIGKILL)
     printed, _ = running.communicate(timeout=180)
     assert running.returncode == 0, printed
-    assert printed.count("run directory: ") >= 3  # begun twice, ended once
+    assert printed.count("run directory: ") >= 3  # printed at both starts and at the end
 
     assert main(["train", *settings, f"hydra.run.dir={alone}"]) == 0
     one, other = (

@@ -1,4 +1,4 @@
-"""W&B without an account: no test leaves this machine."""
+"""W&B without an account: no test connects to a server elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alexnet_exp.tracking.wandb.logger import WandbTracker
 
 @pytest.fixture
 def tracker(no_account: None) -> Callable[..., WandbTracker]:
-    """Make trackers: offline and without the code unless told otherwise."""
+    """Make trackers: by default offline and without the code."""
 
     def make(run_dir: Path, **options: Any) -> WandbTracker:
         return WandbTracker(

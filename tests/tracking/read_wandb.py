@@ -24,7 +24,7 @@ WHOLE, FIRST, _MIDDLE, LAST = 1, 2, 3, 4  # kinds of fragments
 
 @dataclass
 class WandbRun:
-    """What one .wandb file says; `exit_code` is None for a run that was killed."""
+    """The content of one .wandb file; `exit_code` is None for a run that was killed."""
 
     run_id: str = ""
     project: str = ""
@@ -42,7 +42,7 @@ class WandbRun:
     exit_code: int | None = None
 
     def metric_rows(self) -> list[dict[str, float]]:
-        """Return the history as logged: no keys of W&B's own; no pictures and tables, which have no step."""
+        """Return the history as logged, without W&B's own keys and without images and tables, which have no step."""
         rows = [{k: v for k, v in row.items() if not k.startswith("_")} for row in self.history]
         return [row for row in rows if "step" in row]
 
@@ -132,7 +132,7 @@ def _take(run: WandbRun, record: Any) -> None:
 
 
 def _items(items: Any) -> dict[str, Any]:
-    """Return the values by name; pictures and tables come as one item per field, with two names each."""
+    """Return the values by name; images and tables are one item per field, with two names each."""
     values: dict[str, Any] = {}
     for item in items:
         *outer, name = item.nested_key or [item.key]

@@ -1,4 +1,4 @@
-"""What a run says of itself, and what other libraries may not say in it."""
+"""The log of a run, and warnings of other libraries that it suppresses."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def bomb() -> None:
     Image._decompression_bomb_check((20_000, 5_000))
 
 
-def test_pillow_s_warnings_are_kept_out_of_a_run_and_come_again_after_it() -> None:
+def test_pillow_warnings_are_suppressed_only_during_a_run() -> None:
     with logging_to(None):
         bomb()
     with pytest.warns(Image.DecompressionBombWarning):
         bomb()
 
 
-def test_after_a_run_the_log_is_as_before() -> None:
+def test_logging_is_restored_after_a_run() -> None:
     root, filters = logging.getLogger(), list(warnings.filters)
     handlers = root.handlers[:]
     with pytest.raises(ZeroDivisionError), logging_to(None, on_screen=True):

@@ -47,7 +47,7 @@ def test_numbers_read_back_bit_for_bit(tmp_path: Path) -> None:
     assert [v.hex() for v in read] == [v.hex() for v in values]
 
 
-def test_not_a_number_is_a_value_and_not_a_gap(tmp_path: Path) -> None:
+def test_nan_is_a_value_and_not_a_gap(tmp_path: Path) -> None:
     logger = MetricsCSV(tmp_path)
     logger.log_metrics({"train/loss": math.nan, "epoch": 0}, step=0)
     assert math.isnan(logger.rows()[0]["train/loss"])
@@ -123,21 +123,18 @@ def test_truncate_drops_what_a_resumed_run_replays(tmp_path: Path) -> None:
     assert resumed.rows() == before
 
 
-def test_truncate_keeps_of_the_last_step_what_was_there_when_the_checkpoint_was_written(
+def test_truncate_keeps_rows_of_the_last_step_written_before_the_checkpoint(
     tmp_path: Path,
 ) -> None:
     logger = MetricsCSV(tmp_path)
-    for step, loss in (
-        (1, 0.5),
-        (2, 0.4),
-        (2, 0.3),
-    ):  # gradients are accumulated: the last is of the next epoch
+    # With gradient accumulation, the last row is of the next epoch.
+    for step, loss in ((1, 0.5), (2, 0.4), (2, 0.3)):
         logger.log_metrics({"val/loss": loss, "epoch": 1}, step=step)
     resumed = MetricsCSV(tmp_path)
     assert resumed.num_rows == 3
     resumed.truncate(2, 2)
     assert [row["val/loss"] for row in resumed.rows()] == [0.5, 0.4]
-    resumed.truncate(2, 0)  # earlier steps stay whatever a checkpoint says
+    resumed.truncate(2, 0)  # earlier steps are always kept
     assert [row["val/loss"] for row in resumed.rows()] == [0.5]
     assert resumed.num_rows == 1
 

@@ -1,4 +1,4 @@
-"""Secrets are known by what they are, never by the key that they stand under; files keep settings as they are."""
+"""Secrets are recognised by their value, never by their key; files keep settings unchanged."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ VARIABLES = {
 
 
 @pytest.fixture(autouse=True)
-def _nothing_else_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_other_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(module, "_remembered", set())
 
 
 @pytest.mark.parametrize("name", VARIABLES)
-def test_the_value_of_a_secret_variable_is_hidden_wherever_it_stands(
-    name: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_value_of_a_secret_variable_is_redacted_everywhere(name: str, monkeypatch: pytest.MonkeyPatch):
     value = VARIABLES[name]
     monkeypatch.setenv(name, value)
     shown = {"notes": f"before {value} after", "list": [f"notes={value}"], "n": 3, "pair": ("a", value)}
@@ -41,8 +39,8 @@ def test_the_value_of_a_secret_variable_is_hidden_wherever_it_stands(
         "pair": ("a", "[redacted]"),
     }
     assert redact(shown) == hidden
-    assert shown["notes"] == f"before {value} after"  # a copy is changed
-    assert without_passwords(shown) == shown  # and no file
+    assert shown["notes"] == f"before {value} after"  # redact returns a copy
+    assert without_passwords(shown) == shown  # files keep the value
 
 
 HARMLESS: dict[str, str] = {
@@ -79,7 +77,7 @@ def test_an_existing_path_is_not_a_secret(monkeypatch: pytest.MonkeyPatch, tmp_p
         {"url": "https://example.org:8080/a@b", "mail": "http://host:5000 or me@host"},
     ],
 )
-def test_nothing_is_redacted_for_its_key_or_length(settings: Any):
+def test_nothing_is_redacted_because_of_its_key_or_length(settings: Any):
     assert redact(settings) == settings == without_passwords(settings)
 
 
@@ -130,12 +128,12 @@ def test_the_password_is_read_from_the_environment(url: str, variable: str, monk
     assert "first" in with_passwords({"a": [url]})["a"][0]
 
 
-def test_a_password_in_use_is_hidden_outside_of_its_url_too():
+def test_a_password_in_use_is_redacted_outside_its_url_too():
     with_passwords({"url": "s3://me:hunter22-typed@host"})
     assert redact("the server refuses hunter22-typed") == "the server refuses [redacted]"
 
 
-def test_the_key_of_netrc_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_key_in_netrc_is_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     key = "fedcba9876543210" * 2 + "fedcba98"
     (tmp_path / "mine").write_text(f"machine api.wandb.ai\n  login user\n  password {key}\n")
     assert redact(f"key {key}") == f"key {key}"

@@ -16,7 +16,7 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.run_directory import RunDirectory, is_held
 
 
-def flock_says(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def make_flock_fail(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(file: Any, operation: int) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -24,7 +24,7 @@ def flock_says(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_locked_directory_is_in_use_by_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    flock_says(errno.EWOULDBLOCK, monkeypatch)
+    make_flock_fail(errno.EWOULDBLOCK, monkeypatch)
     with (
         pytest.raises(UserError, match="is in use by a run that is still running"),
         RunDirectory(tmp_path).lock(),
@@ -47,7 +47,7 @@ def test_a_lock_file_deleted_by_its_last_owner_does_not_count_as_locked(
 def test_a_file_system_without_locks_only_causes_a_warning(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    flock_says(number, monkeypatch)
+    make_flock_fail(number, monkeypatch)
     with RunDirectory(tmp_path).lock():
         (tmp_path / "config.yaml").write_text("seed: 0")
     (record,) = caplog.records
@@ -55,7 +55,7 @@ def test_a_file_system_without_locks_only_causes_a_warning(
 
 
 def test_any_other_locking_error_is_reported_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    flock_says(errno.EIO, monkeypatch)
+    make_flock_fail(errno.EIO, monkeypatch)
     with (
         pytest.raises(UserError, match=r"cannot be written \(Input/output error\)"),
         RunDirectory(tmp_path).lock(),
@@ -89,7 +89,7 @@ while True:
 
 
 def test_checking_a_lock_never_blocks_a_starting_run(tmp_path: Path) -> None:
-    (tmp_path / ".lock").touch()  # of a run that was killed
+    (tmp_path / ".lock").touch()  # left by a killed run
     lookers = [
         subprocess.Popen([sys.executable, "-c", LOOK, str(tmp_path)], stdout=subprocess.PIPE)
         for _ in range(2)

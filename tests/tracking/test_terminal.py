@@ -1,4 +1,4 @@
-"""Tables that fit a terminal: what goes, what folds, what stays whole."""
+"""Tables that fit a terminal: what is dropped, what wraps, what stays whole."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def shown(width: int) -> str:
 @pytest.mark.parametrize(
     ("width", "left_out"), [(100, ""), (64, ""), (60, "source"), (35, "kind, source"), (20, "kind, source")]
 )
-def test_columns_that_matter_less_go_and_numbers_stay_whole(width: int, left_out: str):
+def test_less_important_columns_are_dropped_and_numbers_stay_whole(width: int, left_out: str):
     text = shown(width)
     assert max(map(len, text.splitlines())) <= width
     assert "12,345,678" in text
@@ -34,12 +34,12 @@ def test_columns_that_matter_less_go_and_numbers_stay_whole(width: int, left_out
     assert said == (f"{left_out} (see docs)" if left_out else "")
 
 
-def test_names_are_no_markup_and_fold_in_the_end():
+def test_names_are_not_markup_and_wrap_as_a_last_resort():
     table = shown(20).partition("too narrow")[0].splitlines()[1:]
     assert "".join(line[:8].strip() for line in table) == "[red]conv1[/red]"
 
 
-def test_a_pipe_has_no_width_to_fit(monkeypatch: pytest.MonkeyPatch):
+def test_output_to_a_pipe_is_not_fitted(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     pipe = Console(file=io.StringIO())
     print_fitted(HEAD, ROWS, pipe, numbers=[2], spare=[3, 1], prose=3)
@@ -55,14 +55,14 @@ def test_a_pipe_has_no_width_to_fit(monkeypatch: pytest.MonkeyPatch):
         ("/nowhere", ".", "/nowhere"),
     ],
 )
-def test_a_path_is_as_short_as_it_can_be(
+def test_a_path_is_as_short_as_possible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, folder: str, expected: str
 ):
     monkeypatch.chdir(tmp_path)
     assert nearby(tmp_path / path, tmp_path / folder) == expected
 
 
-def test_a_path_is_as_seen_from_where_a_linked_folder_really_lies(tmp_path: Path):
+def test_a_path_is_relative_to_the_target_of_a_linked_folder(tmp_path: Path):
     real = tmp_path / "far" / "away" / "outputs"
     real.mkdir(parents=True)
     (tmp_path / "outputs").symlink_to(real)

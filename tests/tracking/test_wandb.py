@@ -55,7 +55,7 @@ def _pixels(path: Path) -> np.ndarray:
 
 
 class _Line(LightningModule):
-    """One weight, as little training as there can be."""
+    """A single weight: as little training as possible."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def test_the_description_of_the_run_is_logged(tmp_path: Path, tracker: Make) -> 
     assert {key: getattr(run, key) for key in about} == about
 
 
-def test_epoch_metrics_are_drawn_over_epochs_and_step_metrics_over_steps(
+def test_epoch_metrics_are_plotted_over_epochs_and_step_metrics_over_steps(
     tmp_path: Path, tracker: Make
 ) -> None:
     axes = finished(tracker(tmp_path)).x_axes
@@ -151,7 +151,7 @@ def test_epoch_metrics_are_drawn_over_epochs_and_step_metrics_over_steps(
     assert {axes["train/loss_step"], axes["lr"], axes["images_per_second"]} == {"step"}
 
 
-def test_images_are_kept_with_their_captions(tmp_path: Path, tracker: Make) -> None:
+def test_images_are_logged_with_their_captions(tmp_path: Path, tracker: Make) -> None:
     picture = tmp_path / "picture.png"
     Image.fromarray(np.full((3, 5, 3), 200, np.uint8)).save(picture)
     logger = tracker(tmp_path)
@@ -163,7 +163,7 @@ def test_images_are_kept_with_their_captions(tmp_path: Path, tracker: Make) -> N
     assert (kept[0] == 200).all()
 
 
-def test_tables_are_kept(tmp_path: Path, tracker: Make) -> None:
+def test_tables_are_logged(tmp_path: Path, tracker: Make) -> None:
     logger = tracker(tmp_path)
     logger.log_table("worst", ["class", "top1"], [["cat", 0.25], ["dog", 0.5]])
     (row,) = finished(logger).history
@@ -218,7 +218,7 @@ def test_the_checkpoint_file_is_an_artifact_only_on_request(
 def test_two_trackers_in_one_process_do_not_mix(tmp_path: Path, tracker: Make) -> None:
     first = tracker(tmp_path / "0", run_id="aaaaaaaa")
     first.log_metrics({"lr": 1.0}, step=0)
-    second = tracker(tmp_path / "1", run_id="bbbbbbbb")  # nobody has finished the first
+    second = tracker(tmp_path / "1", run_id="bbbbbbbb")  # the first is not finished
     second.log_metrics({"lr": 2.0}, step=0)
     run = finished(second)
     assert (run.run_id, run.metric_rows()) == ("bbbbbbbb", [{"lr": 2.0, "step": 0}])
@@ -255,7 +255,7 @@ def test_finish_records_the_exit_code_and_can_be_called_twice(tmp_path: Path, tr
     assert (run.exit_code, len(run.history)) == (3, 1)
 
 
-def test_training_outlives_the_service_of_wandb(
+def test_training_survives_the_loss_of_the_wandb_service(
     tmp_path: Path, tracker: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def gone(*_: object) -> None:
@@ -269,7 +269,7 @@ def test_training_outlives_the_service_of_wandb(
     assert caplog.text.count("W&B stopped recording (Connection lost); metrics.csv continues") == 1
 
 
-def test_a_failed_finish_is_logged_and_does_not_hide_the_error_of_the_training(
+def test_a_failed_finish_is_logged_and_does_not_hide_a_training_error(
     tmp_path: Path, tracker: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def gone(*_: object, **__: object) -> None:
@@ -282,7 +282,7 @@ def test_a_failed_finish_is_logged_and_does_not_hide_the_error_of_the_training(
     assert f"wandb sync {logger.run_dir_sync}" in caplog.text
 
 
-def test_disabled_and_other_ranks_leave_nothing(
+def test_disabled_mode_and_other_ranks_write_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: Make
 ) -> None:
     disabled = tracker(tmp_path / "disabled", mode="disabled")
@@ -298,7 +298,7 @@ def test_disabled_and_other_ranks_leave_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ids_do_not_depend_on_the_seed() -> None:
+def test_run_ids_do_not_depend_on_the_seed() -> None:
     torch.manual_seed(0)
     ids = {new_run_id() for _ in range(50)}
     assert len(ids) == 50

@@ -1,4 +1,4 @@
-"""The sweep that docs/wandb.md walks through: a file that W&B takes, and settings that Hydra takes."""
+"""The sweep that docs/wandb.md walks through: a file that W&B accepts, and settings that Hydra accepts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sweep() -> dict[str, Any]:
     return yaml.safe_load(text)
 
 
-def test_settings_of_the_sweep_are_settings_of_a_run(sweep: dict[str, Any]):
+def test_parameters_of_the_sweep_are_settings_of_a_run(sweep: dict[str, Any]):
     chosen = []
     for key, rule in sweep["parameters"].items():
         value = rule["values"][0] if "values" in rule else rule.get("value", rule.get("min"))
@@ -42,8 +42,8 @@ def test_the_wandb_agent_passes_settings_in_hydras_grammar(sweep: dict[str, Any]
     assert sweep["metric"] == {"name": "val/top1", "goal": "maximize"}
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # wandb's own, of the agent's settings
-def test_agent_s_command_makes_the_run_that_the_agent_waits_for(
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # wandb's own, for the agent's settings
+def test_the_agents_command_creates_the_run_that_the_agent_expects(
     sweep: dict[str, Any], no_account: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     chosen = {"model": {"value": "alexnet_tf_cifar"}, "optimizer.lr": {"value": 0.003}, "seed": {"value": 2}}

@@ -30,7 +30,7 @@ def test_runs_are_found_where_wandb_keeps_them(tmp_path: Path) -> None:
         file.touch()
         assert run_folders(tmp_path, run_id) == [file.parent]
         assert is_offline(file.parent) is not online
-        assert find_run_id(tmp_path) in ("first123", run_id)  # both have begun in the same second
+        assert find_run_id(tmp_path) in ("first123", run_id)  # both start in the same second
     assert len(run_folders(tmp_path)) == 2
 
 

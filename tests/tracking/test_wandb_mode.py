@@ -1,4 +1,4 @@
-"""Online or offline: decided without a question and without a long wait."""
+"""Online or offline: decided without a prompt and without a long wait."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_an_unreachable_server_means_offline_within_seconds(
 def serving(
     monkeypatch: pytest.MonkeyPatch, status: int, answer: Callable[[bytes], object]
 ) -> Iterator[http.server.ThreadingHTTPServer]:
-    """Be W&B's server on this machine: every request gets this status, and what `answer` makes of its body."""
+    """Act as W&B's server on this machine: every request gets `status`, and `answer` of its body."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -95,7 +95,7 @@ def serving(
 
 @pytest.fixture
 def refusing_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server that is there, and knows none of the keys that it is shown."""
+    """A server that responds, but rejects every key."""
     refusal = {"errors": [{"message": "user is not logged in"}], "data": None}
     with serving(monkeypatch, 401, lambda asked: refusal):
         yield os.environ["WANDB_BASE_URL"]
@@ -118,7 +118,7 @@ def test_online_with_a_rejected_key_is_an_error(tmp_path: Path, refusing_server:
         tracker(tmp_path, mode="online")
 
 
-NETWORK: list[Exception] = [  # what wandb has been seen or written to raise
+NETWORK: list[Exception] = [  # what wandb is known or documented to raise
     CommError("Error uploading run: returned error 502"),
     AuthenticationError("the server is being mended"),
     UsageError("No API key configured."),
@@ -135,7 +135,7 @@ NETWORK: list[Exception] = [  # what wandb has been seen or written to raise
 
 
 class Started:
-    """A W&B run whose service dies with the first row."""
+    """A W&B run whose service dies at the first row."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -146,7 +146,7 @@ class Started:
 
 @pytest.fixture
 def online(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception, Exception | None], None]:
-    """Let a server answer, and starting a run there or offline fail."""
+    """Make the server respond, but starting a run, online or offline, fail."""
 
     def fail(there: Exception, offline: Exception | None = None) -> None:
         def start(tracker: WandbTracker, mode: str, about: object) -> Started:
@@ -186,7 +186,7 @@ def test_any_network_error_falls_back_to_offline(
     assert ["stopped recording" in message for message in caplog.messages] == [False, True]
 
 
-def test_an_error_of_our_own_is_not_taken_for_the_networks(
+def test_our_own_bugs_are_not_mistaken_for_network_errors(
     online: Callable[..., None], tmp_path: Path, tracker: Make
 ) -> None:
     online(KeyError("lr"))
@@ -203,8 +203,8 @@ def test_a_failed_offline_start_is_a_one_line_error(
 
 
 @pytest.fixture
-def leaving_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.ThreadingHTTPServer]:
-    """A server that takes a run on; shut down, it is a network that went away."""
+def disconnecting_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.ThreadingHTTPServer]:
+    """A server that accepts a run; shutting it down simulates a lost connection."""
     project = {"id": "1", "name": "alexnet_exp", "entity": {"id": "2", "name": "me"}}
     bucket = {"id": "3", "name": "abcd1234", "displayName": "run", "config": "{}", "project": project}
     taken_on = {"upsertBucket": {"bucket": bucket, "inserted": True}}
@@ -218,14 +218,14 @@ def leaving_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.Thre
 @pytest.mark.slow
 def test_a_lost_connection_costs_nothing_but_the_upload(
     tmp_path: Path,
-    leaving_server: http.server.ThreadingHTTPServer,
+    disconnecting_server: http.server.ThreadingHTTPServer,
     tracker: Make,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     logger = tracker(tmp_path, mode="online", run_id="abcd1234")
     assert logger.mode == "online"
-    leaving_server.shutdown()
-    leaving_server.server_close()
+    disconnecting_server.shutdown()
+    disconnecting_server.server_close()
     start = time.monotonic()
     for step in range(3):
         logger.log_metrics({"lr": 0.5}, step=step)
@@ -233,7 +233,7 @@ def test_a_lost_connection_costs_nothing_but_the_upload(
     logger.finish()
     assert time.monotonic() - start < 15
     assert f"To upload it later: wandb sync {sync}" in caplog.text
-    assert sync is not None and list(sync.glob("run-abcd1234.wandb"))  # what `wandb sync` takes
+    assert sync is not None and list(sync.glob("run-abcd1234.wandb"))  # what `wandb sync` needs
 
 
 def test_online_without_a_key_is_an_error_that_names_both_ways_out(tmp_path: Path, tracker: Make) -> None:
@@ -256,7 +256,7 @@ def test_a_typed_mode_beats_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_mode("offline").mode == "offline"
 
 
-def test_auto_follows_the_command_wandb_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_auto_follows_the_wandb_offline_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = tmp_path / "home" / ".config" / "wandb" / "settings"
     settings.parent.mkdir(parents=True)
     settings.write_text("[default]\nmode = offline\n")

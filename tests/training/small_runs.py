@@ -1,4 +1,4 @@
-"""Runs that last a second: a narrow network, a few of the embedded digits, one processor."""
+"""Runs that take a second: a narrow network, a few of the embedded digits, on CPU."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ DROPOUT = ["model.features.conv3.then=[relu,dropout]", "model.dropout=0.5"]
 
 
 def settings(*overrides: str, base: list[str] = SMALL) -> tuple[dict[str, Any], list[str]]:
-    """Return the settings of a small run as the command line would give them, and what was typed."""
+    """Return the settings of a small run as the command line would compose them, and the overrides."""
     typed = [*base, *overrides]
     return plain(compose("train", typed)), typed
 
 
 def run(run_dir: Path, *overrides: str, callbacks: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Train in `run_dir`, and return what result.json holds; `callbacks` are of the test's own."""
+    """Train in `run_dir` with the test's own `callbacks`, and return the content of result.json."""
     config, typed = settings(*overrides)
     config["callbacks"] |= callbacks or {}
     return train(config, typed, run_dir, "python train.py")
@@ -51,7 +51,7 @@ def resume(run_dir: Path, *overrides: str) -> dict[str, Any] | None:
     saved = yaml.safe_load(settings_file.read_text())
     saved["callbacks"] = {
         k: v for k, v in saved["callbacks"].items() if "_target_" not in v
-    }  # of the test's own
+    }  # without the test's own
     settings_file.write_text(yaml.safe_dump(saved))
     typed = resumed_arguments([f"resume={run_dir}", *overrides])
     resumed = resumed_settings(plain(compose("train", typed)), typed)
@@ -62,7 +62,7 @@ def resume(run_dir: Path, *overrides: str) -> dict[str, Any] | None:
 
 
 def rows(run_dir: Path) -> list[dict[str, float]]:
-    """Read metrics.csv without the one column that is another each time."""
+    """Read metrics.csv without the one column that differs between runs."""
     return [
         {k: v for k, v in row.items() if k != "images_per_second"}
         for row in read_metrics(run_dir / "metrics.csv")
@@ -75,7 +75,7 @@ def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Return whether two nests of tensors and plain values are equal, bit by bit."""
+    """Return whether two nested structures of tensors and plain values are equal, bit for bit."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -86,24 +86,24 @@ def same(a: Any, b: Any) -> bool:
 
 
 def assert_same_end(one: Path, other: Path) -> None:
-    """Compare checkpoints and metrics of a run and of one that was stopped and resumed."""
+    """Compare the checkpoints and metrics of an uninterrupted and a resumed run."""
     for name in ("last", "best"):
         a, b = checkpoint(one, name), checkpoint(other, name)
         different = [key for key in a | b if not same(a.get(key), b.get(key))]
-        # These name the directory, and the length may have been another when the best was saved.
+        # These contain the directory, or the run length, which may have been different when best was saved.
         assert set(different) <= {"config", "callbacks", "run_length"}, different
         assert same(a["callbacks"]["BestAndLast"]["best"], b["callbacks"]["BestAndLast"]["best"])
     assert rows(one) == rows(other)
 
 
 def train_until(run_dir: Path, steps: int, *overrides: str) -> None:
-    """Start a run that Ctrl-C ends after so many optimizer steps."""
+    """Start a run that Ctrl-C stops after `steps` optimizer steps."""
     with pytest.raises(KeyboardInterrupt):
         run(run_dir, *overrides, callbacks={"stop": {"_target_": f"{__name__}.StopAfter", "steps": steps}})
 
 
 class StopAfter(Callback):
-    """End the run as Ctrl-C does, after so many optimizer steps."""
+    """Stop the run as Ctrl-C does, after `steps` optimizer steps."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps

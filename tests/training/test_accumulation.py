@@ -1,4 +1,4 @@
-"""The gradient of an optimizer step against that of one large batch of its images, without dropout and batch norm."""
+"""The gradient of an optimizer step equals that of one large batch of its images, without dropout and batch norm."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from alexnet_exp.training.accumulation import Window
 from tests.data.made import Made
 from tests.training.small_runs import rows, run, train_until
 
-TOLERANCE = {"64-true": 1e-10, "32-true": 1e-5}  # of the gradient's norm
+TOLERANCE = {"64-true": 1e-10, "32-true": 1e-5}  # relative to the gradient's norm
 PLAIN = ["augment=none", "optimizer.momentum=0", "optimizer.nesterov=false", "optimizer.weight_decay=0",
          "scheduler=none", "test=false"]  # fmt: skip
 COMPARE = "tests.training.test_accumulation.Compare"
 
 
 class Compare(Callback):
-    """Hold the gradient of every step against that of one batch of all its images, on all ranks."""
+    """Compare the gradient of every step with that of one batch of its images from all ranks."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.steps: list[tuple[int, float]] = []  # images, and how far the gradient is off
+        self.steps: list[tuple[int, float]] = []  # number of images, relative error of the gradient
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -71,7 +71,7 @@ def network() -> nn.Module:
 
 
 def fit(data: ImageData, **options: Any) -> list[tuple[int, float]]:
-    """Train for two epochs, and return images and error of every step."""
+    """Train for two epochs, and return the number of images and error of every step."""
     compare = Compare()
     sgd = {"_target_": "torch.optim.SGD", "lr": 0.1}
     module = ImageClassifier(network(), ["a", "b", "c"], sgd, label_smoothing=0.1)
@@ -99,7 +99,7 @@ def made(count: int) -> Made:
         (17, None, 2, [10, 7]),
         (22, None, 2, [10, 10, 2]),
         (22, None, 3, [15, 7]),
-        (22, 1, 4, [5]),  # fewer batches than make a step
+        (22, 1, 4, [5]),  # fewer batches than one step accumulates
         (22, 0.8, 3, [15, 5]),
     ],
 )
@@ -118,7 +118,7 @@ def test_a_step_uses_the_mean_gradient_over_its_images(
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 @pytest.mark.parametrize(
     "count", [10, 9, 13]
-)  # in batches of 4: with a partial one, and with a rank that has no share
+)  # in batches of 4: with a partial batch, and with a rank without images
 def test_accumulated_slices_of_all_ranks_give_the_gradient_of_one_large_batch(
     ranks: int, accumulate: int, count: int
 ) -> None:
@@ -154,8 +154,8 @@ def trainer_of(
     )  # fmt: skip
 
 
-def test_two_ranks_that_accumulate_step_as_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # 65 images in batches of 32: the last has one, and so one of the ranks has none.
+def test_two_accumulating_ranks_step_as_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 65 images in batches of 32: the last batch has one image, so one rank has none.
     settings = [
         *PLAIN,
         "data.train_subset=65",
@@ -185,10 +185,10 @@ def test_the_logged_loss_does_not_depend_on_accumulation(tmp_path: Path) -> None
     )  # the last batch of each step
 
 
-def test_a_new_run_from_inside_an_epoch_with_fewer_batches_per_step_counts_the_images_it_sees(
+def test_a_new_run_from_inside_an_epoch_can_accumulate_fewer_batches(
     tmp_path: Path,
 ) -> None:
-    # Saved after 3 of 7 batches; in twos, the fourth batch alone makes a step.
+    # Saved after 3 of 7 batches; in pairs, the fourth batch is a step by itself.
     settings = [*PLAIN, "trainer.precision=64-true", "callbacks.checkpoint.every_n_steps=1"]
     train_until(tmp_path / "threes", 1, *settings, "trainer.accumulate_grad_batches=3")
     twos = ["trainer.accumulate_grad_batches=2", f"ckpt={tmp_path / 'threes'}"]
@@ -198,7 +198,7 @@ def test_a_new_run_from_inside_an_epoch_with_fewer_batches_per_step_counts_the_i
     assert max(error for _, error in steps) < 1e-10
 
 
-def test_batches_of_a_custom_loader_are_assumed_to_have_equal_sizes() -> None:
+def test_batches_of_a_custom_loader_are_assumed_to_be_of_equal_size() -> None:
     batch = next(iter(ArrayLoader(made(5).load()["train"], BatchPlan(5, 5))))  # type: ignore[arg-type]
     window = Window()
     for length in (4, float("inf")):
@@ -210,14 +210,14 @@ def test_batches_of_a_custom_loader_are_assumed_to_have_equal_sizes() -> None:
 
 
 @pytest.mark.parametrize("with_gradients", [True, False])
-def test_a_partly_accumulated_step_averages_over_the_images_it_has_gradients_of(
+def test_a_partly_accumulated_step_averages_over_the_images_with_gradients(
     with_gradients: bool,
 ) -> None:
     loader = ArrayLoader(made(13).load()["train"], BatchPlan(13, 5))  # type: ignore[arg-type]
     trainer, batches = trainer_of(loader, accumulate=3), list(loader)
     window = Window()
     window.begin(with_gradients)
-    images = 13 if with_gradients else 8  # the first batch of five was taken before the run was stopped
+    images = 13 if with_gradients else 8  # the run was stopped after the first batch of five
     for number in (1, 2):
         size = batches[number].global_size
         assert window.weight(trainer, batches[number], number) == pytest.approx(3 * size / images)

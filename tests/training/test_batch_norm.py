@@ -1,4 +1,4 @@
-"""A batch that batch normalisation cannot take ends a run before its first step, in one line."""
+"""A batch too small for batch norm is a one-line error before the first step."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.training.small_runs import run
 
 
 class Functional(nn.Module):
-    """A network that has no layer of batch normalisation, only the function."""
+    """A network that has no batch norm layer, only the function."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return functional.batch_norm(images.mean((2, 3)), None, None, training=self.training)
 
 
 class OnlyInTraining(nn.Module):
-    """A network with a second head, which training alone goes through."""
+    """A network with a second head that is only used in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class OnlyInTraining(nn.Module):
 
 
 class Picky(nn.Module):
-    """A network that fails for reasons of its own."""
+    """A network that fails for other reasons."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         raise ValueError("it is Monday")
@@ -91,10 +91,10 @@ def test_no_suggestion_is_made_if_no_batch_size_fits() -> None:
 @pytest.mark.parametrize(
     "network",
     [
-        nn.Sequential(nn.BatchNorm2d(3), nn.Flatten()),  # a map of many pixels
+        nn.Sequential(nn.BatchNorm2d(3), nn.Flatten()),  # feature maps of many pixels
         pooled(nn.BatchNorm1d(3).eval()),  # frozen
         pooled(nn.LayerNorm(3)),
-        Picky(),  # the first step says it
+        Picky(),  # left to the first step
     ],
 )
 def test_a_network_that_accepts_single_images_passes(network: nn.Module) -> None:
@@ -105,7 +105,7 @@ def test_batches_beyond_the_end_of_the_run_do_not_count() -> None:
     network = pooled(nn.BatchNorm1d(3))
     check(network, 17, 16, num_training_batches=1)
     check(network, 33, 16, max_steps=1, accumulate_grad_batches=2)
-    check(sync_norm(), 19, 16, ranks=2)  # such layers see 3 images
+    check(sync_norm(), 19, 16, ranks=2)  # such layers see all 3 images
 
 
 def test_the_check_changes_neither_network_nor_random_state() -> None:

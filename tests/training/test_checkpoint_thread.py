@@ -1,4 +1,4 @@
-"""Checkpoints that a thread writes, as in runs on CUDA: whole at any moment, in order, errors raised."""
+"""Checkpoints written by a thread, as on CUDA: complete at any moment, in order, errors raised."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.training.small_runs import assert_same_end, checkpoint, resume, run, 
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Lets no file be written before it is set."""
+    """Return an event; no file is written before it is set."""
     go, save = threading.Event(), torch.save
 
     def wait(*arguments: Any) -> None:
@@ -46,7 +46,7 @@ def test_the_previous_file_stays_until_a_save_is_written(tmp_path: Path, held: t
     weight += 1
     io.save_checkpoint({"weight": weight, "nested": [{"also": (weight,)}]}, path)
     weight += 1  # the next step of training
-    assert read(path)["weight"].tolist() == [0, 0, 0]  # what a kill would leave
+    assert read(path)["weight"].tolist() == [0, 0, 0]  # what would be left after a kill
     held.set()
     io.wait()
     assert read(path)["weight"].tolist() == read(path)["nested"][0]["also"][0].tolist() == [1, 1, 1]
@@ -60,16 +60,16 @@ def test_actions_after_a_save_wait_for_it_on_the_thread(tmp_path: Path, held: th
     io.after_save(lambda: seen.append(path.exists()))
     assert seen == []
     held.set()
-    with pytest.raises(UserError, match="no config"):  # it is none of a run; but reading waits too
+    with pytest.raises(UserError, match="no config"):  # not a run's checkpoint, but reading waits too
         io.load_checkpoint(path)
     assert seen == [True]
-    io.after_save(lambda: seen.append(True))  # nothing is being written: at once
+    io.after_save(lambda: seen.append(True))  # nothing is being written: runs immediately
     assert seen == [True, True]
     io.teardown()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("checkpoint")]
 
 
-def test_an_error_of_the_thread_is_raised_at_the_next_save(
+def test_an_error_in_the_thread_is_raised_at_the_next_save(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*arguments: Any) -> None:
@@ -84,7 +84,7 @@ def test_an_error_of_the_thread_is_raised_at_the_next_save(
             with pytest.raises(UserError, match="No space left on device"):
                 ask()
         io.save_checkpoint({"step": 1}, path)
-        io.teardown()  # of a run that has failed: its own error counts
+        io.teardown()  # as in a failed run: its own error counts
     assert "No space left" in caplog.text
     assert seen == [] and not list(tmp_path.iterdir())
     io.save_checkpoint({"step": 2}, path)
@@ -96,20 +96,20 @@ def test_the_copy_has_everything_in_the_checkpoint() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     given = {"state_dict": model.state_dict(), "step": 3, "loops": {"a": [1, (2, None)]}}
     copied = write._in_main_memory(given)
-    assert copied["state_dict"]._metadata == given["state_dict"]._metadata  # versions of the layers
+    assert copied["state_dict"]._metadata == given["state_dict"]._metadata  # version numbers of the layers
     assert list(copied["state_dict"]) == list(given["state_dict"]) and copied["loops"] == given["loops"]
     for name, tensor in given["state_dict"].items():
         assert torch.equal(copied["state_dict"][name], tensor)
         assert copied["state_dict"][name].data_ptr() != tensor.data_ptr()
 
 
-def test_a_cpu_run_writes_synchronously(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cuda_checkpoints_are_written_synchronously(tmp_path: Path) -> None:
     io = AtomicCheckpointIO()
     io.save_checkpoint({"weight": torch.ones(1)}, tmp_path / "last.ckpt")
     assert (tmp_path / "last.ckpt").exists() and io._thread is None
 
 
-def test_runs_end_and_resume_the_same_with_and_without_the_thread(
+def test_runs_resume_identically_with_and_without_the_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ["trainer.max_epochs=2", "callbacks.checkpoint.every_n_steps=2"]

@@ -1,4 +1,4 @@
-"""The LightningModule by itself (with the least of a trainer), and small runs that show what it promises."""
+"""The LightningModule by itself (with a minimal trainer), and its guarantees in small runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLASSES = [str(i) for i in range(10)]
 def classifier(
     world_size: int = 1, rank: int = 0, step: int = 0, model: nn.Module | None = None, **options: Any
 ) -> Any:
-    """Make a classifier as it is on one rank in the middle of training."""
+    """Make a classifier as on one rank in the middle of training."""
     torch.manual_seed(0)
     model = model or nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
     made = ImageClassifier(model, CLASSES, {"_target_": "torch.optim.SGD", "lr": 0.1}, **options)
@@ -53,7 +53,7 @@ def gradient(made: Any, batch: Batch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("count", "ranks"), [(8, 2), (7, 2), (5, 3), (1, 2), (2, 3)])
-def test_the_mean_of_the_ranks_gradients_is_the_whole_batch_s(count: int, ranks: int) -> None:
+def test_the_mean_gradient_over_ranks_is_that_of_the_whole_batch(count: int, ranks: int) -> None:
     x, y = images(count)
     whole = gradient(classifier(), Batch(x, y, torch.arange(count), count, count))
     parts = []
@@ -64,7 +64,7 @@ def test_the_mean_of_the_ranks_gradients_is_the_whole_batch_s(count: int, ranks:
     torch.testing.assert_close(torch.stack(parts).mean(0), whole, rtol=1e-5, atol=1e-7)
 
 
-def test_a_rank_without_a_share_adds_nothing_and_counts_nothing() -> None:
+def test_a_rank_without_images_adds_no_gradient_and_no_metrics() -> None:
     x, y = images(1)
     made = classifier(world_size=2)
     slope = gradient(made, Batch(x, y, torch.arange(1), 0, 1))
@@ -72,7 +72,7 @@ def test_a_rank_without_a_share_adds_nothing_and_counts_nothing() -> None:
     assert made.train_meter.compute() == {}
 
 
-def test_label_smoothing_is_for_training_only() -> None:
+def test_label_smoothing_is_only_used_in_training() -> None:
     x, y = images(6)
     batch = Batch(x, y, torch.arange(6), 6, 6)
     made = classifier(label_smoothing=0.2)
@@ -90,18 +90,18 @@ def test_label_smoothing_is_for_training_only() -> None:
 
 def dropped(seed: int, step: int, rank: int) -> list[bool]:
     made = classifier(world_size=2, rank=rank, step=step, seed=seed)
-    torch.manual_seed(torch.seed())  # whatever came before
+    torch.manual_seed(torch.seed())  # any global state
     made.on_train_batch_start(None, 0)
     return (functional.dropout(torch.ones(64), 0.5) == 0).tolist()
 
 
-def test_dropout_depends_on_seed_step_and_rank_alone() -> None:
+def test_dropout_depends_only_on_seed_step_and_rank() -> None:
     assert dropped(1, 5, 0) == dropped(1, 5, 0)
     others = [dropped(2, 5, 0), dropped(1, 6, 0), dropped(1, 5, 1)]
     assert all(other != dropped(1, 5, 0) for other in others)
 
 
-def test_two_runs_of_one_seed_are_the_same_bit_by_bit(tmp_path: Path) -> None:
+def test_two_runs_with_the_same_seed_are_bit_identical(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(tmp_path / name, *DROPOUT, f"seed={seed}", "trainer.log_every_n_steps=1", "test=false")
     a, b, c = (checkpoint(tmp_path / name) for name in "abc")
@@ -110,7 +110,7 @@ def test_two_runs_of_one_seed_are_the_same_bit_by_bit(tmp_path: Path) -> None:
     assert not same(a["state_dict"], c["state_dict"])
 
 
-def test_thirty_two_images_are_learnt_by_heart(tmp_path: Path) -> None:
+def test_32_images_are_overfitted(tmp_path: Path) -> None:
     wider = [override.replace("=8", "=32") for override in NARROW]
     result = run(tmp_path, *wider, "data.train_subset=32", "augment=none", "optimizer=adam", "optimizer.lr=0.003",
                  "scheduler=none", "trainer.max_epochs=120", "trainer.check_val_every_n_epoch=120",
@@ -133,7 +133,7 @@ class Spoil(Callback):
                 next(pl_module.parameters()).fill_(float("nan"))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
     spoil = {"spoil": {"_target_": f"{__name__}.Spoil", "step": 10}}
     with pytest.raises(UserError, match=r"not finite at step 10 \(epoch 1\)"):
         run(tmp_path, "trainer.max_epochs=3", "test=false", callbacks=spoil)
@@ -146,7 +146,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before
     assert again is not None and again["status"] == "finished"
 
 
-def test_epochs_count_those_that_have_ended(tmp_path: Path) -> None:
+def test_the_epoch_column_counts_completed_epochs(tmp_path: Path) -> None:
     result = run(tmp_path, "trainer.max_epochs=2", "trainer.val_check_interval=4", "trainer.log_every_n_steps=3",
                  "test=false")  # fmt: skip
     seen = [

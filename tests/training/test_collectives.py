@@ -26,7 +26,7 @@ EVERYTHING = [
 
 
 def write_nothing(self: Any, checkpoint: Any, path: Path, **options: Any) -> None:
-    """Leave a file where the checkpoint would be: none can hold such tensors."""
+    """Create an empty file instead of the checkpoint: such tensors cannot be saved."""
     path.parent.mkdir(exist_ok=True)
     path.touch()
 
@@ -38,11 +38,11 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Call], list[Cal
     run_dir = tmp_path_factory.mktemp("run")
     plain: Callable[..., Any] = lightning.Trainer
     with pytest.MonkeyPatch.context() as patch, two_ranks() as found:
-        # In inference mode a tensor of torch's own has no version, and one of these would need it.
+        # Inference mode tensors have no version counter, which these tensors need.
         far = {"accelerator": "auto", "strategy": TwoRanks(), "inference_mode": False}
         patch.setattr(lightning, "Trainer", lambda **options: plain(**options | far))
         patch.setattr(AtomicCheckpointIO, "save_checkpoint", write_nothing)
-        # It waits for the other rank's word in the store, without a collective:
+        # It waits for the other rank in the store, without a collective:
         # tests/training/checkpoint/test_data_identity.py.
         patch.setattr("alexnet_exp.training.classifier.check_ranks", lambda *given: None)
         config, typed = settings(*EVERYTHING)
@@ -81,17 +81,17 @@ def test_the_process_group_of_these_tests_has_no_backend_for_main_memory() -> No
     assert [call.devices for call in found] == [{"cpu"}, {str(DEVICE)}]
 
 
-def test_no_collective_operation_gets_a_tensor_in_main_memory(calls: list[Call]) -> None:
+def test_no_collective_receives_a_cpu_tensor(calls: list[Call]) -> None:
     assert len(calls) > 20
     assert [call for call in calls if not call.devices <= {str(DEVICE)}] == []
 
 
-def test_logging_a_metric_asks_nothing_of_the_other_ranks(calls: list[Call]) -> None:
+def test_logging_a_metric_needs_no_collective(calls: list[Call]) -> None:
     of_lightning_s_results = ("result.py:", "logger_connector.py:")
     assert [call for call in calls if any(c.startswith(of_lightning_s_results) for c in call.callers)] == []
 
 
-def test_only_a_step_that_is_logged_or_saved_asks_something_of_the_other_ranks(calls: list[Call]) -> None:
+def test_only_steps_that_are_logged_or_saved_need_a_collective(calls: list[Call]) -> None:
     steps = [call for call in calls if "training_epoch_loop.py:advance" in call.callers]
     asked = {"step_log.py:_log", "callback.py:_save"}
     assert [call for call in steps if not asked & set(call.callers)] == []

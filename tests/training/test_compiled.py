@@ -1,4 +1,4 @@
-"""A compiled run: how often it compiles, which batches use the kernels, and what the normalisation keeps."""
+"""A compiled run: how often it compiles, which batches use the kernels, and what LRN saves for backward."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from alexnet_exp.models.layers import norm as lrn
 from alexnet_exp.training.automatic import compile_network
 from tests.training.small_runs import assert_same_end, resume, run, train_until
 
-# Traces, differentiates and chooses what to keep as inductor does, and makes no kernels.
+# Traces, differentiates and partitions like inductor, but generates no kernels.
 PARTITIONED = "aot_eager_decomp_partition"
 GPU = ["trainer.accelerator=gpu", "trainer.devices=1"]
 ON_DEVICES = pytest.mark.parametrize("own", [[], pytest.param(GPU, marks=pytest.mark.gpu, id="cuda")])
 
 
 @pytest.fixture(autouse=True)
-def afresh() -> Iterator[None]:
+def reset_compiler() -> Iterator[None]:
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -32,14 +32,14 @@ def afresh() -> Iterator[None]:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
-    """What networks are compiled with; counts the graphs and keeps them."""
+    """Compile networks with a backend that counts and keeps the graphs."""
     counter, plain = CompileCounterWithBackend("eager"), nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: plain(self, backend=counter, **options))
     return counter
 
 
 def batch_sizes(counter: CompileCounterWithBackend) -> list[Any]:
-    """Return the first dimension of the images that each graph takes."""
+    """Return the batch size of the images that each graph takes."""
     inputs = [
         [n.meta["example_value"] for n in g.graph.nodes if n.op == "placeholder"] for g in counter.graphs
     ]
@@ -49,12 +49,16 @@ def batch_sizes(counter: CompileCounterWithBackend) -> list[Any]:
 
 
 @ON_DEVICES
-def test_a_run_compiles_once_for_training_once_for_validation_and_once_for_the_test(
+def test_a_run_compiles_once_each_for_training_validation_and_test(
     graphs: CompileCounterWithBackend, tmp_path: Path, own: list[str]
 ) -> None:
-    # Six whole batches and one of 8, then 18 of validation and 28 of the test left over.
+    # The last batches of 8 (training), 18 (validation) and 28 images (test) run eagerly.
     run(tmp_path, "compile=true", "trainer.max_epochs=3", "trainer.precision=32-true", *own)
-    assert batch_sizes(graphs) == [32, 32, 32]  # Lightning tests in inference mode, and validates without
+    assert batch_sizes(graphs) == [
+        32,
+        32,
+        32,
+    ]  # test has its own graph: Lightning tests in inference mode, but validates without
 
 
 def test_a_compiled_run_resumes_to_the_same_bits(graphs: CompileCounterWithBackend, tmp_path: Path) -> None:
@@ -66,7 +70,7 @@ def test_a_compiled_run_resumes_to_the_same_bits(graphs: CompileCounterWithBacke
 
 
 def kept(form: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> float:
-    """Return the bytes that a form keeps for its backward pass, in inputs."""
+    """Return the memory that a form saves for backward, as a multiple of its input."""
     found: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -89,15 +93,17 @@ CONSTANTS = (5, 1e-4, 0.75, 2.0)
 @pytest.mark.parametrize("backend", [PARTITIONED, pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_lrn_saves_only_its_input(backend: str) -> None:
     plain = torch.compile(lambda x: lrn.local_response_norm(x, *CONSTANTS), backend=backend)
-    assert kept(plain, inputs()) > 3  # why it is a checkpoint
+    assert kept(plain, inputs()) > 3  # which is why it uses checkpointing
     assert kept(torch.compile(LocalResponseNorm(*CONSTANTS), backend=backend), inputs()) == 1
     network = nn.Sequential(nn.ReLU(), LocalResponseNorm(*CONSTANTS))
-    assert kept(torch.compile(network, backend=backend), inputs()) <= 2  # the ReLU's side too, as in eager
+    assert (
+        kept(torch.compile(network, backend=backend), inputs()) <= 2
+    )  # the ReLU saves its output too, as in eager
 
 
 @pytest.fixture
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
-    """Normalisation alone compiled as on CUDA, on the CPU."""
+    """Compile LRN alone as on CUDA, on CPU."""
     counter = CompileCounterWithBackend(PARTITIONED)
     monkeypatch.setattr(lrn, "missing_compiler", lambda device: None)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
@@ -106,7 +112,7 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
     return counter
 
 
-def test_on_cuda_one_kernel_per_layer_serves_every_batch(as_on_cuda: CompileCounterWithBackend) -> None:
+def test_one_cuda_kernel_per_layer_is_used_for_all_batch_sizes(as_on_cuda: CompileCounterWithBackend) -> None:
     norm, eager = LocalResponseNorm(*CONSTANTS, compiled=True), LocalResponseNorm(*CONSTANTS)
     for batch in (4, 3, 7, 2):
         x, y = inputs(batch=batch), inputs(batch=batch)

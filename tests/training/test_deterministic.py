@@ -1,4 +1,4 @@
-"""seed=N fixes everything: on CUDA too with trainer.deterministic=true, for which every layer of ours is ready."""
+"""seed=N makes runs reproducible; on CUDA with trainer.deterministic=true, which all our layers support."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HARD = [
     "trainer.log_every_n_steps=1",
     "callbacks.ema.enabled=true",
 ]
-LAYERS = {  # what a layer of the grammar can have, each in the middle of a network
+LAYERS = {  # each option of a layer, in the middle of a network
     "lrn": {"then": ["relu", "lrn"]},
     "lrn in towers": {"then": ["relu", "lrn"], "lrn": {"groups": 2, "beta": 0.5, "size": 4}},
     "spatial norm": {"then": ["relu", "spatial_norm"], "spatial_norm": {"size": 3, "alpha": 5e-5}},
@@ -40,7 +40,7 @@ LAYERS = {  # what a layer of the grammar can have, each in the middle of a netw
 }  # fmt: skip
 
 
-def test_two_runs_of_one_seed_are_bit_identical_and_say_what_they_were(tmp_path: Path) -> None:
+def test_two_runs_with_the_same_seed_are_bit_identical_and_say_so(tmp_path: Path) -> None:
     plain, again = (run(tmp_path / name, *HARD, "seed=5") for name in ("plain", "again"))
     strict = run(tmp_path / "strict", *HARD, "seed=5", "trainer.deterministic=true")
     for name in ("again", "strict"):
@@ -56,13 +56,13 @@ def test_two_runs_of_one_seed_are_bit_identical_and_say_what_they_were(tmp_path:
     [
         ("cpu", False, "alexnet_exp.data.CIFAR10", True),
         ("cpu", "warn", "alexnet_exp.data.Folder", True),
-        ("cpu", False, "my_package.Data", False),  # how it draws, nobody knows
+        ("cpu", False, "my_package.Data", False),  # its randomness is unknown
         ("cuda", False, "alexnet_exp.data.CIFAR10", False),
         ("cuda", "warn", "alexnet_exp.data.CIFAR10", False),
         ("cuda", True, "alexnet_exp.data.CIFAR10", True),
     ],
 )
-def test_a_result_says_deterministic_where_the_same_bits_come_again(
+def test_a_result_says_deterministic_if_the_run_is_reproducible(
     device: str, setting: bool | str, data: str, said: bool
 ) -> None:
     config = {"trainer": {"deterministic": setting}, "data": {"_target_": data}}
@@ -73,7 +73,7 @@ def test_a_result_says_deterministic_where_the_same_bits_come_again(
 
 @pytest.fixture
 def deterministic() -> Iterator[torch.device]:
-    """CUDA, with every operation refused that is not deterministic."""
+    """Return the CUDA device; non-deterministic operations are errors."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     yield torch.device("cuda")
@@ -112,7 +112,7 @@ def test_every_network_trains_deterministically_on_cuda(deterministic: torch.dev
 
 
 @pytest.mark.gpu
-def test_two_runs_of_one_seed_are_bit_identical_on_cuda(tmp_path: Path) -> None:
+def test_two_runs_with_the_same_seed_are_bit_identical_on_cuda(tmp_path: Path) -> None:
     typed = [*HARD, "trainer.accelerator=gpu", "trainer.devices=1", "trainer.deterministic=true"]
     results = [run(tmp_path / name, *typed) for name in "ab"]
     assert same(checkpoint(tmp_path / "a")["state_dict"], checkpoint(tmp_path / "b")["state_dict"])

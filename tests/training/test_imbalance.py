@@ -1,4 +1,4 @@
-"""Classes of unequal size: weights in the loss, a balanced order, and metrics that count classes alike."""
+"""Imbalanced classes: class weights in the loss, a balanced order, and metrics that weigh all classes equally."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from alexnet_exp.data.sources import ArraySource
 from alexnet_exp.errors import UserError
 from alexnet_exp.training.metrics import ClassificationMeter, class_weights
 
-UNEVEN = torch.tensor([0] * 20 + [1] * 5 + [3] * 2)  # class 2 has no image
+UNEVEN = torch.tensor([0] * 20 + [1] * 5 + [3] * 2)  # class 2 has no images
 NAMES = ("a", "b", "c", "d")
 
 
 # ---------------------------------------------------------------------------------------------- weights
 
 
-def test_automatic_weights_even_the_classes_out_and_have_mean_1_over_the_images() -> None:
+def test_automatic_weights_balance_the_classes_and_average_1_over_the_images() -> None:
     weights = class_weights("auto", NAMES, UNEVEN)
     assert weights is not None
     per_image = torch.tensor(weights)[UNEVEN]
@@ -40,7 +40,7 @@ def test_automatic_weights_even_the_classes_out_and_have_mean_1_over_the_images(
     assert [float(per_image[i == UNEVEN].sum()) for i in (0, 1, 3)] == pytest.approx([9, 9, 9])
 
 
-def test_named_weights_are_taken_as_they_are_and_other_classes_weigh_1() -> None:
+def test_given_weights_are_used_unchanged_and_other_classes_have_weight_1() -> None:
     assert class_weights({"b": 3, "d": 0.5}, NAMES, UNEVEN) == (1, 3, 1, 0.5)
     assert class_weights({7: 2.0}, tuple("0123456789"), UNEVEN) == (1,) * 7 + (2, 1, 1)
     with pytest.raises(UserError, match=r"there is no class dog\. Did you mean dogs"):
@@ -48,7 +48,7 @@ def test_named_weights_are_taken_as_they_are_and_other_classes_weigh_1() -> None
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_weighted_loss_is_the_sum_of_weighted_losses_over_the_number_of_images(smoothing: float) -> None:
+def test_a_weighted_loss_is_divided_by_the_number_of_images(smoothing: float) -> None:
     x, y = images(7)
     weights = [0.1 * (i + 1) for i in range(10)]
     made = classifier(label_smoothing=smoothing, class_weights=weights)
@@ -86,14 +86,14 @@ def epochs(labels: Tensor, count: int, seed: int = 0) -> list[Tensor]:
     return [balanced_order(labels, seed, epoch) for epoch in range(count)]
 
 
-def test_a_balanced_epoch_has_every_class_equally_often_and_its_old_length() -> None:
+def test_a_balanced_epoch_has_every_class_equally_often_and_the_same_length() -> None:
     for order in epochs(UNEVEN, 4):
         counts = torch.bincount(UNEVEN[order % 27], minlength=4).tolist()
         assert len(order) == 27 and counts == [9, 9, 0, 9]
 
 
-def test_over_the_epochs_all_images_of_a_class_come_equally_often() -> None:
-    labels = torch.tensor([0] * 17 + [1] * 4 + [2] * 8)  # 29 images do not divide by 3
+def test_all_images_of_a_class_are_seen_equally_often_over_the_epochs() -> None:
+    labels = torch.tensor([0] * 17 + [1] * 4 + [2] * 8)  # 29 is not divisible by 3
     seen = Counter((torch.cat(epochs(labels, 12)) % 29).tolist())
     for label in range(3):
         of_class = [seen[i] for i in range(29) if labels[i] == label]
@@ -107,14 +107,14 @@ def test_every_batch_is_balanced() -> None:
         assert torch.bincount(UNEVEN[plan.positions(part.indices)], minlength=4).tolist() == [2, 2, 0, 2]
 
 
-def test_an_image_that_comes_again_in_an_epoch_is_augmented_in_another_way() -> None:
+def test_repeats_of_an_image_in_an_epoch_are_augmented_differently() -> None:
     (order,) = epochs(UNEVEN, 1)
-    assert order.unique().numel() == 27  # augmentation draws by these
+    assert order.unique().numel() == 27  # augmentation is drawn by these indices
     last = order[order % 27 == 26].tolist()
     assert len(last) in (4, 5) and last == [26 + 27 * i for i in range(len(last))]
 
 
-def test_a_balanced_order_depends_on_seed_and_epoch_alone() -> None:
+def test_a_balanced_order_depends_only_on_seed_and_epoch() -> None:
     torch.manual_seed(1)
     first = balanced_order(UNEVEN, 3, 5)
     torch.manual_seed(2)
@@ -131,7 +131,7 @@ def test_ranks_share_balanced_batches() -> None:
         assert torch.equal(torch.cat([part.indices[: part.size] for part in parts]), whole.indices)
 
 
-def test_a_balanced_batch_holds_the_images_of_its_positions() -> None:
+def test_a_balanced_batch_has_the_images_of_its_positions() -> None:
     pictures = torch.arange(27, dtype=torch.uint8).view(-1, 1, 1, 1)
     loader = ArrayLoader(
         ArraySource(pictures, UNEVEN, NAMES, "made train"), BatchPlan(27, 8, 0, labels=UNEVEN)
@@ -147,8 +147,8 @@ def test_a_balanced_batch_holds_the_images_of_its_positions() -> None:
 def test_balanced_accuracy_and_macro_f1_are_means_over_classes() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(60, 6, generator=generator)
-    logits[:, 4] -= 100  # never predicted, and has images
-    labels = torch.randint(0, 5, (60,), generator=generator)  # class 5 has no image, and is predicted
+    logits[:, 4] -= 100  # has images, but is never predicted
+    labels = torch.randint(0, 5, (60,), generator=generator)  # class 5 has no images, but is predicted
     meter = ClassificationMeter(6, confusion=True)
     for some, of_them in zip(logits.split(25), labels.split(25), strict=True):
         meter.update(functional.cross_entropy(some, of_them, reduction="none"), some, of_them)
@@ -170,7 +170,7 @@ def test_balanced_accuracy_and_macro_f1_are_means_over_classes() -> None:
 BOTH = ["trainer.max_epochs=2", "data.balanced=true", "class_weights={3: 2.0, 8: 0.5}", "label_smoothing=0.1"]
 
 
-def test_a_run_with_weights_and_balance_resumes_bit_by_bit(tmp_path: Path) -> None:
+def test_a_run_with_class_weights_and_a_balanced_order_resumes_bit_for_bit(tmp_path: Path) -> None:
     result = run(tmp_path / "whole", *BOTH, "callbacks.checkpoint.monitor=val/macro_f1", "scheduler=plateau",
                  "scheduler.monitor=val/balanced_accuracy", "scheduler.mode=max")  # fmt: skip
     assert result["best"]["metric"] == "val/macro_f1"
@@ -190,7 +190,7 @@ def test_a_run_with_weights_and_balance_resumes_bit_by_bit(tmp_path: Path) -> No
         resume(tmp_path / "cut", "class_weights=auto", "trainer.max_epochs=3")
 
 
-def test_a_run_from_before_these_settings_and_metrics_is_resumed(tmp_path: Path) -> None:
+def test_a_run_older_than_these_settings_and_metrics_is_resumed(tmp_path: Path) -> None:
     run(tmp_path, "data.val_size=20")
     settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
     del settings["class_weights"], settings["data"]["balanced"]
@@ -210,7 +210,7 @@ def test_a_run_from_before_these_settings_and_metrics_is_resumed(tmp_path: Path)
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "finished"
 
 
-def test_automatic_weights_and_a_balanced_order_are_one_too_many() -> None:
+def test_automatic_weights_with_a_balanced_order_are_refused() -> None:
     with pytest.raises(UserError, match="choose one of them"):
         check_config(plain(compose("train", ["class_weights=auto", "data.balanced=true"])))
     check_config(plain(compose("train", ["class_weights={3: 2.0}", "data.balanced=true"])))

@@ -1,4 +1,4 @@
-"""The private names of Lightning: each is there, and what takes its place is called or changes what it should."""
+"""Lightning's private names: each exists, and its replacement is called or changes what it should."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from alexnet_exp.training import lightning_internals as internals
 from alexnet_exp.training.lightning_internals import NoProfiler, leave_signals_to_us
 
-BATCHES = 4  # of an epoch
+BATCHES = 4  # per epoch
 
 
 class Batches:
-    """A loader that a checkpoint can put at a place, as ours."""
+    """A loader whose position a checkpoint can restore, like ours."""
 
     def __init__(self) -> None:
         self.next, self.restored = 0, [0]
@@ -51,11 +51,11 @@ class Batches:
 
 
 class Net(LightningModule):
-    """One weight; `set_names` are the attributes that have been set on it.
+    """A module with one weight; `set_names` records the attributes set on it.
 
     Args:
-        complete: Whether `complete_loops` completes a restart.
-        corrected: Whether `stay_inside_epoch` corrects checkpoints.
+        complete: Call `complete_loops` when training starts.
+        corrected: Correct checkpoints with `stay_inside_epoch`.
     """
 
     def __init__(self, complete: bool = True, corrected: bool = True) -> None:
@@ -77,7 +77,7 @@ class Net(LightningModule):
         pass
 
     def configure_optimizers(self) -> Any:
-        self.trainer.fit_loop.setup_data()  # as ours: the loader is made before a checkpoint is read
+        self.trainer.fit_loop.setup_data()  # like ours: the loader is created before a checkpoint is read
         return torch.optim.SGD(self.parameters(), 0.1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -93,12 +93,12 @@ class Net(LightningModule):
 
 
 class Probe(Callback):
-    """Notes what `look` returns after each batch and at the end of each epoch, and where validation happens.
+    """Records what `look` returns after each batch and epoch, and where validation happens.
 
     Args:
-        look: At a trainer.
-        save: A file for a checkpoint.
-        at: Which is written after so many batches, or at the end of the first epoch.
+        look: Called with the trainer.
+        save: Where to save a checkpoint.
+        at: Save after this many batches, or at the end of the first epoch.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ def make_trainer(*callbacks: Callback, **options: Any) -> Trainer:
 
 
 def fit(look: Callable[[Trainer], Any], net: Net | None = None, **options: Any) -> Probe:
-    """Train for two epochs of four batches, and return what was noted."""
+    """Train for two epochs of four batches, and return the probe."""
     save, at, path = (options.pop(key, None) for key in ("save", "at", "path"))
     probe, net = Probe(look, save, at or "epoch"), net or Net()
     trainer = make_trainer(probe, **options)
@@ -140,14 +140,14 @@ def fit(look: Callable[[Trainer], Any], net: Net | None = None, **options: Any) 
 
 
 def calls(function: Any) -> list[str]:
-    """Return what a function calls, as written."""
+    """Return the names of all calls in a function's source."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     return [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
 # ---------------------------------------------------------------------------------------- before a run
 
-# What is replaced: by which way a trainer has it, its name, and the function of Lightning's that calls it.
+# What is replaced: its path from the trainer, its name, and the Lightning function that calls it.
 REPLACED = [
     ("_signal_connector", "register_signal_handlers", Trainer._run),
     ("fit_loop.epoch_loop", "_broadcast_sigterm_tensor", _TrainingEpochLoop.advance),
@@ -169,7 +169,7 @@ def test_lightning_still_calls_what_is_replaced(way: str, name: str, caller: Any
     assert any(call.startswith("self.") and call.endswith(f".{name}") for call in calls(caller))
     assert not inspect.signature(getattr(owner, name)).parameters
     leave_signals_to_us(trainer)
-    assert name in vars(owner)  # in the place of the class's
+    assert name in vars(owner)  # shadows the class's method
     assert getattr(owner, name)() is None
 
 
@@ -179,7 +179,7 @@ def test_nothing_else_in_lightning_registers_handlers_or_broadcasts_sigterm() ->
     assert "torch.distributed.broadcast(" in inspect.getsource(_TrainingEpochLoop._broadcast_sigterm_tensor)
 
 
-def test_the_devices_of_settings_are_found_without_a_trainer() -> None:
+def test_devices_are_found_without_a_trainer() -> None:
     assert internals.find_devices("cpu", 2, 1) == [torch.device("cpu")] * 2
     with pytest.raises(MisconfigurationException):
         internals.find_devices("cpu", 0, 1)
@@ -212,13 +212,13 @@ def test_training_asks_the_profiler_for_every_action() -> None:
     assert type(NoProfiler().profile("step")) is nullcontext
 
 
-def test_lightning_notes_the_name_of_every_hook_on_the_module() -> None:
+def test_lightning_records_the_name_of_every_hook_on_the_module() -> None:
     net = Net()
     fit(lambda trainer: None, net)
     assert {(internals.HOOK_NAME, "training_step"), (internals.HOOK_NAME, "validation_step")} <= net.set_names
 
 
-# ---------------------------------------------------------------------------------------- where a run stands
+# ---------------------------------------------------------------------------------------- progress of a run
 
 
 @pytest.mark.parametrize(
@@ -229,11 +229,11 @@ def test_lightning_notes_the_name_of_every_hook_on_the_module() -> None:
         ("batches_begun", [1, 2, 3, 4, 1, 2, 3, 4], [4, 4]),
         ("batch_of_run", [0, 1, 2, 3, 4, 5, 6, 7], [3, 7]),
         ("inside_epoch", [True, True, True, False] * 2, [False, False]),
-        ("accumulates", [True, True, False, False] * 2, [False, False]),  # the last batch steps in any case
+        ("accumulates", [True, True, False, False] * 2, [False, False]),  # the last batch always steps
         ("may_stop_early", [False] * 4 + [True] * 4, [True, True]),
     ],
 )
-def test_lightning_counts(name: str, batches: list[Any], epochs: list[Any]) -> None:
+def test_progress_is_read_from_lightning(name: str, batches: list[Any], epochs: list[Any]) -> None:
     noted = fit(getattr(internals, name), accumulate_grad_batches=3, min_epochs=1)
     assert (noted.batches, noted.epochs) == (batches, epochs)
 
@@ -241,7 +241,7 @@ def test_lightning_counts(name: str, batches: list[Any], epochs: list[Any]) -> N
 # ---------------------------------------------------------------------------------------- validation
 
 
-def test_validations_are_known_ahead_and_the_final_one_is_not_scheduled() -> None:
+def test_validations_are_known_in_advance_and_the_final_one_is_not_scheduled() -> None:
     def look(trainer: Trainer) -> tuple[bool, bool]:
         trainer.should_stop = trainer.global_step == 7
         return internals.validates_now(trainer), internals.validates_by_schedule(trainer)
@@ -277,7 +277,7 @@ def test_a_run_counted_in_steps_does_not_end_a_finished_epoch_again(tmp_path: Pa
     assert len(by_lightning.epochs) == 2
 
 
-def test_the_number_of_the_epoch_follows_the_epochs_that_have_ended(tmp_path: Path) -> None:
+def test_the_epoch_number_follows_the_completed_epochs(tmp_path: Path) -> None:
     def lag(checkpoint: dict[str, Any]) -> None:
         checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"] -= 1
 
@@ -299,13 +299,13 @@ def test_a_loader_created_before_the_checkpoint_was_read_is_repositioned(
 
 
 @pytest.mark.parametrize(("corrected", "epochs"), [(True, 0), (False, 1)])
-def test_a_run_that_ends_inside_an_epoch_has_not_trained_it(
+def test_a_run_that_ends_inside_an_epoch_has_not_completed_it(
     tmp_path: Path, corrected: bool, epochs: int
 ) -> None:
     fit(lambda trainer: None, Net(corrected=corrected), save=tmp_path / "a.ckpt", max_steps=3)
     assert internals.epochs_of(torch.load(tmp_path / "a.ckpt", weights_only=True)) == epochs
     resumed = fit(internals.batches_begun, path=tmp_path / "a.ckpt", max_epochs=1)
-    assert resumed.batches == ([4] if corrected else [])  # the batch that was left of the epoch
+    assert resumed.batches == ([4] if corrected else [])  # the remaining batch of the epoch
 
 
 @pytest.mark.parametrize("interval", [2, 4])
@@ -326,10 +326,12 @@ def test_a_rewound_epoch_starts_with_its_first_batch(tmp_path: Path) -> None:
     assert resumed.batches == [1, 2, 3, 4]
     assert net.loader.restored == [0, 0]
     fit(lambda trainer: None, save=tmp_path / "b.ckpt")
-    assert not internals.rewind_epoch(torch.load(tmp_path / "b.ckpt", weights_only=True))  # at the end of one
+    assert not internals.rewind_epoch(
+        torch.load(tmp_path / "b.ckpt", weights_only=True)
+    )  # saved at the end of an epoch
 
 
-def test_errors_of_restoring_are_distinguished_from_errors_of_settings(tmp_path: Path) -> None:
+def test_restore_errors_are_distinguished_from_setting_errors(tmp_path: Path) -> None:
     def refuse(checkpoint: dict[str, Any]) -> None:
         raise ValueError("no")
 
@@ -350,7 +352,7 @@ def test_errors_of_restoring_are_distinguished_from_errors_of_settings(tmp_path:
 # ---------------------------------------------------------------------------------------- averaged weights
 
 
-def test_the_average_is_created_on_the_device_set_before() -> None:
+def test_the_average_is_created_on_the_given_device() -> None:
     callback, net = WeightAveraging(), Net()
     assert internals.average_of(callback) is None
     internals.average_on(callback, torch.device("meta"))
@@ -360,4 +362,4 @@ def test_the_average_is_created_on_the_device_set_before() -> None:
     callback._average_model = average = SimpleNamespace(module=Net())
     average.module.weight.data += 1
     callback.on_validation_epoch_start(SimpleNamespace(), net)
-    assert net.weight.item() == 2.0  # it is this one that is validated
+    assert net.weight.item() == 2.0  # the average is validated

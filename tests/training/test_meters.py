@@ -30,7 +30,7 @@ def expected(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("classes", [6, 10, 1000])
-def test_uneven_batches_count_image_by_image(classes: int) -> None:
+def test_every_image_of_uneven_batches_counts_equally(classes: int) -> None:
     logits, labels = draw(101, classes)
     meter = ClassificationMeter(classes)
     fill(meter, logits, labels, [40, 40, 0, 20, 1])
@@ -45,7 +45,7 @@ def test_few_classes_have_no_top5(classes: int) -> None:
     assert meter.compute().keys() == {"loss", "top1"}
 
 
-def test_a_reset_meter_starts_again() -> None:
+def test_a_reset_meter_starts_over() -> None:
     meter = ClassificationMeter(10)
     fill(meter, *draw(30, 10, seed=1), [30])
     meter.reset()
@@ -54,7 +54,7 @@ def test_a_reset_meter_starts_again() -> None:
     assert meter.compute() == pytest.approx(expected(logits, labels), rel=1e-6)
 
 
-def test_a_meter_that_saw_no_image_has_nothing_to_say() -> None:
+def test_a_meter_without_images_has_no_metrics() -> None:
     meter = ClassificationMeter(10)
     fill(meter, *draw(0, 10), [0])
     assert meter.compute() == {}
@@ -72,7 +72,7 @@ def test_confusion_has_true_labels_in_its_rows() -> None:
     assert table.sum() == 60 and not np.array_equal(table, table.T)
 
 
-def test_a_restored_meter_goes_on_to_the_same_bits() -> None:
+def test_a_restored_meter_ends_with_the_same_bits() -> None:
     logits, labels = draw(64, 10)
     whole, first, second = (ClassificationMeter(10) for _ in range(3))
     fill(whole, logits, labels, [40, 24])
@@ -82,7 +82,7 @@ def test_a_restored_meter_goes_on_to_the_same_bits() -> None:
     assert second.compute() == whole.compute()
 
 
-def test_the_sums_of_two_ranks_can_be_carried_by_one_or_four() -> None:
+def test_the_sums_of_two_ranks_can_be_restored_on_one_or_four() -> None:
     sums = torch.tensor([[1.5, 2.0, 3.0, 4.0], [0.5, 1.0, 1.0, 4.0]], dtype=torch.float64)
     for ranks in (1, 2, 4):
         meters = [ClassificationMeter(10) for _ in range(ranks)]

@@ -1,4 +1,4 @@
-"""Mixup and CutMix as the loss and the metrics see them."""
+"""Mixup and CutMix in the loss and the metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIXED = ["augment.mixup=0.4", "augment.cutmix=1", "label_smoothing=0.1"]
 
 
 def mixing_classifier(world_size: int = 1, rank: int = 0, **options: Any) -> tuple[Any, ImageData]:
-    """Make a classifier in training on data that are mixed, in epoch 2."""
+    """Make a classifier that trains with mixed images, in epoch 2."""
     made = classifier(world_size, rank, **options)
     augment = {"mixup": 0.4, "cutmix": 1.0}
     data = ImageData(batch_size=8, image_size=2, mean=[0.0] * 3, std=[1.0] * 3, augment=augment, seed=5)
@@ -29,7 +29,7 @@ def mixing_classifier(world_size: int = 1, rank: int = 0, **options: Any) -> tup
 
 
 def soft_targets(data: ImageData, labels: Tensor, indices: Tensor) -> Tensor:
-    """Write each mixed label as probabilities, (N, 10)."""
+    """Return the mixed labels as probabilities, (N, 10)."""
     mixing = data.pipeline.mixing(indices, 5, 2)
     assert mixing is not None
     own, other = (functional.one_hot(x, 10).float() for x in (labels, labels[mixing.partners]))
@@ -49,11 +49,11 @@ def test_the_loss_is_cross_entropy_with_the_mixed_label(label_smoothing: float, 
     assert not torch.allclose(targets.max(1).values, torch.ones(count))
 
 
-def test_training_accuracy_is_against_the_label_with_the_larger_share() -> None:
+def test_training_accuracy_uses_the_label_with_the_larger_share() -> None:
     _, y = images(64)
     x = functional.one_hot(y, 12).float().view(64, 3, 2, 2)
     made, data = mixing_classifier()
-    made.model[1].weight.data.copy_(torch.eye(10, 12))  # sees the image's own label
+    made.model[1].weight.data.copy_(torch.eye(10, 12))  # predicts the image's own label
     made.model[1].bias.data.zero_()
     own = soft_targets(data, y, torch.arange(64)).argmax(1) == y
     assert 0.5 < own.float().mean() < 0.9
@@ -61,7 +61,7 @@ def test_training_accuracy_is_against_the_label_with_the_larger_share() -> None:
     assert made.train_meter.compute()["top1"] == pytest.approx(float(own.float().mean()))
 
 
-def test_validation_knows_nothing_of_mixing() -> None:
+def test_validation_does_not_mix() -> None:
     x, y = images(8)
     made, _ = mixing_classifier()
     made.validation_step(Batch(x, y, torch.arange(8), 8, 8), 0)
@@ -69,7 +69,7 @@ def test_validation_knows_nothing_of_mixing() -> None:
     assert made.val_meter.compute()["loss"] == pytest.approx(plain, rel=1e-5)
 
 
-def test_two_ranks_of_even_slices_take_the_step_of_one() -> None:
+def test_two_ranks_take_the_same_step_as_one() -> None:
     x, y = images(8)
 
     def gradient(world_size: int, rank: int) -> Tensor:
@@ -85,14 +85,14 @@ def test_two_ranks_of_even_slices_take_the_step_of_one() -> None:
     torch.testing.assert_close(together, gradient(1, 0), rtol=1e-5, atol=1e-7)
 
 
-def test_a_rank_without_a_share_adds_nothing() -> None:
+def test_a_rank_without_images_adds_no_gradient() -> None:
     x, y = images(1)
     made, _ = mixing_classifier(world_size=2)
     made.training_step(Batch(x, y, torch.arange(1), 0, 1), 0).backward()
     assert torch.equal(made.model[1].weight.grad, torch.zeros_like(made.model[1].weight.grad))
 
 
-def test_a_run_with_everything_on_resumes_bit_by_bit(tmp_path: Path) -> None:
+def test_a_run_with_everything_on_resumes_bit_for_bit(tmp_path: Path) -> None:
     everything = [
         *MIXED, "trainer.max_epochs=2", "augment.flip=alternating", "augment.policy=trivialaugment",
         "augment.colour_jitter={brightness: 0.4, hue: 0.1}", "augment.views=flip_translate",

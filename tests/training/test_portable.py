@@ -1,4 +1,4 @@
-"""A network in one safetensors file: written by export, read by every verb, and the ones that ship."""
+"""A network in one safetensors file: written by export, read by every verb; and the pretrained ones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_pretrained_network_is_small_and_its_record_is_in_results() -> None:
         assert json.loads(kept.read_text(encoding="utf-8")) == record
 
 
-def test_files_are_read_as_by_the_safetensors_library() -> None:
+def test_our_reader_matches_the_safetensors_library() -> None:
     load_file = pytest.importorskip("safetensors.torch").load_file
     file = shipped_file(NAME)
     assert file is not None
@@ -49,10 +49,24 @@ def test_a_pretrained_network_has_the_weights_of_its_file() -> None:
     for name, value in loaded.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
     assert loaded.classes[0] == "airplane" and loaded.preprocess.pipeline.mean_image.shape == (3, 32, 32)
-    with pytest.raises(UserError, match="alexnet_lrn has no weights that ship"):
+    with pytest.raises(
+        UserError, match=r"alexnet_lrn has no pretrained weights; these have: .*alexnet_owt, resnet18"
+    ):
         create_model("alexnet_lrn", pretrained=True)
     with pytest.raises(UserError, match="do not fit these overrides"):
-        create_model(NAME, pretrained=True, num_classes=3)
+        create_model(NAME, pretrained=True, features={"conv2": {"out_channels": 8}})
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_pretrained_network_for_other_classes_has_a_new_last_layer(name: str) -> None:
+    torch.manual_seed(3)
+    untrained = create_model(name, num_classes=3).state_dict()
+    torch.manual_seed(3)
+    model, published = create_model(name, pretrained=True, num_classes=3), create_model(name, pretrained=True)
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    for key, value in model.state_dict().items():
+        other = untrained if key.startswith("classifier.fc8.") else published.state_dict()
+        assert torch.equal(value, other[key]), key
 
 
 @pytest.fixture
@@ -72,11 +86,11 @@ def test_predict_accepts_a_pretrained_network_by_name(
 
 
 @pytest.mark.parametrize("part", ["settings", "weights"])
-def test_a_changed_byte_is_noticed(part: str, folder: Path) -> None:
+def test_a_changed_byte_is_detected(part: str, folder: Path) -> None:
     file = shipped_file(NAME)
     assert file is not None
     content = bytearray(file.read_bytes())
-    # The other texts of the header describe the file to people, and are read by nobody.
+    # The other strings in the header are for humans and are not checked.
     content[content.index(b"multistep") if part == "settings" else -5] ^= 1
     (folder / "a.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.safetensors (cannot be read|is not a checkpoint)"):
@@ -106,7 +120,7 @@ def test_exporting_a_run_and_reading_it_back_changes_nothing(
         scores.append(json.loads((out / "result.json").read_text(encoding="utf-8"))["metrics"])
     assert scores[0] == scores[1]
 
-    # A run directory of the name of a network that ships wins, and that is said.
+    # A run directory with the name of a pretrained network takes precedence, with a message.
     shutil.copytree(folder / "run0", folder / NAME)
     capsys.readouterr()
     assert load_classifier(NAME, "cpu").path.parent == Path(NAME) / "checkpoints"

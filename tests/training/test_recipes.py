@@ -1,4 +1,4 @@
-"""The optimizer details of the published recipes, against rates and decays worked out by hand."""
+"""The optimizer settings of the published recipes, against hand-computed learning rates and weight decays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAYERS = ("conv1", "conv2", "conv3", "local3", "local4", "fc6", "fc7", "fc8")
 
 
 class Stub(nn.Module):
-    """Layers of one number each, with the names of a real network."""
+    """Layers of one weight each, with the names of a real network."""
 
     def __init__(self, layers: tuple[str, ...] = LAYERS) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ def recipe(experiment: str) -> dict[str, Any]:
 
 
 def treatment(model: Stub, optimizer: torch.optim.Optimizer, key: str) -> dict[str, float]:
-    """Return a setting of every parameter by its short name: 'conv1.weight'."""
+    """Return an optimizer setting of every parameter, by its short name: 'conv1.weight'."""
     names = {id(p): name.removeprefix("features.") for name, p in model.named_parameters()}
     return {names[id(p)]: each[key] for each in optimizer.param_groups for p in each["params"]}
 
@@ -75,20 +75,20 @@ def test_the_original_follows_the_table_of_experiment_145() -> None:
     assert recipe("original_imagenet")["trainer"]["max_epochs"] == 91
 
 
-def test_one_weird_trick_falls_by_250_in_four_steps_and_its_biases_by_10_in_two() -> None:
+def test_one_weird_trick_divides_the_rate_by_250_in_four_stages_and_that_of_biases_by_10_in_two() -> None:
     seen = rates("owt_imagenet", 4, steps=2)
     weights = [0.01, 0.01 / 6.2996, 0.01 / 39.685, 0.01 / 250]  # 250 ** (1/3) = 6.2996
     assert [s["conv1.weight"] for s in seen] == pytest.approx(np.repeat(weights, 2).tolist(), rel=1e-4)
     assert [s["fc8.bias"] for s in seen] == pytest.approx([0.02] * 4 + [0.002] * 4)
 
 
-def test_cvgj_falls_in_a_line_to_nothing_biases_twice_as_high() -> None:
+def test_cvgj_decays_linearly_to_zero_with_twice_the_rate_for_biases() -> None:
     seen = rates("cvgj_imagenet", 2, steps=4)
     assert [s["conv1.weight"] for s in seen] == pytest.approx([0.05 * (8 - k) / 8 for k in range(8)])
     assert [s["conv1.bias"] for s in seen] == pytest.approx([0.1 * (8 - k) / 8 for k in range(8)])
 
 
-def test_the_small_alexnet_falls_by_a_twentieth_every_epoch() -> None:
+def test_the_small_alexnet_decays_by_5_percent_every_epoch() -> None:
     seen = rates("alexnet_small_plain", 4, steps=2)
     expected = [0.01, 0.01, 0.0095, 0.0095, 0.009025, 0.009025, 0.00857375, 0.00857375]
     assert [s["fc8.weight"] for s in seen] == pytest.approx(expected)
@@ -98,7 +98,7 @@ def test_the_small_alexnet_falls_by_a_twentieth_every_epoch() -> None:
     ("experiment", "changes"),
     [("convnet_13pct", (140, 150, 160)), ("convnet_11pct", (500, 510, 520))],
 )
-def test_the_local_nets_cut_the_rate_of_their_weights_alone(
+def test_the_local_nets_only_cut_the_rate_of_their_weights(
     experiment: str, changes: tuple[int, int, int]
 ) -> None:
     first, second, end = changes
@@ -126,7 +126,7 @@ def test_the_other_nets_cut_all_their_rates(experiment: str, cuts: tuple[int, ..
         assert seen["conv1.bias"] == pytest.approx(0.002 * 0.1**passed), epoch
 
 
-# Decay of weights; of biases.
+# Weight decay of weights; of biases.
 DECAYS: dict[str, tuple[dict[str, float], dict[str, float]]] = {
     "convnet_80sec": ({"conv1": 0.004, "conv2": 0.004, "conv3": 0.004, "fc6": 0.03, "fc8": 0.03}, {}),
     "convnet_19pct": ({"conv1": 0.004, "conv2": 0.004, "conv3": 0.004, "fc8": 3.0}, {}),
@@ -173,14 +173,14 @@ BIAS_RATES = {"paper_imagenet": 1, "original_imagenet": 2, "caffe_imagenet": 2, 
 
 
 @pytest.mark.parametrize("experiment", BIAS_RATES)
-def test_biases_learn_at_the_rate_that_the_source_gives_them(experiment: str) -> None:
+def test_biases_have_the_learning_rate_of_the_source(experiment: str) -> None:
     model = Stub()
     lr = treatment(model, build_optimizer(model, recipe(experiment)["optimizer"]), "lr")
     for layer in LAYERS:
         assert lr[f"{layer}.bias"] == pytest.approx(BIAS_RATES[experiment] * lr[f"{layer}.weight"])
 
 
-def test_caffe_s_full_net_has_one_bias_rate_of_its_own() -> None:
+def test_caffe_s_full_net_has_a_different_bias_rate_in_one_layer() -> None:
     model = Stub(("conv1", "conv2", "conv3", "fc8"))
     lr = treatment(model, build_optimizer(model, recipe("caffe_cifar_full")["optimizer"]), "lr")
     factors = {name: lr[f"{name}.bias"] / lr[f"{name}.weight"] for name in ("conv1", "conv2", "conv3", "fc8")}
@@ -209,7 +209,7 @@ def test_a_layer_set_to_null_loses_what_it_inherited() -> None:
     assert decay == {"conv1.weight": 5e-4, "conv1.bias": 0.0, "fc8.weight": 0.03, "fc8.bias": 0.0}
 
 
-def test_a_layer_s_own_decay_is_for_its_weights_alone() -> None:
+def test_a_layer_s_own_decay_only_applies_to_its_weights() -> None:
     settings = {**group("optimizer", "sgd"), "layers": {"fc8": {"weight_decay": 1.0}}}
     model = Stub(("conv1", "fc8"))
     decay = treatment(model, build_optimizer(model, settings), "weight_decay")
@@ -233,7 +233,9 @@ def with_table(settings: Mapping[str, Any], *changes: Mapping[str, Any]) -> torc
         ({"epoch": 1, "bias_lr": 0.1}, r"bias_lr needs a separate rate for biases"),
     ],
 )
-def test_a_change_of_rates_that_are_nobody_s_own_is_an_error(change: dict[str, Any], message: str) -> None:
+def test_changing_rates_without_a_parameter_group_of_their_own_is_an_error(
+    change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         with_table(group("optimizer", "sgd"), change)
 

@@ -1,4 +1,4 @@
-"""A test with ten views, from the data set to result.json, against a loop over images and views."""
+"""A ten-crop test, from the data set to result.json, against a loop over images and views."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TINY = [
 
 
 def slow_views(image: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Return corners and centre of 24 pixels and their mirror images, less the centre of the mean image."""
+    """Return the corner and center crops of 24 pixels and their flips, minus the center of the mean image."""
     views = []
     for top, left in ((0, 0), (0, 8), (8, 0), (8, 8), (4, 4)):
         cut = image[:, top : top + 24, left : left + 24].astype(np.float64)
@@ -46,7 +46,7 @@ def slow_views(image: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def slow_test(model: nn.Module, images: np.ndarray, labels: np.ndarray, mean: np.ndarray) -> dict[str, float]:
-    """Average the softmax of ten views, image by image, in float64; and what a test might do instead."""
+    """Average the softmax of ten crops, image by image, in float64; also compute wrong alternatives."""
     losses, centre, logit_mean, hits = [], [], [], []
     for image, label in zip(images, labels, strict=True):
         with torch.no_grad():
@@ -65,7 +65,7 @@ def slow_test(model: nn.Module, images: np.ndarray, labels: np.ndarray, mean: np
     return {name: float(np.mean(values)) for name, values in named.items()}
 
 
-def test_the_test_averages_the_probabilities_of_ten_views(tmp_path: Path) -> None:
+def test_ten_crop_averages_the_probabilities_of_ten_views(tmp_path: Path) -> None:
     arrays = write_cifar10(tmp_path / "data")
     config, typed = settings(f"paths.data_dir={tmp_path / 'data'}", base=TINY)
     result = train(config, typed, tmp_path / "run", "python train.py")
@@ -76,5 +76,5 @@ def test_the_test_averages_the_probabilities_of_ten_views(tmp_path: Path) -> Non
     expected = slow_test(model, *arrays["test"], mean)
     assert result["metrics"]["test/loss"] == pytest.approx(expected["loss"], rel=1e-4)
     assert result["metrics"]["test/top1"] == pytest.approx(expected["top1"])
-    for other in ("loss of the centre", "loss of the mean logits"):  # far enough to be told apart
+    for other in ("loss of the centre", "loss of the mean logits"):  # far enough apart to tell
         assert abs(expected[other] / expected["loss"] - 1) > 1e-2

@@ -1,4 +1,4 @@
-"""Settings of trainer, callbacks and debug, each seen by what it does to a small run."""
+"""Settings of trainer, callbacks and debug, tested by their effect on a small run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ STUCK = [
     "scheduler=none",
     "optimizer.weight_decay=0",
     "test=false",
-]  # nothing is learnt
+]  # nothing is learned
 
 
 class Watch(Callback):
-    """Remember the weights after every step, those that validate, and the images of every batch."""
+    """Record the weights after every step and in validation, and the images of every batch."""
 
     weights: list[torch.Tensor]
     validating: list[torch.Tensor]
@@ -55,7 +55,7 @@ def first_weight(module: LightningModule) -> torch.Tensor:
 
 
 def command(run_dir: Path, *overrides: str) -> dict[str, Any]:
-    """Run through the command line; debug= is a group of Hydra's."""
+    """Run through the command line, which debug=, a Hydra config group, needs."""
     assert cli.main(["train", *SMALL, *overrides, f"hydra.run.dir={run_dir}"]) == 0
     result = RunDirectory(run_dir).result()
     assert result is not None
@@ -70,11 +70,11 @@ def own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 # -------------------------------------------------------------------------------------------- averaged weights
 
 
-def test_averaged_weights_validate_and_are_kept(tmp_path: Path) -> None:
+def test_averaged_weights_are_validated_and_saved(tmp_path: Path) -> None:
     run(tmp_path, "callbacks.ema.enabled=true", "callbacks.ema.decay=0.75", "test=false", callbacks=WATCH)
     average = Watch.weights[1]  # the first step's weights start the average
     for steps, weight in enumerate(Watch.weights[2:], 1):
-        decay = (1 + steps) / (10 + steps)  # which grows, and is still below 0.75
+        decay = (1 + steps) / (10 + steps)  # grows, and is still below 0.75
         average = decay * average + (1 - decay) * weight
     held = checkpoint(tmp_path)
     name = "model.features.conv1.weight"
@@ -87,22 +87,22 @@ def test_averaged_weights_validate_and_are_kept(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------- steps and epochs
 
 
-def test_accumulated_gradients_make_one_step_of_several_batches(tmp_path: Path) -> None:
+def test_gradient_accumulation_makes_one_step_of_several_batches(tmp_path: Path) -> None:
     result = run(tmp_path, "trainer.accumulate_grad_batches=3", "trainer.log_every_n_steps=1", "test=false",
                  callbacks=WATCH)  # fmt: skip
-    assert result["steps"] == 3  # 7 batches: 3, 3 and the one that is left
+    assert result["steps"] == 3  # 7 batches: 3, 3 and 1
     moved = [not torch.equal(a, b) for a, b in zip(Watch.weights, Watch.weights[1:], strict=False)]
     assert moved == [False, False, True, False, False, True, True]
     assert [row["step"] for row in rows(tmp_path) if "lr" in row] == [1, 2, 3]
 
 
-def test_the_rate_is_scaled_by_accumulated_batches_too(tmp_path: Path) -> None:
+def test_lr_scaling_includes_accumulated_batches(tmp_path: Path) -> None:
     run(tmp_path, "trainer.accumulate_grad_batches=3", "optimizer.lr=0.01", "optimizer.lr_scaling=linear",
         "optimizer.base_batch=16", "scheduler=none", "test=false", "trainer.limit_train_batches=1")  # fmt: skip
     assert checkpoint(tmp_path)["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.06)
 
 
-def test_max_steps_ends_a_run_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+def test_max_steps_stops_a_run_inside_an_epoch(tmp_path: Path) -> None:
     result = run(tmp_path, "trainer.max_steps=10", "trainer.max_epochs=-1", "scheduler=cosine")
     assert (result["status"], result["steps"]) == ("finished", 10)
     assert checkpoint(tmp_path)["global_step"] == 10
@@ -111,24 +111,24 @@ def test_max_steps_ends_a_run_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     )
 
 
-def test_a_run_that_only_time_ends_cannot_have_a_schedule_over_its_length(tmp_path: Path) -> None:
+def test_a_run_limited_only_by_time_cannot_have_a_schedule_over_its_length(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="scheduler=cosine needs the length of the run"):
         run(tmp_path, "trainer.max_epochs=-1", "trainer.max_time=00:00:01:00", "scheduler=cosine")
 
 
-def test_warm_up_is_counted_in_epochs_of_the_data_whatever_max_epochs_says(tmp_path: Path) -> None:
+def test_warmup_is_counted_in_real_epochs_whatever_max_epochs_says(tmp_path: Path) -> None:
     run(tmp_path, "trainer.max_steps=14", "trainer.max_epochs=50", "scheduler.warmup_epochs=1", "optimizer.lr=0.08",
         "trainer.log_every_n_steps=1", "test=false")  # fmt: skip
     rates = [row["lr"] for row in rows(tmp_path) if "lr" in row]
     assert rates[6] == max(rates) == pytest.approx(0.08)
 
 
-def test_validation_can_come_several_times_an_epoch(tmp_path: Path) -> None:
+def test_validation_can_run_several_times_per_epoch(tmp_path: Path) -> None:
     run(tmp_path, "trainer.val_check_interval=0.5", "test=false")
     assert [row["step"] for row in rows(tmp_path) if "val/loss" in row] == [3, 6]
 
 
-def test_a_plateau_is_judged_once_for_each_validation(tmp_path: Path) -> None:
+def test_plateau_steps_once_per_validation(tmp_path: Path) -> None:
     run(tmp_path, "trainer.gradient_clip_val=1e-15", "optimizer.lr=0.1", "optimizer.weight_decay=0",
         "scheduler=plateau", "scheduler.patience=0", "scheduler.factor=0.5", "scheduler.mode=max",
         "scheduler.monitor=val/top1", "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2",
@@ -138,17 +138,17 @@ def test_a_plateau_is_judged_once_for_each_validation(tmp_path: Path) -> None:
     assert checkpoint(tmp_path)["optimizer_states"][0]["param_groups"][0]["lr"] == 0.05
 
 
-def test_a_plateau_over_an_unknown_metric_lists_those_there_are(tmp_path: Path) -> None:
+def test_plateau_with_an_unknown_metric_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"scheduler.monitor=val/f1 is not measured.*val/loss"):
         run(tmp_path, "scheduler=plateau", "scheduler.monitor=val/f1")
 
 
-def test_a_best_checkpoint_by_an_unknown_metric_lists_those_there_are(tmp_path: Path) -> None:
+def test_a_checkpoint_monitor_with_an_unknown_metric_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"invalid callbacks.checkpoint.monitor=val/f1: expected .*val/loss"):
         run(tmp_path, "callbacks.checkpoint.monitor=val/f1")
 
 
-def test_early_stopping_stops_where_nothing_gets_better(tmp_path: Path) -> None:
+def test_early_stopping_stops_when_nothing_improves(tmp_path: Path) -> None:
     result = run(tmp_path, *STUCK, "trainer.max_epochs=9", "callbacks.early_stopping.enabled=true",
                  "callbacks.early_stopping.patience=2")  # fmt: skip
     assert (result["status"], result["epochs"]) == ("finished", 3)
@@ -171,19 +171,19 @@ def test_gradients_are_clipped(tmp_path: Path, precision: str) -> None:
 # -------------------------------------------------------------------------------------------- debug=
 
 
-def test_debug_fast_dev_run_goes_one_batch_and_keeps_nothing(tmp_path: Path) -> None:
+def test_debug_fast_dev_run_runs_one_batch_and_saves_no_checkpoint(tmp_path: Path) -> None:
     result = command(tmp_path / "run", "debug=fast_dev_run")
     assert (result["status"], result["steps"]) == ("finished", 1)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_debug_limit_is_the_whole_way_on_a_few_batches(tmp_path: Path) -> None:
+def test_debug_limit_is_a_complete_run_on_a_few_batches(tmp_path: Path) -> None:
     result = command(tmp_path / "run", "debug=limit")
-    assert (result["epochs"], result["steps"]) == (1, 4)  # one epoch is typed, and wins
+    assert (result["epochs"], result["steps"]) == (1, 4)  # the typed one epoch takes precedence
     assert result["metrics"].keys() >= {"train/loss", "val/loss", "test/loss"}
 
 
-def test_debug_overfit_learns_one_batch_by_heart(tmp_path: Path) -> None:
+def test_debug_overfit_overfits_one_batch(tmp_path: Path) -> None:
     overfit = [*(f"model.features.conv{i}.out_channels=32" for i in range(1, 6)), "optimizer=adam",
                "optimizer.lr=0.003", "scheduler=none", "callbacks.checkpoint.enabled=false"]  # fmt: skip
     result = command(tmp_path / "run", "debug=overfit", *overfit, "trainer.max_epochs=100")
@@ -197,14 +197,14 @@ def test_overfitting_repeats_the_same_batches_every_epoch(tmp_path: Path) -> Non
     assert Watch.batches[0] != Watch.batches[1]
 
 
-def test_debug_profiler_leaves_its_table(tmp_path: Path) -> None:
+def test_debug_profiler_writes_its_table(tmp_path: Path) -> None:
     command(tmp_path / "run", "debug=profiler", "test=false")
     (table,) = (tmp_path / "run").glob("*profile*.txt")
     assert "run_training_batch" in table.read_text()
 
 
 @pytest.mark.slow
-def test_a_compiled_network_learns_what_the_plain_one_learns(tmp_path: Path) -> None:
+def test_a_compiled_network_learns_the_same_as_an_eager_one(tmp_path: Path) -> None:
     plain = run(tmp_path / "plain", "test=false")
     compiled = run(tmp_path / "compiled", "test=false", "compile=true")
     assert compiled["metrics"] == pytest.approx(plain["metrics"], rel=1e-4)

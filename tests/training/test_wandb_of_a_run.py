@@ -1,4 +1,4 @@
-"""What W&B keeps of a run is what the run directory keeps."""
+"""W&B has the same metrics and settings as the run directory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_wandb_has_the_metrics_and_settings_of_the_run(tmp_path: Path) -> None:
     assert (kept.run_id, kept.exit_code) == (result["wandb"]["id"], 0)
 
 
-def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path) -> None:
+def test_a_resumed_run_continues_the_same_wandb_run(tmp_path: Path) -> None:
     train_until(tmp_path / "run", 10, *OFFLINE, "test=false")
     resumed = resume(tmp_path / "run")
     assert resumed is not None
@@ -49,7 +49,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path) -> None:
     parts = [read_finished(folder) for folder in folders]
     assert [part.exit_code for part in parts] == [1, 0]
     assert {part.run_id for part in parts} == {resumed["wandb"]["id"]}
-    # All files of the id together, the last record of a step winning, are metrics.csv.
+    # All files of the id together, with the last record of each step, equal metrics.csv.
     latest = {(row["step"], *sorted(row)): row for part in parts for row in part.metric_rows()}
     held = read_metrics(tmp_path / "run" / "metrics.csv")
     wanted = {(row["step"], *sorted(row)): row for row in held}
@@ -60,7 +60,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path) -> None:
         }
 
 
-def test_what_a_kill_took_from_wandb_is_recorded_again(tmp_path: Path) -> None:
+def test_records_lost_in_a_kill_are_logged_to_wandb_again(tmp_path: Path) -> None:
     train_until(tmp_path / "run", 10, *OFFLINE, "test=false", "callbacks.checkpoint.every_n_steps=4")
     (before,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     read_finished(before)

@@ -1,4 +1,4 @@
-"""Validations, limits and ends inside an epoch: the epoch is not the unit."""
+"""Validation, checkpoints, limits and the end of a run inside an epoch."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from tests.training.small_runs import (
     train_until,
 )
 
-# 7 batches an epoch, or TEN.
+# 7 batches an epoch, or 10 with TEN.
 HARD = [*DROPOUT, "test=false", "callbacks.ema.enabled=true", "callbacks.ema.decay=0.9", "scheduler=none"]
 TEN = ["data.batch_size=20"]
-STEPS = ["trainer.max_epochs=null"]  # small runs type max_epochs, which would win
+STEPS = ["trainer.max_epochs=null"]  # small runs set max_epochs, which would take precedence
 
 
 def validations(directory: Path) -> list[tuple[int, float]]:
-    """Return step and accuracy of every validation in metrics.csv."""
+    """Return the step and accuracy of every validation in metrics.csv."""
     return [(int(row["step"]), row["val/top1"]) for row in rows(directory) if "val/top1" in row]
 
 
 class Watch(Callback):
-    """Keep the weights of every validation."""
+    """Record the weights of every validation."""
 
     weights: ClassVar[dict[int, torch.Tensor]] = {}
 
@@ -62,9 +62,9 @@ WATCH = {"watch": {"_target_": f"{__name__}.Watch"}}
         ],  # between the batches of a step
     ],
 )
-def test_the_best_checkpoint_is_that_of_the_best_validation(tmp_path: Path, more: list[str]) -> None:
+def test_the_best_checkpoint_is_from_the_best_validation(tmp_path: Path, more: list[str]) -> None:
     Watch.weights.clear()
-    # A rate so high that the first validations are better than the later ones.
+    # The learning rate is so high that the first validations are better than later ones.
     result = run(tmp_path, "test=false", "optimizer.lr=0.05", "scheduler=none", "trainer.max_epochs=3", *more,
                  callbacks=WATCH)  # fmt: skip
     measured = validations(tmp_path)
@@ -92,7 +92,7 @@ def test_the_end_of_an_epoch_is_not_mistaken_for_its_earlier_validation(tmp_path
         (["trainer.val_check_interval=4", "trainer.accumulate_grad_batches=5", "optimizer=adam"], 1),
     ],
 )
-def test_a_run_resumed_from_a_best_inside_an_epoch_equals_an_uninterrupted_one(
+def test_a_run_resumed_from_a_best_checkpoint_inside_an_epoch_equals_an_uninterrupted_one(
     tmp_path: Path, more: list[str], stop: int
 ) -> None:
     settings = [*HARD, "trainer.max_epochs=2", "callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=min",
@@ -129,7 +129,7 @@ def test_patience_is_counted_in_epochs(tmp_path: Path, more: list[str], epochs: 
 # ------------------------------------------------------------------------------------------------ steps and time
 
 
-def test_max_steps_lifts_the_default_of_max_epochs(tmp_path: Path) -> None:
+def test_max_steps_removes_the_default_max_epochs(tmp_path: Path) -> None:
     from tests.training.small_runs import SMALL, settings
 
     base = [setting for setting in SMALL if not setting.startswith("trainer.max_epochs")]
@@ -139,7 +139,7 @@ def test_max_steps_lifts_the_default_of_max_epochs(tmp_path: Path) -> None:
         assert settings(*typed, base=base)[0]["trainer"]["max_epochs"] == epochs
 
 
-def test_max_steps_also_ends_the_schedule(tmp_path: Path) -> None:
+def test_the_schedule_also_ends_at_max_steps(tmp_path: Path) -> None:
     result = run(tmp_path, *STEPS, "trainer.limit_train_batches=1", "trainer.max_steps=33", "scheduler=cosine",
                  "scheduler.warmup_epochs=0", "trainer.check_val_every_n_epoch=99", "test=false",
                  "trainer.log_every_n_steps=1")  # fmt: skip
@@ -161,7 +161,7 @@ def test_max_steps_also_ends_the_schedule(tmp_path: Path) -> None:
         ["trainer.max_time=00:00:00:01", "trainer.max_epochs=10000"],
     ],
 )
-def test_the_weights_that_a_run_ends_with_are_validated_once(tmp_path: Path, more: list[str]) -> None:
+def test_the_final_weights_are_validated_once(tmp_path: Path, more: list[str]) -> None:
     result = run(tmp_path, *TEN, *STEPS, "test=false", *more)
     found = validations(tmp_path)
     assert found[-1][0] == result["steps"]
@@ -181,7 +181,7 @@ def test_a_scheduled_validation_is_not_repeated_at_the_end(tmp_path: Path) -> No
     "more",
     [
         ["trainer.log_every_n_steps=2"],
-        ["trainer.val_check_interval=4"],  # the end falls on a validation
+        ["trainer.val_check_interval=4"],  # the run ends at a validation
         ["scheduler=plateau", "scheduler.patience=0", "scheduler.factor=0.5", "trainer.check_val_every_n_epoch=2",
          "callbacks.early_stopping.enabled=true"],
     ],
@@ -202,7 +202,7 @@ def test_a_run_extended_from_8_to_20_steps_equals_one_of_20(tmp_path: Path, more
         "train_sums",
     ):
         assert same(one[key], other[key]), key
-    # What the end of the first part has measured stays, and best.ckpt may be of it.
+    # The final validation of the first part stays, and best.ckpt may be from it.
     extra = [row for row in rows(tmp_path / "parts") if row not in rows(tmp_path / "whole")]
     assert all(row["step"] == 8 for row in extra)
     assert [row for row in rows(tmp_path / "parts") if row not in extra] == rows(tmp_path / "whole")
@@ -210,7 +210,7 @@ def test_a_run_extended_from_8_to_20_steps_equals_one_of_20(tmp_path: Path, more
     assert result["best"]["value"] == best
 
 
-def test_a_run_that_ended_inside_an_epoch_and_was_killed_in_its_test_is_tested_when_it_is_resumed(
+def test_a_run_that_ended_inside_an_epoch_and_was_killed_during_its_test_is_tested_on_resume(
     tmp_path: Path,
 ) -> None:
     first = run(tmp_path, *TEN, *STEPS, "trainer.max_steps=8")

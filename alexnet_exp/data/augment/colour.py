@@ -74,5 +74,5 @@ def scale_contrast(x: Tensor, indices: Tensor, limits: Sequence[float], seed: in
 def _normals(indices: Tensor, count: int, *key: int | str) -> Tensor:
     """Draw `count` standard normal numbers per image (Box-Muller)."""
     draws = uniforms(indices, 2 * count, *key)
-    radius = torch.sqrt(-2.0 * torch.log1p(-draws[:, :count]))
+    radius = torch.sqrt(-2.0 * torch.log1p(-draws[:, :count]))  # draws < 1, so it is finite
     return radius * torch.cos(2.0 * math.pi * draws[:, count:])

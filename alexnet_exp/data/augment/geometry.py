@@ -180,7 +180,12 @@ ATTEMPTS = 10  # as in torchvision: use the first of ten drawn shapes that fits,
 
 
 def random_boxes(
-    indices: Tensor, scale: Sequence[float], ratio: Sequence[float], seed: int, epoch: int
+    indices: Tensor,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+    seed: int,
+    epoch: int,
+    aspects: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw the box of a random resized crop for each image.
 
@@ -190,14 +195,25 @@ def random_boxes(
         ratio: Minimum and maximum width over height, drawn log-uniformly.
         seed: Seed of the run.
         epoch: Finished epochs.
+        aspects: (N,) width over height of each image before it was resized to a square; None: squares. The ratio is
+            that of the box in the image, not in the square.
 
     Returns:
-        Top left corner (N, 2) as (x, y) and size (N, 2) as (width, height), as fractions of the side.
+        Top left corner (N, 2) as (x, y) and size (N, 2) as (width, height), as fractions of the sides.
     """
     draws = uniforms(indices, 2 * ATTEMPTS + 2, "resized crop", seed, epoch)
     sizes = random_shapes(draws, scale, ratio)
-    size = first_that_fits(sizes, sizes <= 1.0, otherwise=1.0)
-    return draws[:, -2:] * (1.0 - size), size
+    if aspects is None:
+        size = first_that_fits(sizes, sizes <= 1.0, otherwise=1.0)
+        return draws[:, -2:] * (1.0 - size), size
+    # A box of area a and ratio r in an image W x H is sqrt(a r / (W/H)) of its width and sqrt(a W/H / r) of its height.
+    wide = aspects.to(sizes.dtype).sqrt()
+    sizes = sizes * torch.stack([1.0 / wide, wide], dim=1)[:, None]
+    # As in torchvision, a box that never fits is the largest in the middle whose ratio is allowed.
+    largest = torch.stack([ratio[1] / aspects, aspects / ratio[0]], dim=1).to(sizes.dtype).clamp(max=1.0)
+    fits = (sizes <= 1.0).all(2).any(1, keepdim=True)  # (N, 1)
+    size = torch.where(fits, first_that_fits(sizes, sizes <= 1.0, otherwise=1.0), largest)
+    return torch.where(fits, draws[:, -2:], 0.5) * (1.0 - size), size
 
 
 def random_shapes(draws: Tensor, scale: Sequence[float], ratio: Sequence[float]) -> Tensor:

@@ -56,8 +56,10 @@ class Mixer:
 
     def draw(self, indices: Tensor, seed: int, epoch: int) -> Mixing:
         """Draw the mixing of a batch, given its (N,) int64 positions in the split."""
+        # (N, 4): mix or cut, share, row and column of the center
         draws = uniforms(indices, 4, "mixing", seed, epoch)
         cut = draws[:, 0] < (0.0 if not self.cutmix else 0.5 if self.mixup else 1.0)
+        # One uniform number serves both: an image is either mixed or cut.
         alphas = {alpha for alpha in (self.mixup, self.cutmix) if alpha}
         quantiles = {alpha: beta_quantile(alpha, draws[:, 1]) for alpha in alphas}
         start, end = self._rectangles(quantiles[self.cutmix or self.mixup], draws[:, 2:], cut)

@@ -37,6 +37,7 @@ def apply_chosen(
     images = images.clone(memory_format=torch.contiguous_format)
     known = torch.arange(len(operations), device=images.device)
     counts = (chosen[..., None] == known).sum(0).tolist()  # (S, operations): the only device sync
+    # Sorted and split by those counts: indexing with a mask per operation would sync each time.
     order = chosen.argsort(dim=0, stable=True)
     for step, sizes in enumerate(counts):
         for operation, group in zip(operations, order[:, step].split(sizes), strict=True):
@@ -69,7 +70,7 @@ def contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the image smoothed by a 3x3 kernel of ones around a five; border pixels are unchanged."""
-    x = images.to(torch.int16)
+    x = images.to(torch.int16)  # sums reach 13 * 255, times 2
     rows = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
     sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * x[:, :, 1:-1, 1:-1]
     smooth = images.float()
@@ -93,19 +94,20 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     red, green, blue = x.unbind(1)
     most = x.amax(1)
     chroma = most - x.amin(1)
-    span = torch.where(chroma == 0, 1.0, chroma)
+    span = torch.where(chroma == 0, 1.0, chroma)  # grey has no hue: avoids 0 / 0
     angle = torch.where(most == green, 2.0 + (blue - red) / span, 4.0 + (red - green) / span)
+    # Red comes last, so it wins ties, then green: torchvision's order.
     angle = torch.where(most == red, (green - blue) / span, angle) + 6.0 * shift[:, None, None]  # in sixths
     # HSV back to RGB without branches: each channel is a trapezoid over the hue, shifted by a third of a turn.
     starts = constant((5.0, 3.0, 1.0), images.device).view(1, 3, 1, 1)
-    k = (starts + angle[:, None]) % 6.0
+    k = (starts + angle[:, None]) % 6.0  # (N, 3, H, W)
     turned = most[:, None] - chroma[:, None] * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
     return (turned * 255.999).to(torch.uint8)  # as torchvision: equal intervals for all 256 levels
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
     """Keep the `bits` highest of the 8 bits."""
-    dropped = 2 ** (8 - bits.round().to(torch.int16))
+    dropped = 2 ** (8 - bits.round().to(torch.int16))  # int16: 2 ** 8 does not fit in uint8
     return images & (256 - dropped).to(torch.uint8)[:, None, None, None]
 
 
@@ -155,7 +157,7 @@ def shear_y(images: Tensor, slope: Tensor) -> Tensor:
 
 def translate_x(images: Tensor, pixels: Tensor) -> Tensor:
     x, y = _centers(images)
-    return _sample(images, x - pixels.trunc()[:, None, None], y)
+    return _sample(images, x - pixels.trunc()[:, None, None], y)  # whole pixels, as torchvision's int()
 
 
 def translate_y(images: Tensor, pixels: Tensor) -> Tensor:
@@ -169,6 +171,7 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     x, y = _centers(images)
     angle = torch.deg2rad(degrees)[:, None, None]
     cos, sin, x, y = angle.cos(), angle.sin(), x - across, y - down
+    # For an output pixel, its source: the inverse of the rotation.
     return _sample(images, cos * x - sin * y + across, sin * x + cos * y + down)
 
 
@@ -189,8 +192,10 @@ def _sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
         y: Pixels from the top, likewise.
     """
     count, _, height, width = images.shape
+    # grid_sample's coordinates run from -1 to 1, edge to edge.
     x, y = (place.expand(count, height, width) for place in (x * (2 / width) - 1, y * (2 / height) - 1))
     grid = torch.stack([x, y], dim=3)
+    # grid_sample takes no uint8; sampling the nearest pixel keeps the values exact.
     nearest = functional.grid_sample(
         images.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
     )

@@ -58,7 +58,9 @@ class Pipeline:
     def aligned(self) -> bool:
         return self.options.get("mean_image") == "aligned"
 
-    def train(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
+    def train(
+        self, images: Tensor, indices: Tensor, seed: int, epoch: int, aspects: Tensor | None = None
+    ) -> Tensor:
         """Augment and preprocess a training batch.
 
         Args:
@@ -66,6 +68,7 @@ class Pipeline:
             indices: (N,) int64 positions in the split, the key of each image's randomness.
             seed: Seed of the run.
             epoch: Finished epochs.
+            aspects: (N,) width over height of the original images, where the stored ones are these squashed.
 
         Returns:
             (N, C, image_size, image_size) float32.
@@ -74,7 +77,7 @@ class Pipeline:
         if self.options.get("views") == "ten_crop":
             self._margin(images)  # fail in the first step, not at the test after the training
         if self.options.get("resized_crop"):
-            x = self._resized_crop(images, indices, seed, epoch)
+            x = self._resized_crop(images, indices, seed, epoch, aspects)
             mean = None if mean is None else self._mean_at_input_size(mean)
         else:
             x, mean = self._cut(images, mean, self.augment.window(indices, images.shape[-1], seed, epoch))
@@ -124,6 +127,18 @@ class Pipeline:
             return torch.stack([*moved, *(view.flip(3) for view in moved)], dim=1)
         return torch.stack([self._whiten(x) for x in self._ten_crops(images)], dim=1)
 
+    def check_views(self, views: str, stored: int) -> None:
+        """Check that stored images of this side, in pixels, have these views.
+
+        Raises:
+            UserError: Ten-crop needs images of at least the input's size.
+        """
+        if views == "ten_crop" and stored < (size := self.preprocess.image_size):
+            raise UserError(
+                f"views=ten_crop needs images of at least the network's {size} pixels, but these have {stored}: "
+                "use views=flip or views=centre."
+            )
+
     def _ten_crops(self, images: Tensor) -> list[Tensor]:
         mean, margin = self._mean_on(images), self._margin(images)
         middle = round(margin / 2)
@@ -162,9 +177,11 @@ class Pipeline:
         mean = self.preprocess.centre(mean[None])
         return mean if mean.shape[-1] == size else functional.interpolate(mean, (size, size), mode="bilinear")
 
-    def _resized_crop(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
+    def _resized_crop(
+        self, images: Tensor, indices: Tensor, seed: int, epoch: int, aspects: Tensor | None
+    ) -> Tensor:
         options = self.options["resized_crop"]
-        corner, size = random_boxes(indices, options["scale"], options["ratio"], seed, epoch)
+        corner, size = random_boxes(indices, options["scale"], options["ratio"], seed, epoch, aspects)
         draws = uniforms(indices, 3, "augment", seed, epoch)[:, 2]  # the same flips as with a plain crop
         flipped = self.augment.flips(indices, draws, seed, epoch)
         return resized_crop(images, corner, size, self.preprocess.image_size, flipped)

@@ -29,6 +29,7 @@ class Action(NamedTuple):
 
 def _space(slope: float, pixels: float, degrees: float, blend: float, bits: int) -> tuple[Action, ...]:
     """Return the operations that both policies share, up to the given maximum strengths."""
+    # In torchvision's order. Draws pick by position, so reordering changes the images of every seed.
     return (
         Action(operations.identity),
         Action(operations.shear_x, 0.0, slope, True),
@@ -74,7 +75,7 @@ class RandAugment:
         # The paper translates by up to 150 pixels of 331-pixel images.
         space = _space(0.3, 150.0 / 331.0 * images.shape[-1], 30.0, 0.9, 4)
         draws = uniforms(indices, 2 * self.num_ops, "randaugment", seed, epoch)
-        chosen = (draws[:, : self.num_ops] * len(space)).long()
+        chosen = (draws[:, : self.num_ops] * len(space)).long()  # (N, num_ops)
         return _apply(
             images, space, chosen, torch.full_like(chosen, self.magnitude), draws[:, self.num_ops :]
         )
@@ -89,7 +90,7 @@ class TrivialAugment:
 
     def __call__(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
         """Map (N, C, H, W) uint8 to the same."""
-        space = _space(0.99, 32.0, 135.0, 0.99, 6)
+        space = _space(0.99, 32.0, 135.0, 0.99, 6)  # 32 pixels whatever the image size, as torchvision's
         draws = uniforms(indices, 3, "trivialaugment", seed, epoch)
         chosen, bins = (draws[:, :1] * len(space)).long(), (draws[:, 1:2] * BINS).long()
         return _apply(images, space, chosen, bins, draws[:, 2:])
@@ -123,10 +124,11 @@ class ColourJitter:
 
     def __call__(self, images: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
         """Map (N, C, H, W) uint8 to the same."""
-        used = {name: width for name, width in vars(self).items() if width}
+        used = {name: width for name, width in vars(self).items() if width}  # also names in `operations`
         limits = tuple((-w, w) if n == "hue" else (max(0.0, 1.0 - w), 1.0 + w) for n, w in used.items())
         draws = uniforms(indices, 2 * len(used), "colour jitter", seed, epoch)
         order = draws[:, len(used) :].argsort(dim=1, stable=True)  # (N, used)
+        # Drawn per operation, not per position: `gather` below brings them into the order of application.
         low, high = constant(limits, images.device).T
         strengths = low + (high - low) * draws[:, : len(used)]
         changes: list[Operation] = [getattr(operations, name) for name in used]

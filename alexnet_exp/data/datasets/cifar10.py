@@ -68,11 +68,13 @@ def _read(names: list[str], data_dir: str, download: bool) -> dict[str, bytes]:
 
 def _read_archive(names: list[str], archive: str, folder: str) -> dict[str, bytes]:
     """Read the archive's data files, and unpack them into `folder` if it is writable."""
+    # All files, not only `names`, so that the other split is unpacked, too.
     every = [META, *BATCHES["train"], *BATCHES["test"]]
     try:
         with tarfile.open(archive) as tar:
             members = {name: tar.extractfile(f"{FOLDER}/{name}") for name in every}
             files = {name: member.read() for name, member in members.items() if member}
+            files = {name: files[name] for name in every}  # a member that is not a file is as good as missing
     except (tarfile.TarError, OSError, EOFError, zlib.error, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # an I/O error, not damaged content
             raise unreadable(archive, error) from error
@@ -85,6 +87,7 @@ def _read_archive(names: list[str], archive: str, folder: str) -> dict[str, byte
 
 
 def _empty_array(kind: object, shape: object, code: object) -> np.ndarray:
+    # Ignores the shape that the pickle claims, which could be huge; __setstate__ brings the real one.
     return np.empty(0, np.uint8)
 
 
@@ -98,8 +101,8 @@ class _BatchUnpickler(pickle.Unpickler):
     """Unpickle byte arrays and plain values only; refuses any other global, and so any foreign code."""
 
     ALLOWED = {  # noqa: RUF012
-        ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-        ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+        ("numpy.core.multiarray", "_reconstruct"): _empty_array,  # as pickled by numpy 1
+        ("numpy._core.multiarray", "_reconstruct"): _empty_array,  # by numpy 2
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): _byte_dtype,
     }
@@ -112,7 +115,7 @@ class _BatchUnpickler(pickle.Unpickler):
 
 def _unpickle(data: bytes, path: str) -> dict[str, Any]:
     try:
-        entry = _BatchUnpickler(io.BytesIO(data), encoding="latin1").load()
+        entry = _BatchUnpickler(io.BytesIO(data), encoding="latin1").load()  # pickled by Python 2
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise _damaged(path, str(error)) from error
     if not isinstance(entry, dict):

@@ -124,5 +124,6 @@ class Folder(ImageData):
 
     def decoded(self, sources: dict[str, Source]) -> dict[str, Source]:
         files = {split: source for split, source in sources.items() if isinstance(source, FileSource)}
-        cache = Cache(self.cache, self.cache_dir, self.channels, self.stored_size, self._workers(), self.fit)
+        sizes = self.channels, self.stored_size
+        cache = Cache(self.cache, self.cache_dir, *sizes, self._workers(), self.fit, self.train_fit)
         return {**sources, **cache.keep(files)}

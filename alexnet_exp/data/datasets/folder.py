@@ -80,17 +80,19 @@ def scan(
     origins = {}
     for split, per_class in found.items():
         origins[split] = f"folder {folders[split]}" if folders else "data.root"
+        # Counted here, where the excluded images are still listed.
         if count := sum(path in excluded for paths in per_class.values() for path in paths):
             origins[split] += f" without {count} of {os.path.basename(str(exclude))}"
     if excluded:
         found = _without(found, excluded, "data.exclude leaves out all its images; remove the folder, too")
     if bad_images is not None:
+        # After data.exclude, which may list the very images that cannot be decoded.
         everything = [path for split in found.values() for paths in split.values() for path in paths]
         bad = bad_images(everything, root)
         found = _without(found, bad, "none of its images can be decoded; fix or remove the folder")
     classes = _known_classes(found, folders, root, one_is_enough=val_fraction == 0)
     name = os.path.basename(os.path.abspath(root))
-    depth = None if rule == "by_order" else 2 if folders else 1
+    depth = None if rule == "by_order" else 2 if folders else 1  # of SPLIT/CLASS or CLASS in a name
     sources = {
         split: _source(found[split], classes, f"{name} {split}", root, origins[split], depth)
         for split in found
@@ -149,6 +151,7 @@ def split_folders(root: str, rule: str = "by_name") -> dict[str, str]:
         # Beside other folders, a "train" without class folders is a class itself.
         if others and not any(inside[name] for name in named["train"]):
             return {}
+    # Without train, val and test must share class folders, and a single one beside others is a class.
     elif not inside or not set.intersection(*map(set, inside.values())) or (others and len(inside) == 1):
         return {}
     for split, names in named.items():
@@ -207,7 +210,9 @@ def _excluded(file: str, found: dict[str, Classes], root: str) -> set[str]:
         UserError: If it cannot be read, or lists an unknown image.
     """
     try:
+        # surrogateescape, as in the names that os.scandir returns.
         with open(os.path.expanduser(file), encoding="utf-8", errors="surrogateescape") as lines:
+            # Not splitlines, which would cut names at \x0b or \u2028.
             names = [line for line in lines.read().split("\n") if line.strip()]
     except OSError as error:
         raise unreadable(f"data.exclude={file}", error) from error
@@ -305,7 +310,7 @@ class _Walk:
         self.extensions = _OLD_EXTENSIONS if rule == "by_order" else readable_extensions()
         self.endings = tuple(f".{extension}" for extension in self.extensions)
         self.skipped = () if rule == "by_order" else JUNK_FOLDERS
-        self.inside = os.path.join(os.path.realpath(root), "")
+        self.inside = os.path.join(os.path.realpath(root), "")  # with a separator: /data2 is not inside
         self.links: list[str] = []  # links that point outside and were not followed
         self.left_out = LeftOut(root, self.extensions)
 
@@ -383,6 +388,7 @@ class _Walk:
                 continue
             elif _is(entry.is_dir):
                 linked = entry.is_symlink()
+                # Only links need realpath, which asks the system about every component of the path.
                 real = os.path.realpath(entry.path) if linked else os.path.join(inside, entry.name)
                 if real not in entered:
                     entered.add(real)
@@ -437,6 +443,7 @@ def _cut(sources: dict[str, FileSource], fraction: float, seed: int) -> dict[str
 
 def _validation_by_order(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """Return a mask, bool (N,), of the same random share of every class, never a class's last image."""
+    # One stream for all classes: an added file redraws every later class. by_name avoids that.
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(int(labels.max()) + 1):

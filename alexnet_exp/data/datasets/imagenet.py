@@ -36,7 +36,7 @@ class ImageNet(Folder):
     """
 
     def __init__(self, root: str, **common: Any) -> None:
-        super().__init__(root, val_fraction=None, **common)
+        super().__init__(root, val_fraction=None, **common)  # val is a folder of its own
 
     def load(self) -> dict[str, Source]:
         return dict(scan(self.root, self.follow_links, self.find_bad_images(), self.split_rule, self.exclude))
@@ -59,6 +59,7 @@ def scan(
     flat = validation_classes(root) if _is_flat(val) else None
     found = folder.scan(root, None, 0, follow_links, bad_images, flat, rule, exclude=exclude)
     names = class_names(found["train"].classes)
+    # The names are in the order of the ids, so labels stay valid.
     return {split: replace(source, classes=names) for split, source in found.items()}
 
 
@@ -94,9 +95,11 @@ def _is_class(name: str) -> bool:
 
 
 def _is_flat(val: str) -> bool:
-    """Return whether a folder holds images rather than classes."""
+    """Return whether a folder holds images rather than classes, beside which a stray image is left out."""
     with os.scandir(val) as entries:
-        return any(os.path.splitext(e.name.lower())[1][1:] in readable_extensions() for e in entries)
+        names = [(entry.name, entry.is_dir()) for entry in entries]
+    images = [name for name, _ in names if os.path.splitext(name.lower())[1][1:] in readable_extensions()]
+    return bool(images) and not any(is_dir and WNID.fullmatch(name) for name, is_dir in names)
 
 
 def class_names(wnids: tuple[str, ...]) -> tuple[str, ...]:
@@ -155,6 +158,6 @@ def _wnids(path: Path) -> dict[int, str]:
             f"Put Kaggle's {SOLUTION} into {path.parents[2]}: reading the MATLAB file {path} needs "
             f"{missing_extra('scipy', 'imagenet')}"
         ) from None
-    synsets = loadmat(path, squeeze_me=True)["synsets"]
+    synsets = loadmat(path, squeeze_me=True)["synsets"]  # else every field is a 1 x 1 array
     leaves = synsets[synsets["num_children"] == 0]
     return {int(i): str(wnid) for i, wnid in zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)}

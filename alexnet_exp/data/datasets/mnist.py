@@ -79,6 +79,7 @@ def _read_idx(path: str, num_dimensions: int) -> Tensor:
         largest = os.path.getsize(path) * (DEFLATE_LIMIT if packed else 1)
         with gzip.open(path) if packed else open(path, "rb") as file:
             magic, *shape = struct.unpack(f">{1 + num_dimensions}I", file.read(header_bytes))
+            # 08: unsigned bytes; last byte: the number of dimensions
             if magic != 0x0800 + num_dimensions:
                 raise _damaged(
                     path, f"its first bytes are {magic:#010x}, not {0x0800 + num_dimensions:#010x}"
@@ -93,7 +94,7 @@ def _read_idx(path: str, num_dimensions: int) -> Tensor:
         raise _damaged(path, str(error)) from error
     if len(data) != expected:
         raise _damaged(path, f"its header claims {expected} bytes, but the data has a different size")
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(shape)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(shape)  # bytes are read-only
 
 
 def _damaged(path: str, reason: str) -> UserError:

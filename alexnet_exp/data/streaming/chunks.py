@@ -65,6 +65,7 @@ class Reader(IterableDataset):
         batch_size: Batch size per rank.
         channels: 1 or 3.
         size: Side of the stored images.
+        fit: How images become square; see `decode.stored`.
         url: Shown in error messages.
     """
 
@@ -76,12 +77,13 @@ class Reader(IterableDataset):
     batch_size: int
     channels: int
     size: int
+    fit: str
     url: str
 
     def __post_init__(self) -> None:
         self.state = self.chunks.state_dict(0, len(self.shares), 1)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | UserError | None]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor] | UserError | None]:
         info = get_worker_info()
         worker = info.id if info else 0
         if worker < self.first:
@@ -94,7 +96,8 @@ class Reader(IterableDataset):
             except UserError as error:
                 yield error  # raised in the main process: torch would wrap it in a worker traceback
                 return
-            yield torch.stack([image for image, _ in decoded]), torch.tensor([i for _, i in decoded])
+            images, aspects, numbers = zip(*decoded, strict=True)
+            yield torch.stack(images), torch.tensor(aspects), torch.tensor(numbers)
 
     def _items(self, worker: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Continue where this worker stopped, without reading finished chunks again."""
@@ -113,11 +116,13 @@ class Reader(IterableDataset):
             next(items)
         return items
 
-    def _decoded(self, index: int, item: dict[str, Any]) -> tuple[Tensor, int]:
-        return decode_item(item, self.channels, self.size, self.url), index
+    def _decoded(self, index: int, item: dict[str, Any]) -> tuple[Tensor, float, int]:
+        return *decode_item(item, self.channels, self.size, self.url, self.fit), index
 
 
-def decode_item(item: dict[str, Any], channels: int, size: int, url: str) -> Tensor:
-    """Decode a stored item for training: uint8 (channels, size, size)."""
+def decode_item(
+    item: dict[str, Any], channels: int, size: int, url: str, fit: str = "crop"
+) -> tuple[Tensor, float]:
+    """Decode a stored item for training: uint8 (channels, size, size), and width over height of the image."""
     image = decode_bytes(item["image"], f"{url}/{item['name']}", channels, enough=2 * size)
-    return stored(image, size)
+    return stored(image, size, fit), image.shape[2] / image.shape[1]

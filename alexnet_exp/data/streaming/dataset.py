@@ -114,10 +114,11 @@ class Streaming(ImageData):
                 f"invalid data.batch_size={self.batch_size}: expected a multiple of the {world_size} devices with "
                 "data=streaming."
             )
-        return self._stream(split, self.seed if shuffle else None, rank, world_size)
+        fit = self.train_fit if shuffle else self.fit
+        return self._stream(split, self.seed if shuffle else None, rank, world_size, fit)
 
     def _stream(
-        self, split: str, seed: int | None = None, rank: int = 0, world_size: int = 1
+        self, split: str, seed: int | None = None, rank: int = 0, world_size: int = 1, fit: str = ""
     ) -> StreamLoader:
         workers, source = self._workers(), self.sources[split]
         assert isinstance(source, StreamSource)
@@ -126,7 +127,7 @@ class Streaming(ImageData):
             chunks=self._chunks(split, seed, rank, world_size), num_workers=workers or 1,
         )  # fmt: skip
         on_cuda = self._device().type == "cuda"
-        return StreamLoader(source, plan, self.channels, self.stored_size, workers, on_cuda)
+        return StreamLoader(source, plan, self.channels, self.stored_size, workers, on_cuda, fit or self.fit)
 
     def state_dict(self) -> dict[str, int]:
         return {"workers": self._workers()}
@@ -152,14 +153,23 @@ class Streaming(ImageData):
         from alexnet_exp.data.streaming.chunks import decode_item
 
         _, item = self._chunks(split)[index]
-        return decode_item(item, self.channels, self.stored_size, self.url)
+        return decode_item(item, self.channels, self.stored_size, self.url)[0]
+
+    def _example_positions(self, count: int) -> list[int]:
+        return list(range(min(count, len(self.sources["train"]))))  # of one chunk, not one chunk for each
 
     def _mean_image(self) -> Tensor:
         """Return the mean image, cached: computing it decodes the whole split."""
         source = self.sources["train"]
         assert isinstance(source, StreamSource)
         shape = (self.channels, self.stored_size, self.stored_size)
-        key = [source.sha256, MEAN_IMAGES, DECODER, *shape]
+        key = [
+            source.sha256,
+            MEAN_IMAGES,
+            DECODER,
+            *shape,
+            *([] if self.train_fit == self.fit else [self.train_fit]),
+        ]
         return kept_mean(places(self.cache_dir, self.url), key, shape, self._compute_mean)
 
     def _compute_mean(self) -> Tensor:
@@ -168,7 +178,7 @@ class Streaming(ImageData):
         chosen = torch.zeros(count, dtype=torch.bool)
         chosen[torch.linspace(0, count - 1, num_chosen).round().long()] = True
         log.info("Computing the mean of %d training images: this reads the whole split once.", num_chosen)
-        parts = (batch.images[chosen[batch.indices]] for batch in self._stream("train"))
+        parts = (batch.images[chosen[batch.indices]] for batch in self._stream("train", fit=self.train_fit))
         total = sum(part.double().sum(0) for part in with_bar(parts, num_chosen, "Mean image"))
         return torch.as_tensor(total / num_chosen).float()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from alexnet_exp.data import workers
+from alexnet_exp.data.decode import WHOLE
 from alexnet_exp.data.loaders import Batch, BatchPlan, Loader
 from alexnet_exp.data.randomness import mix
 from alexnet_exp.data.sources import FileSource
@@ -90,15 +91,17 @@ class StreamLoader(Loader):
         stored_size: Side of the stored images.
         num_workers: Worker processes; 0 decodes in this process.
         pin_memory: Whether to pin batches for transfer to CUDA.
+        fit: How images become square; see `decode.stored`.
     """
 
     sampler: StreamPlan
 
     def __init__(
         self, source: FileSource, plan: StreamPlan, channels: int, stored_size: int, num_workers: int,
-        pin_memory: bool = False,
+        pin_memory: bool = False, fit: str = "crop",
     ) -> None:  # fmt: skip
         super().__init__(plan)
+        self.fit = fit
         self.source, self.num_workers, self.pin_memory = source, num_workers, pin_memory
         self.channels, self.stored_size = channels, stored_size
 
@@ -134,8 +137,9 @@ class StreamLoader(Loader):
             found = next(decoded)
             if isinstance(found, UserError):
                 raise found
-            images, indices = found
-            batch = Batch(images, self.source.labels[indices], indices, len(indices), total)
+            images, aspects, indices = found
+            aspects = aspects if self.fit == WHOLE else None
+            batch = Batch(images, self.source.labels[indices], indices, len(indices), total, aspects)
             spare = (batch.images[:1], batch.labels[:1], batch.indices[:1])
             yield batch
 
@@ -148,7 +152,7 @@ class StreamLoader(Loader):
         first = own[start][0] if start < len(own) else 0
         reader = Reader(
             plan.chunks, share, skip, first, plan.order_epoch(), plan.rank_batch, self.channels, self.stored_size,
-            self.source.root,
+            self.fit, self.source.root,
         )  # fmt: skip
         return DataLoader(
             reader,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ class LocallyConnected2d(nn.Module):
         positions, fan_in = self.output_size**2, in_channels * kernel_size**2
         self.weight = nn.Parameter(torch.empty(positions, out_channels, fan_in))
         self.bias = nn.Parameter(torch.empty(positions, out_channels)) if bias else None
-        bound = 1.0 / math.sqrt(fan_in)
+        bound = 1.0 / math.sqrt(fan_in)  # torch's default for nn.Conv2d
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
@@ -108,7 +109,7 @@ class LocallyConnected2d(nn.Module):
         out = torch.bmm(columns.permute(2, 0, 1), self.weight.mT)  # (P, N, out_channels)
         if self.bias is not None:
             out = out + self.bias[:, None]
-        return out.permute(1, 2, 0).unflatten(2, (self.output_size, self.output_size))
+        return out.permute(1, 2, 0).unflatten(2, (self.output_size, self.output_size))  # (N, out, H, W)
 
     def extra_repr(self) -> str:
         window = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
@@ -118,4 +119,20 @@ class LocallyConnected2d(nn.Module):
 def _pad(x: Tensor, kernel: int, stride: int, padding: int | str, ceil: bool, value: float = 0.0) -> Tensor:
     top, bottom = border(x.shape[2], kernel, stride, padding, ceil)
     left, right = border(x.shape[3], kernel, stride, padding, ceil)
-    return functional.pad(x, (left, right, top, bottom), value=value)
+    return pad(x, (left, right, top, bottom), value)
+
+
+def pad(x: Tensor, sides: Sequence[int], value: float = 0.0) -> Tensor:
+    """Do the same as `functional.pad`; exports concatenate, since ONNX cannot convert a Pad to opsets below 18.
+
+    Args:
+        x: Any tensor.
+        sides: Before and after on the last axis, then on the one before it, and so on.
+        value: Of the padding.
+    """
+    if not torch.compiler.is_exporting():
+        return functional.pad(x, tuple(sides), value=value)
+    for axis, (before, after) in enumerate(zip(sides[::2], sides[1::2], strict=True), start=1):
+        edge = torch.full_like(x.narrow(-axis, 0, 1), value)
+        x = torch.cat([*[edge] * before, x, *[edge] * after], -axis) if before or after else x
+    return x

@@ -28,6 +28,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from alexnet_exp.models.layers.compiler import missing_compiler
+from alexnet_exp.models.layers.conv import pad
+from alexnet_exp.torch_internals import compile_for_any_batch
 
 _PIECE = 2**21  # values per piece on CPU: 8 MB in float32, and a few temporaries of this size
 
@@ -55,7 +57,7 @@ def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: floa
             [local_response_norm(tower, size, alpha, beta, k) for tower in x.chunk(groups, 1)], 1
         )
     wide = _widen(x)
-    squares = functional.pad(wide * wide, (0, 0, 0, 0, size // 2, (size - 1) // 2))
+    squares = pad(wide * wide, (0, 0, 0, 0, size // 2, (size - 1) // 2))
     denominator = _window_sum(squares, size, x.shape[1]) * (alpha / size) + k
     return (wide * _negative_power(denominator, beta)).to(x.dtype)
 
@@ -115,7 +117,7 @@ def _compiled(device: str) -> Callable[..., Tensor]:
 
     def of_any_batch(x: Tensor, *settings: Any) -> Tensor:
         # One kernel per layer: static sizes save divisions in its index arithmetic.
-        torch._dynamo.maybe_mark_dynamic(x, 0)
+        compile_for_any_batch(x)
         return compiled(x, *settings)
 
     return of_any_batch
@@ -154,10 +156,10 @@ class _Pieces(torch.autograd.Function):
         for piece in _pieces(x, groups):
             wide = _widen(x[piece])
             denominator = _denominator(wide, size, alpha, k)
-            direct = _negative_power(denominator, beta).mul_(grad[piece])
+            direct = _negative_power(denominator, beta).mul_(grad[piece])  # g d^-b
             # The window reversed: a channel acts on those that see it.
             through, inner = _padded(wide, (size - 1) // 2, size // 2)
-            torch.mul(direct, wide, out=inner).div_(denominator)
+            torch.mul(direct, wide, out=inner).div_(denominator)  # g x d^(-b-1)
             indirect = _window_sum(through, size, wide.shape[1])
             torch.addcmul(direct, indirect, wide, value=-2.0 * alpha * beta / size, out=out[piece])
         return out, None, None, None, None, None
@@ -182,6 +184,7 @@ def _denominator(wide: Tensor, size: int, alpha: float, k: float) -> Tensor:
 def _padded(like: Tensor, before: int, after: int) -> tuple[Tensor, Tensor]:
     """Return a tensor like `like` with more channels, zero in those, and a view of its unfilled rest."""
     images, channels, height, width = like.shape
+    # A map of one pixel has both layouts at once.
     layout = torch.contiguous_format if like.stride(1) != 1 or like.is_contiguous() else torch.channels_last
     shape = (images, before + channels + after, height, width)
     padded = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)

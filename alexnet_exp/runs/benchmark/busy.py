@@ -61,6 +61,7 @@ def _ticks_of_tree(proc: Path, root: int) -> int:
         except OSError:
             continue  # it has ended
         pid = int(path.parent.name)
+        # Columns utime, stime, cutime and cstime.
         parents[pid], ticks[pid] = int(fields[1]), sum(map(int, fields[11:15]))
 
     def is_below(pid: int) -> bool:

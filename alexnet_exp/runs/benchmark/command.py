@@ -55,7 +55,7 @@ RULES = {
     "threads": at_least(1) | null,
     "device": choice("auto", "cpu", "cuda"),
     "step.model": _several(name) | null,
-    "step.precision": _several(choice("32-true", "bf16-mixed", "bf16-true", "16-mixed")),
+    "step.precision": _several(choice("32-true", "bf16-mixed", "16-mixed")),
     "step.layout": _several(choice("contiguous", "channels_last")),
     "step.compile": _several(flag),
     "step.batch_size": _several(at_least(1) | choice("auto")) | null,
@@ -100,6 +100,7 @@ def benchmark(
         torch.set_num_threads(options["threads"])
     from alexnet_exp.runs.benchmark.subject import Subject
 
+    # What is left describes the run to measure.
     own = [override for override in overrides if parse(override).group not in options]
     what = options["what"] if isinstance(options["what"], list) else [options["what"]]
     chosen = {kind: measure for kind, measure in measurements.items() if kind in what or "all" in what}
@@ -120,12 +121,16 @@ def benchmark(
         "notes": subject.notes,
         **provenance(),
     }
+    _record(result, run_dir, console)
+    return result
+
+
+def _record(result: dict[str, Any], run_dir: Path, console: Console) -> None:
     run = RunDirectory(run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
-    draw_rows(rows, run.path / "figures" / "benchmark.png")
+    draw_rows(result["rows"], run.path / "figures" / "benchmark.png")
     run.write_result(result)
     console.print(f"\nresult: {run_dir / 'result.json'}", highlight=False, soft_wrap=True)
-    return result
 
 
 def _device(wanted: str) -> str:
@@ -185,7 +190,7 @@ def _undisturbed(kind: str, measure: Measurement, subject: Subject) -> list[Row]
 
 # Columns of the table as (key of a row, heading, format); only those that a comparison has are printed.
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("median_seconds", "ms", lambda v: _milliseconds(v)),
+    ("median_seconds", "ms", lambda v: _milliseconds(v)),  # defined below
     ("images_per_second", "images/s", lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.1f}"),
     ("flops_per_second", "GFLOP/s", lambda v: f"{v / 1e9:,.0f}"),
     ("peak_share", "peak", lambda v: f"{v:.0%}"),
@@ -226,6 +231,7 @@ def draw_rows(rows: list[Row], path: Path) -> None:
     """Draw one bar per case and one panel per comparison, in images per second or else milliseconds."""
     from alexnet_exp.report.figures import INK, MUTED, TRAIN, page
 
+    # Cases that ran out of memory have no n, and no bar.
     groups = [(what, group) for what, rows in _groups(rows) if (group := [r for r in rows if "n" in r])]
     heights = [0.9 + 0.3 * len(group) for _, group in groups]
     with page(path, 8.0, sum(heights)) as figure:

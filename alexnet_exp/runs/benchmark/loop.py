@@ -13,10 +13,11 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.runs.train.fit import Fit
 from alexnet_exp.targets import build
 from alexnet_exp.training.automatic import compile_network
+from alexnet_exp.training.callbacks.freeze import FreezeLayers
 from alexnet_exp.training.optim.build import build_optimizer
 
 # Autocast dtype; None without autocast.
-PRECISIONS = {"32-true": None, "bf16-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -82,17 +83,17 @@ def variant(fit: Fit, precision: str, layout: str, compiled: bool | str) -> Step
         UserError: Unsupported precision.
     """
     known_precision(precision)
-    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
     device = fit.trainer.strategy.root_device
-    model = fresh(fit).to(device, dtype, memory_format=LAYOUTS[layout]).train()
+    model = fresh(fit).to(device, memory_format=LAYOUTS[layout]).train()
     if compiled is True:
         # torch specialises its kernels for a few sizes of one network, and a benchmark may have more.
         torch.compiler.reset()
     compile_network(model, compiled)
-    step = step_of(
-        model, build_optimizer(model, fit.config["optimizer"]), precision, fit.config["label_smoothing"]
-    )
-    return lambda images, labels: step(images.to(dtype).contiguous(memory_format=LAYOUTS[layout]), labels)
+    optimizer = build_optimizer(model, fit.config["optimizer"])
+    if fit.config["freeze"]:
+        FreezeLayers(model, fit.config["freeze"], None).freeze(model)
+    step = step_of(model, optimizer, precision, fit.config["label_smoothing"])
+    return lambda images, labels: step(images.contiguous(memory_format=LAYOUTS[layout]), labels)
 
 
 def as_the_run(fit: Fit) -> Step:

@@ -74,7 +74,7 @@ def _first_step(subject: Subject) -> float:
         "test=false",
         f"hydra.run.dir={subject.scratch / f'run_{time.monotonic_ns()}'}",
     ]
-    start = time.time()
+    start = time.time()  # not perf_counter: the callback reads the clock in another process
     _run([*_CLI, *arguments])
     return float(mark.read_text()) - start
 

@@ -99,6 +99,7 @@ def _compare(fit: Fit, variants: list[Variant], size: int, what: str, subject: S
             failed.append(v)
         release()
     what = f"step: {what}, batch {size}"
+    # Every variant stays in memory, so that they can take turns.
     times = alternate({str(v): r.run for v, r in ready.items()}, subject.repeats, subject.device, warmup=1)
     made = rows(what, times, images=size, reference=next(iter(times), None))
     for row, (v, r) in zip(made, ready.items(), strict=True):
@@ -163,7 +164,7 @@ def measure_wait(subject: Subject) -> list[Row]:
         times = alternate(cases, subject.repeats, subject.device, warmup=1, parts=count)
     what = f"wait for data: {title(fit, subject.overrides)}"
     made = rows(what, times, len(fixed.labels), "one fixed batch")
-    made[1]["input_share"] = max(0.0, 1.0 - made[1]["ratio"])
+    made[1]["input_share"] = max(0.0, 1.0 - made[1]["ratio"])  # of a step spent waiting
     return made
 
 
@@ -268,9 +269,10 @@ def free_memory() -> int:
 def matmul_peak(precision: str, device: str) -> float:
     """Return the FLOPs per second of a large matrix product in the dtype of a precision, best of seven."""
     size = _MATRIX[device]
-    dtype = torch.bfloat16 if precision == "bf16-true" else PRECISIONS[precision] or torch.float32
+    dtype = PRECISIONS[precision] or torch.float32
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     wait, best = waiting(device), float("inf")
+    # The first products include warming up; the minimum leaves that out.
     for _ in range(7):
         start = time.perf_counter()
         torch.mm(a, b)
@@ -281,4 +283,4 @@ def matmul_peak(precision: str, device: str) -> float:
 
 def _resident(key: str) -> int:
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
+    return int(line.split()[1]) * 1024  # "VmRSS:    5216 kB"

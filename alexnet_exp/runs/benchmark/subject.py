@@ -136,7 +136,7 @@ class Subject:
         return Subject(self.options, [*kept, *more], self.device, self.scratch, self.notes)
 
     def config(self) -> dict[str, Any]:
-        """Compose the settings of the run for one device, without uploads to W&B.
+        """Compose the settings of the run for one device, without uploads to W&B or other trackers.
 
         Raises:
             UserError: Illegal setting.
@@ -146,6 +146,7 @@ class Subject:
         check_config(config)
         config["trainer"] |= {"accelerator": accelerator, "devices": 1, "num_nodes": 1}
         config["callbacks"]["model_summary"]["enabled"] = False
+        config["logger"] = {k: v for k, v in config["logger"].items() if "_target_" not in v}
         if "wandb" in config["logger"]:
             config["logger"]["wandb"]["mode"] = "offline"
         if "cache_dir" in config["data"]:

@@ -31,7 +31,7 @@ def alternate(
     for run in cases.values():
         for _ in range(warmup):
             run()
-    wait()
+    wait()  # or the first timed run would include the rest of the warm-up
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, run in cases.items():

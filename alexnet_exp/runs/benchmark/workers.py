@@ -106,8 +106,9 @@ def endless_batches(fit: Fit) -> Generator[Batch, None, None]:
     data, device = fit.data, fit.trainer.strategy.root_device
     loader = data.loader("train", shuffle=True)
     for epoch in itertools.count():
-        loader.sampler.set_epoch(epoch)
+        loader.sampler.set_epoch(epoch)  # Lightning's part; without it every epoch has the same order
         for batch in loader:
+            # A data set may be smaller than a batch.
             if batch.size < min(data.batch_size, len(data.sources["train"])):
                 continue
             yield data.on_after_batch_transfer(data.transfer_batch_to_device(batch, device, 0), 0)

@@ -17,9 +17,10 @@ from alexnet_exp.runs.compare.page import write_page
 from alexnet_exp.runs.compare.settings import NAMED_GROUPS, differing, has, lookup
 from alexnet_exp.runs.compare.table import print_table, records, to_csv, to_json, to_markdown
 from alexnet_exp.runs.compare.where import Where
+from alexnet_exp.tracking.metrics import lower_is_better
 from alexnet_exp.tracking.redact import redact
 from alexnet_exp.tracking.run_directory import RunDirectory, check_out
-from alexnet_exp.tracking.run_reader import Run, find_runs, lower_is_better
+from alexnet_exp.tracking.run_reader import Run, find_runs
 from alexnet_exp.tracking.terminal import nearby
 
 RULES = {
@@ -67,6 +68,7 @@ def compare(config: dict[str, Any], run_dir: Path, command: str) -> Comparison:
         print(table.encode("utf-8", "backslashreplace").decode("utf-8"), end="")
     else:
         write_atomically(check_out(config["out"]), _WRITERS[kind](comparison))
+    # A table on stdout may go into a pipe: messages then go to stderr.
     messages = Console(stderr=kind != "table" and config["out"] is None, soft_wrap=True, highlight=False)
     if config["out"] is not None:
         messages.print(f"table: {printable(config['out'])}", markup=False)
@@ -130,7 +132,7 @@ def _metrics(runs: list[Run]) -> set[str]:
 def _value(run: Run, key: str) -> Any:
     if key in _FACTS:
         return getattr(run, key)
-    if "/" in key:
+    if "/" in key:  # a metric is SPLIT/NAME
         return run.metric(key)
     return lookup(run, key)
 
@@ -139,8 +141,10 @@ def _comparison(runs: list[Run], config: dict[str, Any]) -> Comparison:
     metric = config["metric"]
     keys = differing(runs)
     for run in runs:
+        # Tables and pages get shared, so they must not show secrets.
         run.differs = redact({key: lookup(run, key) for key in keys if has(run, key)})
     comparison = Comparison(runs, metric, keys, config["where"])
+    # The default is accepted even if no run has been tested yet.
     known = {*_metrics(runs), "test/top1"}
     if comparison.best is None and metric not in known:
         raise UserError(f"metric={metric}: no run has logged it.{nearest(metric, known)}")
@@ -156,6 +160,7 @@ def _order(comparison: Comparison, sort: str | None) -> Callable[[Run], tuple[An
         def by_score(run: Run) -> tuple[Any, ...]:
             if (score := comparison.scores[run.path]) is None:
                 return (True,)
+            # A score of another metric, for want of this one, comes later.
             return False, score.metric != comparison.metric, sign * score.value
 
         return by_score
@@ -165,6 +170,7 @@ def _order(comparison: Comparison, sort: str | None) -> Callable[[Run], tuple[An
         raise UserError(f"sort={sort}: no run has a setting or metric {key}.{nearest(key, known)}")
     values = {run.path: _value(run, key) for run in comparison.runs}
     order = sorted({_rank(value) for value in values.values() if value is not None}, reverse=sort[0] == "-")
+    # Sort by place, not by rank: a descending order must not put runs without a value first.
     places = {rank: place for place, rank in enumerate(order)}
     return lambda run: (places.get(_rank(values[run.path]), len(places)),)
 

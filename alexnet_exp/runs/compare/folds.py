@@ -77,6 +77,7 @@ def out_of_fold(runs: Sequence[Run]) -> list[OutOfFold]:
         everything = [row for fold in sorted(rows) for row in rows[fold]]
         names = {name for row in everything for name in row[1:]}
         classes = [str(c) for c in next(iter(last.values())).result.get("classes") or []]
+        # Names that result.json lacks come last, so that no prediction is dropped.
         classes += sorted(names - set(classes))
         numbers = {name: i for i, name in enumerate(classes)}
         confusion: np.ndarray = np.zeros((len(classes), len(classes)), dtype=np.int64)

@@ -11,14 +11,16 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from alexnet_exp.runs.compare.folds import OutOfFold, out_of_fold
-from alexnet_exp.tracking.run_reader import Run, Score, lower_is_better
+from alexnet_exp.tracking.metrics import lower_is_better
+from alexnet_exp.tracking.run_reader import Run, Score
 
 # Runs that differ only in these repeat one configuration.
 REPEATS = ("seed", "data.fold")
 # What runs did before these settings existed: a run without the key is the same as one with this value.
 SINCE = {
     "class_weights": "none", "data.balanced": False, "data.folds": None, "data.fold": 0, "data.groups": None,
-    "data.fit": "crop",
+    "data.fit": "crop", "freeze": [], "freeze_epochs": None, "optimizer.layer_decay": None,
+    "optimizer.norm_weight_decay": None, "init": "published",
 }  # fmt: skip
 _GONE = object()
 # Settings that do not define a configuration: these, file locations, and everything that only observes a run.

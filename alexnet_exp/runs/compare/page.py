@@ -52,6 +52,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
 def _link(run: Run, folder: Path) -> str | None:
     """Return the address of a run's own report, if it has one."""
     report = run.path / "report.html"
+    # Bytes, because a name that is not valid UTF-8 cannot be quoted as text.
     return quote(os.fsencode(Path(os.path.relpath(report, folder)).as_posix())) if report.exists() else None
 
 
@@ -93,6 +94,7 @@ def overlaid(comparison: Comparison) -> Overlay:
     means = [group.counted or group.runs for group in comparison.groups]
     candidates = iter([[run] for run in comparison.runs] if few else means)
     chosen = list(islice(filter(_has_epochs, candidates), MAX_DRAWN))
+    # The rest is only counted: looking for epochs would read its metrics.csv.
     count = len(chosen) + len(list(candidates))
     curves, legend = _curves(comparison, chosen)
     requested = [comparison.metric] if comparison.metric.startswith(("val/", "train/")) else []
@@ -119,7 +121,7 @@ def _curves(comparison: Comparison, chosen: list[list[Run]]) -> tuple[list[Curve
     """Assign a colour to each configuration; with more than COLOURS, the rest are dashed."""
     group_of = {run.path: group for group in comparison.groups for run in group.runs}
     curves: list[Curve] = []
-    styles: dict[int, str] = {}
+    styles: dict[int, str] = {}  # by id, since a Group has no hash
     legend = []
     for runs in chosen:
         group = group_of[runs[0].path]
@@ -150,6 +152,7 @@ def _chart(metric: str, curves: list[Curve]) -> Chart | None:
     epochs = {point.step: point.step for line in lines for point in line.points}
     low, high = min(epochs), max(epochs)
     x = x_axis(low, high, epochs)
+    # x_axis would take a single epoch for a number of steps.
     if len(epochs) == 1:
         x = Axis(low, high, WIDTH, [(low, number(low))], "epoch")
     return Chart(CURVES[metric].alone if metric in CURVES else metric, metric, lines, x)
@@ -159,6 +162,7 @@ def _by_epoch(runs: Sequence[Run], metric: str) -> list[Point]:
     """Return the mean of a metric's finite values by epoch; steps are not comparable across batch sizes."""
     values: dict[float, list[float]] = {}
     for run in runs:
+        # The last value of an epoch, which may have several validations.
         last = {p.epoch: p.value for p in series(run.rows, metric) if p.epoch is not None}
         for epoch, value in last.items():
             values.setdefault(epoch, []).append(value)

@@ -15,7 +15,14 @@ from alexnet_exp.tracking.run_reader import Run
 # Config groups shown by file name in a table, in column order.
 NAMED_GROUPS = ("experiment", "model", "data", "augment", "optimizer", "scheduler", "trainer")
 # `auto` until a run starts; a run that failed earlier still has `auto`, which does not count as different.
-_RESOLVED_AT_START = ("compile", "channels_last", "trainer.precision")
+_RESOLVED_AT_START = (
+    "compile",
+    "channels_last",
+    "trainer.precision",
+    "init",
+    "optimizer.lr",
+    "scheduler.warmup_epochs",
+)
 
 
 def choices(run: Run) -> dict[str, str]:

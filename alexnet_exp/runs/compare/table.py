@@ -13,8 +13,9 @@ from rich.text import Text
 
 from alexnet_exp.errors import printable
 from alexnet_exp.report.details import published_text
-from alexnet_exp.report.html import is_share, number, points
+from alexnet_exp.report.html import number, points
 from alexnet_exp.runs.compare.groups import Comparison, Group
+from alexnet_exp.tracking.metrics import is_share
 from alexnet_exp.tracking.run_reader import Run, Score
 from alexnet_exp.tracking.terminal import print_fitted
 
@@ -79,6 +80,7 @@ def to_csv(comparison: Comparison) -> str:
         settings = {key: plain(own[key]) if key in own else "" for key in comparison.keys}
         lines.append({**run, **settings, **of_group, "group_low": low, "group_high": high})
     buffer = io.StringIO()
+    # csv's default line ending is \r\n.
     writer = csv.DictWriter(buffer, list(lines[0]) if lines else ["run"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
@@ -128,6 +130,7 @@ def print_table(comparison: Comparison) -> None:
     console = Console()
     if comparison.with_seeds:
         rows = [_group_cells(comparison, group) for group in comparison.groups]
+        # On a narrow terminal the interval is left out first, then the sd.
         print_fitted(_group_head(comparison), rows, console, numbers=range(4), spare=(2, 1), prose=4)
         console.print()
     if published := published_rows(comparison):
@@ -239,6 +242,7 @@ def configuration_text(comparison: Comparison, group: Group) -> str:
         return settings_text(settings)
     if len(comparison.groups) == 1 < len(group.runs):
         return "the same for all runs"
+    # Nothing sets it apart because it has the usual value of every setting that differs.
     if comparison.usual and comparison.usual.keys() <= group.runs[0].differs.keys():
         return "as most runs"
     first, more = group.runs[0].name, len(group.runs) - 1

@@ -16,21 +16,25 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "==": operator.eq,
     "<": operator.lt, ">": operator.gt, "=": operator.eq,
 }  # fmt: skip
+# Two-character operators first: `<` alone would leave the `=` of `<=` to the value.
 _COMPARISON = re.compile(r"\s*([\w./-]+?)\s*(<=|>=|!=|==|<|>|=)\s*(.*?)\s*", re.DOTALL)
 _QUOTED = r"'[^']*'|\"[^\"]*\""
 
 
 class Comparison(NamedTuple):
-    """One `key op value`."""
+    """One `key op value`; `text` is the value as typed."""
 
     key: str
     op: str
     value: Any
+    text: str
 
     def holds(self, found: Any) -> bool:
         """Return whether a run's value passes; non-numbers never satisfy < <= > >=."""
         if self.op in ("=", "==", "!="):
-            return _OPERATORS[self.op](_comparable(found), _comparable(self.value))
+            # A name such as 007 looks like a number.
+            same = _comparable(found) == _comparable(self.value) or found == self.text
+            return same != (self.op == "!=")
         return _is_number(found) and _OPERATORS[self.op](found, self.value)
 
 
@@ -72,6 +76,7 @@ class Where:
 def _split(text: str, word: str) -> list[str]:
     """Split at a separate word, outside of quotation marks."""
     parts = [""]
+    # Quoted text is a piece of its own, since re.split keeps what the group matches; `and` inside it stays.
     for piece in re.split(rf"({_QUOTED}|\s+{word}(?=\s|$))", text):
         if piece.strip() == word:
             parts.append("")
@@ -90,7 +95,7 @@ def _comparison(part: str, text: str) -> Comparison:
     key, op, value = found[1], found[2], _value(found[3])
     if op[0] in "<>" and not _is_number(value):
         raise UserError(f"invalid where={key}{op}{found[3]}: expected a number after {op}.")
-    return Comparison(key, op, value)
+    return Comparison(key, op, value, found[3])
 
 
 def _value(text: str) -> Any:

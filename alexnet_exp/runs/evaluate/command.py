@@ -12,16 +12,16 @@ from typing import Any
 from rich.console import Console
 
 from alexnet_exp.config.checks import beside_checkpoint
-from alexnet_exp.config.schema import Rule, at_least, choice, list_of, null, path, text
+from alexnet_exp.config.schema import VIEWS, Rule, at_least, choice, list_of, null, path, text
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.run_reader import learned_nothing
 from alexnet_exp.tracking.terminal import nearby
 from alexnet_exp.training.launch.ranks import Ranks
 from alexnet_exp.training.launch.signals import stopping_on_signals
 
 SPLITS = ("test", "val", "train")
-VIEWS = ("centre", "flip", "flip_translate", "ten_crop")
 RULES = {
     "ckpt": path | list_of(path),
     "split": choice("auto", *SPLITS),
@@ -145,9 +145,14 @@ def _evaluate(run: RunDirectory, settings: dict[str, Any], command: str, console
             what += f" (there are no test images: split={first.split})"
         for line in (what, *lines({first.split: first.data.facts()[first.split]})):
             console.print(line, highlight=False, markup=False)
+        for member in members:
+            if warning := learned_nothing(member.checkpoint):
+                log.warning("%s%s", f"{member.path}: " if len(members) > 1 else "", warning)
         if any(has_equal_views(member.data, member.split) for member in members):
             log.warning(_EQUAL_VIEWS)  # not an error: a run may have tested its network that way
         ranks.go(settings)
         outcome = evaluate_all(members, settings, console)
     facts = {"command": command, "seconds": round(time.time() - started, 2), "devices": settings["devices"]}
+    if len(members) == 1 and learned_nothing(first.checkpoint):
+        facts["at_chance"] = first.checkpoint["at_chance"]
     return write_all(run, members, outcome, settings, facts, console)

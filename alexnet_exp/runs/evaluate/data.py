@@ -55,8 +55,8 @@ def open_data(
         keys["fit"] = recorded.get("fit", "crop")
     keys["batch_size"] = settings["batch_size"] or config["data"]["batch_size"]
     check_recorded(config, ["augment"], "The checkpoint")
-    # The mean image comes from the checkpoint; these images may be others.
-    augment = {**config["augment"], "mean_image": "none"}
+    # The mean image comes from the checkpoint; these images may be others, and none is cropped at random.
+    augment = {**config["augment"], "mean_image": "none", "resized_crop": None}
     data: ImageData = build(keys, augment=augment, seed=config["seed"])
     ignored = {"batch_size", "mean", "std"}  # do not affect which images are read
     if keys.get("cache", "off") == "off":
@@ -162,13 +162,8 @@ def check_images(data: ImageData, split: str) -> None:
     Raises:
         UserError: If ten-crop does not fit into the images, or the mean image has another size.
     """
-    source, size, mean = data.sources[split], data.preprocess.image_size, data.pipeline.mean_image
-    stored = _stored_size(data, split)
-    if data.views == "ten_crop" and stored < size:
-        raise UserError(
-            f"views=ten_crop needs images of at least the network's {size} pixels, but these have {stored}: "
-            "use views=flip or views=centre."
-        )
+    source, mean, stored = data.sources[split], data.pipeline.mean_image, _stored_size(data, split)
+    data.pipeline.check_views(data.views, stored)
     if mean is not None and mean.shape[-1] != stored:
         raise UserError(
             f"The checkpoint subtracts a mean image of {mean.shape[-1]} pixels, but the images of {source.name} have "

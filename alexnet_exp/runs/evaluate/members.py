@@ -126,7 +126,7 @@ def open_members(paths: list[str], settings: Mapping[str, Any]) -> list[Member]:
     for path in paths:
         checkpoint = read_checkpoint(path)
         # Drop the optimizer state, which is up to twice the size of the weights; W&B needs the step.
-        keys = ("config", "preprocessing", "classes", "state_dict", "splits", "global_step")
+        keys = ("config", "preprocessing", "classes", "state_dict", "splits", "global_step", "at_chance")
         checkpoint = {"global_step": 0} | {k: checkpoint[k] for k in keys if k in checkpoint}
         data = open_data(checkpoint, settings, opened)
         split = choose_split(data, settings["split"])

@@ -103,7 +103,11 @@ def _noise(loaded: LoadedClassifier) -> list[Tensor]:
 
 @torch.inference_mode()
 def check(
-    loaded: LoadedClassifier, run: Callable[[Tensor], Tensor], images: Sequence[Tensor], preprocess: bool
+    loaded: LoadedClassifier,
+    run: Callable[[Tensor], Tensor],
+    images: Sequence[Tensor],
+    preprocess: bool,
+    batch: int | None = None,
 ) -> Parity:
     """Compare an exported network with the checkpoint in PyTorch.
 
@@ -112,6 +116,7 @@ def check(
         run: The exported network.
         images: uint8 (H, W, 3), of any sizes.
         preprocess: The exported network takes these images and returns probabilities.
+        batch: The only batch size that it takes; None: any.
     """
     stored = torch.stack([loaded.preprocess.stored(image.numpy()) for image in images])
     inputs = loaded.preprocess.pipeline.evaluate(stored)  # (N, C, S, S)
@@ -119,9 +124,19 @@ def check(
     if preprocess:
         expected = expected.softmax(1)
         groups = itertools.groupby(images, key=lambda image: image.shape)  # only equal sizes can be stacked
-        found = torch.cat([run(torch.stack(list(group))) for _, group in groups])
+        parts = [torch.stack(list(group)) for _, group in groups]
     else:
         # Two batch sizes, since an exported graph may have fixed the one it was traced with.
-        found = torch.cat([run(inputs[:1]), run(inputs[1:])] if len(inputs) > 1 else [run(inputs)])
+        parts = [inputs[:1], inputs[1:]] if len(inputs) > 1 else [inputs]
+    found = torch.cat([run(part) if batch is None else _in_batches(run, part, batch) for part in parts])
     agreeing = int((expected.argmax(1) == found.argmax(1)).sum())
     return Parity(len(images), float((expected - found).abs().max()), agreeing)
+
+
+def _in_batches(run: Callable[[Tensor], Tensor], inputs: Tensor, batch: int) -> Tensor:
+    """Run a network that takes exactly `batch` images; the last batch is filled up with copies of an image."""
+    found = []
+    for part in inputs.split(batch):
+        missing = batch - len(part)
+        found.append(run(torch.cat([part, part[:1].expand(missing, *part.shape[1:])]))[: len(part)])
+    return torch.cat(found)

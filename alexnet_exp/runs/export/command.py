@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from alexnet_exp.config.checks import check_rules
-from alexnet_exp.config.schema import choice, flag, list_of, null, text
+from alexnet_exp.config.schema import at_least, choice, flag, list_of, null, text
 from alexnet_exp.errors import UserError, missing_extra, printable
 from alexnet_exp.files import replacing
 from alexnet_exp.tracking.environment import provenance
@@ -31,6 +31,8 @@ RULES = {
     "ckpt": text,
     "format": choice("onnx", "torch_export", "safetensors"),
     "preprocess": flag,
+    "opset": at_least(7) | null,
+    "batch": at_least(1) | null,
     "out": text | null,
     "trust": list_of(text),
 }
@@ -60,15 +62,20 @@ def export(config: dict[str, Any], run_dir: Path, command: str) -> Path:
 
     console = Console(soft_wrap=True, highlight=False)
     loaded = load_classifier(config["ckpt"], device="cpu", trust=config["trust"])
-    kind, out = config["format"], config["out"] or None
+    kind, preprocess, batch, out = (
+        config["format"],
+        config["preprocess"],
+        config["batch"],
+        config["out"] or None,
+    )
     path = run_dir / _NAMES[kind] if out is None else check_out(out, loaded.path)
     images, source = images_to_check(loaded, config["trust"], config["paths"]["data_dir"])
-    metadata = describe(loaded, config["preprocess"])
+    metadata = describe(loaded, preprocess, batch)
     place = RunDirectory(run_dir).fresh() if out is None else contextlib.nullcontext()
     try:
         with place, replacing(path) as temporary:
-            write(loaded, kind, config["preprocess"], metadata, temporary)
-            parity = check(loaded, reader(loaded, kind, temporary), images, config["preprocess"])
+            write(loaded, kind, preprocess, metadata, temporary, config["opset"], batch)
+            parity = check(loaded, reader(loaded, kind, temporary), images, preprocess, batch)
             if not parity.difference <= TOLERANCE:  # also true for NaN
                 raise UserError(
                     f"format={kind} does not match PyTorch: {parity}, allowed {TOLERANCE:g}; no file was written. "
@@ -80,7 +87,7 @@ def export(config: dict[str, Any], run_dir: Path, command: str) -> Path:
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
     console.print(f"parity with PyTorch: {parity} ({printable(source)})", markup=False)
     if out is None:
-        loading = how_to_load(kind, config["preprocess"], metadata, path.name, nearby(loaded.path, run_dir))
+        loading = how_to_load(kind, preprocess, metadata, path.name, nearby(loaded.path, run_dir))
         write_export(run_dir / "report.html", result, loading)
         RunDirectory(run_dir).write_result(result)
         console.print(f"report: {printable(nearby(run_dir / 'report.html'))}", markup=False)
@@ -95,6 +102,10 @@ def _check(config: Mapping[str, Any]) -> None:
         raise UserError(
             "format=safetensors contains only weights: preprocess=true needs format=onnx or torch_export."
         )
+    if config["opset"] is not None and kind != "onnx":
+        raise UserError(f"format={kind} has no opset: leave opset out, or set format=onnx.")
+    if config["batch"] is not None and kind == "safetensors":
+        raise UserError("format=safetensors contains only weights: batch= needs format=onnx or torch_export.")
     missing = [name for name in _NEEDS[kind] if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"format={kind} needs {missing_extra(', '.join(missing), 'export')}")

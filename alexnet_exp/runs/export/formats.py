@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from alexnet_exp.config.compose import group
-from alexnet_exp.errors import UserError
+from alexnet_exp.errors import UserError, in_one_line
 from alexnet_exp.inference import LoadedClassifier
 from alexnet_exp.runs.compare.settings import all_choices
 from alexnet_exp.runs.export.image import FromImages
@@ -28,16 +28,20 @@ from alexnet_exp.version import __version__
 from alexnet_exp.zoo import list_models
 
 
-def describe(loaded: LoadedClassifier, preprocess: bool) -> dict[str, Any]:
-    """Return the metadata that another runtime needs."""
+def describe(loaded: LoadedClassifier, preprocess: bool, batch: int | None = None) -> dict[str, Any]:
+    """Return the metadata that another runtime needs; `batch` is the only batch size, None for any."""
     own = loaded.preprocess.pipeline.preprocess
     augment = loaded.config["augment"]
-    takes = "uint8 RGB images (N, H, W, 3), any size" if preprocess else "float32 (N, C, S, S), normalised"
+    count = batch or "N"
+    takes = f"uint8 RGB images ({count}, H, W, 3), any size"
+    if not preprocess:
+        takes = f"float32 ({count}, C, S, S), normalised"
     return {
         "model": model_name(loaded.config["model"], loaded.path),
         "classes": list(loaded.classes),
         "takes": takes,
-        "returns": "probabilities (N, classes)" if preprocess else "logits (N, classes)",
+        "returns": f"{'probabilities' if preprocess else 'logits'} ({count}, classes)",
+        **({} if batch is None else {"batch": batch}),
         "input_size": own.image_size,
         "channels": loaded.preprocess.channels,
         "stored_size": loaded.preprocess.stored_size,
@@ -67,7 +71,13 @@ def model_name(config: Mapping[str, Any], path: Path = Path()) -> str:
 
 
 def write(
-    loaded: LoadedClassifier, kind: str, preprocess: bool, metadata: Mapping[str, Any], path: Path
+    loaded: LoadedClassifier,
+    kind: str,
+    preprocess: bool,
+    metadata: Mapping[str, Any],
+    path: Path,
+    opset: int | None = None,
+    batch: int | None = None,
 ) -> None:
     """Write a network and its metadata; non-string values become JSON.
 
@@ -77,6 +87,8 @@ def write(
         preprocess: Include preprocessing before and softmax after the network.
         metadata: See `describe`.
         path: File to write.
+        opset: Version of ONNX's operators; None for torch's default.
+        batch: The only batch size; None for any.
 
     Raises:
         UserError: The format cannot express this network.
@@ -89,13 +101,13 @@ def write(
         save_file(weights, path, metadata=texts | _complete(loaded, weights))
         return
     with _quiet():
-        program = _program(loaded, preprocess)
+        program = _program(loaded, preprocess, batch)
         if kind == "torch_export":
             buffer = io.BytesIO()  # torch.export.save warns about file names that do not end in .pt2
             torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(dict(metadata))})
             path.write_bytes(buffer.getvalue())
         else:
-            _write_onnx(program, preprocess, texts, path)
+            _write_onnx(program, preprocess, texts, path, opset, batch)
 
 
 def _complete(loaded: LoadedClassifier, weights: dict[str, Tensor]) -> dict[str, str]:
@@ -118,21 +130,26 @@ def _complete(loaded: LoadedClassifier, weights: dict[str, Tensor]) -> dict[str,
     return metadata_of(weights, loaded.config, list(loaded.classes), preprocessing, record)
 
 
-def _program(loaded: LoadedClassifier, preprocess: bool) -> ExportedProgram:
-    """Trace a network with dynamic batch size and, with preprocessing, dynamic height and width."""
-    size, channels = loaded.preprocess.stored_size, loaded.preprocess.channels
+def _dynamic_axes(preprocess: bool, batch: int | None) -> dict[int, str]:
+    """Return the names of the input's axes whose size is left open."""
+    axes = {0: "batch"} if batch is None else {}
+    return axes | {1: "height", 2: "width"} if preprocess else axes
+
+
+def _program(loaded: LoadedClassifier, preprocess: bool, batch: int | None) -> ExportedProgram:
+    """Trace a network with dynamic batch size unless it is given and, with preprocessing, height and width."""
+    size, channels, count = loaded.preprocess.stored_size, loaded.preprocess.channels, batch or 2
     model: nn.Module = loaded.model
-    dynamic: tuple[int, ...] = (0, 1, 2) if preprocess else (0,)  # axes
     if preprocess:
         pipeline = copy.deepcopy(loaded.preprocess.pipeline)
         model = FromImages(model, pipeline, size, channels, loaded.preprocess.fit).eval()
-        example = torch.zeros(2, size + 2, size + 3, 3, dtype=torch.uint8)
+        example = torch.zeros(count, size + 2, size + 3, 3, dtype=torch.uint8)
         with torch.inference_mode(False), torch.no_grad():
             model(example)  # fills the caches of constants, which cannot be created while tracing
     else:
         side = loaded.preprocess.pipeline.preprocess.image_size
-        example = torch.zeros(2, channels, side, side)
-    shapes = (dict.fromkeys(dynamic, Dim.DYNAMIC),)
+        example = torch.zeros(count, channels, side, side)
+    shapes = (dict.fromkeys(_dynamic_axes(preprocess, batch), Dim.DYNAMIC),)
     try:
         return torch.export.export(model, (example,), dynamic_shapes=shapes)
     except (RuntimeError, ValueError) as error:  # the exceptions of torch._dynamo are RuntimeErrors
@@ -142,17 +159,37 @@ def _program(loaded: LoadedClassifier, preprocess: bool) -> ExportedProgram:
         ) from error
 
 
-def _write_onnx(program: ExportedProgram, preprocess: bool, texts: Mapping[str, str], path: Path) -> None:
+def _write_onnx(
+    program: ExportedProgram,
+    preprocess: bool,
+    texts: Mapping[str, str],
+    path: Path,
+    opset: int | None,
+    batch: int | None,
+) -> None:
     names = ["images"], ["probabilities" if preprocess else "logits"]
+    axes = _dynamic_axes(preprocess, batch)
     try:
         exported = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=names[0], output_names=names[1]
+            program,
+            dynamo=True,
+            verbose=False,
+            input_names=names[0],
+            output_names=names[1],
+            opset_version=opset,
+            dynamic_shapes=(axes,) if axes else None,  # of a traced program, only the names count
         )
     except RuntimeError as error:  # including torch.onnx.OnnxExporterError
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"ONNX cannot express this network ({reason}): use format=torch_export.") from error
     if exported is None:
         raise UserError("torch.onnx returned no program: use format=torch_export.")
+    if opset is not None and (found := exported.model.opset_imports[""]) != opset:
+        # The exporter writes for the opset that it can, and only logs it.
+        raise UserError(f"opset={opset}: this network cannot be converted to it, only to opset={found}.")
+    if opset is not None and opset < 18:
+        for node in exported.model.graph:
+            node.attributes.pop("noop_with_empty_axes", None)  # new in 18, left behind by ONNX's converter
     exported.model.metadata_props.update(texts)
     exported.model.producer_name, exported.model.producer_version = "alexnet_exp", __version__
     exported.save(str(path), external_data=False)
@@ -183,7 +220,12 @@ def reader(loaded: LoadedClassifier, kind: str, path: Path) -> Callable[[Tensor]
 def _onnx(loaded: LoadedClassifier, path: Path) -> Callable[[Tensor], Tensor]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's classes derive from Exception alone
+        raise UserError(
+            f"onnxruntime {onnxruntime.__version__} cannot load the file ({in_one_line(error)}): leave opset= out."
+        ) from error
     return lambda inputs: torch.from_numpy(session.run(None, {"images": inputs.numpy()})[0])
 
 
@@ -223,8 +265,8 @@ def how_to_load(
             "import alexnet_exp\nfrom safetensors.torch import load_file\n\n"
             f"network = {network}\nnetwork.load_state_dict(load_file({name!r}))\nnetwork.eval()"
         )
-    side = metadata["input_size"]
-    shape = (1, 240, 320, 3) if preprocess else (1, metadata["channels"], side, side)
+    side, count = metadata["input_size"], metadata.get("batch", 1)
+    shape = (count, 240, 320, 3) if preprocess else (count, metadata["channels"], side, side)
     returned, dtype = ("probabilities", "uint8") if preprocess else ("logits", "float32")
     if kind == "onnx":
         modules, load = ["numpy", "onnxruntime"], f"session = onnxruntime.InferenceSession({name!r})"

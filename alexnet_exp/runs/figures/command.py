@@ -60,7 +60,7 @@ def figures(config: dict[str, Any], overrides: list[str], run_dir: Path, command
     console, run = Console(soft_wrap=True, highlight=False), RunDirectory(run_dir)
     with run.fresh(), logging_to(None, on_screen=True):
         subject = open_subject(settings)
-        made, left_out = _make(subject, settings["which"], console)
+        made, left_out = _make(subject, settings["which"], console)  # all of them, before any file is written
         _draw(run, subject, made, left_out)
         result = _result(subject, made, left_out, command, time.perf_counter() - started)
         run.write_result(result)

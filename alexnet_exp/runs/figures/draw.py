@@ -32,13 +32,14 @@ def _draw_guess(figure: Figure, place: SubplotSpec, guess: Guess, bars: int) -> 
     inner = place.subgridspec(2, 1, height_ratios=[1.9, 0.21 * bars], hspace=0.02)
     above, below = figure.add_subplot(inner[0]), figure.add_subplot(inner[1])
     show(above, guess.picture.image)
+    # parse_math=False: matplotlib would take a class called $x$ for a formula.
     above.set_title(plain(guess.picture.label, 24), fontsize=9, color=INK, parse_math=False)
     for height, (name, p) in enumerate(guess.bars):
         colour = VAL if name == guess.picture.label else TRAIN
         below.barh(height, p, height=0.86, color=colour, alpha=0.4)
         text = f"{plain(name, 22)}  {p:.0%}"
         below.text(0.02, height, text, va="center", fontsize=8, color=INK, parse_math=False)
-    below.set(xlim=(0, 1), ylim=(bars - 0.5, -0.5))
+    below.set(xlim=(0, 1), ylim=(bars - 0.5, -0.5))  # top down, with room for all bars
     below.axis("off")
 
 
@@ -87,7 +88,7 @@ def draw_heats(heats: list[Heat], path: Path) -> None:
     with page(path, 3.0 * columns, 1.78 * rows) as figure:
         axes = _cells(figure, rows, [1] * (2 * columns))
         for i, heat in enumerate(heats):
-            left, right = axes[i // columns, 2 * (i % columns) :][:2]
+            left, right = axes[i // columns, 2 * (i % columns) :][:2]  # two cells per image
             show(left, heat.picture.image)
             show(right, overlay(heat))
             _title(left, heat.picture.label, MUTED)
@@ -117,7 +118,7 @@ def draw_filters(towers: list[np.ndarray], path: Path) -> None:
         path: PNG to write.
     """
     grids = [filter_grid(weight) for weight in towers]
-    width = max(grid.shape[1] for grid in grids) / 90
+    width = max(grid.shape[1] for grid in grids) / 90  # inches, at 90 pixels per inch
     heights = [grid.shape[0] / 90 + 0.3 for grid in grids]
     with page(path, width + 0.3, sum(heights)) as figure:
         cells: list[Axes] = list(figure.subplots(len(grids), 1, squeeze=False, height_ratios=heights)[:, 0])
@@ -130,7 +131,7 @@ def draw_filters(towers: list[np.ndarray], path: Path) -> None:
 def draw_maps(picture: Picture, layers: list[Maps], path: Path) -> None:
     """Draw an image and its activation maps, layer by layer."""
     sheets = [sheet(layer.maps) for layer in layers]
-    heights = [2.0] + [9.6 * each.shape[0] / each.shape[1] + 0.35 for each in sheets]
+    heights = [2.0] + [9.6 * each.shape[0] / each.shape[1] + 0.35 for each in sheets]  # inches
     with page(path, 9.8, sum(heights)) as figure:
         axes: list[Axes] = list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
         show(axes[0], picture.image)
@@ -155,7 +156,7 @@ def sheet(maps: np.ndarray) -> np.ndarray:
     """
     count, height, width = maps.shape
     # Not the maximum: a single extreme value would darken everything else.
-    high = float(np.quantile(maps, 0.998)) or float(maps.max())
+    high = float(np.quantile(maps, 0.998)) or float(maps.max())  # the quantile of sparse maps is 0
     scaled = (np.maximum(maps, 0) / high).clip(0, 1) if high > 0 else np.zeros_like(maps)
     factor = max(1, round(TILE / max(height, width)))
     scaled = scaled.repeat(factor, axis=1).repeat(factor, axis=2)

@@ -11,11 +11,12 @@ from torch.nn import functional
 
 from alexnet_exp.errors import UserError, missing_extra
 from alexnet_exp.errors import nearest as nearest_name
+from alexnet_exp.models.activations import first_towers, layers_of, responses
 from alexnet_exp.report.pictures import is_picture_of_filters
 from alexnet_exp.runs.figures.draw import ClassMistakes, Guess, Heat, Maps, histogram
 from alexnet_exp.runs.figures.nearest import nearest
 from alexnet_exp.runs.figures.page import Figure
-from alexnet_exp.runs.figures.subject import LeftOutError, Subject, first_towers, layers_of, responses
+from alexnet_exp.runs.figures.subject import LeftOutError, Subject
 
 MAX_MAPS = 32
 LEAST_SIDE = 4  # of the map that Grad-CAM uses by default: a heat map of 2 x 2 shows nothing

@@ -15,8 +15,9 @@ from alexnet_exp.data.sources import ArraySource
 from alexnet_exp.data.streaming.dataset import StreamSource
 from alexnet_exp.errors import UserError
 from alexnet_exp.files import replacing
+from alexnet_exp.models.activations import hidden, last_linear
 from alexnet_exp.runs.figures.draw import Neighbours
-from alexnet_exp.runs.figures.subject import LeftOutError, Subject, hidden, last_linear
+from alexnet_exp.runs.figures.subject import LeftOutError, Subject
 from alexnet_exp.version import __version__
 
 COUNT = 6

@@ -21,6 +21,7 @@ from alexnet_exp.tracking.terminal import nearby
 
 if TYPE_CHECKING:
     from alexnet_exp.data.module import ImageData
+    from alexnet_exp.runs.inspect.output import Findings
 
 LEAKS = 3  # exit code
 # Overrides of augment: the report shows augmented pixels, before any mean image is subtracted.
@@ -65,23 +66,7 @@ def inspect(config: dict[str, Any], run_dir: Path, command: str) -> int:
         found = Findings.of(seen, find_groups(seen), notes)
         for line in summary(found):
             console.print(line)
-        result = {
-            "status": "finished",
-            "command": command,
-            "data": config["data"],
-            "splits": data.facts(),
-            "unreadable": len(found.unreadable),
-            "duplicates": {
-                "groups": len(found.groups),
-                "exact": sum(group.exact for group in found.groups),
-                "labels_differ": sum(group.conflicts for group in found.groups),
-            },
-            "leaks": found.leaks,
-            "mean": seen.mean,
-            "std": seen.std,
-            "versions": versions(),
-            "hardware": hardware(),
-        }
+        result = {"status": "finished", "command": command, "data": config["data"], **_facts(data, found)}
         has_list = write_tables(run_dir, found)
         write_page(run_dir / "report.html", data, found, result)
         run.write_result({**result, "seconds": round(time.perf_counter() - started, 2)})
@@ -91,6 +76,24 @@ def inspect(config: dict[str, Any], run_dir: Path, command: str) -> int:
     for what, place in (("report:       ", run_dir / "report.html"), ("run directory:", run_dir)):
         console.print(f"{what} {printable(nearby(place))}")
     return LEAKS if any(found.leaks.values()) else 0
+
+
+def _facts(data: ImageData, found: Findings) -> dict[str, Any]:
+    """Return what result.json says about the data and the machine."""
+    return {
+        "splits": data.facts(),
+        "unreadable": len(found.unreadable),
+        "duplicates": {
+            "groups": len(found.groups),
+            "exact": sum(group.exact for group in found.groups),
+            "labels_differ": sum(group.conflicts for group in found.groups),
+        },
+        "leaks": found.leaks,
+        "mean": found.look.mean,
+        "std": found.look.std,
+        "versions": versions(),
+        "hardware": hardware(),
+    }
 
 
 def _open(config: dict[str, Any]) -> ImageData:
@@ -105,7 +108,7 @@ def _open(config: dict[str, Any]) -> ImageData:
     from alexnet_exp.targets import build
 
     keys = whole_folder(config["data"])
-    keys |= {key: value for key, value in _UNDECODED.items() if key in keys}
+    keys |= {key: value for key, value in _UNDECODED.items() if key in keys}  # not all data sets have them
     data = build(keys, augment={**config["augment"], **_AS_PIXELS}, seed=config["seed"])
     if isinstance(data, ImageData):
         data.setup()

@@ -38,7 +38,7 @@ def find_groups(look: Look) -> list[Group]:
     # Compare one image of each set of exact copies; tiny images carry too little to compare.
     firsts = np.array([members[0] for members in same.values()], dtype=int)
     least = look.sizes()[firsts].min(1)
-    firsts = firsts[(least == 0) | (least >= LEAST_SIDE)]
+    firsts = firsts[(least == 0) | (least >= LEAST_SIDE)]  # 0: size unknown
     pairs = near_pairs(look.small[firsts], look.hashes[firsts], look.contrasts[firsts])
     links = [(members[0], other) for members in same.values() for other in members[1:]]
     links += zip(firsts[pairs.left].tolist(), firsts[pairs.right].tolist(), strict=True)

@@ -152,7 +152,7 @@ def look(sources: Mapping[str, Source], channels: int, stored_size: int, num_wor
         sums += batch.sums[: max(0, num_training - part.start)].sum(0)  # a batch may cross the end of train
         records += batch.records
     count, mean = sums[0], sums[1] / np.maximum(sums[0], 1)
-    std = np.sqrt(np.maximum(sums[2] / np.maximum(count, 1) - mean**2, 0))
+    std = np.sqrt(np.maximum(sums[2] / np.maximum(count, 1) - mean**2, 0))  # rounding may go below 0
     splits = [split for split, source in sources.items() for _ in range(len(source))]
     labels = np.concatenate([source.labels.numpy() for source in sources.values()])
     return Look(sources, splits, labels, records, small, hashes, contrasts, mean.tolist(), std.tolist())
@@ -180,7 +180,7 @@ def _of_pixels(images: Tensor) -> Batch:
 
 def _sums(image: Tensor) -> np.ndarray:
     """Return count, sum and sum of squares of each channel's values in 0..1, float64 (3, C)."""
-    values = image.flatten(1).double() / 255
+    values = image.flatten(1).double() / 255  # (C, H * W)
     count = torch.full((len(values),), float(values.shape[1]), dtype=torch.float64)
     return torch.stack([count, values.sum(1), (values**2).sum(1)]).numpy()
 
@@ -190,9 +190,9 @@ def _of_files(source: FileSource, channels: int, stored_size: int, num_workers: 
     loader: DataLoader = DataLoader(
         _Files(source.paths, channels, stored_size),
         batch_size=None,
-        sampler=parts,
+        sampler=parts,  # lists of positions: a worker hashes a whole batch at a time
         num_workers=min(num_workers, len(parts)),
-        collate_fn=_unchanged,
+        collate_fn=_unchanged,  # the default would make tensors of the arrays
         worker_init_fn=workers.ignore_signals,
     )
     try:

@@ -55,7 +55,7 @@ def difference_hash(small: Tensor) -> np.ndarray:
     Args:
         small: (N, C, 32, 32) uint8 of `shrink`.
     """
-    cells = functional.interpolate(_grey(small), (8, 9), mode="bilinear", antialias=True)[:, 0]
+    cells = functional.interpolate(_grey(small), (8, 9), mode="bilinear", antialias=True)[:, 0]  # (N, 8, 9)
     bits = (cells[:, :, :-1] - cells[:, :, 1:] > _FLAT).flatten(1)  # (N, 64)
     return np.packbits(bits.numpy(), axis=1).view(np.uint64)[:, 0]
 
@@ -107,6 +107,7 @@ def _reach(coarse: np.ndarray, contrasts: np.ndarray) -> np.ndarray:
     squares = (others**2).mean(1)
     for start in range(0, len(coarse), 4096):
         own = coarse[start : start + 4096]
+        # Mean squared distances to the sample by one matrix product; rounding can make them negative.
         apart = (own**2).mean(1)[:, None] + squares - 2 / own.shape[1] * (own @ others.T)
         apart[np.arange(start, start + len(own))[:, None] == sample] = np.inf  # itself
         alone[start : start + 4096] = np.sqrt(np.maximum(np.partition(apart, rank, axis=1)[:, rank], 0))
@@ -117,7 +118,7 @@ def _reach(coarse: np.ndarray, contrasts: np.ndarray) -> np.ndarray:
 def _distance(images: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return the root mean square difference of pairs of images, float32 (M,)."""
     distance: np.ndarray = np.empty(len(left), dtype=np.float32)
-    for start in range(0, len(left), 1 << 14):
+    for start in range(0, len(left), 1 << 14):  # 200 MB of RGB thumbnails in float32
         part = slice(start, start + (1 << 14))
         apart = (images[left[part]].astype(np.float32) - images[right[part]]).reshape(len(left[part]), -1)
         distance[part] = np.sqrt(np.einsum("nd,nd->n", apart, apart) / apart.shape[1])

@@ -193,8 +193,8 @@ def augmented(data: ImageData, found: Findings) -> list[tuple[np.ndarray, str]]:
     chosen = [i for i in data.spread("train").tolist() if i not in bad][:NUM_AUGMENTED]
     if not chosen:
         return []
-    images = torch.stack([data.stored_image("train", i) for i in chosen])
-    x = data.pipeline.train(images, torch.tensor(chosen), data.seed, 0)
+    images, aspects = data.training_images(chosen)
+    x = data.pipeline.train(images, torch.tensor(chosen), data.seed, 0, aspects)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.preprocess.mean, data.preprocess.std))
     pixels = ((x * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return [(image, found.look.label(i)) for image, i in zip(pixels, chosen, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from alexnet_exp import cores
 from alexnet_exp.config.checks import check_rules
-from alexnet_exp.config.schema import at_least, list_of, path, text
+from alexnet_exp.config.schema import VIEWS, at_least, choice, list_of, null, path, text
 from alexnet_exp.data.datasets.left_out import JUNK_FOLDERS, LeftOut
 from alexnet_exp.data.decode import readable_extensions
 from alexnet_exp.errors import UserError, printable
-from alexnet_exp.tracking.log import logging_to
+from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
+from alexnet_exp.tracking.run_reader import learned_nothing
 from alexnet_exp.tracking.terminal import nearby
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from alexnet_exp.inference import LoadedClassifier, Prediction
@@ -33,6 +35,8 @@ RULES = {
     "ckpt": path,
     "images": path | list_of(path),
     "top_k": at_least(1),
+    "views": choice(*VIEWS) | null,
+    "embed": text | null,
     "batch_size": at_least(1),
     "device": text,
     "trust": list_of(text),
@@ -40,7 +44,7 @@ RULES = {
 
 
 def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
-    """Classify images; print a table, and write predictions.csv, .jsonl and .png, and report.html.
+    """Classify images; print a table, and write predictions.csv, .jsonl and .png, report.html and embeddings.npz.
 
     Args:
         config: Keys of conf/predict.yaml.
@@ -51,18 +55,26 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
         Exit code: 0, or 2 if some images could not be read.
 
     Raises:
-        UserError: Illegal setting, checkpoint that cannot be read, non-finite network output, or no images.
+        UserError: Illegal setting, checkpoint that cannot be read, unknown layer, non-finite network output, or no
+            images.
     """
     check_rules(config, RULES)
     files = find_images(config["images"])
     from alexnet_exp.inference import load_classifier
-    from alexnet_exp.runs.predict.output import print_rows, write_all
+    from alexnet_exp.runs.predict.output import print_rows, write_all, write_embeddings
 
     console, run = Console(), RunDirectory(run_dir)
     with run.fresh(), logging_to(None, on_screen=True):
         classifier = load_classifier(config["ckpt"], config["device"], config["trust"])
-        rows = list(_predict(classifier, files, config["top_k"], config["batch_size"]))
+        if warning := learned_nothing({"at_chance": classifier.at_chance}):
+            log.warning(warning)
+        views = config["views"] or classifier.config["augment"].get("views") or "centre"
+        config = {**config, "views": views}
+        _check(classifier, config)
+        rows = list(_predict(classifier, files, config))
         print_rows(rows, console)
+        if config["embed"] is not None:
+            write_embeddings(run.path / "embeddings.npz", rows, classifier.classes)
         write_all(run, rows, {"command": command, "settings": config, "checkpoint": str(classifier.path)})
     for what, place in (("report:       ", run_dir / "report.html"), ("run directory:", run_dir)):
         line = f"{what} {printable(nearby(place))}"
@@ -70,10 +82,17 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
     return 2 if any(row.error for row in rows) else 0
 
 
-def _predict(classifier: LoadedClassifier, files: list[str], top_k: int, batch_size: int) -> Iterator[Row]:
-    """Yield a row per file, in order, with a progress bar on a terminal."""
-    import torch
+def _check(classifier: LoadedClassifier, config: dict[str, Any]) -> None:
+    """Check views and layer before images are read."""
+    from alexnet_exp.models.activations import find_layer
 
+    classifier.preprocess.pipeline.check_views(config["views"], classifier.preprocess.stored_size)
+    if config["embed"] is not None:
+        find_layer(classifier.model, config["embed"], "embed")
+
+
+def _predict(classifier: LoadedClassifier, files: list[str], config: dict[str, Any]) -> Iterator[Row]:
+    """Yield a row per file, in order, with a progress bar on a terminal."""
     from alexnet_exp.runs.predict.output import Row
 
     columns = (
@@ -88,22 +107,37 @@ def _predict(classifier: LoadedClassifier, files: list[str], top_k: int, batch_s
         Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress,
         ThreadPoolExecutor(workers) as pool,
     ):
-        task = progress.add_task("images", total=len(files))
+        task, batch_size = progress.add_task("images", total=len(files)), config["batch_size"]
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
             images = list(pool.map(lambda file: _read(classifier, file), batch))
             good = [image for image in images if not isinstance(image, str)]
-            predictions = iter(_classify(classifier, torch.stack(good), top_k) if good else [])
+            found = iter(_classify(classifier, good, config) if good else [])
             for file, image in zip(batch, images, strict=True):
-                yield Row(file, error=image) if isinstance(image, str) else Row(file, next(predictions))
+                if isinstance(image, str):
+                    yield Row(file, error=image)
+                else:
+                    prediction, embedding = next(found)
+                    yield Row(file, prediction, embedding=embedding)
             progress.advance(task, len(batch))
 
 
-def _classify(classifier: LoadedClassifier, images: Tensor, top_k: int) -> list[Prediction]:
-    probabilities = classifier.probabilities(images)
+def _classify(
+    classifier: LoadedClassifier, images: list[Tensor], config: dict[str, Any]
+) -> Iterator[tuple[Prediction, np.ndarray | None]]:
+    """Return prediction and embedding, (D,) float32 or None, of stored images."""
+    import torch
+
+    stored, layer, views = torch.stack(images), config["embed"], config["views"]
+    activations: Iterable[np.ndarray | None] = [None] * len(images)
+    if layer is None:
+        probabilities = classifier.probabilities(stored, views)
+    else:
+        probabilities, found = classifier.probabilities_and_activations(stored, layer, views)
+        activations = found.numpy()
     if not probabilities.isfinite().all():
         raise UserError(f"{classifier.path}: the network's output is not finite; its training diverged.")
-    return classifier.top(probabilities, top_k)
+    return zip(classifier.top(probabilities, config["top_k"]), activations, strict=True)
 
 
 def _read(classifier: LoadedClassifier, file: str) -> Tensor | str:

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from alexnet_exp.data.decode import decode
 from alexnet_exp.errors import UserError, printable
-from alexnet_exp.files import text_file
+from alexnet_exp.files import replacing, text_file
 from alexnet_exp.inference import Prediction
 from alexnet_exp.report.details import origin
 from alexnet_exp.report.figures import INK, MUTED, TRAIN, page, plain, show
@@ -35,11 +35,12 @@ MAX_ROWS = 100
 
 @dataclass
 class Row:
-    """The prediction for one file, or the reason why it could not be read."""
+    """The prediction for one file, or the reason why it could not be read; with `embed=`, its embedding (D,)."""
 
     path: str
     prediction: Prediction | None = None
     error: str | None = None
+    embedding: np.ndarray | None = None
 
     def pairs(self) -> list[tuple[str, float]]:
         """Return (class name, probability), the most probable first."""
@@ -93,6 +94,34 @@ def write_all(run: RunDirectory, rows: list[Row], facts: dict[str, Any]) -> None
     }
     write_predictions(run.path / "report.html", answers, errors, result)
     run.write_result(result)
+
+
+def write_embeddings(path: Path, rows: list[Row], classes: Sequence[str]) -> None:
+    """Write the embeddings of all images that could be read.
+
+    Args:
+        path: NPZ to write: embeddings (N, D) float32, paths (N,), labels (N,) int64 (the predicted classes), and
+            classes (K,), the names that labels index.
+        rows: One per file.
+        classes: All K class names.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    found = [
+        (row.path, numbers[row.prediction.classes[0]], row.embedding)
+        for row in rows
+        if row.prediction is not None
+    ]
+    if not found:
+        return
+    paths, labels, embeddings = zip(*found, strict=True)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            embeddings=np.stack(embeddings),
+            paths=np.array(paths),
+            labels=np.array(labels, dtype=np.int64),
+            classes=np.array(classes),
+        )
 
 
 def _write_csv(path: Path, rows: list[Row]) -> None:

@@ -57,6 +57,7 @@ def write_chunks(sources: Mapping[str, FileSource], config: Mapping[str, Any], c
             return
         workers = _begin(url, config, images)
         for split, source in sources.items():
+            # LitData writes the index last, so a split that has one is complete.
             if not _exists(url, f"{split}/index.json"):
                 encoder = Encoder(source.root, config["size"], config["quality"])
                 console.print(
@@ -202,9 +203,11 @@ def _verify(url: str, source: FileSource) -> dict[str, Any]:
     """
     expected = dict(zip(map(source.image_name, range(len(source))), source.labels.tolist(), strict=True))
     digest, num_bytes, lines = hashlib.sha256(), 0, []
+    # The progress bar counts the items of batches: here, batches of one.
     items = ([item] for _, item in Chunks(url))
     for [item] in with_bar(items, len(source), f"Checking {source.name}"):
         name, label, data = item["name"], item["label"], item["image"]
+        # Popped, so that a name that comes twice is not found again.
         if expected.pop(name, None) != label or zlib.crc32(data) != item["crc32"]:
             raise UserError(
                 f"{url}: {name} is damaged, duplicated or mislabelled: remove the folder, and prepare it again."
@@ -236,7 +239,7 @@ def _put(url: str, name: str, content: str) -> None:
         with replacing(Path(url, name)) as part:
             part.write_text(content, encoding="utf-8")
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:  # uploads take a file
         path = Path(folder, "file")
         path.write_text(content, encoding="utf-8")
         storage(url).upload_file(str(path), f"{url}/{name}")

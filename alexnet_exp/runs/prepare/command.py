@@ -25,7 +25,7 @@ RULES = {
     "num_workers": at_least(1) | null,
     "cache": flag,
 }
-DATA_KEYS = ("root", "val_fraction", "val_seed", "split_rule", "follow_links", "channels")
+DATA_KEYS = ("root", "val_fraction", "val_seed", "split_rule", "follow_links", "exclude", "channels", "fit")
 CACHE_SIZE = 256  # what data=folder stores for networks of 224 and 227 pixels
 
 
@@ -57,6 +57,8 @@ def _check(config: Mapping[str, Any]) -> None:
     check_rules({**config, **{f"data.{key}": value for key, value in config["data"].items()}}, rules)
     if config["cache"] == (config["out"] is not None):
         raise UserError("Set either out=DIR_OR_URL for chunks, or cache=true for the cache.")
+    if config["data"]["fit"] != "crop" and not config["cache"]:
+        raise UserError("data.fit is for cache=true: chunks keep the whole image. Leave it out.")
 
 
 def _sources(settings: Mapping[str, Any]) -> dict[str, FileSource]:
@@ -65,12 +67,14 @@ def _sources(settings: Mapping[str, Any]) -> dict[str, FileSource]:
     from alexnet_exp.tracking.log import logging_to
 
     root, links, rule = settings["root"], settings["follow_links"], settings["split_rule"]
+    exclude = settings["exclude"]
     with logging_to(None, on_screen=True):
         if settings["kind"] == "imagenet":
             from alexnet_exp.data.datasets.imagenet import scan
 
-            return scan(root, links, rule=rule)
-        return folder.scan(root, settings["val_fraction"], settings["val_seed"], links, rule=rule)
+            return scan(root, links, rule=rule, exclude=exclude)
+        val = settings["val_fraction"], settings["val_seed"]
+        return folder.scan(root, *val, links, rule=rule, exclude=exclude)
 
 
 def _cache(config: Mapping[str, Any], workers: int, console: Console) -> None:
@@ -79,10 +83,11 @@ def _cache(config: Mapping[str, Any], workers: int, console: Console) -> None:
 
     size, settings = config["size"] or CACHE_SIZE, config["data"]
     sources = _sources(settings)
-    cache = Cache("disk", config["paths"]["cache_dir"], settings["channels"], size, workers)
+    cache = Cache("disk", config["paths"]["cache_dir"], settings["channels"], size, workers, settings["fit"])
     with logging_to(None):
         cache.keep(sources)
     count = sum(map(len, sources.values()))
+    fit = "" if settings["fit"] == "crop" else f" data.fit={settings['fit']}"
     console.print(
-        f"cached: {count} images of {size} x {size} pixels, for data=folder data.stored_size={size}"
+        f"cached: {count} images of {size} x {size} pixels, for data=folder data.stored_size={size}{fit}"
     )

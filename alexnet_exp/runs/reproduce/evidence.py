@@ -20,8 +20,8 @@ from alexnet_exp.tracking.run_reader import Run
 POINT = 0.01
 # Settings that affect the result, by prefix; _APART lists the exceptions.
 _DECIDING = (
-    "model.", "data.", "augment.", "optimizer.", "scheduler.", "label_smoothing", "weights", "ckpt", "test_weights",
-    "trainer.max_", "trainer.limit_", "trainer.overfit_batches", "trainer.fast_dev_run",
+    "model.", "data.", "augment.", "optimizer.", "scheduler.", "label_smoothing", "freeze", "weights", "ckpt",
+    "test_weights", "trainer.max_", "trainer.limit_", "trainer.overfit_batches", "trainer.fast_dev_run",
     "trainer.accumulate_grad_batches", "trainer.gradient_clip", "callbacks.ema.", "callbacks.early_stopping.",
 )  # fmt: skip
 _APART = {

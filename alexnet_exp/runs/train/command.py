@@ -46,6 +46,7 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
     Raises:
         UserError: For anything the user can fix; result.json then has status 'failed'.
     """
+    # Before the directory is created, so that a mistyped path leaves none behind.
     for key in ("ckpt", "weights"):
         path = config[key]
         if path in (None, "none", "torchvision") or config["resume"] or Path(path).exists():
@@ -64,7 +65,7 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
             raise UserError(
                 f"{run_dir} holds a run already; continue it with resume={run_dir} or choose another."
             )
-        record = run.record()
+        record = run.record()  # to be put back if the run cannot resume
         run.begin()
         run.write_settings(config, overrides)
         console = Console(soft_wrap=True)
@@ -97,7 +98,7 @@ def follow(config: dict[str, Any], overrides: list[str], run_dir: Path) -> dict[
         fitting.fit_to_data(config, data, overrides)
         fit = fitting.assemble(config, data, run_dir, [], Console(quiet=True))
         fitting.train_and_test(fit, fitting.start_point(fit, run_dir))
-        fit.classifier.outcomes.gather()
+        fit.classifier.outcomes.gather()  # a collective: rank 0 takes part in it, too
     return {}
 
 
@@ -118,6 +119,7 @@ class _Session:
     def run_all(self) -> dict[str, Any]:
         status, error = "failed", None
         try:
+            # Counting devices may import Lightning.
             with signals_held():
                 devices = 1 if started_externally() else count_devices(self.config["trainer"])
             with Ranks(
@@ -127,7 +129,7 @@ class _Session:
                 on_failure=lambda error: self._end("failed", error),
             ) as ranks:
                 self._prepare()
-                ranks.go(self.config, self.overrides)
+                ranks.go(self.config, self.overrides)  # the other ranks have been waiting for these
                 self._train()
             status = "finished"
         except UserError as problem:
@@ -160,7 +162,7 @@ class _Session:
         data = fitting.prepare_data(self.config)
         data.tell(self._say)
         fitting.fit_to_data(self.config, data, self.overrides)
-        self.run.write_settings(self.config, self.overrides)
+        self.run.write_settings(self.config, self.overrides)  # again: `auto` is settled now
         self.fit = fitting.assemble(self.config, data, self.run.path, [], self.console)
         self.start = fitting.start_point(self.fit, self.run.path)
         # After start_point: a run that cannot resume must not open a W&B run.
@@ -200,11 +202,13 @@ class _Session:
         with _warn_on_error("The figures could not be drawn"):
             if self.fit is not None and not refused:
                 log_pictures(self.fit, self.run, self.loggers)
+        # After the pictures, which are also logged to W&B.
         with _warn_on_error("The W&B run could not be finished"):
             close_loggers(self.loggers, self.fit, 0 if status == "finished" else 1)
         with _warn_on_error("The report could not be written"):
             if not refused:
                 make_report(self.run, self.fit, result)
+        # Last: a directory with a result.json counts as complete.
         try:
             self.run.write_result(result)
         except UserError as problem:
@@ -228,4 +232,3 @@ def _warn_on_error(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         log.warning("%s: %s", what, explain(error) or error)
-        log.debug("", exc_info=True)

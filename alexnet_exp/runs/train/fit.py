@@ -22,17 +22,21 @@ from rich.console import Console
 from alexnet_exp import cores
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.errors import UserError, missing_extra, printable
+from alexnet_exp.models.initialise import scale_to_unit_variance
 from alexnet_exp.models.summary import LayerRow, layer_table
 from alexnet_exp.settings import assigned
 from alexnet_exp.targets import build
 from alexnet_exp.tracking.log import log, quiet_lightning
+from alexnet_exp.tracking.loggers import Tracker, open_tracker
 from alexnet_exp.tracking.metrics_csv import MetricsCSV
-from alexnet_exp.tracking.redact import without_passwords
+from alexnet_exp.tracking.redact import redact, without_passwords
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.wandb.logger import WandbTracker
 from alexnet_exp.training.automatic import compile_network, settle, use_fast_matmul
+from alexnet_exp.training.callbacks.chance import ChanceLevel, guess
 from alexnet_exp.training.callbacks.early_stopping import EarlyStopping
 from alexnet_exp.training.callbacks.ema import MovingAverage
+from alexnet_exp.training.callbacks.freeze import FreezeLayers
 from alexnet_exp.training.callbacks.progress import Bar, SameBatches
 from alexnet_exp.training.callbacks.step_log import StepLog
 from alexnet_exp.training.checkpoint.callback import BestAndLast, StopUnsaved
@@ -58,7 +62,9 @@ from alexnet_exp.training.lightning_internals import (
     make_profiler,
 )
 from alexnet_exp.training.metrics import Outcomes, class_weights
+from alexnet_exp.training.optim.auto import has_norm, settle_recipe
 
+LSUV_IMAGES = 64
 OUR_CALLBACKS = (
     "checkpoint", "early_stopping", "ema", "lr_monitor", "progress_bar", "model_summary", "throughput",
 )  # fmt: skip
@@ -79,7 +85,7 @@ def _splits(data: Any) -> Callable[[], dict[str, Any]]:
 
 
 def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> None:
-    """Fill in settings: the network's classes and channels from the data, every `auto` from the machine.
+    """Fill in settings: the network's classes and channels from the data, every `auto` from machine and network.
 
     Args:
         config: Modified in place.
@@ -107,6 +113,8 @@ def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> No
     device = torch.device(device_type(config["trainer"]))
     if chosen := settle(config, device, len(data.sources["train"])):
         log.info("Chosen for this machine: %s", " ".join(chosen))
+    if chosen := settle_recipe(config, typed, len(data.sources["train"])):
+        log.info("Chosen for this network: %s", " ".join(chosen))
 
 
 @dataclass
@@ -120,6 +128,7 @@ class Fit:
     layers: list[LayerRow]
     step_log: StepLog
     checkpoint: BestAndLast | None
+    chance: ChanceLevel
     start_step: int = 0  # step of the checkpoint that training resumes from
     # Rows of metrics.csv to keep on resuming: those up to a step, and their number if the checkpoint records it.
     kept_rows: tuple[int, int | None] = (-1, None)
@@ -141,6 +150,8 @@ def assemble(
     """
     lightning.seed_everything(config["seed"], verbose=False)  # initial weights draw from the global generator
     model = build(config["model"])
+    if config.get("init") == "lsuv" and not config["ckpt"]:
+        scale_to_unit_variance(model, data.examples(LSUV_IMAGES))
     unused = (f"unused {i}" for i in range(len(data.classes), config["model"]["num_classes"]))
     classes = (*data.classes, *unused)
     classifier = ImageClassifier(
@@ -162,13 +173,16 @@ def assemble(
     step_log = StepLog(lr=chosen["lr_monitor"]["enabled"], throughput=chosen["throughput"]["enabled"])
     options = {k: v for k, v in chosen["checkpoint"].items() if k not in ("enabled", "keep_last")}
     checkpoint = BestAndLast(run_dir / "checkpoints", **options) if chosen["checkpoint"]["enabled"] else None
-    callbacks = [step_log, *_callbacks(chosen, console, step_log), checkpoint or StopUnsaved()]
+    chance = _chance_level(config, data, classifier)
+    callbacks = [step_log, chance, *_callbacks(chosen, console, step_log), checkpoint or StopUnsaved()]
     if config["trainer"]["overfit_batches"]:
         callbacks.append(SameBatches())
+    if config["freeze"]:
+        callbacks.append(FreezeLayers(model, config["freeze"], config["freeze_epochs"]))
     trainer = _trainer(config["trainer"], run_dir, loggers, callbacks, chosen)
     compile_network(model, config["compile"])
     use_fast_matmul(trainer.strategy.root_device)
-    return Fit(config, data, classifier, trainer, layers, step_log, checkpoint)
+    return Fit(config, data, classifier, trainer, layers, step_log, checkpoint, chance)
 
 
 def _class_weights(
@@ -182,6 +196,27 @@ def _class_weights(
         log.info("Class weights: %s %.3g ... %s %.3g", printable(classes[low]), weights[low],
                  printable(classes[high]), weights[high])  # fmt: skip
     return weights
+
+
+def _chance_level(config: Mapping[str, Any], data: ImageData, classifier: ImageClassifier) -> ChanceLevel:
+    """Return the callback that notices a network which does no better than guessing."""
+    if (
+        "train" not in data.sources or config["trainer"]["overfit_batches"]
+    ):  # a few images have labels of their own
+        return ChanceLevel(None)
+    labels, augment, weights = data.sources["train"].labels, config["augment"], classifier.class_weights
+    smoothing, balanced = classifier.label_smoothing, bool(config["data"].get("balanced"))
+    prediction = guess(labels, len(classifier.classes), weights, smoothing, balanced)
+    plain = weights is None and not smoothing and not augment.get("mixup") and not augment.get("cutmix")
+    val = data.sources["val"].labels if "val" in data.sources else None
+    advice = ["a lower optimizer.lr"]
+    if not has_norm(classifier.model):
+        if config.get("init") != "lsuv" and config["weights"] == "none":
+            advice.append("init=lsuv")
+        advice.append("a network with batch norm (model=alexnet_bn)")
+    if config["weights"] == "none" and not config["ckpt"]:
+        advice.append("trained weights (model=alexnet_owt weights=torchvision)")
+    return ChanceLevel(prediction, plain, val, ", ".join(advice))
 
 
 def _check_monitors(config: Mapping[str, Any], data: ImageData) -> None:
@@ -262,6 +297,8 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
     if not in_place and not config["ckpt"]:
         if config["weights"] != "none":
             log.info(load_weights(fit.classifier, config["weights"]))
+        elif config["freeze"]:
+            log.warning("freeze keeps random weights here: set weights= to start from trained ones.")
         return None
     path, checkpoint = read_latest(run_dir if in_place else config["ckpt"])
     fit.start_step = checkpoint["global_step"]
@@ -435,17 +472,37 @@ def make_loggers(config: dict[str, Any], run: RunDirectory) -> list[Any]:
     """Make the metrics.csv logger and each configured tracker.
 
     Raises:
-        UserError: If a tracker's package is missing.
+        UserError: If a tracker's package is missing, or it cannot begin.
     """
     if config["trainer"]["fast_dev_run"]:
         return []
     loggers: list[Any] = [MetricsCSV(run.path)]
     chosen = config["logger"] or {}
+    recorded = _recorded(config, run) if set(chosen) - {"tensorboard"} else {}
     if chosen.get("tensorboard", {}).get("enabled"):
         loggers.append(_tensorboard(run))
-    if "wandb" in chosen:
-        loggers.append(_wandb(dict(chosen["wandb"]), config, run))
+    try:
+        for name, settings in chosen.items():
+            if "_target_" in settings:
+                hyperparams = redact(recorded)
+                loggers.append(open_tracker(name, settings, hyperparams, run.path, bool(config["resume"])))
+        if "wandb" in chosen:
+            loggers.append(_wandb(dict(chosen["wandb"]), config, recorded, run))
+    except BaseException:
+        for logger in loggers:
+            if isinstance(logger, Tracker):  # another one failed, and this run does not begin
+                logger.finish(1)
+        raise
     return loggers
+
+
+def _recorded(config: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
+    """Return the settings for trackers; `names` are the chosen conf/ files, by which dashboards group."""
+    from alexnet_exp.runs.compare.settings import all_choices, named
+    from alexnet_exp.tracking.run_reader import Run
+
+    names = named(all_choices(config, Run(run.path).overrides))
+    return {**{k: v for k, v in config.items() if k != "choices"}, "names": names}
 
 
 def _tensorboard(run: RunDirectory) -> Any:
@@ -458,9 +515,9 @@ def _tensorboard(run: RunDirectory) -> Any:
     return TensorBoardLogger(str(run.path), name="tensorboard", version="")
 
 
-def _wandb(options: dict[str, Any], config: dict[str, Any], run: RunDirectory) -> Any:
-    from alexnet_exp.runs.compare.settings import all_choices, named
-    from alexnet_exp.tracking.run_reader import Run
+def _wandb(
+    options: dict[str, Any], config: dict[str, Any], recorded: dict[str, Any], run: RunDirectory
+) -> Any:
     from alexnet_exp.tracking.wandb.logger import WandbTracker, find_run_id
 
     for key in ("project", "entity", "group", "notes", "name"):
@@ -469,7 +526,4 @@ def _wandb(options: dict[str, Any], config: dict[str, Any], run: RunDirectory) -
     options["tags"] = [str(tag) for tag in options["tags"]]
     options["name"] = options["name"] or run.path.name
     run_id = find_run_id(run.path) if config["resume"] else None
-    # The chosen conf/ files: dashboards group by `names.model`.
-    names = named(all_choices(config, Run(run.path).overrides))
-    recorded = {**{k: v for k, v in config.items() if k != "choices"}, "names": names}
     return WandbTracker(run.path, recorded, run_id=run_id, **options)

@@ -11,6 +11,7 @@ from alexnet_exp.report.evaluation import Evaluation, Sample, class_rows
 from alexnet_exp.report.figures import draw_all
 from alexnet_exp.report.run import write_report
 from alexnet_exp.tracking.environment import provenance
+from alexnet_exp.tracking.loggers import Tracker
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.run_reader import Run
 from alexnet_exp.training.ending import epochs_done
@@ -84,6 +85,8 @@ def _from_fit(fit: Fit) -> dict[str, Any]:
     }
     if getattr(fit.data, "bad_images", None) is not None:  # a folder whose files were verified
         found["bad_images"] = fit.data.bad_images
+    if not fit.chance.learned and (at_chance := fit.chance.at_chance):
+        found["at_chance"] = at_chance
     if fit.classifier.class_weights is not None:
         found["class_weights"] = dict(zip(fit.classifier.classes, fit.classifier.class_weights, strict=True))
     if fit.training_seconds is not None:
@@ -168,10 +171,12 @@ def make_report(run: RunDirectory, fit: Fit | None, result: dict[str, Any]) -> N
 
 def close_loggers(loggers: list[Any], fit: Fit | None, exit_code: int) -> None:
     """Finish the trackers, so that the next run in this process does not log to them."""
+    checkpoint = fit.checkpoint if fit is not None and exit_code == 0 else None
     for logger in loggers:
-        if hasattr(logger, "log_checkpoint") and fit is not None and fit.checkpoint is not None:
-            best = fit.checkpoint.best_path
-            if exit_code == 0 and best.exists():
-                logger.log_checkpoint(best, {"best": fit.checkpoint.best or {}})
+        if isinstance(logger, Tracker) and checkpoint is not None and (best := checkpoint.best) is not None:
+            values = {"epoch": best["epoch"], f"best/{checkpoint.monitor}": best["value"]}
+            logger.log_metrics(values, step=int(best["step"]))
+        if hasattr(logger, "log_checkpoint") and checkpoint is not None and checkpoint.best_path.exists():
+            logger.log_checkpoint(checkpoint.best_path, {"best": checkpoint.best or {}})
         if hasattr(logger, "finish"):
             logger.finish(exit_code)

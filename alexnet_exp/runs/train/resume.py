@@ -21,7 +21,8 @@ from alexnet_exp.tracking.run_directory import RunDirectory
 
 # A resumed run is the same experiment, so settings that decide what is trained cannot change.
 _FIXED = (
-    "model", "data", "augment", "optimizer", "scheduler", "seed", "label_smoothing", "class_weights", "weights", "ckpt",
+    "model", "data", "augment", "optimizer", "scheduler", "seed", "label_smoothing", "class_weights", "freeze",
+    "freeze_epochs", "init", "weights", "ckpt",
     "trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
     "callbacks.ema",
 )  # fmt: skip
@@ -36,6 +37,7 @@ _WHOLE = ("experiment", "sweep")  # groups whose files set values in all other g
 _RECORDED = "__recorded__"  # name of the config that holds the run's recorded settings, in every group
 # Overrides that a run records: settings, never flags or hydra.* keys, which Hydra would act upon.
 _SETTING = re.compile(r"(?!hydra\b)[+~]{0,2}(?!hydra\b)[A-Za-z_][\w./@-]*(=.*)?", re.DOTALL)
+_LIGHTNINGS_LOGGER = re.compile(r"lightning\.pytorch\.loggers\.\w+Logger")
 _MISSING = object()  # differs from every value, None included
 
 
@@ -113,7 +115,7 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
     if not (run.path / "config.yaml").exists():
         return config, overrides
     saved, first = _recorded(run)
-    check_trust(saved, config["trust"], f"{run.path}: config")
+    check_trust(_to_be_trusted(saved), config["trust"], f"{run.path}: config")
     ours = {f"{group}={_RECORDED}" for group in (*_GROUPS, "experiment")}
     first = [o for o in first if key_of(o) not in ("resume", "trust")]
     new = [o for o in _last_of_each(overrides) if o not in {*first, *ours} and key_of(o) != "resume"]
@@ -145,6 +147,16 @@ def resumed_settings(config: dict[str, Any], overrides: list[str]) -> tuple[dict
         settings.pop("choices", None)
     again = {key_of(o) for o in new}
     return settings, [*(o for o in first if key_of(o) not in again), *new]
+
+
+def _to_be_trusted(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings without Lightning's own loggers, which only record a run."""
+    loggers = {
+        name: each
+        for name, each in (saved.get("logger") or {}).items()
+        if not (isinstance(each, dict) and _LIGHTNINGS_LOGGER.fullmatch(str(each.get("_target_"))))
+    }
+    return {**saved, "logger": loggers}
 
 
 def _recorded(run: RunDirectory) -> tuple[dict[str, Any], list[str]]:

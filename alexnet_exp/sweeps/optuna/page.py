@@ -50,7 +50,7 @@ def write_sweep_page(trials: Trials, command: str | None) -> Path:
         compared=(trials.directory / "compare.html").exists(),
         metric=trials.metric,
         command=command,
-        best=trials.study.best_trial if command else None,
+        best=trials.study.best_trial if command else None,  # raises if none has finished
         history=_history(trials, figures / "history.png"),
         importance=_importance(trials, figures / "importance.png"),
         keys=list(trials.space.distributions),

@@ -106,6 +106,7 @@ class Trials:
             for key, distribution in self.space.distributions.items():
                 suggest(trial, key, distribution)
         except (ImportError, ValueError) as error:
+            # Left running, it would be continued by the next sweep, which fails in the same way.
             self.study.tell(trial, state=TrialState.FAIL)
             first = str(error).strip().splitlines()[0]
             raise UserError(f"hydra.sweeper.sampler cannot sample a trial: {first}") from error
@@ -130,6 +131,7 @@ class Trials:
         """Report the epochs finished since the last call to the study."""
         frozen = self._frozen(job)
         for epoch, value in self._epochs(job):
+            # metrics.csv is read from the start each time, and Optuna warns about an epoch reported twice.
             if epoch not in frozen.intermediate_values and not frozen.state.is_finished():
                 job.trial.report(value, epoch)
 
@@ -166,7 +168,7 @@ class Trials:
         return Run(job.directory).metric(self.metric)
 
     def _frozen(self, job: TrialJob) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[job.trial.number]
+        return self.study.get_trials(deepcopy=False)[job.trial.number]  # numbers are positions
 
     def _epochs(self, job: TrialJob) -> list[tuple[int, float]]:
         """Return the epochs with a finite value of the metric."""
@@ -244,6 +246,7 @@ class TrialPool(Pool):
 
     def _step(self) -> bool:
         self._renew_signatures()
+        # Not before a slot is free: a trial asked for early is sampled from fewer outcomes.
         wanted = self.resources.free and not self.stopping and not self._in(WAITING)
         if wanted and self.trials.left():
             self.jobs.append(self.trials.ask())
@@ -273,6 +276,7 @@ class TrialPool(Pool):
 
     def _ended(self, job: Job) -> None:
         assert isinstance(job, TrialJob)
+        # A job that finished ahead of the signal counts as finished.
         if job.state == FAILED and job.pruned is not None:
             job.state = PRUNED
             self.table.ended(job)

@@ -62,8 +62,10 @@ def search(
     if not config.hydra.launcher._target_.endswith(_LAUNCHER):
         raise UserError("hydra/sweeper=optuna needs hydra/launcher=processes, its default.")
     launcher, settings = _plain(config.hydra.launcher), _plain(settings)
+    # All that can be refused is refused before the sweep has a directory.
     check_settings(launcher)
     check_sweeper(settings, config)
+    # A setting of this start of the sweep, not of its trials.
     overrides = [o for o in overrides if o.key_or_group != "sweep.resume"]
     space = read_space(overrides)
     with _quiet():
@@ -72,7 +74,7 @@ def search(
     validate(space.examples())
     directory = Path(str(config.hydra.sweep.dir)).absolute()
     record, console = SweepRecord(directory), Console(soft_wrap=True)
-    record.check_resumable(config)
+    record.check_resumable(config)  # before `lock` creates the directory
     with record.lock(), _quiet():
         begin(record, config, console)
         typed = settings["storage"]
@@ -88,7 +90,7 @@ def search(
             pool.run()
         _conclude(trials, console)
     console.print(f"sweep directory: {directory}", highlight=False)
-    _check_outcome(pool, study)
+    _check_outcome(pool, study)  # last: the pages show why trials have failed
 
 
 def _check_outcome(pool: TrialPool, study: optuna.Study) -> None:

@@ -43,6 +43,7 @@ class Space:
         """Return overrides that cover every choice and both ends of every interval."""
         some = {key: _extremes(distribution) for key, distribution in self.distributions.items()}
         rows = max(map(len, some.values()))
+        # The longest list decides how many there are; a shorter one repeats its last value.
         return [self.overrides({key: v[min(i, len(v) - 1)] for key, v in some.items()}) for i in range(rows)]
 
     def points(self) -> float:
@@ -93,7 +94,7 @@ def enumerated(distribution: BaseDistribution) -> list[Any] | None:
     assert isinstance(distribution, IntDistribution | FloatDistribution)
     if distribution.step is None:
         return None
-    steps = round((distribution.high - distribution.low) / distribution.step)
+    steps = round((distribution.high - distribution.low) / distribution.step)  # 0.3 / 0.1 is just below 3
     return [distribution.low + i * distribution.step for i in range(steps + 1)]
 
 
@@ -123,6 +124,7 @@ def check_values(
         UserError: Names the value, and suggests int(...) where an integer is needed.
     """
     typed = {override.get_key_element(): str(override.input_line) for override in overrides}
+    # All other settings keep their first value, so that a problem is that of the value probed.
     first = {key: _extremes(distribution)[0] for key, distribution in space.distributions.items()}
     for key, distribution in space.distributions.items():
         for value in _probes(distribution):
@@ -147,8 +149,10 @@ def _problem(key: str, value: Any, compose: Callable[[dict[str, Any]], DictConfi
     """Return why a value is invalid, as far as that does not depend on other settings."""
     name = key_of(key)
     if name in RULES:
+        # Parsed as Hydra will parse it in the trial: choices are text in its grammar.
         (parsed,) = OverridesParser.create().parse_overrides([f"{key}={value}"])
         found = parsed.value()
+        # An interpolation has no value until the trial is composed.
         legal = RULES[name].legal(found) or "${" in str(found)
         return None if legal else f"{name} must be {RULES[name].text}"
     if not name.startswith("model."):
@@ -209,7 +213,7 @@ def _interval(value: Any, log: bool) -> BaseDistribution:
 
 def _range(value: Any, log: bool) -> BaseDistribution:
     """Return a distribution over the values of a grid: range(1,4) is 1, 2, 3."""
-    values = sorted(value.range())
+    values = sorted(value.range())  # range(3,0,-1) counts down
     if not values:
         raise ValueError("the range is empty.")
     if all(isinstance(v, int) for v in values):

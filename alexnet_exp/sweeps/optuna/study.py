@@ -31,8 +31,8 @@ from alexnet_exp.config.schema import Rule, at_least, metric, null, text
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.sweeps.job import identity, is_gone
 from alexnet_exp.sweeps.optuna.space import Space, enumerated
+from alexnet_exp.tracking.metrics import lower_is_better
 from alexnet_exp.tracking.redact import redact, with_passwords
-from alexnet_exp.tracking.run_reader import lower_is_better
 
 STORAGE = "study.log"  # in the sweep's directory
 EXHAUSTIVE = (GridSampler, BruteForceSampler)  # try every point once
@@ -116,6 +116,7 @@ def open_study(
     seed = settings["seed"]
     drawn = None if seed is None else random.Random(f"{seed} {len(study.trials)} {place}").getrandbits(31)
     sampler, pruner = _sampler(settings, space, drawn), _pruner(settings, max_epochs)
+    # Opened a second time, because the sampler's seed depends on the trials found the first time.
     return optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner), storage
 
 
@@ -218,6 +219,7 @@ def _check_fits(study: optuna.Study, metric_name: str, space: Space) -> None:
     for trial in study.trials:
         for key, distribution in trial.distributions.items():
             try:
+                # A key that is no longer searched is compared with itself, and fits.
                 optuna.distributions.check_distribution_compatibility(
                     distribution, space.distributions.get(key, distribution)
                 )
@@ -234,7 +236,7 @@ def _named(name: str, kind: str) -> type[Any]:
     known = {n.removesuffix(ending).lower(): n for n in module.__all__ if n.endswith(ending)}
     known.pop("base", None)
     asked = name.lower().removesuffix(kind).replace("_", "").replace("-", "")
-    asked = "nop" if kind == "pruner" and asked == "none" else asked
+    asked = "nop" if kind == "pruner" and asked == "none" else asked  # Optuna's name for no pruning
     if asked not in known:
         listed = ", ".join(sorted(known))
         raise UserError(

@@ -20,6 +20,7 @@ def netrc_key(url: str) -> str | None:
 def run_folders(run_dir: Path, run_id: str = "*") -> list[Path]:
     """Return the folders of W&B runs in `run_dir`, oldest first; wandb itself only knows the current process's."""
     files = Path(run_dir).glob(f"wandb/*run-*-*/run-{run_id}.wandb")
+    # Names are run-DATE_TIME-ID and offline-run-DATE_TIME-ID: without the prefix they sort by time.
     return sorted((file.parent for file in files), key=lambda folder: folder.name.removeprefix("offline-"))
 
 

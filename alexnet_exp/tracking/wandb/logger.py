@@ -194,6 +194,7 @@ class WandbTracker(Logger):
     def _log(self, row: Mapping[str, Any]) -> None:
         if self._run is not None:
             with self._recording():
+                # Without step=, which W&B requires to increase: the x axes are columns of the row (X_AXES).
                 self._run.log(dict(row))
 
     @contextlib.contextmanager
@@ -269,7 +270,7 @@ class WandbTracker(Logger):
                     settings=self._settings(),
                     **about,
                 )
-        except BaseException:
+        except BaseException:  # also a Ctrl-C while wandb waits for the server
             for folder in set(run_folders(self._run_dir, self.run_id)) - set(before):
                 shutil.rmtree(folder)  # an empty run with our ID
             raise
@@ -315,6 +316,7 @@ def describe(run: Run, config: dict[str, Any], save_code: bool) -> None:
     environment: dict[str, Any] = {**versions()}
     if code is not None:
         environment |= {"git_commit": code.commit, "git_dirty": code.dirty}
+    # allow_val_change: a run may be resumed with other settings, such as more epochs.
     run.config.update({**redact(config), "_environment": environment}, allow_val_change=True)
     if code is not None and code.diff and save_code:
         path = Path(run.dir) / "code.diff"

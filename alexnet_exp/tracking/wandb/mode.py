@@ -45,7 +45,7 @@ def choose_mode(requested: str) -> ModeChoice:
     if requested == "auto" and "WANDB_MODE" in os.environ:
         wanted, reason = _mode_of_environment(), f"WANDB_MODE={os.environ['WANDB_MODE']}"
     if wanted == "disabled":
-        return ModeChoice(wanted, reason)
+        return ModeChoice(wanted, reason)  # wandb may be missing
     require_wandb()
     if wanted == "auto" and _settings_mode() in ("offline", "disabled"):
         return ModeChoice(_settings_mode(), "`wandb online` undoes the setting")

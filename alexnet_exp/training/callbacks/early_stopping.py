@@ -83,6 +83,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         self._measured = True
         if self.best_epoch is None:  # the first value, or an older checkpoint, which only has wait_count
             self.best_epoch = epochs_begun(trainer) - 1 - self.wait_count
+        # A restored best value is on CPU.
         if self.monitor_op(current - self.min_delta, self.best_score.to(current.device)):
             self.best_score, self.best_epoch = current, epochs_begun(trainer)
 
@@ -95,7 +96,7 @@ class EarlyStopping(callbacks.EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         patience = self.patience
         super().load_state_dict(state_dict)
-        self.patience = patience
+        self.patience = patience  # Lightning has restored that of the checkpoint
         self.best_epoch = state_dict.get("best_epoch")
         self._measured = state_dict.get("measured", False)
         if not has_stopped(self):

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from torch import Tensor
 
-from alexnet_exp.torch_internals import foreach_lerp_
+from alexnet_exp.torch_internals import foreach_copy_, foreach_lerp_
 from alexnet_exp.training.lightning_internals import average_of, average_on
 
 
@@ -38,6 +38,7 @@ class MovingAverage(WeightAveraging):
         return EMAWeightAveraging.__name__
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Ahead of Lightning's setup, which copies the module to that device.
         average_on(self, trainer.strategy.root_device)
         super().setup(trainer, pl_module, stage)
 
@@ -74,7 +75,7 @@ def update(average: list[Tensor], current: list[Tensor], decay: float) -> None:
     moved = [(old, new.to(old.dtype)) for old, new in pairs if decay and old.is_floating_point()]
     copied = [(old, new) for old, new in pairs if not (decay and old.is_floating_point())]
     if copied:
-        torch._foreach_copy_([old for old, _ in copied], [new for _, new in copied])
+        foreach_copy_([old for old, _ in copied], [new for _, new in copied])
     if moved:
         foreach_lerp_([old for old, _ in moved], [new for _, new in moved], 1.0 - decay)
 

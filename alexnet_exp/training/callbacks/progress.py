@@ -63,6 +63,7 @@ class Bar(ProgressBar):
             TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
         )  # fmt: skip
+        # auto_refresh=False: a refresh thread could hold a lock while worker processes are forked.
         self._progress = Progress(*columns, console=self.console, transient=True, auto_refresh=False)
         self._progress.start()
         self._task = self._progress.add_task(what, total=None if total == float("inf") else total, rate="")

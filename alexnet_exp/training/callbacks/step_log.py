@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from alexnet_exp.training.optim.build import base_group
+
 WARM_UP_STEPS = 3
 
 
@@ -91,7 +93,7 @@ class StepLog(Callback):
     """Log loss, learning rate and throughput every `log_every_n_steps` steps; each time waits for the device.
 
     Args:
-        lr: Whether to log the learning rate of the first parameter group.
+        lr: Whether to log the learning rate: that of `base_group`.
         throughput: Whether to measure images per second, data loading included.
     """
 
@@ -150,7 +152,7 @@ class StepLog(Callback):
         loss = trainer.strategy.reduce(pl_module.step_loss, reduce_op="mean")
         row = {"train/loss_step": float(loss)}
         if self.lr:
-            row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+            row["lr"] = base_group(trainer.optimizers[0].param_groups)["lr"]
         rate = self.latest()
         if self.throughput and rate is not None:
             row["images_per_second"] = rate

@@ -213,9 +213,10 @@ def check_ranks(trainer: Any, classes: Sequence[str], splits: Splits) -> None:
     store.set(f"{_KEY}/{trainer.global_rank}", json.dumps(own))
     if trainer.global_rank == 0:
         others = range(1, trainer.world_size)
+        # Lazy: each `get` waits for its rank, and the first rank that differs ends the search.
         found = (_other_data(own, json.loads(store.get(f"{_KEY}/{r}")), r) for r in others)
         store.set(_KEY, next(filter(None, found), ""))
-    if verdict := store.get(_KEY).decode():
+    if verdict := store.get(_KEY).decode():  # waits for rank 0
         raise UserError(verdict)
 
 

@@ -76,6 +76,7 @@ def as_checkpoint(weights: dict[str, Tensor], metadata: Mapping[str, str]) -> di
             about["preprocessing"]["mean_image"] = numbers.reshape(mean["shape"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError("its metadata is malformed") from error
+    # Under the names of the LightningModule, whose network is `model`.
     return {**about, "state_dict": {f"model.{name}": value for name, value in weights.items()}}
 
 
@@ -84,6 +85,7 @@ def _digest(text: str, weights: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256(text.encode("utf-8"))
     for name, value in sorted(weights.items()):
         found.update(f"\0{name} {value.dtype} {list(value.shape)}\0".encode())
+        # As bytes, since numpy has no bfloat16; flat, since a 0-d tensor cannot be viewed as bytes.
         found.update(
             value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             if value.numel()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from alexnet_exp.data.decode import FITS
 from alexnet_exp.errors import UserError
+from alexnet_exp.tracking.metrics import METRICS, name_of
 from alexnet_exp.training.checkpoint.safe_load import load_safely
 
 MAX_SIDE = 8192  # pixels; a checkpoint must not make us allocate huge images
@@ -139,19 +140,20 @@ def _are_loops(value: Any) -> bool:
 
 
 def _are_sums(value: Any) -> bool:
+    # (ranks, 4): loss, top-1, top-5, images
     return isinstance(value, Tensor) and value.ndim == 2 and len(value) > 0 and value.shape[1] == 4
 
 
 def _are_metrics(value: Any) -> bool:
-    """Return whether a value can be the latest metrics: every split has the same ones, except the macro scores."""
+    """Return whether a value can be the latest metrics: every split has the same, but those that train lacks."""
     if not isinstance(value, dict) or not all(
         isinstance(k, str) and isinstance(v, float) for k, v in value.items()
     ):
         return False
     splits = {key.partition("/")[0] for key in value}
     names = [{key for key in value if key.startswith(f"{split}/")} for split in splits]
-    macro = {"balanced_accuracy", "macro_f1"}  # not computed in training
-    same = len({frozenset(key.partition("/")[2] for key in each) - macro for each in names}) <= 1
+    untrained = {metric.name for metric in METRICS if "train" not in metric.splits}
+    same = len({frozenset(name_of(key) for key in each) - untrained for each in names}) <= 1
     return same and all({f"{split}/loss", f"{split}/top1"} <= value.keys() for split in splits)
 
 
@@ -159,6 +161,7 @@ def _is_version(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\d+\.\d+\.\d+[\w.+-]*", value) is not None
 
 
+# What every verb reads; below, what only resuming needs.
 _FORM: dict[str, Callable[[Any], bool]] = {
     "state_dict": is_weights,
     "config": _is_config,
@@ -171,7 +174,7 @@ _PROGRESS: dict[str, Callable[[Any], bool]] = {
     "global_step": _is_count,
     "loops": _are_loops,
     "optimizer_states": _are_states,
-    "lr_schedulers": lambda value: isinstance(value, list),
+    "lr_schedulers": lambda value: isinstance(value, list),  # empty with a constant rate
     "callbacks": lambda value: isinstance(value, dict),
     "reported": _are_metrics,
     "validated": lambda value: isinstance(value, bool),

@@ -25,6 +25,7 @@ from alexnet_exp.training.lightning_internals import (
     is_restoring,
     rewind_epoch,
 )
+from alexnet_exp.training.optim.build import start_momentum
 from alexnet_exp.training.optim.schedules import RunLength
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def complete_restart(trainer: Trainer, kept: Kept, changed: Changes) -> None:
     """
     complete_loops(trainer)
     kept.apply(trainer, changed)
+    start_momentum(trainer.optimizers[0])  # the checkpoint may be from a run with frozen layers
     if any(has_stopped(callback) for callback in trainer.early_stopping_callbacks):
         log.info(
             "This run has already stopped early; increase callbacks.early_stopping.patience to continue it."
@@ -135,6 +137,8 @@ def _chosen(config: Any, keys: Sequence[tuple[str, ...]]) -> list[Any]:
         value = config
         for key in path:
             value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping):  # a key that an older version did not have counts as null
+            value = {k: v for k, v in value.items() if v is not None}
         found.append(value)
     return found
 

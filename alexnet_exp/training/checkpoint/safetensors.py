@@ -61,12 +61,13 @@ def _span(name: str, entry: Any, available: int) -> tuple[int, int]:
 
 
 def _whole_numbers(value: Any) -> list[int] | None:
+    # `type`, because isinstance takes True for an int.
     are = isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 48 for n in value)
     return value if are else None
 
 
 def _tensor(entry: dict[str, Any], numbers: memoryview) -> Tensor:
     dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
-    if not len(numbers):
+    if not len(numbers):  # torch.frombuffer refuses an empty buffer
         return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(bytearray(numbers), dtype=dtype).reshape(shape)
+    return torch.frombuffer(bytearray(numbers), dtype=dtype).reshape(shape)  # a writable copy

@@ -214,7 +214,7 @@ def load_weights(classifier: ImageClassifier, source: str) -> str:
     """
     model = classifier.model
     if source == "torchvision":
-        path, (weights, about) = Path("torchvision"), _torchvision_weights(model)
+        path, (weights, about) = Path("torchvision"), download(published_for(model))
     else:
         path = find_network(source)
         weights, about = _network_weights(path, model)
@@ -222,7 +222,7 @@ def load_weights(classifier: ImageClassifier, source: str) -> str:
     weights = {name if name in own else _WRAPPED.sub(r"\1", name): value for name, value in weights.items()}
     if _numbered(weights) and not _numbered(own):
         weights = torchvision_to_ours(weights)
-    weights, fate = _fit_last_layer(weights, own, _last_layer(model), about.classes, classifier.classes)
+    weights, fate = fit_last_layer(weights, model, about.classes, classifier.classes)
     if problem := first_mismatch(own, weights):
         raise UserError(f"{path} is from a different network: {problem}.")
     model.load_state_dict(weights)
@@ -240,18 +240,21 @@ class _About(NamedTuple):
     preprocessing: dict[str, Any] | None = None
 
 
-def _fit_last_layer(
-    weights: dict[str, Tensor],
-    own: Mapping[str, Tensor],
-    last: str | None,
-    there: list[str] | None,
-    here: Sequence[str],
+def fit_last_layer(
+    weights: dict[str, Tensor], model: nn.Module, there: list[str] | None, here: Sequence[str] = ()
 ) -> tuple[dict[str, Tensor], str]:
     """Match the rows of the last layer by class name; new classes keep their initial rows.
+
+    Args:
+        weights: A state dict.
+        model: The network that they are for.
+        there: Their class names, if known.
+        here: The network's class names.
 
     Returns:
         The weights, and a phrase for the log line on how the last layer was adapted.
     """
+    own, last = model.state_dict(), _last_layer(model)
     name = f"{last}.weight"
     if name not in weights or name not in own or weights[name].shape[1:] != own[name].shape[1:]:
         return weights, ""
@@ -279,22 +282,26 @@ def _numbered(state: Mapping[str, Tensor]) -> bool:
     return any(name.startswith("features.0.") for name in state)
 
 
-def _torchvision_weights(model: nn.Module) -> tuple[dict[str, Tensor], _About]:
-    """Download torchvision's ImageNet weights for alexnet_owt or resnet18; cached by torch."""
-    published = _published_for(model)
+def download(published: Any) -> tuple[dict[str, Tensor], _About]:
+    """Download weights published by torchvision, under its names; cached by torch.
+
+    Raises:
+        UserError: Without a network connection; gives the address, and what needs no connection.
+    """
     try:
         weights = dict(published.get_state_dict(progress=False))
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"Cannot download torchvision's weights ({' '.join(str(error).split())}): download "
-            f"{published.url} yourself and set weights=FILE."
+            f"{published.url} yourself and set weights=FILE, or fine-tune a network that ships trained: "
+            "experiment=finetune_small."
         ) from error
     prepared = published.transforms()
     norm = {"mean": list(prepared.mean), "std": list(prepared.std), "channels": 3}
     return weights, _About(list(published.meta["categories"]), norm)
 
 
-def _published_for(model: nn.Module) -> Any:
+def published_for(model: nn.Module) -> Any:
     """Return the torchvision weights that fit a network (except its last layer), before any download.
 
     Raises:

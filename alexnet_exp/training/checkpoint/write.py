@@ -67,7 +67,7 @@ class AtomicCheckpointIO(CheckpointIO):
         written = self._writing
 
         def then() -> None:
-            written.result()
+            written.result()  # raises if the save failed, so that best.ckpt stays as it was
             act()
 
         self._writing = self._thread.submit(then)
@@ -99,7 +99,9 @@ class AtomicCheckpointIO(CheckpointIO):
                 with open(temporary, "wb") as file:
                     writer = _ErrorKeeper(file)
                     torch.save(checkpoint, writer)
+                    # Synced before the rename: after a power cut the name must not point to half a file.
                     writer.finish()
+                # Only once the new file is complete: a full disk must not cost an old one.
                 if path.name == LAST:
                     _rotate(path, self.keep_last)
         except OSError as error:
@@ -153,7 +155,7 @@ class _ErrorKeeper:
                 self.file.write(data)
             except OSError as error:
                 self.error = error
-        return memoryview(data).nbytes
+        return memoryview(data).nbytes  # as if it had succeeded: torch must not raise its own error
 
     def flush(self) -> None:
         """Do nothing; `finish` flushes."""
@@ -172,6 +174,7 @@ class _ErrorKeeper:
 
 def _rotate(path: Path, keep_last: int) -> None:
     """Rename last-1.ckpt to last-2.ckpt and so on, link last.ckpt as last-1.ckpt, and delete surplus files."""
+    # Oldest first, or a file would replace the next older one before that has moved.
     for number, file in sorted(checkpoints_before(path).items(), reverse=True):
         if number + 1 < keep_last:
             os.replace(file, path.with_name(f"{path.stem}-{number + 1}.ckpt"))

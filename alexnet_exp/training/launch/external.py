@@ -34,6 +34,7 @@ def is_first_rank() -> bool:
     """Return whether this process is rank 0, before any process group exists."""
     if "TORCHELASTIC_RUN_ID" in os.environ:  # it orders nodes in its own way, not as SLURM does
         return os.environ.get("RANK", "0") == "0"
+    # Each launcher sets some of these; only the first process has 0 in all that are set.
     ranks = (os.environ.get(name, "0") for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
     return all(rank == "0" for rank in ranks)
 

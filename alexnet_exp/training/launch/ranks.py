@@ -112,17 +112,18 @@ class Ranks:
     def __enter__(self) -> Ranks:
         if self.count > 1:
             self._saved = {name: os.environ.get(name) for name in _SET_HERE}
-            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # set by the user for several nodes
             os.environ.setdefault("MASTER_PORT", str(_free_port()))
             os.environ.setdefault("NODE_RANK", "0")
             os.environ["WORLD_SIZE"] = str(self.count * self.num_nodes)
-            os.environ["LOCAL_RANK"] = "0"
+            os.environ["LOCAL_RANK"] = "0"  # Lightning then starts no processes of its own
             for rank in range(1, self.count):
                 self._start(rank)
             threading.Thread(target=self._watch, daemon=True, name="rank-watch").start()
         return self
 
     def _start(self, rank: int) -> None:
+        # A file, because nothing drains a pipe: a rank would block once its warnings had filled it.
         errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
         self._errors.append(errors)
         self._children.append(
@@ -148,6 +149,7 @@ class Ranks:
         for child in self._children:
             assert child.stdin is not None
             try:
+                # The length comes first, so that a rank notices settings cut off by a crash.
                 child.stdin.write(b"%d\n" % len(text) + text)
                 child.stdin.flush()
             except BrokenPipeError:
@@ -170,6 +172,7 @@ class Ranks:
             error = self.failure()
             if error is None:
                 continue
+            # Time for the collective to fail by itself, or for the run to end.
             if not self._closing.wait(5.0):
                 print(f"error: {redact(error)}", file=sys.stderr, flush=True)
                 self.on_failure(error)
@@ -182,6 +185,7 @@ class Ranks:
         self._closing.set()
         failure = self._failure_behind(exc_info[1])
         together = exc_info[0] is None or (self.stop_together and isinstance(exc_info[1], Stopped))
+        # Ranks that end together only need time for it; after an error they may be stuck in a collective.
         deadline = time.monotonic() + (20.0 if together else 3.0)
         for child in self._children:
             if not together and child.poll() is None:
@@ -228,6 +232,7 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, int(number))
+    # After the request: a parent that died before it does not trigger the signal.
     if os.getppid() != parent:
         sys.exit("The process that started this rank has exited.")
 

@@ -159,6 +159,7 @@ def requeue() -> bool:
     if job is None or tool is None:
         return False
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    # One task of an array has the array's own number as SLURM_JOB_ID, which would requeue all of them.
     name = f"{array}_{task}" if array and task else job
     for attempt in range(_REQUEUES):
         if attempt:

@@ -1,22 +1,26 @@
-"""Build optimizers from conf/optimizer, with separate settings for biases and single layers as in the papers."""
+"""Build optimizers from conf/optimizer, with separate settings for biases, norms and layers."""
 
 from __future__ import annotations
 
 import inspect
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from alexnet_exp.errors import UserError, nearest
+from alexnet_exp.errors import UserError
 from alexnet_exp.targets import build, locate
+from alexnet_exp.training.layer_names import match_layers
+from alexnet_exp.training.optim.auto import learning_rate
 
 log = logging.getLogger(__name__)
 # fused=True updates in a single pass over memory: ten times faster on CPU, identical results.
 _FUSED = ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW")
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
+_MOST = 10  # rates in one line of the log
 
 
 def build_optimizer(
@@ -27,49 +31,121 @@ def build_optimizer(
     Args:
         model: All parameters that require gradients are optimised.
         config: Keys of conf/optimizer: `_target_` and its arguments; `bias_lr_factor` multiplies the learning rate
-            of biases, `bias_weight_decay` replaces their weight decay (None: `weight_decay`). `layers` maps a layer to
-            its own settings: an `lr_factor` for weights and biases, a `weight_decay` for its weights, and the two
-            bias settings. A layer is given by its dotted name or by any suffix of it that is unique.
+            of biases, `bias_weight_decay` replaces their weight decay (None: `weight_decay`), and `norm_weight_decay`
+            that of the weights and biases of batch norm. `layers` maps layers (`match_layers`) to their own
+            settings: an `lr_factor` for weights and biases, a `weight_decay` for weights, and the two bias settings.
+            `layer_decay` multiplies the rate of a layer by layer_decay ** depth, see `depths`.
             `lr_scaling` scales `lr` by global_batch / `base_batch` ('linear') or its square root ('sqrt').
         fused: Whether torch's fused implementation may be used; it cannot clip under gradient scaling.
         global_batch: Images per optimizer step, over all devices and accumulated batches.
 
     Returns:
-        An optimizer with one parameter group per combination of settings, named 'weights', 'biases',
-        'weights of fc8', ...
+        An optimizer with one parameter group per combination of settings, in the order of the network: 'weights',
+        'biases', 'weights of fc8', 'weights (norm)', ...; with `layer_decay`, groups for every layer.
 
     Raises:
         UserError: For an argument that the optimizer does not accept, a layer that the network does not have, or
             `lr_scaling` without a known global batch.
     """
-    options = _with_scaled_rate(_with_defaults(config), global_batch)
-    bias_factor = float(options.pop("bias_lr_factor", 1.0))
-    bias_decay = options.pop("bias_weight_decay", None)
+    options = _with_defaults(config)
+    if options.get("lr") == "auto":  # outside of a run, which settles it before
+        options["lr"] = learning_rate(model, options, global_batch)
+    options = _with_scaled_rate(options, global_batch)
     decay = options.get("weight_decay", 0.0)
-    bias_decay = decay if bias_decay is None else bias_decay
+    bias_decay = options.pop("bias_weight_decay", None)
+    shared = {
+        "bias_lr_factor": float(options.pop("bias_lr_factor", 1.0)),
+        "weight_decay": decay,
+        "bias_weight_decay": decay if bias_decay is None else bias_decay,
+    }
+    norm_decay, layer_decay = options.pop("norm_weight_decay", None), options.pop("layer_decay", None)
     layers = {name: own for name, own in (options.pop("layers", None) or {}).items() if own is not None}
     if fused and options["_target_"] in _FUSED:
         options["fused"] = True
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    keys = _keys(layers, {_layer(name) for name, _ in named})
-    if bias_factor == 1.0 and bias_decay == decay and not layers:
+    keys = match_layers(layers, dict.fromkeys(_layer(name) for name, _ in named), "optimizer.layers.")
+    is_uniform = shared["bias_lr_factor"] == 1.0 and shared["bias_weight_decay"] == decay
+    if is_uniform and norm_decay is None and layer_decay is None and not layers:
         return build(options, params=[p for _, p in named])
-    shared = {"bias_lr_factor": bias_factor, "weight_decay": decay, "bias_weight_decay": bias_decay}
+    below = {} if layer_decay is None else depths(model)
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in named:
-        key = keys.get(_layer(name))
-        own = layers[key] if key else {}
-        settings = {**shared, **{k: v for k, v in own.items() if v is not None}}
-        group = _group(options["lr"], settings, is_bias=name.endswith("bias"))
-        group["name"] += f" of {key}" if key else ""
+        layer = _layer(name)
+        of = keys.get(layer, "")
+        settings, kind = dict(shared), ""
+        if norm_decay is not None and _is_norm(model, name):
+            settings, kind = (
+                {**shared, "weight_decay": norm_decay, "bias_weight_decay": norm_decay},
+                " (norm)",
+            )
+        settings |= {key: value for key, value in layers.get(of, {}).items() if value is not None}
+        rate = options["lr"]
+        if layer_decay is not None:
+            rate, of = rate * layer_decay ** below[layer], layer
+        group = _group(rate, settings, is_bias=name.endswith("bias"))
+        group["name"] += kind + (f" of {of}" if of else "")
         groups.setdefault(group["name"], {**group, "params": []})["params"].append(parameter)
     return build(options, params=list(groups.values()))
+
+
+def depths(model: nn.Module) -> dict[str, int]:
+    """Return how many layers lie above each layer: 0 for the last, counted in the order in which they are defined.
+
+    A norm lies as deep as the layer before it, or as the first layer if it comes before all others.
+    """
+    heights: dict[str, int] = {}
+    height = 0
+    for name, _ in model.named_parameters():
+        if (layer := _layer(name)) not in heights:
+            height += not _is_norm(model, name)
+            heights[layer] = max(height, 1)
+    return {layer: height - own for layer, own in heights.items()}
+
+
+def base_group(groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the parameter group whose rate stands for all: `optimizer.lr` times the schedule, without a factor.
+
+    These are the weights of layers without settings of their own; with `layer_decay`, those of the last layer.
+    """
+    weights = [group for group in groups if not str(group.get("name", "")).startswith("biases")] or groups
+    return next((group for group in weights if group.get("name", "weights") == "weights"), weights[-1])
+
+
+def describe_rates(groups: Sequence[Mapping[str, Any]]) -> str | None:
+    """Describe the initial rates of the layers' weights in one line, from the input up; None if all are the same."""
+    rates = {
+        str(group["name"]).partition(" of ")[2] or "the others": group["lr"]
+        for group in groups
+        if str(group.get("name", "")).startswith("weights")
+    }
+    if len(set(rates.values())) < 2:
+        return None
+    each = [f"{layer} {rate:.3g}" for layer, rate in rates.items()]
+    if len(each) > _MOST:
+        each[_MOST // 2 : -(_MOST // 2)] = ["..."]
+    return f"Learning rates: {', '.join(each)}"
 
 
 def images_of_a_step(trainer: Any) -> int | None:
     """Return the images per optimizer step, over all devices and accumulated batches; None if the data does not say."""
     batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
     return batch_size * trainer.accumulate_grad_batches if isinstance(batch_size, int) else None
+
+
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD a momentum of zero for parameters that start to train later than others of their group.
+
+    torch's fused SGD takes momentum buffers for all parameters with a gradient or for none of them. It would create
+    them itself at its first step, with the same values.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        trained = [p for p in group["params"] if p.requires_grad]
+        late = [p for p in trained if "momentum_buffer" not in optimizer.state.get(p, {})]
+        if len(late) < len(trained):
+            for parameter in late:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,19 +190,5 @@ def _layer(parameter: str) -> str:
     return parameter.rpartition(".")[0] or parameter
 
 
-def _keys(layers: Iterable[str], known: set[str]) -> dict[str, str]:
-    """Map each layer to its key in `optimizer.layers`: the full name, or a suffix that no other layer has."""
-    found: dict[str, str] = {}
-    for key in layers:
-        names = [key] if key in known else sorted(name for name in known if name.endswith(f".{key}"))
-        if not names:
-            ends = known | {name.rpartition(".")[2] for name in known}
-            raise UserError(f"optimizer.layers.{key}: the network has no such layer.{nearest(key, ends)}")
-        if len(names) > 1:
-            raise UserError(f"optimizer.layers.{key} is ambiguous ({', '.join(names)}): use the full name.")
-        if names[0] in found:
-            raise UserError(
-                f"optimizer.layers: {found[names[0]]} and {key} are the same layer; leave one out."
-            )
-        found[names[0]] = key
-    return found
+def _is_norm(model: nn.Module, parameter: str) -> bool:
+    return isinstance(model.get_submodule(parameter.rpartition(".")[0]), _NORMS)

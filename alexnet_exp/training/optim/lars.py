@@ -55,10 +55,12 @@ class LARS(torch.optim.Optimizer):
         rate: Tensor | float = group["lr"]
         if weight.ndim > 1:
             rate = group["lr"] * _trust_ratio(weight, gradient, group)
+            # Not in place: this is the parameter's .grad.
             gradient = gradient.add(weight, alpha=group["weight_decay"])
         state = self.state[weight]
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(weight)
+        # A product rather than add_'s alpha, which would read the rate from the device.
         velocity = state["velocity"].mul_(group["momentum"]).add_(gradient * rate)
         weight.sub_(velocity)
 

@@ -47,6 +47,7 @@ class PaperSGD(torch.optim.Optimizer):
             velocities = [self._velocity(p) for p in weights]
             gradients: list[Tensor] = [p.grad for p in weights]
             if group["weight_decay"]:
+                # Not in place: these are the parameters' .grad.
                 gradients = foreach_add(gradients, weights, alpha=group["weight_decay"])
             foreach_mul_(velocities, group["momentum"])
             foreach_add_(velocities, gradients, alpha=-group["lr"])

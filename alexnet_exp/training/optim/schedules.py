@@ -109,13 +109,13 @@ def _onecycle(
     Source: torch.optim.lr_scheduler.OneCycleLR, same rates, without its momentum cycle.
     """
     last = length.total_steps - 1
-    top = min(max(pct_start * length.total_steps - 1, 0.0), last)
+    top = min(max(pct_start * length.total_steps - 1, 0.0), last)  # step of the peak, as torch counts
     start, end = 1.0 / div_factor, 1.0 / (div_factor * final_div_factor)
 
     def factor(step: int) -> float:
         if step < top:
             return _half_cosine(start, 1.0, step / top)
-        return _half_cosine(1.0, end, min((step - top) / max(last - top, 1.0), 1.0))
+        return _half_cosine(1.0, end, min((step - top) / max(last - top, 1.0), 1.0))  # 1.0: no division by 0
 
     return factor
 
@@ -160,7 +160,7 @@ def _dexp(group: Mapping[str, Any], length: RunLength, options: Mapping[str, Any
         count, factor = options["bias_steps"] or count, options["bias_factor"] or factor
 
     def at(step: int) -> float:
-        stage = min(step * count // length.total_steps, count - 1)
+        stage = min(step * count // length.total_steps, count - 1)  # also asked for after the last step
         return factor ** (-stage / (count - 1))
 
     return at

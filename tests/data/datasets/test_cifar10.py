@@ -50,7 +50,7 @@ def test_torchvision_reads_the_same_images(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("no_network")
-def test_existing_data_is_only_read(tmp_path: Path):
+def test_existing_data_is_not_modified(tmp_path: Path):
     write_cifar10(tmp_path)
     before = contents(tmp_path)
     cifar10.load(str(tmp_path), "train", download=True)
@@ -81,7 +81,7 @@ def test_an_archive_in_a_read_only_folder_is_read_in_memory(tmp_path: Path, monk
 
 
 @pytest.mark.usefixtures("no_network")
-def test_missing_data_without_a_network_names_file_place_and_source(tmp_path: Path):
+def test_missing_data_offline_names_file_folder_and_url(tmp_path: Path):
     with pytest.raises(UserError) as caught:
         cifar10.load(str(tmp_path), "test", download=True)
     message = str(caught.value)
@@ -92,13 +92,13 @@ def test_missing_data_without_a_network_names_file_place_and_source(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_download_is_tried_when_downloads_are_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_nothing_is_downloaded_when_downloads_are_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: pytest.fail("a network call"))
     with pytest.raises(UserError, match="downloads are disabled"):
         cifar10.load(str(tmp_path), "test", download=False)
 
 
-def test_a_download_is_kept_as_the_archive_and_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_downloaded_archive_is_kept_and_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     images, _ = write_cifar10(tmp_path / "server")["test"]
     archive = pack_cifar10(tmp_path / "server")
     write_cifar10(tmp_path / "server")
@@ -185,7 +185,7 @@ def test_code_in_a_batch_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.real_data
-def test_the_published_set_has_ten_classes_of_6000(real_data_dir: Path):
+def test_the_published_data_set_has_6000_images_per_class(real_data_dir: Path):
     splits = [cifar10.load(str(real_data_dir), split, download=False) for split in ("train", "test")]
     assert [split.labels.bincount().tolist() for split in splits] == [[5000] * 10, [1000] * 10]
     means = splits[0].images.float().mean((0, 2, 3)) / 255
@@ -206,7 +206,7 @@ def test_an_unreadable_batch_is_named(
     assert "\n" not in str(caught.value)
 
 
-def test_an_archive_without_permission_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreadable_archive_is_not_reported_as_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     archive = tmp_path / cifar10.ARCHIVE
     archive.touch()
     fail_to_read(monkeypatch, str(archive), errno.EACCES)
@@ -214,7 +214,7 @@ def test_an_archive_without_permission_is_not_called_damaged(tmp_path: Path, mon
         cifar10.load(str(tmp_path), "test", download=False)
 
 
-def test_a_folder_without_permission_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreadable_folder_is_not_reported_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(path: str) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 

@@ -25,7 +25,7 @@ def sizes(data: ImageData) -> dict[str, int]:
 
 
 def all_batches(data: ImageData) -> dict[str, list[torch.Tensor]]:
-    """Return every batch of every split as the network gets it when nothing is random."""
+    """Return every batch of every split as the network receives it without random augmentation."""
     loaders = {"train": data.train_dataloader(), "val": data.val_dataloader(), "test": data.test_dataloader()}
     return {
         split: [data.on_after_batch_transfer(b, 0).images for b in loader]
@@ -37,7 +37,7 @@ def all_batches(data: ImageData) -> dict[str, list[torch.Tensor]]:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_digits_give_enlarged_batches_of_every_split(channels: int):
+def test_digits_are_split_and_upscaled(channels: int):
     data = ready(Digits(**COMMON, channels=channels, val_size=180))
     assert sizes(data) == {"train": 1262, "val": 180, "test": 355}
     assert data.classes == tuple("0123456789")
@@ -45,7 +45,7 @@ def test_digits_give_enlarged_batches_of_every_split(channels: int):
     assert batch.images.shape == (8, channels, 32, 32)
 
 
-def test_no_test_digit_is_trained_or_validated_on():
+def test_digits_splits_do_not_overlap():
     data = ready(Digits(**COMMON, channels=1, val_size=180))
     seen = {
         split: {image.numpy().tobytes() for image in data.sources[split].images}
@@ -56,7 +56,7 @@ def test_no_test_digit_is_trained_or_validated_on():
 
 
 @pytest.mark.usefixtures("no_network")
-def test_cifar10_gives_all_splits_without_a_network(tmp_path: Path):
+def test_cifar10_loads_all_splits_offline(tmp_path: Path):
     arrays = write_cifar10(tmp_path)
     data = ready(CIFAR10(str(tmp_path), **COMMON, val_size=20))
     assert sizes(data) == {"train": 80, "val": 20, "test": 20}
@@ -69,7 +69,7 @@ def test_cifar10_gives_all_splits_without_a_network(tmp_path: Path):
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("channels", [1, 3])
-def test_mnist_gives_all_splits_without_a_network(tmp_path: Path, channels: int):
+def test_mnist_loads_all_splits_offline(tmp_path: Path, channels: int):
     arrays = write_mnist(tmp_path)
     data = ready(MNIST(str(tmp_path), **COMMON, channels=channels, val_size=10))
     assert sizes(data) == {"train": 30, "val": 10, "test": 20}
@@ -86,7 +86,7 @@ def test_mnist_gives_all_splits_without_a_network(tmp_path: Path, channels: int)
 @pytest.mark.parametrize(
     ("download", "reason"), [(True, "the download failed"), (False, "downloads are disabled")]
 )
-def test_missing_data_is_one_clear_error(tmp_path: Path, kind: type, download: bool, reason: str):
+def test_missing_data_raises_one_clear_error(tmp_path: Path, kind: type, download: bool, reason: str):
     with pytest.raises(UserError, match=f"is missing .{reason}"):
         kind(str(tmp_path), download=download, **COMMON).setup()
 
@@ -102,7 +102,7 @@ def make_folder(root: Path, counts: dict[str, int] | None = None, **options: Any
     return ready(Folder(str(root), **{"num_workers": 0, **COMMON, **options}))
 
 
-def test_a_folder_names_its_classes_and_gives_its_splits(tmp_path: Path):
+def test_a_folder_gives_classes_and_splits(tmp_path: Path):
     data = make_folder(tmp_path)
     assert sizes(data) == {"train": 11, "val": 4, "test": 3}
     assert data.classes == ("cat", "dog")
@@ -125,7 +125,7 @@ def test_a_folder_is_decoded_resized_and_normalised(tmp_path: Path, num_workers:
     data.teardown()
 
 
-def test_a_folder_under_the_paper_s_recipe_is_tested_on_its_centre(tmp_path: Path):
+def test_the_paper_s_recipe_tests_on_center_crops(tmp_path: Path):
     data = make_folder(tmp_path, augment={"flip": True, "crop": True})
     images = torch.stack([data.stored_image("test", i) for i in range(3)])
     assert images.shape == (3, 3, 36, 36)
@@ -133,7 +133,7 @@ def test_a_folder_under_the_paper_s_recipe_is_tested_on_its_centre(tmp_path: Pat
     torch.testing.assert_close(torch.cat(all_batches(data)["test"]).double(), expected, rtol=0, atol=1e-5)
 
 
-def test_one_folder_is_cut_by_its_fraction(tmp_path: Path):
+def test_a_single_folder_is_split_by_val_fraction(tmp_path: Path):
     data = make_folder(tmp_path, {"cat": 10, "dog": 20}, val_fraction=0.2)
     assert sizes(data) == {"train": 24, "val": 6}
     assert data.sources["val"].labels.bincount().tolist() == [2, 4]
@@ -146,7 +146,7 @@ def test_one_folder_is_cut_by_its_fraction(tmp_path: Path):
     assert data.test_dataloader() == []
 
 
-def test_which_images_of_one_folder_validate_depends_on_val_seed_alone(tmp_path: Path):
+def test_validation_images_depend_only_on_val_seed(tmp_path: Path):
     def chosen(**options: int) -> tuple[str, ...]:
         source = ready(Folder(str(tmp_path), val_fraction=0.2, **COMMON, **options)).sources["val"]
         assert isinstance(source, FileSource)

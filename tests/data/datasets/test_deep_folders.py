@@ -1,4 +1,4 @@
-"""Folders that are deep, and links that lead round: every image is found, once."""
+"""Deeply nested folders and symlink cycles: every image is found exactly once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.data.datasets.test_folder import touch
 
 
 def nested(root: Path) -> None:
-    """A class folder with an image below a thousand folders."""
+    """Make a class folder with an image below a thousand nested folders."""
     touch(root, "train/a/1.jpg", "train/b/1.jpg")
     place = str(root / "train" / "a")
     for _ in range(1000):
@@ -23,7 +23,7 @@ def nested(root: Path) -> None:
 
 
 def linked(**links: str) -> Callable[[Path], None]:
-    """Return what makes two images, and links in the folder of one of them."""
+    """Return a function that writes three images, with links next to one of them."""
 
     def make(root: Path) -> None:
         touch(root, "train/a/1.jpg", "train/a/deep/2.jpg", "train/b/1.jpg")
@@ -53,7 +53,7 @@ def test_deep_or_cyclic_folders_are_walked_once(name: str, tmp_path: Path):
 
 
 def remove(top: Path) -> None:
-    """Remove what `nested` has made, which is too deep for pytest."""
+    """Remove what `nested` made: it is too deep for pytest to clean up."""
     for depth in range(1000, 0, -1):
         place = f"{top}{'/d' * depth}"
         if os.path.isdir(place):

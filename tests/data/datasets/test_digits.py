@@ -7,7 +7,7 @@ from alexnet_exp.data.datasets import digits
 from alexnet_exp.errors import UserError
 
 
-def test_class_counts_are_those_that_uci_publishes():
+def test_class_counts_match_uci():
     labels = torch.cat([digits.load(split, 1).labels for split in ("train", "test")])
     assert labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
@@ -29,7 +29,7 @@ def test_values_span_0_to_255_in_17_steps():
     assert values == [round(step * 255 / 16) for step in range(17)]
 
 
-def test_labels_belong_to_the_images():
+def test_labels_match_the_images():
     train, test = digits.load("train", 1), digits.load("test", 1)
     distances = torch.cdist(test.images.flatten(1).float(), train.images.flatten(1).float())
     nearest = train.labels[distances.argmin(1)]
@@ -49,7 +49,7 @@ def test_two_channels_are_refused():
         digits.load("train", 2)
 
 
-def test_image_names_count_in_the_published_split_after_cuts():
+def test_image_names_refer_to_the_published_split_after_subsetting():
     source = digits.load("test", 1)
     cut = source.subset(torch.tensor([30, 10, 20])).subset(torch.tensor([2, 0]))
     assert [cut.image_name(i) for i in range(2)] == ["test image 20", "test image 30"]

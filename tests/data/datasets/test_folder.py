@@ -62,7 +62,7 @@ def test_torchvision_finds_the_same_images(tmp_path: Path):
     assert list(source.classes) == reference.classes
 
 
-def test_extensions_count_in_any_case_and_other_files_are_ignored(tmp_path: Path):
+def test_extensions_match_in_any_case_and_other_files_are_ignored(tmp_path: Path):
     kept = ["1.jpg", "2.JPEG", "3.Png", "4.gif", "5.bmp", "6.webp", "7.tif", "8.TIFF"]
     touch(tmp_path, *(f"train/a/{name}" for name in [*kept, "9.txt", "jpg", "10.jpg.bak", "11.svg"]))
     touch(tmp_path, "train/b/1.jpg", "train/README.md", "LICENSE")
@@ -84,7 +84,7 @@ def test_hidden_files_and_folders_are_ignored(tmp_path: Path):
     assert names(folder.scan(str(tmp_path))["train"]) == ["train/a/1.jpg", "train/b/1.jpg"]
 
 
-def test_external_links_are_not_followed_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_external_links_are_reported_but_not_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     root = tmp_path / "root"
     touch(root, "train/a/1.jpg", "train/b/1.jpg", "pool/2.jpg")
     touch(tmp_path, "secret/3.jpg", "root-too/4.jpg")
@@ -142,7 +142,7 @@ def test_100_000_files_are_listed_in_two_seconds(tmp_path: Path):
     assert time.process_time() - start < 2.0
 
 
-def test_links_cannot_make_a_loop(tmp_path: Path):
+def test_link_cycles_do_not_loop(tmp_path: Path):
     touch(tmp_path, "train/a/1.jpg", "train/a/deep/2.jpg", "train/b/1.jpg")
     (tmp_path / "train/a/deep/up").symlink_to(tmp_path / "train/a")
     (tmp_path / "train/a/deep/self").symlink_to(".")
@@ -164,13 +164,13 @@ def test_a_split_folder_that_is_an_external_link_is_followed_only_if_requested(t
     assert len(folder.scan(str(tmp_path / "root"))["train"]) == 2
 
 
-def test_the_folder_of_the_data_may_be_a_link_to_anywhere(tmp_path: Path):
+def test_the_data_folder_can_be_a_link_to_anywhere(tmp_path: Path):
     touch(tmp_path, "elsewhere/train/a/1.jpg", "elsewhere/train/b/1.jpg")
     (tmp_path / "root").symlink_to(tmp_path / "elsewhere")
     assert len(folder.scan(str(tmp_path / "root"))["train"]) == 2
 
 
-def test_one_folder_is_split_by_order_in_a_run_without_a_recorded_rule(tmp_path: Path):
+def test_a_run_without_a_recorded_rule_splits_by_order(tmp_path: Path):
     touch(tmp_path, *(f"a/{i:02}.jpg" for i in range(20)), *(f"b/{i:02}.jpg" for i in range(10)), "c/0.jpg")
     splits = folder.scan(str(tmp_path), val_fraction=0.3, seed=1, rule="by_order")
     assert list(splits) == ["train", "val"]
@@ -238,7 +238,7 @@ def test_an_empty_class_folder_is_named(tmp_path: Path, split: str):
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_classes_that_train_lacks_are_listed(tmp_path: Path, split: str):
+def test_classes_missing_from_train_are_listed(tmp_path: Path, split: str):
     touch(
         tmp_path, "train/a/1.jpg", "train/b/1.jpg", f"{split}/a/1.jpg", f"{split}/d/1.jpg", f"{split}/c/1.jpg"
     )
@@ -252,12 +252,12 @@ def test_a_single_class_is_refused(tmp_path: Path, made: str, val_fraction: floa
     assert "only one class (cat)" in refused(tmp_path, val_fraction=val_fraction)
 
 
-def test_a_single_class_is_enough_where_nothing_is_trained(tmp_path: Path):
+def test_a_single_class_is_enough_without_training(tmp_path: Path):
     touch(tmp_path, "cat/1.jpg", "cat/2.jpg")
     assert folder.scan(str(tmp_path), val_fraction=0.0)["train"].classes == ("cat",)
 
 
-def test_one_folder_without_a_fraction_says_what_to_set(tmp_path: Path):
+def test_a_single_folder_without_val_fraction_says_what_to_set(tmp_path: Path):
     touch(tmp_path, "a/1.jpg", "b/1.jpg")
     message = refused(tmp_path)
     assert f"{tmp_path}/train is missing" in message
@@ -275,18 +275,18 @@ def test_a_fraction_out_of_range_is_refused(tmp_path: Path, val_fraction: float)
     assert f"data.val_fraction={val_fraction}" in refused(tmp_path, val_fraction=val_fraction)
 
 
-def test_a_fraction_that_gives_no_image_is_refused(tmp_path: Path):
+def test_a_fraction_that_leaves_no_image_is_refused(tmp_path: Path):
     touch(tmp_path, "a/1.jpg", "b/1.jpg")
     assert "leaves no image" in refused(tmp_path, val_fraction=0.1)
 
 
-def test_a_fraction_beside_a_val_folder_is_refused(tmp_path: Path):
+def test_a_fraction_with_a_val_folder_is_refused(tmp_path: Path):
     touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg")
     assert "leave data.val_fraction out" in refused(tmp_path, val_fraction=0.1)
 
 
 @pytest.mark.real_data
-def test_the_clothing_set_names_its_ten_classes(real_data_dir: Path):
+def test_the_clothing_data_set_has_its_ten_classes(real_data_dir: Path):
     splits = folder.scan(str(real_data_dir / "clothing"))
     expected = "dress hat longsleeve outwear pants shirt shoes shorts skirt t-shirt"
     assert " ".join(splits["train"].classes) == expected

@@ -1,4 +1,4 @@
-"""Folders as people have them: other names of splits, files that are no images, images in odd places."""
+"""Folders as users have them: other split names, files that are not images, images in odd places."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def refused(root: Path, *overrides: str) -> str:
         ("images_train", "images.val", "testset"),
     ],
 )
-def test_usual_names_of_splits_in_any_case_are_splits(tmp_path: Path, train: str, val: str, test: str):
+def test_common_split_names_are_recognised_in_any_case(tmp_path: Path, train: str, val: str, test: str):
     touch(tmp_path, *(f"{split}/{c}/1.jpg" for split in (train, val, test) for c in "ab"))
     data = opened(tmp_path)
     assert data.origins == {"train": f"folder {train}", "val": f"folder {val}", "test": f"folder {test}"}
@@ -44,7 +44,7 @@ def test_usual_names_of_splits_in_any_case_are_splits(tmp_path: Path, train: str
 
 
 @pytest.mark.parametrize("pair", [("val", "valid"), ("Val", "val"), ("val", "dev"), ("train", "Training")])
-def test_two_folders_that_mean_one_split_are_refused_by_name(tmp_path: Path, pair: tuple[str, str]):
+def test_two_folders_for_one_split_are_named_and_refused(tmp_path: Path, pair: tuple[str, str]):
     touch(tmp_path, *(f"{split}/{c}/1.jpg" for split in {"train", *pair} for c in "ab"))
     if len({entry.name for entry in tmp_path.iterdir()}) < len({"train", *pair}):
         pytest.skip("the file system takes both names for one")
@@ -53,12 +53,12 @@ def test_two_folders_that_mean_one_split_are_refused_by_name(tmp_path: Path, pai
     assert "rename or remove" in message
 
 
-def test_an_ambiguous_folder_is_refused_by_name(tmp_path: Path):
+def test_an_ambiguous_folder_is_named_and_refused(tmp_path: Path):
     touch(tmp_path, *(f"{split}/{c}/1.jpg" for split in ("train", "eval") for c in "ab"))
     assert f"{tmp_path}/eval could be val or test" in refused(tmp_path)
 
 
-def test_val_and_test_with_the_same_class_folders_lack_train(tmp_path: Path):
+def test_val_and_test_without_train_are_refused(tmp_path: Path):
     touch(tmp_path, *(f"{split}/{c}/1.jpg" for split in ("Valid", "Testing") for c in "ab"))
     assert f"add {tmp_path}/train" in refused(tmp_path, "data.val_fraction=0.5")
 
@@ -66,29 +66,29 @@ def test_val_and_test_with_the_same_class_folders_lack_train(tmp_path: Path):
 @pytest.mark.parametrize(
     "classes", [("bus", "car", "train"), ("dev", "prod"), ("test", "val"), ("cat", "Test tube")]
 )
-def test_classes_may_be_called_like_splits(tmp_path: Path, classes: tuple[str, ...]):
+def test_classes_can_be_named_like_splits(tmp_path: Path, classes: tuple[str, ...]):
     touch(tmp_path, *(f"{name}/{name}{i}.jpg" for name in classes for i in range(9)))
     assert opened(tmp_path, "data.val_fraction=0.4").classes == tuple(sorted(classes))
 
 
-def test_classes_called_like_splits_may_have_folders_inside(tmp_path: Path):
+def test_classes_named_like_splits_can_have_subfolders(tmp_path: Path):
     touch(tmp_path, *(f"{name}/of {name}/{name}{i}.jpg" for name in ("dev", "test") for i in range(9)))
     assert opened(tmp_path, "data.val_fraction=0.4").classes == ("dev", "test")
 
 
-def test_a_run_without_a_record_of_the_rule_knows_the_old_names_alone(tmp_path: Path):
+def test_a_run_without_a_recorded_rule_knows_only_the_old_names(tmp_path: Path):
     touch(tmp_path, *(f"{split}/{c}/1.jpg" for split in ("train", "valid") for c in "ab"))
     assert split_folders(str(tmp_path), "by_order") == {"train": "train"}
     assert list(opened(tmp_path, "data.split_rule=by_order").sources) == ["train"]
 
 
-def test_a_class_folder_too_far_down_is_pointed_at(tmp_path: Path):
+def test_class_folders_one_level_down_are_suggested(tmp_path: Path):
     touch(tmp_path, *(f"flowers/{c}/1.jpg" for c in "ab"))
     assert f"set data.root={tmp_path}/flowers" in refused(tmp_path, "data.val_fraction=0.5")
 
 
 def messy(root: Path) -> None:
-    """Make what a phone export and a download leave: 8 images in class folders, and much beside them."""
+    """Make a messy download of a phone export: 8 images in class folders, and much else."""
     touch(root, *(f"train/{c}/{name}" for c in "ab" for name in ("1.jfif", "2.JPE", "3.jpg", "deep/4.png")))
     touch(root, *(f"train/a/IMG_{i}.CR2" for i in range(60)), *(f"train/b/{i}.avif2" for i in range(3)))
     touch(root, *(f"train/loose {i}.png" for i in range(40)), "train/a/no ending", "extra/1.jpg", "top.jpg")
@@ -110,7 +110,7 @@ def test_skipped_files_are_counted_and_named_once(tmp_path: Path, caplog: pytest
     assert not re.search(r"Thumbs|DS_Store|README|labels|eaDir|MACOSX|aae", line)
 
 
-def test_a_class_of_files_that_cannot_be_read_says_so(tmp_path: Path):
+def test_a_class_without_readable_files_is_named(tmp_path: Path):
     touch(tmp_path, "train/a/1.jpg", *(f"train/b/{i}.xcf" for i in range(7)))
     assert "train/b has no images" in (message := refused(tmp_path))
     assert "but 7 .xcf" in message

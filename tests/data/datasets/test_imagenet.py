@@ -1,4 +1,4 @@
-"""ImageNet's layouts, made up of a few coloured images under real WordNet ids."""
+"""ImageNet's layouts, with a few coloured images under real WordNet ids."""
 
 from __future__ import annotations
 
@@ -53,8 +53,10 @@ def flat(tmp_path: Path) -> Path:
 OFFICIAL = {f"ILSVRC2012_val_{n:08d}": IDS[line] for n, line in enumerate(TRUTH, start=1)}
 
 
-def test_class_folders_are_numbered_by_their_ids(tmp_path: Path):
-    loaded = data(made(tmp_path, flat=False))
+def test_class_folders_are_numbered_by_wordnet_id(tmp_path: Path):
+    made(tmp_path, flat=False)
+    (tmp_path / "val/stray.JPEG").write_bytes(b"")  # beside them, as left behind by an unpacked archive
+    loaded = data(tmp_path)
     assert loaded.classes == tuple(sorted(WNIDS))
     assert loaded.sources["train"].labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert loaded.sources["val"].labels.tolist() == [0, 1, 2]
@@ -85,7 +87,7 @@ def test_a_flat_validation_folder_takes_its_labels_from_the_devkit(flat: Path):
     assert validation_labels(flat) == OFFICIAL
 
 
-def test_an_image_that_the_labels_leave_out_is_named(flat: Path):
+def test_an_image_without_a_label_is_named(flat: Path):
     (flat / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nsomething,n01440764 1 2 3 4\n")
     with pytest.raises(UserError, match=r"ILSVRC2012_val_00000001\.JPEG has no label"):
         data(flat)
@@ -98,7 +100,7 @@ def test_a_flat_validation_folder_without_labels_is_refused(flat: Path):
         data(flat)
 
 
-def test_labels_that_cannot_be_read_are_named(flat: Path):
+def test_an_unreadable_label_file_is_named(flat: Path):
     (flat / "LOC_val_solution.csv").write_text("nonsense\n1\n")
     with pytest.raises(UserError, match=r"LOC_val_solution\.csv cannot be read \(KeyError"):
         data(flat)
@@ -111,7 +113,7 @@ def test_a_missing_split_is_named_with_its_archive(split: str, tmp_path: Path):
         data(tmp_path)
 
 
-def test_folders_of_other_names_are_for_another_data_set(tmp_path: Path):
+def test_other_class_folders_point_to_data_folder(tmp_path: Path):
     write_folder(tmp_path, {"train/cat": 1, "train/dog": 1, "val/cat": 1})
     with pytest.raises(UserError, match="use data=folder for other class folders"):
         data(tmp_path)

@@ -49,7 +49,7 @@ def test_three_channels_repeat_the_grey_value(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("no_network")
-def test_gzipped_files_are_only_read(tmp_path: Path):
+def test_gzipped_files_are_not_modified(tmp_path: Path):
     write_mnist(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     mnist.load(str(tmp_path), "train", channels=3, download=True)
@@ -57,7 +57,7 @@ def test_gzipped_files_are_only_read(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("no_network")
-def test_missing_data_without_a_network_names_file_place_and_source(tmp_path: Path):
+def test_missing_data_offline_names_file_folder_and_url(tmp_path: Path):
     with pytest.raises(UserError) as caught:
         mnist.load(str(tmp_path), "test", channels=3, download=True)
     folder = tmp_path / "MNIST" / "raw"
@@ -67,7 +67,7 @@ def test_missing_data_without_a_network_names_file_place_and_source(tmp_path: Pa
     assert not folder.exists()
 
 
-def test_checksums_are_those_that_torchvision_knows():
+def test_checksums_match_torchvision():
     from torchvision.datasets import MNIST
 
     assert {f"{name}.gz": md5 for name, md5 in mnist.MD5.items()} == dict(MNIST.resources)
@@ -117,7 +117,7 @@ def test_a_truncated_gz_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("labels", "reason"), [([1] * 19, "19 labels for 20 images"), ([10] * 20, "label 10")]
 )
-def test_labels_that_do_not_fit_are_named(tmp_path: Path, labels: list[int], reason: str):
+def test_invalid_label_files_are_named(tmp_path: Path, labels: list[int], reason: str):
     write_mnist(tmp_path)
     path = tmp_path / "MNIST" / "raw" / LABELS
     write_idx(path, np.array(labels, dtype=np.uint8), packed=True)
@@ -126,7 +126,7 @@ def test_labels_that_do_not_fit_are_named(tmp_path: Path, labels: list[int], rea
 
 
 @pytest.mark.real_data
-def test_the_published_set_has_the_known_counts_and_mean(real_data_dir: Path):
+def test_the_published_data_set_has_the_known_counts_and_mean(real_data_dir: Path):
     source = mnist.load(str(real_data_dir), "train", channels=1, download=False)
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert source.labels.bincount().tolist() == counts
@@ -135,7 +135,7 @@ def test_the_published_set_has_the_known_counts_and_mean(real_data_dir: Path):
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
 @pytest.mark.parametrize("packed", [True, False])
-def test_an_unreadable_file_is_not_called_damaged(
+def test_an_unreadable_file_is_not_reported_as_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, packed: bool
 ):
     write_mnist(tmp_path, packed=packed)
@@ -146,7 +146,7 @@ def test_an_unreadable_file_is_not_called_damaged(
     assert str(caught.value).startswith(f"{path} cannot be read: {os.strerror(number)}; ")
 
 
-def test_a_folder_without_permission_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreadable_folder_is_not_reported_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(path: str) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 

@@ -1,4 +1,4 @@
-"""The moving average of the weights: torch's, on the device that trains, and without asking it anything."""
+"""The moving average of the weights: same as torch's, on the training device, and without syncs."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def training_on(device: str) -> Any:
 
 def step(average: MovingAverage, trainer: Any, net: Net) -> None:
     trainer.global_step += 1
-    for batch in range(2):  # of the second, gradients are accumulated: no step
+    for batch in range(2):  # the second only accumulates gradients: no step
         average.on_train_batch_end(trainer, net, None, None, batch)
 
 
-def test_the_average_is_torch_s_with_a_warmed_up_decay() -> None:
+def test_the_average_matches_torch_s_with_a_warmed_up_decay() -> None:
     net, average, trainer = Net(), MovingAverage(0.3), training_on("cpu")
-    decays = {1: 2 / 11, 2: 3 / 12, 3: 0.3, 4: 0.3}  # after so many steps; 4/13 is more than 0.3
+    decays = {1: 2 / 11, 2: 3 / 12, 3: 0.3, 4: 0.3}  # by number of steps; 4/13 is more than 0.3
     reference = AveragedModel(
         net, avg_fn=lambda old, new, n: decays[int(n)] * old + (1 - decays[int(n)]) * new, use_buffers=True
     )
@@ -47,7 +47,7 @@ def test_the_average_is_torch_s_with_a_warmed_up_decay() -> None:
         step(average, trainer, net)
         reference.update_parameters(net)
     ours, torchs = average_of(average).state_dict(), reference.state_dict()
-    counter = "module.layers.1.num_batches_tracked"  # torch's average of whole numbers never leaves the first
+    counter = "module.layers.1.num_batches_tracked"  # torch's average of integers stays at its first value
     assert ours.pop(counter) == net.layers[1].num_batches_tracked == 5
     del torchs[counter]
     torch.testing.assert_close(ours, torchs, rtol=1e-6, atol=1e-6)
@@ -56,7 +56,7 @@ def test_the_average_is_torch_s_with_a_warmed_up_decay() -> None:
 def test_the_average_lives_on_the_module_s_device_without_syncs() -> None:
     net, average, trainer = Net(), MovingAverage(0.9), training_on("meta")
     average.setup(trainer, net, "fit")
-    net.to("meta")  # Lightning moves it only now; a meta tensor has no value that could be asked for
+    net.to("meta")  # Lightning moves it only now; reading a meta tensor's value would fail
     step(average, trainer, net)
     step(average, trainer, net)
     assert {t.device.type for t in average_of(average).state_dict().values()} == {"meta"}

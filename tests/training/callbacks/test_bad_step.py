@@ -18,7 +18,7 @@ from alexnet_exp.runs.train.command import train
 from tests.training.small_runs import DROPOUT, checkpoint, run, settings
 from tests.training.test_classifier import classifier, images
 
-# What torch says to whoever switches it on, and where the forward pass was that it complains of.
+# torch's warnings: that detection is on, and the traceback of the failing forward pass.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled"),
     pytest.mark.filterwarnings("ignore:Error detected in"),
@@ -28,7 +28,7 @@ DIVERGES = ["optimizer.lr=1e4", "trainer.max_epochs=2", "scheduler=none", "test=
 
 @pytest.fixture(scope="module")
 def diverged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run whose loss stops being finite, and what it said."""
+    """A run whose loss stops being finite, and its error message."""
     folder = tmp_path_factory.mktemp("diverged")
     with pytest.raises(UserError) as caught:
         run(folder / "run", *DIVERGES, *DROPOUT, "augment=mixup", "label_smoothing=0.1")
@@ -45,7 +45,7 @@ def test_the_error_names_step_and_images(diverged: tuple[Path, str]) -> None:
 
 
 class Brittle(nn.Module):
-    """A network whose loss stays finite, and whose gradient does not once an image is black enough."""
+    """A network whose loss is finite, but not its gradient."""
 
     def __init__(self, input_size: int, in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Brittle(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.last(x.flatten(1))
-        return logits + (0 * logits).sqrt()  # the slope of a root at zero is infinite
+        return logits + (0 * logits).sqrt()  # the derivative of sqrt at 0 is infinite
 
 
 def test_detect_anomaly_finds_a_gradient_that_is_not_finite(tmp_path: Path) -> None:
@@ -78,11 +78,11 @@ def test_detect_anomaly_does_not_change_a_healthy_run(tmp_path: Path) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_on_an_accelerator_the_images_of_the_first_bad_step_are_named(
+def test_the_images_of_the_first_bad_step_on_an_accelerator_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: Any = classifier()
-    # There is no accelerator here: the processor's losses are taken as if looking at them took long.
+    # Without an accelerator: pretend that reading the loss on CPU needs a sync.
     monkeypatch.setattr("alexnet_exp.training.classifier._reads_without_sync", lambda loss: False)
     x, y = images(6)
     for step, (first, last) in enumerate([(0, 2), (2, 4), (4, 6)]):

@@ -1,4 +1,4 @@
-"""The line of each epoch, and the table of layers ahead of them."""
+"""The line of each epoch, and the table of layers before the first."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_line_of_an_epoch_shows_the_measured_throughput(
     bar._trainer = trainer
     module: Any = SimpleNamespace(reported={"train/loss": 0.5})
     bar.on_train_start(trainer, module)
-    if not resumed:  # Lightning leaves it out in the middle of an epoch
+    if not resumed:  # Lightning skips this hook when resuming within an epoch
         bar.on_train_epoch_start(trainer, module)
     for batch in range(2):
         bar.on_train_batch_end(trainer, module, None, SimpleNamespace(global_size=64), batch)

@@ -1,4 +1,4 @@
-"""A run that stops early has stopped for good, unless somebody gives it more patience or goes on from it elsewhere."""
+"""A run that stopped early stays stopped, unless it gets more patience or a new run starts from it."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_a_run_that_stopped_early_has_finished(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_stopped_early_is_finished(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert resume(stopped) is None
     assert "has already finished" in capsys.readouterr().out
 
 
-def test_a_run_killed_after_it_stopped_early_does_not_train_on(tmp_path: Path) -> None:
+def test_a_run_killed_after_early_stopping_does_not_continue_training(tmp_path: Path) -> None:
     run(tmp_path, *STOPS)
     (tmp_path / "result.json").unlink()
     again = resume(tmp_path, "trainer.max_epochs=9")
     assert again is not None and (again["status"], again["epochs"]) == ("finished", 2)
-    more = resume(tmp_path, "callbacks.early_stopping.patience=3")  # it has waited for one of them
+    more = resume(tmp_path, "callbacks.early_stopping.patience=3")  # one epoch of it is used up
     assert more is not None and more["epochs"] == 4
     less = resume(tmp_path, "callbacks.early_stopping.patience=2")
     assert less is not None and less["epochs"] == 4
@@ -54,7 +54,7 @@ def test_a_new_run_from_one_that_stopped_early_resets_its_patience(
     assert (state["wait_count"], state["patience"]) == (patience, patience)
 
 
-def test_a_stop_is_remembered_where_an_epoch_has_several_validations(tmp_path: Path) -> None:
+def test_a_stop_is_remembered_with_several_validations_per_epoch(tmp_path: Path) -> None:
     assert run(tmp_path, *STOPS, "trainer.val_check_interval=2")["steps"] == 14
     (tmp_path / "result.json").unlink()
     again = resume(tmp_path)
@@ -62,7 +62,7 @@ def test_a_stop_is_remembered_where_an_epoch_has_several_validations(tmp_path: P
 
 
 def state_after(directory: Path, *overrides: str) -> tuple[dict[str, Any], dict[str, float]]:
-    """Return what a run's early stopping remembers, and the run's metrics."""
+    """Return the saved state of a run's early stopping, and the run's metrics."""
     result = run(directory, *STOPS, *overrides)
     [state] = [v for k, v in checkpoint(directory)["callbacks"].items() if k.startswith("EarlyStopping")]
     return state, result["metrics"]
@@ -79,7 +79,7 @@ def test_a_training_metric_is_evaluated_at_the_end_of_an_epoch(tmp_path: Path) -
     assert state["best_score"].item() == pytest.approx(metrics["train/loss"], rel=1e-6)
 
 
-def test_a_metric_that_is_not_measured_is_one_sentence() -> None:
+def test_a_metric_that_is_not_measured_is_a_one_sentence_error() -> None:
     callback = EarlyStopping("val/top5", mode="max")
     trainer: Any = SimpleNamespace(
         sanity_checking=False, fast_dev_run=False, callback_metrics={"val/loss": torch.tensor(1.0)},
@@ -91,7 +91,7 @@ def test_a_metric_that_is_not_measured_is_one_sentence() -> None:
         callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
 
 
-def test_a_run_ends_with_the_epoch_that_reaches_a_threshold_and_stays_there_when_resumed(
+def test_a_run_stops_after_the_epoch_that_reaches_a_threshold_and_stays_stopped(
     tmp_path: Path,
 ) -> None:
     watched = ["callbacks.early_stopping.monitor=train/top1", "callbacks.early_stopping.mode=max"]
@@ -109,7 +109,7 @@ def test_a_run_ends_with_the_epoch_that_reaches_a_threshold_and_stays_there_when
     run_dir = tmp_path / "stopped"
     at = f"callbacks.early_stopping.threshold={threshold - 1e-6}"
     assert len(epochs(run_dir, *typed, at)) == reached
-    (run_dir / "result.json").unlink()  # killed while it tested
+    (run_dir / "result.json").unlink()  # as if it was killed while testing
     again = resume(run_dir)
     assert again is not None and again["epochs"] == reached
     on = resume(run_dir, "callbacks.early_stopping.threshold=null")

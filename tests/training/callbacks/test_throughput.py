@@ -1,4 +1,4 @@
-"""Images per second: of each step on a processor, of each interval, its wait included, on an accelerator."""
+"""Images per second: per step on CPU; per interval, including its wait, on an accelerator."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from alexnet_exp.training.callbacks.step_log import Throughput
 
 
 @pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Return what lets time pass; nothing else does."""
+def advance(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return a function that advances the clock, which is otherwise stopped."""
     now = [100.0]
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
@@ -25,42 +25,42 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return wait
 
 
-def take(rate: Throughput, passes: Callable[[float], None], *seconds: float) -> None:
+def take(rate: Throughput, advance: Callable[[float], None], *seconds: float) -> None:
     for duration in seconds:
-        passes(duration)
+        advance(duration)
         rate.step(8)
 
 
-def test_on_cpu_each_step_after_the_first_three_has_a_rate(passes: Callable[[float], None]) -> None:
+def test_on_cpu_each_step_after_the_first_three_has_a_rate(advance: Callable[[float], None]) -> None:
     rate = Throughput()
     rate.go_on()
-    take(rate, passes, 9, 9, 9, 1, 2)
+    take(rate, advance, 9, 9, 9, 1, 2)
     rate.pause()
-    passes(50)  # validation
+    advance(50)  # validation
     rate.go_on()
-    take(rate, passes, 4)
+    take(rate, advance, 4)
     rate.end_interval()
     assert rate.rates.tolist() == [8.0, 4.0, 2.0]
     assert (rate.median, rate.latest(2)) == (4.0, 3.0)
 
 
 def test_on_an_accelerator_the_rate_includes_the_wait_for_the_device(
-    passes: Callable[[float], None],
+    advance: Callable[[float], None],
 ) -> None:
-    rate = Throughput(wait=lambda: passes(5))
+    rate = Throughput(wait=lambda: advance(5))
     rate.go_on()
-    take(rate, passes, 9, 9, 9)
-    take(rate, passes, 1, 2)
+    take(rate, advance, 9, 9, 9)
+    take(rate, advance, 1, 2)
     rate.end_interval()
-    passes(50)  # a row is written
+    advance(50)  # writing a row
     rate.go_on()
-    take(rate, passes, 1)
+    take(rate, advance, 1)
     rate.pause()
-    passes(50)  # validation
+    advance(50)  # validation
     rate.go_on()
-    take(rate, passes, 1)
+    take(rate, advance, 1)
     rate.pause()
-    passes(50)
+    advance(50)
     rate.end_interval()
     assert rate.rates.tolist() == [16 / (1 + 2 + 5), 16 / (1 + 5 + 1 + 5)]
     assert rate.latest(50) == 16 / 12

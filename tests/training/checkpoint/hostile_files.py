@@ -1,4 +1,4 @@
-"""Files that claim to be checkpoints, made to run code, to take memory, or to break what reads them."""
+"""Files that claim to be checkpoints, made to run code, exhaust memory, or crash their reader."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TB10 = 10**13
 
 
 class Calls:
-    """What a pickle makes its reader call."""
+    """A call that a pickle makes its reader execute."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = function, arguments
@@ -41,7 +41,7 @@ def write(path: Path, content: Any, **options: Any) -> Path:
 
 
 def rewrite(source: Path, target: Path, change: Callable[[str, bytes], bytes], packed: bool = False) -> Path:
-    """Copy a file of torch.save, each of its records changed."""
+    """Copy a torch.save file with each of its records changed."""
     kind = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", kind) as new:
         for name in old.namelist():
@@ -50,13 +50,13 @@ def rewrite(source: Path, target: Path, change: Callable[[str, bytes], bytes], p
 
 
 def with_pickle(path: Path, data: bytes) -> Path:
-    """Write a file of torch.save whose pickle is `data`."""
+    """Write a torch.save file whose pickle is `data`."""
     whole = write(path.with_suffix(".whole"), {"state_dict": {"a": torch.zeros(3)}, "config": {}})
     return rewrite(whole, path, lambda name, old: data if name.endswith("data.pkl") else old)
 
 
 def lying(path: Path, values: int, shape: tuple[int, ...], strides: tuple[int, ...], **options: Any) -> Path:
-    """Write a tensor that says more than its bytes: 4 values of float32 are there."""
+    """Write a tensor that claims more than its bytes, which are 4 float32 values."""
     fake = {"state_dict": {"a": Claim(values, shape, strides)}, "config": {}}
     buffer = io.BytesIO()
     pickler = Naming(buffer, protocol=2)
@@ -66,7 +66,7 @@ def lying(path: Path, values: int, shape: tuple[int, ...], strides: tuple[int, .
 
 
 def built(path: Path, what: bytes, state: bytes) -> Path:
-    """Write a pickle that gives what it has named a state: attributes to set."""
+    """Write a pickle that sets attributes (`state`) of a named object."""
     return with_pickle(path, b"\x80\x02" + what + state + b"b.")
 
 
@@ -77,7 +77,7 @@ def with_attributes() -> OrderedDict[str, Any]:
 
 
 def twice(path: Path, ahead: bytes | None = None, after: bytes = b"") -> Path:
-    """Write two files of torch.save, one after the other: torch reads the first, and zipfile the second."""
+    """Write two torch.save files, one after the other: torch reads the first, and zipfile the second."""
     one, two = (
         write(
             path.with_suffix(f".{value}"), {"state_dict": {"a": torch.full((3,), value)}, "config": {}}
@@ -89,7 +89,7 @@ def twice(path: Path, ahead: bytes | None = None, after: bytes = b"") -> Path:
 
 
 def with_two_sizes(path: Path) -> Path:
-    """Write a file whose records give their size in 64 bits, twice."""
+    """Write a file whose records give their size in 64 bits, twice each."""
     whole = write(path.with_suffix(".whole"), {"state_dict": {"a": torch.zeros(3)}, "config": {}})
     with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
@@ -100,7 +100,7 @@ def with_two_sizes(path: Path) -> Path:
 
 
 class Claim:
-    """A tensor in a pickle, of any claim."""
+    """A tensor in a pickle that claims any size."""
 
     def __init__(self, values: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
         self.values, self.shape, self.strides = values, shape, strides
@@ -118,7 +118,7 @@ class Stored:
 
 
 class Naming(pickle._Pickler):  # type: ignore[name-defined,misc]
-    """Writes storages as torch does."""
+    """Pickles storages as torch does."""
 
     def persistent_id(self, value: Any) -> Any:
         return (
@@ -129,7 +129,7 @@ class Naming(pickle._Pickler):  # type: ignore[name-defined,misc]
 
 
 def often(path: Path, key: Callable[[int], Any]) -> Path:
-    """Write a pickle that asks for one record of 4 KB a hundred times, by another key each time."""
+    """Write a pickle that reads one record of 4 KB a hundred times, with another key each time."""
     buffer = io.BytesIO()
     Naming(buffer, protocol=2).dump(
         {"state_dict": {str(i): Stored(1000, key(i)) for i in range(100)}, "config": {}}
@@ -139,11 +139,11 @@ def often(path: Path, key: Callable[[int], Any]) -> Path:
 
 
 def old_format(path: Path, values: int) -> Path:
-    """Write the format of before torch 1.6, with a tensor that claims so many values."""
+    """Write the format used before torch 1.6, with a tensor that claims `values` values."""
     write(path, {"state_dict": {"a": torch.zeros(4)}, "config": {}}, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
     start = data.index(b"cpu") + 3
-    assert data[start + 2 : start + 4] == b"K\x04" or b"K\x04" in data[start : start + 8]
+    assert b"K\x04" in data[start : start + 8]
     number = data.index(b"K\x04", start)
     path.write_bytes(data[:number] + b"\x8a\x08" + struct.pack("<q", values) + data[number + 2 :])
     return path
@@ -164,7 +164,7 @@ def laughing(times: int) -> list[Any]:
 
 
 def ladder(steps: int) -> list[Any]:
-    """Return lists that lie side by side, each of them in the next one, too."""
+    """Return a list of lists, each of which also contains the previous one."""
     found: list[Any] = [[]]
     for _ in range(steps):
         found.append([found[-1]])
@@ -312,7 +312,7 @@ SAFETENSORS = {
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a verb that must end with exit code 1 and one line, and return it."""
+    """Run a verb that must fail with exit code 1 and one line, and return the line."""
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 1
     said = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Hostile and broken checkpoints: none runs code, none takes memory that it does not bring, each is one clear line."""
+"""Hostile and damaged checkpoints: none runs code or takes more memory than its size, each is one clear error line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.training.small_runs import SMALL, checkpoint, same
 PACKAGE = Path(safe_load.__file__).parents[2]
 
 
-def test_the_honest_checkpoint_is_read_whole(honest: Path, place: Path) -> None:
+def test_a_valid_checkpoint_is_read_completely(honest: Path, place: Path) -> None:
     """Otherwise the refusals below would prove nothing."""
     assert same(load_safely(honest / "checkpoints" / "last.ckpt"), checkpoint(honest))
     assert main(["predict", str(honest), "a.png", "device=cpu", f"hydra.run.dir={place / 'out'}"]) == 0
@@ -167,7 +167,7 @@ def test_a_duplicate_record_is_refused(tmp_path: Path) -> None:
         load_safely(whole)
 
 
-def test_what_torch_saves_of_weights_is_read(tmp_path: Path) -> None:
+def test_everything_torch_saves_in_weights_is_read(tmp_path: Path) -> None:
     kinds = [
         torch.float16,
         torch.bfloat16,
@@ -182,12 +182,12 @@ def test_what_torch_saves_of_weights_is_read(tmp_path: Path) -> None:
     content["part"] = torch.arange(10.0)[3:7]
     content["none"] = torch.zeros(0, 3)
     content["parameter"] = torch.nn.Parameter(torch.ones(2))
-    content["milestones"] = Counter({30: 1, 60: 2})  # of torch's MultiStepLR
+    content["milestones"] = Counter({30: 1, 60: 2})  # from torch's MultiStepLR
     file = write(tmp_path / "a.pt", content)
     assert same(dict(load_safely(file)), dict(content))
 
 
-def test_weights_may_be_a_safetensors_file(tmp_path: Path) -> None:
+def test_weights_can_be_a_safetensors_file(tmp_path: Path) -> None:
     save_file = pytest.importorskip("safetensors.torch").save_file
     save_file({"a": torch.arange(6.0)}, tmp_path / "a.safetensors")
     assert same(_weights(tmp_path / "a.safetensors"), {"a": torch.arange(6.0)})
@@ -201,7 +201,7 @@ def test_a_safetensors_file_with_false_claims_is_refused(name: str, tmp_path: Pa
         _weights(tmp_path / "a.safetensors")
 
 
-def test_tensors_are_read_in_one_place_which_runs_no_code() -> None:
+def test_tensors_are_only_loaded_in_safe_load_with_weights_only() -> None:
     found = {
         str(path.relative_to(PACKAGE)): calls
         for path in PACKAGE.rglob("*.py")

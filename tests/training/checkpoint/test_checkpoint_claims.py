@@ -1,4 +1,4 @@
-"""What a checkpoint and a run directory say of themselves is checked before a class is made or an image is read."""
+"""The claims of a checkpoint or run directory are checked before a class is instantiated or an image read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.training.small_runs import checkpoint
 
 
 def changed(honest: Path, path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
-    """Write the honest checkpoint with something changed."""
+    """Write a valid checkpoint with one change."""
     saved = copy.deepcopy(checkpoint(honest))
     change(saved)
     return write(path, saved)
@@ -121,7 +121,7 @@ DATA: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("keys", "message"), DATA)
-def test_the_data_that_a_checkpoint_names_is_checked(
+def test_the_data_settings_of_a_checkpoint_are_checked(
     keys: dict[str, Any], message: str, honest: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = changed(honest, place / "hostile.ckpt", lambda saved: saved["config"]["data"].update(keys))
@@ -138,13 +138,14 @@ def test_training_does_not_resume_from_malformed_parts(part: str, value: Any, ho
 
     saved = checkpoint(honest)
     check_progress(saved, "a.ckpt")
-    if part == "callbacks" and isinstance(value, dict):
+    if part == "callbacks" and isinstance(value, dict):  # callbacks check their own states
+        check_progress({**saved, part: value}, "a.ckpt")
         return
     with pytest.raises(UserError, match=f"its {part} is not what a run writes"):
         check_progress({**saved, part: value}, "a.ckpt")
 
 
-# ---------------------------------------------------------------------------------- directories that attack
+# ---------------------------------------------------------------------------------- hostile run directories
 
 
 OVERRIDES: list[Any] = [
@@ -170,7 +171,7 @@ def test_a_run_directory_passes_only_settings_to_hydra(
     assert not (place / "canary").exists()
 
 
-def test_a_run_directory_cannot_add_a_class_to_what_is_typed(
+def test_a_run_directory_cannot_add_a_class_to_the_typed_settings(
     honest: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(honest, place / "run")
@@ -182,7 +183,7 @@ def test_a_run_directory_cannot_add_a_class_to_what_is_typed(
     assert not (place / "canary").exists()
 
 
-def test_overrides_yaml_is_not_composed_again(honest: Path, place: Path) -> None:
+def test_the_recorded_overrides_are_not_composed_again(honest: Path, place: Path) -> None:
     shutil.copytree(honest, place / "run")
     typed = yaml.safe_load((honest / "overrides.yaml").read_text())
     evil = ["+callbacks.evil._target_=os.system", "+callbacks.evil.command='touch canary'"]
@@ -191,7 +192,7 @@ def test_overrides_yaml_is_not_composed_again(honest: Path, place: Path) -> None
     assert not (place / "canary").exists()
 
 
-DIRECTORIES = [  # file, its text, what is said
+DIRECTORIES = [  # file, its text, message
     ("config.yaml", "a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]\n", "was not written by a run"),
     ("config.yaml", "model: 3\n", "does not hold the settings of a run"),
     ("config.yaml", "a: [", "cannot be read"),

@@ -1,4 +1,4 @@
-"""Checkpoint files on disks that fill up, lose bytes or take part of a write: what was saved before is used."""
+"""Checkpoint files on disks that fill up, lose bytes or tear writes: the previous checkpoint is used."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS = [*DROPOUT, "test=false", "scheduler=none"]  # 7 steps an epoch
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three epochs that nothing disturbs."""
+    """An uninterrupted run of three epochs."""
     directory = tmp_path_factory.mktemp("whole") / "run"
     run(directory, *SETTINGS, "trainer.max_epochs=3")
     return directory
@@ -36,7 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two of three epochs, then the end."""
+    """A run of three epochs, stopped after two."""
     directory = tmp_path_factory.mktemp("two") / "run"
     train_until(directory, 14, *SETTINGS, "trainer.max_epochs=3")
     return directory
@@ -44,7 +44,7 @@ def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stopped(two_epochs: Path, tmp_path: Path) -> Path:
-    """A copy of the run of two epochs, its links kept."""
+    """A copy of the stopped run, with its hard link kept."""
     directory = tmp_path / "run"
     shutil.copytree(two_epochs, directory)
     kept, best = directory / "checkpoints" / "last.ckpt", directory / "checkpoints" / "best.ckpt"
@@ -55,7 +55,7 @@ def stopped(two_epochs: Path, tmp_path: Path) -> Path:
 
 
 def steps(directory: Path) -> dict[str, int]:
-    """Return the step that each checkpoint of a run is from."""
+    """Return the step of each checkpoint of a run."""
     return {
         file.name: load_safely(file)["global_step"] for file in sorted((directory / "checkpoints").iterdir())
     }
@@ -65,7 +65,7 @@ def flip(file: Path, share: float) -> None:
     """Change one bit of a file."""
     data = bytearray(file.read_bytes())
     data[int(len(data) * share)] ^= 1
-    file.unlink()  # not through a link
+    file.unlink()  # do not write through a hard link
     file.write_bytes(data)
 
 
@@ -77,7 +77,7 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert rows(one) == rows(other)
 
 
-# ------------------------------------------------------------------------------------------------ the ones before
+# ------------------------------------------------------------------------------------------------ previous checkpoints
 
 
 def test_the_previous_checkpoint_is_kept(whole: Path) -> None:
@@ -123,7 +123,7 @@ def test_keep_last_checkpoints_are_kept(tmp_path: Path, keep_last: int) -> None:
     assert {file.name: torch.load(file)["global_step"] for file in tmp_path.iterdir()} == {
         name: 5 - number for number, name in enumerate(names)
     }
-    AtomicCheckpointIO(1).save_checkpoint({}, path)  # a run that goes on with fewer
+    AtomicCheckpointIO(1).save_checkpoint({}, path)  # a resumed run that keeps fewer
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
@@ -140,7 +140,7 @@ def replace(file: Path, text: str) -> None:
 
 HARMS: dict[
     str, tuple[Callable[[Path], None], str]
-] = {  # what happened to last.ckpt: how it is made, what is said
+] = {  # what happened to last.ckpt: how it is made, message
     "one bit changed": (lambda file: flip(file, 0.5), r"last\.ckpt cannot be read: it is damaged"),
     "its end is missing": (cut, r"last\.ckpt cannot be read: it is damaged"),
     "nothing in it": (lambda file: replace(file, ""), r"last\.ckpt cannot be read"),
@@ -213,11 +213,11 @@ def test_a_checkpoint_is_written_every_n_minutes(tmp_path: Path) -> None:
     assert_same_end(tmp_path / "whole", tmp_path / "often")
 
 
-# ------------------------------------------------------------------------------------------------ a disk that is full
+# ------------------------------------------------------------------------------------------------ a full disk
 
 
 class FillUp(Callback):
-    """Let no file grow beyond so many bytes once an epoch is over, as a full disk does."""
+    """Limit the size of files after the first epoch, as a full disk does."""
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
@@ -229,7 +229,7 @@ class FillUp(Callback):
 
 
 def run_until_full(directory: Path, num_bytes: int) -> str:
-    """Train until the disk is full, and return what the user is told."""
+    """Train until the disk is full, and return the error message."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     fill: dict[str, Any] = {"_target_": f"{__name__}.FillUp", "num_bytes": num_bytes}
     try:
@@ -240,10 +240,10 @@ def run_until_full(directory: Path, num_bytes: int) -> str:
     return str(caught.value)
 
 
-def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_previous_checkpoint(
+def test_a_full_disk_stops_the_run_with_one_line_and_keeps_the_previous_checkpoint(
     tmp_path: Path, whole: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    said = run_until_full(tmp_path / "run", 20_000)  # there is room for small files
+    said = run_until_full(tmp_path / "run", 20_000)  # enough for small files
     shown = "".join(capfd.readouterr())
     assert "\n" not in said
     assert "last.ckpt cannot be written (File too large); the previous last.ckpt is intact" in said
@@ -257,14 +257,14 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_previous_checkpoint(
     assert_same_end(whole, tmp_path / "run")
 
 
-@pytest.mark.slow  # a process of its own: pytest could not write a word
-def test_a_disk_without_room_for_a_single_byte_ends_the_run_in_one_line(tmp_path: Path, whole: Path) -> None:
+@pytest.mark.slow  # in a new process: pytest itself could not write anything
+def test_a_disk_without_a_single_free_byte_stops_the_run_with_one_line(tmp_path: Path, whole: Path) -> None:
     program = (
         "import sys; from pathlib import Path; "
         "from tests.training.checkpoint.test_checkpoint_files import run_until_full; "
         "print('said', run_until_full(Path(sys.argv[1]), 0))"
     )
-    # Its own output goes into pipes, which have no size.
+    # Its output goes to pipes, which have no size limit.
     done = subprocess.run(
         [sys.executable, "-c", program, tmp_path / "run"], capture_output=True, text=True, check=False
     )

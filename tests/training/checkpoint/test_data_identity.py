@@ -1,4 +1,4 @@
-"""What differs between a checkpoint's data and that of now, and between the ranks of a run."""
+"""Differences between the data of a checkpoint and the current data, and between the ranks of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def split(count: int, digest: str | None = "a", origin: str = "") -> dict[str, A
         (split(3), split(4), "val has 4 images, 1 more"),
         (split(3), split(1), "val has 1 images, 2 fewer"),
         (split(3), split(3, "b"), "val still has 3 images, but different ones"),
-        (split(3), split(3, None), None),  # not known
+        (split(3), split(3, None), None),  # unknown
         (split(3, origin="cut at 0.1"), split(4, origin="val folder"),
          "val has 4 images, 1 more (now val folder; before cut at 0.1)"),
         (split(3), None, "val is missing (it had 3 images)"),
@@ -57,7 +57,7 @@ def test_two_classes_of_the_same_name_stay_distinct() -> None:
 
 
 def ranks(monkeypatch: pytest.MonkeyPatch, *splits: dict[str, Any]) -> list[str]:
-    """Let ranks with these splits compare them; return what each says."""
+    """Let ranks compare these splits; return the error of each rank."""
     store = torch.distributed.HashStore()
     monkeypatch.setattr(identity, "shared_store", lambda: store)
 

@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on ends as the run that never stopped: bit by bit, row by row."""
+"""A resumed run ends exactly like an uninterrupted one: every bit of the weights, every row of metrics.csv."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLATEAU = ["scheduler=plateau", "scheduler.patience=0", "scheduler.factor=0.5", 
 
 
 BY_STEPS = ["scheduler=step", "scheduler.every_epochs=1", "trainer.max_steps=18", "trainer.max_epochs=-1"]
-CASES = {  # settings, callbacks.checkpoint.every_n_steps, where the run stops, where its checkpoint is from
+CASES = {  # settings, callbacks.checkpoint.every_n_steps, step at which the run stops, step of its checkpoint
     "epoch": (["scheduler=cosine"], None, 8, 7),
     "inside an epoch": (["scheduler=cosine"], 5, 13, 10),
     "layer-wise rates": (["optimizer=lars", "optimizer.trust=0.02"], 5, 13, 10),
@@ -31,14 +31,14 @@ CASES = {  # settings, callbacks.checkpoint.every_n_steps, where the run stops, 
         13,
         10,
     ),
-    # A layer that stands still has no velocity.
+    # A frozen layer has no velocity.
     "the paper's updates": (["optimizer=sgd_paper", "+optimizer.layers.conv1.lr_factor=0.0"], 5, 13, 10),
     "plateau": ([*PLATEAU, "callbacks.early_stopping.enabled=true"], None, 16, 14),
-    # The validation that the plateau and the best checkpoint go by is from before the stop.
+    # The validation that plateau and the best checkpoint depend on was before the stop.
     "plateau inside an epoch": ([*PLATEAU, "trainer.val_check_interval=3"], 13, 13, 13),
     "accumulated gradients": (["scheduler=onecycle", "trainer.accumulate_grad_batches=2"], 3, 7, 6),
     "the same few batches in every epoch": (["trainer.overfit_batches=3"], 2, 5, 4),
-    # Seven batches make three steps; the validation after the second has the step that the epoch began with.
+    # Seven batches make three steps; the first validation has the step at which the epoch began.
     "validations inside a step": (
         ["scheduler=none", "trainer.accumulate_grad_batches=3", "trainer.val_check_interval=2"],
         None,
@@ -62,7 +62,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, case: str) ->
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_finished_run_continues_for_more_epochs(tmp_path: Path) -> None:
+def test_a_finished_run_can_be_resumed_for_more_epochs(tmp_path: Path) -> None:
     settings = ["scheduler=none", "test=false", *DROPOUT]
     run(tmp_path / "whole", *settings, "trainer.max_epochs=4")
     run(tmp_path / "parts", *settings, "trainer.max_epochs=2")
@@ -71,7 +71,7 @@ def test_a_finished_run_continues_for_more_epochs(tmp_path: Path) -> None:
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_place(tmp_path: Path) -> None:
+def test_a_run_stopped_before_its_first_checkpoint_restarts_in_place(tmp_path: Path) -> None:
     settings = ["trainer.log_every_n_steps=2", "test=false"]
     run(tmp_path / "whole", *settings)
     train_until(tmp_path / "parts", 5, *settings)
@@ -83,7 +83,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_place(tmp_pat
 def test_a_run_killed_during_its_test_is_tested_when_it_is_resumed(tmp_path: Path) -> None:
     first = run(tmp_path, "test=true")
     before = rows(tmp_path)
-    (tmp_path / "result.json").unlink()  # the last of all files
+    (tmp_path / "result.json").unlink()  # the last file to be written
     again = resume(tmp_path)
     assert again is not None and again["metrics"] == first["metrics"]
     assert rows(tmp_path) == before

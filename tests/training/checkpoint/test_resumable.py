@@ -1,4 +1,4 @@
-"""A checkpoint that is not as a run writes it ends in one line, or does no harm."""
+"""A checkpoint that no run would write is a one-line error, or does no harm."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ FULL = [
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that ended in its second epoch, its checkpoint of step 10 from the middle of that; not to be changed."""
+    """A run stopped within its second epoch, with a checkpoint of step 10; read-only."""
     directory = tmp_path_factory.mktemp("stopped") / "run"
     train_until(directory, 11, *FULL)
     return directory
 
 
-def test_keys_missing_in_a_parameter_group_come_from_the_settings(stopped: Path, tmp_path: Path) -> None:
+def test_keys_missing_from_a_parameter_group_come_from_the_settings(stopped: Path, tmp_path: Path) -> None:
     for name in ("all", "some"):
         shutil.copytree(stopped, tmp_path / name)
     saved = checkpoint(stopped)
@@ -68,7 +68,7 @@ def test_a_malformed_checkpoint_is_a_one_line_error(stopped: Path, tmp_path: Pat
     assert said.startswith((f"{file} ", f"Cannot resume from {file}: ")) or part == "no groups"
 
 
-def test_errors_of_other_causes_are_not_blamed_on_the_checkpoint() -> None:
+def test_unrelated_errors_are_not_blamed_on_the_checkpoint() -> None:
     with pytest.raises(UserError, match=r"^There is no room\.$"), resuming("a.ckpt", lambda: False):
         raise UserError("There is no room.")
     with pytest.raises(RuntimeError, match="of the user's"), resuming("a.ckpt", lambda: False):

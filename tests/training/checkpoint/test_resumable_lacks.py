@@ -1,4 +1,4 @@
-"""What a checkpoint may lack: what a callback, an optimizer or another version of a library of the user's decides."""
+"""Checkpoints whose state differs because of a callback, another optimizer or an older version."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.training.small_runs import checkpoint, run, same, settings
 
 
 class Thaw(BaseFinetuning):
-    """Let the first layer learn from the second epoch on, in a group of its own."""
+    """Unfreeze the first layer in the second epoch, as a new parameter group."""
 
     def freeze_before_training(self, pl_module: LightningModule) -> None:
         self.freeze(pl_module.get_submodule("model.features.conv1"))
@@ -55,12 +55,12 @@ def test_a_malformed_run_length_counts_as_unknown() -> None:
     assert changes({"run_length": [20, 10]}, {"optimizer": {}}).run_length == [20, 10]
 
 
-def test_gradient_scaling_works_with_the_state_of_an_unfused_optimizer() -> None:
+def test_gradient_scaling_works_with_the_state_of_a_non_fused_optimizer() -> None:
     weight = torch.ones(2, requires_grad=True)
     plain = torch.optim.SGD([weight], lr=0.5, momentum=0.5)
     optimizer = torch.optim.SGD([weight], lr=0.5, momentum=0.5, fused=True)
     kept = Kept(optimizer, None, RunLength(10, 5))
-    optimizer.load_state_dict(plain.state_dict())  # of a run that clipped gradients
+    optimizer.load_state_dict(plain.state_dict())  # as of a run that clipped gradients
     trainer: Any = SimpleNamespace(lr_scheduler_configs=[], optimizers=[optimizer])
     kept.apply(trainer, changes({}, {}))
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)

@@ -1,4 +1,4 @@
-"""Weights that are not finite are never saved, though the loss that made them was finite."""
+"""Non-finite weights are never saved, even if the loss was finite."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ UNSEEN = ["data.val_size=0", "test=false", "trainer.max_epochs=2"]  # 7 steps an
 
 
 class Spoil(Callback):
-    """Make one weight infinite after a step, as an update that overflows does.
+    """Make one weight infinite after a step, as an overflowing update does.
 
     Args:
         step: The step.
-        average: Whether in the moving average instead.
-        number: A signal that comes at the same time.
+        average: Change the moving average instead.
+        number: A signal to send at the same time.
     """
 
     def __init__(self, step: int, average: bool, number: int | None) -> None:
@@ -50,7 +50,7 @@ class Spoil(Callback):
             os.kill(os.getpid(), self.number)
 
 
-CASES = {  # step, typed, in the average, a signal, the step of the checkpoint that stays
+CASES = {  # step, settings, in the average, signal, step of the kept checkpoint
     "at the end of an epoch": (14, [], False, None, 7),
     "inside an epoch": (10, ["callbacks.checkpoint.every_n_steps=5"], False, None, 7),
     "in the moving average": (14, ["callbacks.ema.enabled=true"], True, None, 7),
@@ -75,7 +75,7 @@ def test_nan_weights_stop_the_run_and_keep_the_previous_checkpoint(tmp_path: Pat
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, -0.0])
-def test_exactly_the_values_that_are_not_finite_are_detected(value: float) -> None:
+def test_only_non_finite_values_are_detected(value: float) -> None:
     module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2).double())
     module.register_buffer("nothing", torch.zeros(0))
     module.register_buffer("mask", torch.full((2,), -math.inf))  # infinite by design

@@ -1,4 +1,4 @@
-"""weights= with torchvision's files: the right numbers in the right layers, for 1000 classes and for ten."""
+"""weights= with torchvision's files: the right weights in the right layers, for 1000 classes and for ten."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from alexnet_exp.training.classifier import ImageClassifier
 
 THEIRS = {"alexnet_owt": "alexnet", "resnet18": "resnet18"}
 ENUMS: dict[str, Any] = {"alexnet_owt": AlexNet_Weights, "resnet18": ResNet18_Weights}
-CATEGORIES = AlexNet_Weights.IMAGENET1K_V1.meta["categories"]  # with two cranes
+CATEGORIES = AlexNet_Weights.IMAGENET1K_V1.meta["categories"]  # 'crane' twice
 IN_ORDER = "without class names, so the rows of {} are matched by position"
 LAST = {"alexnet_owt": "classifier.fc8", "resnet18": "fc"}
 
 
 @pytest.fixture(scope="module", params=sorted(THEIRS))
 def reference(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
-    """Return our name of a network, and torchvision's own with random weights."""
+    """Return our name of a network, and torchvision's network with random weights."""
     torch.manual_seed(0)
     return request.param, torchvision.models.get_model(THEIRS[request.param], weights=None).eval()
 
@@ -44,7 +44,7 @@ def classifier(network: str, **overrides: Any) -> ImageClassifier:
 
 
 def features(model: nn.Module, last: str, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the last layer is given, and the logits."""
+    """Return the last layer's input, and the logits."""
     given: list[Tensor] = []
     hook = model.get_submodule(last).register_forward_hook(lambda _, inputs, __: given.append(inputs[0]))
     with torch.no_grad():
@@ -54,7 +54,7 @@ def features(model: nn.Module, last: str, images: Tensor) -> tuple[Tensor, Tenso
 
 
 def assert_same(network: str, ours: ImageClassifier, theirs: nn.Module) -> None:
-    """Compare logits, or what comes ahead of a last layer that was replaced."""
+    """Compare the input of the last layer, and the logits unless that layer was replaced."""
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
     theirs_last = "classifier.6" if network == "alexnet_owt" else "fc"
     expected, expected_logits = features(theirs, theirs_last, images)
@@ -67,7 +67,7 @@ def assert_same(network: str, ours: ImageClassifier, theirs: nn.Module) -> None:
 
 @pytest.fixture
 def downloads(reference: tuple[str, nn.Module], monkeypatch: pytest.MonkeyPatch) -> list[WeightsEnum]:
-    """Stand in for the download: hand out the reference's weights, and note what was asked for."""
+    """Return the reference's weights instead of downloading, and record what was requested."""
     asked: list[WeightsEnum] = []
 
     def get_state_dict(self: WeightsEnum, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ def downloads(reference: tuple[str, nn.Module], monkeypatch: pytest.MonkeyPatch)
     return asked
 
 
-def test_torchvision_s_weights_give_torchvision_s_logits(
+def test_logits_match_torchvision_with_its_weights(
     reference: tuple[str, nn.Module], downloads: list[WeightsEnum]
 ) -> None:
     network, theirs = reference
@@ -128,7 +128,7 @@ NARROW: dict[str, Any] = {
     "features": {f"conv{i}": {"out_channels": 8} for i in range(1, 6)},
     "classifier": {name: {"out_features": 16} for name in ("fc6", "fc7")},
 }
-# What is around torchvision's names in files that people have; DDP and DataParallel put a 'module.' into them.
+# Containers and prefixes in users' files; DDP and DataParallel add 'module.' to the names.
 FORMS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "plain": lambda state: state,
     "model": lambda state: {"model": state, "epoch": 3},
@@ -141,7 +141,7 @@ FORMS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_file_may_hold_the_weights_in_several_forms(form: str, tmp_path: Path) -> None:
+def test_weights_in_common_file_layouts_are_read(form: str, tmp_path: Path) -> None:
     theirs, ours = (create_model("alexnet_owt", num_classes=5, **NARROW) for _ in range(2))
     names = ["features.0", "features.3", "features.6", "features.8", "features.10"]
     names += ["classifier.1", "classifier.4", "classifier.6"]
@@ -254,6 +254,36 @@ def test_other_networks_are_refused_before_anything_is_downloaded(
     with pytest.raises(UserError, match=r"weights=torchvision only fits alexnet_owt and resnet18") as caught:
         load_weights(ours, "torchvision")
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Tensor]]:
+    """Seeded weights of torchvision's own classes instead of a download, by torchvision's names."""
+    torch.manual_seed(3)
+    states = {name: torchvision.models.get_model(name, weights=None).state_dict() for name in THEIRS.values()}
+
+    def seeded(self: WeightsEnum, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return states["resnet18" if "resnet18" in self.url else "alexnet"]
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", seeded)
+    return states
+
+
+@pytest.mark.parametrize("name", ["alexnet_owt", "resnet18"])
+def test_create_model_takes_torchvision_s_weights_with_a_new_last_layer_for_other_classes(
+    name: str, published: dict[str, dict[str, Tensor]]
+) -> None:
+    theirs = torchvision.models.get_model(THEIRS[name], weights=None).eval()
+    theirs.load_state_dict(published[THEIRS[name]])
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    same, other = (create_model(name, pretrained=True, num_classes=n).eval() for n in (1000, 7))
+    with torch.no_grad():
+        torch.testing.assert_close(same(images), theirs(images))
+        assert other(images).shape == (2, 7)
+    for (key, ours), value in zip(other.state_dict().items(), theirs.state_dict().values(), strict=True):
+        assert torch.equal(ours, value) != key.startswith(("fc.", "classifier.fc8.")), key
+    with pytest.raises(UserError, match="do not fit these overrides"):
+        create_model(name, pretrained=True, in_channels=1)
 
 
 def test_without_a_network_connection_the_file_to_fetch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

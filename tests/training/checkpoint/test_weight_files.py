@@ -1,4 +1,4 @@
-"""weights= reads the files of other people's training scripts, whatever these put around the tensors."""
+"""weights= reads the files of other training scripts, whatever they store around the tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PREFIXES = ("", "module.", "_orig_mod.", "net.", "model.", "module._orig_mod.", 
 
 
 class Small(nn.Module):
-    """Two layers; a part of it may have the name of a prefix."""
+    """Two layers; the first can be named like a wrapper's prefix."""
 
     def __init__(self, first: str = "conv1") -> None:
         super().__init__()
@@ -57,13 +57,13 @@ def test_prefixes_of_wrappers_are_removed(tmp_path: Path, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
-def test_state_dicts_are_found_under_the_keys_of_training_scripts(tmp_path: Path, holder: str) -> None:
+def test_state_dicts_are_found_under_common_keys(tmp_path: Path, holder: str) -> None:
     others = {"epoch": 3, "best_acc1": torch.tensor(0.9), "optimizer": {"state": {}, "param_groups": []}}
     check(tmp_path / "a.pt", {**others, holder: tensors()})
     check(tmp_path / "b.pt", {**others, holder: {"state_dict": tensors()}})
 
 
-def test_settings_under_such_a_key_are_not_mistaken_for_tensors(tmp_path: Path) -> None:
+def test_settings_under_a_common_key_are_not_mistaken_for_tensors(tmp_path: Path) -> None:
     check(tmp_path / "a.pt", {"model": {"name": "alexnet", "width": 2}, "net": tensors()})
 
 
@@ -73,7 +73,7 @@ def test_other_entries_of_a_lightning_module_are_ignored(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("first", ["model", "net", "module"])
-def test_a_network_may_have_submodules_with_such_names(tmp_path: Path, first: str) -> None:
+def test_a_network_can_have_submodules_named_like_prefixes(tmp_path: Path, first: str) -> None:
     check(tmp_path / "a.pt", tensors(first), first)
     check(tmp_path / "b.pt", {"state_dict": tensors(first, "model.")}, first)
 

@@ -1,4 +1,4 @@
-"""A rank that writes down what it is given: `python -m tests.training.launch.echo_rank RUN_DIR PARENT_PID`."""
+"""A rank that writes what it receives to a file: `python -m tests.training.launch.echo_rank RUN_DIR PARENT_PID`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the other ranks of a run are told, and by which way."""
+"""What the other ranks of a run receive, and how."""
 
 from __future__ import annotations
 

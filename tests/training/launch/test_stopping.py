@@ -1,4 +1,4 @@
-"""A signal ends a run after the step, which is saved; the run goes on as if nothing had been."""
+"""A signal stops a run after the current step, which is saved; the run resumes exactly."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_signal_during_an_import_is_deferred():
 def test_a_signal_before_the_run_stops_it_when_it_starts():
     before = signal.getsignal(signal.SIGUSR1)
     hold_early()
-    os.kill(os.getpid(), signal.SIGUSR1)  # would end the process
+    os.kill(os.getpid(), signal.SIGUSR1)  # would kill the process
     with pytest.raises(Stopped) as caught, stopping_on_signals(), signals_held():
         pass
     signal.signal(signal.SIGUSR1, before)
@@ -91,7 +91,7 @@ def test_a_signal_before_the_run_stops_it_when_it_starts():
     [
         (9, [], 10),
         (6, [], 7),  # the last step of an epoch: the epoch's own checkpoint counts
-        (20, [], 21),  # the last of all
+        (20, [], 21),  # the last step of the run
         (2, ["trainer.accumulate_grad_batches=2"], 3),
         (9, ["trainer.val_check_interval=3"], 10),
     ],
@@ -128,7 +128,7 @@ def test_later_signals_do_not_interrupt_saving(tmp_path: Path, monkeypatch: pyte
     write = results.make_report
 
     def disturbed(*given: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)  # the time of the job is over
+        os.kill(os.getpid(), signal.SIGTERM)  # the job's time limit
         os.kill(os.getpid(), signal.SIGUSR1)
         write(*given)
 
@@ -187,9 +187,7 @@ def test_signal_handlers_are_restored():
         ({"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}, "7_1"),
     ],
 )
-def test_slurm_is_asked_to_requeue_the_job(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], job: str
-):
+def test_slurm_requeues_the_job(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], job: str):
     asked: list[list[str]] = []
 
     def answer(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
@@ -245,10 +243,10 @@ def test_every_rank_follows_rank_0_at_the_same_step(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch_internals, "shared_store", lambda: shared)
     first, second = (SimpleNamespace(world_size=2, is_global_zero=zero) for zero in (True, False))
     wanted_at, done = {3, 4, 8, 9}, {"first": [], "second": []}
-    for step in range(1, 15):  # the first is ahead of the second within a step
+    for step in range(1, 15):  # within a step, rank 0 comes first
         if agreed("save", step in wanted_at, step, first):
             done["first"].append(step)
-        if agreed("save", step == 1, step, second):  # what the others want does not count
+        if agreed("save", step == 1, step, second):  # requests of other ranks do not count
             done["second"].append(step)
     assert done == {"first": [5, 10], "second": [5, 10]}
 

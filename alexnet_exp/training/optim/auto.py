@@ -1,0 +1,140 @@
+"""Resolve `auto` for this network: learning rate, warm-up and initial weights, by the one rule of this file.
+
+| `auto` of               | networks with batch norm               | networks without                       |
+|-------------------------|----------------------------------------|----------------------------------------|
+| init                    | published                              | lsuv                                   |
+| optimizer.lr            | `_RATES[...][0]` * sqrt(batch / 64)    | `_RATES[...][1]` * sqrt(batch / 64)    |
+| scheduler.warmup_epochs | 5 % of the run                         | 5 % of the run                         |
+
+Batch norm keeps every layer's outputs at one scale. Without it that scale is a product over all layers: from N(0, 0.01)
+or torch's default it falls by a factor of 2 to 30 per layer, the logits of an eight-layer network hardly depend on the
+image, and the loss stays at that of guessing for hundreds of steps. `lsuv` starts every layer with outputs of variance
+1 (models/initialise.py), whatever pooling, dropout and local response normalisation do in between, so that depth,
+width and the number of classes need no rates of their own.
+
+An experiment keeps its published start, and what is typed or set in a yaml is used as it is. Measured in
+docs/learning.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from alexnet_exp.errors import UserError
+from alexnet_exp.settings import assigned
+from alexnet_exp.targets import build
+
+# Of a global batch of 64, by the optimizer's class: with batch norm, without.
+_RATES = {
+    "SGD": (0.05, 0.015),
+    "PaperSGD": (0.05, 0.015),
+    "Adam": (1e-3, 3e-4),
+    "AdamW": (1e-3, 3e-4),
+    "LARS": (2.0, 2.0),
+}
+_BATCH = 64
+_WARM_UP = 0.05  # of the run
+_OURS = "alexnet_exp.models.AlexNet"  # the networks that `init` can change
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+_WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
+
+
+def settle_recipe(config: dict[str, Any], typed: Iterable[str], num_images: int) -> list[str]:
+    """Replace every `auto` of init, optimizer.lr and scheduler.warmup_epochs.
+
+    Args:
+        config: Run settings with the network filled in; changed in place.
+        typed: The overrides as typed.
+        num_images: Size of the training set.
+
+    Returns:
+        The choices, one phrase each for the log.
+
+    Raises:
+        UserError: If init=lsuv is typed beside an initialisation of the network's own, or does not apply to it.
+    """
+    choices = []
+    optimizer, scheduler, trainer = config["optimizer"], config["scheduler"], config["trainer"]
+    with torch.device("meta"):
+        network = build(config["model"])
+    if config.get("init", "published") != "published":
+        _settle_start(config, assigned(typed), network)
+        if config["init"] != "published":
+            choices.append(f"init={config['init']}")
+    images_of_a_step = config["data"]["batch_size"] * trainer["accumulate_grad_batches"]
+    if optimizer.get("lr") == "auto":
+        optimizer["lr"] = learning_rate(network, optimizer, images_of_a_step)
+        choices.append(f"optimizer.lr={optimizer['lr']:g}")
+    if scheduler.get("warmup_epochs") == "auto":
+        steps = -(-num_images // config["data"]["batch_size"]) / trainer["accumulate_grad_batches"]
+        scheduler["warmup_epochs"] = round(_WARM_UP * _epochs(trainer, max(1.0, steps)), 3)
+        choices.append(f"scheduler.warmup_epochs={scheduler['warmup_epochs']:g}")
+    return choices
+
+
+def learning_rate(network: nn.Module, optimizer: Mapping[str, Any], global_batch: int | None) -> float:
+    """Return what optimizer.lr=auto means, to two digits.
+
+    With `lr_scaling` it is the rate at `base_batch`, which the optimizer then scales.
+
+    Args:
+        network: On any device, the meta device included.
+        optimizer: Keys of conf/optimizer.
+        global_batch: Images per optimizer step, over all devices and accumulated batches; None: unknown, taken for 64.
+
+    Raises:
+        UserError: If there is no rule for this optimizer.
+    """
+    name = str(optimizer["_target_"]).rpartition(".")[2]
+    if name not in _RATES:
+        raise UserError(f"optimizer.lr=auto does not cover {name}: set optimizer.lr=NUMBER.")
+    scaled = optimizer.get("lr_scaling", "none") != "none"
+    batch = optimizer.get("base_batch", 256) if scaled else global_batch or _BATCH
+    rate = _RATES[name][0 if has_norm(network) else 1] * math.sqrt(batch / _BATCH)
+    return float(f"{rate:.2g}")
+
+
+def has_norm(network: nn.Module) -> bool:
+    """Return whether batch, group or layer norm follows the first layer with weights."""
+    kinds = [isinstance(m, _NORMS) for m in network.modules() if isinstance(m, (*_NORMS, *_WEIGHTED))]
+    return True in kinds[kinds.index(False) :] if False in kinds else False
+
+
+def _settle_start(config: dict[str, Any], typed: Mapping[str, str], network: nn.Module) -> None:
+    """Replace init=auto, and write what init=lsuv starts from into the settings of the network."""
+    model, ours = config["model"], config["model"].get("_target_") == _OURS
+    own = [
+        key
+        for key in typed
+        if key.startswith("model.") and key.endswith((".init", "weight_std", "bias_init"))
+    ]
+    if config["init"] == "auto":
+        recipe = config.get("choices", {}).get("experiment") or typed.get("experiment", "none")
+        keeps = own or recipe != "none" or config["weights"] != "none" or not ours or has_norm(network)
+        config["init"] = "published" if keeps else "lsuv"
+    elif own:
+        raise UserError(f"init=lsuv replaces {own[0]}: leave one of them out.")
+    elif not ours:
+        raise UserError(
+            f"init=lsuv needs a network of layers, and {model.get('_target_')} is a class: leave it out."
+        )
+    if config["init"] == "lsuv":
+        model["init"] = "he"
+        for layer in (*model["features"].values(), *model["classifier"].values()):
+            layer |= {key: None for key in ("weight_std", "bias_init") if layer.get(key) is not None}
+
+
+def _epochs(trainer: Mapping[str, Any], steps: float) -> float:
+    """Return the length of the run in epochs, `steps` optimizer steps each; 0 if neither limit is set."""
+    limit = trainer["overfit_batches"] or trainer["limit_train_batches"]
+    batches = steps * trainer["accumulate_grad_batches"]
+    steps *= limit if isinstance(limit, float) else min(1.0, limit / batches)
+    epochs = [float(trainer["max_epochs"])] if trainer["max_epochs"] not in (None, -1) else []
+    if trainer["max_steps"] > 0:
+        epochs.append(trainer["max_steps"] / steps)
+    return min(epochs, default=0.0)
