@@ -125,9 +125,7 @@ def ceilings(rehearse: bool) -> Result:
 
 def tests(rehearse: bool) -> Result:
     """Run the tests that need a GPU, and count what came of them; a rehearsal collects them."""
-    command = [
-        sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu", "-W", "default", "-rfE",
-    ]  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu", "-W", "default", "-rfE"]
     own = ["tests/training", "tests/models/test_lrn.py", "tests/data"]
     done = subprocess.run(
         [*command, *own, *(["--collect-only"] if rehearse else [])], capture_output=True, text=True
@@ -248,9 +246,7 @@ def step_of(how: bool | str, size: int, rehearse: bool, lrn: bool = True) -> Cal
 
     device, side = ("cpu", 67) if rehearse else ("cuda", 227)
     torch.manual_seed(0)
-    few: dict[str, Any] = (
-        {"classifier": {name: {"out_features": 64} for name in ("fc6", "fc7")}} if rehearse else {}
-    )
+    few = {"classifier": {name: {"out_features": 64} for name in ("fc6", "fc7")}} if rehearse else {}
     model = create_model("alexnet_lrn", num_classes=10, input_size=side, **few)
     if not lrn:
         for module in list(model.modules()):

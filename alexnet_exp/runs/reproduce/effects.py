@@ -206,4 +206,4 @@ class Effect(Figure):
         axis = x_axis(low, high, epochs)
         if len(epochs) == 1:
             axis = Axis(low, high, axis.length, [(low, number(low))], "epoch")
-        return Chart("Training error", "top1 error", lines, axis)
+        return Chart("Training error", "error/top1", lines, axis)

@@ -180,7 +180,7 @@ def _lrn_alone(key: str, here: str) -> Statement:
         text="On CIFAR-10, a four-layer network has 13 % test error without response normalisation and 11 % with it.",
         source="Krizhevsky et al. 2012, section 3.3",
         here=here,
-        metric="test/top1 with LRN - without",
+        metric="with LRN - without, test/top1",
         value=0.02,
         forms=("without LRN", "with LRN"),
         key=key,
