@@ -146,7 +146,7 @@ def test_predict_decodes_in_as_many_threads_as_the_quota_allows(three: int, monk
     asked: list[int] = []
     pool = predict.ThreadPoolExecutor
     monkeypatch.setattr(predict, "ThreadPoolExecutor", lambda count: asked.append(count) or pool(count))
-    assert list(predict._predict(None, [], 1, 1)) == []  # type: ignore[arg-type]
+    assert list(predict._predict(None, [], {"top_k": 1, "batch_size": 1, "embed": None, "views": "centre"})) == []  # type: ignore[arg-type]
     assert asked == [three]
 
 
@@ -167,6 +167,8 @@ def test_prepare_uses_as_many_processes_as_the_quota_allows(
         "val_seed": 0,
         "split_rule": "by_name",
         "follow_links": False,
+        "exclude": None,
+        "fit": "crop",
         "channels": 3,
     }
     prepare.prepare({**settings, "data": data})

@@ -35,6 +35,8 @@ def write_report(
     settings, overrides = redact(run.settings), redact(run.overrides)
     result = redact(run.result if result is None else dict(result))
     best = result.get("best") or {}
+    if sentence := learned_nothing(result):
+        run.problems.append(sentence)
     return write_html(
         Path(run_dir) / "report.html",
         "run.html",
@@ -42,7 +44,7 @@ def write_report(
         chips=overrides,
         status=str(result.get("status") or "unfinished"),
         error=result.get("error"),
-        problems=[*run.problems, *filter(None, [learned_nothing(result)])],
+        problems=run.problems,
         numbers=list(details.headline(result)),
         published=list(details.published(result, settings)),
         trained=bool(run.rows) or "split" not in result,  # an evaluation has no curves

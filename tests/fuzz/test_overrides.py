@@ -41,7 +41,9 @@ def no_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import alexnet_exp.runs.train.command as module
 
     def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: str) -> None:
-        assert config["data"]["batch_size"] >= 1 and config["optimizer"]["lr"] > 0
+        assert config["data"]["batch_size"] >= 1
+        lr = config["optimizer"]["lr"]
+        assert lr == "auto" or lr > 0
 
     monkeypatch.setattr(module, "train", train)
     monkeypatch.chdir(tmp_path)

@@ -30,6 +30,7 @@ UNEVEN = [
     "data.val_size=51",
     "data.test_subset=61",
     "augment=flip_crop",
+    "init=published",  # lsuv diverges at this rate
     "optimizer.lr=0.5",
     "scheduler=none",
     "trainer.log_every_n_steps=3",

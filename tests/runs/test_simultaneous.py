@@ -35,10 +35,10 @@ def decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a file to which each decoding process adds a line."""
     decoded, file = Cache._decoded, tmp_path / "decoders"
 
-    def noting(self: Cache, source: object) -> Generator[Tensor]:
+    def noting(self: Cache, source: object, *rest: object) -> Generator[Tensor]:
         with open(file, "a") as notes:
             notes.write(f"{os.getpid()}\n")
-        return decoded(self, source)  # type: ignore[arg-type]
+        return decoded(self, source, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Cache, "_decoded", noting)
     return file
@@ -80,8 +80,8 @@ def test_another_process_decodes_if_the_first_is_killed(
     decoders.unlink()
     noting, dead = Cache._decoded, tmp_path / "dead"
 
-    def dies(self: Cache, source: object) -> Generator[Tensor]:
-        batches = noting(self, source)  # type: ignore[arg-type]
+    def dies(self: Cache, source: object, *rest: object) -> Generator[Tensor]:
+        batches = noting(self, source, *rest)  # type: ignore[arg-type]
         if not dead.exists():
             dead.touch()
             next(batches)

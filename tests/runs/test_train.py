@@ -114,7 +114,9 @@ def test_config_yaml_composes_to_the_settings_of_the_run(finished: Path) -> None
         "paths": kept["paths"],
     }  # each test has its own cache folder
     trainer = {**config["trainer"], "precision": "32-true"}
-    assert kept == {**config, **settled, "trainer": trainer}
+    assert kept["init"] == "lsuv" and kept["scheduler"]["warmup_epochs"] == 0.1
+    of_network = {key: kept[key] for key in ("init", "model", "optimizer", "scheduler")}
+    assert kept == {**config, **settled, **of_network, "trainer": trainer}
     assert directory.overrides() == typed
 
 

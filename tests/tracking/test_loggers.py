@@ -82,7 +82,7 @@ def test_a_logger_gets_settings_rows_and_the_best_value(
     (entry,) = runs.values()
     (settings,) = entry["settings"]
     assert entry["name"] == "run"
-    assert settings["optimizer"]["lr"] == plain(compose("train", []))["optimizer"]["lr"]
+    assert settings["optimizer"]["momentum"] == plain(compose("train", []))["optimizer"]["momentum"]
     assert settings["names"]["model"] == "alexnet_cifar"
     assert settings["logger"]["memory"]["note"] == "[redacted]"
     *rows, last = entry["rows"]

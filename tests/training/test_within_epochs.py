@@ -95,8 +95,8 @@ def test_the_end_of_an_epoch_is_not_mistaken_for_its_earlier_validation(tmp_path
 def test_a_run_resumed_from_a_best_checkpoint_inside_an_epoch_equals_an_uninterrupted_one(
     tmp_path: Path, more: list[str], stop: int
 ) -> None:
-    settings = [*HARD, "trainer.max_epochs=2", "callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=min",
-                *more]  # fmt: skip
+    settings = [*HARD, "init=published", "trainer.max_epochs=2", "callbacks.checkpoint.monitor=val/loss",
+                "callbacks.checkpoint.mode=min", *more]  # fmt: skip
     run(tmp_path / "whole", *settings)
     train_until(tmp_path / "parts", stop, *settings)
     place = checkpoint(tmp_path / "parts")["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]

@@ -39,6 +39,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         self.threshold = threshold
         self._of_validation = monitor.startswith("val/")
         self.best_epoch: int | None = None  # epoch of the best value, from 1
+        self.best_value: Tensor | None = None  # best_score leaves out improvements below min_delta
         self._measured = False  # in this epoch
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,7 +83,8 @@ class EarlyStopping(callbacks.EarlyStopping):
         """Return whether the best value is the threshold or better."""
         if self.threshold is None:
             return False
-        return not self.monitor_op(torch.tensor(self.threshold), self.best_score.cpu())
+        best = self.best_score if self.best_value is None else self.best_value
+        return not self.monitor_op(torch.tensor(self.threshold), best.cpu())
 
     def _check_measured(self, trainer: Trainer) -> None:
         if self.monitor not in trainer.callback_metrics:
@@ -96,6 +98,8 @@ class EarlyStopping(callbacks.EarlyStopping):
         self._measured = True
         if self.best_epoch is None:  # the first value, or an older checkpoint, which only has wait_count
             self.best_epoch = epochs_begun(trainer) - 1 - self.wait_count
+        if self.best_value is None or self.monitor_op(current.cpu(), self.best_value):
+            self.best_value = current.cpu()
         # A restored best value is on CPU.
         if self.monitor_op(current - self.min_delta, self.best_score.to(current.device)):
             self.best_score, self.best_epoch = current, epochs_begun(trainer)
@@ -104,13 +108,15 @@ class EarlyStopping(callbacks.EarlyStopping):
         state = super().state_dict()
         if self.best_epoch is None:
             return state
-        return state | {"best_epoch": self.best_epoch, "measured": self._measured}
+        return state | {
+            "best_epoch": self.best_epoch, "best_value": self.best_value, "measured": self._measured,
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         patience = self.patience
         super().load_state_dict(state_dict)
         self.patience = patience  # Lightning has restored that of the checkpoint
-        self.best_epoch = state_dict.get("best_epoch")
+        self.best_epoch, self.best_value = state_dict.get("best_epoch"), state_dict.get("best_value")
         self._measured = state_dict.get("measured", False)
         if not has_stopped(self):
             return

@@ -63,8 +63,9 @@ def settle_recipe(config: dict[str, Any], typed: Iterable[str], num_images: int)
     with torch.device("meta"):
         network = build(config["model"])
     if config.get("init", "published") != "published":
+        chosen_here = config["init"] == "auto"
         _settle_start(config, assigned(typed), network)
-        if config["init"] != "published":
+        if chosen_here and config["init"] != "published":
             choices.append(f"init={config['init']}")
     images_of_a_step = config["data"]["batch_size"] * trainer["accumulate_grad_batches"]
     if optimizer.get("lr") == "auto":

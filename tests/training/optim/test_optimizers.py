@@ -164,7 +164,7 @@ def test_an_unknown_layer_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_the_settings_of_an_optimizer_are_torch_s(name: str) -> None:
-    settings = group("optimizer", name)
+    settings = group("optimizer", name) | {"lr": 0.1}
     made = build_optimizer(network(), settings)
     assert f"torch.optim.{type(made).__name__}" == settings["_target_"]
     (only,) = made.param_groups
