@@ -53,6 +53,11 @@ def key_of(word: str) -> str:
     return parse(word).key
 
 
+def unmarked(words: Iterable[str]) -> list[str]:
+    """Return words without `+` and `++`, which say how a value is set, not what it is; `~` stays."""
+    return [word.lstrip("+") for word in words]
+
+
 def assigned(words: Iterable[str]) -> dict[str, str]:
     """Return the assigned values by key, as typed; the last assignment wins."""
     return {o.key: o.value for o in map(parse, words) if o.value is not None and o.mark != "~"}

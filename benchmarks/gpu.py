@@ -246,7 +246,9 @@ def step_of(how: bool | str, size: int, rehearse: bool, lrn: bool = True) -> Cal
 
     device, side = ("cpu", 67) if rehearse else ("cuda", 227)
     torch.manual_seed(0)
-    few = {"classifier": {name: {"out_features": 64} for name in ("fc6", "fc7")}} if rehearse else {}
+    few: dict[str, Any] = (
+        {"classifier": {name: {"out_features": 64} for name in ("fc6", "fc7")}} if rehearse else {}
+    )
     model = create_model("alexnet_lrn", num_classes=10, input_size=side, **few)
     if not lrn:
         for module in list(model.modules()):

@@ -16,6 +16,7 @@ from alexnet_exp.models.arithmetic import map_sizes
 from alexnet_exp.models.spec import known_keys
 from alexnet_exp.settings import GROUPS, RUN_GROUPS, assigned, flat, key_of
 from alexnet_exp.targets import TRUSTED, torch_optimizer
+from alexnet_exp.tracking.redact import check_tracker_setting
 
 # Groups whose keys are not ours to check where _target_ is a custom class.
 _WITH_CLASS = ("data", "optimizer")
@@ -50,6 +51,8 @@ def check_config(config: Mapping[str, Any]) -> None:
         if not isinstance(config.get(group), Mapping):
             fix = f"set {group}=none instead" if "none" in options(group) else f"set {group}=NAME"
             raise UserError(f"The group {group} is missing: {fix}.")
+    for key, value in flat(config["logger"], "logger.").items():
+        check_tracker_setting(key, value)
     check_network(config["model"])
     _check_auto_rate(config["optimizer"])
     own = [group for group in _WITH_CLASS if not _is_ours(config[group])]

@@ -13,6 +13,7 @@ from alexnet_exp.config.hydra_internals import get_args_parser, known_flags
 from alexnet_exp.config.paths import PATH_KEYS, PATH_LISTS
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.settings import GROUPS, assigned, is_quoted, parse, quote, unquoted
+from alexnet_exp.tracking.redact import check_tracker_setting
 
 # Groups that take exactly one file; the others can be lists.
 _SINGLE = ("model", "data", "augment", "optimizer", "scheduler", "trainer", "paths")
@@ -198,6 +199,8 @@ def _check_form(setting: str) -> None:
     _, group, value = parse(setting)
     if value is None:
         return
+    # Here, too, since a sweep records its settings before any job checks them.
+    check_tracker_setting(group, None if unquoted(value) in _NULL else value)
     if not group:
         raise UserError(f"{setting!r} has no key: write KEY=VALUE.")
     if group == "hydra/launcher" and unquoted(value) == "basic":

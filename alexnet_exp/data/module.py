@@ -255,9 +255,7 @@ class ImageData(lightning.LightningDataModule):
         num_val = len(self.sources["val"]) if "val" in self.sources else 0
         if 0 < num_val < _FEW_VAL_IMAGES and self.folds is None and self.can_fold:
             points = 100 / num_val
-            say(
-                f"val is small: one image is {points:.0f} points of accuracy. data.folds=5 validates on all."
-            )
+            say(f"val is small: one image is {points:.0f} points of accuracy. data.folds=5 validates on all.")
         for split, source in self.sources.items():
             if text := missing(split, source):
                 log.warning(text)

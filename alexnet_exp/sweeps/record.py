@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.files import write_atomically
-from alexnet_exp.settings import key_of
+from alexnet_exp.settings import key_of, unmarked
 from alexnet_exp.sweeps.job import FINISHED, Job
 from alexnet_exp.tracking.redact import without_passwords
 from alexnet_exp.tracking.run_directory import RunDirectory
@@ -182,7 +182,7 @@ def check_distinguishable(job_overrides: Sequence[Sequence[str]]) -> None:
         UserError: If two differ only in the password of a URL, which is not recorded.
     """
     if len(set(map(_identity, job_overrides))) < len(
-        {tuple(sorted(without_resume(o))) for o in job_overrides}
+        {tuple(sorted(unmarked(without_resume(o)))) for o in job_overrides}
     ):
         raise UserError(
             "Some jobs differ only in the password of a URL, which is not recorded, so a resumed sweep could not tell "
@@ -191,7 +191,8 @@ def check_distinguishable(job_overrides: Sequence[Sequence[str]]) -> None:
 
 
 def _check_same(what: str, before: list[str], now: list[str]) -> None:
-    before, now = without_passwords(before), without_passwords(now)
+    # Without marks: versions differ in which settings they mark as added.
+    before, now = (unmarked(without_passwords(words)) for words in (before, now))
     if sorted(before) != sorted(now):
         gone, new = (
             " ".join(word for word in a if word not in b) or "nothing"
@@ -206,5 +207,5 @@ def without_resume(overrides: Sequence[str]) -> list[str]:
 
 
 def _identity(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Return what identifies a job: its overrides as recorded."""
-    return tuple(sorted(without_passwords(without_resume(overrides))))
+    """Return what identifies a job: its overrides as recorded, without marks."""
+    return tuple(sorted(unmarked(without_passwords(without_resume(overrides)))))

@@ -2,7 +2,7 @@
 
 Settings are never redacted by the name of their key: a checkpoint must rebuild the same network. The only secret that
 users type in settings is the password in a URL. Files have *** in its place, and a run that reads them takes the
-password from the environment.
+password from the environment. A tracker's API key is refused: the tracker reads it from the environment itself.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ _IN_URL = re.compile(
     r"([a-zA-Z][\w+.-]*\\?://[^/\s:@'\"]*):(?!\d{1,5}(?:[/?#,;'\")\]}\s]|$))((?:[^\s/'\"]|['\"](?![,;)\]}\s]|$))+(?=@)|[^\s@'\"]+(?=@))"
     r"|(?<=[?&])((?:password|passwd|pwd|sslpassword)\\?=)([^&\s#'\"]+)"
 )
+# In the names of a tracker's arguments: api_key and authToken match, experiment_key and max_tokens do not.
+_SECRET_ARGUMENT = re.compile(
+    r"(?i)(?:(?:api|access|private|secret|auth)_?key|token|secret|password|passwd|passphrase|pwd)$"
+)
 _VARIABLES = {
     "postgres": "PGPASSWORD",
     "mysql": "MYSQL_PWD",
@@ -78,6 +82,23 @@ def remember(secret: str | None) -> None:
     """Redact this value too from now on: a secret that is neither in the environment nor in .netrc."""
     if secret and len(secret) >= SHORTEST:
         _remembered.add(secret)
+
+
+def check_tracker_setting(key: str, value: Any) -> None:
+    """Reject a secret in a tracker's settings, which a run records as they are, with interpolations resolved.
+
+    Args:
+        key: 'logger.comet.api_key'.
+        value: None and '' pass: that is how a resumed run drops a recorded one.
+
+    Raises:
+        UserError: The key's name says that the value is a secret; the message does not repeat it.
+    """
+    if key.startswith("logger.") and value not in (None, "") and _SECRET_ARGUMENT.search(key):
+        raise UserError(
+            f"{key} would be recorded in plain text: leave it out (to resume a run that has it: {key}=null), and set "
+            "the tracker's own environment variable instead (COMET_API_KEY, NEPTUNE_API_TOKEN, WANDB_API_KEY, ...)."
+        )
 
 
 def without_passwords(value: T) -> T:

@@ -20,6 +20,7 @@ import pytest
 
 from alexnet_exp import files
 from alexnet_exp.cli import main
+from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.data import Folder, Streaming
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.prepare import chunks as prepare_chunks
@@ -207,7 +208,10 @@ def test_chunks_of_a_folder_without_its_excluded_images_are_other_chunks(
     assert "train: 7 images, checked" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("fit", ["crop", "squash"])
+RESIZED_CROP = plain(compose("train", ["augment=resized_crop"]))["augment"]
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "whole"])
 @pytest.mark.parametrize("excluded", [False, True])
 def test_data_folder_reads_the_prepared_cache(root: Path, tmp_path: Path, excluded: bool, fit: str):
     exclude = excluding(root, tmp_path) if excluded else None
@@ -217,7 +221,8 @@ def test_data_folder_reads_the_prepared_cache(root: Path, tmp_path: Path, exclud
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("images.npy")}
     data = Folder(
         str(root), cache="disk", cache_dir=str(tmp_path), stored_size=32, batch_size=2, image_size=28,
-        mean=[0.5] * 3, std=[0.25] * 3, num_workers=0, exclude=exclude, fit=fit,
+        mean=[0.5] * 3, std=[0.25] * 3, num_workers=0, exclude=exclude,
+        **({"augment": RESIZED_CROP} if fit == "whole" else {"fit": fit}),
     )  # fmt: skip
     data.setup()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("images.npy")} == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,6 +55,14 @@ def test_a_resumed_run_has_taken_at_least_as_long_as_its_images() -> None:
     facts = {"epochs": 10, "images": {"train": 1000}, "images_per_second": 50.0}
     assert evidence(0, 0.7, seconds=20.0, **facts).seconds == 200
     assert evidence(0, 0.7, seconds=300.0, **facts).seconds == 300
+
+
+def test_runs_stay_in_their_folder_whether_a_setting_is_marked_as_added_or_not(tmp_path: Path) -> None:
+    setting = "optimizer.layers.fc8.weight_decay=0"
+    unmarked, marked, other = (Row("x", (s,), {}) for s in (setting, f"++{setting}", f"~{setting}"))
+    before = tmp_path / f"x-{hashlib.sha256(setting.encode()).hexdigest()[:6]}"
+    assert command.place_of(unmarked, tmp_path) == command.place_of(marked, tmp_path) == before
+    assert command.place_of(other, tmp_path) != before
 
 
 def test_the_cost_is_that_of_the_published_table() -> None:

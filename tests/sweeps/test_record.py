@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from alexnet_exp.config.overrides import prepare
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps.job import FINISHED, WAITING
 from alexnet_exp.sweeps.record import SweepRecord, check_distinguishable
@@ -100,6 +101,18 @@ def test_resuming_a_sweep_with_other_settings_names_them(tmp_path: Path):
     begun(tmp_path)
     with pytest.raises(UserError, match="missing seed=1, new seed=2"):
         begun(tmp_path, ["model=a,b", "seed=2"], go_on=True)
+
+
+def test_a_sweep_recorded_without_marks_is_resumed_with_them(tmp_path: Path):
+    setting = "optimizer.layers.fc8.weight_decay"
+    begun(tmp_path, [f"{setting}=0,1"]).jobs([[f"{setting}=0"], [f"{setting}=1"]], 0, [])
+    finish(tmp_path, "1")
+    record = begun(tmp_path, prepare(["-m", f"{setting}=0,1"])[1:], go_on=True)
+    again = record.jobs([[f"++{setting}=0"], [f"++{setting}=1"]], 0, [])
+    assert [(job.directory.name, job.state) for job in again] == [("0", WAITING), ("1", FINISHED)]
+    assert again[0].arguments[0] == f"++{setting}=0"
+    with pytest.raises(UserError, match=rf"missing {setting}=0,1, new ~{setting}"):
+        begun(tmp_path, [f"~{setting}"], go_on=True)
 
 
 def test_resuming_a_sweep_with_other_flags_names_them(tmp_path: Path):

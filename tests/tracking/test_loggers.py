@@ -10,6 +10,7 @@ import pytest
 import yaml
 from lightning.pytorch.loggers.logger import Logger
 
+from alexnet_exp.cli import main
 from alexnet_exp.config import words
 from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, plain
@@ -18,8 +19,9 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.runs.train import resume as resuming
 from alexnet_exp.targets import check_trust
 from alexnet_exp.tracking.loggers import open_tracker
+from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.run_reader import read_metrics
-from tests.training.small_runs import resume, run, train_until
+from tests.training.small_runs import resume, run, settings, train_until
 
 HERE = __name__
 STEPS = ["trainer.log_every_n_steps=1", "callbacks.checkpoint.every_n_steps=4"]
@@ -82,7 +84,8 @@ def test_a_logger_gets_settings_rows_and_the_best_value(
     (entry,) = runs.values()
     (settings,) = entry["settings"]
     assert entry["name"] == "run"
-    assert settings["optimizer"]["momentum"] == plain(compose("train", []))["optimizer"]["momentum"]
+    recorded = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert settings["optimizer"]["lr"] == recorded["optimizer"]["lr"]
     assert settings["names"]["model"] == "alexnet_cifar"
     assert settings["logger"]["memory"]["note"] == "[redacted]"
     *rows, last = entry["rows"]
@@ -91,6 +94,55 @@ def test_a_logger_gets_settings_rows_and_the_best_value(
     best = result["best"]
     assert last == {"epoch": best["epoch"], "best/val/top1": best["value"], "step": best["step"]}
     assert entry["ended"][-1] == "success"
+
+
+SECRETS = ["api_key=XYZ", "access.token=XYZ", "password=123", "authToken=${oc.env:HOME}", "apikey='XYZ'"]
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
+@pytest.mark.parametrize("typed", SECRETS)
+def test_a_typed_api_key_is_refused_without_being_shown(typed: str, sweep: list[str]):
+    key, _, value = typed.partition("=")
+    with pytest.raises(UserError, match=rf"^logger\.mine\.{key} would be recorded .* environment") as refused:
+        prepare([*sweep, f"logger.mine._target_={HERE}.Memory", f"logger.mine.{typed}"])
+    assert value not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["XYZ", "${oc.env:TRACKER_TOKEN}"])
+def test_an_api_key_in_a_file_of_settings_is_refused(
+    tmp_path: Path, value: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRACKER_TOKEN", "a-very-secret-value")
+    (tmp_path / "logger").mkdir()
+    mine = {"mine": {"_target_": f"{HERE}.Memory", "api_key": value}}
+    (tmp_path / "logger" / "mine.yaml").write_text(yaml.safe_dump(mine))
+    assert main(["train", "--config-dir", str(tmp_path), "logger=mine", "hydra.run.dir=run"]) == 1
+    assert "logger.mine.api_key would be recorded in plain text" in capsys.readouterr().err
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_other_arguments_of_a_logger_may_have_any_name():
+    harmless = {"experiment_key": "abc", "max_tokens": "5", "token_file": "here", "api_key": "null"}
+    assert len(memory("mine", **harmless)) == 5
+
+
+def test_a_resumed_run_can_drop_its_recorded_api_key(tmp_path: Path):
+    config, typed = settings(*memory("mine", note="kept"))
+    config["logger"]["mine"]["api_key"] = "XYZ"
+    RunDirectory(tmp_path).write_settings(config, typed)
+
+    def resumed(*words: str) -> dict[str, Any]:
+        typed = resuming.resumed_arguments([f"resume={tmp_path}", f"trust=[{HERE}]", *words])
+        found = resuming.resumed_settings(plain(compose("train", typed)), typed)
+        assert found is not None
+        check_config(found[0])
+        return found[0]["logger"]["mine"]
+
+    with pytest.raises(UserError, match=r"to resume a run that has it: logger\.mine\.api_key=null"):
+        resumed()
+    expected = {"_target_": f"{HERE}.Memory", "note": "kept", "api_key": None}
+    assert resumed("logger.mine.api_key=null") == expected
 
 
 def test_several_loggers_record_at_once(tmp_path: Path, runs: dict[str, dict[str, Any]]):

@@ -54,6 +54,7 @@ def prepare(config: Mapping[str, Any]) -> None:
 def _check(config: Mapping[str, Any]) -> None:
     rules = RULES | {f"data.{key}": SETTINGS[f"data.{key}"] for key in DATA_KEYS}
     rules["data.kind"] = choice("folder", "imagenet")
+    rules["data.fit"] = choice("crop", "squash", "pad", "whole")
     check_rules({**config, **{f"data.{key}": value for key, value in config["data"].items()}}, rules)
     if config["cache"] == (config["out"] is not None):
         raise UserError("Set either out=DIR_OR_URL for chunks, or cache=true for the cache.")
@@ -79,15 +80,19 @@ def _sources(settings: Mapping[str, Any]) -> dict[str, FileSource]:
 
 def _cache(config: Mapping[str, Any], workers: int, console: Console) -> None:
     from alexnet_exp.data.cache import Cache
+    from alexnet_exp.data.decode import WHOLE
     from alexnet_exp.tracking.log import logging_to
 
     size, settings = config["size"] or CACHE_SIZE, config["data"]
     sources = _sources(settings)
-    cache = Cache("disk", config["paths"]["cache_dir"], settings["channels"], size, workers, settings["fit"])
+    # Only training cuts its crops from the whole image; evaluation reads the central square (data/module.py).
+    whole = settings["fit"] == WHOLE
+    fits = ("crop", WHOLE) if whole else (settings["fit"], None)
+    cache = Cache("disk", config["paths"]["cache_dir"], settings["channels"], size, workers, *fits)
     with logging_to(None):
         cache.keep(sources)
     count = sum(map(len, sources.values()))
-    fit = "" if settings["fit"] == "crop" else f" data.fit={settings['fit']}"
+    fit = " augment=resized_crop" if whole else "" if fits[0] == "crop" else f" data.fit={fits[0]}"
     console.print(
-        f"cached: {count} images of {size} x {size} pixels, for data=folder data.stored_size={size}{fit}"
+        f"cached: {count} images of {size} x {size} pixels, for data={settings['kind']} data.stored_size={size}{fit}"
     )

@@ -101,7 +101,9 @@ def place_of(row: Row, folder: Path) -> Path:
     """Return the folder of a row's runs; non-published settings get a folder of their own."""
     if not row.settings:
         return folder / row.name
-    digest = hashlib.sha256("\n".join(sorted(row.settings)).encode()).hexdigest()[:6]
+    # Without the ++ of config/overrides.py, which earlier versions did not add.
+    settings = sorted(setting.removeprefix("++") for setting in row.settings)
+    digest = hashlib.sha256("\n".join(settings).encode()).hexdigest()[:6]
     return folder / f"{row.name}-{digest}"
 
 

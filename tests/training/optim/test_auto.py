@@ -118,7 +118,11 @@ def test_two_starts_at_once_are_refused() -> None:
 
 @pytest.mark.parametrize("experiment", [name for name in options("experiment") if name != "none"])
 def test_an_experiment_keeps_its_published_start_and_rate(experiment: str) -> None:
-    extra = ["data.root=photos"] if "imagenet" in experiment or experiment in ("lrn_folder", "finetune", "finetune_small") else []
+    extra = (
+        ["data.root=photos"]
+        if "imagenet" in experiment or experiment in ("lrn_folder", "finetune", "finetune_small")
+        else []
+    )
     typed = [f"experiment={experiment}", *extra]
     before = plain(compose("train", typed))
     config = settled(*typed)
