@@ -19,7 +19,7 @@ SWEEPS = Kind(
     "refused before the first job starts",
     (
         Bad("hydra.launcher.max_parallel=0", "expected auto, or an integer >= 1"),
-        Bad("hydra.launcher.on_failure=ignore", "expected continue or stop"),
+        Bad("hydra.launcher.on_failure=ignore", "expected one of continue, stop"),
         Bad("hydra/launcher=submitit", "conf/hydra/launcher has no file submitit.yaml"),
         Bad("hydra/launcher=slurm hydra.launcher.cpus_per_task=0", "invalid hydra.launcher.cpus_per_task=0"),
         Bad("hydra/launcher=slurm 'hydra.launcher.sbatch=[account]'", "expected an option such as --account=NAME"),
