@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,37 @@ def test_python_embeds_with_any_module_and_averages_over_views(run_dir: Path, ph
         torch.testing.assert_close(logits, classifier.model(x))
         both = classifier.model(torch.cat([x, x.flip(3)])).mean(0, keepdim=True)
     torch.testing.assert_close(classifier.embed([image], "fc8", views="flip"), both)
+
+
+class Pair(torch.nn.Module):
+    """A layer with two outputs."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x
+
+
+class First(torch.nn.Module):
+    """The first of two outputs."""
+
+    def forward(self, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return pair[0]
+
+
+def test_a_layer_with_several_outputs_cannot_be_embedded(run_dir: Path, photos: Path):
+    classifier = package.load_classifier(run_dir, device="cpu")
+    parts = {"network": classifier.model, "pair": Pair(), "first": First()}
+    classifier.model = torch.nn.Sequential(OrderedDict(parts))
+    with pytest.raises(
+        UserError, match=r"^embed=pair: its output is not one tensor, .*; choose another layer\.$"
+    ):
+        classifier.embed(photos / "grey.png", "pair")
+    assert classifier.embed(photos / "grey.png", "first").shape == (1, 10)
+
+
+@pytest.mark.parametrize("views", ["centre", "flip"])
+def test_no_images_give_no_embeddings_of_the_layer_s_width(run_dir: Path, views: str):
+    found = package.load_classifier(run_dir, device="cpu").embed([], "fc8", views=views)
+    assert (found.shape, found.dtype) == ((0, 10), torch.float32)
 
 
 # --------------------------------------------------------------------------------------------------- files
