@@ -129,9 +129,15 @@ class LoadedClassifier:
             views: See `predict`; activations are averaged over views.
 
         Raises:
-            UserError: The network has no such layer, or one of the images cannot be decoded.
+            UserError: The network has no such layer, its output is not one tensor, or one of the images cannot be
+                decoded.
         """
         everything = as_list(images)
+        if not everything:  # (0, D): a blank image tells D
+            blank = torch.zeros(
+                1, self.preprocess.channels, *[self.preprocess.stored_size] * 2, dtype=torch.uint8
+            )
+            return self.probabilities_and_activations(blank, layer, views)[1][:0]
         parts = []
         for start in range(0, len(everything), batch_size):
             batch = [self.preprocess.stored(image) for image in everything[start : start + batch_size]]
@@ -153,7 +159,10 @@ class LoadedClassifier:
         with record({layer: find_layer(self.model, layer, "embed")}) as recorded:
             probabilities = self.probabilities(images, views)
         if layer not in recorded:
-            raise UserError(f"embed={layer}: the network does not use this layer when it classifies.")
+            raise UserError(
+                f"embed={layer}: its output is not one tensor, or the network does not use this layer when it "
+                "classifies; choose another layer."
+            )
         x = recorded[layer].flatten(1)  # (N * V, D)
         return probabilities, x.unflatten(0, (len(images), -1)).mean(1).cpu()
 

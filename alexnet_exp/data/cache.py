@@ -42,6 +42,7 @@ from alexnet_exp.data.loaders import BatchPlan, FileLoader
 from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.errors import UserError, unreadable
 from alexnet_exp.files import leftovers, locked, replacing
+from alexnet_exp.memory import free_memory
 
 log = logging.getLogger(__name__)
 Part = TypeVar("Part", bound=Sized)
@@ -113,8 +114,8 @@ class Cache:
 
     def _in_memory(self, sources: Mapping[str, FileSource]) -> dict[str, DecodedSource]:
         num_bytes = sum(map(self._bytes, sources.values()))
-        free = _free_memory()
-        if free is not None and num_bytes > free:
+        free = free_memory()
+        if num_bytes > free:
             raise UserError(
                 f"data.cache=ram needs {_size(num_bytes)} of memory, but {_size(free)} are free: set data.cache=disk."
             )
@@ -247,15 +248,6 @@ def _writable(folder: Path) -> bool:
     nearest = _existing(folder)
     # Respect read-only mode bits even as root, for whom os.access is always true.
     return nearest.is_dir() and os.access(nearest, os.W_OK) and bool(nearest.stat().st_mode & 0o222)
-
-
-def _free_memory() -> int | None:
-    """Return the available memory in bytes; None if unknown (not Linux)."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
 def shown(batches: Iterable[Part], count: int, title: str) -> Generator[Part]:

@@ -80,13 +80,18 @@ def last_linear(network: nn.Module) -> nn.Linear | None:
 
 @contextmanager
 def record(modules: dict[str, nn.Module], inputs: bool = False) -> Iterator[dict[str, Tensor]]:
-    """Yield a dictionary that receives the outputs (or inputs) of the modules in each forward pass, by name."""
+    """Yield a dictionary that receives the outputs (or inputs) of the modules in each forward pass, by name.
+
+    Outputs that are not one tensor, such as the tuple of an LSTM, are left out.
+    """
     recorded: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable[..., None]:
-        def store(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            # A copy, since a later operation may work in place.
-            recorded[name] = (args[0] if inputs else output).detach().float().clone()
+        def store(module: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
+            value = args[0] if inputs else output
+            if isinstance(value, Tensor):
+                # A copy, since a later operation may work in place.
+                recorded[name] = value.detach().float().clone()
 
         return store
 

@@ -189,7 +189,7 @@ def test_disk_says_how_much_space_it_needs(root: Path, tmp_path: Path, monkeypat
 
 
 def test_ram_says_how_much_memory_it_needs(root: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cache_module, "_free_memory", lambda: 10)
+    monkeypatch.setattr(cache_module, "free_memory", lambda: 10)
     with pytest.raises(UserError, match=r"data\.cache=ram needs 0 MB of memory, but 0 MB are free"):
         keep(scan(str(root))["train"], "ram", None)
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 import alexnet_exp as package
 from alexnet_exp.errors import UserError
+from alexnet_exp.runs.predict import output
 from alexnet_exp.runs.predict.command import find_images
 from alexnet_exp.runs.predict.output import Row, print_rows
 from tests.report.test_report import Page
@@ -249,6 +251,20 @@ def test_embeddings_are_the_activations_of_the_layer(run_dir: Path, photos: Path
     np.testing.assert_allclose(embeddings, expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
+def test_embeddings_beyond_free_memory_are_refused_with_their_size(
+    run_dir: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(output, "free_memory", lambda: 11 * 10 * 4)  # 11 files, 10 values of four bytes each
+    assert alexnet_exp("predict", run_dir, photos, "embed=fc8", "hydra.run.dir=fits") == 2
+    monkeypatch.setattr(output, "free_memory", lambda: 11 * 10 * 4 - 1)
+    capsys.readouterr()
+    assert alexnet_exp("predict", run_dir, photos, "embed=fc8", "hydra.run.dir=refused") == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(
+        "error: embed=fc8 needs 0.0 GB of memory (11 images of 10 values), but 0.0 GB are free"
+    )
+
+
 def test_python_embeds_with_any_module_and_averages_over_views(run_dir: Path, photos: Path):
     classifier = package.load_classifier(run_dir, device="cpu")
     image = photos / "grey.png"
@@ -259,6 +275,37 @@ def test_python_embeds_with_any_module_and_averages_over_views(run_dir: Path, ph
         torch.testing.assert_close(logits, classifier.model(x))
         both = classifier.model(torch.cat([x, x.flip(3)])).mean(0, keepdim=True)
     torch.testing.assert_close(classifier.embed([image], "fc8", views="flip"), both)
+
+
+class Pair(torch.nn.Module):
+    """A layer with two outputs."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x
+
+
+class First(torch.nn.Module):
+    """The first of two outputs."""
+
+    def forward(self, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return pair[0]
+
+
+def test_a_layer_with_several_outputs_cannot_be_embedded(run_dir: Path, photos: Path):
+    classifier = package.load_classifier(run_dir, device="cpu")
+    parts = {"network": classifier.model, "pair": Pair(), "first": First()}
+    classifier.model = torch.nn.Sequential(OrderedDict(parts))
+    with pytest.raises(
+        UserError, match=r"^embed=pair: its output is not one tensor, .*; choose another layer\.$"
+    ):
+        classifier.embed(photos / "grey.png", "pair")
+    assert classifier.embed(photos / "grey.png", "first").shape == (1, 10)
+
+
+@pytest.mark.parametrize("views", ["centre", "flip"])
+def test_no_images_give_no_embeddings_of_the_layer_s_width(run_dir: Path, views: str):
+    found = package.load_classifier(run_dir, device="cpu").embed([], "fc8", views=views)
+    assert (found.shape, found.dtype) == ((0, 10), torch.float32)
 
 
 # --------------------------------------------------------------------------------------------------- files
@@ -348,8 +395,6 @@ def test_a_long_table_is_truncated_with_a_note(capsys: pytest.CaptureFixture[str
 def test_the_figure_shows_24_images_and_counts_the_others(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    import alexnet_exp.runs.predict.output as output
-
     calls = []
     monkeypatch.setattr(
         output, "draw_predictions", lambda answers, path, left_out: calls.append((len(answers), left_out))
@@ -388,8 +433,6 @@ def test_a_path_may_contain_an_equals_sign(run_dir: Path, photos: Path, tmp_path
 def test_a_file_that_vanishes_before_it_is_drawn_loses_only_its_thumbnail(
     run_dir: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    import alexnet_exp.runs.predict.output as output
-
     monkeypatch.setattr(output, "print_rows", lambda *_: (photos / "one.png").unlink())
     words = [photos / "one.png", photos / "grey.png"]
     assert alexnet_exp("predict", run_dir, *words, f"hydra.run.dir={tmp_path / 'out'}") == 0

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from alexnet_exp.errors import is_out_of_memory
+from alexnet_exp.memory import free_memory
 from alexnet_exp.runs.benchmark.loop import PRECISIONS, as_the_run, variant
 from alexnet_exp.runs.benchmark.subject import Subject, title
 from alexnet_exp.runs.benchmark.timing import Row, alternate, rows, waiting
@@ -255,15 +256,6 @@ class RoomInMemory:
         if num_bytes is not None:
             # Small batches are dominated by fixed costs: keep the largest estimate until there is a better one.
             self._per_image = max(num_bytes / size, self._per_image if size < 16 else 0.0)
-
-
-def free_memory() -> int:
-    """Return the available main memory in bytes; 2**62 if the system does not report it."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 2**62
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def matmul_peak(precision: str, device: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +25,10 @@ from alexnet_exp.tracking.run_reader import learned_nothing
 from alexnet_exp.tracking.terminal import nearby
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from alexnet_exp.inference import LoadedClassifier, Prediction
-    from alexnet_exp.runs.predict.output import Row
+    from alexnet_exp.runs.predict.output import Embeddings, Row
 
 RULES = {
     "ckpt": path,
@@ -55,13 +54,13 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
         Exit code: 0, or 2 if some images could not be read.
 
     Raises:
-        UserError: Illegal setting, checkpoint that cannot be read, unknown layer, non-finite network output, or no
-            images.
+        UserError: Illegal setting, checkpoint that cannot be read, unknown layer, non-finite network output, no images,
+            or not enough memory for embeddings.
     """
     check_rules(config, RULES)
     files = find_images(config["images"])
     from alexnet_exp.inference import load_classifier
-    from alexnet_exp.runs.predict.output import print_rows, write_all, write_embeddings
+    from alexnet_exp.runs.predict.output import Embeddings, print_rows, write_all, write_embeddings
 
     console, run = Console(), RunDirectory(run_dir)
     with run.fresh(), logging_to(None, on_screen=True):
@@ -71,10 +70,11 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
         views = config["views"] or classifier.config["augment"].get("views") or "centre"
         config = {**config, "views": views}
         _check(classifier, config)
-        rows = list(_predict(classifier, files, config))
+        embeddings = None if config["embed"] is None else Embeddings(config["embed"], len(files))
+        rows = list(_predict(classifier, files, config, embeddings))
         print_rows(rows, console)
-        if config["embed"] is not None:
-            write_embeddings(run.path / "embeddings.npz", rows, classifier.classes)
+        if embeddings is not None:
+            write_embeddings(run.path / "embeddings.npz", embeddings.array, rows, classifier.classes)
         write_all(run, rows, {"command": command, "settings": config, "checkpoint": str(classifier.path)})
     for what, place in (("report:       ", run_dir / "report.html"), ("run directory:", run_dir)):
         line = f"{what} {printable(nearby(place))}"
@@ -91,7 +91,9 @@ def _check(classifier: LoadedClassifier, config: dict[str, Any]) -> None:
         find_layer(classifier.model, config["embed"], "embed")
 
 
-def _predict(classifier: LoadedClassifier, files: list[str], config: dict[str, Any]) -> Iterator[Row]:
+def _predict(
+    classifier: LoadedClassifier, files: list[str], config: dict[str, Any], embeddings: Embeddings | None
+) -> Iterator[Row]:
     """Yield a row per file, in order, with a progress bar on a terminal."""
     from alexnet_exp.runs.predict.output import Row
 
@@ -112,32 +114,30 @@ def _predict(classifier: LoadedClassifier, files: list[str], config: dict[str, A
             batch = files[start : start + batch_size]
             images = list(pool.map(lambda file: _read(classifier, file), batch))
             good = [image for image in images if not isinstance(image, str)]
-            found = iter(_classify(classifier, good, config) if good else [])
+            found = iter(_classify(classifier, good, config, embeddings) if good else [])
             for file, image in zip(batch, images, strict=True):
                 if isinstance(image, str):
                     yield Row(file, error=image)
                 else:
-                    prediction, embedding = next(found)
-                    yield Row(file, prediction, embedding=embedding)
+                    yield Row(file, next(found))
             progress.advance(task, len(batch))
 
 
 def _classify(
-    classifier: LoadedClassifier, images: list[Tensor], config: dict[str, Any]
-) -> Iterator[tuple[Prediction, np.ndarray | None]]:
-    """Return prediction and embedding, (D,) float32 or None, of stored images."""
+    classifier: LoadedClassifier, images: list[Tensor], config: dict[str, Any], embeddings: Embeddings | None
+) -> list[Prediction]:
+    """Return the predictions of stored images, and add their embeddings."""
     import torch
 
-    stored, layer, views = torch.stack(images), config["embed"], config["views"]
-    activations: Iterable[np.ndarray | None] = [None] * len(images)
-    if layer is None:
+    stored, views = torch.stack(images), config["views"]
+    if embeddings is None:
         probabilities = classifier.probabilities(stored, views)
     else:
-        probabilities, found = classifier.probabilities_and_activations(stored, layer, views)
-        activations = found.numpy()
+        probabilities, found = classifier.probabilities_and_activations(stored, config["embed"], views)
+        embeddings.add(found.numpy())
     if not probabilities.isfinite().all():
         raise UserError(f"{classifier.path}: the network's output is not finite; its training diverged.")
-    return zip(classifier.top(probabilities, config["top_k"]), activations, strict=True)
+    return classifier.top(probabilities, config["top_k"])
 
 
 def _read(classifier: LoadedClassifier, file: str) -> Tensor | str:

@@ -22,6 +22,7 @@ from alexnet_exp.data.decode import decode
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.files import replacing, text_file
 from alexnet_exp.inference import Prediction
+from alexnet_exp.memory import free_memory
 from alexnet_exp.report.details import origin
 from alexnet_exp.report.figures import INK, MUTED, TRAIN, page, plain, show
 from alexnet_exp.report.html import write_html
@@ -35,17 +36,54 @@ MAX_ROWS = 100
 
 @dataclass
 class Row:
-    """The prediction for one file, or the reason why it could not be read; with `embed=`, its embedding (D,)."""
+    """The prediction for one file, or the reason why it could not be read."""
 
     path: str
     prediction: Prediction | None = None
     error: str | None = None
-    embedding: np.ndarray | None = None
 
     def pairs(self) -> list[tuple[str, float]]:
         """Return (class name, probability), the most probable first."""
         found = self.prediction
         return list(zip(found.classes, found.probabilities, strict=True)) if found else []
+
+
+class Embeddings:
+    """The embeddings of all images that can be read, in memory that is allocated once.
+
+    Args:
+        layer: Its name, for the message.
+        count: Number of images, readable or not.
+    """
+
+    def __init__(self, layer: str, count: int) -> None:
+        self._layer, self._count, self._filled = layer, count, 0
+        self._table: np.ndarray | None = None  # from the first batch on, which tells D
+
+    @property
+    def array(self) -> np.ndarray:
+        """All so far, (N, D) float32."""
+        return np.empty((0, 0), np.float32) if self._table is None else self._table[: self._filled]
+
+    def add(self, batch: np.ndarray) -> None:
+        """Add those of a batch, (n, D).
+
+        Raises:
+            UserError: If the embeddings of all images exceed free memory.
+        """
+        if self._table is None:
+            self._table = self._allocate(batch.shape[1])
+        self._table[self._filled : self._filled + len(batch)] = batch
+        self._filled += len(batch)
+
+    def _allocate(self, width: int) -> np.ndarray:
+        needed, free = 4 * self._count * width, free_memory()
+        if needed > free:
+            raise UserError(
+                f"embed={self._layer} needs {needed / 1e9:.1f} GB of memory ({self._count:,} images of {width:,} "
+                f"values), but {free / 1e9:.1f} GB are free: choose another layer, or predict fewer images at a time."
+            )
+        return np.empty((self._count, width), np.float32)
 
 
 def print_rows(rows: list[Row], console: Console) -> None:
@@ -96,28 +134,25 @@ def write_all(run: RunDirectory, rows: list[Row], facts: dict[str, Any]) -> None
     run.write_result(result)
 
 
-def write_embeddings(path: Path, rows: list[Row], classes: Sequence[str]) -> None:
+def write_embeddings(path: Path, embeddings: np.ndarray, rows: list[Row], classes: Sequence[str]) -> None:
     """Write the embeddings of all images that could be read.
 
     Args:
         path: NPZ to write: embeddings (N, D) float32, paths (N,), labels (N,) int64 (the predicted classes), and
             classes (K,), the names that labels index.
+        embeddings: Of the rows without an error, in their order.
         rows: One per file.
         classes: All K class names.
     """
     numbers = {name: number for number, name in enumerate(classes)}
-    found = [
-        (row.path, numbers[row.prediction.classes[0]], row.embedding)
-        for row in rows
-        if row.prediction is not None
-    ]
+    found = [(row.path, numbers[row.prediction.classes[0]]) for row in rows if row.prediction is not None]
     if not found:
         return
-    paths, labels, embeddings = zip(*found, strict=True)
+    paths, labels = zip(*found, strict=True)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(
             file,
-            embeddings=np.stack(embeddings),
+            embeddings=embeddings,
             paths=np.array(paths),
             labels=np.array(labels, dtype=np.int64),
             classes=np.array(classes),
