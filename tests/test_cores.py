@@ -147,7 +147,9 @@ def test_predict_decodes_in_as_many_threads_as_the_quota_allows(three: int, monk
     pool = predict.ThreadPoolExecutor
     monkeypatch.setattr(predict, "ThreadPoolExecutor", lambda count: asked.append(count) or pool(count))
     assert (
-        list(predict._predict(None, [], {"top_k": 1, "batch_size": 1, "embed": None, "views": "centre"}))
+        list(
+            predict._predict(None, [], {"top_k": 1, "batch_size": 1, "embed": None, "views": "centre"}, None)
+        )
         == []
     )  # type: ignore[arg-type]
     assert asked == [three]
