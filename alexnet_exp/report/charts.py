@@ -7,6 +7,7 @@ plotting library would add megabytes to every page. figures.py draws the same ta
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -278,6 +279,15 @@ def x_axis(low: float, high: float, ends: dict[float, float]) -> Axis:
     every = max(1, round(round_step((high - low) or 1.0, 5)))
     marks = range(math.ceil(low / every) * every, math.floor(high) + 1, every)
     return Axis(low, high, WIDTH, [(mark, number(mark)) for mark in marks], "step")
+
+
+def epoch_axis(lines: Sequence[Line]) -> Axis:
+    """Return the axis of lines whose points are epochs; with a single epoch, `x_axis` would count steps."""
+    epochs = {point.step: point.step for line in lines for point in line.points}
+    low, high = min(epochs), max(epochs)
+    if len(epochs) == 1:
+        return Axis(low, high, WIDTH, [(low, number(low))], "epoch")
+    return x_axis(low, high, epochs)
 
 
 def round_step(span: float, count: int) -> float:

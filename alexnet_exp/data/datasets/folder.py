@@ -69,21 +69,17 @@ def scan(
     folders = _checked_splits(root, val_fraction, rule, in_folds)
     walk = _Walk(root, follow_links, rule)
     if folders:
-        found = {
-            s: _find_split(s, os.path.join(root, name), walk, val_classes) for s, name in folders.items()
-        }
+        found = {s: _find_split(s, os.path.join(root, n), walk, val_classes) for s, n in folders.items()}
         walk.look_beside(folders)
     else:
         found = {"train": _find_classes(root, walk)}
     walk.warn()
-    excluded = set() if exclude is None else _excluded(exclude, found, root)
-    origins = {}
-    for split, per_class in found.items():
-        origins[split] = f"folder {folders[split]}" if folders else "data.root"
-        # Counted here, where the excluded images are still listed.
-        if count := sum(path in excluded for paths in per_class.values() for path in paths):
-            origins[split] += f" without {count} of {os.path.basename(str(exclude))}"
-    if excluded:
+    origins = {split: f"folder {folders[split]}" if folders else "data.root" for split in found}
+    if exclude is not None:
+        excluded = _excluded(exclude, found, root)
+        for split, per_class in found.items():
+            if count := sum(path in excluded for paths in per_class.values() for path in paths):
+                origins[split] += f" without {count} of {os.path.basename(exclude)}"
         found = _without(found, excluded, "data.exclude leaves out all its images; remove the folder, too")
     if bad_images is not None:
         # After data.exclude, which may list the very images that cannot be decoded.
@@ -93,10 +89,7 @@ def scan(
     classes = _known_classes(found, folders, root, one_is_enough=val_fraction == 0)
     name = os.path.basename(os.path.abspath(root))
     depth = None if rule == "by_order" else 2 if folders else 1  # of SPLIT/CLASS or CLASS in a name
-    sources = {
-        split: _source(found[split], classes, f"{name} {split}", root, origins[split], depth)
-        for split in found
-    }
+    sources = {s: _source(found[s], classes, f"{name} {s}", root, origins[s], depth) for s in found}
     return _cut(sources, val_fraction, seed) if val_fraction else sources
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from alexnet_exp.report.charts import CURVES, WIDTH, Axis, Chart, Line, thin, x_axis
-from alexnet_exp.report.html import number, write_html
+from alexnet_exp.report.charts import CURVES, Chart, Line, epoch_axis, thin
+from alexnet_exp.report.html import write_html
 from alexnet_exp.runs.compare import table as compare_text
 from alexnet_exp.runs.compare.groups import Comparison
 from alexnet_exp.runs.compare.table import configuration_text, plain, settings_text
@@ -149,13 +149,8 @@ def _chart(metric: str, curves: list[Curve]) -> Chart | None:
     lines = [line for line in lines if line.finite][::-1]  # draw the best last, on top
     if not lines:
         return None
-    epochs = {point.step: point.step for line in lines for point in line.points}
-    low, high = min(epochs), max(epochs)
-    x = x_axis(low, high, epochs)
-    # x_axis would take a single epoch for a number of steps.
-    if len(epochs) == 1:
-        x = Axis(low, high, WIDTH, [(low, number(low))], "epoch")
-    return Chart(CURVES[metric].alone if metric in CURVES else metric, metric, lines, x)
+    title = CURVES[metric].alone if metric in CURVES else metric
+    return Chart(title, metric, lines, epoch_axis(lines))
 
 
 def _by_epoch(runs: Sequence[Run], metric: str) -> list[Point]:

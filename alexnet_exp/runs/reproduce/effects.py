@@ -11,8 +11,8 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-from alexnet_exp.report.charts import Axis, Chart, Line, x_axis
-from alexnet_exp.report.html import duration, number, percent, points, quantity
+from alexnet_exp.report.charts import Chart, Line, epoch_axis
+from alexnet_exp.report.html import duration, percent, points, quantity
 from alexnet_exp.runs.compare.groups import Group
 from alexnet_exp.runs.reproduce.evidence import Evidence, Figure, differing
 from alexnet_exp.runs.reproduce.rows import RATE, Claim
@@ -201,9 +201,4 @@ class Effect(Figure):
                 lines.append(Line(form, f"c{place}", points))
         if not lines:
             return None
-        epochs = {point.step: point.step for line in lines for point in line.points}
-        low, high = min(epochs), max(epochs)
-        axis = x_axis(low, high, epochs)
-        if len(epochs) == 1:
-            axis = Axis(low, high, axis.length, [(low, number(low))], "epoch")
-        return Chart("Training error", "error/top1", lines, axis)
+        return Chart("Training error", "error/top1", lines, epoch_axis(lines))

@@ -38,7 +38,7 @@ _RATES = {
     "LARS": (2.0, 2.0),
 }
 _BATCH = 64
-_WARM_UP = 0.05  # of the run
+WARM_UP = 0.05  # of the run
 _OURS = "alexnet_exp.models.AlexNet"  # the networks that `init` can change
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # _NormBase: batch and instance norm
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
@@ -73,7 +73,7 @@ def settle_recipe(config: dict[str, Any], typed: Iterable[str], num_images: int)
         choices.append(f"optimizer.lr={optimizer['lr']:g}")
     if scheduler.get("warmup_epochs") == "auto":
         steps = -(-num_images // config["data"]["batch_size"]) / trainer["accumulate_grad_batches"]
-        scheduler["warmup_epochs"] = round(_WARM_UP * _epochs(trainer, max(1.0, steps)), 3)
+        scheduler["warmup_epochs"] = round(WARM_UP * _epochs(trainer, max(1.0, steps)), 3)
         choices.append(f"scheduler.warmup_epochs={scheduler['warmup_epochs']:g}")
     return choices
 

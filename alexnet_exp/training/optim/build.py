@@ -71,19 +71,14 @@ def build_optimizer(
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in named:
         layer = _layer(name)
-        of = keys.get(layer, "")
-        settings, kind = dict(shared), ""
-        if norm_decay is not None and _is_norm(model, name):
-            settings, kind = (
-                {**shared, "weight_decay": norm_decay, "bias_weight_decay": norm_decay},
-                " (norm)",
-            )
-        settings |= {key: value for key, value in layers.get(of, {}).items() if value is not None}
-        rate = options["lr"]
-        if layer_decay is not None:
-            rate, of = rate * layer_decay ** below[layer], layer
-        group = _group(rate, settings, is_bias=name.endswith("bias"))
-        group["name"] += kind + (f" of {of}" if of else "")
+        key = keys.get(layer, "")
+        is_norm = norm_decay is not None and _is_norm(model, name)
+        norm = {"weight_decay": norm_decay, "bias_weight_decay": norm_decay} if is_norm else {}
+        own = {k: value for k, value in layers.get(key, {}).items() if value is not None}
+        rate = options["lr"] if layer_decay is None else options["lr"] * layer_decay ** below[layer]
+        of = key if layer_decay is None else layer
+        group = _group(rate, {**shared, **norm, **own}, is_bias=name.endswith("bias"))
+        group["name"] += (" (norm)" if is_norm else "") + (f" of {of}" if of else "")
         groups.setdefault(group["name"], {**group, "params": []})["params"].append(parameter)
     optimizer: torch.optim.Optimizer = build(options, params=list(groups.values()))
     # Beside the groups: what is inside them would be replaced by the groups of a checkpoint.

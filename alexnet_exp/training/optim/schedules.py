@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from alexnet_exp.errors import UserError
+from alexnet_exp.training.optim.auto import WARM_UP
 
 _OVER_THE_RUN = ("cosine", "onecycle", "poly", "dexp")
 
@@ -124,12 +125,14 @@ def _half_cosine(first: float, last: float, progress: float) -> float:
     return last + (first - last) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def _warm_up(length: RunLength, epochs: float) -> int:
-    """Return the number of warm-up steps, at most half of the run."""
+def _warm_up(length: RunLength, epochs: float | str) -> int:
+    """Return the number of warm-up steps, at most half of the run; 'auto' only outside of a run, which settles it."""
+    if isinstance(epochs, str):
+        return round(WARM_UP * length.total_steps)
     return min(round(epochs * length.steps_per_epoch), int(length.total_steps) // 2)
 
 
-def _poly(length: RunLength, power: float, warmup_epochs: float = 0.0) -> Callable[[int], float]:
+def _poly(length: RunLength, power: float, warmup_epochs: float | str = 0.0) -> Callable[[int], float]:
     warmup = _warm_up(length, warmup_epochs)
 
     def factor(step: int) -> float:
@@ -140,7 +143,7 @@ def _poly(length: RunLength, power: float, warmup_epochs: float = 0.0) -> Callab
     return factor
 
 
-def _cosine(length: RunLength, warmup_epochs: float = 0.0, final_factor: float = 0.0) -> Any:
+def _cosine(length: RunLength, warmup_epochs: float | str = 0.0, final_factor: float = 0.0) -> Any:
     warmup = _warm_up(length, warmup_epochs)
     decay = max(length.total_steps - warmup, 1)
 

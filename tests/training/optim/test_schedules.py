@@ -145,11 +145,21 @@ def test_table_changes_rates_at_the_epochs_it_names() -> None:
 
 @pytest.mark.parametrize("name", ["step", "multistep", "cosine", "onecycle", "poly"])
 def test_a_second_group_keeps_its_ratio_to_the_first(name: str) -> None:
-    options: dict[str, Any] = {
-        "multistep": {"epochs": [1, 2]}, "step": {"every_epochs": 1}, "cosine": {"warmup_epochs": 0},
-    }.get(name, {})  # fmt: skip
+    options = {"multistep": {"epochs": [1, 2]}, "step": {"every_epochs": 1}}.get(name, {})
     second = rates_of(name, optimizer((0.8, 1.6)), **options)
     assert second == pytest.approx([2 * rate for rate in rates_of(name, **options)])
+
+
+def test_automatic_warm_up_outside_of_a_run_is_a_share_of_it() -> None:
+    made = [
+        build_schedule(
+            optimizer((1.0,)), {**group("scheduler", "cosine"), "warmup_epochs": warmup}, RunLength(200, 20)
+        )
+        for warmup in ("auto", 0.5)
+    ]
+    first, second = (each["scheduler"].lr_lambdas[0] for each in made if each is not None)
+    assert [first(step) for step in range(200)] == [second(step) for step in range(200)]
+    assert first(0) < first(9) < first(10) == 1.0
 
 
 def test_plateau_waits_for_its_patience() -> None:
