@@ -78,7 +78,6 @@ class Tracker(Logger):
             self._failed = True
             reason = f"{type(error).__name__}: {in_one_line(error)}"
             log.warning("%s failed (%s) and records no more of this run; metrics.csv does.", self.key, reason)
-            log.debug("", exc_info=True)
 
 
 def open_tracker(

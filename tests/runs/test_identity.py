@@ -298,7 +298,9 @@ def test_a_refused_resume_starts_no_wandb_run(
         shutil.copytree(made / "base", tmp_path / "base"),
     )
     _renamed(root)
-    monkeypatch.setattr(heavy, "make_loggers", lambda *_: pytest.fail("the loggers were made"))
+    monkeypatch.setattr(
+        "alexnet_exp.runs.train.loggers.make_loggers", lambda *_: pytest.fail("the loggers were made")
+    )
     assert command("train", f"resume={run}", f"data.root={root}", "trainer.max_epochs=6") == 1
 
 

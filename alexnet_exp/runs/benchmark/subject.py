@@ -18,7 +18,8 @@ from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.data.module import ImageData, Source
 from alexnet_exp.data.sources import ArraySource
 from alexnet_exp.runs.train import fit as heavy
-from alexnet_exp.runs.train.fit import Fit, make_loggers
+from alexnet_exp.runs.train.fit import Fit
+from alexnet_exp.runs.train.loggers import make_loggers
 from alexnet_exp.settings import assigned, key_of
 from alexnet_exp.tracking.run_directory import RunDirectory
 

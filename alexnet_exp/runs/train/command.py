@@ -158,6 +158,7 @@ class _Session:
     def _prepare(self) -> None:
         with signals_held():  # importing torch takes seconds; a signal would interrupt it half-way
             from alexnet_exp.runs.train import fit as fitting
+            from alexnet_exp.runs.train.loggers import make_loggers
 
         data = fitting.prepare_data(self.config)
         data.tell(self._say)
@@ -166,7 +167,7 @@ class _Session:
         self.fit = fitting.assemble(self.config, data, self.run.path, [], self.console)
         self.start = fitting.start_point(self.fit, self.run.path)
         # After start_point: a run that cannot resume must not open a W&B run.
-        self.loggers = fitting.make_loggers(self.config, self.run)
+        self.loggers = make_loggers(self.config, self.run)
         fitting.attach_loggers(self.fit, self.loggers)
         for logger in self.loggers:
             if hasattr(logger, "log_splits"):

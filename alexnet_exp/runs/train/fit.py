@@ -21,15 +21,14 @@ from rich.console import Console
 
 from alexnet_exp import cores
 from alexnet_exp.data.module import ImageData
-from alexnet_exp.errors import UserError, missing_extra, printable
+from alexnet_exp.errors import UserError, printable
 from alexnet_exp.models.initialise import scale_to_unit_variance
 from alexnet_exp.models.summary import LayerRow, layer_table
 from alexnet_exp.settings import assigned
 from alexnet_exp.targets import build
 from alexnet_exp.tracking.log import log, quiet_lightning
-from alexnet_exp.tracking.loggers import Tracker, open_tracker
 from alexnet_exp.tracking.metrics_csv import MetricsCSV
-from alexnet_exp.tracking.redact import redact, without_passwords
+from alexnet_exp.tracking.redact import without_passwords
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.wandb.logger import WandbTracker
 from alexnet_exp.training.automatic import compile_network, settle, use_fast_matmul
@@ -150,7 +149,8 @@ def assemble(
     """
     lightning.seed_everything(config["seed"], verbose=False)  # initial weights draw from the global generator
     model = build(config["model"])
-    if config.get("init") == "lsuv" and not config["ckpt"]:
+    # Not where a checkpoint replaces the weights: images are decoded for it.
+    if config.get("init") == "lsuv" and not config["ckpt"] and not _continues(config, run_dir):
         scale_to_unit_variance(model, data.examples(LSUV_IMAGES))
     unused = (f"unused {i}" for i in range(len(data.classes), config["model"]["num_classes"]))
     classes = (*data.classes, *unused)
@@ -292,8 +292,7 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
         UserError: If a checkpoint cannot be read or resumed.
     """
     config = fit.config
-    own = RunDirectory(run_dir).last_checkpoint
-    in_place = bool(config["resume"] and (own.exists() or checkpoints_before(own)))
+    own, in_place = RunDirectory(run_dir).last_checkpoint, _continues(config, run_dir)
     if not in_place and not config["ckpt"]:
         if config["weights"] != "none":
             log.info(load_weights(fit.classifier, config["weights"]))
@@ -316,6 +315,12 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
     rows = checkpoint.get("num_rows")  # older checkpoints have none
     fit.kept_rows = checkpoint["global_step"], rows if isinstance(rows, int) else None
     return path
+
+
+def _continues(config: Mapping[str, Any], run_dir: Path) -> bool:
+    """Return whether `resume=` finds a checkpoint; otherwise it starts a new run."""
+    own = RunDirectory(run_dir).last_checkpoint
+    return bool(config["resume"] and (own.exists() or checkpoints_before(own)))
 
 
 def attach_loggers(fit: Fit, loggers: list[Any]) -> None:
@@ -466,64 +471,3 @@ def _cpu_threads(trainer: lightning.Trainer) -> Any:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def make_loggers(config: dict[str, Any], run: RunDirectory) -> list[Any]:
-    """Make the metrics.csv logger and each configured tracker.
-
-    Raises:
-        UserError: If a tracker's package is missing, or it cannot begin.
-    """
-    if config["trainer"]["fast_dev_run"]:
-        return []
-    loggers: list[Any] = [MetricsCSV(run.path)]
-    chosen = config["logger"] or {}
-    recorded = _recorded(config, run) if set(chosen) - {"tensorboard"} else {}
-    if chosen.get("tensorboard", {}).get("enabled"):
-        loggers.append(_tensorboard(run))
-    try:
-        for name, settings in chosen.items():
-            if "_target_" in settings:
-                hyperparams = redact(recorded)
-                loggers.append(open_tracker(name, settings, hyperparams, run.path, bool(config["resume"])))
-        if "wandb" in chosen:
-            loggers.append(_wandb(dict(chosen["wandb"]), config, recorded, run))
-    except BaseException:
-        for logger in loggers:
-            if isinstance(logger, Tracker):  # another one failed, and this run does not begin
-                logger.finish(1)
-        raise
-    return loggers
-
-
-def _recorded(config: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
-    """Return the settings for trackers; `names` are the chosen conf/ files, by which dashboards group."""
-    from alexnet_exp.runs.compare.settings import all_choices, named
-    from alexnet_exp.tracking.run_reader import Run
-
-    names = named(all_choices(config, Run(run.path).overrides))
-    return {**{k: v for k, v in config.items() if k != "choices"}, "names": names}
-
-
-def _tensorboard(run: RunDirectory) -> Any:
-    try:
-        import tensorboard  # noqa: F401
-    except ImportError:
-        raise UserError(f"logger=tensorboard needs {missing_extra('tensorboard', 'tensorboard')}") from None
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    return TensorBoardLogger(str(run.path), name="tensorboard", version="")
-
-
-def _wandb(
-    options: dict[str, Any], config: dict[str, Any], recorded: dict[str, Any], run: RunDirectory
-) -> Any:
-    from alexnet_exp.tracking.wandb.logger import WandbTracker, find_run_id
-
-    for key in ("project", "entity", "group", "notes", "name"):
-        # YAML reads name=2026 as a number, but W&B wants strings.
-        options[key] = None if options[key] is None else str(options[key])
-    options["tags"] = [str(tag) for tag in options["tags"]]
-    options["name"] = options["name"] or run.path.name
-    run_id = find_run_id(run.path) if config["resume"] else None
-    return WandbTracker(run.path, recorded, run_id=run_id, **options)

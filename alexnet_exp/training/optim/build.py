@@ -75,8 +75,8 @@ def build_optimizer(
         is_norm = norm_decay is not None and _is_norm(model, name)
         norm = {"weight_decay": norm_decay, "bias_weight_decay": norm_decay} if is_norm else {}
         own = {k: value for k, value in layers.get(key, {}).items() if value is not None}
-        rate = options["lr"] if layer_decay is None else options["lr"] * layer_decay ** below[layer]
-        of = key if layer_decay is None else layer
+        of, depth = (key, 0) if layer_decay is None else (layer, below[layer])
+        rate = options["lr"] * (layer_decay or 1.0) ** depth
         group = _group(rate, {**shared, **norm, **own}, is_bias=name.endswith("bias"))
         group["name"] += (" (norm)" if is_norm else "") + (f" of {of}" if of else "")
         groups.setdefault(group["name"], {**group, "params": []})["params"].append(parameter)
