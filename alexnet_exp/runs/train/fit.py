@@ -200,9 +200,8 @@ def _class_weights(
 
 def _chance_level(config: Mapping[str, Any], data: ImageData, classifier: ImageClassifier) -> ChanceLevel:
     """Return the callback that notices a network which does no better than guessing."""
-    if (
-        "train" not in data.sources or config["trainer"]["overfit_batches"]
-    ):  # a few images have labels of their own
+    # The few images of overfit_batches have a distribution of labels of their own.
+    if "train" not in data.sources or config["trainer"]["overfit_batches"]:
         return ChanceLevel(None)
     labels, augment, weights = data.sources["train"].labels, config["augment"], classifier.class_weights
     smoothing, balanced = classifier.label_smoothing, bool(config["data"].get("balanced"))

@@ -67,16 +67,14 @@ class ChanceLevel(Callback):
         self.steps = 0  # at chance, up to the latest reading
         self.learned = self.warned = False  # ever, in this run
         self.loss = self.guessing = 0.0  # per image, at the latest reading
-        self._costs = (
-            None if prediction is None else -prediction.log()
-        )  # (K,): what guessing loses on each class
+        # (K,): what guessing loses on each class
+        self._costs = None if prediction is None else -prediction.log()
         self._val_guessing: float | None = None
         if self._costs is not None and val_labels is not None:
             mean = float(self._costs[val_labels].mean())
             self._val_guessing = mean if math.isfinite(mean) else None  # a class that is not in train
-        self._guessed: float | Tensor = (
-            0.0  # what guessing loses on the images since the last reading; on the device
-        )
+        # What guessing loses on the images since the last reading; on the device.
+        self._guessed: float | Tensor = 0.0
         # The meter at the latest reading, and when that was.
         self._read = {"loss": 0.0, "images": 0, "step": 0, "val_step": 0, "ranks": 0}
         self._window: dict[str, float] = {}  # summed since the latest judgement
@@ -93,9 +91,8 @@ class ChanceLevel(Callback):
         self._patience = max(_FEWEST, min(_PATIENCE, trainer.estimated_stepping_batches / 2))
         if self._costs is not None:
             self._costs = self._costs.to(pl_module.device, torch.float32)
-        if (
-            self._read["ranks"] != trainer.world_size
-        ):  # resumed on another number of devices, which share the sums anew
+        if self._read["ranks"] != trainer.world_size:
+            # Resumed on another number of devices: `ClassificationMeter.restore` gives rank 0 all sums.
             self._remember(trainer, pl_module)
 
     def on_train_batch_end(
@@ -107,9 +104,8 @@ class ChanceLevel(Callback):
         # Of these images, not of the data set: with rare classes, fifty batches differ from it by several percent.
         self._guessed = self._guessed + self._costs[batch.labels[: batch.size]].sum()
         step = trainer.global_step
-        if (
-            step > self._read["step"] and step % trainer.log_every_n_steps == 0
-        ):  # StepLog has synchronised already
+        # At these steps StepLog has synchronised already.
+        if step > self._read["step"] and step % trainer.log_every_n_steps == 0:
             self._read_train(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

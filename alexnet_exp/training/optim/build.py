@@ -70,8 +70,7 @@ def build_optimizer(
     below = {} if layer_decay is None else depths(model)
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in named:
-        layer = _layer(name)
-        key = keys.get(layer, "")
+        key = keys.get(layer := _layer(name), "")
         is_norm = norm_decay is not None and _is_norm(model, name)
         norm = {"weight_decay": norm_decay, "bias_weight_decay": norm_decay} if is_norm else {}
         own = {k: value for k, value in layers.get(key, {}).items() if value is not None}
