@@ -55,7 +55,7 @@ def measure_baseline(subject: Subject) -> list[Row]:
     fit = subject.fit(tracked=True)
     images = PilImages(fit.data.sources["train"], transform_of(fit.data, fit.config["augment"]))
     device = fit.trainer.strategy.root_device
-    with PlainLoader(images, fit.data.batch_size, subject.options["workers"], device) as loader:
+    with PlainLoader(images, fit.data.batch_size, subject.further["workers"], device) as loader:
         loop = _Loop(fit, loader)
         with usual_limits():
             loop.steps(1)  # starts the workers

@@ -14,6 +14,7 @@ from script import run
 import contextlib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -51,7 +52,7 @@ def _compare(what: str, ours: dict[str, Subject], subject: Subject, whole_epochs
         subject: Number of repeats, steps and workers.
         whole_epochs: Time epochs instead of `steps` batches; the first fills the decoded cache.
     """
-    workers, steps = subject.options["workers"], subject.options["steps"]
+    workers, steps = subject.further["workers"], subject.options.steps
     fits = {name: one.fit() for name, one in ours.items()}
     fit = next(iter(fits.values()))
     batch_size, device = fit.data.batch_size, fit.trainer.strategy.root_device
@@ -87,10 +88,10 @@ def _places(subject: Subject) -> dict[str, Subject]:
 
 def _caches(subject: Subject) -> dict[str, Subject]:
     """Return the run on its own folder, or on a generated one: decoding every time, and from the cache."""
-    more = [f"data.num_workers={subject.options['workers']}"]
+    more = [f"data.num_workers={subject.further['workers']}"]
     if "data=folder" not in subject.overrides:
         kept = [o for o in subject.overrides if o.startswith(("paths", "trainer"))]
-        subject = Subject(subject.options, kept, subject.device, subject.scratch, subject.notes)
+        subject = replace(subject, overrides=kept)
         more += ["model=alexnet_lrn", "data=folder", f"data.root={SYNTHETIC}"]
     return {
         "ours, decoding": subject.with_overrides(*more, "data.cache=off"),
@@ -101,7 +102,7 @@ def _caches(subject: Subject) -> dict[str, Subject]:
 def _measure_kernels(subject: Subject) -> list[Row]:
     """Time padding, crop, horizontal flip and normalisation at 32 pixels, on one CPU thread."""
     small = ["model=alexnet_cifar", "data=digits", "augment=flip_crop"]
-    config = Subject(subject.options, small, "cpu", subject.scratch).config()
+    config = replace(subject, overrides=small, device="cpu").config()
     data: ImageData = build(config["data"], augment=config["augment"], seed=0)
     images, indices = torch.randint(0, 256, (_BATCH, 3, 32, 32), dtype=torch.uint8), torch.arange(_BATCH)
     data.sources["train"] = ArraySource(

@@ -12,15 +12,16 @@ from script import Settings, run
 # isort: split
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from baseline import with_torch_lrn
 from torch import Tensor, nn
 
-from alexnet_exp.config.schema import at_least, flag
+from alexnet_exp.config import groups
+from alexnet_exp.config.schema import at_least, flag, read
 from alexnet_exp.models.layers import LocalResponseNorm, missing_compiler
 from alexnet_exp.runs.benchmark.loop import LAYOUTS, PRECISIONS, known_precision, layout_of, step_of
 from alexnet_exp.runs.benchmark.subject import Subject
@@ -65,10 +66,11 @@ def measure_lrn(subject: Subject) -> list[Row]:
     """
     config = subject.config()
     settle_arithmetic(config, torch.device(subject.device))
-    precision = known_precision(config["trainer"]["precision"])
-    case = _Case(precision, layout_of(config), subject.device)
-    options = subject.options["lrn"]
-    _as_a_run(config["trainer"], subject.device)
+    settings = read(groups.Settings, config)
+    precision = known_precision(str(settings.trainer.precision))
+    case = _Case(precision, layout_of(settings), subject.device)
+    options = subject.further["lrn"]
+    _as_a_run(settings.trainer, subject.device)
     missing = missing_compiler(subject.device) if options["compile"] else None
     compiled = options["compile"] and missing is None
     if missing:
@@ -77,11 +79,11 @@ def measure_lrn(subject: Subject) -> list[Row]:
     return alone + _steps(case, options["batch_size"], subject, compiled)
 
 
-def _as_a_run(trainer: Mapping[str, Any], device: str) -> None:
+def _as_a_run(trainer: groups.Trainer, device: str) -> None:
     """Set matmul precision and cuDNN's benchmark mode as in a run."""
     use_fast_matmul(torch.device(device))
-    chosen = trainer["benchmark"]
-    torch.backends.cudnn.benchmark = not trainer["deterministic"] if chosen is None else chosen
+    chosen = trainer.benchmark
+    torch.backends.cudnn.benchmark = not trainer.deterministic if chosen is None else chosen
 
 
 def _alone(

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -43,8 +44,7 @@ def measure_overhead(subject: Subject) -> list[Row]:
 def _small(subject: Subject) -> Subject:
     """Return a run with the smallest network, and the same logging and callbacks."""
     kept = [o for o in subject.overrides if o.startswith(("logger", "callbacks", "trainer", "paths"))]
-    small = Subject(subject.options, kept, subject.device, subject.scratch, subject.notes)
-    return small.with_overrides(*_SMALL)
+    return replace(subject, overrides=kept).with_overrides(*_SMALL)
 
 
 def _measure(subject: Subject) -> list[Row]:
@@ -155,7 +155,7 @@ def take_turns(
         UserError: An epoch is too short for a turn.
     """
     batches = len(fit.data.sources["train"]) // fit.data.batch_size
-    steps = min(subject.options["steps"], batches // 2 - 1)
+    steps = min(subject.options.steps, batches // 2 - 1)
     if steps < 1:
         raise UserError(f"An epoch of {batches} batches is too short to measure: lower data.batch_size.")
     turns = Turns(other, steps, subject.repeats, waiting(subject.device), around)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, w
 from alexnet_exp.cli import run_hydra
 from alexnet_exp.config.schema import Rule
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.benchmark.command import RULES, benchmark
+from alexnet_exp.runs.benchmark.command import benchmark
 from alexnet_exp.startup import before_torch
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def run(
 
     def task(config: dict[str, Any], overrides: list[str], run_dir: Path) -> None:
         command = shlex.join(["python", f"benchmarks/{name}.py", *arguments])
-        rules = {**RULES, **{key: rule for key, (_, rule) in settings.items()}}
+        rules = {key: rule for key, (_, rule) in settings.items()}
         benchmark(config, overrides, run_dir, command, {name: measure}, rules)
 
     try:

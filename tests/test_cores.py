@@ -146,12 +146,8 @@ def test_predict_decodes_in_as_many_threads_as_the_quota_allows(three: int, monk
     asked: list[int] = []
     pool = predict.ThreadPoolExecutor
     monkeypatch.setattr(predict, "ThreadPoolExecutor", lambda count: asked.append(count) or pool(count))
-    assert (
-        list(
-            predict._predict(None, [], {"top_k": 1, "batch_size": 1, "embed": None, "views": "centre"}, None)
-        )
-        == []
-    )  # type: ignore[arg-type]
+    settings: Any = SimpleNamespace(batch_size=1)
+    assert list(predict._predict(None, [], settings, "centre", None)) == []  # type: ignore[arg-type]
     assert asked == [three]
 
 
@@ -176,7 +172,8 @@ def test_prepare_uses_as_many_processes_as_the_quota_allows(
         "fit": "crop",
         "channels": 3,
     }
-    prepare.prepare({**settings, "data": data})
+    paths = {"data_dir": "data", "output_dir": "outputs", "cache_dir": None}
+    prepare.prepare({**settings, "data": data, "paths": paths})
     assert asked == [three]
     chunks = dict.fromkeys(prepare_chunks.ASKED)
     assert prepare_chunks._begin(str(tmp_path), {**chunks, "num_workers": None}, {}) == three
@@ -188,8 +185,7 @@ def test_jobs_of_a_sweep_share_the_quota(three: int, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     config = OmegaConf.create({"hydra": {"sweep": {"dir": "out/mine"}}})
     trainer = OmegaConf.create({"accelerator": "cpu", "devices": 1})
-    settings = {"max_parallel": "auto", "threads": 1}
-    assert Resources.of_this_machine(config, settings, [trainer]).free == three
+    assert Resources.of_this_machine(config, "auto", 1, [trainer]).free == three
 
 
 def test_a_run_records_its_available_cores(three: int):

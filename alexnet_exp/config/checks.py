@@ -9,7 +9,8 @@ from typing import Any
 
 from alexnet_exp.config import words
 from alexnet_exp.config.compose import conf_dir, options
-from alexnet_exp.config.schema import RETIRED, RULES, SCHEDULES, Rule, at_least, choice
+from alexnet_exp.config.groups import REQUIRED, RETIRED, RULES, SCHEDULES, Data, Paths, Settings
+from alexnet_exp.config.schema import at_least, check, check_rules, choice, missing_setting, read, shown
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.models import spec
 from alexnet_exp.models.arithmetic import map_sizes
@@ -30,19 +31,16 @@ _WITH_AUTO_RATE = ("SGD", "PaperSGD", "Adam", "AdamW", "LARS")
 _OF_THE_CHECKPOINT = (
     "augment", "model", "data.image_size", "data.channels", "data.mean", "data.std", "data.stored_size", "data.fit",
 )  # fmt: skip
-# Required whichever yaml is chosen: every key of these groups, and a few keys of the others.
-_WHOLE_GROUPS = ("augment", "trainer", "callbacks", "paths")
-_ALWAYS = (
-    "data._target_", "data.batch_size", "data.channels", "data.mean", "data.std",
-    "optimizer._target_", "optimizer.lr", "scheduler.name",
-)  # fmt: skip
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def check_config(config: Mapping[str, Any]) -> Settings:
     """Check every setting of a composed configuration.
 
     Args:
         config: Plain values, as `train` takes them.
+
+    Returns:
+        The settings as an object.
 
     Raises:
         UserError: For the first unknown or missing key, invalid value or conflict.
@@ -55,7 +53,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         check_tracker_setting(key, value)
     check_network(config["model"])
     _check_auto_rate(config["optimizer"])
-    own = [group for group in _WITH_CLASS if not _is_ours(config[group])]
+    own = [group for group in _WITH_CLASS if not _is_ours(config[group].get("_target_"))]
     torchs = _torch_arguments(config["optimizer"])
     leaves = _leaves({k: v for k, v in config.items() if k not in ("model", "choices", *own)})
     for key, value in leaves.items():
@@ -65,45 +63,33 @@ def check_config(config: Mapping[str, Any]) -> None:
         if rule is None:
             raise UserError(unknown(key, None if value is None else str(value)))
         check_rules({key: value}, {key: rule})
-    for key in RULES:
-        group = key.split(".")[0]
-        always = group == key or group in _WHOLE_GROUPS or key in _ALWAYS
-        if always and group not in own and key not in leaves and not (torchs and key == "optimizer.lr"):
-            raise UserError(f"The setting {key} is missing: set it, and do not delete it with ~.")
-    _check_combinations(config)
-
-
-def check_rules(values: Mapping[str, Any], rules: Mapping[str, Rule], prefix: str = "") -> None:
-    """Check each value against its rule.
-
-    Args:
-        values: Has every key of `rules`.
-        rules: By key.
-        prefix: Prepended to the keys in error messages.
-
-    Raises:
-        UserError: For the first invalid value.
-    """
-    for key, rule in rules.items():
-        if not rule.legal(values[key]):
-            raise UserError(f"invalid {prefix}{key}={shown(values[key])}: expected {rule.text}.")
+    for key in REQUIRED:
+        left_to_class = key.split(".")[0] in own or (torchs and key == "optimizer.lr")
+        if key not in leaves and not left_to_class:
+            raise UserError(missing_setting(key))
+    settings = read(Settings, config)
+    _check_combinations(settings, set(config["scheduler"]))
+    return settings
 
 
 def beside_checkpoint(
-    config: Mapping[str, Any], rules: Mapping[str, Rule], overrides: Iterable[str], instead: str = ""
+    config: Mapping[str, Any], kind: type, overrides: Iterable[str], instead: str = ""
 ) -> dict[str, Any]:
-    """Return the settings of a verb that loads a checkpoint and its data set, as `checkpoint_data` takes them.
+    """Check the settings of a verb that loads a checkpoint and its data set.
 
     Args:
         config: As composed.
-        rules: The verb's own settings.
+        kind: The class of the verb's settings.
         overrides: As typed.
         instead: Appended to the error about a setting that the checkpoint fixes.
+
+    Returns:
+        `data` and `data_dir`: where the images are, as `open_data` takes it.
 
     Raises:
         UserError: For an invalid value, or a setting that the checkpoint fixes.
     """
-    check_rules(config, rules)
+    check(kind, config)
     typed = {key_of(override) for override in overrides}
     for key in sorted(typed):
         if key == "data.batch_size":
@@ -113,8 +99,8 @@ def beside_checkpoint(
     data = dict(config.get("data") or {})
     if "cache" in data and "data.cache" not in typed:
         data["cache"] = "off"  # each image is read at most twice: building a cache would not pay
-    data_dir = {"path": config["paths"]["data_dir"], "typed": "paths.data_dir" in typed}
-    return {**{key: config[key] for key in rules}, "data": data, "data_dir": data_dir}
+    data_dir = {"path": read(Paths, config["paths"]).data_dir, "typed": "paths.data_dir" in typed}
+    return {"data": data, "data_dir": data_dir}
 
 
 def check_recorded(config: Mapping[str, Any], groups: Sequence[str], where: str) -> None:
@@ -162,8 +148,7 @@ def unknown(key: str, value: str | None = None) -> str:
     return f"There is no setting {key}.{meant} python train.py --cfg job lists all."
 
 
-def _is_ours(settings: Mapping[str, Any]) -> bool:
-    target = settings.get("_target_")
+def _is_ours(target: Any) -> bool:
     return target is None or str(target).startswith(("torch.optim.", "alexnet_exp."))
 
 
@@ -180,53 +165,54 @@ def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in leaves.items() if key not in own and (value != {} or key in RULES)}
 
 
-def _check_combinations(config: Mapping[str, Any]) -> None:
-    data, optimizer = config["data"], config["optimizer"]
-    _check_schedule(config["scheduler"], optimizer, config["trainer"])
-    if _is_ours(optimizer) and optimizer.get("nesterov") and not optimizer.get("momentum"):
+def _check_combinations(settings: Settings, schedule_keys: set[str]) -> None:
+    data, optimizer = settings.data, settings.optimizer
+    _check_schedule(settings, schedule_keys)
+    if _is_ours(optimizer._target_) and optimizer.nesterov and not optimizer.momentum:
         raise UserError(
             "optimizer.nesterov=true needs momentum: set optimizer.nesterov=false, or optimizer.momentum=0.9."
         )
-    if _is_ours(data) and not {len(data["mean"]), len(data["std"])} <= {3, data["channels"]}:
-        raise UserError(f"data.mean and data.std need {data['channels']} values each: one per data.channels.")
-    if config["ckpt"] and config["weights"] != "none":
+    if _is_ours(data._target_) and not {len(data.mean), len(data.std)} <= {3, data.channels}:
+        raise UserError(f"data.mean and data.std need {data.channels} values each: one per data.channels.")
+    if settings.ckpt and settings.weights != "none":
         raise UserError("ckpt= also loads the network's weights: set either ckpt= or weights=, not both.")
-    if config["class_weights"] == "auto" and data.get("balanced") is True:
+    if settings.class_weights == "auto" and data.balanced is True:
         raise UserError(
             "class_weights=auto and data.balanced=true both make up for rare classes: choose one of them."
         )
-    if config["freeze_epochs"] is not None and not config["freeze"]:
+    if settings.freeze_epochs is not None and not settings.freeze:
         raise UserError(
-            f"freeze_epochs={config['freeze_epochs']} needs layers to freeze: set freeze=[features], or "
+            f"freeze_epochs={settings.freeze_epochs} needs layers to freeze: set freeze=[features], or "
             "freeze_epochs=null to freeze none."
         )
-    _check_folds(data)
-    _check_monitors(config)
+    if _is_ours(data._target_):
+        _check_folds(data)
+    _check_monitors(settings)
 
 
 def _check_auto_rate(optimizer: Mapping[str, Any]) -> None:
     target = str(optimizer.get("_target_"))
-    if optimizer.get("lr") == "auto" and not (
-        _is_ours(optimizer) and target.rpartition(".")[2] in _WITH_AUTO_RATE
-    ):
+    known = _is_ours(target) and target.rpartition(".")[2] in _WITH_AUTO_RATE
+    if optimizer.get("lr") == "auto" and not known:
         raise UserError(
             f"optimizer.lr=auto knows no rate for {target}, only for {', '.join(_WITH_AUTO_RATE)}: set "
             "optimizer.lr=NUMBER."
         )
 
 
-def _check_folds(data: Mapping[str, Any]) -> None:
-    folds = data.get("folds") if _is_ours(data) else None
-    if folds is None:
-        for key in ("fold", "groups"):
-            if data.get(key) and _is_ours(data):
+def _check_folds(data: Data) -> None:
+    if data.folds is None:
+        for key, value in (("fold", data.fold), ("groups", data.groups)):
+            if value:
                 raise UserError(
-                    f"data.{key}={data[key]} needs data.folds, the number of folds: set data.folds=5."
+                    f"data.{key}={value} needs data.folds, the number of folds: set data.folds=5."
                 )
         return
-    if data["fold"] >= folds:
-        raise UserError(f"data.fold={data['fold']}: expected 0 to {folds - 1}, since data.folds={folds}.")
-    if data.get("val_fraction") is not None:
+    if data.fold >= data.folds:
+        raise UserError(
+            f"data.fold={data.fold}: expected 0 to {data.folds - 1}, since data.folds={data.folds}."
+        )
+    if data.val_fraction is not None:
         raise UserError("data.folds cuts the validation images: leave data.val_fraction out.")
 
 
@@ -264,19 +250,22 @@ def _torch_arguments(optimizer: Mapping[str, Any]) -> set[str]:
     return set(given)
 
 
-def _check_monitors(config: Mapping[str, Any]) -> None:
+def _check_monitors(settings: Settings) -> None:
     """Reject a monitor that this run will not log, or a mode that would keep the worst."""
-    callbacks = config["callbacks"]
-    watchers = {"scheduler": config["scheduler"]} if config["scheduler"].get("monitor") else {}
-    watchers |= {
-        f"callbacks.{k}": callbacks[k] for k in ("early_stopping", "checkpoint") if callbacks[k]["enabled"]
-    }
+    scheduler, callbacks = settings.scheduler, settings.callbacks
+    watchers: dict[str, Any] = {"scheduler": scheduler} if scheduler.monitor else {}
+    for name, callback in (
+        ("early_stopping", callbacks.early_stopping),
+        ("checkpoint", callbacks.checkpoint),
+    ):
+        if callback.enabled:
+            watchers[f"callbacks.{name}"] = callback
     unvalidated = {
-        "data.val_size=0": config["data"].get("val_size") == 0 and not config["data"].get("folds"),
-        "trainer.limit_val_batches=0": config["trainer"]["limit_val_batches"] == 0,
+        "data.val_size=0": settings.data.val_size == 0 and not settings.data.folds,
+        "trainer.limit_val_batches=0": settings.trainer.limit_val_batches == 0,
     }
     for key, watcher in watchers.items():
-        monitor, mode = watcher["monitor"], watcher["mode"]
+        monitor, mode = watcher.monitor, watcher.mode
         right = "min" if monitor.endswith("loss") else "max"
         if mode != right:
             raise UserError(
@@ -288,35 +277,29 @@ def _check_monitors(config: Mapping[str, Any]) -> None:
                 raise UserError(f"{key}.monitor={monitor} needs validation images, and {why}.")
 
 
-def _check_schedule(
-    scheduler: Mapping[str, Any], optimizer: Mapping[str, Any], trainer: Mapping[str, Any]
-) -> None:
-    name = scheduler["name"]
-    given = set(scheduler) - {"name"}
+def _check_schedule(settings: Settings, given: set[str]) -> None:
+    """Check that the keys `given` in conf/scheduler are those of the schedule, and that it fits the other groups."""
+    name, optimizer, trainer = settings.scheduler.name, settings.optimizer, settings.trainer
+    given = given - {"name"}
     if missing := SCHEDULES[name] - given:
         raise UserError(
             f"scheduler.name={name} also needs {', '.join(sorted(missing))}: set scheduler={name}."
         )
     if more := given - SCHEDULES[name]:
         raise UserError(f"scheduler={name} has no {', '.join(sorted(more))}: leave it out.")
-    if name == "table" and optimizer.get("lr_scaling", "none") != "none":
+    if name == "table" and optimizer.lr_scaling != "none":
         raise UserError(
             "optimizer.lr_scaling scales optimizer.lr but not the rates of scheduler=table: set "
             "optimizer.lr_scaling=none and write the scaled rates into the table."
         )
-    if name == "table" and optimizer.get("layer_decay") is not None:
+    if name == "table" and optimizer.layer_decay is not None:
         raise UserError(
             "scheduler=table sets the rates itself, and optimizer.layer_decay would not scale them: set "
             "optimizer.layer_decay=null."
         )
-    endless = trainer["max_epochs"] in (None, -1) and trainer["max_steps"] == -1
+    endless = trainer.max_epochs in (None, -1) and trainer.max_steps == -1
     if endless and name in ("cosine", "onecycle", "dexp", "poly"):
         raise UserError(f"scheduler={name} needs an end: set trainer.max_epochs or trainer.max_steps.")
-
-
-def shown(value: Any) -> str:
-    """Format a value for an error message: strings quoted, None as null."""
-    return repr(value) if isinstance(value, str) else "null" if value is None else str(value)
 
 
 _RESNET_KEYS = ("_target_", "stem", "input_size", "in_channels", "num_classes")

@@ -17,8 +17,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from alexnet_exp.config import words
 from alexnet_exp.config.compose import compose, conf_dir, options
+from alexnet_exp.config.groups import RULES
 from alexnet_exp.config.overrides import resumed_directory
-from alexnet_exp.config.schema import RULES
 from alexnet_exp.errors import (
     UserError,
     in_one_line,

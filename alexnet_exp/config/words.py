@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from alexnet_exp.config.compose import options
-from alexnet_exp.config.schema import RULES
+from alexnet_exp.config.groups import RULES
 from alexnet_exp.errors import shell_command
 from alexnet_exp.models.spec import AlexNetConfig
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from alexnet_exp.config.checks import check_rules
 from alexnet_exp.config.compose import conf_dir, group
-from alexnet_exp.config.schema import at_least
+from alexnet_exp.config.schema import at_least, check_rules
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.targets import build
 from alexnet_exp.tracking.terminal import print_fitted

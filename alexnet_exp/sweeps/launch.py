@@ -13,8 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from alexnet_exp.config.checks import check_rules
-from alexnet_exp.config.schema import at_least, choice
+from alexnet_exp.config.schema import at_least, checked, choice, group, setting
 from alexnet_exp.errors import shell_command
 from alexnet_exp.runs.compare.command import summarise
 from alexnet_exp.runs.compare.table import print_table
@@ -27,6 +26,16 @@ from alexnet_exp.sweeps.table import Table
 _POLL_SECONDS = 0.2
 # For jobs to save when the sweep is interrupted; docs/sweeps.md promises that it ends within five.
 _GRACE_SECONDS = 4.0
+
+
+@group
+class Launcher:
+    """Settings of hydra/launcher=processes."""
+
+    max_parallel: int | str = setting(choice("auto") | at_least(1))
+    threads: int = setting(at_least(1))
+    retries: int = setting(at_least(0))
+    on_failure: str = setting(choice("continue", "stop"))
 
 
 def launch(
@@ -53,11 +62,12 @@ def launch(
     Raises:
         UserError: For invalid launcher settings, or a sweep that cannot be resumed.
     """
-    check_settings(settings)
+    launcher = checked(Launcher, settings, "hydra.launcher.")
     directory = Path(str(config.hydra.sweep.dir)).absolute()
     with open_sweep(config, job_overrides, first, go_on) as (_, jobs, console):
-        resources = Resources.of_this_machine(config, settings, trainers(job_overrides, compose))
-        pool = Pool(jobs, settings, resources, Table(jobs, console))
+        needed = trainers(job_overrides, compose)
+        resources = Resources.of_this_machine(config, launcher.max_parallel, launcher.threads, needed)
+        pool = Pool(jobs, launcher, resources, Table(jobs, console))
         with resume_hint(directory, console):
             pool.run()
         return conclude(jobs, directory, console)
@@ -141,21 +151,6 @@ _OF_THE_JOBS = ("hydra/sweeper", "hydra.sweeper.params")  # the exceptions that 
 _NUMBER = "${hydra.job.num}"  # hydra.sweep.subdir in conf/hydra
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Reject invalid launcher settings.
-
-    Raises:
-        UserError: For the first of them.
-    """
-    rules = {
-        "max_parallel": choice("auto") | at_least(1),
-        "threads": at_least(1),
-        "retries": at_least(0),
-        "on_failure": choice("continue", "stop"),
-    }
-    check_rules(settings, rules, "hydra.launcher.")
-
-
 def job_flags(config: DictConfig) -> list[str]:
     """Return the flags and settings of Hydra that apply to the jobs, too."""
     sources = [s for s in config.hydra.runtime.config_sources if s.provider == "command-line"]
@@ -196,15 +191,13 @@ class Pool:
 
     Args:
         jobs: All jobs of the sweep.
-        settings: The launcher's.
+        launcher: Its settings.
         resources: The CPU cores or GPUs that they share.
         table: Displays the jobs.
     """
 
-    def __init__(
-        self, jobs: list[Job], settings: Mapping[str, Any], resources: Resources, table: Table
-    ) -> None:
-        self.jobs, self.settings, self.resources, self.table = jobs, settings, resources, table
+    def __init__(self, jobs: list[Job], launcher: Launcher, resources: Resources, table: Table) -> None:
+        self.jobs, self.launcher, self.resources, self.table = jobs, launcher, resources, table
         self.stopping = False
 
     def run(self) -> None:
@@ -238,9 +231,9 @@ class Pool:
         return bool(self._in(RUNNING) or (self._in(WAITING) and not self.stopping))
 
     def _ended(self, job: Job) -> None:
-        if job.state == FAILED and job.killed() and job.tries <= self.settings["retries"]:
+        if job.state == FAILED and job.killed() and job.tries <= self.launcher.retries:
             job.state = WAITING
-        elif job.state == FAILED and self.settings["on_failure"] == "stop":
+        elif job.state == FAILED and self.launcher.on_failure == "stop":
             self.stopping = True
         self.table.ended(job)
 

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
@@ -60,16 +60,16 @@ class Resources:
 
     @classmethod
     def of_this_machine(
-        cls, config: DictConfig, settings: Mapping[str, Any], trainers: Sequence[DictConfig]
+        cls, config: DictConfig, max_parallel: int | str, threads: int, trainers: Sequence[DictConfig]
     ) -> Resources:
         """Determine what fits on this machine.
 
         Args:
             config: The sweep's configuration, with `hydra`.
-            settings: The launcher's.
+            max_parallel: Jobs at a time, or 'auto'.
+            threads: Per job.
             trainers: The trainer settings of the jobs; every slot fits the job with the most devices.
         """
-        wanted, threads = settings["max_parallel"], settings["threads"]
         gpus = [] if all(trainer.accelerator == "cpu" for trainer in trainers) else visible_gpus()
         per_job = max(_devices_per_job(trainer.devices) for trainer in trainers)
         groups = [tuple(gpus[i : i + per_job]) for i in range(0, len(gpus) - per_job + 1, per_job)]
@@ -79,7 +79,8 @@ class Resources:
             groups = [] if any(isinstance(trainer.devices, ListConfig) for trainer in trainers) else groups
             most = len(groups) or 1
         # Jobs may share cores if max_parallel asks for it, but each needs its own GPUs.
-        slots = most if wanted == "auto" else min(wanted, most) if gpus else wanted
+        wanted = most if isinstance(max_parallel, str) else max_parallel
+        slots = min(wanted, most) if gpus else wanted
         return cls(slots, threads, groups, os.path.basename(str(config.hydra.sweep.dir)))
 
     def take(self, job: Job) -> dict[str, str] | None:

@@ -17,8 +17,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 from rich.console import Console
 
-from alexnet_exp.config.checks import check_rules
-from alexnet_exp.config.schema import at_least, null
+from alexnet_exp.config.schema import at_least, checked, group, null, setting
 from alexnet_exp.errors import UserError
 from alexnet_exp.files import write_atomically
 from alexnet_exp.sweeps.job import FAILED, FINISHED, OUTPUT, RUNNING, WAITING, Job
@@ -32,6 +31,21 @@ _SLURM_PREFIXES = ("srun:", "slurmstepd")  # of lines in a job's output that are
 # Polls in a row before a job counts as ended: a job about to be requeued looks ended, and result.json arrives late on
 # network file systems.
 _POLLS = 2
+
+
+@group
+class SlurmLauncher:
+    """Settings of hydra/launcher=slurm; SLURM itself checks those without a rule."""
+
+    max_parallel: int | None = setting(at_least(1) | null)
+    cpus_per_task: int = setting(at_least(1))
+    signal_seconds: int = setting(at_least(1))
+    time: str | int | None
+    partition: str | None
+    gpus_per_node: str | int | None
+    sbatch: list[str]
+    setup: list[str]
+    wait: bool
 
 
 def launch(
@@ -58,13 +72,13 @@ def launch(
     Raises:
         UserError: For settings that are invalid or rejected by SLURM, or a sweep that cannot be resumed.
     """
-    check_settings(settings)
+    launcher = check_settings(settings)
     shape = common_shape(job_overrides, compose)
     directory = Path(str(config.hydra.sweep.dir)).absolute()
     with open_sweep(config, job_overrides, first, go_on) as (record, jobs, console):
         todo = _to_submit(jobs, record.arrays)
         if todo:
-            record.add_array(_submit(todo, settings, shape, directory, len(record.arrays) + 1))
+            record.add_array(_submit(todo, launcher, shape, directory, len(record.arrays) + 1))
             array = record.arrays[-1]
             console.print(
                 f"SLURM job array {array}: {len(todo)} jobs; see squeue -j {array}, cancel with scancel {array}\n"
@@ -73,26 +87,26 @@ def launch(
                 highlight=False,
                 markup=False,
             )
-        if not settings["wait"]:
+        if not launcher.wait:
             # Hydra has no status for a job that is only submitted.
             return [JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED) for job in jobs]
         _wait(jobs, record.arrays, directory, console)
         return conclude(jobs, directory, console)
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Reject invalid launcher settings.
+def check_settings(settings: Mapping[str, Any]) -> SlurmLauncher:
+    """Return the launcher's settings as an object.
 
     Raises:
-        UserError: For the first of them.
+        UserError: For the first invalid one.
     """
-    rules = {"max_parallel": at_least(1) | null, "cpus_per_task": at_least(1), "signal_seconds": at_least(1)}
-    check_rules(settings, rules, "hydra.launcher.")
-    for line in settings["sbatch"]:
+    launcher = checked(SlurmLauncher, settings, "hydra.launcher.")
+    for line in launcher.sbatch:
         if not line.removeprefix("#SBATCH ").startswith("-") or "\n" in line:
             raise UserError(
                 f"invalid hydra.launcher.sbatch={line!r}: expected an option such as --account=NAME."
             )
+    return launcher
 
 
 def _to_submit(jobs: list[Job], arrays: list[str]) -> list[Job]:
@@ -107,7 +121,7 @@ def _to_submit(jobs: list[Job], arrays: list[str]) -> list[Job]:
     return [job for job in jobs if job.state != FINISHED and task_of(job) not in alive]
 
 
-def _submit(jobs: list[Job], settings: Mapping[str, Any], shape: Shape, directory: Path, number: int) -> str:
+def _submit(jobs: list[Job], launcher: SlurmLauncher, shape: Shape, directory: Path, number: int) -> str:
     for job in jobs:
         job.directory.mkdir(parents=True, exist_ok=True)  # SLURM does not create the folder of --output
         job.note_result()
@@ -121,7 +135,7 @@ def _submit(jobs: list[Job], settings: Mapping[str, Any], shape: Shape, director
     path = directory / f"array-{number}.sh"
     before = os.umask(0o077)  # settings may be private
     try:
-        write_atomically(path, script(jobs, settings, shape, directory))
+        write_atomically(path, script(jobs, launcher, shape, directory))
     finally:
         os.umask(before)
     return submit(path, dict(zip([OF_ANY_URL], passwords, strict=False)))  # without a password, no variable
@@ -244,21 +258,21 @@ def _shape(trainer: DictConfig) -> Shape:
     return Shape(trainer.num_nodes, devices, accelerator != "cpu")
 
 
-def script(jobs: Sequence[Job], settings: Mapping[str, Any], shape: Shape, directory: Path) -> str:
+def script(jobs: Sequence[Job], launcher: SlurmLauncher, shape: Shape, directory: Path) -> str:
     """Return the batch script.
 
     Args:
         jobs: The jobs to run; their directories are named after their array tasks.
-        settings: The launcher's.
+        launcher: Its settings.
         shape: Of every job.
         directory: The directory of the sweep.
     """
-    cpus = settings["cpus_per_task"]
+    cpus = launcher.cpus_per_task
     typed = [(job, [*job.flags, *job.overrides, f"resume={job.directory}"]) for job in jobs]
     lines = [
         "#!/bin/bash",
         "# Jobs of a sweep, written by hydra/launcher=slurm. A requeued job resumes from its last checkpoint.",
-        *(f"#SBATCH {option}" for option in _options(jobs, settings, shape, directory)),
+        *(f"#SBATCH {option}" for option in _options(jobs, launcher, shape, directory)),
         "",
         "case $SLURM_ARRAY_TASK_ID in",
         *(
@@ -268,7 +282,7 @@ def script(jobs: Sequence[Job], settings: Mapping[str, Any], shape: Shape, direc
         "esac",
         f"export OMP_NUM_THREADS={cpus} MKL_NUM_THREADS={cpus}",
         f'export WANDB_RUN_GROUP="${{WANDB_RUN_GROUP:-{directory.name}}}"',
-        *settings["setup"],
+        *launcher.setup,
         "trap : TERM  # the shell must outlive the run, which saves a checkpoint on SIGTERM",
         f"srun --cpus-per-task={cpus} --kill-on-bad-exit=1 {shlex.quote(sys.executable)} {_COMMAND}",
     ]
@@ -280,25 +294,25 @@ def task_of(job: Job) -> int:
     return int(job.directory.name)
 
 
-def _options(jobs: Sequence[Job], settings: Mapping[str, Any], shape: Shape, directory: Path) -> list[str]:
-    at_once = "" if settings["max_parallel"] is None else f"%{settings['max_parallel']}"
-    gpus = shape.tasks if shape.on_gpus and settings["gpus_per_node"] is None else settings["gpus_per_node"]
+def _options(jobs: Sequence[Job], launcher: SlurmLauncher, shape: Shape, directory: Path) -> list[str]:
+    at_once = "" if launcher.max_parallel is None else f"%{launcher.max_parallel}"
+    gpus = shape.tasks if shape.on_gpus and launcher.gpus_per_node is None else launcher.gpus_per_node
     output = str(directory).replace("%", "%%") + f"/%a/{OUTPUT}"  # SLURM expands %a, and %% to %
     options = {
         "job-name": f"alexnet_exp_{directory.name}",  # Lightning ignores SLURM in a job named "bash"
         "array": _ranges(sorted(task_of(job) for job in jobs)) + at_once,
         "nodes": shape.nodes,
         "ntasks-per-node": shape.tasks,
-        "cpus-per-task": settings["cpus_per_task"],
+        "cpus-per-task": launcher.cpus_per_task,
         "gpus-per-node": gpus or None,
-        "time": settings["time"],
-        "partition": settings["partition"],
-        "signal": f"USR1@{settings['signal_seconds']}",  # to srun's tasks only; B: would signal the shell
+        "time": launcher.time,
+        "partition": launcher.partition,
+        "signal": f"USR1@{launcher.signal_seconds}",  # to srun's tasks only; B: would signal the shell
         "open-mode": "append",  # a requeued job keeps its earlier output
         "output": output,
     }
     named = [f"--{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None]
-    return [*named, "--requeue", *(line.removeprefix("#SBATCH ") for line in settings["sbatch"])]
+    return [*named, "--requeue", *(line.removeprefix("#SBATCH ") for line in launcher.sbatch)]
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from alexnet_exp.config.groups import Settings
+from alexnet_exp.config.schema import read
 from alexnet_exp.models.layers import LocalResponseNorm, missing_compiler
 from alexnet_exp.models.summary import LayerRow, layer_table
 from alexnet_exp.targets import build
@@ -43,9 +44,9 @@ def settle(config: dict[str, Any], device: torch.device, num_images: int) -> lis
     Returns:
         Non-default choices, one phrase each for the log; also what is missing where compiling would pay off.
     """
-    choices = settle_arithmetic(config, device)
-    if config["compile"] == "auto":
-        wanted = _worth_compiling(config, device, num_images)
+    choices, settings = settle_arithmetic(config, device), read(Settings, config)
+    if settings.compile == "auto":
+        wanted = _worth_compiling(settings, device, num_images)
         lacking = _missing_for_compile(device) if wanted else None
         config["compile"] = False if lacking else wanted
         if wanted:
@@ -64,20 +65,20 @@ def settle_arithmetic(config: dict[str, Any], device: torch.device) -> list[str]
     Returns:
         See `settle`.
     """
-    choices = []
-    trainer = config["trainer"]
-    if trainer["precision"] == "auto":
-        trainer["precision"] = _precision(device)
-        if trainer["precision"] != "32-true":
-            choices.append(f"trainer.precision={trainer['precision']}")
-    elif device.type == "cpu" and (dtype := emulated(str(trainer["precision"]))):
+    settings, choices = read(Settings, config), []
+    precision = settings.trainer.precision
+    if precision == "auto":
+        precision = config["trainer"]["precision"] = _precision(device)
+        if precision != "32-true":
+            choices.append(f"trainer.precision={precision}")
+    elif device.type == "cpu" and (dtype := emulated(str(precision))):
         log.warning(
             "trainer.precision=%s: this CPU has no %s instructions and emulates them, many times slower than "
-            "float32; set trainer.precision=32-true.", trainer["precision"], dtype,
+            "float32; set trainer.precision=32-true.", precision, dtype,
         )  # fmt: skip
-    if config["channels_last"] == "auto":
+    if settings.channels_last == "auto":
         # On CPU oneDNN picks its own layouts, and channels-last convolutions in bfloat16 can be much slower.
-        config["channels_last"] = device.type == "cuda" and trainer["precision"] != "32-true"
+        config["channels_last"] = device.type == "cuda" and precision != "32-true"
         if config["channels_last"]:
             choices.append("channels_last=true")
     return choices
@@ -121,14 +122,14 @@ def _precision(device: torch.device) -> str:
     return "bf16-mixed" if fast else "32-true"
 
 
-def _worth_compiling(config: Mapping[str, Any], device: torch.device, num_images: int) -> bool | str:
+def _worth_compiling(settings: Settings, device: torch.device, num_images: int) -> bool | str:
     """Return the `compile_network` mode that pays off in a run of this length."""
     least = _LONG_RUN_FLOPS.get(device.type)
-    if least is None or sys.platform != "linux" or config["trainer"]["fast_dev_run"]:
+    if least is None or sys.platform != "linux" or settings.trainer.fast_dev_run:
         return False
-    rows = _layers(config)
+    rows = _layers(settings)
     # The backward pass costs twice the forward pass; a multiply-add is two operations.
-    flops = 6.0 * sum(row.multiply_adds for row in rows) * _training_images(config, num_images)
+    flops = 6.0 * sum(row.multiply_adds for row in rows) * _training_images(settings, num_images)
     is_long, on_cuda = flops >= least, device.type == "cuda"
     if is_long and on_cuda:
         return True
@@ -144,20 +145,20 @@ def _missing_for_compile(device: torch.device) -> str | None:
     return missing_compiler(device.type)
 
 
-def _training_images(config: Mapping[str, Any], num_images: int) -> float:
+def _training_images(settings: Settings, num_images: int) -> float:
     """Estimate how many images a run trains on, summed over its epochs."""
-    trainer, batch_size = config["trainer"], config["data"]["batch_size"]
-    limit = trainer["overfit_batches"] or trainer["limit_train_batches"]
+    trainer, batch_size = settings.trainer, settings.data.batch_size
+    limit = trainer.overfit_batches or trainer.limit_train_batches
     epoch = num_images * limit if isinstance(limit, float) else min(num_images, limit * batch_size)
-    endless = trainer["max_epochs"] in (None, -1)
-    images = float("inf") if endless else epoch * trainer["max_epochs"]
-    step = batch_size * trainer["accumulate_grad_batches"]
-    return min(images, trainer["max_steps"] * step) if trainer["max_steps"] > 0 else images
+    epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+    images = float("inf") if epochs == -1 else epoch * epochs
+    step = batch_size * trainer.accumulate_grad_batches
+    return min(images, trainer.max_steps * step) if trainer.max_steps > 0 else images
 
 
-def _layers(config: Mapping[str, Any]) -> list[LayerRow]:
-    model = config["model"]
-    size = model.get("input_size", config["data"]["image_size"])
+def _layers(settings: Settings) -> list[LayerRow]:
+    model = settings.model
+    size = model.get("input_size", settings.data.image_size)
     with torch.device("meta"):
         network = build(model)
     return layer_table(network, (model.get("in_channels", 3), size, size))

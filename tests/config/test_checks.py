@@ -10,7 +10,7 @@ import pytest
 from alexnet_exp.config import schema as rules
 from alexnet_exp.config.checks import check_config, unknown
 from alexnet_exp.config.compose import compose, group, options, plain
-from alexnet_exp.config.schema import RULES, SCHEDULES
+from alexnet_exp.config.groups import RULES, SCHEDULES
 from alexnet_exp.errors import UserError
 
 GONE = object()

@@ -11,8 +11,8 @@ from alexnet_exp.cli import VERBS, main
 from alexnet_exp.config import words
 from alexnet_exp.config.checks import unknown
 from alexnet_exp.config.compose import compose, conf_dir, options
+from alexnet_exp.config.groups import RULES
 from alexnet_exp.config.overrides import prepare
-from alexnet_exp.config.schema import RULES
 from alexnet_exp.settings import GROUPS
 
 # Of every kind that a rule takes.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,8 @@ on_linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linu
 
 def subject(folder: Path, *overrides: str) -> Subject:
     settings = ["model=alexnet_cifar", "data=digits", "logger=none", *overrides]
-    return Subject({"repeats": 2, "steps": 3, "workers": 1}, settings, "cpu", folder)
+    options: Any = SimpleNamespace(repeats=2, steps=3)
+    return Subject(options, settings, "cpu", folder, further={"workers": 1})
 
 
 def photographs(folder: Path) -> list[str]:

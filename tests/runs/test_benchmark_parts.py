@@ -137,7 +137,7 @@ def test_batches_are_complete_and_augmented_differently_in_each_epoch(tmp_path: 
 
 
 def test_a_benchmark_uploads_nothing(tmp_path: Path) -> None:
-    config = Subject({"repeats": 2}, ["logger=wandb", "logger.wandb.mode=online"], "cpu", tmp_path).config()
+    config = subject(tmp_path, "logger=wandb", "logger.wandb.mode=online").config()
     assert config["logger"]["wandb"]["mode"] == "offline"
     assert config["trainer"]["accelerator"] == "cpu" and config["trainer"]["devices"] == 1
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from alexnet_exp.config.schema import rules_of
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.dashboard.command import dashboard
-from alexnet_exp.runs.evaluate.command import RULES
+from alexnet_exp.runs.evaluate.settings import Evaluate
 from alexnet_exp.tracking.wandb.logger import X_AXES
 from alexnet_exp.tracking.wandb.media import confusion_panels
 from tests.runs.evaluated_runs import alexnet_exp
@@ -93,8 +94,8 @@ def test_the_confusion_chart_reads_the_table_that_a_run_logs(spec: dict[str, Any
 @needs_package
 def test_the_confusion_matrices_of_all_evaluations_are_shown(spec: dict[str, Any]):
     splits, views = ("test", "val", "train"), ("centre", "flip", "flip_translate", "ten_crop")
-    assert all(RULES["split"].legal(split) for split in splits)
-    assert all(RULES["views"].legal(each) for each in views)
+    assert all(rules_of(Evaluate)["split"].legal(split) for split in splits)
+    assert all(rules_of(Evaluate)["views"].legal(each) for each in views)
     (shown,) = [
         p["config"]["mediaKeys"]
         for p in panels_of(spec)["workspace"]

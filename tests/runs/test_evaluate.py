@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from alexnet_exp.runs.evaluate.data import open_data
+from alexnet_exp.runs.evaluate.settings import DataDir
 from alexnet_exp.targets import build
 from tests.data.makers import CIFAR10_CLASSES, Arrays, write_folder
 from tests.runs.evaluated_runs import evaluated, make_runs, refused, rows
@@ -214,8 +216,9 @@ def test_members_share_images_unless_the_stored_size_differs(cache: str, tmp_pat
         "data.val_fraction=0.3", base=["model=alexnet_tf_cifar", *settings_of_a_folder(tmp_path)]
     )
     config["data"] |= {"mean": [0.5] * 3, "std": [0.25] * 3, "channels": 3, "image_size": 24}
-    wanted = {"data": {"cache": cache}, "trust": [], "batch_size": None, "views": None,
-              "data_dir": {"path": "", "typed": False}}  # fmt: skip
+    wanted: Any = SimpleNamespace(
+        data={"cache": cache}, trust=[], batch_size=None, views=None, data_dir=DataDir(path="", typed=False)
+    )
     opened: dict[str, dict[str, Any]] = {}
     for size in (28, 32):
         recorded = {"image_size": 24, "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3, "stored_size": size,

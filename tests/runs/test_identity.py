@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from alexnet_exp.data.sources import FileSource
 from alexnet_exp.errors import UserError
 from alexnet_exp.inference import load_classifier
 from alexnet_exp.runs.evaluate.members import open_members
+from alexnet_exp.runs.evaluate.settings import DataDir
 from alexnet_exp.runs.export.check import images_to_check
 from alexnet_exp.runs.figures.subject import open_subject
 from alexnet_exp.runs.train import fit as heavy
@@ -168,11 +170,11 @@ def _new(key: str) -> Callable[[Path, Path, Path], object]:
     return lambda here, run, root: assembled(here, run, root, **{key: str(run)})
 
 
-def _reading(root: Path) -> dict[str, Any]:
-    return {
-        "data": {"root": str(root)}, "data_dir": {"path": "data", "typed": False}, "trust": [], "batch_size": None,
-        "views": None, "split": "val", "device": "cpu",
-    }  # fmt: skip
+def _reading(root: Path, **more: str) -> Any:
+    return SimpleNamespace(
+        data={"root": str(root)}, data_dir=DataDir(path="data", typed=False), trust=[], batch_size=None,
+        views=None, split="val", device="cpu", **more,
+    )  # fmt: skip
 
 
 def _best(run: Path) -> str:
@@ -187,7 +189,7 @@ def _evaluate(here: Path, run: Path, root: Path) -> None:
 
 
 def _figures(here: Path, run: Path, root: Path) -> None:
-    assert open_subject({**_reading(root), "ckpt": str(run)}).split == "val"
+    assert open_subject(_reading(root, ckpt=str(run))).split == "val"
 
 
 def _predict(here: Path, run: Path, root: Path) -> None:

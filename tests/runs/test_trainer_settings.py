@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from lightning.pytorch.trainer.connectors import data_connector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from alexnet_exp.config.groups import Settings
+from alexnet_exp.config.schema import read
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.train.fit import _explain_trainer_errors
 from alexnet_exp.training.launch.ranks import count_devices
-from tests.training.small_runs import run
+from tests.training.small_runs import run, settings
 
 TWO_BATCHES = ["data.batch_size=100", "data.test_subset=200", "data.val_size=150"]
 
@@ -75,6 +78,7 @@ def test_validation_interval_of_less_than_one_batch_is_a_warning(
 
 
 def test_too_many_processes_for_the_cores_are_refused() -> None:
+    trainer = read(Settings, settings("trainer.devices=2")[0]).trainer
     with pytest.raises(UserError, match=r"trainer.devices=99999 on CPU would start 99999 processes"):
-        count_devices({"devices": 99999, "accelerator": "cpu", "num_nodes": 1})
-    assert count_devices({"devices": 2, "accelerator": "cpu", "num_nodes": 1}) == 2
+        count_devices(replace(trainer, devices=99999))
+    assert count_devices(trainer) == 2

@@ -5,10 +5,18 @@ from typing import Any
 
 import pytest
 
+from alexnet_exp.config.schema import read
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps.optuna.search import _quiet
 from alexnet_exp.sweeps.optuna.space import Space, read_space, suggest
-from alexnet_exp.sweeps.optuna.study import _open_storage, absolute, check_sweeper, num_trials, open_study
+from alexnet_exp.sweeps.optuna.study import (
+    Sweeper,
+    _open_storage,
+    absolute,
+    check_sweeper,
+    num_trials,
+    open_study,
+)
 from tests.sweeps.searches import config, defaults, parsed
 
 LR = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
@@ -18,9 +26,13 @@ def space(*overrides: str) -> Space:
     return read_space(parsed(*(overrides or (LR,))))
 
 
+def sweeper(**settings: Any) -> Sweeper:
+    return read(Sweeper, defaults(**settings))
+
+
 def opened(folder: Path, *overrides: str, **settings: Any) -> Any:
     with _quiet():
-        return open_study(defaults(**settings), space(*overrides), folder, 30)[0]
+        return open_study(sweeper(**settings), space(*overrides), folder, 30)[0]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +107,7 @@ def test_losses_are_minimised_and_other_metrics_maximised(tmp_path: Path, metric
 
 @pytest.mark.parametrize(("sampler", "count"), [("grid", 6), ("brute_force", 6), ("tpe", 20)])
 def test_an_exhaustive_sampler_stops_after_the_last_point(sampler: str, count: int):
-    assert num_trials(defaults(sampler=sampler), space("a=1,2,3", "b=range(0,2)")) == count
+    assert num_trials(sweeper(sampler=sampler), space("a=1,2,3", "b=range(0,2)")) == count
 
 
 def test_a_journal_is_readable_after_a_kill(tmp_path: Path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from alexnet_exp import cli
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps import job as job_module
 from alexnet_exp.sweeps.job import FAILED, FINISHED, WAITING, Job
-from alexnet_exp.sweeps.launch import Pool
+from alexnet_exp.sweeps.launch import Launcher, Pool
 from alexnet_exp.sweeps.resources import Resources
 from alexnet_exp.sweeps.table import Table
 from alexnet_exp.training.launch import ranks as devices
 from tests.processes import catches
 
+LAUNCHER = Launcher(max_parallel="auto", threads=2, retries=0, on_failure="continue")
 STAND_IN = Path(__file__).with_name("stand_in.py")
 
 
@@ -39,8 +41,7 @@ def run(jobs: list[Job], slots: int = 1, groups: list[tuple[str, ...]] | None = 
     """Run the jobs, and return what was printed."""
     printed = io.StringIO()
     table = Table(jobs, Console(file=printed, width=200, soft_wrap=True))
-    chosen = {"on_failure": "continue", "retries": 0, **settings}
-    Pool(jobs, chosen, Resources(slots, 2, groups or [], "sweep"), table).run()
+    Pool(jobs, replace(LAUNCHER, **settings), Resources(slots, 2, groups or [], "sweep"), table).run()
     return printed.getvalue()
 
 
@@ -151,7 +152,7 @@ def test_finished_jobs_are_not_run_again(tmp_path: Path):
 def test_ctrl_c_ends_all_jobs_within_five_seconds(tmp_path: Path):
     jobs = made(tmp_path, ["seconds=60"], ["seconds=60"])
     table = Table(jobs, Console(file=io.StringIO()))
-    pool = Pool(jobs, {"on_failure": "continue", "retries": 0}, Resources(2, 1, [], "sweep"), table)
+    pool = Pool(jobs, LAUNCHER, Resources(2, 1, [], "sweep"), table)
 
     def interrupt() -> None:
         if all(job.process is not None for job in jobs):
@@ -169,7 +170,7 @@ def test_ctrl_c_ends_all_jobs_within_five_seconds(tmp_path: Path):
 def test_a_sweep_started_in_the_background_by_a_script_can_be_interrupted(tmp_path: Path, number: int):
     (job,) = jobs = made(tmp_path, ["seconds=3"])
     table = Table(jobs, Console(file=io.StringIO()))
-    pool = Pool(jobs, {"on_failure": "continue", "retries": 0}, Resources(1, 1, [], "sweep"), table)
+    pool = Pool(jobs, LAUNCHER, Resources(1, 1, [], "sweep"), table)
     table.refresh = lambda: os.kill(os.getpid(), number)  # type: ignore[method-assign]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the shell does there
     try:

@@ -12,11 +12,13 @@ from alexnet_exp.sweeps.job import Job
 from alexnet_exp.sweeps.resources import Resources, trainers, visible_gpus
 
 
-def found(*devices: Any, accelerator: str = "auto", **settings: Any) -> Resources:
+def found(
+    *devices: Any, accelerator: str = "auto", max_parallel: int | str = "auto", threads: int = 2
+) -> Resources:
     """Return the resources for jobs that use these devices."""
     config = OmegaConf.create({"hydra": {"sweep": {"dir": "out/mine"}}})
     each = [OmegaConf.create({"accelerator": accelerator, "devices": d}) for d in devices or ("auto",)]
-    return Resources.of_this_machine(config, {"max_parallel": "auto", "threads": 2, **settings}, each)
+    return Resources.of_this_machine(config, max_parallel, threads, each)
 
 
 @pytest.fixture

@@ -75,7 +75,12 @@ def test_the_script_requests_what_was_set(tmp_path: Path):
         **SETTINGS, "max_parallel": 2, "time": "1-00:00:00", "partition": "a100", "signal_seconds": 120,
         "sbatch": ["--account=lab", "#SBATCH --mem=64G"], "setup": ["module load cuda"],
     }  # fmt: skip
-    text = script([*made(tmp_path, 3), Job(7, [], tmp_path / "7")], settings, Shape(2, 4, True), tmp_path)
+    text = script(
+        [*made(tmp_path, 3), Job(7, [], tmp_path / "7")],
+        check_settings(settings),
+        Shape(2, 4, True),
+        tmp_path,
+    )
     asked = options(text)
     assert asked == {
         "job-name": f"alexnet_exp_{tmp_path.name}", "array": "0-2,7%2", "nodes": "2", "ntasks-per-node": "4",
@@ -90,7 +95,9 @@ def test_the_script_requests_what_was_set(tmp_path: Path):
     ("gpus", "on_gpus", "asked"), [(None, False, None), (0, True, None), ("a100:4", True, "a100:4")]
 )
 def test_gpus_are_requested_unless_on_cpu(tmp_path: Path, gpus: Any, on_gpus: bool, asked: str | None):
-    text = script(made(tmp_path, 1), {**SETTINGS, "gpus_per_node": gpus}, Shape(1, 4, on_gpus), tmp_path)
+    text = script(
+        made(tmp_path, 1), check_settings({**SETTINGS, "gpus_per_node": gpus}), Shape(1, 4, on_gpus), tmp_path
+    )
     assert options(text).get("gpus-per-node") == asked
 
 
@@ -102,7 +109,7 @@ def test_each_task_runs_or_resumes_its_own_job(tmp_path: Path):
     (tmp_path / "bin" / "srun").write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
     (tmp_path / "bin" / "srun").chmod(0o755)
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    text = script(jobs, SETTINGS, Shape(1, 1, False), tmp_path)
+    text = script(jobs, check_settings(SETTINGS), Shape(1, 1, False), tmp_path)
     ran = subprocess.run(
         ["bash", "-c", text],
         env={"PATH": path, "SLURM_ARRAY_TASK_ID": "1"},
@@ -217,12 +224,12 @@ def test_a_url_password_reaches_the_jobs_only_through_the_environment(
     with pytest.raises(UserError, match="several URL passwords"):
         _submit(
             [Job(i, job, tmp_path / str(i)) for i, job in enumerate(jobs)],
-            SETTINGS,
+            check_settings(SETTINGS),
             Shape(1, 1, False),
             tmp_path,
             1,
         )
-    _submit([Job(0, jobs[0], tmp_path / "0")], SETTINGS, Shape(1, 1, False), tmp_path, 1)
+    _submit([Job(0, jobs[0], tmp_path / "0")], check_settings(SETTINGS), Shape(1, 1, False), tmp_path, 1)
     text = (tmp_path / "array-1.sh").read_text()
     assert "data.url=s3://me:***@host/x" in text and "hunter" not in text
     assert environments[0]["ALEXNET_URL_PASSWORD"] == "hunter22"

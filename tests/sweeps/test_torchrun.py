@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,8 +42,8 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def trainer(devices: Any, nodes: int = 1) -> dict[str, Any]:
-    return {"accelerator": "cpu", "devices": devices, "num_nodes": nodes}
+def trainer(devices: Any, nodes: int = 1) -> Any:
+    return SimpleNamespace(accelerator="cpu", devices=devices, num_nodes=nodes)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def trainer(devices: Any, nodes: int = 1) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_a_launcher_must_start_one_process_per_device(
-    processes: pytest.MonkeyPatch, environment: dict[str, str], wanted: dict[str, Any], message: str
+    processes: pytest.MonkeyPatch, environment: dict[str, str], wanted: Any, message: str
 ):
     for name, value in environment.items():
         processes.setenv(name, value)
@@ -92,7 +93,7 @@ def test_a_launcher_must_start_one_process_per_device(
     ],
 )
 def test_as_many_processes_as_devices_are_accepted(
-    processes: pytest.MonkeyPatch, environment: dict[str, str], wanted: dict[str, Any]
+    processes: pytest.MonkeyPatch, environment: dict[str, str], wanted: Any
 ):
     for name, value in environment.items():
         processes.setenv(name, value)

@@ -65,10 +65,12 @@ def test_two_runs_with_the_same_seed_are_bit_identical_and_say_so(tmp_path: Path
 def test_a_result_says_deterministic_if_the_run_is_reproducible(
     device: str, setting: bool | str, data: str, said: bool
 ) -> None:
-    config = {"trainer": {"deterministic": setting}, "data": {"_target_": data}}
+    settings: Any = SimpleNamespace(
+        trainer=SimpleNamespace(deterministic=setting), data=SimpleNamespace(_target_=data)
+    )
     strategy = SimpleNamespace(root_device=torch.device(device))
     fit: Any = SimpleNamespace(trainer=SimpleNamespace(strategy=strategy))
-    assert is_deterministic(config, fit) is said
+    assert is_deterministic(settings, fit) is said
 
 
 @pytest.fixture

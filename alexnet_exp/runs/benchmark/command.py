@@ -8,14 +8,16 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from alexnet_exp.config.checks import check_config, check_rules
-from alexnet_exp.config.schema import Rule, at_least, choice, flag, list_of, name, null
+from alexnet_exp.config.checks import check_config
+from alexnet_exp.config.schema import Rule, check_rules, checked, choice
 from alexnet_exp.errors import UserError
+from alexnet_exp.runs.benchmark.settings import Benchmark, as_list, several
 from alexnet_exp.settings import flat, parse
 from alexnet_exp.tracking.environment import provenance
 from alexnet_exp.tracking.log import logging_to
@@ -43,23 +45,6 @@ def _measure_startup(subject: Subject) -> list[Row]:
 
 # Values of `what`. They import torch when called, so that errors in settings are reported without waiting for it.
 MEASUREMENTS: dict[str, Measurement] = {"step": _measure_step, "startup": _measure_startup}
-
-
-def _several(rule: Rule) -> Rule:
-    return rule | Rule("a list of them", lambda v: v != [] and list_of(rule).legal(v))
-
-
-RULES = {
-    "repeats": at_least(1),
-    "steps": at_least(1),
-    "threads": at_least(1) | null,
-    "device": choice("auto", "cpu", "cuda"),
-    "step.model": _several(name) | null,
-    "step.precision": _several(choice("32-true", "bf16-mixed", "16-mixed")),
-    "step.layout": _several(choice("contiguous", "channels_last")),
-    "step.compile": _several(flag),
-    "step.batch_size": _several(at_least(1) | choice("auto")) | null,
-}
 _FORMER = ("baseline", "lrn", "workers")  # now settings of the scripts; recorded configs may contain them
 
 
@@ -69,7 +54,7 @@ def benchmark(
     run_dir: Path,
     command: str,
     measurements: Mapping[str, Measurement] = MEASUREMENTS,
-    rules: Mapping[str, Rule] = RULES,
+    rules: Mapping[str, Rule] | None = None,
 ) -> dict[str, Any]:
     """Measure, print a table, draw a chart, and write result.json.
 
@@ -79,7 +64,7 @@ def benchmark(
         run_dir: Directory of result.json and figures/benchmark.png.
         command: The command line, for the record.
         measurements: Choices of `what`.
-        rules: Rules of the benchmark's own settings.
+        rules: Of further settings, by dotted key.
 
     Returns:
         The content of result.json.
@@ -87,26 +72,28 @@ def benchmark(
     Raises:
         UserError: Illegal setting, or a device that is not available.
     """
-    rules = {"what": _several(choice("all", *measurements)), **rules}
-    options = {key: config[key] for key in dict.fromkeys(key.split(".")[0] for key in rules)}
-    check_rules(flat(options, whole=RULES), rules)
-    check_config({k: v for k, v in config.items() if k not in (*options, *_FORMER)})
-    if config["resume"] or config["ckpt"]:
+    rules = {"what": several(choice("all", *measurements)), **(rules or {})}
+    further = {key: config[key] for key in dict.fromkeys(key.partition(".")[0] for key in rules)}
+    check_rules(flat(further, whole=rules), rules)
+    options = checked(Benchmark, config)
+    groups = {*further, *(each.name for each in fields(Benchmark))}
+    run = check_config({k: v for k, v in config.items() if k not in (*groups, *_FORMER)})
+    if run.resume or run.ckpt:
         raise UserError("A benchmark starts a new run: leave out resume= and ckpt=.")
     import torch
 
-    device = _device(options["device"])
-    if options["threads"]:
-        torch.set_num_threads(options["threads"])
+    device = _device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     from alexnet_exp.runs.benchmark.subject import Subject
 
     # What is left describes the run to measure.
-    own = [override for override in overrides if parse(override).group not in options]
-    what = options["what"] if isinstance(options["what"], list) else [options["what"]]
+    own = [override for override in overrides if parse(override).group not in groups]
+    what = as_list(options.what)
     chosen = {kind: measure for kind, measure in measurements.items() if kind in what or "all" in what}
     console = Console()
     with tempfile.TemporaryDirectory(prefix="alexnet_exp_benchmark_") as scratch, logging_to(None):
-        subject = Subject(options, own, device, Path(scratch))
+        subject = Subject(options, own, device, Path(scratch), further=further)
         rows = _measure(chosen, subject, console)
     if subject.repeats < 5:
         subject.notes.append(f"repeats={subject.repeats}: medians of fewer than five runs are unreliable.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from alexnet_exp.config.groups import Settings
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.train.fit import Fit
 from alexnet_exp.targets import build
@@ -65,7 +65,7 @@ def known_precision(precision: str) -> str:
 
 def fresh(fit: Fit) -> nn.Module:
     """Return a copy of the run's network in float32 and NCHW, not compiled by `compile`."""
-    network: nn.Module = build(fit.config["model"])
+    network: nn.Module = build(fit.settings.model)
     network.load_state_dict(fit.classifier.model.state_dict())
     return network
 
@@ -90,17 +90,17 @@ def variant(fit: Fit, precision: str, layout: str, compiled: bool | str) -> Step
         torch.compiler.reset()
     compile_network(model, compiled)
     optimizer = build_optimizer(model, fit.config["optimizer"])
-    if fit.config["freeze"]:
-        FreezeLayers(model, fit.config["freeze"], None).freeze(model)
-    step = step_of(model, optimizer, precision, fit.config["label_smoothing"])
+    if fit.settings.freeze:
+        FreezeLayers(model, fit.settings.freeze, None).freeze(model)
+    step = step_of(model, optimizer, precision, fit.settings.label_smoothing)
     return lambda images, labels: step(images.contiguous(memory_format=LAYOUTS[layout]), labels)
 
 
 def as_the_run(fit: Fit) -> Step:
     """Return the hand-written equivalent of the run's training step."""
-    return variant(fit, str(fit.trainer.precision), layout_of(fit.config), fit.config["compile"])
+    return variant(fit, str(fit.trainer.precision), layout_of(fit.settings), fit.settings.compile)
 
 
-def layout_of(config: Mapping[str, Any]) -> str:
+def layout_of(settings: Settings) -> str:
     """Return the memory format of a run, a key of LAYOUTS."""
-    return "channels_last" if config["channels_last"] else "contiguous"
+    return "channels_last" if settings.channels_last else "contiguous"

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from alexnet_exp.errors import is_out_of_memory
 from alexnet_exp.memory import free_memory
 from alexnet_exp.runs.benchmark.loop import PRECISIONS, as_the_run, variant
+from alexnet_exp.runs.benchmark.settings import as_list
 from alexnet_exp.runs.benchmark.subject import Subject, title
 from alexnet_exp.runs.benchmark.timing import Row, alternate, rows, waiting
 from alexnet_exp.runs.benchmark.workers import RunLoader
@@ -55,20 +56,20 @@ def measure_step(subject: Subject) -> list[Row]:
         For every network and batch size one row per variant, with images and FLOPs per second, the share of the
         machine's peak, and peak memory; then the run's own step on one batch and on real data.
     """
-    chosen = subject.options["step"]
+    chosen = subject.options.step
     variants = [
         Variant(*parts)
-        for parts in itertools.product(*(_list(chosen[k]) for k in ("precision", "layout", "compile")))
+        for parts in itertools.product(*map(as_list, (chosen.precision, chosen.layout, chosen.compile)))
     ]
     peaks = {v.precision: matmul_peak(v.precision, subject.device) for v in variants}
     made = []
-    for name in _list(chosen["model"]):
+    for name in as_list(chosen.model):
         one = subject if name is None else subject.with_overrides(f"model={name}")
         fit = one.fit()
         what = title(fit, one.overrides).rpartition(", batch")[0]
         # Two FLOPs per multiply-add; the backward pass, for weights and for inputs, costs twice the forward pass.
         operations = 2 * 3 * sum(layer.multiply_adds for layer in fit.layers)
-        for size in _list(chosen["batch_size"]):
+        for size in as_list(chosen.batch_size):
             if size == "auto":
                 group = [_largest(fit, v, what, subject) for v in variants]
             else:
@@ -137,7 +138,7 @@ def _out_of_memory(what: str, v: Variant, size: int) -> Row:
 
 def _prepare(fit: Fit, v: Variant, size: int, device: str) -> _Ready:
     """Build a variant and run it once, so that it is compiled and known to fit."""
-    side = fit.config["data"]["image_size"]
+    side = fit.settings.data.image_size
     with peak_memory(device) as peak:
         images = torch.randn(size, fit.data.channels, side, side, device=device)
         labels = torch.randint(0, len(fit.data.classes), (size,), device=device)
@@ -149,7 +150,7 @@ def _prepare(fit: Fit, v: Variant, size: int, device: str) -> _Ready:
 def measure_wait(subject: Subject) -> list[Row]:
     """Time the hand-written equivalent of the run's step on one fixed batch, and on batches from the loader."""
     fit = subject.fit()
-    step, count = as_the_run(fit), subject.options["steps"]
+    step, count = as_the_run(fit), subject.options.steps
     with RunLoader(fit) as loader:
         (fixed,) = loader.steps(1)
 
@@ -167,10 +168,6 @@ def measure_wait(subject: Subject) -> list[Row]:
     made = rows(what, times, len(fixed.labels), "one fixed batch")
     made[1]["input_share"] = max(0.0, 1.0 - made[1]["ratio"])  # of a step spent waiting
     return made
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 # ------------------------------------------------------------------------------------------------ the machine's limits

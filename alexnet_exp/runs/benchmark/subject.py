@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.data.module import ImageData, Source
 from alexnet_exp.data.sources import ArraySource
+from alexnet_exp.runs.benchmark.settings import Benchmark
 from alexnet_exp.runs.train import fit as heavy
 from alexnet_exp.runs.train.fit import Fit
 from alexnet_exp.runs.train.loggers import make_loggers
@@ -113,28 +115,30 @@ class Subject:
     """The run to measure.
 
     Args:
-        options: The benchmark's own settings in conf/benchmark.yaml.
+        options: The benchmark's own settings.
         overrides: Overrides of the run.
         device: 'cpu' or 'cuda'.
         scratch: A folder that is deleted after the benchmark.
         notes: Remarks on the results, appended to while measuring.
+        further: Settings of the script in benchmarks/ that measures, plain values.
     """
 
-    options: dict[str, Any]
+    options: Benchmark
     overrides: list[str]
     device: str
     scratch: Path
     notes: list[str] = field(default_factory=list)
+    further: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def repeats(self) -> int:
-        return self.options["repeats"]
+        return self.options.repeats
 
     def with_overrides(self, *more: str) -> Subject:
         """Return a copy with more overrides, which replace those of the same key."""
         keys = {key_of(override) for override in more}
         kept = [override for override in self.overrides if key_of(override) not in keys]
-        return Subject(self.options, [*kept, *more], self.device, self.scratch, self.notes)
+        return replace(self, overrides=[*kept, *more])
 
     def config(self) -> dict[str, Any]:
         """Compose the settings of the run for one device, without uploads to W&B or other trackers.
@@ -212,4 +216,4 @@ def title(fit: Fit, overrides: list[str]) -> str:
     chosen = assigned(overrides)
     network = chosen.get("model") or chosen.get("experiment") or "alexnet_cifar"
     source = fit.data.sources["train"].name.removesuffix(" train")
-    return f"{network}, {source} at {fit.config['data']['image_size']}, batch {fit.data.batch_size}"
+    return f"{network}, {source} at {fit.settings.data.image_size}, batch {fit.data.batch_size}"

@@ -8,8 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from alexnet_exp.config.checks import check_rules
-from alexnet_exp.config.schema import choice, flag, list_of, null, text
+from alexnet_exp.config.schema import checked, choice, flag, group, list_of, null, setting, text
 from alexnet_exp.errors import UserError, nearest, printable
 from alexnet_exp.files import write_atomically
 from alexnet_exp.runs.compare.groups import Comparison
@@ -23,15 +22,20 @@ from alexnet_exp.tracking.run_directory import RunDirectory, check_out
 from alexnet_exp.tracking.run_reader import Run, find_runs
 from alexnet_exp.tracking.terminal import nearby
 
-RULES = {
-    "runs": text | list_of(text),
-    "metric": text,
-    "sort": text | null,
-    "where": text | null,
-    "format": choice("table", "csv", "markdown", "json") | null,
-    "out": text | null,
-    "page": flag,
-}
+
+@group
+class Compare:
+    """Keys of conf/compare.yaml."""
+
+    runs: str | list[str] = setting(text | list_of(text))
+    metric: str = setting(text)
+    sort: str | None = setting(text | null)
+    where: str | None = setting(text | null)
+    format: str | None = setting(choice("table", "csv", "markdown", "json") | null)
+    out: str | None = setting(text | null)
+    page: bool = setting(flag)
+
+
 _WRITERS: dict[str, Callable[[Comparison], str]] = {"csv": to_csv, "markdown": to_markdown, "json": to_json}
 _ENDINGS = {".csv": "csv", ".md": "markdown", ".json": "json"}
 _FACTS = (
@@ -56,23 +60,26 @@ def compare(config: dict[str, Any], run_dir: Path, command: str) -> Comparison:
     Raises:
         UserError: For an invalid setting, a path without runs, or a filter that matches none.
     """
-    kind = _check(config)
-    folders = [config["runs"]] if isinstance(config["runs"], str) else config["runs"]
-    runs = _filtered(find_runs(folders), config["where"])
-    comparison = _comparison(runs, config)
+    if not config["runs"]:
+        raise UserError("No runs given: try alexnet-exp compare outputs/runs.")
+    settings = checked(Compare, config)
+    kind = _format(settings)
+    folders = [settings.runs] if isinstance(settings.runs, str) else settings.runs
+    runs = _filtered(find_runs(folders), settings.where)
+    comparison = _comparison(runs, settings.metric, settings.where, settings.sort)
     if kind == "table":
         print_table(comparison)
-    elif config["out"] is None:
+    elif settings.out is None:
         table = _WRITERS[kind](comparison)
         # Paths may contain bytes that are not valid UTF-8 (surrogates here).
         print(table.encode("utf-8", "backslashreplace").decode("utf-8"), end="")
     else:
-        write_atomically(check_out(config["out"]), _WRITERS[kind](comparison))
+        write_atomically(check_out(settings.out), _WRITERS[kind](comparison))
     # A table on stdout may go into a pipe: messages then go to stderr.
-    messages = Console(stderr=kind != "table" and config["out"] is None, soft_wrap=True, highlight=False)
-    if config["out"] is not None:
-        messages.print(f"table: {printable(config['out'])}", markup=False)
-    if config["page"]:
+    messages = Console(stderr=kind != "table" and settings.out is None, soft_wrap=True, highlight=False)
+    if settings.out is not None:
+        messages.print(f"table: {printable(settings.out)}", markup=False)
+    if settings.page:
         run = RunDirectory(run_dir)
         with run.fresh():
             write_page(comparison, run.path / "compare.html")
@@ -83,18 +90,15 @@ def compare(config: dict[str, Any], run_dir: Path, command: str) -> Comparison:
 
 def summarise(folder: Path, metric: str = "test/top1") -> Comparison:
     """Compare the runs of a sweep; write summary.csv and compare.html to its directory."""
-    comparison = _comparison(find_runs([folder]), {"metric": metric, "where": None, "sort": None})
+    comparison = _comparison(find_runs([folder]), metric)
     write_atomically(folder / "summary.csv", to_csv(comparison))
     write_page(comparison, folder / "compare.html")
     return comparison
 
 
-def _check(config: dict[str, Any]) -> str:
-    """Check the settings, and return the table's format."""
-    if not config["runs"]:
-        raise UserError("No runs given: try alexnet-exp compare outputs/runs.")
-    check_rules(config, RULES)
-    out, kind = config["out"], config["format"]
+def _format(settings: Compare) -> str:
+    """Return the table's format."""
+    out, kind = settings.out, settings.format
     kind = kind or (_ENDINGS.get(Path(out).suffix) if out else "table")
     if out and kind in (None, "table"):
         endings = ", ".join(_ENDINGS)
@@ -137,18 +141,19 @@ def _value(run: Run, key: str) -> Any:
     return lookup(run, key)
 
 
-def _comparison(runs: list[Run], config: dict[str, Any]) -> Comparison:
-    metric = config["metric"]
+def _comparison(
+    runs: list[Run], metric: str, where: str | None = None, sort: str | None = None
+) -> Comparison:
     keys = differing(runs)
     for run in runs:
         # Tables and pages get shared, so they must not show secrets.
         run.differs = redact({key: lookup(run, key) for key in keys if has(run, key)})
-    comparison = Comparison(runs, metric, keys, config["where"])
+    comparison = Comparison(runs, metric, keys, where)
     # The default is accepted even if no run has been tested yet.
     known = {*_metrics(runs), "test/top1"}
     if comparison.best is None and metric not in known:
         raise UserError(f"metric={metric}: no run has logged it.{nearest(metric, known)}")
-    comparison.runs.sort(key=_order(comparison, config["sort"]))
+    comparison.runs.sort(key=_order(comparison, sort))
     return comparison
 
 

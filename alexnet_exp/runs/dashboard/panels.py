@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 import wandb_workspaces.reports.v2 as reports
 import wandb_workspaces.workspaces as workspaces
 
-from alexnet_exp.runs.evaluate.command import SPLITS, VIEWS
+from alexnet_exp.config.schema import VIEWS
+from alexnet_exp.runs.evaluate.settings import SPLITS
 from alexnet_exp.tracking.wandb.media import wandb_place
 
 # Config keys in W&B with the names of the conf/model and conf/data files of a run.

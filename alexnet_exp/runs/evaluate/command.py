@@ -6,14 +6,16 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from alexnet_exp.config.checks import beside_checkpoint
-from alexnet_exp.config.schema import VIEWS, Rule, at_least, choice, list_of, null, path, text
+from alexnet_exp.config.schema import read
 from alexnet_exp.errors import UserError, printable
+from alexnet_exp.runs.evaluate.settings import Evaluate
 from alexnet_exp.tracking.log import log, logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
 from alexnet_exp.tracking.run_reader import learned_nothing
@@ -21,18 +23,6 @@ from alexnet_exp.tracking.terminal import nearby
 from alexnet_exp.training.launch.ranks import Ranks
 from alexnet_exp.training.launch.signals import stopping_on_signals
 
-SPLITS = ("test", "val", "train")
-RULES = {
-    "ckpt": path | list_of(path),
-    "split": choice("auto", *SPLITS),
-    "views": choice(*VIEWS) | null,
-    "batch_size": at_least(1) | null,
-    "device": choice("auto", "cpu", "gpu", "cuda", "mps"),
-    "devices": at_least(1),
-    "precision": text | null,
-    "compile": Rule("false", lambda v: v is False) | null,
-    "trust": list_of(text),
-}
 _FIGURES = ("conv1_filters", "confusion_matrix", "mistakes", "samples")
 _OUTPUTS = (
     "config.yaml",
@@ -76,13 +66,13 @@ def evaluate(config: dict[str, Any], overrides: list[str], run_dir: Path, comman
     from alexnet_exp.inference import resolve_checkpoint
     from alexnet_exp.runs.evaluate.output import wandb_run_of
 
-    wanted = settings["ckpt"] if isinstance(settings["ckpt"], list) else [settings["ckpt"]]
-    settings["ckpt"] = [os.path.abspath(resolve_checkpoint(each)) for each in wanted]
-    wandb_run_of(settings["ckpt"], settings["logger"])  # fail before the evaluation, not after it
+    paths = [os.path.abspath(resolve_checkpoint(each)) for each in settings.ckpt]
+    settings = replace(settings, ckpt=paths)
+    wandb_run_of(paths, settings.logger)  # fail before the evaluation, not after it
     run = RunDirectory(run_dir)
     console = Console(soft_wrap=True)
     with _fresh(run), logging_to(run_dir / "evaluate.log"), stopping_on_signals():
-        run.write_settings(settings, overrides)
+        run.write_settings(asdict(settings), overrides)
         try:
             result = _evaluate(run, settings, command, console)
         except SystemExit:  # Lightning raises it on Ctrl-C
@@ -93,7 +83,7 @@ def evaluate(config: dict[str, Any], overrides: list[str], run_dir: Path, comman
     return result
 
 
-def check_settings(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def check_settings(config: dict[str, Any], overrides: list[str]) -> Evaluate:
     """Return the settings of the evaluation, without those that the checkpoint determines.
 
     Raises:
@@ -101,9 +91,10 @@ def check_settings(config: dict[str, Any], overrides: list[str]) -> dict[str, An
     """
     if config["ckpt"] == []:
         raise UserError("invalid ckpt=[]: expected at least one checkpoint.")
-    settings = beside_checkpoint(config, RULES, overrides, " (views= chooses the test views)")
-    settings["logger"] = config.get("logger")
-    if settings["logger"] is not None and set(settings["logger"]) - {"wandb"}:
+    where = beside_checkpoint(config, Evaluate, overrides, " (views= chooses the test views)")
+    wanted = config["ckpt"] if isinstance(config["ckpt"], list) else [config["ckpt"]]
+    settings = read(Evaluate, {"logger": None, **config, **where, "ckpt": wanted})
+    if settings.logger is not None and set(settings.logger) - {"wandb"}:
         raise UserError("evaluate logs to W&B or not at all: use logger=wandb or logger=none.")
     return settings
 
@@ -125,23 +116,23 @@ def _fresh(run: RunDirectory) -> Iterator[None]:
             raise
 
 
-def _evaluate(run: RunDirectory, settings: dict[str, Any], command: str, console: Console) -> dict[str, Any]:
+def _evaluate(run: RunDirectory, settings: Evaluate, command: str, console: Console) -> dict[str, Any]:
     started = time.time()
-    with EvaluationRanks(run.path, settings["devices"]) as ranks:
+    with EvaluationRanks(run.path, settings.devices) as ranks:
         from alexnet_exp.data.identity import lines
         from alexnet_exp.runs.evaluate.data import has_equal_views
         from alexnet_exp.runs.evaluate.members import evaluate_all, open_members
         from alexnet_exp.runs.evaluate.output import write_all
         from alexnet_exp.training.checkpoint.identity import own_classes
 
-        members = open_members(settings["ckpt"], settings)
+        members = open_members(settings.ckpt, settings)
         first = members[0]
         source = first.data.sources[first.split]
         what = f"{len(source):,} images of {source.name}, views: {first.data.views}"
         known, found = len(own_classes(first.classes)), len(source.labels.unique())
         if found < known:
             what += f" ({found} of the checkpoint's {known} classes)"
-        if settings["split"] == "auto" and first.split != "test":
+        if settings.split == "auto" and first.split != "test":
             what += f" (there are no test images: split={first.split})"
         for line in (what, *lines({first.split: first.data.facts()[first.split]})):
             console.print(line, highlight=False, markup=False)
@@ -150,9 +141,9 @@ def _evaluate(run: RunDirectory, settings: dict[str, Any], command: str, console
                 log.warning("%s%s", f"{member.path}: " if len(members) > 1 else "", warning)
         if any(has_equal_views(member.data, member.split) for member in members):
             log.warning(_EQUAL_VIEWS)  # not an error: a run may have tested its network that way
-        ranks.go(settings)
+        ranks.go(asdict(settings))
         outcome = evaluate_all(members, settings, console)
-    facts = {"command": command, "seconds": round(time.time() - started, 2), "devices": settings["devices"]}
+    facts = {"command": command, "seconds": round(time.time() - started, 2), "devices": settings.devices}
     if len(members) == 1 and learned_nothing(first.checkpoint):
         facts["at_chance"] = first.checkpoint["at_chance"]
     return write_all(run, members, outcome, settings, facts, console)

@@ -20,6 +20,7 @@ from alexnet_exp.data.identity import identify
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.data.sources import ArraySource
 from alexnet_exp.errors import UserError, nearest, printable
+from alexnet_exp.runs.evaluate.settings import OfImages
 from alexnet_exp.targets import build, check_trust
 from alexnet_exp.tracking.redact import REDACTED, hidden_keys, with_passwords
 from alexnet_exp.training.checkpoint.identity import changed_split, match_classes, own_classes
@@ -31,13 +32,13 @@ _FIXED = ("image_size", "channels", "mean", "std")
 
 
 def open_data(
-    checkpoint: Mapping[str, Any], settings: Mapping[str, Any], opened: dict[str, dict[str, Any]]
+    checkpoint: Mapping[str, Any], settings: OfImages, opened: dict[str, dict[str, Any]]
 ) -> ImageData:
     """Read the images that a checkpoint is evaluated on.
 
     Args:
         checkpoint: With config, preprocessing and classes.
-        settings: Keys of conf/evaluate.yaml.
+        settings: Of the verb.
         opened: Cache of images by data set, shared by the members of an ensemble; updated in place.
 
     Returns:
@@ -53,7 +54,7 @@ def open_data(
         keys["stored_size"] = recorded["stored_size"]
     if "fit" in keys or recorded.get("fit", "crop") != "crop":
         keys["fit"] = recorded.get("fit", "crop")
-    keys["batch_size"] = settings["batch_size"] or config["data"]["batch_size"]
+    keys["batch_size"] = settings.batch_size or config["data"]["batch_size"]
     check_recorded(config, ["augment"], "The checkpoint")
     # The mean image comes from the checkpoint; these images may be others, and none is cropped at random.
     augment = {**config["augment"], "mean_image": "none", "resized_crop": None}
@@ -67,16 +68,16 @@ def open_data(
     opened[cache_key] = data.sources
     data.sources = _renumber(data.sources, checkpoint["classes"])
     data.pipeline = Pipeline(data.preprocess, config["augment"], recorded["mean_image"])
-    data.views = settings["views"] or config["augment"].get("views") or "centre"
+    data.views = settings.views or config["augment"].get("views") or "centre"
     return data
 
 
-def _data_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _data_keys(config: Mapping[str, Any], settings: OfImages) -> dict[str, Any]:
     """Return the settings of the data set: another one, or the checkpoint's own with typed keys on top."""
-    typed = dict(settings["data"])
+    typed = dict(settings.data)
     if "_target_" in typed:
         return whole_folder(typed)
-    check_trust(config["data"], settings["trust"], "data")
+    check_trust(config["data"], settings.trust, "data")
     own = dict(config["data"])
     if own.get("folds") and not is_own_data(own, typed):
         own |= {
@@ -87,9 +88,9 @@ def _data_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
     for key in typed:
         if key not in own:
             raise UserError(f"The checkpoint's data set has no setting data.{key}.{nearest(key, own)}")
-    current, inherited = settings["data_dir"], "data_dir" in own and "data_dir" not in typed
-    if inherited and (current["typed"] or not os.path.isdir(own["data_dir"])):
-        own["data_dir"] = current["path"]
+    current, inherited = settings.data_dir, "data_dir" in own and "data_dir" not in typed
+    if inherited and (current.typed or not os.path.isdir(own["data_dir"])):
+        own["data_dir"] = current.path
     if "cache" in own:
         own["cache"] = "off"  # a single pass over one split does not pay for a cache
     check_recorded({"data": own | typed}, ["data"], "The checkpoint")

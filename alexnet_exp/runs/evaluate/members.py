@@ -28,6 +28,7 @@ from alexnet_exp.runs.evaluate.data import (
     warn_of_changes,
 )
 from alexnet_exp.runs.evaluate.scores import TOP, Table, calibration_error, ensemble
+from alexnet_exp.runs.evaluate.settings import Evaluate
 from alexnet_exp.tracking.log import quiet_lightning
 from alexnet_exp.training.automatic import compile_network, use_fast_matmul
 from alexnet_exp.training.callbacks.progress import Bar
@@ -114,7 +115,7 @@ class Outcome:
     device: str
 
 
-def open_members(paths: list[str], settings: Mapping[str, Any]) -> list[Member]:
+def open_members(paths: list[str], settings: Evaluate) -> list[Member]:
     """Read checkpoints and the images that they are evaluated on.
 
     Raises:
@@ -129,11 +130,11 @@ def open_members(paths: list[str], settings: Mapping[str, Any]) -> list[Member]:
         keys = ("config", "preprocessing", "classes", "state_dict", "splits", "global_step", "at_chance")
         checkpoint = {"global_step": 0} | {k: checkpoint[k] for k in keys if k in checkpoint}
         data = open_data(checkpoint, settings, opened)
-        split = choose_split(data, settings["split"])
+        split = choose_split(data, settings.split)
         check_images(data, split)
         warn_of_changes(checkpoint, Path(path), data, split)
         members.append(Member(Path(path), checkpoint, data, split))
-    _check_unseen(members, settings["data"])
+    _check_unseen(members, settings.data)
     for member in members[1:]:
         _check_same_images(members[0], member)
     return members
@@ -179,7 +180,7 @@ def _check_same_images(first: Member, other: Member) -> None:
         )
 
 
-def evaluate_all(members: list[Member], settings: Mapping[str, Any], console: Console) -> Outcome:
+def evaluate_all(members: list[Member], settings: Evaluate, console: Console) -> Outcome:
     """Run every member on every image; every rank must call it.
 
     Raises:
@@ -214,14 +215,14 @@ def _reorder_classes(table: Table, classes: list[str], wanted: list[str]) -> Tab
     return Table(numbers[table.labels], numbers[table.top], table.probabilities, whole)
 
 
-def _test(member: Member, settings: Mapping[str, Any], console: Console, whole: bool) -> tuple[Recorder, str]:
+def _test(member: Member, settings: Evaluate, console: Console, whole: bool) -> tuple[Recorder, str]:
     config, data = member.config, member.data
-    model = network_of(member.checkpoint, settings["trust"])
+    model = network_of(member.checkpoint, settings.trust)
     channels_last = bool(config.get("channels_last"))
     recorder = Recorder(model, member.classes, config["optimizer"], channels_last=channels_last, whole=whole)
     trainer = _trainer(config["trainer"], settings, console)
     device = trainer.strategy.root_device
-    if settings["compile"] is None and missing_compiler(device.type) is None:
+    if settings.compile is None and missing_compiler(device.type) is None:
         compile_network(model, config["compile"])
     use_fast_matmul(device)
     data.test_split = member.split
@@ -229,13 +230,13 @@ def _test(member: Member, settings: Mapping[str, Any], console: Console, whole: 
     return recorder, str(device)
 
 
-def _trainer(trained: Mapping[str, Any], settings: Mapping[str, Any], console: Console) -> lightning.Trainer:
+def _trainer(trained: Mapping[str, Any], settings: Evaluate, console: Console) -> lightning.Trainer:
     try:
         trainer = lightning.Trainer(
-            accelerator=settings["device"],
-            devices=settings["devices"],
-            strategy="ddp" if settings["devices"] > 1 else "auto",
-            precision=settings["precision"] or trained["precision"],
+            accelerator=settings.device,
+            devices=settings.devices,
+            strategy="ddp" if settings.devices > 1 else "auto",
+            precision=settings.precision or trained["precision"],
             deterministic=trained["deterministic"],
             benchmark=trained["benchmark"],
             callbacks=[Bar(console)],
@@ -246,7 +247,7 @@ def _trainer(trained: Mapping[str, Any], settings: Mapping[str, Any], console: C
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"device={settings['device']} devices={settings['devices']}: {' '.join(str(error).split())}"
+            f"device={settings.device} devices={settings.devices}: {' '.join(str(error).split())}"
         ) from error
     leave_signals_to_us(trainer)
     return trainer

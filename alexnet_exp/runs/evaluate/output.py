@@ -17,6 +17,7 @@ from alexnet_exp.report.run import write_report
 from alexnet_exp.runs.evaluate.data import is_own_data
 from alexnet_exp.runs.evaluate.members import Member, Outcome
 from alexnet_exp.runs.evaluate.scores import BINS
+from alexnet_exp.runs.evaluate.settings import Evaluate
 from alexnet_exp.tracking.environment import provenance
 from alexnet_exp.tracking.log import log
 from alexnet_exp.tracking.run_directory import RunDirectory
@@ -36,7 +37,7 @@ def write_all(
     run: RunDirectory,
     members: list[Member],
     outcome: Outcome,
-    settings: dict[str, Any],
+    settings: Evaluate,
     facts: dict[str, Any],
     console: Console,
 ) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def write_all(
     _write_classes(run.path / "per_class.csv", rows)
     conv1 = _first_filters(members[0])
     figures = draw_all(run.path, [], evaluation, conv1)
-    wandb_run = wandb_run_of(settings["ckpt"], settings["logger"])
+    wandb_run = wandb_run_of(settings.ckpt, settings.logger)
     if wandb_run is not None:
         result["wandb"] = log_to_wandb(wandb_run, members[0], outcome, evaluation, figures, settings)
     write_report(run.path, evaluation, conv1, result=result)
@@ -225,7 +226,7 @@ def log_to_wandb(
     outcome: Outcome,
     evaluation: Evaluation,
     figures: list[Path],
-    settings: dict[str, Any],
+    settings: Evaluate,
 ) -> dict[str, Any] | None:
     """Add scores, tables and figures to the W&B run in `run_dir`.
 
@@ -240,9 +241,7 @@ def log_to_wandb(
     Returns:
         The entry for result.json; None, with a warning, on failure.
     """
-    options = dict(
-        (settings["logger"] or {}).get("wandb") or (member.config["logger"] or {}).get("wandb") or {}
-    )
+    options = dict((settings.logger or {}).get("wandb") or (member.config["logger"] or {}).get("wandb") or {})
     options["name"] = options.get("name") or run_dir.name
     offline = any(map(is_offline, run_folders(run_dir, find_run_id(run_dir) or "*")))
     if offline and options.get("mode") in (None, "auto", "online"):
@@ -251,7 +250,7 @@ def log_to_wandb(
         with RunDirectory(run_dir).lock():  # fails while the run is still training, and logging to W&B
             options["log_model"] = False
             tracker = WandbAppender(run_dir, member.config, **options, save_code=False)
-            _log(tracker, _place(member, settings["data"]), member, outcome, evaluation, figures)
+            _log(tracker, _place(member, settings.data), member, outcome, evaluation, figures)
             tracker.finish()
     except Exception as error:
         log.warning("The evaluation could not be added to the W&B run of %s: %s", run_dir, error)

@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
+from alexnet_exp.config.schema import read
+from alexnet_exp.runs.evaluate.settings import Evaluate
 from alexnet_exp.runs.train.rank import take_part
 from alexnet_exp.tracking.log import logging_to
 
@@ -15,7 +17,8 @@ def _evaluate(settings: dict[str, Any]) -> None:
     from alexnet_exp.runs.evaluate.members import evaluate_all, open_members
 
     with logging_to(None):
-        evaluate_all(open_members(settings["ckpt"], settings), settings, Console(quiet=True))
+        wanted = read(Evaluate, settings)
+        evaluate_all(open_members(wanted.ckpt, wanted), wanted, Console(quiet=True))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from alexnet_exp.config.checks import check_rules
-from alexnet_exp.config.schema import at_least, choice, flag, list_of, null, text
+from alexnet_exp.config.groups import Paths
+from alexnet_exp.config.schema import (
+    at_least,
+    checked,
+    choice,
+    flag,
+    group,
+    nested,
+    null,
+    setting,
+    text,
+    trusted,
+)
 from alexnet_exp.errors import UserError, missing_extra, printable
 from alexnet_exp.files import replacing
 from alexnet_exp.tracking.environment import provenance
@@ -27,15 +38,22 @@ from alexnet_exp.report.html import number, percent, write_html
 from alexnet_exp.tracking.redact import redact
 
 TOLERANCE = 1e-4  # largest accepted difference from PyTorch's outputs
-RULES = {
-    "ckpt": text,
-    "format": choice("onnx", "torch_export", "safetensors"),
-    "preprocess": flag,
-    "opset": at_least(7) | null,
-    "batch": at_least(1) | null,
-    "out": text | null,
-    "trust": list_of(text),
-}
+
+
+@group
+class Export:
+    """Keys of conf/export.yaml."""
+
+    ckpt: str = setting(text)
+    format: str = setting(choice("onnx", "torch_export", "safetensors"))
+    preprocess: bool = setting(flag)
+    opset: int | None = setting(at_least(7) | null)
+    batch: int | None = setting(at_least(1) | null)
+    out: str | None = setting(text | null)
+    trust: list[str] = setting(trusted)
+    paths: Paths = nested(Paths)
+
+
 _NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch_export": (), "safetensors": ("safetensors",)}
 _NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2", "safetensors": "model.safetensors"}
 
@@ -55,26 +73,22 @@ def export(config: dict[str, Any], run_dir: Path, command: str) -> Path:
         UserError: Illegal setting, missing package, checkpoint that cannot be read, or outputs that differ from
             PyTorch's; no file is left behind.
     """
-    _check(config)
+    settings = checked(Export, config)
+    _check(settings)
     from alexnet_exp.inference import load_classifier
     from alexnet_exp.runs.export.check import check, images_to_check
     from alexnet_exp.runs.export.formats import describe, how_to_load, reader, write
 
     console = Console(soft_wrap=True, highlight=False)
-    loaded = load_classifier(config["ckpt"], device="cpu", trust=config["trust"])
-    kind, preprocess, batch, out = (
-        config["format"],
-        config["preprocess"],
-        config["batch"],
-        config["out"] or None,
-    )
+    loaded = load_classifier(settings.ckpt, device="cpu", trust=settings.trust)
+    kind, preprocess, batch, out = settings.format, settings.preprocess, settings.batch, settings.out
     path = run_dir / _NAMES[kind] if out is None else check_out(out, loaded.path)
-    images, source = images_to_check(loaded, config["trust"], config["paths"]["data_dir"])
+    images, source = images_to_check(loaded, settings.trust, settings.paths.data_dir)
     metadata = describe(loaded, preprocess, batch)
     place = RunDirectory(run_dir).fresh() if out is None else contextlib.nullcontext()
     try:
         with place, replacing(path) as temporary:
-            write(loaded, kind, preprocess, metadata, temporary, config["opset"], batch)
+            write(loaded, kind, preprocess, metadata, temporary, settings.opset, batch)
             parity = check(loaded, reader(loaded, kind, temporary), images, preprocess, batch)
             if not parity.difference <= TOLERANCE:  # also true for NaN
                 raise UserError(
@@ -95,16 +109,15 @@ def export(config: dict[str, Any], run_dir: Path, command: str) -> Path:
     return path
 
 
-def _check(config: Mapping[str, Any]) -> None:
-    check_rules(config, RULES)
-    kind = config["format"]
-    if kind == "safetensors" and config["preprocess"]:
+def _check(settings: Export) -> None:
+    kind = settings.format
+    if kind == "safetensors" and settings.preprocess:
         raise UserError(
             "format=safetensors contains only weights: preprocess=true needs format=onnx or torch_export."
         )
-    if config["opset"] is not None and kind != "onnx":
+    if settings.opset is not None and kind != "onnx":
         raise UserError(f"format={kind} has no opset: leave opset out, or set format=onnx.")
-    if config["batch"] is not None and kind == "safetensors":
+    if settings.batch is not None and kind == "safetensors":
         raise UserError("format=safetensors contains only weights: batch= needs format=onnx or torch_export.")
     missing = [name for name in _NEEDS[kind] if importlib.util.find_spec(name) is None]
     if missing:

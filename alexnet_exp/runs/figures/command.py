@@ -11,31 +11,15 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from alexnet_exp.config.checks import beside_checkpoint
-from alexnet_exp.config.schema import Rule, at_least, choice, list_of, null, path, text
+from alexnet_exp.config.schema import read
 from alexnet_exp.errors import UserError
+from alexnet_exp.runs.figures.settings import NAMES, Figures
 from alexnet_exp.tracking.log import logging_to
 from alexnet_exp.tracking.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from alexnet_exp.runs.figures.page import Figure
     from alexnet_exp.runs.figures.subject import Subject
-
-
-NAMES = (
-    "filters", "top5", "nearest", "activations", "grad_cam", "mistakes", "weight_histograms", "activation_histograms",
-)  # fmt: skip
-_SOME = list_of(choice(*NAMES))
-RULES = {
-    "ckpt": path,
-    "which": Rule(f"all, or some of [{', '.join(NAMES)}]", lambda v: v in ("all", *NAMES) or _SOME.legal(v)),
-    "split": choice("auto", "test", "val", "train"),
-    "sample": at_least(1),
-    "seed": at_least(0),
-    "layer": text | null,
-    "batch_size": at_least(1) | null,
-    "device": text,
-    "trust": list_of(text),
-}
 
 
 def figures(config: dict[str, Any], overrides: list[str], run_dir: Path, command: str) -> dict[str, Any]:
@@ -60,7 +44,7 @@ def figures(config: dict[str, Any], overrides: list[str], run_dir: Path, command
     console, run = Console(soft_wrap=True, highlight=False), RunDirectory(run_dir)
     with run.fresh(), logging_to(None, on_screen=True):
         subject = open_subject(settings)
-        made, left_out = _make(subject, settings["which"], console)  # all of them, before any file is written
+        made, left_out = _make(subject, settings.which, console)  # all of them, before any file is written
         _draw(run, subject, made, left_out)
         result = _result(subject, made, left_out, command, time.perf_counter() - started)
         run.write_result(result)
@@ -70,18 +54,18 @@ def figures(config: dict[str, Any], overrides: list[str], run_dir: Path, command
     return result
 
 
-def check_settings(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def check_settings(config: dict[str, Any], overrides: list[str]) -> Figures:
     """Return the settings, without those that the checkpoint determines.
 
     Raises:
         UserError: Illegal value, or a setting that the checkpoint determines.
     """
-    settings = beside_checkpoint(config, RULES, overrides)
-    wanted = settings["which"] if isinstance(settings["which"], list) else [settings["which"]]
-    settings["which"] = [name for name in NAMES if name in wanted or "all" in wanted]
-    if not settings["which"]:
+    where = beside_checkpoint(config, Figures, overrides)
+    wanted = config["which"] if isinstance(config["which"], list) else [config["which"]]
+    which = [name for name in NAMES if name in wanted or "all" in wanted]
+    if not which:
         raise UserError("which=[] selects no figure: set which=all, or name some.")
-    return settings | {"cache_dir": config["paths"]["cache_dir"], "views": "centre"}
+    return read(Figures, {**config, **where, "which": which, "views": "centre"})
 
 
 def _make(subject: Subject, which: list[str], console: Console) -> tuple[list[Figure], dict[str, str]]:
@@ -89,7 +73,7 @@ def _make(subject: Subject, which: list[str], console: Console) -> tuple[list[Fi
     from alexnet_exp.runs.figures.make import FIGURES, grad_cam_layer
     from alexnet_exp.runs.figures.subject import LeftOutError
 
-    if subject.settings["layer"] is not None:
+    if subject.settings.layer is not None:
         with contextlib.suppress(LeftOutError):
             grad_cam_layer(subject)  # an unknown layer ends the command before it reads images
     made, left_out = [], {}

@@ -43,7 +43,7 @@ def top5(subject: Subject) -> Figure:
     """Show the five most probable classes of the sampled images."""
     guesses = [subject.guess(i, p) for i, p in zip(subject.sample, subject.probabilities, strict=True)]
     right = sum(guess.right for guess in guesses)
-    drawn = f"{len(guesses)} images of the {subject.split} split, drawn with seed {subject.settings['seed']}"
+    drawn = f"{len(guesses)} images of the {subject.split} split, drawn with seed {subject.settings.seed}"
     text = f"{drawn}; the top-1 prediction is correct for {right}."
     return Figure("top5", (guesses,), text)
 
@@ -136,7 +136,7 @@ def grad_cam_layer(subject: Subject) -> str:
     side = int(recorded["image_size"])
     blank = torch.zeros(1, int(recorded["channels"]), side, side, device=subject.device)
     sides = {name: x.shape[-1] for name, x in responses(subject.network, blank).items() if _is_map(x)}
-    wanted = subject.settings["layer"]
+    wanted = subject.settings.layer
     if not sides:
         raise LeftOutError("the network has no layer with feature maps.")
     if wanted is None:

@@ -95,7 +95,7 @@ def _cache_folder(subject: Subject) -> Path:
     Raises:
         UserError: Neither is writable.
     """
-    for place in places(subject.settings["cache_dir"], str(subject.path.parent)):
+    for place in places(subject.settings.paths.cache_dir, str(subject.path.parent)):
         folder = place / "features"
         try:
             folder.mkdir(parents=True, exist_ok=True)

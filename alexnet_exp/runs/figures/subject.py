@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from alexnet_exp.data.module import ImageData
 from alexnet_exp.inference import choose_device, resolve_checkpoint
 from alexnet_exp.runs.evaluate.data import check_images, choose_split, open_data, warn_of_changes
 from alexnet_exp.runs.figures.draw import Guess, Picture
+from alexnet_exp.runs.figures.settings import Figures
 from alexnet_exp.training.checkpoint.read import read_checkpoint
 from alexnet_exp.training.checkpoint.start import network_of
 
@@ -38,14 +39,14 @@ class Subject:
         checkpoint: Its content.
         network: In evaluation mode, on `device`.
         device: Where the network runs.
-        settings: Keys of conf/figures.yaml.
+        settings: Of the verb.
     """
 
     path: Path
     checkpoint: dict[str, Any]
     network: nn.Module
     device: torch.device
-    settings: Mapping[str, Any]
+    settings: Figures
 
     @property
     def classes(self) -> list[str]:
@@ -62,7 +63,7 @@ class Subject:
 
     @cached_property
     def split(self) -> str:
-        split = choose_split(self.data, self.settings["split"])
+        split = choose_split(self.data, self.settings.split)
         check_images(self.data, split)
         warn_of_changes(self.checkpoint, self.path, self.data, split)
         return split
@@ -71,8 +72,8 @@ class Subject:
     def sample(self) -> list[int]:
         """Positions of the sampled images in the split, ascending."""
         count = len(self.data.sources[self.split])
-        generator = np.random.default_rng(self.settings["seed"])
-        chosen = generator.choice(count, size=min(self.settings["sample"], count), replace=False)
+        generator = np.random.default_rng(self.settings.seed)
+        chosen = generator.choice(count, size=min(self.settings.sample, count), replace=False)
         return sorted(chosen.tolist())
 
     @cached_property
@@ -120,18 +121,18 @@ class Subject:
         return Guess(self.picture(index), bars)
 
 
-def open_subject(settings: Mapping[str, Any]) -> Subject:
+def open_subject(settings: Figures) -> Subject:
     """Load the checkpoint named in the settings.
 
     Raises:
         UserError: It cannot be found or read, or the device is not available.
     """
-    device = choose_device(settings["device"])
-    path = resolve_checkpoint(settings["ckpt"])
+    device = choose_device(settings.device)
+    path = resolve_checkpoint(settings.ckpt)
     checkpoint = read_checkpoint(path)
     # Without the optimizer's state, which can be twice as large as the weights.
     checkpoint = {
         k: checkpoint.get(k) for k in ("config", "preprocessing", "classes", "state_dict", "splits")
     }
-    network = network_of(checkpoint, settings["trust"]).to(device).eval()
+    network = network_of(checkpoint, settings.trust).to(device).eval()
     return Subject(path, checkpoint, network, device, settings)

@@ -44,10 +44,10 @@ def inspect(config: dict[str, Any], run_dir: Path, command: str) -> int:
     Raises:
         UserError: For an invalid setting, missing images, or an unsupported data set.
     """
-    check_config(config)
-    if config["resume"] or config["ckpt"]:
+    settings = check_config(config)
+    if settings.resume or settings.ckpt:
         raise UserError("inspect looks at data, not at runs: leave resume= and ckpt= out.")
-    if config["data"]["_target_"] == "alexnet_exp.data.Streaming":
+    if settings.data._target_ == "alexnet_exp.data.Streaming":
         raise UserError(
             "inspect does not read chunks: inspect the folder they were prepared from, data=folder data.root=FOLDER."
         )

@@ -14,8 +14,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from alexnet_exp import cores
-from alexnet_exp.config.checks import check_rules
-from alexnet_exp.config.schema import VIEWS, at_least, choice, list_of, null, path, text
+from alexnet_exp.config.schema import (
+    VIEWS,
+    at_least,
+    checked,
+    choice,
+    group,
+    list_of,
+    null,
+    path,
+    setting,
+    text,
+    trusted,
+)
 from alexnet_exp.data.datasets.left_out import JUNK_FOLDERS, LeftOut
 from alexnet_exp.data.decode import readable_extensions
 from alexnet_exp.errors import UserError, printable
@@ -30,16 +41,19 @@ if TYPE_CHECKING:
     from alexnet_exp.inference import LoadedClassifier, Prediction
     from alexnet_exp.runs.predict.output import Embeddings, Row
 
-RULES = {
-    "ckpt": path,
-    "images": path | list_of(path),
-    "top_k": at_least(1),
-    "views": choice(*VIEWS) | null,
-    "embed": text | null,
-    "batch_size": at_least(1),
-    "device": text,
-    "trust": list_of(text),
-}
+
+@group
+class Predict:
+    """Keys of conf/predict.yaml."""
+
+    ckpt: str = setting(path)
+    images: str | list[str] = setting(path | list_of(path))
+    top_k: int = setting(at_least(1))
+    views: str | None = setting(choice(*VIEWS) | null)
+    embed: str | None = setting(text | null)
+    batch_size: int = setting(at_least(1))
+    device: str = setting(text)
+    trust: list[str] = setting(trusted)
 
 
 def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
@@ -57,21 +71,21 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
         UserError: Illegal setting, checkpoint that cannot be read, unknown layer, non-finite network output, no images,
             or not enough memory for embeddings.
     """
-    check_rules(config, RULES)
-    files = find_images(config["images"])
+    settings = checked(Predict, config)
+    files = find_images(settings.images)
     from alexnet_exp.inference import load_classifier
     from alexnet_exp.runs.predict.output import Embeddings, print_rows, write_all, write_embeddings
 
     console, run = Console(), RunDirectory(run_dir)
     with run.fresh(), logging_to(None, on_screen=True):
-        classifier = load_classifier(config["ckpt"], config["device"], config["trust"])
+        classifier = load_classifier(settings.ckpt, settings.device, settings.trust)
         if warning := learned_nothing({"at_chance": classifier.at_chance}):
             log.warning(warning)
-        views = config["views"] or classifier.config["augment"].get("views") or "centre"
+        views = settings.views or classifier.config["augment"].get("views") or "centre"
         config = {**config, "views": views}
-        _check(classifier, config)
-        embeddings = None if config["embed"] is None else Embeddings(config["embed"], len(files))
-        rows = list(_predict(classifier, files, config, embeddings))
+        _check(classifier, settings, views)
+        embeddings = None if settings.embed is None else Embeddings(settings.embed, len(files))
+        rows = list(_predict(classifier, files, settings, views, embeddings))
         print_rows(rows, console)
         if embeddings is not None:
             write_embeddings(run.path / "embeddings.npz", embeddings.array, rows, classifier.classes)
@@ -82,17 +96,21 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
     return 2 if any(row.error for row in rows) else 0
 
 
-def _check(classifier: LoadedClassifier, config: dict[str, Any]) -> None:
+def _check(classifier: LoadedClassifier, settings: Predict, views: str) -> None:
     """Check views and layer before images are read."""
     from alexnet_exp.models.activations import find_layer
 
-    classifier.preprocess.pipeline.check_views(config["views"], classifier.preprocess.stored_size)
-    if config["embed"] is not None:
-        find_layer(classifier.model, config["embed"], "embed")
+    classifier.preprocess.pipeline.check_views(views, classifier.preprocess.stored_size)
+    if settings.embed is not None:
+        find_layer(classifier.model, settings.embed, "embed")
 
 
 def _predict(
-    classifier: LoadedClassifier, files: list[str], config: dict[str, Any], embeddings: Embeddings | None
+    classifier: LoadedClassifier,
+    files: list[str],
+    settings: Predict,
+    views: str,
+    embeddings: Embeddings | None,
 ) -> Iterator[Row]:
     """Yield a row per file, in order, with a progress bar on a terminal."""
     from alexnet_exp.runs.predict.output import Row
@@ -109,12 +127,12 @@ def _predict(
         Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress,
         ThreadPoolExecutor(workers) as pool,
     ):
-        task, batch_size = progress.add_task("images", total=len(files)), config["batch_size"]
+        task, batch_size = progress.add_task("images", total=len(files)), settings.batch_size
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
             images = list(pool.map(lambda file: _read(classifier, file), batch))
             good = [image for image in images if not isinstance(image, str)]
-            found = iter(_classify(classifier, good, config, embeddings) if good else [])
+            found = iter(_classify(classifier, good, settings, views, embeddings) if good else [])
             for file, image in zip(batch, images, strict=True):
                 if isinstance(image, str):
                     yield Row(file, error=image)
@@ -124,20 +142,24 @@ def _predict(
 
 
 def _classify(
-    classifier: LoadedClassifier, images: list[Tensor], config: dict[str, Any], embeddings: Embeddings | None
+    classifier: LoadedClassifier,
+    images: list[Tensor],
+    settings: Predict,
+    views: str,
+    embeddings: Embeddings | None,
 ) -> list[Prediction]:
     """Return the predictions of stored images, and add their embeddings."""
     import torch
 
-    stored, views = torch.stack(images), config["views"]
-    if embeddings is None:
+    stored = torch.stack(images)
+    if embeddings is None or settings.embed is None:
         probabilities = classifier.probabilities(stored, views)
     else:
-        probabilities, found = classifier.probabilities_and_activations(stored, config["embed"], views)
+        probabilities, found = classifier.probabilities_and_activations(stored, settings.embed, views)
         embeddings.add(found.numpy())
     if not probabilities.isfinite().all():
         raise UserError(f"{classifier.path}: the network's output is not finite; its training diverged.")
-    return classifier.top(probabilities, config["top_k"])
+    return classifier.top(probabilities, settings.top_k)
 
 
 def _read(classifier: LoadedClassifier, file: str) -> Tensor | str:

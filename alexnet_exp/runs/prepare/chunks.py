@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from alexnet_exp import cores
-from alexnet_exp.config.checks import shown
+from alexnet_exp.config.schema import shown
 from alexnet_exp.data.cache import shown as with_bar
 from alexnet_exp.data.sources import FileSource
 from alexnet_exp.data.streaming.chunks import Chunks
@@ -26,28 +26,29 @@ from alexnet_exp.data.streaming.internals import storage
 from alexnet_exp.data.streaming.write import Encoder, write
 from alexnet_exp.errors import UserError, shell_command, unreadable
 from alexnet_exp.files import locked, replacing
+from alexnet_exp.runs.prepare.settings import Prepare
 
 BEGUN = "prepare.json"  # the settings, so that an interrupted run is continued with the same
 LOCK = ".lock"  # held while a folder is written
 ASKED = ("size", "quality", "chunk_mb", "num_workers")
 
 
-def write_chunks(sources: Mapping[str, FileSource], config: Mapping[str, Any], console: Console) -> None:
+def write_chunks(sources: Mapping[str, FileSource], settings: Prepare, console: Console) -> None:
     """Write every split to `out`; skip complete ones, continue an interrupted one.
 
     Raises:
         UserError: `out` contains other images, was started with other settings, is being written by another command,
             or the written images differ from the originals.
     """
-    url = os.path.expanduser(str(config["out"])).rstrip("/")
+    url = os.path.expanduser(str(settings.out)).rstrip("/")
     url = url if is_remote(url) else os.path.abspath(url)
     tasks = {split: _tasks(source) for split, source in sources.items()}
     images = _digests(tasks, sources)
     manifest: dict[str, Any] = {
         "version": VERSION,
         "classes": list(next(iter(sources.values())).classes),
-        "size": config["size"],
-        "quality": config["quality"] if config["size"] else None,
+        "size": settings.size,
+        "quality": settings.quality if settings.size else None,
         "splits": {},
     }
     with _lock(url):
@@ -55,22 +56,20 @@ def write_chunks(sources: Mapping[str, FileSource], config: Mapping[str, Any], c
             _compare(read_manifest(url), manifest, images, url)
             console.print(f"prepared already: {url}", markup=False)
             return
-        workers = _begin(url, config, images)
+        workers = _begin(url, {key: getattr(settings, key) for key in ASKED}, images)
         for split, source in sources.items():
             # LitData writes the index last, so a split that has one is complete.
             if not _exists(url, f"{split}/index.json"):
-                encoder = Encoder(source.root, config["size"], config["quality"])
+                encoder = Encoder(source.root, settings.size, settings.quality)
                 console.print(
                     f"{split}: writing {len(source)} images in {url}", markup=False, highlight=False
                 )
                 with _only_the_bar():
-                    write(
-                        _shuffle(tasks[split]), f"{url}/{split}", encoder, workers, config["chunk_mb"] << 20
-                    )
+                    write(_shuffle(tasks[split]), f"{url}/{split}", encoder, workers, settings.chunk_mb << 20)
             manifest["splits"][split] = _verify(f"{url}/{split}", source) | {"origin": source.origin}
             console.print(f"{split}: {len(source)} images, checked", markup=False)
         _put(url, MANIFEST, json.dumps(manifest, indent=1))
-    url_setting = shell_command([f"data.url={config['out']}"])
+    url_setting = shell_command([f"data.url={settings.out}"])
     console.print(f"prepared: python train.py data=streaming {url_setting}", markup=False)
 
 
@@ -95,12 +94,12 @@ def _lock(url: str) -> Iterator[None]:
         yield
 
 
-def _begin(url: str, config: Mapping[str, Any], images: Mapping[str, str]) -> int:
+def _begin(url: str, asked: dict[str, Any], images: Mapping[str, str]) -> int:
     """Record the settings, or compare them with those of an interrupted run.
 
     Args:
         url: Output folder.
-        config: Keys of conf/prepare.yaml.
+        asked: The settings in ASKED.
         images: Digests of the images.
 
     Returns:
@@ -109,7 +108,7 @@ def _begin(url: str, config: Mapping[str, Any], images: Mapping[str, str]) -> in
     Raises:
         UserError: Settings or images differ.
     """
-    asked = {**{key: config[key] for key in ASKED}, **images}
+    asked = {**asked, **images}
     if not _exists(url, BEGUN):
         asked["num_workers"] = asked["num_workers"] or cores.available_cores()
         _put(url, BEGUN, json.dumps(asked, indent=1))

@@ -11,9 +11,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from alexnet_exp.config.checks import check_config, check_rules
+from alexnet_exp.config.checks import check_config
 from alexnet_exp.config.compose import compose
-from alexnet_exp.config.schema import at_least, choice, list_of, name, null, path
+from alexnet_exp.config.schema import at_least, checked, group, list_of, name, null, path, rules_of, setting
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.runs.reproduce import effects
 from alexnet_exp.runs.reproduce.effects import Effect
@@ -22,22 +22,29 @@ from alexnet_exp.runs.reproduce.record import record
 from alexnet_exp.runs.reproduce.rows import Claim, Row, chosen, measured_rates, names, seconds_of
 from alexnet_exp.runs.reproduce.show import estimate, print_figures, print_list, write_page
 from alexnet_exp.sweeps.job import FAILED, FINISHED, Job
-from alexnet_exp.sweeps.launch import Pool
+from alexnet_exp.sweeps.launch import Launcher, Pool
 from alexnet_exp.sweeps.record import SweepRecord
 from alexnet_exp.sweeps.resources import Resources, trainers
 from alexnet_exp.sweeps.table import Table
 from alexnet_exp.tracking.run_reader import Run, find_runs
 from alexnet_exp.tracking.terminal import nearby
 
-RULES = {
-    "names": name | list_of(name),
-    "seeds": at_least(1),
-    "budget": name | null,
-    "max_parallel": choice("auto") | at_least(1),
-    "threads": at_least(1),
-    "retries": at_least(0),
-    "out": path,
-}
+_LAUNCHER = rules_of(Launcher)
+
+
+@group
+class Reproduce:
+    """Keys of conf/reproduce.yaml beside those of its runs."""
+
+    names: str | list[str] = setting(name | list_of(name))
+    seeds: int = setting(at_least(1))
+    budget: str | None = setting(name | null)
+    max_parallel: int | str = setting(_LAUNCHER["max_parallel"])
+    threads: int = setting(_LAUNCHER["threads"])
+    retries: int = setting(_LAUNCHER["retries"])
+    out: str = setting(path)
+
+
 _REFUSED = {
     "experiment": "use alexnet-exp reproduce NAME",
     "seed": "use seeds=N, which runs seeds 0 to N - 1",
@@ -61,27 +68,27 @@ def reproduce(config: dict[str, Any], overrides: list[str], run_dir: Path, comma
     Raises:
         UserError: For an invalid setting or an unknown name.
     """
-    check_rules(config, RULES)
-    settings = [o for o in overrides if o.partition("=")[0].lstrip("+") not in RULES]
-    for override in settings:
+    settings, own = checked(Reproduce, config), rules_of(Reproduce)
+    of_runs = [o for o in overrides if o.partition("=")[0].lstrip("+") not in own]
+    for override in of_runs:
         key = override.partition("=")[0].lstrip("+~").partition(".")[0]
         if key in _REFUSED:
             raise UserError(f"{override} cannot be set here: {_REFUSED[key]}.")
-    words = config["names"] if isinstance(config["names"], list) else [config["names"]]
+    words = settings.names if isinstance(settings.names, list) else [settings.names]
     if words[:1] == ["record"]:
-        return _record(words[1:], config)
-    deciding, others = apart(settings)
+        return _record(words[1:], settings.out)
+    deciding, others = apart(of_runs)
     listing = words[:1] == ["list"]
     rows = chosen(words[1:] or [*names(), "claims"] if listing else words, deciding)
     if listing:
-        return _list(rows, config["seeds"], run_dir)
-    return _Reproduction(rows, config, run_dir.absolute(), others).run()
+        return _list(rows, settings.seeds, run_dir)
+    return _Reproduction(rows, settings, run_dir.absolute(), others).run()
 
 
-def _record(directories: list[str], config: dict[str, Any]) -> int:
+def _record(directories: list[str], out: str) -> int:
     if not directories:
         raise UserError("No runs given: use alexnet-exp reproduce record outputs/reproduce/NAME/0.")
-    for folder in record(directories, Path(config["out"])):
+    for folder in record(directories, Path(out)):
         print(f"record: {printable(nearby(folder))}")
     return 0
 
@@ -134,13 +141,13 @@ class _Reproduction:
 
     Args:
         rows: In the order given on the command line.
-        config: Keys of conf/reproduce.yaml.
+        settings: Of the verb.
         folder: Absolute folder of the runs and the page.
         flags: Settings of every run that do not affect the result.
     """
 
-    def __init__(self, rows: list[Row], config: dict[str, Any], folder: Path, flags: list[str]) -> None:
-        self.rows, self.config, self.folder, self.flags = rows, config, folder, flags
+    def __init__(self, rows: list[Row], settings: Reproduce, folder: Path, flags: list[str]) -> None:
+        self.rows, self.settings, self.folder, self.flags = rows, settings, folder, flags
         self.console = Console(soft_wrap=True, highlight=False)
         self.rates: dict[str, float] = {}
         self.problems: dict[str, list[str]] = {}
@@ -160,15 +167,15 @@ class _Reproduction:
         shown_figures = [(f, self._estimate(row)) for row in self.rows for f in self._figures(row)]
         print_figures(shown_figures)
         page = self.folder / "reproduce.html"
-        write_page(page, shown_figures, self.rows, self.config["seeds"])
+        write_page(page, shown_figures, self.rows, self.settings.seeds)
         self.console.print(f"page: {printable(nearby(page))}", markup=False)
         return 1 if any(self.problems.values()) else 0
 
     def _fitting(self) -> list[Row]:
         """Return the rows to run: those that fit into the budget, cheapest first."""
-        if self.config["budget"] is None:
+        if self.settings.budget is None:
             return self.rows
-        left = seconds_of(self.config["budget"])
+        left = seconds_of(self.settings.budget)
         self.rates = measured_rates(self.rows)
         costs = {
             row.name: (row.images or 0) / self.rates[row.name] * self._runs_left(row) for row in self.rows
@@ -177,7 +184,7 @@ class _Reproduction:
         for row in sorted(self.rows, key=lambda row: costs[row.name]):
             if costs[row.name] > left:
                 self.console.print(
-                    f"{row.name} does not fit into budget={self.config['budget']}", markup=False
+                    f"{row.name} does not fit into budget={self.settings.budget}", markup=False
                 )
                 continue
             left -= costs[row.name]
@@ -187,13 +194,13 @@ class _Reproduction:
     def _runs_left(self, row: Row) -> int:
         done = finished(row, self.folder)
         if isinstance(row, Claim):
-            return max(0, row.runs(self.config["seeds"]) - len(done))
-        return len(set(range(self.config["seeds"])) - {run.seed for run in done})
+            return max(0, row.runs(self.settings.seeds) - len(done))
+        return len(set(range(self.settings.seeds)) - {run.seed for run in done})
 
     def _train_at_best_rates(self, claims: list[Claim]) -> None:
         """Run the other seeds of claims, now that seed 0 has tried the learning rates."""
         best = {claim.name: effect(claim, self.folder).best for claim in claims}
-        if self.config["seeds"] > 1:
+        if self.settings.seeds > 1:
             # Without a finished run of both forms there is nothing to compare.
             self._train([claim for claim in claims if len(best[claim.name]) == len(claim.forms)], best)
 
@@ -213,28 +220,28 @@ class _Reproduction:
                 record = SweepRecord(place_of(row, self.folder))
                 stack.enter_context(record.lock())
                 record.begin([*row.selection, *row.settings], [], go_on=record.path.exists())
-                wanted = row.jobs(self.config["seeds"], (best or {}).get(row.name, {}))
+                wanted = row.jobs(self.settings.seeds, (best or {}).get(row.name, {}))
                 of_row[row.name] = record.jobs(wanted, 0, self.flags)
                 jobs += of_row[row.name]
             for number, job in enumerate(jobs):
                 job.number = number  # unique over all rows, for the table
-            Pool(jobs, self._launcher(), self._resources(jobs), Table(jobs, self.console)).run()
+            launcher = Launcher(
+                max_parallel=self.settings.max_parallel,
+                threads=self.settings.threads,
+                retries=self.settings.retries,
+                on_failure="continue",
+            )
+            Pool(jobs, launcher, self._resources(jobs), Table(jobs, self.console)).run()
             for name, own in of_row.items():
                 failed = [job for job in own if job.state == FAILED]
                 said = [f"{_difference(job, own)} failed: {job.why}" for job in failed]
                 self.problems[name] = [*self.problems.get(name, []), *said]
 
-    def _launcher(self) -> dict[str, Any]:
-        return {
-            **{k: self.config[k] for k in ("max_parallel", "threads", "retries")},
-            "on_failure": "continue",
-        }
-
     def _resources(self, jobs: Sequence[Job]) -> Resources:
         waiting = [[*job.flags, *job.overrides] for job in jobs if job.state != FINISHED] or [[]]
         where = OmegaConf.create({"hydra": {"sweep": {"dir": str(self.folder)}}})
         needed = trainers(waiting, lambda own: compose("train", own))
-        return Resources.of_this_machine(where, self._launcher(), needed)
+        return Resources.of_this_machine(where, self.settings.max_parallel, self.settings.threads, needed)
 
     def _figures(self, row: Row) -> list[Figure]:
         problems = self.problems.get(row.name, [])

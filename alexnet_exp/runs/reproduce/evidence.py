@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alexnet_exp.config.schema import ADDED, RETIRED
+from alexnet_exp.config.groups import ADDED, RETIRED
 from alexnet_exp.report.html import duration, points, quantity
 from alexnet_exp.runs.compare.groups import SINCE, Group
 from alexnet_exp.runs.compare.table import plain as as_typed

@@ -14,6 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from alexnet_exp.config.compose import compose, conf_dir, options, plain
+from alexnet_exp.config.groups import Settings
+from alexnet_exp.config.schema import read
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.settings import assigned
 
@@ -37,10 +39,15 @@ class Row:
     settings: tuple[str, ...]
     config: dict[str, Any]
 
+    @cached_property
+    def run_settings(self) -> Settings:
+        """`config` as an object."""
+        return read(Settings, self.config)
+
     @property
     def published(self) -> list[dict[str, Any]]:
         """Published figures (metric, value, epoch, source); the first is the main one."""
-        return self.config["published"]
+        return self.run_settings.published or []
 
     @property
     def data(self) -> str:
@@ -63,16 +70,16 @@ class Row:
     @cached_property
     def images(self) -> int | None:
         """Images seen in training, summed over epochs; None if the size of the data set is unknown."""
-        data, trainer = self.config["data"], self.config["trainer"]
-        count = _IMAGES.get(data["_target_"].rpartition(".")[2], 0)
-        if data.get("train_subset"):
-            count = min(count, data["train_subset"])
-        count -= data.get("val_size") or 0
-        batches, epochs = trainer["limit_train_batches"], trainer["max_epochs"]
-        count = min(count, batches * data["batch_size"]) if isinstance(batches, int) else int(batches * count)
+        data, trainer = self.run_settings.data, self.run_settings.trainer
+        count = _IMAGES.get(data._target_.rpartition(".")[2], 0)
+        if data.train_subset:
+            count = min(count, data.train_subset)
+        count -= data.val_size or 0
+        batches, epochs = trainer.limit_train_batches, trainer.max_epochs
+        count = min(count, batches * data.batch_size) if isinstance(batches, int) else int(batches * count)
         if count <= 0:
             return None
-        return epochs * count if epochs and epochs > 0 else trainer["max_steps"] * data["batch_size"]
+        return epochs * count if epochs and epochs > 0 else trainer.max_steps * data.batch_size
 
     @cached_property
     def multiply_adds(self) -> int:
@@ -82,7 +89,7 @@ class Row:
         from alexnet_exp.models import layer_table
         from alexnet_exp.targets import build
 
-        model = self.config["model"]
+        model = self.run_settings.model
         with torch.device("meta"):  # shapes only
             network = build(model)
         shape = (model["in_channels"], model["input_size"], model["input_size"])
@@ -355,7 +362,7 @@ def _rate(row: Row, device: str, seconds: float) -> float:
 
     from alexnet_exp.targets import build
 
-    model_config, batch = row.config["model"], row.config["data"]["batch_size"]
+    model_config, batch = row.run_settings.model, row.run_settings.data.batch_size
     if device == "cpu":  # one step of a large network would take seconds
         batch = max(1, min(batch, int(_MEASURED_FLOP / (6.0 * row.multiply_adds))))
     end = time.monotonic() + seconds

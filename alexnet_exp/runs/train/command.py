@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from alexnet_exp.config.groups import Settings
 from alexnet_exp.config.messages import explain
+from alexnet_exp.config.schema import read
 from alexnet_exp.errors import UserError, shell_command
 from alexnet_exp.pretrained import shipped_file
 from alexnet_exp.tracking.log import log, logging_to
@@ -46,22 +48,22 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
     Raises:
         UserError: For anything the user can fix; result.json then has status 'failed'.
     """
+    settings = read(Settings, config)
     # Before the directory is created, so that a mistyped path leaves none behind.
-    for key in ("ckpt", "weights"):
-        path = config[key]
-        if path in (None, "none", "torchvision") or config["resume"] or Path(path).exists():
+    for key, given in (("ckpt", settings.ckpt), ("weights", settings.weights)):
+        if given is None or given in ("none", "torchvision") or settings.resume or Path(given).exists():
             continue
-        if key == "ckpt" or shipped_file(path) is None:
-            raise UserError(f"{key}={path}: there is no such file or run directory.")
-    check_process_count(config["trainer"])
-    check_sync_batchnorm(config["trainer"])
+        if key == "ckpt" or shipped_file(given) is None:
+            raise UserError(f"{key}={given}: there is no such file or run directory.")
+    check_process_count(settings.trainer)
+    check_sync_batchnorm(settings.trainer)
     run = RunDirectory(run_dir)
     if not is_first_rank():  # started by torchrun or SLURM: rank 0 owns the directory
         ignore_signals()
         return follow(config, overrides, run_dir)
     with run.lock():
         exists = (run_dir / "config.yaml").exists()
-        if exists and not config["resume"]:
+        if exists and not settings.resume:
             raise UserError(
                 f"{run_dir} holds a run already; continue it with resume={run_dir} or choose another."
             )
@@ -70,7 +72,7 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
         run.write_settings(config, overrides)
         console = Console(soft_wrap=True)
         relative = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
-        new = " (resume= found no run there: starting a new one)" if config["resume"] and not exists else ""
+        new = " (resume= found no run there: starting a new one)" if settings.resume and not exists else ""
         console.print(f"run directory: {relative}{new}", highlight=False)
         with logging_to(run_dir / "train.log"), stopping_on_signals():
             session = _Session(run, config, overrides, command, console)
@@ -119,13 +121,14 @@ class _Session:
     def run_all(self) -> dict[str, Any]:
         status, error = "failed", None
         try:
+            trainer = read(Settings, self.config).trainer
             # Counting devices may import Lightning.
             with signals_held():
-                devices = 1 if started_externally() else count_devices(self.config["trainer"])
+                devices = 1 if started_externally() else count_devices(trainer)
             with Ranks(
                 self.run.path,
                 devices,
-                self.config["trainer"]["num_nodes"],
+                trainer.num_nodes,
                 on_failure=lambda error: self._end("failed", error),
             ) as ranks:
                 self._prepare()
@@ -183,7 +186,7 @@ class _Session:
         from alexnet_exp.training.callbacks.progress import print_summary
 
         assert self.fit is not None
-        if self.config["callbacks"]["model_summary"]["enabled"]:
+        if self.fit.settings.callbacks.model_summary.enabled:
             print_summary(self.fit.layers, self.console)
         fitting.train_and_test(self.fit, self.start)
         self.fit.classifier.outcomes.gather()

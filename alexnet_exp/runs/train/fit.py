@@ -8,7 +8,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from alexnet_exp import cores
+from alexnet_exp.config.groups import Callbacks, Checkpoint, Settings, Trainer
+from alexnet_exp.config.schema import read
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.errors import UserError, printable
 from alexnet_exp.models.initialise import scale_to_unit_variance
@@ -64,9 +66,7 @@ from alexnet_exp.training.metrics import Outcomes, class_weights
 from alexnet_exp.training.optim.auto import has_norm, settle_recipe
 
 LSUV_IMAGES = 64
-OUR_CALLBACKS = (
-    "checkpoint", "early_stopping", "ema", "lr_monitor", "progress_bar", "model_summary", "throughput",
-)  # fmt: skip
+OUR_CALLBACKS = [each.name for each in fields(Callbacks)]
 
 
 def prepare_data(config: dict[str, Any]) -> ImageData:
@@ -109,7 +109,7 @@ def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> No
         raise UserError(
             f"model.in_channels={model['in_channels']} does not match data.channels={data.channels}. Leave it out."
         )
-    device = torch.device(device_type(config["trainer"]))
+    device = torch.device(device_type(read(Settings, config).trainer))
     if chosen := settle(config, device, len(data.sources["train"])):
         log.info("Chosen for this machine: %s", " ".join(chosen))
     if chosen := settle_recipe(config, typed, len(data.sources["train"])):
@@ -121,6 +121,7 @@ class Fit:
     """Everything that takes part in training on one rank."""
 
     config: dict[str, Any]
+    settings: Settings  # `config` as an object
     data: ImageData
     classifier: ImageClassifier
     trainer: lightning.Trainer
@@ -147,49 +148,49 @@ def assemble(
     Raises:
         UserError: If settings do not work together.
     """
-    lightning.seed_everything(config["seed"], verbose=False)  # initial weights draw from the global generator
-    model = build(config["model"])
+    settings = read(Settings, config)
+    lightning.seed_everything(settings.seed, verbose=False)  # initial weights draw from the global generator
+    model = build(settings.model)
     # Not where a checkpoint replaces the weights: images are decoded for it.
-    if config.get("init") == "lsuv" and not config["ckpt"] and not _continues(config, run_dir):
+    if settings.init == "lsuv" and not settings.ckpt and not _continues(settings, run_dir):
         scale_to_unit_variance(model, data.examples(LSUV_IMAGES))
-    unused = (f"unused {i}" for i in range(len(data.classes), config["model"]["num_classes"]))
+    unused = (f"unused {i}" for i in range(len(data.classes), settings.model["num_classes"]))
     classes = (*data.classes, *unused)
     classifier = ImageClassifier(
         model,
         classes,
         config["optimizer"],
         config["scheduler"],
-        config["label_smoothing"],
-        config["seed"],
+        settings.label_smoothing,
+        settings.seed,
         embed={"config": without_passwords(config), "preprocessing": data.preprocessing()},
-        channels_last=config["channels_last"],
+        channels_last=bool(settings.channels_last),
         splits=_splits(data),
-        class_weights=_class_weights(config, data, classes),
+        class_weights=_class_weights(settings, data, classes),
     )
-    size = config["model"].get("input_size", config["data"]["image_size"])
+    size = settings.model.get("input_size", settings.data.image_size)
     layers = layer_table(model, (data.channels, size, size))
-    chosen = config["callbacks"]
-    _check_monitors(config, data)
-    step_log = StepLog(lr=chosen["lr_monitor"]["enabled"], throughput=chosen["throughput"]["enabled"])
-    options = {k: v for k, v in chosen["checkpoint"].items() if k not in ("enabled", "keep_last")}
-    checkpoint = BestAndLast(run_dir / "checkpoints", **options) if chosen["checkpoint"]["enabled"] else None
-    chance = _chance_level(config, data, classifier)
-    callbacks = [step_log, chance, *_callbacks(chosen, console, step_log), checkpoint or StopUnsaved()]
-    if config["trainer"]["overfit_batches"]:
+    chosen = settings.callbacks
+    _check_monitors(settings, data)
+    step_log = StepLog(lr=chosen.lr_monitor.enabled, throughput=chosen.throughput.enabled)
+    checkpoint = _checkpoint(chosen.checkpoint, run_dir)
+    chance = _chance_level(settings, data, classifier)
+    callbacks = [step_log, chance, *_callbacks(chosen, console, step_log)]
+    callbacks += [build(own) for key, own in config["callbacks"].items() if key not in OUR_CALLBACKS]
+    callbacks.append(checkpoint or StopUnsaved())
+    if settings.trainer.overfit_batches:
         callbacks.append(SameBatches())
-    if config["freeze"]:
-        callbacks.append(FreezeLayers(model, config["freeze"], config["freeze_epochs"]))
+    if settings.freeze:
+        callbacks.append(FreezeLayers(model, settings.freeze, settings.freeze_epochs))
     trainer = _trainer(config["trainer"], run_dir, loggers, callbacks, chosen)
-    compile_network(model, config["compile"])
+    compile_network(model, settings.compile)
     use_fast_matmul(trainer.strategy.root_device)
-    return Fit(config, data, classifier, trainer, layers, step_log, checkpoint, chance)
+    return Fit(config, settings, data, classifier, trainer, layers, step_log, checkpoint, chance)
 
 
-def _class_weights(
-    config: Mapping[str, Any], data: ImageData, classes: tuple[str, ...]
-) -> tuple[float, ...] | None:
+def _class_weights(settings: Settings, data: ImageData, classes: tuple[str, ...]) -> tuple[float, ...] | None:
     """Return the weight of each class in the training loss, and log their range."""
-    wanted = config["class_weights"]
+    wanted = settings.class_weights
     weights = None if wanted == "none" else class_weights(wanted, classes, data.sources["train"].labels)
     if weights is not None:
         low, high = (end(range(len(weights)), key=weights.__getitem__) for end in (min, max))
@@ -198,27 +199,27 @@ def _class_weights(
     return weights
 
 
-def _chance_level(config: Mapping[str, Any], data: ImageData, classifier: ImageClassifier) -> ChanceLevel:
+def _chance_level(settings: Settings, data: ImageData, classifier: ImageClassifier) -> ChanceLevel:
     """Return the callback that notices a network which does no better than guessing."""
     # The few images of overfit_batches have a distribution of labels of their own.
-    if "train" not in data.sources or config["trainer"]["overfit_batches"]:
+    if "train" not in data.sources or settings.trainer.overfit_batches:
         return ChanceLevel(None)
-    labels, augment, weights = data.sources["train"].labels, config["augment"], classifier.class_weights
-    smoothing, balanced = classifier.label_smoothing, bool(config["data"].get("balanced"))
+    labels, augment, weights = data.sources["train"].labels, settings.augment, classifier.class_weights
+    smoothing, balanced = classifier.label_smoothing, bool(settings.data.balanced)
     prediction = guess(labels, len(classifier.classes), weights, smoothing, balanced)
-    plain = weights is None and not smoothing and not augment.get("mixup") and not augment.get("cutmix")
+    plain = weights is None and not smoothing and not augment.mixup and not augment.cutmix
     val = data.sources["val"].labels if "val" in data.sources else None
     advice = ["a lower optimizer.lr"]
     if not has_norm(classifier.model):
-        if config.get("init") != "lsuv" and config["weights"] == "none":
+        if settings.init != "lsuv" and settings.weights == "none":
             advice.append("init=lsuv")
         advice.append("a network with batch norm (model=alexnet_bn)")
-    if config["weights"] == "none" and not config["ckpt"]:
+    if settings.weights == "none" and not settings.ckpt:
         advice.append("trained weights (model=alexnet_owt weights=torchvision)")
     return ChanceLevel(prediction, plain, val, ", ".join(advice))
 
 
-def _check_monitors(config: Mapping[str, Any], data: ImageData) -> None:
+def _check_monitors(settings: Settings, data: ImageData) -> None:
     """Check that scheduler and early stopping do not monitor validation metrics without validation images.
 
     The checkpoint callback needs no check: without validation, the best checkpoint is the last.
@@ -226,25 +227,31 @@ def _check_monitors(config: Mapping[str, Any], data: ImageData) -> None:
     Raises:
         UserError: Says how to get validation images from this data set.
     """
-    watchers = {"scheduler": config["scheduler"]}
-    if config["callbacks"]["early_stopping"]["enabled"]:
-        watchers["callbacks.early_stopping"] = config["callbacks"]["early_stopping"]
-    for key, watcher in watchers.items():
-        if "val" not in data.sources and str(watcher.get("monitor")).startswith("val/"):
-            monitor, need = watcher["monitor"], data.needs_for_validation
+    stopping = settings.callbacks.early_stopping
+    monitors = {"scheduler": settings.scheduler.monitor}
+    if stopping.enabled:
+        monitors["callbacks.early_stopping"] = stopping.monitor
+    for key, monitor in monitors.items():
+        if "val" not in data.sources and str(monitor).startswith("val/"):
+            need = data.needs_for_validation
             raise UserError(f"{key} needs validation images (monitor={monitor}): {need}.")
 
 
-def _callbacks(chosen: Mapping[str, Any], console: Console, step_log: StepLog) -> list[Callback]:
+def _checkpoint(settings: Checkpoint, run_dir: Path) -> BestAndLast | None:
+    options = asdict(settings)
+    del options["keep_last"]  # of AtomicCheckpointIO
+    return BestAndLast(run_dir / "checkpoints", **options) if options.pop("enabled") else None
+
+
+def _callbacks(chosen: Callbacks, console: Console, step_log: StepLog) -> list[Callback]:
     callbacks: list[Callback] = []
-    stopping = dict(chosen["early_stopping"])
+    stopping = asdict(chosen.early_stopping)
     if stopping.pop("enabled"):
         callbacks.append(EarlyStopping(**stopping, check_finite=False))
-    if chosen["ema"]["enabled"]:
-        callbacks.append(MovingAverage(chosen["ema"]["decay"]))
-    if chosen["progress_bar"]["enabled"]:
-        callbacks.append(Bar(console, chosen["progress_bar"]["refresh_per_second"], step_log))
-    callbacks += [build(settings) for name, settings in chosen.items() if name not in OUR_CALLBACKS]
+    if chosen.ema.enabled:
+        callbacks.append(MovingAverage(chosen.ema.decay))
+    if chosen.progress_bar.enabled:
+        callbacks.append(Bar(console, chosen.progress_bar.refresh_per_second, step_log))
     return callbacks
 
 
@@ -253,7 +260,7 @@ def _trainer(
     run_dir: Path,
     loggers: list[Any],
     callbacks: list[Callback],
-    chosen: Mapping[str, Any],
+    chosen: Callbacks,
 ) -> lightning.Trainer:
     options = dict(settings)
     options["profiler"] = make_profiler(options["profiler"], run_dir)
@@ -270,12 +277,11 @@ def _trainer(
             logger=loggers or False,
             callbacks=callbacks,
             default_root_dir=str(run_dir),
-            enable_checkpointing=chosen["checkpoint"]["enabled"],
-            enable_progress_bar=chosen["progress_bar"]["enabled"],
+            enable_checkpointing=chosen.checkpoint.enabled,
+            enable_progress_bar=chosen.progress_bar.enabled,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            # The config of an older run has no keep_last.
-            plugins=[AtomicCheckpointIO(chosen["checkpoint"].get("keep_last", 2))],
+            plugins=[AtomicCheckpointIO(chosen.checkpoint.keep_last)],
         )
         leave_signals_to_us(trainer)
         validate_at_the_end(trainer)
@@ -290,15 +296,16 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
     Raises:
         UserError: If a checkpoint cannot be read or resumed.
     """
-    config = fit.config
-    own, in_place = RunDirectory(run_dir).last_checkpoint, _continues(config, run_dir)
-    if not in_place and not config["ckpt"]:
-        if config["weights"] != "none":
-            log.info(load_weights(fit.classifier, config["weights"]))
-        elif config["freeze"]:
+    settings = fit.settings
+    own, in_place = RunDirectory(run_dir).last_checkpoint, _continues(settings, run_dir)
+    start = run_dir if in_place else settings.ckpt
+    if not start:
+        if settings.weights != "none":
+            log.info(load_weights(fit.classifier, settings.weights))
+        elif settings.freeze:
             log.warning("freeze keeps random weights here: set weights= to start from trained ones.")
         return None
-    path, checkpoint = read_latest(run_dir if in_place else config["ckpt"])
+    path, checkpoint = read_latest(start)
     fit.start_step = checkpoint["global_step"]
     _check_data(fit, checkpoint, path, in_place)
     check_same_network(fit.classifier, checkpoint, path)
@@ -307,7 +314,7 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
         if isinstance(callback, EarlyStopping):
             callback.starts_anew = not in_place
     if not in_place:
-        _check_more_to_do(config["trainer"], checkpoint, path)
+        _check_more_to_do(settings.trainer, checkpoint, path)
         return path
     if path != own and fit.trainer.is_global_zero:  # last.ckpt is damaged: an earlier save takes its place
         put_in_place(path, own)
@@ -316,10 +323,10 @@ def start_point(fit: Fit, run_dir: Path) -> Path | None:
     return path
 
 
-def _continues(config: Mapping[str, Any], run_dir: Path) -> bool:
+def _continues(settings: Settings, run_dir: Path) -> bool:
     """Return whether `resume=` finds a checkpoint; otherwise it starts a new run."""
     own = RunDirectory(run_dir).last_checkpoint
-    return bool(config["resume"] and (own.exists() or checkpoints_before(own)))
+    return bool(settings.resume and (own.exists() or checkpoints_before(own)))
 
 
 def attach_loggers(fit: Fit, loggers: list[Any]) -> None:
@@ -341,9 +348,9 @@ def _check_data(fit: Fit, checkpoint: Mapping[str, Any], path: Path, in_place: b
         if fit.trainer.is_global_zero:
             raise
         raise UserError(f"Rank {fit.trainer.global_rank} on {socket.gethostname()}: {error}") from error
-    sizes = [config["data"].get("batch_size") for config in (checkpoint["config"], fit.config)]
+    same_size = checkpoint["config"]["data"].get("batch_size") == fit.settings.data.batch_size
     # With other images or another batch size, the saved position in the epoch means nothing.
-    fit.classifier.begin_epoch_again = not same or sizes[0] != sizes[1]
+    fit.classifier.begin_epoch_again = not (same and same_size)
 
 
 def _has_custom_callbacks(trainer: lightning.Trainer) -> bool:
@@ -352,10 +359,12 @@ def _has_custom_callbacks(trainer: lightning.Trainer) -> bool:
     return any(not type(callback).__module__.startswith(ours) for callback in trainer.callbacks)
 
 
-def _check_more_to_do(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any], path: Path) -> None:
-    for what, done in (("epochs", epochs_of(checkpoint)), ("steps", checkpoint["global_step"])):
-        wanted = trainer[f"max_{what}"]
-        if wanted not in (None, -1) and done >= wanted:
+def _check_more_to_do(trainer: Trainer, checkpoint: Mapping[str, Any], path: Path) -> None:
+    for what, done, wanted in (
+        ("epochs", epochs_of(checkpoint), trainer.max_epochs),
+        ("steps", checkpoint["global_step"], trainer.max_steps),
+    ):
+        if wanted is not None and wanted != -1 and done >= wanted:
             raise UserError(
                 f"{path} has already trained {done} {what}: set trainer.max_{what}=N to more than that."
             )
@@ -376,7 +385,7 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
                 trainer.fit(fit.classifier, datamodule=data, ckpt_path=str(ckpt_path) if ckpt_path else None)
         finally:
             fit.training_seconds = time.perf_counter() - started
-        if not fit.config["test"]:
+        if not fit.settings.test:
             return False
         if "test" not in data.sources:
             log.info("There are no test images: skipping the test.")
@@ -384,9 +393,9 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
                 return False
             data.test_split = fit.classifier.test_split = "val"
         trainer.strategy.barrier("best checkpoint")
-        best_path = (
-            fit.checkpoint.best_path if fit.checkpoint and fit.config["test_weights"] == "best" else None
-        )
+        best_path = None
+        if fit.checkpoint is not None and fit.settings.test_weights == "best":
+            best_path = fit.checkpoint.best_path
         found = best_path is not None and best_path.exists() and not trainer.fast_dev_run
         # Rank 0 decides: ranks started by torchrun or SLURM may see another directory.
         chosen = trainer.strategy.broadcast(str(best_path) if found else "")
@@ -420,7 +429,7 @@ def _check_limits(fit: Fit) -> None:
     splits = {
         RunningStage.TRAINING: ("train", trainer.limit_train_batches),
         RunningStage.VALIDATING: ("val", trainer.limit_val_batches),
-        RunningStage.TESTING: (test if fit.config["test"] else "", trainer.limit_test_batches),
+        RunningStage.TESTING: (test if fit.settings.test else "", trainer.limit_test_batches),
     }
     for stage, (split, limit) in splits.items():
         if split in data.sources:

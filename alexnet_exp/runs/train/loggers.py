@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from alexnet_exp.config.groups import Settings, Wandb
+from alexnet_exp.config.schema import read
 from alexnet_exp.errors import UserError, missing_extra
 from alexnet_exp.tracking.loggers import Tracker, open_tracker
 from alexnet_exp.tracking.metrics_csv import MetricsCSV
@@ -17,20 +19,20 @@ def make_loggers(config: dict[str, Any], run: RunDirectory) -> list[Any]:
     Raises:
         UserError: If a tracker's package is missing, or it cannot begin.
     """
-    if config["trainer"]["fast_dev_run"]:
+    settings, chosen = read(Settings, config), config["logger"] or {}
+    if settings.trainer.fast_dev_run:
         return []
     loggers: list[Any] = [MetricsCSV(run.path)]
-    chosen = config["logger"] or {}
     recorded = _recorded(config, run) if set(chosen) - {"tensorboard"} else {}
-    if chosen.get("tensorboard", {}).get("enabled"):
+    if settings.logger.tensorboard and settings.logger.tensorboard.enabled:
         loggers.append(_tensorboard(run))
     try:
-        for name, settings in chosen.items():
-            if "_target_" in settings:
+        for name, own in chosen.items():
+            if "_target_" in own:
                 hyperparams = redact(recorded)
-                loggers.append(open_tracker(name, settings, hyperparams, run.path, bool(config["resume"])))
-        if "wandb" in chosen:
-            loggers.append(_wandb(dict(chosen["wandb"]), config, recorded, run))
+                loggers.append(open_tracker(name, own, hyperparams, run.path, bool(settings.resume)))
+        if settings.logger.wandb is not None:
+            loggers.append(_wandb(settings.logger.wandb, bool(settings.resume), recorded, run))
     except BaseException:
         for logger in loggers:
             if isinstance(logger, Tracker):  # another one failed, and this run does not begin
@@ -58,15 +60,24 @@ def _tensorboard(run: RunDirectory) -> Any:
     return TensorBoardLogger(str(run.path), name="tensorboard", version="")
 
 
-def _wandb(
-    options: dict[str, Any], config: dict[str, Any], recorded: dict[str, Any], run: RunDirectory
-) -> Any:
+def _wandb(settings: Wandb, resumes: bool, recorded: dict[str, Any], run: RunDirectory) -> Any:
     from alexnet_exp.tracking.wandb.logger import WandbTracker, find_run_id
 
-    for key in ("project", "entity", "group", "notes", "name"):
-        # YAML reads name=2026 as a number, but W&B wants strings.
-        options[key] = None if options[key] is None else str(options[key])
-    options["tags"] = [str(tag) for tag in options["tags"]]
-    options["name"] = options["name"] or run.path.name
-    run_id = find_run_id(run.path) if config["resume"] else None
-    return WandbTracker(run.path, recorded, run_id=run_id, **options)
+    def text(value: str | float | None) -> str | None:
+        return (
+            None if value is None else str(value)
+        )  # YAML reads name=2026 as a number, but W&B wants strings
+
+    return WandbTracker(
+        run.path,
+        recorded,
+        mode=settings.mode,
+        project=str(settings.project),
+        entity=text(settings.entity),
+        group=text(settings.group),
+        tags=[str(tag) for tag in settings.tags],
+        notes=text(settings.notes),
+        name=text(settings.name) or run.path.name,
+        run_id=find_run_id(run.path) if resumes else None,
+        log_model=settings.log_model,
+    )

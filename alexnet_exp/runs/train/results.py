@@ -6,6 +6,8 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alexnet_exp.config.groups import Settings
+from alexnet_exp.config.schema import read
 from alexnet_exp.files import text_file
 from alexnet_exp.report.evaluation import Evaluation, Sample, class_rows
 from alexnet_exp.report.figures import draw_all
@@ -33,18 +35,19 @@ def make_result(
     loggers: list[Any],
 ) -> dict[str, Any]:
     """Return the content of result.json."""
+    settings = read(Settings, config)
     result: dict[str, Any] = {
         "status": status,
         "error": error,
         "metrics": {},
         "seconds": round(seconds, 2),
-        "seed": config["seed"],
-        "deterministic": is_deterministic(config, fit),
+        "seed": settings.seed,
+        "deterministic": is_deterministic(settings, fit),
         "command": command,
         **provenance(),
     }
-    if config.get("published"):  # an experiment that reproduces a published value
-        result["published"] = config["published"]
+    if settings.published:  # an experiment that reproduces a published value
+        result["published"] = settings.published
     if fit is not None:
         result |= _from_fit(fit)
     for logger in loggers:
@@ -53,19 +56,19 @@ def make_result(
     return result
 
 
-def is_deterministic(config: dict[str, Any], fit: Fit | None) -> bool:
+def is_deterministic(settings: Settings, fit: Fit | None) -> bool:
     """Return whether the same settings and seed give bitwise identical results on this machine.
 
     CPU kernels reduce in a fixed order, and our loaders depend only on seed, epoch and image. CUDA is deterministic
     only if nondeterministic operations raise, so deterministic="warn" is not enough.
 
     Args:
-        config: Settings of the run.
+        settings: Of the run.
         fit: None if the run failed before it was assembled.
     """
-    if config["trainer"]["deterministic"] is True:
+    if settings.trainer.deterministic is True:
         return True
-    own_data = str(config["data"].get("_target_")).startswith("alexnet_exp.")
+    own_data = str(settings.data._target_).startswith("alexnet_exp.")
     return own_data and fit is not None and fit.trainer.strategy.root_device.type == "cpu"
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
@@ -17,7 +16,7 @@ from rich.console import Console
 
 from alexnet_exp.errors import UserError
 from alexnet_exp.sweeps.job import FAILED, FINISHED, RUNNING, WAITING, Job
-from alexnet_exp.sweeps.launch import Pool
+from alexnet_exp.sweeps.launch import Launcher, Pool
 from alexnet_exp.sweeps.optuna.space import Space, as_overrides, suggest
 from alexnet_exp.sweeps.optuna.study import (
     BEAT_SECONDS,
@@ -225,16 +224,14 @@ class TrialPool(Pool):
 
     Args:
         trials: The study's side of the sweep.
-        settings: The launcher's.
+        launcher: Settings of the launcher.
         resources: The CPU cores or GPUs that jobs share.
         console: For the table.
     """
 
-    def __init__(
-        self, trials: Trials, settings: Mapping[str, Any], resources: Resources, console: Console
-    ) -> None:
+    def __init__(self, trials: Trials, launcher: Launcher, resources: Resources, console: Console) -> None:
         jobs: list[Job] = list(trials.unfinished())
-        super().__init__(jobs, settings, resources, TrialTable(trials, jobs, console))
+        super().__init__(jobs, launcher, resources, TrialTable(trials, jobs, console))
         self.trials = trials
         self._next_renewal = 0.0  # monotonic clock, in seconds
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from alexnet_exp.config.overrides import typed
+from alexnet_exp.config.schema import checked
 from alexnet_exp.errors import UserError, shell_command
 from alexnet_exp.runs.compare.command import summarise
 from alexnet_exp.runs.compare.table import print_table
 from alexnet_exp.sweeps.job import FAILED
-from alexnet_exp.sweeps.launch import begin, check_settings, job_flags, resume_hint
+from alexnet_exp.sweeps.launch import Launcher, begin, job_flags, resume_hint
 from alexnet_exp.sweeps.optuna.page import write_sweep_page
 from alexnet_exp.sweeps.optuna.pool import TrialPool, Trials
 from alexnet_exp.sweeps.optuna.space import Space, as_overrides, check_values, read_space
@@ -61,15 +63,14 @@ def search(
     """
     if not config.hydra.launcher._target_.endswith(_LAUNCHER):
         raise UserError("hydra/sweeper=optuna needs hydra/launcher=processes, its default.")
-    launcher, settings = _plain(config.hydra.launcher), _plain(settings)
     # All that can be refused is refused before the sweep has a directory.
-    check_settings(launcher)
-    check_sweeper(settings, config)
+    launcher = checked(Launcher, _plain(config.hydra.launcher), "hydra.launcher.")
+    sweeper = check_sweeper(_plain(settings), config)
     # A setting of this start of the sweep, not of its trials.
     overrides = [o for o in overrides if o.key_or_group != "sweep.resume"]
     space = read_space(overrides)
     with _quiet():
-        check_choices(settings, space, _max_epochs(config))
+        check_choices(sweeper, space, _max_epochs(config))
     check_values(space, overrides, compose)
     validate(space.examples())
     directory = Path(str(config.hydra.sweep.dir)).absolute()
@@ -77,14 +78,15 @@ def search(
     record.check_resumable(config)  # before `lock` creates the directory
     with record.lock(), _quiet():
         begin(record, config, console)
-        typed = settings["storage"]
-        settings["storage"] = record.place(typed, absolute(typed)) if typed else None
-        study, stored = open_study(settings, space, directory, _max_epochs(config))
+        typed = sweeper.storage
+        sweeper = replace(sweeper, storage=record.place(typed, absolute(typed)) if typed else None)
+        study, stored = open_study(sweeper, space, directory, _max_epochs(config))
         record.keep("study", without_passwords(f"{typed or STORAGE} {study.study_name}"))
-        count = num_trials(settings, space)
+        count = num_trials(sweeper, space)
         flags, own = job_flags(config), typed is None
-        trials = Trials(study, stored, space, settings["metric"], count, directory, flags, own)
-        resources = Resources.of_this_machine(config, launcher, trainers(space.examples(), compose))
+        trials = Trials(study, stored, space, sweeper.metric, count, directory, flags, own)
+        needed = trainers(space.examples(), compose)
+        resources = Resources.of_this_machine(config, launcher.max_parallel, launcher.threads, needed)
         pool = TrialPool(trials, launcher, resources, console)
         with resume_hint(directory, console):
             pool.run()

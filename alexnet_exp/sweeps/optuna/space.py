@@ -15,8 +15,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import Trial
 
 from alexnet_exp.config.compose import plain
+from alexnet_exp.config.groups import RULES
 from alexnet_exp.config.messages import explain
-from alexnet_exp.config.schema import RULES
 from alexnet_exp.errors import UserError
 from alexnet_exp.models.spec import parse_network
 from alexnet_exp.settings import key_of, parse

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from omegaconf import DictConfig
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BruteForceSampler, GridSampler
 from optuna.storages import BaseStorage, JournalStorage, get_storage
@@ -26,8 +27,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from alexnet_exp.config.checks import check_rules
-from alexnet_exp.config.schema import Rule, at_least, metric, null, text
+from alexnet_exp.config.schema import Rule, at_least, checked, group, metric, null, setting, text
 from alexnet_exp.errors import UserError, nearest
 from alexnet_exp.sweeps.job import identity, is_gone
 from alexnet_exp.sweeps.optuna.space import Space, enumerated
@@ -42,21 +42,25 @@ BEAT_SECONDS = 60.0  # between renewals of a signature
 SILENT_SECONDS = 900.0  # long: the clocks of two machines may differ by minutes
 _SQLITE = "sqlite:///"
 _MAP = Rule("{KEY: VALUE}", lambda v: isinstance(v, Mapping))
-_RULES = {
-    "n_trials": at_least(1),
-    "metric": metric,
-    "sampler": text,
-    "sampler_arguments": _MAP | null,
-    "pruner": text,
-    "pruner_arguments": _MAP | null,
-    "seed": at_least(0) | null,
-    "storage": text | null,
-    "study_name": text | null,
-}
 
 
-def check_sweeper(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Check the settings of the sweeper, and that trials will log its metric.
+@group
+class Sweeper:
+    """Settings of hydra/sweeper=optuna, without params."""
+
+    n_trials: int = setting(at_least(1))
+    metric: str = setting(metric)
+    sampler: str = setting(text)
+    sampler_arguments: Mapping[str, Any] | None = setting(_MAP | null)
+    pruner: str = setting(text)
+    pruner_arguments: Mapping[str, Any] | None = setting(_MAP | null)
+    seed: int | None = setting(at_least(0) | null)
+    storage: str | None = setting(text | null)
+    study_name: str | None = setting(text | null)
+
+
+def check_sweeper(settings: Mapping[str, Any], config: DictConfig) -> Sweeper:
+    """Return the settings of the sweeper as an object; trials must log its metric.
 
     Args:
         settings: hydra.sweeper, without params.
@@ -65,33 +69,34 @@ def check_sweeper(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Non
     Raises:
         UserError: For the first error.
     """
-    check_rules(settings, _RULES, "hydra.sweeper.")
+    sweeper = checked(Sweeper, settings, "hydra.sweeper.")
     unvalidated = {
-        "data.val_size=0: set data.val_size=5000": config["data"].get("val_size") == 0,
-        "trainer.limit_val_batches=0: leave it out": config["trainer"]["limit_val_batches"] == 0,
+        "data.val_size=0: set data.val_size=5000": config.data.get("val_size") == 0,
+        "trainer.limit_val_batches=0: leave it out": config.trainer.limit_val_batches == 0,
     }
     for why, holds in unvalidated.items():
-        if holds and settings["metric"].startswith("val/"):
-            raise UserError(f"hydra.sweeper.metric={settings['metric']} needs validation images, and {why}.")
+        if holds and sweeper.metric.startswith("val/"):
+            raise UserError(f"hydra.sweeper.metric={sweeper.metric} needs validation images, and {why}.")
+    return sweeper
 
 
-def check_choices(settings: Mapping[str, Any], space: Space, max_epochs: int | None) -> None:
+def check_choices(sweeper: Sweeper, space: Space, max_epochs: int | None) -> None:
     """Construct sampler and pruner once before the sweep has a directory; arguments as for `open_study`.
 
     Raises:
         UserError: If Optuna has no such class, or it rejects its arguments.
     """
-    _sampler(settings, space, seed=0)
-    _pruner(settings, max_epochs)
+    _sampler(sweeper, space, seed=0)
+    _pruner(sweeper, max_epochs)
 
 
 def open_study(
-    settings: Mapping[str, Any], space: Space, directory: Path, max_epochs: int | None
+    sweeper: Sweeper, space: Space, directory: Path, max_epochs: int | None
 ) -> tuple[optuna.Study, BaseStorage]:
     """Open a study, or create it.
 
     Args:
-        settings: hydra.sweeper, checked.
+        sweeper: Its settings.
         space: The search space.
         directory: The directory of the sweep.
         max_epochs: Of every trial, if known: the budget of hyperband.
@@ -102,20 +107,20 @@ def open_study(
     Raises:
         UserError: If the storage cannot be opened, or its study has another metric or search space.
     """
-    own = settings["storage"] is None
-    name = settings["study_name"] or ("study" if own else directory.name)
+    own = sweeper.storage is None
+    name = sweeper.study_name or ("study" if own else directory.name)
     if own:
         _repair(directory / STORAGE)
-    storage = _open_storage(str(directory / STORAGE) if own else settings["storage"])
-    direction = "minimize" if lower_is_better(settings["metric"]) else "maximize"
+    storage = _open_storage(sweeper.storage or str(directory / STORAGE))
+    direction = "minimize" if lower_is_better(sweeper.metric) else "maximize"
     study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
-    _check_fits(study, settings["metric"], space)
-    study.set_user_attr("metric", settings["metric"])
+    _check_fits(study, sweeper.metric, space)
+    study.set_user_attr("metric", sweeper.metric)
     # A resumed search must not repeat its first samples, and two machines must not sample the same.
     place = "" if own else f"{socket.gethostname()} {os.getpid()}"
-    seed = settings["seed"]
+    seed = sweeper.seed
     drawn = None if seed is None else random.Random(f"{seed} {len(study.trials)} {place}").getrandbits(31)
-    sampler, pruner = _sampler(settings, space, drawn), _pruner(settings, max_epochs)
+    sampler, pruner = _sampler(sweeper, space, drawn), _pruner(sweeper, max_epochs)
     # Opened a second time, because the sampler's seed depends on the trials found the first time.
     return optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner), storage
 
@@ -181,10 +186,10 @@ def absolute(storage: str) -> str:
     return prefix + str(Path(path).expanduser().absolute())
 
 
-def num_trials(settings: Mapping[str, Any], space: Space) -> int:
+def num_trials(sweeper: Sweeper, space: Space) -> int:
     """Return the number of trials; an exhaustive sampler ends with its last point."""
-    exhaustive = issubclass(_named(settings["sampler"], "sampler"), EXHAUSTIVE)
-    return int(min(settings["n_trials"], space.points())) if exhaustive else settings["n_trials"]
+    exhaustive = issubclass(_named(sweeper.sampler, "sampler"), EXHAUSTIVE)
+    return int(min(sweeper.n_trials, space.points())) if exhaustive else sweeper.n_trials
 
 
 def _open_storage(where: str) -> BaseStorage:
@@ -245,8 +250,8 @@ def _named(name: str, kind: str) -> type[Any]:
     return getattr(module, known[asked])
 
 
-def _sampler(settings: Mapping[str, Any], space: Space, seed: int | None) -> optuna.samplers.BaseSampler:
-    chosen = _named(settings["sampler"], "sampler")
+def _sampler(sweeper: Sweeper, space: Space, seed: int | None) -> optuna.samplers.BaseSampler:
+    chosen = _named(sweeper.sampler, "sampler")
     # constant_liar counts running trials as bad ones, so that parallel trials do not sample the same region.
     offered: dict[str, Any] = {"seed": seed, "constant_liar": True}
     if "search_space" in inspect.signature(chosen).parameters:
@@ -254,12 +259,12 @@ def _sampler(settings: Mapping[str, Any], space: Space, seed: int | None) -> opt
         if endless := [key for key, v in values.items() if v is None]:
             raise UserError(f"hydra.sweeper.sampler=grid needs a range or choices for {', '.join(endless)}.")
         offered["search_space"] = values
-    return _build(chosen, "sampler", offered, settings["sampler_arguments"] or {})
+    return _build(chosen, "sampler", offered, sweeper.sampler_arguments or {})
 
 
-def _pruner(settings: Mapping[str, Any], max_epochs: int | None) -> optuna.pruners.BasePruner:
+def _pruner(sweeper: Sweeper, max_epochs: int | None) -> optuna.pruners.BasePruner:
     offered = {} if max_epochs is None else {"max_resource": max_epochs}
-    return _build(_named(settings["pruner"], "pruner"), "pruner", offered, settings["pruner_arguments"] or {})
+    return _build(_named(sweeper.pruner, "pruner"), "pruner", offered, sweeper.pruner_arguments or {})
 
 
 def _build(chosen: type[Any], kind: str, offered: dict[str, Any], given: Mapping[str, Any]) -> Any:

@@ -7,10 +7,10 @@ package: a run started in such a job launches its other ranks itself, as on any 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from alexnet_exp.config.groups import Trainer
 from alexnet_exp.errors import UserError
 from alexnet_exp.settings import assigned
 from alexnet_exp.training.launch.ranks import count_devices
@@ -88,17 +88,17 @@ class _Launched:
     nodes: int | None
 
 
-def check_process_count(trainer: Mapping[str, Any]) -> None:
+def check_process_count(trainer: Trainer) -> None:
     """Refuse settings that do not match the launched processes; under a launcher, a run starts none of its own.
 
     Args:
-        trainer: Trainer settings of the run.
+        trainer: Of the run.
 
     Raises:
         UserError: If the number of processes or nodes differs from the settings, or if the settings ask for several
             nodes without a launcher.
     """
-    launched, nodes = _launched(), trainer["num_nodes"]
+    launched, nodes = _launched(), trainer.num_nodes
     if launched is None:
         if nodes > 1 and "MASTER_ADDR" not in os.environ:
             raise UserError(
@@ -106,7 +106,7 @@ def check_process_count(trainer: Mapping[str, Any]) -> None:
                 "srun (see docs/cluster.md), or leave it out."
             )
         return
-    devices = trainer["devices"]
+    devices = trainer.devices
     if not isinstance(devices, int) or devices < 1:
         devices = count_devices(trainer)
     count, placed = launched.count, launched.nodes or nodes
@@ -117,7 +117,7 @@ def check_process_count(trainer: Mapping[str, Any]) -> None:
     fitting = fitting if machines == nodes else f"trainer.num_nodes={machines} {fitting}"
     needed, where = devices * nodes, "" if placed == nodes else f" on {placed} node{'s' * (placed != 1)}"
     raise UserError(
-        f"trainer.devices={trainer['devices']} with trainer.num_nodes={nodes} needs {needed} "
+        f"trainer.devices={trainer.devices} with trainer.num_nodes={nodes} needs {needed} "
         f"process{'es' * (needed != 1)}, but {launched.who} has started {count}{where}: "
         f"{launched.fix.format(nodes=nodes, devices=devices)}, or set {fitting}."
     )

@@ -17,13 +17,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
 from alexnet_exp import cores
+from alexnet_exp.config.groups import Trainer
 from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.redact import redact
 from alexnet_exp.training.launch.signals import Stopped
@@ -32,14 +33,14 @@ _SET_HERE = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_POR
 _MOST_RANKS_PER_CORE = 4  # more is a typo: each CPU rank is a process that can fill a core
 
 
-def count_devices(trainer: Mapping[str, Any]) -> int:
+def count_devices(trainer: Trainer) -> int:
     """Return how many devices of this machine the trainer settings use.
 
     Raises:
         UserError: If they do not exist.
     """
-    if isinstance(trainer["devices"], int) and trainer["devices"] > 0 and trainer["accelerator"] == "cpu":
-        count = trainer["devices"]  # known without importing torch
+    if isinstance(trainer.devices, int) and trainer.devices > 0 and trainer.accelerator == "cpu":
+        count = trainer.devices  # known without importing torch
     else:
         count = len(_devices(trainer))
     most = _MOST_RANKS_PER_CORE * cores.available_cores()
@@ -51,38 +52,38 @@ def count_devices(trainer: Mapping[str, Any]) -> int:
     return count
 
 
-def device_type(trainer: Mapping[str, Any]) -> str:
+def device_type(trainer: Trainer) -> str:
     """Return the type of the training devices: 'cpu', 'cuda' or 'mps'.
 
     Raises:
         UserError: If it does not exist.
     """
-    return "cpu" if trainer["accelerator"] == "cpu" else getattr(_devices(trainer)[0], "type", "cpu")
+    return "cpu" if trainer.accelerator == "cpu" else getattr(_devices(trainer)[0], "type", "cpu")
 
 
-def check_sync_batchnorm(trainer: Mapping[str, Any]) -> None:
+def check_sync_batchnorm(trainer: Trainer) -> None:
     """Refuse trainer.sync_batchnorm on CPU.
 
     Raises:
         UserError: torch's SyncBatchNorm only runs on GPUs.
     """
-    if trainer["sync_batchnorm"] and device_type(trainer) == "cpu":
+    if trainer.sync_batchnorm and device_type(trainer) == "cpu":
         raise UserError(
             "trainer.sync_batchnorm=true needs GPUs: torch's SyncBatchNorm does not run on CPU; leave it out."
         )
 
 
-def _devices(trainer: Mapping[str, Any]) -> Sequence[Any]:
+def _devices(trainer: Trainer) -> Sequence[Any]:
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from alexnet_exp.training.lightning_internals import find_devices
 
     try:
-        return find_devices(trainer["accelerator"], trainer["devices"], trainer["num_nodes"])
+        return find_devices(trainer.accelerator, trainer.devices, trainer.num_nodes)
     except (MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"trainer.accelerator={trainer['accelerator']} trainer.devices={trainer['devices']}: {reason} "
+            f"trainer.accelerator={trainer.accelerator} trainer.devices={trainer.devices}: {reason} "
             "Leave out trainer=, trainer.accelerator= and trainer.devices= to use what is there, or set trainer=cpu."
         ) from error
 

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from alexnet_exp.config.groups import Settings, Trainer
+from alexnet_exp.config.schema import read
 from alexnet_exp.errors import UserError
 from alexnet_exp.settings import assigned
 from alexnet_exp.targets import build
@@ -58,23 +60,23 @@ def settle_recipe(config: dict[str, Any], typed: Iterable[str], num_images: int)
     Raises:
         UserError: If init=lsuv is typed beside an initialisation of the network's own, or does not apply to it.
     """
-    choices = []
-    optimizer, scheduler, trainer = config["optimizer"], config["scheduler"], config["trainer"]
+    settings, choices = read(Settings, config), []
+    trainer, batch_size = settings.trainer, settings.data.batch_size
     with torch.device("meta"):
-        network = build(config["model"])
-    if config.get("init", "published") != "published":
-        chosen_here = config["init"] == "auto"
+        network = build(settings.model)
+    if settings.init != "published":
         _settle_start(config, assigned(typed), network)
-        if chosen_here and config["init"] != "published":
+        if settings.init == "auto" and config["init"] != "published":
             choices.append(f"init={config['init']}")
-    images_of_a_step = config["data"]["batch_size"] * trainer["accumulate_grad_batches"]
-    if optimizer.get("lr") == "auto":
-        optimizer["lr"] = learning_rate(network, optimizer, images_of_a_step)
-        choices.append(f"optimizer.lr={optimizer['lr']:g}")
-    if scheduler.get("warmup_epochs") == "auto":
-        steps = -(-num_images // config["data"]["batch_size"]) / trainer["accumulate_grad_batches"]
-        scheduler["warmup_epochs"] = round(WARM_UP * _epochs(trainer, max(1.0, steps)), 3)
-        choices.append(f"scheduler.warmup_epochs={scheduler['warmup_epochs']:g}")
+    if settings.optimizer.lr == "auto":
+        rate = learning_rate(network, config["optimizer"], batch_size * trainer.accumulate_grad_batches)
+        config["optimizer"]["lr"] = rate
+        choices.append(f"optimizer.lr={rate:g}")
+    if settings.scheduler.warmup_epochs == "auto":
+        steps = -(-num_images // batch_size) / trainer.accumulate_grad_batches
+        epochs = round(WARM_UP * _epochs(trainer, max(1.0, steps)), 3)
+        config["scheduler"]["warmup_epochs"] = epochs
+        choices.append(f"scheduler.warmup_epochs={epochs:g}")
     return choices
 
 
@@ -108,15 +110,16 @@ def has_norm(network: nn.Module) -> bool:
 
 def _settle_start(config: dict[str, Any], typed: Mapping[str, str], network: nn.Module) -> None:
     """Replace init=auto, and write what init=lsuv starts from into the settings of the network."""
-    model, ours = config["model"], config["model"].get("_target_") == _OURS
+    settings, model = read(Settings, config), config["model"]
+    ours = model.get("_target_") == _OURS
     own = [
         key
         for key in typed
         if key.startswith("model.") and key.endswith((".init", "weight_std", "bias_init"))
     ]
-    if config["init"] == "auto":
+    if settings.init == "auto":
         recipe = config.get("choices", {}).get("experiment") or typed.get("experiment", "none")
-        keeps = own or recipe != "none" or config["weights"] != "none" or not ours or has_norm(network)
+        keeps = own or recipe != "none" or settings.weights != "none" or not ours or has_norm(network)
         config["init"] = "published" if keeps else "lsuv"
     elif own:
         raise UserError(f"init=lsuv replaces {own[0]}: leave one of them out.")
@@ -130,12 +133,12 @@ def _settle_start(config: dict[str, Any], typed: Mapping[str, str], network: nn.
             layer |= {key: None for key in ("weight_std", "bias_init") if layer.get(key) is not None}
 
 
-def _epochs(trainer: Mapping[str, Any], steps: float) -> float:
+def _epochs(trainer: Trainer, steps: float) -> float:
     """Return the length of the run in epochs, `steps` optimizer steps each; 0 if neither limit is set."""
-    limit = trainer["overfit_batches"] or trainer["limit_train_batches"]
-    batches = steps * trainer["accumulate_grad_batches"]
+    limit = trainer.overfit_batches or trainer.limit_train_batches
+    batches = steps * trainer.accumulate_grad_batches
     steps *= limit if isinstance(limit, float) else min(1.0, limit / batches)
-    epochs = [float(trainer["max_epochs"])] if trainer["max_epochs"] not in (None, -1) else []
-    if trainer["max_steps"] > 0:
-        epochs.append(trainer["max_steps"] / steps)
+    epochs = [] if trainer.max_epochs is None or trainer.max_epochs == -1 else [float(trainer.max_epochs)]
+    if trainer.max_steps > 0:
+        epochs.append(trainer.max_steps / steps)
     return min(epochs, default=0.0)
