@@ -196,6 +196,20 @@ class Run:
                 return Score(value, name)
         return None
 
+    def num_images(self, metric: str) -> int | None:
+        """Return how many images a metric is counted on; None if unknown: limited batches, or not recorded."""
+        split = metric.partition("/")[0]
+        limits = self.config.get(f"trainer.limit_{split}_batches"), self.config.get("trainer.overfit_batches")
+        # 1.0 is all batches, but 1 is a single one.
+        if (
+            not (limits[0] is None or repr(limits[0]) == "1.0")
+            or limits[1]
+            or self.config.get("trainer.fast_dev_run")
+        ):
+            return None
+        count = numeric((self.result.get("images") or {}).get(split))
+        return None if count is None else int(count)
+
 
 def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
     """Find runs in run directories, sweeps and folders of either.

@@ -60,7 +60,8 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
     check_rules(config, RULES)
     files = find_images(config["images"])
     from alexnet_exp.inference import load_classifier
-    from alexnet_exp.runs.predict.output import Embeddings, print_rows, write_all, write_embeddings
+    from alexnet_exp.runs.predict.output import Embeddings, print_rows, remark, write_all, write_embeddings
+    from alexnet_exp.runs.predict.seen import trained_on
 
     console, run = Console(), RunDirectory(run_dir)
     with run.fresh(), logging_to(None, on_screen=True):
@@ -73,9 +74,14 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
         embeddings = None if config["embed"] is None else Embeddings(config["embed"], len(files))
         rows = list(_predict(classifier, files, config, embeddings))
         print_rows(rows, console)
+        good = [row.path for row in rows if row.error is None]
+        facts: dict[str, Any] = {"command": command, "settings": config, "checkpoint": str(classifier.path)}
+        if seen := trained_on(classifier, good):
+            facts["training_images"] = len(seen)
+            log.warning(remark(len(seen), len(good)))
         if embeddings is not None:
             write_embeddings(run.path / "embeddings.npz", embeddings.array, rows, classifier.classes)
-        write_all(run, rows, {"command": command, "settings": config, "checkpoint": str(classifier.path)})
+        write_all(run, rows, facts)
     for what, place in (("report:       ", run_dir / "report.html"), ("run directory:", run_dir)):
         line = f"{what} {printable(nearby(place))}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)

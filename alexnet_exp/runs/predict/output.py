@@ -104,6 +104,17 @@ def print_rows(rows: list[Row], console: Console) -> None:
         console.print(f"{failed} of {len(rows)} could not be read.", highlight=False)
 
 
+def remark(seen: int, total: int) -> str:
+    """Return the sentence on images that the network was trained on.
+
+    Args:
+        seen: Number of these, 1 or more.
+        total: Number of images.
+    """
+    what = "this image" if total == 1 else f"{seen:,} of these {total:,} images"
+    return f"The network was trained on {what}: how it does there says little about new ones."
+
+
 def write_all(run: RunDirectory, rows: list[Row], facts: dict[str, Any]) -> None:
     """Write predictions.csv, .jsonl and .png, report.html, and result.json last.
 
@@ -262,6 +273,7 @@ def write_predictions(
         chips=[f"checkpoint: {result['checkpoint']}"],
         answers=answers[:MAX_SHOWN],
         num_images=count,
+        remark=remark(seen, count - len(errors)) if (seen := result.get("training_images")) else None,
         errors=errors[:MAX_SHOWN],
         num_errors=len(errors),
         gone=GONE,
