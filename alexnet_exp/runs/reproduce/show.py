@@ -120,7 +120,6 @@ def write_page(path: Path, figures: Sequence[tuple[Figure, str]], rows: Sequence
         "reproduce.html",
         title="Published results, reproduced",
         chips=[f"seeds={seeds}"],
-        head=HEAD[:8],
         shown=shown,
         figures=[each for each in shown if not isinstance(each[0], Effect)],
         effects=[each for each in shown if isinstance(each[0], Effect)],
