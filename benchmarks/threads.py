@@ -39,7 +39,8 @@ PLAIN = [
     "logger=csv", "test=false", "trainer=cpu", "trainer.max_epochs=100000", "trainer.limit_val_batches=0",
     # With min_steps alone, Lightning would also want a whole epoch.
     "trainer.min_steps=8", "trainer.min_epochs=0",
-    "callbacks.progress_bar.enabled=false", "callbacks.model_summary.enabled=false", "callbacks.checkpoint.enabled=false",
+    "callbacks.progress_bar.enabled=false", "callbacks.model_summary.enabled=false",
+    "callbacks.checkpoint.enabled=false",
 ]  # fmt: skip
 # What a user may have set would be part of both sides.
 CLEARED = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "OMP_PROC_BIND")
