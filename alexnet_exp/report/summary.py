@@ -105,11 +105,13 @@ def accuracy(
     """
     metrics, counts = result.get("metrics") or {}, result.get("images") or {}
     best = dict(result.get("best") or {}) if settings.get("test_weights", "best") == "best" else {}
+    share: float | None
+    total: int | None
     if evaluation is not None:
         if not evaluation.total:
             return None
         split, total = evaluation.split, evaluation.total
-        share: float | None = evaluation.correct / total
+        share = evaluation.correct / evaluation.total
     else:
         split = str(result.get("split") or ("test" if "test/top1" in metrics else "val"))
         share, total = numeric(metrics.get(f"{split}/top1")), counts.get(split)
