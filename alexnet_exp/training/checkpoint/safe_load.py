@@ -26,8 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_exp.errors import UserError, unreadable
-from alexnet_exp.training.checkpoint.portable import as_checkpoint
-from alexnet_exp.training.checkpoint.safetensors import parse
+from alexnet_exp.training.checkpoint.portable import as_checkpoint, parse
 
 MAX_DEPTH = 50
 MAX_VALUES = 1 << 24  # values and characters; an object counts once per reference
