@@ -151,6 +151,11 @@ def is_file(path: str) -> bool:
         raise unreadable(path, error) from error
 
 
+def is_remote(url: str) -> bool:
+    """Return whether this is a place in object storage (s3://BUCKET/NAME) rather than a folder."""
+    return "://" in url
+
+
 def fetch(url: str, path: str, md5: str, missing: str, allowed: bool) -> None:
     """Download `url` to `path`, or say what is missing, where to get it and where to put it.
 
