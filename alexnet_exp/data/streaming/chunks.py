@@ -53,7 +53,9 @@ class Chunks(StreamingDataset):
     """
 
     def __init__(self, url: str, seed: int | None = None, rank: int = 0, world_size: int = 1) -> None:
+        # 32 bits: LitData hands the seed to numpy's RandomState.
         super().__init__(url, shuffle=seed is not None, drop_last=False, seed=(seed or 0) % 2**32)
+        # LitData would take those of torch.distributed, but every rank reads the whole split for the mean image.
         self.distributed_env.world_size, self.distributed_env.global_rank = world_size, rank
 
     def __getitem__(self, index: Any) -> tuple[int, dict[str, Any]]:
@@ -99,6 +101,7 @@ class Reader(IterableDataset):
     url: str
 
     def __post_init__(self) -> None:
+        # Here, because LitData refuses to make a state inside of a worker; `_items` only fills in two numbers.
         self.state = self.chunks.state_dict(0, len(self.shares), 1)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor] | UserError | None]:
@@ -168,9 +171,11 @@ class Encoder:
         name, label = task
         path = os.path.join(self.root, name)
         data = Path(path).read_bytes() if self.size is None else self._smaller(path, self.size)
+        # With a checksum, because `prepare` reads everything back before it writes the manifest.
         return {"image": data, "label": int(label), "name": name, "crc32": crc32(data)}
 
     def _smaller(self, path: str, size: int) -> bytes:
+        # As in training: EXIF orientation is applied, and the same files are refused.
         image = decode_bytes(Path(path).read_bytes(), path, 3, enough=2 * size)
         short = min(image.shape[1:])
         if short > size:
@@ -182,6 +187,7 @@ class Encoder:
         return out.getvalue()
 
 
+# Cached: once per worker, at its first image, since LitData calls nothing else of ours inside of it.
 @functools.cache
 def _end_with_parent() -> None:
     """Make a worker exit when `prepare` is killed, and leave the handling of signals to the parent."""

@@ -113,6 +113,7 @@ class Streaming(ImageData):
     def loader(self, split: str, shuffle: bool = False, spread: bool = False) -> Loader:
         # `prepare` shuffles images over the chunks, so the first ones are representative: ignore `spread`.
         world_size, rank = self._ranks()
+        # Every rank reads its own chunks in batches of batch_size / ranks: there is no global batch to cut unevenly.
         if self.batch_size % world_size:
             raise UserError(
                 f"invalid data.batch_size={self.batch_size}: expected a multiple of the {world_size} devices with "
@@ -172,6 +173,7 @@ class Streaming(ImageData):
         source = self.sources["train"]
         assert isinstance(source, StreamSource)
         shape = (self.channels, self.stored_size, self.stored_size)
+        # `train_fit` only where it differs, so that the default finds what older versions have computed.
         key = [
             source.sha256,
             MEAN_IMAGES,
@@ -183,6 +185,7 @@ class Streaming(ImageData):
 
     def _compute_mean(self) -> Tensor:
         count = len(self.sources["train"])
+        # Through the loader, in the order of the chunks: image by image, each would fetch a chunk of its own.
         num_chosen = min(count, MEAN_IMAGES)
         chosen = torch.zeros(count, dtype=torch.bool)
         chosen[torch.linspace(0, count - 1, num_chosen).round().long()] = True

@@ -74,6 +74,7 @@ def known_precision(precision: str) -> str:
 
 def fresh(fit: Fit) -> nn.Module:
     """Return a copy of the run's network in float32 and NCHW, not compiled by `compile`."""
+    # Built anew, since the run's own has hooks, memory format and compiled code that a copy would carry along.
     network: nn.Module = build(fit.config["model"])
     network.load_state_dict(fit.classifier.model.state_dict())
     return network

@@ -57,6 +57,7 @@ def metadata_of(
             "float32": base64.b64encode(mean.float().cpu().contiguous().numpy().tobytes()).decode("ascii"),
         }
     about = {"config": kept, "classes": classes, "preprocessing": prepared, "record": dict(record or {})}
+    # One string, since safetensors' metadata maps strings to strings.
     text = json.dumps(about, ensure_ascii=False)
     return {_KEY: text, _SUM: _digest(text, weights)}
 
