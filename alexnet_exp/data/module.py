@@ -349,8 +349,8 @@ class ImageData(lightning.LightningDataModule):
             log.warning("data.resident=%s has no effect without a cache: set data.cache=disk.", self.resident)
         loader = self.loader("train", shuffle=True)
         loader.sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
-        # Drawn once an epoch: kernel launches would dominate a small step. Not if balanced: an image that comes again in
-        # an epoch has an index beyond the split (see `Batch`).
+        # Drawn once an epoch: kernel launches would dominate a small step. Not if balanced: an image that comes again
+        # in an epoch has an index beyond the split (see `Batch`).
         if self._device().type == "cuda" and not self.balanced:
             self.pipeline.augment.draw = EpochUniforms(len(self.sources["train"]))
         return loader

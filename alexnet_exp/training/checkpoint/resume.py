@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 _MALFORMED = (
     KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RuntimeError, MisconfigurationException
 )  # fmt: skip
-# Where restored values are first used. The user's network or callback raises in a file of its own: that error is not the
-# checkpoint's, however early it comes.
+# Where restored values are first used. The user's network or callback raises in a file of its own: that error is not
+# the checkpoint's, however early it comes.
 _USES = re.compile(
     r"[\\/](torch[\\/](optim|amp|utils[\\/]_foreach_utils)|lightning[\\/]pytorch|alexnet_exp[\\/]training)\b"
 )

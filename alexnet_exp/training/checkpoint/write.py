@@ -50,7 +50,7 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             UserError: If this or the previous save failed, for example on a full disk; existing files are unchanged.
         """
-        # Waiting first bounds main memory to one copy, and raises an error of the disk at the next save, not at the end.
+        # Waiting first bounds main memory to one copy, and raises an error of the disk at the next save.
         self.wait()
         on_thread = self.on_thread
         if on_thread is None:
