@@ -62,6 +62,7 @@ def parse_metrics(text: str) -> tuple[list[str], list[Row]]:
 
 def _logged(cell: str) -> float:
     try:
+        # Integers stay integers, since steps and epochs are printed and compared as such.
         return int(cell)
     except ValueError:
         return float(cell)
@@ -234,6 +235,7 @@ def _runs(folder: Path, depth: int) -> Iterator[Run]:
         inside: list[str] = []
         with contextlib.suppress(PermissionError), os.scandir(folder) as entries:
             inside = [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
+        # Numbered jobs of a sweep in the order of their numbers: 2 before 10.
         for name in sorted(inside, key=lambda name: (len(name), name) if name.isdigit() else (0, name)):
             yield from _runs(folder / name, depth - 1)
 

@@ -92,9 +92,8 @@ class ImageClassifier(lightning.LightningModule):
         self.reported: dict[str, float] = {}  # latest value of every metric
         self._validated = False  # in this epoch
         self.warm_up_steps = 0  # optimizer steps during which the rate rises
-        self._gradients: dict[
-            str, Tensor
-        ] = {}  # accumulated before a run was stopped in the middle of a step
+        # Accumulated before a run was stopped in the middle of a step.
+        self._gradients: dict[str, Tensor] = {}
         self.begin_epoch_again = False  # the checkpoint was trained on other images: restart its epoch
         self.num_epochs_begun = 0  # by this process
         self.whole_slice: int | None = None  # compiled networks only: images in a full batch of this rank
@@ -133,6 +132,7 @@ class ImageClassifier(lightning.LightningModule):
             parameter = self.model.get_parameter(name)
             if not parameter.requires_grad:  # frozen since (ckpt=): a gradient would move it
                 continue
+            # On the device and in the memory format of the parameter; the checkpoint was read to CPU.
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
         self._gradients = {}
 
@@ -353,12 +353,14 @@ class ImageClassifier(lightning.LightningModule):
             # DDP only averages at the last batch of a step: until then each rank has its own partial gradient.
             reduce, named = self.trainer.strategy.reduce, self.model.named_parameters()
             gradients = ((name, p.grad) for name, p in named if p.grad is not None)
+            # Clones, because `reduce` works in place, and training goes on with these.
             checkpoint["gradients"] = {n: reduce(g.clone(), reduce_op="mean") for n, g in gradients}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.begin_epoch_again:
             begin_epoch_again(checkpoint)
         self.train_meter.restore(checkpoint["train_sums"], self.trainer.world_size, self.global_rank)
+        # A run without validation would report the values of an earlier one as its own.
         kept = ("train/", "val/") if self.trainer.limit_val_batches else ("train/",)
         self.reported = {k: v for k, v in checkpoint["reported"].items() if k.startswith(kept)}
         self._validated = checkpoint["validated"] and bool(self.trainer.limit_val_batches)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,16 @@ def test_embeddings_are_the_activations_of_the_layer(run_dir: Path, photos: Path
                 expected = x.relu().flatten(1)
     assert embeddings.dtype == np.float32
     np.testing.assert_allclose(embeddings, expected.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_embeddings_are_labelled_by_position_where_two_classes_share_a_name(run_dir: Path, tmp_path: Path):
+    classes = ("crane", "owl", "crane")
+    classifier = replace(package.load_classifier(run_dir, device="cpu"), classes=classes)
+    found = classifier.top(torch.tensor([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1]]))
+    written = [Row(f"{i}.png", prediction) for i, prediction in enumerate(found)]
+    output.write_embeddings(tmp_path / "e.npz", np.zeros((2, 1), np.float32), written, classes)
+    with np.load(tmp_path / "e.npz") as arrays:
+        assert arrays["labels"].tolist() == [2, 0]
 
 
 def test_embeddings_beyond_free_memory_are_refused_with_their_size(

@@ -16,8 +16,8 @@ from alexnet_exp.cli import main
 from alexnet_exp.errors import UserError
 from alexnet_exp.pretrained import FOLDER, shipped, shipped_file
 from alexnet_exp.runs.export.formats import describe, write
+from alexnet_exp.training.checkpoint.portable import parse
 from alexnet_exp.training.checkpoint.read import read_checkpoint
-from alexnet_exp.training.checkpoint.safetensors import parse
 from tests.runs.evaluated_runs import make_runs
 from tests.test_results import RECORDS
 

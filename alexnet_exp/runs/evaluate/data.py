@@ -62,10 +62,12 @@ def open_data(
     if keys.get("cache", "off") == "off":
         ignored |= {"stored_size", "fit"}  # the source is a list of files, which every member decodes itself
     cache_key = json.dumps({k: v for k, v in keys.items() if k not in ignored}, sort_keys=True, default=str)
+    # With sources `setup` reads nothing, so members of an ensemble share their images.
     data.sources = opened.get(cache_key, {})
     data.setup()
     opened[cache_key] = data.sources
     data.sources = _renumber(data.sources, checkpoint["classes"])
+    # After `setup`, which would have computed a mean image of these images.
     data.pipeline = Pipeline(data.preprocess, config["augment"], recorded["mean_image"])
     data.views = settings["views"] or config["augment"].get("views") or "centre"
     return data
@@ -79,11 +81,8 @@ def _data_keys(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
     check_trust(config["data"], settings["trust"], "data")
     own = dict(config["data"])
     if own.get("folds") and not is_own_data(own, typed):
-        own |= {
-            "folds": None,
-            "fold": 0,
-            "groups": None,
-        }  # the folds only apply to the checkpoint's own images
+        # Folds only apply to the checkpoint's own images.
+        own |= {"folds": None, "fold": 0, "groups": None}
     for key in typed:
         if key not in own:
             raise UserError(f"The checkpoint's data set has no setting data.{key}.{nearest(key, own)}")

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from alexnet_exp.config.compose import group
+from alexnet_exp.config.overrides import all_choices
 from alexnet_exp.errors import UserError, in_one_line
 from alexnet_exp.inference import LoadedClassifier
-from alexnet_exp.runs.compare.settings import all_choices
 from alexnet_exp.runs.export.image import FromImages
 from alexnet_exp.runs.reproduce.record import small_result
 from alexnet_exp.tracking.run_reader import find_runs

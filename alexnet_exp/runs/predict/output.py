@@ -144,8 +144,7 @@ def write_embeddings(path: Path, embeddings: np.ndarray, rows: list[Row], classe
         rows: One per file.
         classes: All K class names.
     """
-    numbers = {name: number for number, name in enumerate(classes)}
-    found = [(row.path, numbers[row.prediction.classes[0]]) for row in rows if row.prediction is not None]
+    found = [(row.path, row.prediction.labels[0]) for row in rows if row.prediction is not None]
     if not found:
         return
     paths, labels = zip(*found, strict=True)

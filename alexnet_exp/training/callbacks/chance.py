@@ -43,6 +43,7 @@ def guess(labels: Tensor, num_classes: int, weights: Sequence[float] | None = No
         (K,) float64 probabilities.
     """
     shares = torch.bincount(labels, minlength=num_classes).double()
+    # Balanced sampling shows every class that has images equally often.
     shares = shares.sign() if balanced else shares
     if weights is not None:
         shares *= torch.tensor(weights, dtype=torch.float64)
