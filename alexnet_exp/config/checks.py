@@ -226,7 +226,7 @@ def _check_folds(data: Mapping[str, Any]) -> None:
         return
     if data["fold"] >= folds:
         raise UserError(f"data.fold={data['fold']}: expected 0 to {folds - 1}, since data.folds={folds}.")
-    if data.get("val_fraction") is not None:
+    if data.get("val_fraction") not in (None, "auto"):
         raise UserError("data.folds cuts the validation images: leave data.val_fraction out.")
 
 

@@ -56,7 +56,8 @@ class ImageData(lightning.LightningDataModule):
             an even share of every class, other data the first N.
         test_subset: Test on N images only, chosen the same way.
         subset_seed: Selects the subset of files that are split by name; None: val_seed.
-        split_rule: How files are split: 'by_name', or 'by_order' for runs that predate the setting (data/sources.py).
+        split_rule: How files are split: 'stratified', 'by_name', or 'by_order' for runs that predate the setting
+            (data/sources.py, data/datasets/holdout.py).
         stored_size: Side of decoded image files, in pixels; None: 8/7 of the input.
         fit: How image files are made square: 'crop', 'squash' or 'pad' (data/decode.py).
         num_workers: Decoding processes; None: one per core, at most 8.
@@ -125,6 +126,9 @@ class ImageData(lightning.LightningDataModule):
         self.views = str(options.get("views") or "centre")
         self.sources: dict[str, Source] = {}
         self.origins: dict[str, str] = {}  # per split: where it came from, and how it was split off
+        self.chosen: dict[
+            str, Any
+        ] = {}  # settings that were `auto`, for the run to record; known after `setup`
         self._open: list[Loader] = []
         self.test_split = "test"
 
@@ -167,6 +171,11 @@ class ImageData(lightning.LightningDataModule):
     def needs_for_validation(self) -> str:
         """How to give this data set validation images, for error messages."""
         return "set data.val_size=N"
+
+    @property
+    def needs_for_test(self) -> str:
+        """How to give this data set test images, as a sentence; empty if there is no way to say."""
+        return ""
 
     def _cut(self, sources: dict[str, Source]) -> dict[str, Source]:
         """Apply train_subset, then hold out validation from the rest, then apply test_subset."""

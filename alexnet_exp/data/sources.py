@@ -81,8 +81,8 @@ class FileSource:
         name: Data set and split, for messages: "clothing val".
         root: The folder that image names are relative to.
         origin: Where the images came from and how they were split, in a few words.
-        depth: How many leading folders of an image's name are split and class; data.split_rule=by_name hashes the rest.
-            None: the source is split by order.
+        depth: How many leading folders of an image's name are split and class; splits hash the rest. None: the
+            source is split by order.
     """
 
     paths: tuple[str, ...]
@@ -197,7 +197,7 @@ def _download(url: str, path: str, md5: str) -> None:
         socket.setdefaulttimeout(before)
 
 
-RULES = ("by_name", "by_order")
+RULES = ("stratified", "by_name", "by_order")
 
 
 def draw(name: str, *key: int | str) -> float:
@@ -207,6 +207,25 @@ def draw(name: str, *key: int | str) -> float:
     data = "/".join([*map(str, key), text]).encode("utf-8", "surrogatepass")
     # 48 bits, which a float64 holds exactly: two machines compare the same numbers.
     return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest(), "big") / 2**48
+
+
+def validation_by_class(labels: Tensor, names: Sequence[str], fraction: float, seed: int) -> Tensor:
+    """Mark the validation images, as bool (N,): of each class those with the smallest hashes, round(fraction * n) of n.
+
+    At least one of every class of two or more, and never a whole class. An added image can move one other of its class
+    across the border; `validation_by_name` moves none, but meets the share only on average.
+
+    Args:
+        labels: (N,) int64.
+        names: Paths relative to the class folders, so renaming a class changes nothing.
+        fraction: Share of validation images, in (0, 1).
+        seed: Seed of the hash.
+    """
+    sizes = torch.bincount(labels).tolist()
+    shares = [max(0, min(max(1, round(size * fraction)), size - 1)) for size in sizes]
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[_lowest(labels, names, shares, "validation", seed)] = True
+    return chosen
 
 
 def validation_by_name(labels: Tensor, names: Sequence[str], fraction: float, seed: int) -> Tensor:

@@ -33,7 +33,7 @@ from alexnet_exp.training.lightning_internals import (
 )
 from alexnet_exp.training.metrics import NUM_SAMPLES, ClassificationMeter, Outcomes, image_losses
 from alexnet_exp.training.optim.build import build_optimizer, describe_rates, images_of_a_step
-from alexnet_exp.training.optim.schedules import RunLength, build_schedule
+from alexnet_exp.training.optim.schedules import RunLength, build_schedule, warm_up_steps
 
 log = logging.getLogger(__name__)
 _PLAIN = frozenset((HOOK_NAME, "step_loss", "_first_bad_step", "_taken"))  # neither parameters nor modules
@@ -91,6 +91,7 @@ class ImageClassifier(lightning.LightningModule):
         self.test_split = "test"  # any other split is evaluated without reporting test/ metrics
         self.reported: dict[str, float] = {}  # latest value of every metric
         self._validated = False  # in this epoch
+        self.warm_up_steps = 0  # optimizer steps during which the rate rises
         # Accumulated before a run was stopped in the middle of a step.
         self._gradients: dict[str, Tensor] = {}
         self.begin_epoch_again = False  # the checkpoint was trained on other images: restart its epoch
@@ -339,6 +340,7 @@ class ImageClassifier(lightning.LightningModule):
         batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         length = RunLength(steps, max(1, math.ceil(batches)))
         schedule = build_schedule(optimizer, self.scheduler_config, length)
+        self.warm_up_steps = warm_up_steps(self.scheduler_config, length)
         self._kept = Kept(optimizer, schedule and schedule["scheduler"], length)
         return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
 

@@ -111,13 +111,18 @@ def is_own_data(own: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
     return where({**own, **typed}) == where(own)
 
 
-def whole_folder(keys: dict[str, Any]) -> dict[str, Any]:
-    """Use all images of a folder without a train folder unless the settings split it: for verbs that do not train."""
+def whole_folder(keys: dict[str, Any], unsplit: tuple[str | None, ...] = (None, "auto")) -> dict[str, Any]:
+    """Use all images of a folder without a train folder unless the settings split it: for verbs that do not train.
+
+    Args:
+        keys: Settings of the data set.
+        unsplit: Values of val_fraction that leave a folder of classes whole.
+    """
     root = os.path.expanduser(str(keys.get("root", "")))
     if keys["_target_"] != "alexnet_exp.data.Folder" or not os.path.isdir(root):
         return keys
     folders = split_folders(root, keys.get("split_rule", "by_order"))
-    whole = "train" not in folders if folders else keys["val_fraction"] is None
+    whole = "train" not in folders if folders else keys["val_fraction"] in unsplit
     return {**keys, "val_fraction": 0.0} if whole else keys
 
 

@@ -48,7 +48,7 @@ def prepare(config: Mapping[str, Any]) -> None:
     check_installed()
     from alexnet_exp.runs.prepare.chunks import write_chunks
 
-    write_chunks(_sources(config["data"]), config, console)
+    write_chunks(_sources(config["data"], console), config, console)
 
 
 def _check(config: Mapping[str, Any]) -> None:
@@ -62,9 +62,10 @@ def _check(config: Mapping[str, Any]) -> None:
         raise UserError("data.fit is for cache=true: chunks keep the whole image. Leave it out.")
 
 
-def _sources(settings: Mapping[str, Any]) -> dict[str, FileSource]:
+def _sources(settings: Mapping[str, Any], console: Console) -> dict[str, FileSource]:
     """Find the images of every split."""
     from alexnet_exp.data.datasets import folder
+    from alexnet_exp.data.datasets.holdout import describe_automatic
     from alexnet_exp.tracking.log import logging_to
 
     root, links, rule = settings["root"], settings["follow_links"], settings["split_rule"]
@@ -74,8 +75,13 @@ def _sources(settings: Mapping[str, Any]) -> dict[str, FileSource]:
             from alexnet_exp.data.datasets.imagenet import scan
 
             return scan(root, links, rule=rule, exclude=exclude)
-        val = settings["val_fraction"], settings["val_seed"]
-        return folder.scan(root, *val, links, rule=rule, exclude=exclude)
+        fraction, automatic = settings["val_fraction"], settings["val_fraction"] == "auto"
+        if automatic:
+            fraction = folder.automatic_fraction(root, rule)
+        found = folder.scan(root, fraction, settings["val_seed"], links, rule=rule, exclude=exclude)
+        if automatic and fraction:
+            console.print(describe_automatic(root, found, fraction), markup=False)
+        return found
 
 
 def _cache(config: Mapping[str, Any], workers: int, console: Console) -> None:
@@ -84,7 +90,7 @@ def _cache(config: Mapping[str, Any], workers: int, console: Console) -> None:
     from alexnet_exp.tracking.log import logging_to
 
     size, settings = config["size"] or CACHE_SIZE, config["data"]
-    sources = _sources(settings)
+    sources = _sources(settings, console)
     # Only training cuts its crops from the whole image; evaluation reads the central square (data/module.py).
     whole = settings["fit"] == WHOLE
     fits = ("crop", WHOLE) if whole else (settings["fit"], None)

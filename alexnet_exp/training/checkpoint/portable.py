@@ -37,6 +37,7 @@ def metadata_of(
     classes: list[str],
     preprocessing: Mapping[str, Any],
     record: Mapping[str, Any] | None,
+    at_chance: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
     """Return the metadata of a file.
 
@@ -46,6 +47,7 @@ def metadata_of(
         classes: Class names.
         preprocessing: As in a checkpoint; the mean image may be a tensor.
         record: From result.json: metrics, commit, versions, hardware.
+        at_chance: As in a checkpoint whose network is no better than guessing.
     """
     kept = {**config, **{key: value for key, value in _NEUTRAL.items() if key in config}}
     if "data" in kept:  # a network without a run has none
@@ -57,13 +59,15 @@ def metadata_of(
             "float32": base64.b64encode(mean.float().cpu().contiguous().numpy().tobytes()).decode("ascii"),
         }
     about = {"config": kept, "classes": classes, "preprocessing": prepared, "record": dict(record or {})}
+    if at_chance is not None:
+        about["at_chance"] = dict(at_chance)
     # One string, since safetensors' metadata maps strings to strings.
     text = json.dumps(about, ensure_ascii=False)
     return {_KEY: text, _SUM: _digest(text, weights)}
 
 
 def as_checkpoint(weights: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the content of a file in the form of a checkpoint: state_dict, config, classes, preprocessing, record.
+    """Return the content of a file in the form of a checkpoint: what `metadata_of` took, and state_dict.
 
     Args:
         weights: Its tensors.

@@ -86,6 +86,19 @@ def build_schedule(
     )
 
 
+def warm_up_steps(config: Mapping[str, Any], length: RunLength) -> int:
+    """Return after how many optimizer steps the rate of a schedule has stopped rising; 0 without warm-up.
+
+    Args:
+        config: See `build_schedule`.
+        length: See `build_schedule`.
+    """
+    if config.get("name") == "onecycle":
+        return round(config["pct_start"] * length.total_steps)
+    epochs = config.get("warmup_epochs")
+    return _warm_up(length, epochs) if epochs else 0
+
+
 def _by_epoch(scheduler: Any) -> dict[str, Any]:
     return {"scheduler": scheduler, "interval": "epoch", "name": "lr"}
 
