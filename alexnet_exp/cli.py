@@ -98,9 +98,8 @@ def _train(arguments: list[str]) -> int:
         check_config(config)
         if is_new:
             check_typed(config["model"], overrides)
-        from alexnet_exp.runs.train.command import (
-            train,
-        )  # imports torch: checks come first, they answer at once
+        # It imports torch: the checks come first, since they answer at once.
+        from alexnet_exp.runs.train.command import train
 
         return train(config, overrides, run_dir, command)
 

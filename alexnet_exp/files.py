@@ -27,12 +27,8 @@ except ImportError:  # Windows has no fcntl
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
-_NO_LOCKS = (
-    errno.ENOLCK,
-    errno.ENOSYS,
-    errno.EOPNOTSUPP,
-    errno.ENOTSUP,
-)  # the file system does not support locks
+# What file systems without locks answer.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
@@ -84,9 +80,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     if isinstance(content, str):
         content = content.encode("utf-8", "backslashreplace")
     try:
-        os.stat(
-            path.parent
-        )  # fail if it is missing: `replacing` would recreate a removed or mistyped run directory
+        # Fail if it is missing: `replacing` would recreate a removed or mistyped run directory.
+        os.stat(path.parent)
         with replacing(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:

@@ -27,15 +27,18 @@ from alexnet_exp.training.classifier import logits_of_views
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
+# Three parts and a version, without which it would also match a path.
 _ARTIFACT = re.compile(r"[^/\\:]+/[^/\\:]+/[^/\\:]+:[^/\\:]+")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of one image, in descending order."""
+    """The most probable classes of one image, in descending order; `labels` are their positions among all classes."""
 
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
+    # Names do not identify a class: ImageNet has two called crane.
+    labels: tuple[int, ...] = ()
 
 
 class Preprocessing:
@@ -170,7 +173,7 @@ class LoadedClassifier:
         """Return the most probable classes of each row of (N, K)."""
         values, labels = probabilities.topk(min(top_k, len(self.classes)), dim=1)
         return [
-            Prediction(tuple(self.classes[i] for i in row), tuple(p))
+            Prediction(tuple(self.classes[i] for i in row), tuple(p), tuple(row))
             for row, p in zip(labels.tolist(), values.tolist(), strict=True)
         ]
 
@@ -207,6 +210,7 @@ def choose_device(name: str) -> torch.device:
         UserError: It is not available.
     """
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    # Lightning's word, which trainer.accelerator takes.
     name = name.replace("gpu", "cuda")
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if here[kind])
@@ -285,6 +289,7 @@ def read_image(image: ImageLike) -> Tensor:
             "An image must be uint8: an array (H, W) or (H, W, 3), or a tensor (C, H, W); this one is "
             f"{'an array ' if is_array else ''}{tuple(image.shape)} of {image.dtype}."
         )
+    # A copy, since from_numpy rejects negative strides (a flipped view) and warns of read-only arrays.
     planes = image.cpu() if isinstance(image, Tensor) else torch.from_numpy(image.copy())
     if planes.ndim == 2:
         return planes[None]

@@ -30,10 +30,9 @@ from alexnet_exp.data.sources import ArraySource, FileSource
 from alexnet_exp.data.streaming.dataset import StreamSource
 from alexnet_exp.errors import UserError
 from alexnet_exp.models.layers import LocalResponseNorm
-from alexnet_exp.runs.benchmark.loop import fresh
+from alexnet_exp.runs.benchmark.loop import TurnLoader, fresh
 from alexnet_exp.runs.benchmark.subject import Subject, title
 from alexnet_exp.runs.benchmark.timing import Row, rows
-from alexnet_exp.runs.benchmark.workers import TurnLoader
 from alexnet_exp.runs.train.fit import Fit
 from alexnet_exp.startup import usual_limits
 from alexnet_exp.training.optim.build import build_optimizer

@@ -22,9 +22,9 @@ from baseline import SETTINGS, PilImages, PlainLoader, transform_of
 
 from alexnet_exp.data.module import ImageData
 from alexnet_exp.data.sources import ArraySource
+from alexnet_exp.runs.benchmark.loop import RunLoader
 from alexnet_exp.runs.benchmark.subject import SYNTHETIC, Subject, title
 from alexnet_exp.runs.benchmark.timing import Row, alternate, rows
-from alexnet_exp.runs.benchmark.workers import RunLoader
 from alexnet_exp.targets import build
 
 _BATCH = 512  # for the kernels on one thread: large enough to make fixed costs negligible

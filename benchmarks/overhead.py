@@ -22,10 +22,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.benchmark.loop import as_the_run
+from alexnet_exp.runs.benchmark.loop import RunLoader, Workers, as_the_run
 from alexnet_exp.runs.benchmark.subject import Subject, title
 from alexnet_exp.runs.benchmark.timing import Row, rows, summary, waiting
-from alexnet_exp.runs.benchmark.workers import RunLoader, Workers
 from alexnet_exp.runs.train.fit import Fit
 from alexnet_exp.runs.train.results import close_loggers
 

@@ -37,7 +37,9 @@ RUNS = {
 }
 PLAIN = [
     "logger=csv", "test=false", "trainer=cpu", "trainer.max_epochs=100000", "trainer.limit_val_batches=0",
-    "trainer.min_steps=8", "callbacks.progress_bar.enabled=false", "callbacks.model_summary.enabled=false",
+    # With min_steps alone, Lightning would also want a whole epoch.
+    "trainer.min_steps=8", "trainer.min_epochs=0",
+    "callbacks.progress_bar.enabled=false", "callbacks.model_summary.enabled=false",
     "callbacks.checkpoint.enabled=false",
 ]  # fmt: skip
 # What a user may have set would be part of both sides.

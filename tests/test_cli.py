@@ -251,7 +251,7 @@ try:
     code = main(sys.argv[1:])
 except SystemExit as end:
     code = end.code
-print("heavy:", [name for name in ("torch", "lightning", "wandb", "matplotlib") if name in sys.modules])
+print("heavy:", [name for name in ("torch", "lightning", "wandb", "matplotlib", "numpy") if name in sys.modules])
 sys.exit(code)
 """
 

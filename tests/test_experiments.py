@@ -176,7 +176,7 @@ def test_imagenet_as_published_differs_from_a_folder_in_what_finds_the_images_al
         of = {name: plain(compose("train", [*words, f"data={name}"])) for name in ("folder", "imagenet")}
         folder, imagenet = of["folder"], of["imagenet"]
         own = {"val_fraction": folder["data"].pop("val_fraction"), "val_seed": folder["data"].pop("val_seed")}
-        assert own == {"val_fraction": None, "val_seed": 0}
+        assert own == {"val_fraction": "auto", "val_seed": 0}
         assert imagenet["data"].pop("_target_") != folder["data"].pop("_target_")
         assert folder == imagenet
 

@@ -24,7 +24,7 @@ RUN = "outputs/runs/first"  # README's example of a run directory
 # Pages whose commands need data sets, and files that the page itself shows.
 READ = [
     README,
-    *((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("data", "extending")),
+    *((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("data", "extending", "photos")),
 ]
 
 BLOCKS = [block for text in READ for block in blocks_of(text)]
@@ -43,6 +43,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tmp_path / "photos", {f"{split}/{name}": 3 for split in ("train", "val") for name in ("cat", "dog")}
     )
     write_folder(tmp_path / "unsorted", {"cat": 5, "dog": 5})
+    write_folder(tmp_path, {"new": 2})
     for block in BLOCKS:
         if block.file:
             path = tmp_path / block.file

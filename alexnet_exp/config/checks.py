@@ -212,7 +212,7 @@ def _check_folds(data: Data) -> None:
         raise UserError(
             f"data.fold={data.fold}: expected 0 to {data.folds - 1}, since data.folds={data.folds}."
         )
-    if data.val_fraction is not None:
+    if data.val_fraction not in (None, "auto"):
         raise UserError("data.folds cuts the validation images: leave data.val_fraction out.")
 
 

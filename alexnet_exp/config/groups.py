@@ -95,11 +95,11 @@ class Data:
     val_size: int | None = setting(at_least(0), absent=None)
     val_split: str | None = setting(choice("random", "last"), absent=None)
     val_seed: int | None = setting(at_least(0), absent=None)  # of the split; not the run's seed
-    val_fraction: float | None = setting(number(0.0, 1.0, "()") | null, absent=None)
+    val_fraction: float | str | None = setting(number(0.0, 1.0, "()") | choice("auto") | null, absent=None)
     train_subset: int | None = setting(at_least(1) | null, absent=None)
     test_subset: int | None = setting(at_least(1) | null, absent=None)
     subset_seed: int | None = setting(at_least(0) | null, absent=None)
-    split_rule: str | None = setting(choice("by_name", "by_order"), absent=None)
+    split_rule: str | None = setting(choice("stratified", "by_name", "by_order"), absent=None)
     balanced: bool = setting(flag, absent=False)  # sample every class equally often
     folds: int | None = setting(at_least(2) | null, absent=None)  # number of parts for cross-validation
     fold: int = setting(at_least(0), absent=0)  # the part that validates

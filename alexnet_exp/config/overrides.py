@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NoReturn
 
 from alexnet_exp.config import words
-from alexnet_exp.config.compose import compose, options, with_recorded_spelling
+from alexnet_exp.config.compose import chosen_files, compose, options, with_recorded_spelling
 from alexnet_exp.config.hydra_internals import get_args_parser, known_flags
 from alexnet_exp.config.paths import PATH_KEYS, PATH_LISTS
 from alexnet_exp.errors import UserError, nearest
@@ -92,6 +93,31 @@ def renamed(setting: str) -> str:
     if key not in RENAMED or value is None:
         return setting
     return f"{mark}{key}={','.join(RENAMED[key].get(name, name) for name in value.split(','))}"
+
+
+def all_choices(settings: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, str]:
+    """Return the config file of each group that a run was composed from.
+
+    Older runs did not record them: their overrides are composed again, or taken as they are if a file is not in conf/.
+
+    Args:
+        settings: Of config.yaml.
+        overrides: As typed.
+    """
+    if recorded := settings.get("choices"):
+        return {group: str(name) for group, name in recorded.items()}
+    return dict(
+        _composed(tuple((o.key, o.text) for o in map(parse, map(renamed, overrides)) if o.key in GROUPS))
+    )
+
+
+@lru_cache(maxsize=1024)
+def _composed(typed: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    try:
+        config = compose("train", [f"{k}={v}" for k, v in typed], with_hydra=True)
+        return tuple(chosen_files(config.hydra).items())
+    except Exception:  # a custom file, or a name from another version
+        return typed
 
 
 def _adding(setting: str) -> str:

@@ -349,6 +349,7 @@ class CacheFile:
                     self._write(decoded, aspects)
 
     def _write(self, batches: Iterable[Tensor], aspects: Sequence[float]) -> None:
+        # First: from here on the cache counts as incomplete, until its new manifest is written.
         self.manifest.unlink(missing_ok=True)
         with replacing(self.data, sync=True) as part, open(part, "wb") as file:
             checksum = _write_all(file, chain([self._header()], (images.numpy() for images in batches)))
@@ -377,10 +378,8 @@ class CacheFile:
         """Remove leftovers of killed builds of any cache in this folder."""
         for folder in self.folder.parent.glob("*/"):
             if parts := leftovers(folder / self.data.name):
-                with (
-                    contextlib.suppress(OSError),
-                    contextlib.ExitStack() as held,
-                ):  # another user's, or gone by now
+                # An OSError: another user's folder, or gone by now.
+                with contextlib.suppress(OSError), contextlib.ExitStack() as held:
                     if folder == self.folder or held.enter_context(locked(folder / _LOCK)):
                         for part in parts:
                             part.unlink()
@@ -403,13 +402,8 @@ def fingerprint(paths: Sequence[str], root: str, channels: int, size: int, fit: 
     """
     names = ("torch", "torchvision", "pillow", *(("torchcodec",) if torchcodec_installed() else ()))
     libraries = [f"{name} {version(name)}" for name in names]
-    decoding = (
-        VERSION,
-        libraries,
-        channels,
-        size,
-        *([] if fit == "crop" else [fit]),
-    )  # as older caches have it
+    # Without the default fit, as in the names of caches from before there was a choice.
+    decoding = (VERSION, libraries, channels, size, *([] if fit == "crop" else [fit]))
     digest = hashlib.sha256(repr(decoding).encode())
     for path in paths:
         try:

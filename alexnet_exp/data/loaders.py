@@ -132,6 +132,7 @@ class BatchPlan(Sampler):
 
 def share(count: int, rank: int, world_size: int) -> range:
     """Return which of the `count` images of a global batch belong to a rank."""
+    # The ends of neighbours meet, and no two parts differ by more than one image.
     return range(count * rank // world_size, count * (rank + 1) // world_size)
 
 
@@ -396,5 +397,6 @@ class Mover:
 
 def gather_pinned(images: Tensor, indices: Tensor) -> Tensor:
     """Return images[indices] in pinned memory."""
+    # Gathered straight into pinned memory; indexing first and pinning then would copy every batch twice.
     out = torch.empty((len(indices), *images.shape[1:]), dtype=images.dtype, pin_memory=True)
     return torch.index_select(images, 0, indices, out=out)

@@ -56,7 +56,8 @@ class ImageData(lightning.LightningDataModule):
             an even share of every class, other data the first N.
         test_subset: Test on N images only, chosen the same way.
         subset_seed: Selects the subset of files that are split by name; None: val_seed.
-        split_rule: How files are split: 'by_name', or 'by_order' for runs that predate the setting (data/sources.py).
+        split_rule: How files are split: 'stratified', 'by_name', or 'by_order' for runs that predate the setting
+            (data/sources.py, data/datasets/holdout.py).
         stored_size: Side of decoded image files, in pixels; None: 8/7 of the input.
         fit: How image files are made square: 'crop', 'squash' or 'pad' (data/decode.py).
         num_workers: Decoding processes; None: one per core, at most 8.
@@ -116,6 +117,7 @@ class ImageData(lightning.LightningDataModule):
         whole = fit == "crop" and (options.get("resized_crop") or {}).get("whole_image", False)
         self.train_fit = WHOLE if whole else fit
         crop = bool(options.get("crop") or options.get("centre_crop"))
+        # As 256 is to 224 in Krizhevsky et al. 2012.
         self.stored_size = stored_size or max(image_size * 8 // 7 // 4 * 4, image_size)
         self.preprocess = Preprocess(
             image_size, _per_channel(mean, channels), _per_channel(std, channels), crop
@@ -124,6 +126,9 @@ class ImageData(lightning.LightningDataModule):
         self.views = str(options.get("views") or "centre")
         self.sources: dict[str, Source] = {}
         self.origins: dict[str, str] = {}  # per split: where it came from, and how it was split off
+        self.chosen: dict[
+            str, Any
+        ] = {}  # settings that were `auto`, for the run to record; known after `setup`
         self._open: list[Loader] = []
         self.test_split = "test"
 
@@ -166,6 +171,11 @@ class ImageData(lightning.LightningDataModule):
     def needs_for_validation(self) -> str:
         """How to give this data set validation images, for error messages."""
         return "set data.val_size=N"
+
+    @property
+    def needs_for_test(self) -> str:
+        """How to give this data set test images, as a sentence; empty if there is no way to say."""
+        return ""
 
     def _cut(self, sources: dict[str, Source]) -> dict[str, Source]:
         """Apply train_subset, then hold out validation from the rest, then apply test_subset."""
@@ -267,8 +277,10 @@ class ImageData(lightning.LightningDataModule):
     def _mean_image(self) -> torch.Tensor:
         """Return the mean training image as stored, (C, S, S) float32, over at most MEAN_IMAGES evenly spaced ones."""
         source = self.sources["train"]
+        # Evenly spaced, because files are sorted by class.
         chosen = torch.linspace(0, len(source) - 1, min(len(source), MEAN_IMAGES)).round().long()
         if isinstance(source, ArraySource):
+            # In parts, because the whole split as float64 would take eight times its memory.
             total = sum(source.images[part].double().sum(0) for part in chosen.split(64))
         else:
             plan, files = BatchPlan(len(chosen), 64), source.subset(chosen)
@@ -295,6 +307,7 @@ class ImageData(lightning.LightningDataModule):
             return self._array_loader(split, source, plan)
         fit = self.train_fit if shuffle else self.fit
         loader = self._file_loader(source, plan, fit, self._device().type == "cuda")
+        # Lightning only shuts down the workers of torch's own loaders: `teardown` closes these.
         self._open.append(loader)
         return loader
 
@@ -345,7 +358,9 @@ class ImageData(lightning.LightningDataModule):
             log.warning("data.resident=%s has no effect without a cache: set data.cache=disk.", self.resident)
         loader = self.loader("train", shuffle=True)
         loader.sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
-        if self._device().type == "cuda":  # draw once an epoch: kernel launches would dominate a small step
+        # Drawn once an epoch: kernel launches would dominate a small step. Not if balanced: an image that comes again
+        # in an epoch has an index beyond the split (see `Batch`).
+        if self._device().type == "cuda" and not self.balanced:
             self.pipeline.augment.draw = EpochUniforms(len(self.sources["train"]))
         return loader
 

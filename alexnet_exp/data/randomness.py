@@ -18,6 +18,7 @@ _MASK = 0xFFFFFFFF
 
 def mix(*values: int | str) -> int:
     """Hash any values to a 63-bit seed."""
+    # Not `hash`, which Python salts per process. repr tells 1 from "1".
     digest = hashlib.blake2b(repr(values).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -52,14 +53,17 @@ def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
         # Of the left * epoch remainder images of earlier epochs, this class contributed every K-th.
         start, end = (e * share + -(-(e * left - label) // len(sizes)) for e in (epoch, epoch + 1))
         members, first = by_class[first : first + size], first + size
+        # The permutations that this epoch's stretch of the endless sequence touches.
         rounds = range(start // size, -(-end // size))
         orders = [permutation(size, "balanced", seed, label, i) for i in rounds]
         taken = torch.cat(orders)[start - rounds.start * size : end - rounds.start * size]
+        # Which use of its image each one is within the epoch: its place among equals in a stable sort.
         times = torch.bincount(taken, minlength=size)
         again = taken.argsort(stable=True).argsort() - (times.cumsum(0) - times)[taken]
         parts.append(members[taken] + again * count)
         turns.append(torch.arange(end - start))
     order, turn = torch.cat(parts), torch.cat(turns)
+    # By round, and at random inside of a round: a stable sort of a random permutation.
     mixed = permutation(count, "order", seed, epoch)
     return order[mixed[turn[mixed].argsort(stable=True)]]
 
@@ -85,7 +89,7 @@ def uniforms(indices: Tensor, count: int, *key: int | str) -> Tensor:
 
 
 class EpochUniforms:
-    """`uniforms` for all images of a split, drawn once per key and indexed by each batch.
+    """`uniforms` for all images of a split, drawn once per key and indexed by each batch; not for balanced sampling.
 
     Drawing launches some thirty kernels on a GPU, which takes longer than a step of a small network.
 

@@ -81,8 +81,8 @@ class FileSource:
         name: Data set and split, for messages: "clothing val".
         root: The folder that image names are relative to.
         origin: Where the images came from and how they were split, in a few words.
-        depth: How many leading folders of an image's name are split and class; data.split_rule=by_name hashes the rest.
-            None: the source is split by order.
+        depth: How many leading folders of an image's name are split and class; splits hash the rest. None: the
+            source is split by order.
     """
 
     paths: tuple[str, ...]
@@ -151,6 +151,11 @@ def is_file(path: str) -> bool:
         raise unreadable(path, error) from error
 
 
+def is_remote(url: str) -> bool:
+    """Return whether this is a place in object storage (s3://BUCKET/NAME) rather than a folder."""
+    return "://" in url
+
+
 def fetch(url: str, path: str, md5: str, missing: str, allowed: bool) -> None:
     """Download `url` to `path`, or say what is missing, where to get it and where to put it.
 
@@ -176,6 +181,7 @@ def fetch(url: str, path: str, md5: str, missing: str, allowed: bool) -> None:
 def _download(url: str, path: str, md5: str) -> None:
     """Download to `path` atomically."""
     try:
+        # Asked first, with a short limit: without a network the download itself would take minutes to give up.
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=3).close()
     except urllib.error.HTTPError as error:
         error.close()  # the server is reachable; the download reports whether it has the file
@@ -191,14 +197,35 @@ def _download(url: str, path: str, md5: str) -> None:
         socket.setdefaulttimeout(before)
 
 
-RULES = ("by_name", "by_order")
+RULES = ("stratified", "by_name", "by_order")
 
 
 def draw(name: str, *key: int | str) -> float:
     """Return a number in [0, 1) that depends on `name` and `key` alone."""
     text = unicodedata.normalize("NFC", name)  # macOS may store the same name decomposed
+    # surrogatepass: a name that is not valid UTF-8 is split as well.
     data = "/".join([*map(str, key), text]).encode("utf-8", "surrogatepass")
+    # 48 bits, which a float64 holds exactly: two machines compare the same numbers.
     return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest(), "big") / 2**48
+
+
+def validation_by_class(labels: Tensor, names: Sequence[str], fraction: float, seed: int) -> Tensor:
+    """Mark the validation images, as bool (N,): of each class those with the smallest hashes, round(fraction * n) of n.
+
+    At least one of every class of two or more, and never a whole class. An added image can move one other of its class
+    across the border; `validation_by_name` moves none, but meets the share only on average.
+
+    Args:
+        labels: (N,) int64.
+        names: Paths relative to the class folders, so renaming a class changes nothing.
+        fraction: Share of validation images, in (0, 1).
+        seed: Seed of the hash.
+    """
+    sizes = torch.bincount(labels).tolist()
+    shares = [max(0, min(max(1, round(size * fraction)), size - 1)) for size in sizes]
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[_lowest(labels, names, shares, "validation", seed)] = True
+    return chosen
 
 
 def validation_by_name(labels: Tensor, names: Sequence[str], fraction: float, seed: int) -> Tensor:
@@ -262,6 +289,7 @@ def _numbers(names: Sequence[str], *key: int | str) -> Tensor:
 def _lowest(labels: Tensor, names: Sequence[str], counts: Sequence[int], *key: int | str) -> Tensor:
     """Return the `counts` images of each class with the smallest hashes, as ascending indices."""
     numbers = _numbers(names, *key)
+    # The smallest, so that a larger subset contains the smaller one, and added files only displace a few.
     chosen = [
         members[numbers[members].argsort(stable=True)[:count]]
         for label, count in enumerate(counts)
@@ -279,6 +307,7 @@ def spread_order(labels: Tensor) -> Tensor:
     shuffled = permutation(len(labels), "spread")
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     of = labels[by_class]
+    # The i-th of n images of a class comes after i / n of the split, so its first image has turn 0, as in every class.
     turns = (torch.arange(len(labels)) - (counts.cumsum(0) - counts)[of]).double() / counts[of]
     mixed = permutation(len(labels), "turns")  # shuffles classes with equal turns
     return by_class[mixed[turns[mixed].argsort(stable=True)]]
@@ -326,6 +355,7 @@ def _shares(counts: Tensor, total: int) -> list[int]:
     """Apportion `total` to classes in proportion to `counts`, by largest remainder."""
     exact = counts.double() * total / counts.sum()
     shares = exact.floor().long()
+    # Stable: ties go to the lower label on every machine.
     remainders = (exact - shares).argsort(descending=True, stable=True)
     shares[remainders[: total - int(shares.sum())]] += 1
     return [int(s) for s in shares]

@@ -210,15 +210,8 @@ def known_keys() -> list[str]:
     return sorted({f.name for kind in kinds for f in fields(kind) if not f.name.startswith("_")})
 
 
-ACTIVATIONS = (
-    "relu",
-    "tanh",
-    "sigmoid",
-    "elu",
-    "gelu",
-    "leaky_relu",
-    "silu",
-)  # torch's, with their default arguments
+# torch's, with their default arguments.
+ACTIVATIONS = ("relu", "tanh", "sigmoid", "elu", "gelu", "leaky_relu", "silu")
 OPERATIONS = (*ACTIVATIONS, "lrn", "spatial_norm", "max_pool", "avg_pool", "batch_norm", "dropout")
 DROPOUT_SCALINGS = ("train", "test")
 _TOO_LARGE = 2**53  # integers beyond 64 bits fail inside torch, with many different errors

@@ -17,13 +17,13 @@ from alexnet_exp.report.pictures import (
     needs_white_text,
     to_pil,
 )
+from alexnet_exp.report.summary import SPLITS
 
 MAX_MATRIX_CLASSES = 50  # in a table; with more classes the matrix is drawn as an image
 MAX_NUMBERED_CLASSES = 25
 MAX_HOVER_CELLS = 2000  # of the drawn matrix: each is an SVG element, and browsers slow down with more
 MAX_PICTURES = 24
 LOWEST = 15  # classes with the lowest recall
-SPLITS = {"test": "test set", "val": "validation set", "train": "training set"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ def template_context(evaluation: Evaluation) -> dict[str, Any]:
     )
     return {
         "split": SPLITS.get(evaluation.split, evaluation.split),
-        "correct": evaluation.correct,
         "total": evaluation.total,
         "classes": classes,
         **(_table(evaluation) if as_table else _picture(evaluation)),

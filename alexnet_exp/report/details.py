@@ -18,23 +18,14 @@ FACTS = ("seed", "deterministic", "precision", "devices", "epochs", "steps")
 
 
 def headline(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (label, value) of the most important results."""
+    """Yield (label, value) of the results that stand beside the accuracy."""
     metrics = result.get("metrics") or {}
     split = str(result.get("split") or "test")  # only an evaluation records its split
     for known in METRICS:
-        if (value := numeric(metrics.get(f"{split}/{known.name}"))) is not None:
+        value = numeric(metrics.get(f"{split}/{known.name}"))
+        if value is not None and known.name != "top1":
             yield f"{split} {known.label}", metric_text(known.name, value)
-    best = result.get("best") or {}
-    if (value := numeric(best.get("value"))) is not None:
-        metric, epoch = str(best.get("metric") or ""), numeric(best.get("epoch"))
-        where = "" if epoch is None else f", epoch {number(epoch)}"
-        yield f"best {metric}{where}", metric_text(metric, value)
-    for key, label, text in (
-        ("parameters", "parameters", quantity),
-        ("multiply_adds", "multiply-adds per image", quantity),
-        ("images_per_second", "images per second", quantity),
-        ("seconds", "time", duration),
-    ):
+    for key, label, text in (("parameters", "parameters", quantity), ("seconds", "time", duration)):
         if (value := numeric(result.get(key))) is not None:
             yield label, text(value)
 
@@ -111,6 +102,12 @@ def _environment(result: dict[str, Any], git: dict[str, Any]) -> Iterator[tuple[
             "git commit",
             f"{str(git['commit'])[:12]}{' with uncommitted changes' if git.get('dirty') else ''}",
         )
+    for key, label in (
+        ("multiply_adds", "multiply-adds per image"),
+        ("images_per_second", "images per second"),
+    ):
+        if (value := numeric(result.get(key))) is not None:
+            yield label, quantity(value)
     for group, title in (("images", "images: "), ("hardware", ""), ("versions", ""), ("wandb", "W&B ")):
         content = result.get(group)
         for key, value in flat(content).items() if isinstance(content, dict) else ():

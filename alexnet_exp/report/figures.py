@@ -43,6 +43,7 @@ STYLE = {
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "grid.color": RULE,
+    # Whatever the user's matplotlibrc says: class names are not LaTeX.
     "text.usetex": False,
     "axes.formatter.use_mathtext": False,
 }

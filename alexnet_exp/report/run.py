@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_exp.report import charts, classes, details
+from alexnet_exp.report import charts, classes, details, summary
 from alexnet_exp.report.evaluation import Evaluation
 from alexnet_exp.report.html import write_html
 from alexnet_exp.report.pictures import MAX_FILTERS, filter_grid, is_picture_of_filters
@@ -40,7 +40,10 @@ def write_report(
     return write_html(
         Path(run_dir) / "report.html",
         "run.html",
-        title=run.name,
+        title=summary.title(result, settings) or run.name,
+        name=run.name,
+        images=summary.images(result),
+        accuracy=summary.accuracy(result, settings, evaluation),
         chips=overrides,
         status=str(result.get("status") or "unfinished"),
         error=result.get("error"),

@@ -93,6 +93,7 @@ class Job:
         if code is None:
             return False
         forget(self.directory)
+        # The exit code alone does not say that result.json was written, and that is what a resumed sweep goes by.
         if code == 0 and (self.result() or {}).get("status") == "finished":
             self.state = FINISHED
         else:
@@ -156,6 +157,7 @@ class Job:
     def kill(self) -> None:
         """Kill the process and its children."""
         if self.process is not None and self.process.poll() is None:
+            # The whole group: SIGKILL leaves a job no time to end its own ranks and workers.
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             forget(self.directory)
@@ -256,6 +258,7 @@ def _started(pid: int) -> str | None:
         except (FileNotFoundError, ProcessLookupError):
             return None
         return None if fields[0] in "ZX" else fields[19]  # a zombie: ended, but not reaped by its parent
+    # macOS and BSD have no /proc.
     listed = subprocess.run(
         ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )

@@ -144,6 +144,7 @@ def resume_hint(directory: Path, console: Console) -> Iterator[None]:
         raise
 
 
+# What a job must not inherit: it would start a sweep of its own, or write into the directory of another job.
 _OF_THE_SWEEP = (
     "hydra.launcher", "hydra/launcher", "hydra.sweeper", "hydra/sweeper", "hydra.sweep.", "hydra.run.", "hydra.mode",
 )  # fmt: skip

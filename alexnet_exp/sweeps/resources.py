@@ -71,6 +71,7 @@ class Resources:
             trainers: The trainer settings of the jobs; every slot fits the job with the most devices.
         """
         gpus = [] if all(trainer.accelerator == "cpu" for trainer in trainers) else visible_gpus()
+        # Slots of one size, so that small jobs never keep a large one waiting.
         per_job = max(_devices_per_job(trainer.devices) for trainer in trainers)
         groups = [tuple(gpus[i : i + per_job]) for i in range(0, len(gpus) - per_job + 1, per_job)]
         most = max(1, cores.available_cores() // (threads * per_job))
@@ -119,9 +120,8 @@ def visible_gpus() -> list[str]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         names = (name.strip() for name in chosen.split(","))
-        return list(
-            itertools.takewhile(lambda name: name not in ("", "-1"), names)
-        )  # CUDA ignores the rest, too
+        # CUDA, too, ignores everything from the first invalid one on.
+        return list(itertools.takewhile(lambda name: name not in ("", "-1"), names))
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []

@@ -132,6 +132,7 @@ def _submit(jobs: list[Job], launcher: SlurmLauncher, shape: Shape, directory: P
             f"The settings have several URL passwords, but the jobs of an array read one from {OF_ANY_URL}: start one "
             "sweep per password."
         )
+    # One script per submission, kept as a record of what was submitted.
     path = directory / f"array-{number}.sh"
     before = os.umask(0o077)  # settings may be private
     try:
@@ -298,6 +299,8 @@ def _options(jobs: Sequence[Job], launcher: SlurmLauncher, shape: Shape, directo
     at_once = "" if launcher.max_parallel is None else f"%{launcher.max_parallel}"
     gpus = shape.tasks if shape.on_gpus and launcher.gpus_per_node is None else launcher.gpus_per_node
     output = str(directory).replace("%", "%%") + f"/%a/{OUTPUT}"  # SLURM expands %a, and %% to %
+    # --requeue and the signal come as a pair: the run saves on USR1 before its time is up, and asks to be queued
+    # again.
     options = {
         "job-name": f"alexnet_exp_{directory.name}",  # Lightning ignores SLURM in a job named "bash"
         "array": _ranges(sorted(task_of(job) for job in jobs)) + at_once,
@@ -385,6 +388,7 @@ def states(arrays: Sequence[str]) -> dict[int, str] | None:
         return None
     if done.returncode:
         return {} if "Invalid job id" in done.stderr else None  # purged from SLURM's memory: all have ended
+    # Without --array squeue would print waiting tasks in one line, as 42_[3-9].
     rows = [line.split() for line in done.stdout.splitlines()]
     known = [(arrays.index(array), int(task), state) for array, task, state in rows if task.isdigit()]
     return {task: state for _, task, state in sorted(known)}  # the latest array's state wins

@@ -30,9 +30,8 @@ class Table:
         self.jobs, self.console = jobs, console
         self._live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
         self._read = 0.0
-        self._before: dict[
-            int, int
-        ] = {}  # epochs finished before a job (re)started: they do not count for its speed
+        # Epochs finished before a job (re)started: they do not count for its speed.
+        self._before: dict[int, int] = {}
         # A row shows only what tells its job from the others.
         shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
         self._names = {

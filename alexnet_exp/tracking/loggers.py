@@ -110,6 +110,7 @@ def open_tracker(
     if "save_dir" in takes and takes["save_dir"].default is inspect.Parameter.empty:
         given.setdefault("save_dir", str(run_dir))
     by = next((argument for argument in _CONTINUED_BY if argument in takes), None)
+    # What is typed wins: it may name another run on purpose.
     before = _recorded(run_dir).get(name) if resumes and by not in settings else None
     if issubclass(kind, CSVLogger):  # it would begin by deleting the file of the version that it continues
         before = None
@@ -118,6 +119,7 @@ def open_tracker(
     try:
         logger = build(given)
         if before is None:
+            # Once: MLflow, for one, rejects a parameter that is logged again with another value.
             logger.log_hyperparams(hyperparams)
         version = logger.version
     except ImportError as error:

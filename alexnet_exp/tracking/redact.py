@@ -28,9 +28,8 @@ _SECRET_WORDS = re.compile(
     r"(?i)(?:^|_)(?:(?:api|access|private|secret|ssh)?keys?|[a-z]*(?:token|secret|password|passwd|passphrase|credential)s?)(?=_|$)"
     r"|(?i:_(?:auth|pat|pwd|pass)$)"
 )
-_NOT_ITSELF = re.compile(
-    r"(?i)_(?:dir|path|file|home|url|host|name|user)$"
-)  # the location of a secret, not the secret
+# The location of a secret, not the secret.
+_NOT_ITSELF = re.compile(r"(?i)_(?:dir|path|file|home|url|host|name|user)$")
 _SHAPES = re.compile(  # keys with an unmistakable format
     r"\blocal-[0-9a-f]{40,}|\bwandb_v\d+_[\w-]{20,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[a-z]_\w{36,}"
     r"|\bgithub_pat_\w{22,}|\bhf_[A-Za-z]{30,}"

@@ -62,6 +62,7 @@ def parse_metrics(text: str) -> tuple[list[str], list[Row]]:
 
 def _logged(cell: str) -> float:
     try:
+        # Integers stay integers, since steps and epochs are printed and compared as such.
         return int(cell)
     except ValueError:
         return float(cell)
@@ -196,6 +197,20 @@ class Run:
                 return Score(value, name)
         return None
 
+    def num_images(self, metric: str) -> int | None:
+        """Return how many images a metric is counted on; None if unknown: limited batches, or not recorded."""
+        split = metric.partition("/")[0]
+        limits = self.config.get(f"trainer.limit_{split}_batches"), self.config.get("trainer.overfit_batches")
+        # 1.0 is all batches, but 1 is a single one.
+        if (
+            not (limits[0] is None or repr(limits[0]) == "1.0")
+            or limits[1]
+            or self.config.get("trainer.fast_dev_run")
+        ):
+            return None
+        count = numeric((self.result.get("images") or {}).get(split))
+        return None if count is None else int(count)
+
 
 def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
     """Find runs in run directories, sweeps and folders of either.
@@ -234,6 +249,7 @@ def _runs(folder: Path, depth: int) -> Iterator[Run]:
         inside: list[str] = []
         with contextlib.suppress(PermissionError), os.scandir(folder) as entries:
             inside = [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
+        # Numbered jobs of a sweep in the order of their numbers: 2 before 10.
         for name in sorted(inside, key=lambda name: (len(name), name) if name.isdigit() else (0, name)):
             yield from _runs(folder / name, depth - 1)
 

@@ -46,4 +46,5 @@ class Window:
             # A custom loader has no plan; assume that its batches have equal sizes.
             if isinstance(plan := getattr(trainer.train_dataloader, "sampler", None), BatchPlan):
                 self._images = plan.images(self._batches)
+        # Lightning divides by `count`; what is left is this batch's share of the images of the step.
         return count * batch.global_size / self._images

@@ -33,6 +33,7 @@ def check_batch_norm(trainer: Trainer, network: nn.Module) -> None:
     Raises:
         UserError: Suggests a batch size that works.
     """
+    # A custom data module or loader does not say how it slices; torch's own error has to do there.
     data, plan = getattr(trainer, "datamodule", None), getattr(trainer.train_dataloader, "sampler", None)
     if not isinstance(data, ImageData) or not isinstance(plan, BatchPlan):
         return
@@ -59,6 +60,7 @@ def _better(plan: BatchPlan, synchronised: bool) -> int | None:
     """Return the nearest batch size that divides evenly and leaves no rank a single image; None if there is none."""
     ranks = plan.world_size
     sizes = range(ranks, 2 * plan.batch_size + _EXTRA_SIZES * ranks, ranks)
+    # Searched, not computed: the remainder of the last batch jumps with every size.
     for size in sorted(sizes, key=lambda size: abs(size - plan.batch_size)):
         other = replace(plan, batch_size=size)
         smallest = other.smallest_batch if synchronised else other.smallest_slice

@@ -33,7 +33,7 @@ from alexnet_exp.training.lightning_internals import (
 )
 from alexnet_exp.training.metrics import NUM_SAMPLES, ClassificationMeter, Outcomes, image_losses
 from alexnet_exp.training.optim.build import build_optimizer, describe_rates, images_of_a_step
-from alexnet_exp.training.optim.schedules import RunLength, build_schedule
+from alexnet_exp.training.optim.schedules import RunLength, build_schedule, warm_up_steps
 
 log = logging.getLogger(__name__)
 _PLAIN = frozenset((HOOK_NAME, "step_loss", "_first_bad_step", "_taken"))  # neither parameters nor modules
@@ -91,9 +91,9 @@ class ImageClassifier(lightning.LightningModule):
         self.test_split = "test"  # any other split is evaluated without reporting test/ metrics
         self.reported: dict[str, float] = {}  # latest value of every metric
         self._validated = False  # in this epoch
-        self._gradients: dict[
-            str, Tensor
-        ] = {}  # accumulated before a run was stopped in the middle of a step
+        self.warm_up_steps = 0  # optimizer steps during which the rate rises
+        # Accumulated before a run was stopped in the middle of a step.
+        self._gradients: dict[str, Tensor] = {}
         self.begin_epoch_again = False  # the checkpoint was trained on other images: restart its epoch
         self.num_epochs_begun = 0  # by this process
         self.whole_slice: int | None = None  # compiled networks only: images in a full batch of this rank
@@ -132,6 +132,7 @@ class ImageClassifier(lightning.LightningModule):
             parameter = self.model.get_parameter(name)
             if not parameter.requires_grad:  # frozen since (ckpt=): a gradient would move it
                 continue
+            # On the device and in the memory format of the parameter; the checkpoint was read to CPU.
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
         self._gradients = {}
 
@@ -339,6 +340,7 @@ class ImageClassifier(lightning.LightningModule):
         batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         length = RunLength(steps, max(1, math.ceil(batches)))
         schedule = build_schedule(optimizer, self.scheduler_config, length)
+        self.warm_up_steps = warm_up_steps(self.scheduler_config, length)
         self._kept = Kept(optimizer, schedule and schedule["scheduler"], length)
         return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -351,12 +353,14 @@ class ImageClassifier(lightning.LightningModule):
             # DDP only averages at the last batch of a step: until then each rank has its own partial gradient.
             reduce, named = self.trainer.strategy.reduce, self.model.named_parameters()
             gradients = ((name, p.grad) for name, p in named if p.grad is not None)
+            # Clones, because `reduce` works in place, and training goes on with these.
             checkpoint["gradients"] = {n: reduce(g.clone(), reduce_op="mean") for n, g in gradients}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.begin_epoch_again:
             begin_epoch_again(checkpoint)
         self.train_meter.restore(checkpoint["train_sums"], self.trainer.world_size, self.global_rank)
+        # A run without validation would report the values of an earlier one as its own.
         kept = ("train/", "val/") if self.trainer.limit_val_batches else ("train/",)
         self.reported = {k: v for k, v in checkpoint["reported"].items() if k.startswith(kept)}
         self._validated = checkpoint["validated"] and bool(self.trainer.limit_val_batches)

@@ -30,6 +30,8 @@ def run_ends(trainer: Trainer) -> bool:
 
 def epochs_done(trainer: Trainer) -> int:
     """Return how many epochs are complete, including one that is just ending."""
+    # Neither of Lightning's counters is right everywhere: trainer.current_epoch lags at the end of an epoch,
+    # `processed` counts an epoch that max_steps has cut short.
     begun, ended = epochs_begun(trainer), epochs_ended(trainer)
     if begun == ended:  # Lightning also counts an epoch that the run ended inside
         return ended - int(begun > 0 and inside_epoch(trainer))

@@ -138,6 +138,8 @@ def validates_by_schedule(trainer: Trainer) -> bool:
     loop = trainer.fit_loop.epoch_loop
     stops, trainer.should_stop = trainer.should_stop, False
     try:
+        # The class's own function: the one of the instance may be that of `also_validate`, which is not part of the
+        # settings.
         return bool(type(loop)._should_check_val_fx(loop, trainer.fit_loop._data_fetcher))
     finally:
         trainer.should_stop = stops
@@ -168,6 +170,8 @@ def complete_loops(trainer: Trainer) -> None:
     if loop.restarted_on_epoch_end:  # with max_steps, Lightning would end the finished epoch a second time
         loop.epoch_progress.increment_completed()
         loop.reset_restart_stage()
+        # Not `loop.restarting = False`: the setter of _FitLoop stays True for a run counted in steps
+        # (`_iteration_based_training`).
         _Loop.restarting.fset(loop, False)
     # Augmentation is keyed by epoch; with max_steps the counter would still name the previous one.
     loop.epoch_progress.current.completed = loop.epoch_progress.current.processed
@@ -222,6 +226,7 @@ def rewind_epoch(checkpoint: Mapping[str, Any]) -> bool:
 
 def is_restoring(frames: Sequence[FrameSummary]) -> bool:
     """Return whether an error was raised while Lightning restored a checkpoint, judging by its traceback."""
+    # By file, since restoring has no exception of its own and raises what it comes across.
     return any(frame.filename.endswith("checkpoint_connector.py") for frame in frames)
 
 
@@ -265,6 +270,7 @@ def rewrap(trainer: Trainer) -> None:
     strategy = trainer.strategy
     if not isinstance(strategy, DDPStrategy):
         return
+    # The module without its wrapper: configure_ddp would wrap the previous DistributedDataParallel once more.
     strategy.model = trainer.lightning_module
     gc.collect()  # the hooks of the previous DDP go with it, and it may be part of a reference cycle
     strategy.configure_ddp()

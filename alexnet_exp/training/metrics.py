@@ -229,9 +229,8 @@ def class_weights(
         counts = torch.bincount(labels, minlength=len(classes)).double()
         weights = len(labels) / (counts.count_nonzero() * counts)  # infinite without images
         return tuple(torch.where(counts > 0, weights, 1.0).tolist())
-    named = {
-        str(name): float(weight) for name, weight in wanted.items()
-    }  # YAML reads a class named 7 as an int
+    # str, because YAML reads a class named 7 as an int.
+    named = {str(name): float(weight) for name, weight in wanted.items()}
     for name in named:
         if name not in classes:
             raise UserError(f"class_weights: there is no class {name}.{nearest(name, classes)}")

@@ -224,3 +224,14 @@ def test_augmentation_is_drawn_once_per_epoch_on_cuda_only(monkeypatch: pytest.M
     assert data.pipeline.augment.draw is not None
     for epoch, images in enumerate(expected):
         assert torch.equal(data.pipeline.train(*batch, 3, epoch), images)
+
+
+def test_balanced_images_that_come_again_are_augmented_on_cuda_as_on_cpu(monkeypatch: pytest.MonkeyPatch):
+    data = ready(augment={"flip": "alternating", "pad": 2}, balanced=True)
+    again = torch.arange(5) + len(data.sources["train"])  # their second time in an epoch
+    batch = data.sources["train"].images[:5], again
+    expected = data.pipeline.train(*batch, 3, 0)
+    monkeypatch.setattr(ImageData, "_device", lambda self: torch.device("cuda", 0))
+    data._place = "off"
+    data.train_dataloader()
+    assert torch.equal(data.pipeline.train(*batch, 3, 0), expected)

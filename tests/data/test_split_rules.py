@@ -1,10 +1,12 @@
-"""How splits are made: by file name, by order, class-balanced subsets, and the spread order of a split."""
+"""How splits are made: stratified, by name, by order; class-balanced subsets; the spread order of a split."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ import yaml
 
 from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.data import Digits, Folder, ImageData
-from alexnet_exp.data.sources import draw, spread_order, validation_by_name
+from alexnet_exp.data.sources import draw, spread_order, validation_by_class, validation_by_name
 from alexnet_exp.errors import UserError
 from alexnet_exp.targets import build
 from tests.data.datasets.test_folder import touch
 from tests.data.makers import write_folder
 
+BY_NAME = "data.split_rule=by_name"
 COMMON: dict[str, Any] = {"batch_size": 8, "image_size": 32, "mean": [0.5], "std": [0.25], "num_workers": 0}
 
 
@@ -59,42 +62,111 @@ def three_classes(root: Path, count: int = 20) -> None:
 
 
 @pytest.mark.parametrize("added", ["ant/aaa.jpg", "bee/bee 7b.jpg", "cat/zzz.jpg", "cat/sub/deep.jpg"])
-def test_adding_a_file_moves_no_other(tmp_path: Path, added: str):
+def test_by_name_adding_a_file_moves_no_other(tmp_path: Path, added: str):
     three_classes(tmp_path)
-    before = opened(tmp_path, "data.val_fraction=0.3")
+    before = opened(tmp_path, "data.val_fraction=0.3", BY_NAME)
     touch(tmp_path, added)
-    after = opened(tmp_path, "data.val_fraction=0.3")
+    after = opened(tmp_path, "data.val_fraction=0.3", BY_NAME)
     for split in ("train", "val"):
         assert names(after, split) - {added} == names(before, split)
 
 
-def test_removing_a_file_moves_no_other(tmp_path: Path):
+def test_by_name_removing_a_file_moves_no_other(tmp_path: Path):
     three_classes(tmp_path)
-    before = opened(tmp_path, "data.val_fraction=0.3")
+    before = opened(tmp_path, "data.val_fraction=0.3", BY_NAME)
     (tmp_path / "ant/ant 3.jpg").unlink()
-    after = opened(tmp_path, "data.val_fraction=0.3")
+    after = opened(tmp_path, "data.val_fraction=0.3", BY_NAME)
     assert names(after, "val") == names(before, "val") - {"ant/ant 3.jpg"}
 
 
-def test_renaming_a_class_moves_no_image(tmp_path: Path):
+def _hash(name: str, seed: int) -> float:
+    """Return the number in [0, 1) that decides about a file."""
+    return (
+        int.from_bytes(hashlib.blake2b(f"validation/{seed}/{name}".encode(), digest_size=6).digest(), "big")
+        / 2**48
+    )
+
+
+def test_by_name_validates_the_images_whose_hash_is_below_the_fraction(tmp_path: Path):
+    three_classes(tmp_path)
+    data = opened(tmp_path, "data.val_fraction=0.3", "data.val_seed=4", BY_NAME)
+    everything = names(data, "train") | names(data, "val")
+    assert len(everything) == 60
+    assert names(data, "val") == {name for name in everything if _hash(name.split("/")[1], 4) < 0.3}
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.2, 0.5, 0.98])
+def test_the_stratified_share_is_met_in_every_class(tmp_path: Path, fraction: float):
+    counts = {"ant": 40, "bee": 13, "cat": 3, "dog": 2, "eel": 1}
+    touch(tmp_path, *(f"{name}/{name} {i}.jpg" for name, count in counts.items() for i in range(count)))
+    data = opened(tmp_path, f"data.val_fraction={fraction}", "data.val_seed=4")
+    expected = set()
+    for name, count in counts.items():
+        share = min(max(round(count * fraction), 1), count - 1)
+        ordered = sorted((f"{name} {i}.jpg" for i in range(count)), key=lambda file: _hash(file, 4))
+        expected |= {f"{name}/{file}" for file in ordered[:share]}
+    assert names(data, "val") == expected
+    assert len(names(data, "train")) == 59 - len(expected)
+    assert not any(name.startswith("eel") for name in expected)
+
+
+def test_forty_photos_of_two_things_leave_eight_for_validation(tmp_path: Path):
+    touch(tmp_path, *(f"{name}/IMG_{i}.jpg" for name in ("cup", "plate") for i in range(4000, 4020)))
+    for seed in range(20):
+        data = opened(tmp_path, "data.val_fraction=0.2", f"data.val_seed={seed}")
+        assert classes_of(data, "val") == {"cup": 4, "plate": 4}
+        assert classes_of(data, "train") == {"cup": 16, "plate": 16}
+
+
+def test_the_stratified_split_depends_on_neither_file_order_nor_other_classes():
+    labels, paths = torch.tensor([0] * 30 + [1] * 50), [f"{i}.jpg" for i in range(80)]
+    chosen = validation_by_class(labels, paths, 0.3, 0)
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(0))
+    shuffled = validation_by_class(labels[order], [paths[i] for i in order], 0.3, 0)
+    assert torch.equal(shuffled, chosen[order])
+    assert torch.equal(validation_by_class(labels[:30], paths[:30], 0.3, 0), chosen[:30])
+
+
+def test_the_stratified_split_moves_at_most_one_image_for_an_added_one(tmp_path: Path):
     three_classes(tmp_path)
     before = names(opened(tmp_path, "data.val_fraction=0.3"), "val")
+    moved = []
+    for i in range(20):
+        touch(tmp_path, f"bee/new {i}.jpg")
+        after = names(opened(tmp_path, "data.val_fraction=0.3"), "val")
+        moved.append({name for name in before ^ after if name != f"bee/new {i}.jpg"})
+        before = after
+    assert max(map(len, moved)) == 1
+    assert all(name.startswith("bee/") for names_ in moved for name in names_)
+
+
+@pytest.mark.parametrize("rule", ["stratified", "by_name"])
+def test_renaming_a_class_moves_no_image(tmp_path: Path, rule: str):
+    typed = ("data.val_fraction=0.3", f"data.split_rule={rule}")
+    three_classes(tmp_path)
+    before = names(opened(tmp_path, *typed), "val")
     (tmp_path / "ant").rename(tmp_path / "zebra")
-    after = names(opened(tmp_path, "data.val_fraction=0.3"), "val")
+    after = names(opened(tmp_path, *typed), "val")
     assert after == {name.replace("ant/", "zebra/") for name in before}
 
 
-def test_the_split_does_not_depend_on_the_data_folder(tmp_path: Path):
+@pytest.mark.parametrize("rule", ["stratified", "by_name"])
+def test_the_split_does_not_depend_on_the_data_folder(tmp_path: Path, rule: str):
+    typed = ("data.val_fraction=0.3", f"data.split_rule={rule}")
     three_classes(tmp_path / "here")
     three_classes(tmp_path / "there" / "train")
-    flat = names(opened(tmp_path / "here", "data.val_fraction=0.3"), "val")
-    inside = names(opened(tmp_path / "there", "data.val_fraction=0.3"), "val")
+    flat = names(opened(tmp_path / "here", *typed), "val")
+    inside = names(opened(tmp_path / "there", *typed), "val")
     assert {f"train/{name}" for name in flat} == inside
 
 
-def test_a_larger_fraction_contains_the_smaller_one(tmp_path: Path):
+@pytest.mark.parametrize("rule", ["stratified", "by_name"])
+def test_a_larger_fraction_contains_the_smaller_one(tmp_path: Path, rule: str):
     three_classes(tmp_path)
-    few, more = (names(opened(tmp_path, f"data.val_fraction={f}"), "val") for f in (0.2, 0.5))
+    few, more = (
+        names(opened(tmp_path, f"data.val_fraction={f}", f"data.split_rule={rule}"), "val")
+        for f in (0.2, 0.5)
+    )
     assert few < more
 
 
@@ -104,20 +176,21 @@ def test_val_seed_chooses_the_validation_images(tmp_path: Path):
     assert one != two
 
 
-def test_the_validation_share_matches_the_fraction_within_chance():
+def test_by_name_the_validation_share_matches_the_fraction_within_chance():
     paths = [f"{i}.jpg" for i in range(10_000)]
     for fraction in (0.1, 0.3, 0.9):
         chosen = validation_by_name(torch.zeros(10_000, dtype=torch.long), paths, fraction, 0)
         assert abs(chosen.float().mean() - fraction) < 0.015  # over three standard deviations
 
 
-def test_every_class_keeps_a_training_image_whatever_the_fraction():
+@pytest.mark.parametrize("choose", [validation_by_class, validation_by_name])
+def test_every_class_keeps_a_training_image_whatever_the_fraction(choose: Callable[..., torch.Tensor]):
     labels, paths = torch.tensor([0, 1, 1, 2, 2, 2]), ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg"]
     for seed in range(50):
-        assert labels[~validation_by_name(labels, paths, 0.99, seed)].unique().tolist() == [0, 1, 2]
+        assert labels[~choose(labels, paths, 0.99, seed)].unique().tolist() == [0, 1, 2]
 
 
-def test_a_few_images_still_give_each_class_a_validation_image():
+def test_by_name_a_few_images_still_give_each_class_a_validation_image():
     labels, paths = torch.tensor([0, 0, 0, 1, 1, 1, 2]), [f"{i}.jpg" for i in (0, 1, 2, 0, 1, 2, 0)]
     for seed in range(50):
         counts = labels[validation_by_name(labels, paths, 0.2, seed)].bincount(minlength=3).tolist()
@@ -156,13 +229,19 @@ def test_a_run_without_a_recorded_rule_keeps_the_old_split(tmp_path: Path):
     assert names(old, "val") == {"cat/1.jpg", "cat/4.jpg"} | dogs
 
 
-def test_origins_say_which_rule_made_a_split(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("rule", "how"), [("stratified", "of every class"), ("by_name", "by file name"), ("by_order", "by order")]
+)
+def test_origins_say_which_rule_made_a_split(tmp_path: Path, rule: str, how: str):
     three_classes(tmp_path)
-    data = opened(tmp_path, "data.val_fraction=0.3")
+    data = opened(tmp_path, "data.val_fraction=0.3", f"data.split_rule={rule}")
     assert data.origins == {
         "train": "data.root without val",
-        "val": "cut from train: val_fraction=0.3 by file name, val_seed=0",
+        "val": f"cut from train: val_fraction=0.3 {how}, val_seed=0",
     }
+
+
+def test_the_origin_of_a_val_size_split_says_how_it_was_drawn():
     digits = Digits(**{**COMMON, "channels": 1}, val_size=180, test_subset=5)
     digits.setup()
     assert digits.origins == {

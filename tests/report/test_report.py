@@ -126,9 +126,8 @@ def test_the_page_summarises_the_run(finished):
     conv1 = np.random.default_rng(0).normal(size=(16, 3, 5, 5))
     page = Page(write_report(finished, evaluation_of(["cat", "dog", "owl"]), conv1))
     expected = [
-        ("test top-1", "97.22 %"),
         ("test loss", "0.1234"),
-        ("best val/top1, epoch 3", "53.00 %"),
+        ("Weights of epoch 3, the best by validation accuracy", "(53.00 %)"),
         ("parameters", "2.47 M"),
         ("time", "1 min 23 s"),
         ("seed", "42"),
@@ -138,6 +137,7 @@ def test_the_page_summarises_the_run(finished):
     ]
     for label, value in expected:
         assert f"{label} {value}" in page.words
+    assert "97.22 % accuracy on the test images" in Page(write_report(finished)).words
     assert "git checkout 0123456789abcdef0123456789abcdef01234567" in page.words
     assert "changes that are not in this commit" in page.words
     assert "16 colour filters of 5 × 5" in page.words
@@ -326,7 +326,7 @@ def test_scores_of_an_absent_class_are_dashes(tmp_path):
     evaluation = Evaluation("val", ["seen", "absent"], np.array([[3, 0], [0, 0]]))
     page = Page(write_report(tmp_path, evaluation))
     assert ["absent", "0", "–", "–", "–"] in page.rows
-    assert "3 of 3 images of the validation set" in page.words
+    assert "100.00 % accuracy on 3 validation images" in page.words
     assert "None." in page.words
 
 

@@ -18,6 +18,7 @@ def make_run(
     status: str | None = "finished",
     typed: list[str] | None = None,
     images_per_second: float | None = 1234.5,
+    images: dict[str, int] | None = None,
     **config: Any,
 ) -> Path:
     """Write a run directory.
@@ -29,6 +30,7 @@ def make_run(
         status: Of result.json; None: there is none.
         typed: overrides.yaml.
         images_per_second: Of result.json.
+        images: Of result.json, by split.
         config: Settings by group, on top of {seed: 0, trainer: {max_epochs: 2}}.
     """
     path.mkdir(parents=True)
@@ -46,7 +48,7 @@ def make_run(
         metrics = {} if top1 is None else {"test/top1": top1}
         metrics |= {"val/top1": values[-1]} if values else {}
         result = {"status": status, "metrics": metrics, "epochs": len(values)}
-        if images_per_second is not None:
-            result["images_per_second"] = images_per_second
+        facts = {"images_per_second": images_per_second, "images": images}
+        result |= {key: value for key, value in facts.items() if value is not None}
         (path / "result.json").write_text(json.dumps(result))
     return path

@@ -21,10 +21,9 @@ from alexnet_exp.runs.benchmark import startup as benchmark_startup
 from alexnet_exp.runs.benchmark import step as benchmark_step
 from alexnet_exp.runs.benchmark import subject as benchmark_subject
 from alexnet_exp.runs.benchmark import timing
-from alexnet_exp.runs.benchmark.loop import step_of, variant
+from alexnet_exp.runs.benchmark.loop import RunLoader, endless_batches, step_of, variant
 from alexnet_exp.runs.benchmark.step import RoomInMemory, largest_batch
 from alexnet_exp.runs.benchmark.subject import HEIGHT, WIDTH, Subject, write_jpegs
-from alexnet_exp.runs.benchmark.workers import RunLoader, endless_batches
 from tests.runs.measured_runs import on_linux, photographs, subject, working
 
 

@@ -65,8 +65,8 @@ def test_the_jobs_of_a_sweep_are_listed_best_first(sweep: Path, capsys: pytest.C
     assert [run["status"] for run in runs[4:]] == ["finished", "unfinished", "failed"]
     assert [run["best"] for run in runs] == [True] + 6 * [False]
     assert runs[0] | {"path": ""} == {
-        "run": "3", "path": "", "status": "finished", "metric": "test/top1", "value": 0.92, "best": True,
-        "epochs": 2, "images_per_second": 1234.5, "group": 1,
+        "run": "3", "path": "", "status": "finished", "metric": "test/top1", "value": 0.92, "images": None,
+        "best": True, "epochs": 2, "images_per_second": 1234.5, "group": 1,
         "settings": {"optimizer.lr": 0.01, "seed": 2},
     }  # fmt: skip
 
@@ -378,3 +378,38 @@ def test_published_value_is_shown_beside_the_mean_and_does_not_split_groups(
     )
     (page,) = Path("outputs/compare").glob("*/compare.html")
     assert "difference (points)" in page.read_text(encoding="utf-8")
+
+
+def test_the_number_of_images_behind_the_values_is_said_once_or_in_a_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        make_run(tmp_path / "same" / str(seed), 0.9, seed=seed, images={"train": 70, "val": 8, "test": 355})
+    assert "Each value is counted on 355 test images." in compare(capsys, "same")
+    (page,) = Path("outputs/compare").glob("*/compare.html")
+    assert "counted on 355 test images" in page.read_text(encoding="utf-8")
+    make_run(tmp_path / "same" / "larger", 0.8, seed=2, images={"test": 1000})
+    limited = {"limit_test_batches": 2, "max_epochs": 2}
+    make_run(tmp_path / "same" / "limited", 0.7, seed=3, images={"test": 355}, trainer=limited)
+    out = compare(capsys, "same", "format=markdown", "page=false")
+    assert "| run | test/top1 | images | epochs |" in out and "Each value" not in out
+    for row in ("| 0 | 90.00 % * | 355 |", "| larger | 80.00 % | 1,000 |", "| limited | 70.00 % | – |"):
+        assert row in out
+
+
+def test_a_table_of_validation_values_alone_is_headed_by_their_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for fold, count in enumerate((8, 9)):
+        data = {"folds": 2, "fold": fold}
+        make_run(tmp_path / "folds" / str(fold), val=[0.5, 0.75], data=data, images={"val": count})
+    out = compare(capsys, "folds", "format=markdown", "page=false")
+    assert "| mean val/top1 | sd |" in out and "| run | val/top1 | images |" in out
+    assert "75.00 % val/top1" not in out
+    assert "No run has test/top1: the values are the best val/top1 of each run." in out
+    compare(capsys, "folds")
+    (page,) = Path("outputs/compare").glob("*/compare.html")
+    heads = re.findall(r'<th scope="col">(.*?)</th>', page.read_text(encoding="utf-8"))
+    assert "mean val/top1" in heads and "test/top1" not in "".join(heads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -137,7 +138,8 @@ def test_two_ranks_learn_count_and_write_as_one(tmp_path: Path, capfd: pytest.Ca
         "val",
         "test",
     ]  # the summary of the splits, once
-    assert [lines[0], *lines[4:]] == [
+    assert re.fullmatch(r"accuracy: +[\d.]+ % of \d+ test images \(95 % interval .+", lines[4])
+    assert [lines[0], *lines[5:]] == [
         f"run directory: {shown}", f"report:        {shown / 'report.html'}", f"run directory: {shown}"
     ]  # fmt: skip
     assert printed.err == ""

@@ -209,6 +209,18 @@ def test_labels_are_renumbered_when_the_class_order_differs(made: Made, tmp_path
     assert renumbered.classes == ("cat", "ant", "bee")
 
 
+def test_a_member_with_two_classes_of_one_name_keeps_them_apart_in_another_order():
+    from alexnet_exp.runs.evaluate.members import _reorder_classes
+    from alexnet_exp.runs.evaluate.scores import Table
+
+    labels, whole = np.array([0, 1, 2]), np.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.1, 0.2, 0.7]])
+    table = Table(labels, labels[:, None], whole.max(1, keepdims=True), whole)
+    found = _reorder_classes(table, ["crane", "owl", "crane"], ["owl", "crane", "crane"])
+    assert found.labels.tolist() == found.top[:, 0].tolist() == [1, 0, 2]
+    assert found.whole is not None
+    assert found.whole.tolist() == whole[:, [1, 0, 2]].tolist()
+
+
 @pytest.mark.parametrize("cache", ["off", "ram"])
 def test_members_share_images_unless_the_stored_size_differs(cache: str, tmp_path: Path):
     write_folder(tmp_path / "train", {"cat": 3, "dog": 3})

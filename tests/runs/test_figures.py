@@ -15,10 +15,9 @@ from torch.nn import functional
 
 import alexnet_exp as package
 from alexnet_exp.config.compose import compose, plain
-from alexnet_exp.runs.figures import nearest as figures_nearest
+from alexnet_exp.runs.figures import make
 from alexnet_exp.runs.figures.command import NAMES, check_settings
-from alexnet_exp.runs.figures.make import FIGURES
-from alexnet_exp.runs.figures.nearest import search
+from alexnet_exp.runs.figures.make import FIGURES, search
 from alexnet_exp.runs.figures.subject import LeftOutError, Subject, open_subject
 from alexnet_exp.runs.train.command import train
 from tests.runs.evaluated_runs import alexnet_exp
@@ -170,9 +169,9 @@ def test_features_of_an_older_format_are_ignored(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     subject = subject_of(run_dir, tmp_path)
-    now = figures_nearest.fingerprint(subject)
-    monkeypatch.setattr(figures_nearest, "FORMAT", figures_nearest.FORMAT - 1)
-    assert figures_nearest.fingerprint(subject) != now
+    now = make.fingerprint(subject)
+    monkeypatch.setattr(make, "FEATURES_FORMAT", make.FEATURES_FORMAT - 1)
+    assert make.fingerprint(subject) != now
 
 
 def test_mistakes_are_the_most_confident_ones_of_each_class(loaded: Subject):

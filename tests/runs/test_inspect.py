@@ -212,7 +212,7 @@ def test_mnist_and_digits_can_be_inspected(tmp_path: Path):
     assert found_groups(tmp_path / "mnist") == found_groups(tmp_path / "digits") == {}
 
 
-def test_plain_class_folders_are_one_split_unless_val_fraction_is_set(
+def test_plain_class_folders_are_split_as_in_a_run_unless_val_fraction_is_null(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     for name in ("cat", "dog"):
@@ -222,9 +222,13 @@ def test_plain_class_folders_are_one_split_unless_val_fraction_is_set(
     for i in range(1, 6):
         shutil.copy(tmp_path / "flat/cat/0.png", tmp_path / f"flat/cat/{i}.png")
     arguments = ("data=folder", f"data.root={tmp_path / 'flat'}", "data.num_workers=0")
-    assert inspected(tmp_path / "whole", *arguments) == 0
+    assert inspected(tmp_path / "whole", *arguments, "data.val_fraction=null") == 0
     assert "none: there is only one split" in capsys.readouterr().out
-    assert inspected(tmp_path / "cut", *arguments, "data.val_fraction=0.5") == 3
+    assert inspected(tmp_path / "cut", *arguments) == 3
+    said = capsys.readouterr().out
+    assert "val    2 images" in said and "20% of each of its 2 classes (2 of 12 images)" in said
+    result = json.loads((tmp_path / "cut" / "result.json").read_text())
+    assert result["data"]["val_fraction"] == 0.2
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import os
+import shutil
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.runs.predict import output
 from alexnet_exp.runs.predict.command import find_images
 from alexnet_exp.runs.predict.output import Row, print_rows
+from alexnet_exp.runs.train.command import train
+from tests.data.makers import write_folder
 from tests.report.test_report import Page
 from tests.runs.evaluated_runs import alexnet_exp
-from tests.training.small_runs import run
+from tests.training.small_runs import NARROW, run, settings
 
 AWKWARD = "[red]a, 'b' \x1b[31m.png"
 GOOD = ("grey.png", "palette.gif", "alpha.png", "cmyk.jpg", "deep.png", "one.png", "turned.jpg", AWKWARD)
@@ -251,6 +255,16 @@ def test_embeddings_are_the_activations_of_the_layer(run_dir: Path, photos: Path
     np.testing.assert_allclose(embeddings, expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
+def test_embeddings_are_labelled_by_position_where_two_classes_share_a_name(run_dir: Path, tmp_path: Path):
+    classes = ("crane", "owl", "crane")
+    classifier = replace(package.load_classifier(run_dir, device="cpu"), classes=classes)
+    found = classifier.top(torch.tensor([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1]]))
+    written = [Row(f"{i}.png", prediction) for i, prediction in enumerate(found)]
+    output.write_embeddings(tmp_path / "e.npz", np.zeros((2, 1), np.float32), written, classes)
+    with np.load(tmp_path / "e.npz") as arrays:
+        assert arrays["labels"].tolist() == [2, 0]
+
+
 def test_embeddings_beyond_free_memory_are_refused_with_their_size(
     run_dir: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -453,3 +467,30 @@ def test_the_page_shows_every_image_and_error_and_escapes_names(run_dir: Path, p
     assert str(photos / hostile) in page.words
     assert not [a for _, a in page.attributes if any(key.startswith("on") for key in a)]
     assert all(said in page.words for said in BAD.values())
+
+
+def test_images_that_the_network_was_trained_on_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(
+        Path("photos"), {f"{split}/{name}": 3 for split in ("train", "val") for name in ("cat", "dog")}
+    )
+    shutil.copytree("photos/train", "copies")
+    data = ["data=folder", "data.root=photos", "data.cache=off", "data.num_workers=0", "data.batch_size=4"]
+    quiet = ["callbacks.progress_bar.enabled=false", "callbacks.model_summary.enabled=false", "logger=csv"]
+    short = ["model=alexnet_cifar", *NARROW, "trainer=cpu", "trainer.max_epochs=1", "test=false"]
+    train(*settings(base=[*data, *quiet, *short]), Path("run"), "python train.py")
+
+    def said(out: str, *images: str) -> str:
+        capsys.readouterr()
+        assert alexnet_exp("predict", "run", *images, "device=cpu", f"hydra.run.dir={out}") == 0
+        return capsys.readouterr().err
+
+    assert "trained on 6 of these 18 images" in said("all", "photos", "copies")
+    assert json.loads(Path("all/result.json").read_text())["training_images"] == 6
+    assert "trained on 6 of these 18 images" in Page(Path("all/report.html")).words
+    assert "trained on" not in said("val", "photos/val", "copies")
+    # With another image in the folder nobody knows which ones were there.
+    shutil.copy("photos/val/cat/0.jpg", "photos/train/cat/9.jpg")
+    assert "trained on" not in said("changed", "photos")

@@ -229,6 +229,25 @@ def test_data_folder_reads_the_prepared_cache(root: Path, tmp_path: Path, exclud
     assert len(before) == len(data.sources) == 2
 
 
+def test_a_folder_of_classes_is_split_as_a_run_would_split_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_folder(tmp_path / "photos", {"cup": 10, "plate": 5}, size=(12, 10))
+    typed = ["data=folder", f"data.root={tmp_path / 'photos'}", "cache=true", "size=8", "num_workers=1"]
+    assert main(["prepare", *typed, f"paths.cache_dir={tmp_path / 'cache'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "has no val folder: 20% of each of its 2 classes (3 of 15 images)" in printed
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("images.npy")}
+    data = Folder(
+        str(tmp_path / "photos"), val_fraction="auto", split_rule="stratified", cache="disk",
+        cache_dir=str(tmp_path / "cache"), stored_size=8, batch_size=2, image_size=8, mean=[0.5] * 3, std=[0.25] * 3,
+        num_workers=0,
+    )  # fmt: skip
+    data.setup()
+    assert {split: len(source) for split, source in data.sources.items()} == {"train": 12, "val": 3}
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("images.npy")} == before
+
+
 # ------------------------------------------------------------------------------------------------ going on
 
 SETTINGS = {"size": 20, "quality": 80, "chunk_mb": 64, "num_workers": None}

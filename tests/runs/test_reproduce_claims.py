@@ -15,6 +15,7 @@ from alexnet_exp.runs.reproduce import command, effects
 from alexnet_exp.runs.reproduce.effects import Effect, Trial, epochs_until
 from alexnet_exp.runs.reproduce.evidence import Evidence
 from alexnet_exp.runs.reproduce.rows import CLAIMS, chosen, claim
+from alexnet_exp.runs.reproduce.show import cells
 from alexnet_exp.settings import assigned
 from alexnet_exp.sweeps.job import FINISHED, WAITING, Job
 from alexnet_exp.tracking.run_directory import RunDirectory
@@ -68,6 +69,15 @@ def test_accuracies_are_compared_seed_by_seed_as_a_difference() -> None:
     assert found.by_seed == {0: pytest.approx(0.015), 1: pytest.approx(0.017)}
     assert found.difference == pytest.approx(-0.004) and found.verdict == "within 1 point"
     assert [found.text(value) for value in found.by_seed.values()] == ["+1.50", "+1.70"]
+
+
+def test_the_interval_of_a_difference_of_accuracies_may_reach_below_zero() -> None:
+    without = [trial("without LRN", seed, 0.7) for seed in range(2)]
+    with_lrn = [trial("with LRN", seed, value) for seed, value in enumerate((0.70, 0.71))]
+    found = Effect(claim("lrn_80sec"), [*without, *with_lrn])
+    # 12.7062 * 0.0070711 / sqrt(2) on both sides of 0.005
+    assert found.ours.interval == pytest.approx((0.005 - 0.063531, 0.005 + 0.063531), abs=1e-6)
+    assert cells(found)[2:6] == ["2 points", "0.50 points", "0.71", "-5.85 to 6.85"]
 
 
 def test_rates_without_a_finished_run_and_a_threshold_not_reached_are_said() -> None:
@@ -155,7 +165,9 @@ def test_the_first_seed_finds_the_rates_and_the_others_take_the_best(
     first = [f"{form} {rate} 0" for rate in claim("fig1").rates for form in ("relu", "tanh")]
     assert trained.ran == [*first, f"relu {middle} 1", f"relu {middle} 2", f"tanh {low} 1", f"tanh {low} 2"]
     # 20 / 4, 21 / 5 and 22 / 6: mean 4.289, sd .671; t = 4.303, so the interval is 4.289 -+ 1.667.
-    assert "fig1 epochs, tanh / ReLU 6 4.289 0.6711 2.622 to 5.956 3 -1.71 missed: -1.71; cause" in text
+    assert (
+        "fig1 epochs, tanh / ReLU 6 times 4.29 times 0.67 2.62 to 5.96 3 -1.71 missed: -1.71; cause" in text
+    )
     assert f"tanh: lr={low} is the lowest rate tried" in text
     page = (
         Path("outputs/reproduce/reproduce.html")

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.errors import UserError
 from alexnet_exp.runs.train import fit as heavy
 from alexnet_exp.runs.train.results import evaluation_of
+from alexnet_exp.runs.train.resume import resumed_arguments, resumed_settings
+from alexnet_exp.tracking.run_directory import RunDirectory
 from tests.data.makers import write_folder
-from tests.training.small_runs import NARROW, settings
+from tests.training.small_runs import NARROW, checkpoint, resume, settings
 from tests.training.small_runs import SMALL as DIGITS
 
 BASE = [
@@ -95,6 +98,43 @@ def test_result_records_every_split(limited: tuple[Path, dict[str, Any], heavy.F
         "images": 49, "classes": 3, "smallest": {"class": "ant", "images": 9},
         "largest": {"class": "bee", "images": 20}, "origin": "folder train",
     }  # fmt: skip
+
+
+def test_a_folder_of_classes_just_trains_and_records_how_it_was_split(tmp_path: Path) -> None:
+    photos, run_dir = tmp_path / "photos", tmp_path / "run"
+    write_folder(photos, {"cup": 20, "plate": 20}, size=(12, 10))
+    result, _ = trained(photos, run_dir)
+    assert result["images"] == {"train": 32, "val": 8}
+    recorded = RunDirectory(run_dir).config()["data"]
+    assert (recorded["val_fraction"], recorded["split_rule"]) == (0.2, "stratified")
+    assert checkpoint(run_dir)["config"]["data"] == recorded
+    before = checkpoint(run_dir)["splits"]
+    resume(run_dir, "trainer.max_epochs=2")
+    assert checkpoint(run_dir)["epoch"] == 1 and checkpoint(run_dir)["splits"] == before
+    log = (run_dir / "train.log").read_text()
+    assert log.count("has no val folder: 20% of each of its 2 classes (8 of 40 images)") == 1
+    folders = ", ".join(str(photos / split) for split in ("train", "val"))
+    said = f"so the val figures are the only ones. For a test, sort the classes into {folders} and {photos / 'test'}."
+    assert log.count(said) == 2  # once for each session
+
+
+@pytest.mark.parametrize("recorded", ["stratified", "by_name", "by_order", None])
+def test_a_run_keeps_the_rule_that_it_records(tmp_path: Path, recorded: str | None) -> None:
+    photos = tmp_path / "photos"
+    write_folder(photos, {"cup": 30, "plate": 30}, size=(12, 10))
+    typed = ["data.val_fraction=0.3", f"data.split_rule={recorded or 'by_order'}"]
+    config, _ = settings(f"data.root={photos}", *typed, base=BASE)
+    before = heavy.prepare_data(config).identity()
+    (tmp_path / "run").mkdir()
+    if recorded is None:  # from before the key existed
+        del config["data"]["split_rule"]
+    RunDirectory(tmp_path / "run").write_settings(config, typed[:1])
+    arguments = resumed_arguments([f"resume={tmp_path / 'run'}"])
+    resumed = resumed_settings(plain(compose("train", arguments)), arguments)
+    assert resumed is not None
+    assert heavy.prepare_data(resumed[0]).identity() == before
+    other = heavy.prepare_data(settings(f"data.root={photos}", typed[0], base=BASE)[0]).identity()
+    assert (other == before) == (recorded == "stratified")
 
 
 def test_in_memory_splits_are_printed() -> None:

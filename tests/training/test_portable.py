@@ -15,8 +15,9 @@ from alexnet_exp import create_model, load_classifier
 from alexnet_exp.cli import main
 from alexnet_exp.errors import UserError
 from alexnet_exp.pretrained import FOLDER, shipped, shipped_file
+from alexnet_exp.runs.export.formats import describe, write
+from alexnet_exp.training.checkpoint.portable import parse
 from alexnet_exp.training.checkpoint.read import read_checkpoint
-from alexnet_exp.training.checkpoint.safetensors import parse
 from tests.runs.evaluated_runs import make_runs
 from tests.test_results import RECORDS
 
@@ -125,6 +126,19 @@ def test_exporting_a_run_and_reading_it_back_changes_nothing(
     capsys.readouterr()
     assert load_classifier(NAME, "cpu").path.parent == Path(NAME) / "checkpoints"
     assert "not the pretrained network of the same name" in capsys.readouterr().err
+
+
+def test_an_export_says_that_its_network_has_learned_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("safetensors")
+    loaded = load_classifier(NAME, device="cpu")
+    for found in (None, {"loss": 2.303, "guessing": 2.3026, "steps": 200}):
+        loaded.at_chance = found
+        write(loaded, "safetensors", False, describe(loaded, False), folder / "net.safetensors")
+        assert load_classifier("net.safetensors", "cpu").at_chance == found
+        assert main(["predict", "net.safetensors", "photo.jpg", f"hydra.run.dir=out{found is None}"]) == 0
+        assert ("This network has learned nothing" in capsys.readouterr().err) == (found is not None)
 
 
 def test_training_starts_from_pretrained_weights(folder: Path) -> None:

@@ -112,6 +112,7 @@ class Augment:
             return None
         side = min(stored, self.image_size) if self.crop else stored
         draws = (self.draw or uniforms)(indices, 3, "augment", seed, epoch)  # (N, 3): down, right, flip
+        # + 1: the number of positions. The draws stay below 1, so the product never reaches it.
         offsets = (draws[:, :2] * (stored + 2 * self.pad - side + 1)).long()
         return Window(offsets, side, self.flips(indices, draws[:, 2], seed, epoch), self.pad)
 
@@ -260,6 +261,8 @@ def resized_crop(images: Tensor, corner: Tensor, size: Tensor, side: int, flippe
     x = corner[:, :1] + size[:, :1] * across  # (N, side)
     y = corner[:, 1:] + size[:, 1:] * steps
     grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=3)  # (N, side, side, 2)
+    # -1 and 1 are the edges of the image, not the centers of its outer pixels. A box at the edge of the image reaches
+    # half a pixel past those centers: `border` repeats them there.
     return functional.grid_sample(
         images.float(), 2.0 * grid - 1.0, mode="bilinear", padding_mode="border", align_corners=False
     )

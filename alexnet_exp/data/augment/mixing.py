@@ -66,6 +66,8 @@ class Mixer:
         area = (end - start).prod(1)
         # The share of a label is that of the pixels: the rectangle may have been clipped at the border.
         shares = torch.where(cut, 1.0 - area / self.side**2, quantiles[self.mixup or self.cutmix])
+        # ^ 1 swaps 0 and 1, 2 and 3, ...: every image is a partner once, and no random number is needed in a shuffled
+        # batch.
         partners = torch.arange(len(indices), device=indices.device) ^ 1
         # The last image of an odd batch pairs with the previous one.
         partners = torch.where(partners < len(indices), partners, max(len(indices) - 2, 0))

@@ -34,6 +34,7 @@ def apply_chosen(
     Returns:
         (N, C, H, W) uint8.
     """
+    # A copy, because without a crop these are still the images of the caller.
     images = images.clone(memory_format=torch.contiguous_format)
     known = torch.arange(len(operations), device=images.device)
     counts = (chosen[..., None] == known).sum(0).tolist()  # (S, operations): the only device sync

@@ -92,6 +92,7 @@ class Pipeline:
         x = self._whiten(x)
         if self.erasing is not None:
             x = self.erasing(x, indices, seed, epoch)
+        # Last, so that the partner is mixed in as augmented as the image itself.
         mixing = self.mixing(indices, seed, epoch)
         return x if mixing is None else mixing.apply(x)
 
@@ -141,6 +142,7 @@ class Pipeline:
 
     def _ten_crops(self, images: Tensor) -> list[Tensor]:
         mean, margin = self._mean_on(images), self._margin(images)
+        # Rounded as in `Preprocess.centre`: the middle crop is the view of views=centre.
         middle = round(margin / 2)
         corners = [(0, 0), (0, margin), (margin, 0), (margin, margin), (middle, middle)]
         crops = []

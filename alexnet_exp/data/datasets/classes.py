@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from alexnet_exp.data.cache import Cache
 from alexnet_exp.data.datasets import cifar10, digits, folder, mnist
+from alexnet_exp.data.datasets.holdout import describe_automatic
 from alexnet_exp.data.module import ImageData, Source
 from alexnet_exp.data.sources import FileSource
 from alexnet_exp.data.verify import Verifier
@@ -68,7 +70,8 @@ class Folder(ImageData):
 
     Args:
         root: root/train/CLASS/* and root/val/CLASS/*, or root/CLASS/* with `val_fraction`.
-        val_fraction: Share of every class to hold out for validation, if there is no val folder.
+        val_fraction: Share of every class to hold out for validation, if there is no val folder. 'auto': a fifth of
+            root/CLASS/*, else nothing.
         cache: Keep decoded images: 'auto', 'ram', 'disk' or 'off' (data/cache.py).
         cache_dir: Where on disk; None: the user's cache folder.
         verify: Decode every file once up front, and fail at the first that is not an image.
@@ -81,7 +84,7 @@ class Folder(ImageData):
     def __init__(
         self,
         root: str,
-        val_fraction: float | None = None,
+        val_fraction: float | str | None = None,
         cache: str = "off",
         cache_dir: str | None = None,
         verify: bool = False,
@@ -95,14 +98,25 @@ class Folder(ImageData):
         self.cache, self.cache_dir = cache, cache_dir
         self.verify, self.on_bad_image, self.exclude = verify, on_bad_image, exclude
         self.bad_images: int | None = None  # files left out; None if they were not verified
+        self._automatic = ""  # about the split of val_fraction='auto'
 
     def load(self) -> dict[str, Source]:
-        return dict(
-            folder.scan(
-                self.root, self.val_fraction, self.val_seed, self.follow_links, self.find_bad_images(),
-                rule=self.split_rule, in_folds=self.folds is not None, exclude=self.exclude,
-            )
+        fraction, in_folds = self.val_fraction, self.folds is not None
+        if isinstance(fraction, str):
+            fraction = folder.automatic_fraction(self.root, self.split_rule, in_folds)
+            self.chosen["val_fraction"] = fraction
+        found = folder.scan(
+            self.root, fraction, self.val_seed, self.follow_links, self.find_bad_images(),
+            rule=self.split_rule, in_folds=in_folds, exclude=self.exclude,
         )  # fmt: skip
+        if self.chosen and fraction:
+            self._automatic = describe_automatic(self.root, found, fraction)
+        return dict(found)
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        super().tell(say)
+        if self._automatic:
+            say(self._automatic)
 
     def find_bad_images(self) -> folder.BadImages | None:
         """Return the function that finds files to leave out, or None if files are not verified.
@@ -114,6 +128,13 @@ class Folder(ImageData):
     @property
     def needs_for_validation(self) -> str:
         return f"set data.val_fraction=0.1, or add the folder {os.path.join(self.root, 'val')}"
+
+    @property
+    def needs_for_test(self) -> str:
+        if folder.split_folders(os.path.expanduser(self.root), self.split_rule):
+            return f"For a test, add the folder {os.path.join(self.root, 'test')}."
+        folders = [os.path.join(self.root, split) for split in ("train", "val", "test")]
+        return f"For a test, sort the classes into {folders[0]}, {folders[1]} and {folders[2]}."
 
     def _bad_images(self, paths: list[str], root: str) -> set[str]:
         skip = self.on_bad_image == "skip"

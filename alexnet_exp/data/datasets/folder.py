@@ -7,14 +7,14 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from alexnet_exp.data.datasets.holdout import hold_out
 from alexnet_exp.data.datasets.left_out import JUNK_FOLDERS, LeftOut, counted
 from alexnet_exp.data.decode import readable_extensions
-from alexnet_exp.data.sources import FileSource, validation_by_name
+from alexnet_exp.data.sources import FileSource
 from alexnet_exp.errors import UserError, printable, unreadable
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ _AROUND = r"(?:set|data|images?|imgs?|photos|pictures|split|[\W\d_])*"
 _SPELLINGS = {"train": "train|training", "val": "val|valid|validation|dev", "test": "test|testing"}
 _NAMES = {split: re.compile(f"{_AROUND}(?:{words}){_AROUND}") for split, words in _SPELLINGS.items()}
 _UNCLEAR = re.compile(f"{_AROUND}(?:eval|evaluation){_AROUND}")  # means val to some, test to others
+_AUTO_FRACTION = 0.2  # as valid_pct of fastai
 # Frozen for data.split_rule=by_order: runs that predate the rule must keep finding the same files.
 _OLD_EXTENSIONS = ("jpg", "jpeg", "png", "gif", "bmp", "webp", "tif", "tiff")
 
@@ -38,7 +39,7 @@ def scan(
     follow_links: bool = False,
     bad_images: BadImages | None = None,
     val_classes: Mapping[str, str] | None = None,
-    rule: str = "by_name",
+    rule: str = "stratified",
     in_folds: bool = False,
     exclude: str | None = None,
 ) -> dict[str, FileSource]:
@@ -57,7 +58,8 @@ def scan(
         follow_links: Follow links that point outside the root.
         bad_images: Returns files to leave out.
         val_classes: For a val folder without class folders: the class of each image, keyed by file stem.
-        rule: 'by_name', or 'by_order' for the split folders, extensions and split of runs that predate the rule.
+        rule: How `val_fraction` is held out: 'stratified', 'by_name', or 'by_order' for the split folders, extensions
+            and split of runs that predate the setting.
         in_folds: Validation images are held out later (cross-validation), so `val_fraction` is not required.
         exclude: File with names relative to the root, one per line: images to leave out.
 
@@ -90,7 +92,7 @@ def scan(
     name = os.path.basename(os.path.abspath(root))
     depth = None if rule == "by_order" else 2 if folders else 1  # of SPLIT/CLASS or CLASS in a name
     sources = {s: _source(found[s], classes, f"{name} {s}", root, origins[s], depth) for s in found}
-    return _cut(sources, val_fraction, seed) if val_fraction else sources
+    return hold_out(sources, val_fraction, seed, rule) if val_fraction else sources
 
 
 def _known_classes(
@@ -120,7 +122,20 @@ def _known_classes(
     return classes
 
 
-def split_folders(root: str, rule: str = "by_name") -> dict[str, str]:
+def automatic_fraction(root: str, rule: str, in_folds: bool = False) -> float | None:
+    """Return what data.val_fraction=auto stands for: a fifth if `root` holds class folders, else None.
+
+    Args:
+        root: See `scan`.
+        rule: See `scan`.
+        in_folds: See `scan`.
+    """
+    root = os.path.expanduser(root)
+    holds_classes = os.path.isdir(root) and not split_folders(root, rule)
+    return _AUTO_FRACTION if holds_classes and not in_folds else None
+
+
+def split_folders(root: str, rule: str = "stratified") -> dict[str, str]:
     """Return the split folders of `root`, such as {"train": "Train", "val": "valid"}; empty if it holds class folders.
 
     Folders with usual split names (any case) count as splits if one of them means train, or if they share class
@@ -406,45 +421,6 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         return sorted(visible, key=lambda entry: entry.name)  # scandir's order differs between machines
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror}): fix its permissions.") from error
-
-
-def _cut(sources: dict[str, FileSource], fraction: float, seed: int) -> dict[str, FileSource]:
-    """Hold out a share of every class for validation, never a class's last image.
-
-    Raises:
-        UserError: If that leaves no validation images.
-    """
-    whole = sources["train"]
-    names = whole.names()
-    if names is None:
-        chosen = _validation_by_order(whole.labels, fraction, seed)
-    else:
-        chosen = validation_by_name(whole.labels, names, fraction, seed)
-    if not chosen.any():
-        raise UserError(
-            f"data.val_fraction={fraction} leaves no image of {whole.root} for validation: raise it."
-        )
-    train, val = whole.subset(torch.nonzero(~chosen).flatten()), whole.subset(torch.nonzero(chosen).flatten())
-    how = "by order" if names is None else "by file name"
-    cut = f"cut from train: val_fraction={fraction} {how}, val_seed={seed}"
-    name = f"{whole.name.removesuffix('train')}val"
-    return {
-        **sources,
-        "train": replace(train, origin=f"{whole.origin} without val"),
-        "val": replace(val, name=name, origin=cut),
-    }
-
-
-def _validation_by_order(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Return a mask, bool (N,), of the same random share of every class, never a class's last image."""
-    # One stream for all classes: an added file redraws every later class. by_name avoids that.
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in range(int(labels.max()) + 1):
-        members = torch.nonzero(labels == label).flatten()
-        order = torch.randperm(len(members), generator=generator)
-        chosen[members[order[: min(round(len(members) * fraction), len(members) - 1)]]] = True
-    return chosen
 
 
 def _source(

@@ -38,6 +38,8 @@ class ImageNet(Folder):
     def __init__(self, root: str, **common: Any) -> None:
         super().__init__(root, val_fraction=None, **common)  # val is a folder of its own
 
+    needs_for_test = ""  # the test labels are not public
+
     def load(self) -> dict[str, Source]:
         return dict(scan(self.root, self.follow_links, self.find_bad_images(), self.split_rule, self.exclude))
 
@@ -46,7 +48,7 @@ def scan(
     root: str,
     follow_links: bool = False,
     bad_images: folder.BadImages | None = None,
-    rule: str = "by_name",
+    rule: str = "stratified",
     exclude: str | None = None,
 ) -> dict[str, FileSource]:
     """Find the images of both splits; the arguments are those of `folder.scan`.

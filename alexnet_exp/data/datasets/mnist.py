@@ -51,6 +51,7 @@ def load(data_dir: str, split: str, channels: int, download: bool) -> ArraySourc
         raise _damaged(labels_path, f"{len(labels)} labels for {len(images)} images")
     if labels.max() > 9:
         raise _damaged(labels_path, f"label {int(labels.max())} is not a digit")
+    # To 32 x 32, the side that LeNet-5 and the networks for CIFAR-10 expect.
     padded = functional.pad(images, (2, 2, 2, 2))
     return ArraySource(repeat_grey(padded, channels), labels, tuple("0123456789"), f"mnist {split}")
 

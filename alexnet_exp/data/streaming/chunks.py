@@ -1,4 +1,6 @@
-"""Reading chunks in LitData's own order. Imported only where LitData is needed.
+"""Chunks in LitData's format: `prepare` writes them in LitData's worker processes, training reads them in its order.
+
+Imported only where LitData is needed.
 
 Resuming uses the public state of LitData's StreamingDataset, one per worker. Its StreamingDataLoader is not exact
 (0.2.76: with two ranks of two workers, batches resume in a different order, a short one too early), starts fewer
@@ -7,17 +9,33 @@ workers when memory is low, which changes the order, and does not know the batch
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
-from collections.abc import Iterator
+import multiprocessing
+import os
+import re
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from litdata import StreamingDataset
+from litdata.processing.functions import LambdaDataChunkRecipe
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from alexnet_exp.data.decode import decode_bytes, stored
+from alexnet_exp.data.sources import is_remote
+from alexnet_exp.data.streaming.internals import Writer, kill_workers
+from alexnet_exp.data.workers import ignore_signals
 from alexnet_exp.errors import UserError
 
 # Silences the warning that training may hang if ranks have unequal shares: StreamLoader equalises the steps.
@@ -35,7 +53,9 @@ class Chunks(StreamingDataset):
     """
 
     def __init__(self, url: str, seed: int | None = None, rank: int = 0, world_size: int = 1) -> None:
+        # 32 bits: LitData hands the seed to numpy's RandomState.
         super().__init__(url, shuffle=seed is not None, drop_last=False, seed=(seed or 0) % 2**32)
+        # LitData would take those of torch.distributed, but every rank reads the whole split for the mean image.
         self.distributed_env.world_size, self.distributed_env.global_rank = world_size, rank
 
     def __getitem__(self, index: Any) -> tuple[int, dict[str, Any]]:
@@ -81,6 +101,7 @@ class Reader(IterableDataset):
     url: str
 
     def __post_init__(self) -> None:
+        # Here, because LitData refuses to make a state inside of a worker; `_items` only fills in two numbers.
         self.state = self.chunks.state_dict(0, len(self.shares), 1)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor] | UserError | None]:
@@ -126,3 +147,106 @@ def decode_item(
     """Decode a stored item for training: uint8 (channels, size, size), and width over height of the image."""
     image = decode_bytes(item["image"], f"{url}/{item['name']}", channels, enough=2 * size)
     return stored(image, size, fit), image.shape[2] / image.shape[1]
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turn an image file into a stored item: its bytes, or a smaller JPEG.
+
+    Args:
+        root: Folder that file names are relative to.
+        size: Shorter side in pixels; None stores the file unchanged.
+        quality: JPEG quality, 1 to 100.
+    """
+
+    root: str
+    size: int | None
+    quality: int
+
+    def __call__(self, task: list[Any]) -> dict[str, Any]:
+        _end_with_parent()
+        name, label = task
+        path = os.path.join(self.root, name)
+        data = Path(path).read_bytes() if self.size is None else self._smaller(path, self.size)
+        # With a checksum, because `prepare` reads everything back before it writes the manifest.
+        return {"image": data, "label": int(label), "name": name, "crc32": crc32(data)}
+
+    def _smaller(self, path: str, size: int) -> bytes:
+        # As in training: EXIF orientation is applied, and the same files are refused.
+        image = decode_bytes(Path(path).read_bytes(), path, 3, enough=2 * size)
+        short = min(image.shape[1:])
+        if short > size:
+            wanted = [size if side == short else round(side * size / short) for side in image.shape[1:]]
+            floats = torch.nn.functional.interpolate(image[None], wanted, mode="bilinear", antialias=True)
+            image = floats[0]
+        out = BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(out, "JPEG", quality=self.quality)
+        return out.getvalue()
+
+
+# Cached: once per worker, at its first image, since LitData calls nothing else of ours inside of it.
+@functools.cache
+def _end_with_parent() -> None:
+    """Make a worker exit when `prepare` is killed, and leave the handling of signals to the parent."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    ignore_signals()
+    threading.Thread(target=wait, daemon=True, name="parent").start()
+
+
+def write(tasks: Sequence[list[Any]], url: str, encoder: Encoder, num_workers: int, chunk_bytes: int) -> None:
+    """Write one split; continues after an interrupted call.
+
+    Args:
+        tasks: [name, label] of every image. To continue, pass the same arguments (the root may have moved).
+        url: Folder or object storage.
+        encoder: Turns a file into a stored item.
+        num_workers: Number of processes.
+        chunk_bytes: Chunk size in bytes.
+
+    Raises:
+        UserError: If an image cannot be read.
+    """
+    recipe = LambdaDataChunkRecipe(encoder, tasks, chunk_size=None, chunk_bytes=chunk_bytes, compression=None)
+    with _contained():
+        # With input_dir, LitData would copy every file before reading it.
+        writer = Writer(
+            input_dir=None, output_dir=url, num_workers=num_workers, fast_dev_run=False, reorder_files=False,
+            use_checkpoint=True, delete_cached_files=is_remote(url), verbose=True,
+        )  # fmt: skip
+        try:
+            writer.run(recipe)
+        except RuntimeError as error:  # its text is the traceback of a worker
+            said = re.search(r"UserError: (.+)", str(error))
+            if said is None:
+                raise
+            raise UserError(said[1]) from error
+        except BaseException:
+            kill_workers()
+            raise
+
+
+@contextlib.contextmanager
+def _contained() -> Iterator[None]:
+    """Give LitData scratch folders (it clears the default ones in /tmp), and restore the global state it changes."""
+    environment, handler = dict(os.environ), signal.getsignal(signal.SIGINT)
+    method = multiprocessing.get_start_method(allow_none=True)
+    with tempfile.TemporaryDirectory(prefix="alexnet_exp_") as folder:
+        os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = f"{folder}/chunks"
+        os.environ["DATA_OPTIMIZER_DATA_CACHE_FOLDER"] = f"{folder}/data"
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            multiprocessing.set_start_method(method, force=True)
+            os.environ.clear()
+            os.environ.update(environment)

@@ -7,15 +7,19 @@ URL/manifest.json      classes; count and checksum of each split, and how the im
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.util
 import json
 import logging
 import os
 import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,11 +27,11 @@ from alexnet_exp.data.cache import places
 from alexnet_exp.data.cache import shown as with_bar
 from alexnet_exp.data.decode import VERSION as DECODER
 from alexnet_exp.data.loaders import Loader
-from alexnet_exp.data.mean_image import kept_mean
 from alexnet_exp.data.module import MEAN_IMAGES, ImageData, Source
-from alexnet_exp.data.sources import FileSource
+from alexnet_exp.data.sources import FileSource, is_remote
 from alexnet_exp.data.streaming.loader import StreamLoader, StreamPlan
 from alexnet_exp.errors import UserError, missing_extra
+from alexnet_exp.files import locked, replacing
 
 if TYPE_CHECKING:
     from alexnet_exp.data.streaming.chunks import Chunks
@@ -109,6 +113,7 @@ class Streaming(ImageData):
     def loader(self, split: str, shuffle: bool = False, spread: bool = False) -> Loader:
         # `prepare` shuffles images over the chunks, so the first ones are representative: ignore `spread`.
         world_size, rank = self._ranks()
+        # Every rank reads its own chunks in batches of batch_size / ranks: there is no global batch to cut unevenly.
         if self.batch_size % world_size:
             raise UserError(
                 f"invalid data.batch_size={self.batch_size}: expected a multiple of the {world_size} devices with "
@@ -168,6 +173,7 @@ class Streaming(ImageData):
         source = self.sources["train"]
         assert isinstance(source, StreamSource)
         shape = (self.channels, self.stored_size, self.stored_size)
+        # `train_fit` only where it differs, so that the default finds what older versions have computed.
         key = [
             source.sha256,
             MEAN_IMAGES,
@@ -179,6 +185,7 @@ class Streaming(ImageData):
 
     def _compute_mean(self) -> Tensor:
         count = len(self.sources["train"])
+        # Through the loader, in the order of the chunks: image by image, each would fetch a chunk of its own.
         num_chosen = min(count, MEAN_IMAGES)
         chosen = torch.zeros(count, dtype=torch.bool)
         chosen[torch.linspace(0, count - 1, num_chosen).round().long()] = True
@@ -215,10 +222,6 @@ def read_manifest(url: str) -> dict[str, Any]:
     return manifest
 
 
-def is_remote(url: str) -> bool:
-    return "://" in url
-
-
 def fetch_text(url: str, name: str) -> str:
     """Read a small file of a prepared data set.
 
@@ -239,3 +242,66 @@ def fetch_text(url: str, name: str) -> str:
         raise UserError(
             f"{url}/{name} cannot be read ({reason}): set data.url to the out= of `alexnet-exp prepare`."
         ) from error
+
+
+# ---------------------------------------------------------------------------------------- the cached mean image
+
+
+def kept_mean(
+    folders: Iterable[Path], key: Sequence[object], shape: tuple[int, int, int], take: Callable[[], Tensor]
+) -> Tensor:
+    """Return the cached mean image, or compute it and cache it in the first writable folder.
+
+    Args:
+        folders: Cache folders, in order of preference.
+        key: Everything that determines the values.
+        shape: (C, S, S).
+        take: Computes the image, float32.
+    """
+    name = f"mean-image-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.npy"
+    files = [folder / name for folder in folders]
+    found = _first_kept(files, shape)
+    if found is not None:
+        return found
+    with _held(files[0]):  # one of several runs or ranks computes it, the others wait
+        found = _first_kept(files, shape)
+        if found is not None:
+            return found
+        image = take()
+        if not any(_write_kept(file, image.numpy()) for file in files):
+            log.warning(
+                "The mean image cannot be cached in %s: the next run computes it again.", files[0].parent
+            )
+        return image
+
+
+@contextlib.contextmanager
+def _held(file: Path) -> Iterator[None]:
+    """Hold the lock beside a file; without one if the folder does not allow it."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # a read-only folder, or a file system without locks
+            file.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(file.with_suffix(".lock"), wait=True))
+        yield
+
+
+def _first_kept(files: Iterable[Path], shape: tuple[int, int, int]) -> Tensor | None:
+    return next((found for file in files if (found := _read_kept(file, shape)) is not None), None)
+
+
+def _read_kept(file: Path, shape: tuple[int, int, int]) -> Tensor | None:
+    try:
+        found = np.load(file)
+    except (OSError, ValueError, EOFError):  # missing or truncated
+        return None
+    return torch.from_numpy(found) if (found.shape, found.dtype) == (shape, np.float32) else None
+
+
+def _write_kept(file: Path, image: np.ndarray) -> bool:
+    try:
+        # Through an open file: np.save would append .npy to the temporary name.
+        with replacing(file) as part, open(part, "wb") as opened:
+            np.save(opened, image)
+    except OSError:
+        return False
+    return True

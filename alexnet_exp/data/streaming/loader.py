@@ -129,9 +129,8 @@ class StreamLoader(Loader):
         spare = self._spare()
         for step in range(start, len(plan)):
             total = plan.images(range(step, step + 1))
-            if not plan.sizes()[step][
-                plan.rank
-            ]:  # other ranks still have images: join their collectives, weight 0
+            # Other ranks still have images: join their collectives, with weight 0.
+            if not plan.sizes()[step][plan.rank]:
                 yield Batch(*spare, 0, total)
                 continue
             found = next(decoded)
@@ -150,12 +149,14 @@ class StreamLoader(Loader):
         share = plan.shares()[plan.rank]
         skip = [sum(size for worker, size in own[:start] if worker == w) for w in range(len(share))]
         first = own[start][0] if start < len(own) else 0
+        # Made for every epoch: a worker gets its place in the chunks when it starts, so none can be kept.
         reader = Reader(
             plan.chunks, share, skip, first, plan.order_epoch(), plan.rank_batch, self.channels, self.stored_size,
             self.fit, self.source.root,
         )  # fmt: skip
         return DataLoader(
             reader,
+            # The reader makes the batches. A batch has the images of one worker, since each reads its own chunks.
             batch_size=None,
             num_workers=self.num_workers,
             collate_fn=_unchanged,

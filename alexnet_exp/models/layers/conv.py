@@ -97,6 +97,7 @@ class LocallyConnected2d(nn.Module):
         self.out_channels = out_channels
         self.output_size = (input_size + 2 * padding - kernel_size) // stride + 1
         positions, fan_in = self.output_size**2, in_channels * kernel_size**2
+        # Positions first: they are the batch of `bmm`, so that no step has to rearrange weights.
         self.weight = nn.Parameter(torch.empty(positions, out_channels, fan_in))
         self.bias = nn.Parameter(torch.empty(positions, out_channels)) if bias else None
         bound = 1.0 / math.sqrt(fan_in)  # torch's default for nn.Conv2d

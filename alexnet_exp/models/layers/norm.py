@@ -212,6 +212,7 @@ def _window_sum(padded: Tensor, size: int, channels: int) -> Tensor:
             offset += reach
         if 2 * reach > size:
             break
+        # Sums of `reach` channels become sums of twice as many, so size 5 takes three additions instead of four.
         block = block[:, :-reach] + block[:, reach:]
         reach *= 2
     assert total is not None
@@ -221,6 +222,7 @@ def _window_sum(padded: Tensor, size: int, channels: int) -> Tensor:
 def _negative_power(x: Tensor, beta: float) -> Tensor:
     """Return x ** -beta; pow is slow, and the published exponents need none."""
     if beta == 0.75:
+        # x^-1/2 and its root x^-1/4.
         root = x.rsqrt()
         return root.sqrt() * root
     return x.rsqrt() if beta == 0.5 else x.pow(-beta)
@@ -250,6 +252,7 @@ class SpatialResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        # avg_pool2d counts its padding by default, so past the border there are zeros, as in cuda-convnet.
         mean = functional.avg_pool2d(wide * wide, self.size, stride=1, padding=self.size // 2)
         return (wide * (mean * self.alpha + self.k).pow(-self.beta)).to(x.dtype)
 

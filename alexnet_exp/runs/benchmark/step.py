@@ -18,11 +18,10 @@ import torch
 
 from alexnet_exp.errors import is_out_of_memory
 from alexnet_exp.memory import free_memory
-from alexnet_exp.runs.benchmark.loop import PRECISIONS, as_the_run, variant
+from alexnet_exp.runs.benchmark.loop import PRECISIONS, RunLoader, as_the_run, variant
 from alexnet_exp.runs.benchmark.settings import as_list
 from alexnet_exp.runs.benchmark.subject import Subject, title
 from alexnet_exp.runs.benchmark.timing import Row, alternate, rows, waiting
-from alexnet_exp.runs.benchmark.workers import RunLoader
 from alexnet_exp.runs.train.fit import Fit
 from alexnet_exp.startup import give_back
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 from alexnet_exp.runs.compare.folds import OutOfFold, out_of_fold
@@ -127,10 +128,29 @@ class Comparison:
             tuple(k for k in REPEATS if k in many), "seeds"
         )
 
+    @cached_property
+    def shown(self) -> str:
+        """The metric that heads the tables: that of all values if they share one, else the requested one."""
+        metrics = {score.metric for score in self.scores.values() if score is not None}
+        return metrics.pop() if len(metrics) == 1 else self.metric
+
     @property
     def stand_ins(self) -> int:
-        """Number of runs scored by another metric than the requested one."""
-        return sum(score is not None and score.metric != self.metric for score in self.scores.values())
+        """Number of values of another metric than the one that heads the tables."""
+        return sum(score is not None and score.metric != self.shown for score in self.scores.values())
+
+    @cached_property
+    def images(self) -> dict[Path, int | None]:
+        """The number of images that each run's value is counted on; None where it is unknown."""
+        return {
+            run.path: None if (score := self.scores[run.path]) is None else run.num_images(score.metric)
+            for run in self.runs
+        }
+
+    @property
+    def with_images(self) -> bool:
+        """Whether the values are counted on different numbers of images, so that the table has a column of them."""
+        return len({count for count in self.images.values() if count is not None}) > 1
 
     def _best(self, scores: Sequence[Score | None]) -> Score | None:
         """Return the best score of the requested metric; of any other only if no run has it."""

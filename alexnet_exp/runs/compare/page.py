@@ -34,7 +34,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
         "compare.html",
         title=f"{count} run{'s' if count > 1 else ''}",
         chips=[
-            f"metric={comparison.metric}",
+            f"metric={comparison.shown}",
             *([f"where={comparison.where}"] if comparison.where else []),
         ],
         not_finished=", ".join(others),

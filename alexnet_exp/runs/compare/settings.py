@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from alexnet_exp.config.compose import chosen_files, compose
-from alexnet_exp.config.overrides import renamed
+from alexnet_exp.config.overrides import all_choices
 from alexnet_exp.runs.compare.groups import REPEATS, SINCE, is_ignored
-from alexnet_exp.settings import GROUPS, key_of, parse
+from alexnet_exp.settings import key_of
 from alexnet_exp.tracking.run_reader import Run
 
 # Config groups shown by file name in a table, in column order.
@@ -33,31 +31,6 @@ def choices(run: Run) -> dict[str, str]:
 def named(chosen: Mapping[str, str]) -> dict[str, str]:
     """Return the entries of the groups in NAMED_GROUPS."""
     return {group: chosen[group] for group in NAMED_GROUPS if group in chosen}
-
-
-def all_choices(settings: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, str]:
-    """Return the config file of each group that a run was composed from.
-
-    Older runs did not record them: their overrides are composed again, or taken as they are if a file is not in conf/.
-
-    Args:
-        settings: Of config.yaml.
-        overrides: As typed.
-    """
-    if recorded := settings.get("choices"):
-        return {group: str(name) for group, name in recorded.items()}
-    return dict(
-        _composed(tuple((o.key, o.text) for o in map(parse, map(renamed, overrides)) if o.key in GROUPS))
-    )
-
-
-@lru_cache(maxsize=1024)
-def _composed(typed: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    try:
-        config = compose("train", [f"{k}={v}" for k, v in typed], with_hydra=True)
-        return tuple(chosen_files(config.hydra).items())
-    except Exception:  # a custom file, or a name from another version
-        return typed
 
 
 def lookup(run: Run, key: str) -> Any:

@@ -14,6 +14,7 @@ from rich.text import Text
 from alexnet_exp.errors import printable
 from alexnet_exp.report.details import published_text
 from alexnet_exp.report.html import number, points
+from alexnet_exp.report.summary import SPLITS
 from alexnet_exp.runs.compare.groups import Comparison, Group
 from alexnet_exp.tracking.metrics import is_share
 from alexnet_exp.tracking.run_reader import Run, Score
@@ -39,6 +40,7 @@ def _run_record(comparison: Comparison, run: Run, group: int) -> dict[str, Any]:
         "status": run.status,
         "metric": score.metric if score else None,
         "value": score.value if score else None,
+        "images": comparison.images[run.path],
         "best": score is not None and score == comparison.best,
         "epochs": run.epochs,
         "images_per_second": run.images_per_second,
@@ -118,10 +120,21 @@ def notes(comparison: Comparison) -> list[str]:
         found += [f"{name}{each.text}" for each in group.out_of_fold]
     if comparison.usual:
         found.append(f"Unless a row says otherwise: {settings_text(comparison.usual)}")
+    return [*found, *what_values_are(comparison)]
+
+
+def what_values_are(comparison: Comparison) -> list[str]:
+    """Return sentences on the metric of the values, and on the number of images behind them."""
+    found = []
     if comparison.stand_ins:
+        found.append(f"Values followed by a metric's name are not {comparison.shown}, which their runs lack.")
+    elif comparison.shown != comparison.metric:
         found.append(
-            f"Values followed by a metric's name are not {comparison.metric}, which their runs lack."
+            f"No run has {comparison.metric}: the values are the best {comparison.shown} of each run."
         )
+    if not comparison.with_images and (known := {*comparison.images.values()} - {None}):
+        split = SPLITS.get(comparison.shown.partition("/")[0], "")
+        found.append(f"Each value is counted on {known.pop():,} {split} images.")
     return found
 
 
@@ -137,36 +150,42 @@ def print_table(comparison: Comparison) -> None:
         print_fitted(PUBLISHED_HEAD, published, console, numbers=range(4), spare=(), prose=4)
         console.print()
     cells = [_run_head(comparison), *(_run_cells(comparison, run) for run in comparison.runs)]
-    head, *rows = [[*c[1:5], c[0], c[5]] for c in cells]  # long names go behind the numbers
+    head, *rows = [[*c[1:-1], c[0], c[-1]] for c in cells]  # long names go behind the numbers
+    last = len(head) - 1
+    speed, status = last - 3, last - 2
     print_fitted(
-        head, rows, console, numbers=range(3), whole=(3,), spare=(2, 1), prose=5, stacked=True, styles=_STYLES
-    )
+        head, rows, console, numbers=range(status), whole=(status,), spare=(speed, speed - 1), prose=last,
+        stacked=True, styles=_STYLES,
+    )  # fmt: skip
     for note in notes(comparison):
         console.print(Text(printable(note), style="dim"))
 
 
 def _run_head(comparison: Comparison) -> list[str]:
-    return ["run", comparison.metric, "epochs", "images/s", "status", "differs in"]
+    images = ["images"] if comparison.with_images else []
+    return ["run", comparison.shown, *images, "epochs", "images/s", "status", "differs in"]
 
 
 def _run_cells(comparison: Comparison, run: Run) -> list[str]:
     score, speed = comparison.scores[run.path], run.images_per_second
     mark = " *" if score is not None and score == comparison.best else ""
     epochs = "" if run.epochs is None else str(run.epochs)
-    value = score_text(score, comparison.metric) + mark
+    value = score_text(score, comparison.shown) + mark
+    count = comparison.images[run.path]
+    images = [f"{count:,}" if count is not None else "–"] if comparison.with_images else []
     settings = settings_text(comparison.row_settings(run))
-    return [run.name, value, epochs, "" if speed is None else f"{speed:,.0f}", run.status, settings]
+    return [run.name, value, *images, epochs, "" if speed is None else f"{speed:,.0f}", run.status, settings]
 
 
 def _group_head(comparison: Comparison) -> list[str]:
-    return [f"mean {comparison.metric}", "sd", "95 % interval", "n", "configuration"]
+    return [f"mean {comparison.shown}", "sd", "95 % interval", "n", "configuration"]
 
 
 def _group_cells(comparison: Comparison, group: Group) -> list[str]:
     mark = " *" if comparison.is_best(group) else ""
     settings = configuration_text(comparison, group)
     spread = spread_text(group.sd, group.metric), interval_text(group.interval, group.metric)
-    return [mean_text(group, comparison.metric) + mark, *spread, seeds_text(group), settings]
+    return [mean_text(group, comparison.shown) + mark, *spread, seeds_text(group), settings]
 
 
 PUBLISHED_HEAD = ["published", "here", "difference", "n", "configuration", "source"]

@@ -63,10 +63,12 @@ def open_data(
     if keys.get("cache", "off") == "off":
         ignored |= {"stored_size", "fit"}  # the source is a list of files, which every member decodes itself
     cache_key = json.dumps({k: v for k, v in keys.items() if k not in ignored}, sort_keys=True, default=str)
+    # With sources `setup` reads nothing, so members of an ensemble share their images.
     data.sources = opened.get(cache_key, {})
     data.setup()
     opened[cache_key] = data.sources
     data.sources = _renumber(data.sources, checkpoint["classes"])
+    # After `setup`, which would have computed a mean image of these images.
     data.pipeline = Pipeline(data.preprocess, config["augment"], recorded["mean_image"])
     data.views = settings.views or config["augment"].get("views") or "centre"
     return data
@@ -80,11 +82,8 @@ def _data_keys(config: Mapping[str, Any], settings: OfImages) -> dict[str, Any]:
     check_trust(config["data"], settings.trust, "data")
     own = dict(config["data"])
     if own.get("folds") and not is_own_data(own, typed):
-        own |= {
-            "folds": None,
-            "fold": 0,
-            "groups": None,
-        }  # the folds only apply to the checkpoint's own images
+        # Folds only apply to the checkpoint's own images.
+        own |= {"folds": None, "fold": 0, "groups": None}
     for key in typed:
         if key not in own:
             raise UserError(f"The checkpoint's data set has no setting data.{key}.{nearest(key, own)}")
@@ -113,13 +112,18 @@ def is_own_data(own: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
     return where({**own, **typed}) == where(own)
 
 
-def whole_folder(keys: dict[str, Any]) -> dict[str, Any]:
-    """Use all images of a folder without a train folder unless the settings split it: for verbs that do not train."""
+def whole_folder(keys: dict[str, Any], unsplit: tuple[str | None, ...] = (None, "auto")) -> dict[str, Any]:
+    """Use all images of a folder without a train folder unless the settings split it: for verbs that do not train.
+
+    Args:
+        keys: Settings of the data set.
+        unsplit: Values of val_fraction that leave a folder of classes whole.
+    """
     root = os.path.expanduser(str(keys.get("root", "")))
     if keys["_target_"] != "alexnet_exp.data.Folder" or not os.path.isdir(root):
         return keys
     folders = split_folders(root, keys.get("split_rule", "by_order"))
-    whole = "train" not in folders if folders else keys["val_fraction"] is None
+    whole = "train" not in folders if folders else keys["val_fraction"] in unsplit
     return {**keys, "val_fraction": 0.0} if whole else keys
 
 

@@ -32,6 +32,7 @@ from alexnet_exp.runs.evaluate.settings import Evaluate
 from alexnet_exp.tracking.log import quiet_lightning
 from alexnet_exp.training.automatic import compile_network, use_fast_matmul
 from alexnet_exp.training.callbacks.progress import Bar
+from alexnet_exp.training.checkpoint.identity import match_classes
 from alexnet_exp.training.checkpoint.read import read_checkpoint
 from alexnet_exp.training.checkpoint.start import network_of
 from alexnet_exp.training.classifier import ImageClassifier
@@ -65,6 +66,7 @@ class Recorder(ImageClassifier):
 
     def table(self) -> Table:
         """Gather the predictions of all ranks, in split order; every rank must call it."""
+        # Objects rather than tensors: the ranks have different numbers of images, which all_gather does not take.
         columns = [torch.cat(column).cpu().numpy() for column in zip(*self.parts, strict=True)]
         ranks = [columns]
         if self.trainer.world_size > 1:
@@ -210,7 +212,7 @@ def _reorder_classes(table: Table, classes: list[str], wanted: list[str]) -> Tab
     """Renumber the classes of a table to the order of `wanted`."""
     if classes == wanted:
         return table
-    numbers = np.array([wanted.index(name) for name in classes])
+    numbers = np.array(match_classes(classes, wanted))
     whole = None if table.whole is None else table.whole[:, np.argsort(numbers)]
     return Table(numbers[table.labels], numbers[table.top], table.probabilities, whole)
 
@@ -225,6 +227,7 @@ def _test(member: Member, settings: Evaluate, console: Console, whole: bool) -> 
     if settings.compile is None and missing_compiler(device.type) is None:
         compile_network(model, config["compile"])
     use_fast_matmul(device)
+    # The test loop is used for every split, since only it applies the test-time views.
     data.test_split = member.split
     trainer.test(recorder, datamodule=data, verbose=False)
     return recorder, str(device)
@@ -243,6 +246,7 @@ def _trainer(trained: Mapping[str, Any], settings: Evaluate, console: Console) -
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
+            # Lightning's sampler pads, and would count some images twice.
             use_distributed_sampler=False,
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:

@@ -68,6 +68,7 @@ def ensemble(tables: list[Table]) -> tuple[Table, dict[str, float]]:
     Returns:
         The ensemble's table, and its loss, top1, top5 for more than five classes, balanced accuracy and macro F1.
     """
+    # Probabilities, not logits: a member with a larger scale of logits would outvote the others.
     mean = sum(np.float64(1 / len(tables)) * table.whole for table in tables if table.whole is not None)
     assert isinstance(mean, np.ndarray)
     top = np.argsort(-mean, axis=1, kind="stable")[:, :TOP]

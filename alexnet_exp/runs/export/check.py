@@ -21,6 +21,7 @@ from alexnet_exp.tracking.redact import with_passwords
 from alexnet_exp.training.checkpoint.identity import changed_split
 
 COUNT = 32
+# Odd, even, wide and high, because the exported resize treats rows and columns apart.
 _EXTRA = ((0, 0), (7, 0), (0, 13), (40, 3))  # by which noise images exceed the stored size, in pixels
 
 

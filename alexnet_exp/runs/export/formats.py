@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from alexnet_exp.config.compose import group
+from alexnet_exp.config.overrides import all_choices
 from alexnet_exp.errors import UserError, in_one_line
 from alexnet_exp.inference import LoadedClassifier
-from alexnet_exp.runs.compare.settings import all_choices
 from alexnet_exp.runs.export.image import FromImages
 from alexnet_exp.runs.reproduce.record import small_result
 from alexnet_exp.tracking.run_reader import find_runs
@@ -51,6 +51,7 @@ def describe(loaded: LoadedClassifier, preprocess: bool, batch: int | None = Non
         "std": [float(value) for value in own.std],
         "mean_image": augment.get("mean_image") or "none",
         "whiten": bool(augment.get("whiten")),
+        **({} if loaded.at_chance is None else {"at_chance": loaded.at_chance}),
         "alexnet_exp": __version__,
     }
 
@@ -128,7 +129,7 @@ def _complete(loaded: LoadedClassifier, weights: dict[str, Tensor]) -> dict[str,
     if (folder / "config.yaml").exists() and (folder / "result.json").exists():
         (run,) = find_runs([folder])
         record = small_result(run, all_choices(run.settings, run.overrides).get("experiment", "none"))
-    return metadata_of(weights, loaded.config, list(loaded.classes), preprocessing, record)
+    return metadata_of(weights, loaded.config, list(loaded.classes), preprocessing, record, loaded.at_chance)
 
 
 def _dynamic_axes(preprocess: bool, batch: int | None) -> dict[int, str]:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from alexnet_exp.errors import UserError, missing_extra
-from alexnet_exp.errors import nearest as nearest_name
-from alexnet_exp.models.activations import first_towers, layers_of, responses
+from alexnet_exp.data.cache import places
+from alexnet_exp.data.sources import ArraySource
+from alexnet_exp.data.streaming.dataset import StreamSource
+from alexnet_exp.errors import UserError, missing_extra, nearest
+from alexnet_exp.files import replacing
+from alexnet_exp.models.activations import first_towers, hidden, last_linear, layers_of, responses
 from alexnet_exp.report.pictures import is_picture_of_filters
-from alexnet_exp.runs.figures.draw import ClassMistakes, Guess, Heat, Maps, histogram
-from alexnet_exp.runs.figures.nearest import nearest
+from alexnet_exp.runs.figures.draw import ClassMistakes, Guess, Heat, Maps, Neighbours, histogram
 from alexnet_exp.runs.figures.page import Figure
 from alexnet_exp.runs.figures.subject import LeftOutError, Subject
+from alexnet_exp.version import __version__
 
 MAX_MAPS = 32
 LEAST_SIDE = 4  # of the map that Grad-CAM uses by default: a heat map of 2 x 2 shows nothing
@@ -46,12 +52,6 @@ def top5(subject: Subject) -> Figure:
     drawn = f"{len(guesses)} images of the {subject.split} split, drawn with seed {subject.settings.seed}"
     text = f"{drawn}; the top-1 prediction is correct for {right}."
     return Figure("top5", (guesses,), text)
-
-
-def neighbours(subject: Subject) -> Figure:
-    """Show the training images nearest to the sampled ones."""
-    rows, text = nearest(subject)
-    return Figure("nearest", (rows,), text)
 
 
 def activations(subject: Subject) -> Figure:
@@ -144,7 +144,7 @@ def grad_cam_layer(subject: Subject) -> str:
     if wanted not in sides:
         raise UserError(
             f"invalid layer={wanted}: expected a layer with feature maps, one of {', '.join(sides)}."
-            f"{nearest_name(wanted, sides)}"
+            f"{nearest(wanted, sides)}"
         )
     return wanted
 
@@ -206,6 +206,114 @@ def _predict_split(subject: Subject) -> tuple[Tensor, Tensor, Tensor]:
     indices, labels, said, certainty = (torch.cat(column) for column in zip(*parts, strict=True))
     order = indices.argsort()  # the loader may deliver images in another order
     return labels[order], said[order], certainty[order]
+
+
+# ---------------------------------------------------------------------------------------- nearest training images
+
+NUM_NEAREST = 6
+FEATURES_FORMAT = 2  # of the cached features; 1 stored them in the loader's order
+BLOCK = 4096  # training images compared at once
+
+
+def neighbours(subject: Subject) -> Figure:
+    """Show the training images nearest to the sampled ones in the last hidden layer.
+
+    Raises:
+        LeftOutError: The network has no fully connected layer.
+    """
+    last = last_linear(subject.network)
+    if last is None:
+        raise LeftOutError("the network has no fully connected layer, and therefore no last hidden layer.")
+    queries = hidden(subject.network, last, subject.inputs).cpu()
+    features = training_features(subject, last)
+    # A sampled training image would be its own nearest neighbour.
+    own = subject.sample if subject.split == "train" else [-1] * len(subject.sample)
+    rows = []
+    for position, query, index in zip(subject.sample, queries, own, strict=True):
+        found = search(features, query, NUM_NEAREST, leave_out=index)
+        pictures = [(subject.picture(i, "train"), distance) for i, distance in found]
+        rows.append(Neighbours(subject.picture(position), pictures))
+    text = (
+        f"The first image of each row is from the {subject.split} split, followed by its {NUM_NEAREST} nearest of "
+        f"{len(features):,} training images (Euclidean distance between the {features.shape[1]:,} values of the last "
+        "hidden layer)."
+    )
+    return Figure("nearest", (rows,), text)
+
+
+def search(features: np.ndarray, query: Tensor, count: int, leave_out: int = -1) -> list[tuple[int, float]]:
+    """Return (row, distance) of the rows of features (N, F) nearest to a query (F,), the nearest first.
+
+    Args:
+        features: float32; may be memory-mapped, and is read once.
+        query: float32.
+        count: Maximum number of rows to return.
+        leave_out: A row to ignore.
+    """
+    distances = np.empty(len(features))
+    for start in range(0, len(features), BLOCK):
+        block = torch.from_numpy(np.array(features[start : start + BLOCK]))
+        # Not |a|^2 + |b|^2 - 2ab, which loses its digits where images are alike.
+        distances[start : start + BLOCK] = (block - query).double().square().sum(1).sqrt().numpy()
+    if leave_out >= 0:
+        distances[leave_out] = np.inf
+    # Stable: ties are returned in the order of the data set.
+    order = np.argsort(distances, kind="stable")[: min(count, len(features) - (leave_out >= 0))]
+    return [(int(i), float(distances[i])) for i in order]
+
+
+def training_features(subject: Subject, last: nn.Linear) -> np.ndarray:
+    """Return the input of the last layer for every training image, (N, F) float32, memory-mapped from the cache."""
+    path = _cache_folder(subject) / f"{fingerprint(subject)}.npy"
+    if not path.exists():
+        shape = (len(subject.data.sources["train"]), last.in_features)
+        with replacing(path) as temporary:
+            # Written in place through a memory map: those of ImageNet, 1.28 million times 4,096 floats, take 21 GB.
+            features = np.lib.format.open_memmap(temporary, "w+", dtype=np.float32, shape=shape)
+            for batch in subject.batches("train", "features"):
+                x = hidden(subject.network, last, subject.prepared(batch.images[: batch.size]))
+                features[batch.indices[: batch.size].cpu().numpy()] = x.cpu().numpy()
+            features.flush()
+    return np.load(path, mmap_mode="r")
+
+
+def _cache_folder(subject: Subject) -> Path:
+    """Return the folder for features: in paths.cache_dir if writable, else in the user's cache folder.
+
+    Raises:
+        UserError: Neither is writable.
+    """
+    for place in places(subject.settings.paths.cache_dir, str(subject.path.parent)):
+        folder = place / "features"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue  # try the next folder
+        if os.access(folder, os.W_OK):
+            return folder
+    raise UserError(
+        "No cache folder for the features is writable: set paths.cache_dir=DIR to a writable folder."
+    )
+
+
+def fingerprint(subject: Subject) -> str:
+    """Hash what the features depend on: the checkpoint file and the training images."""
+    # Versions may preprocess differently, and devices round differently.
+    digest = hashlib.sha256(f"{FEATURES_FORMAT} {__version__} {subject.device.type}".encode())
+    with open(subject.path, "rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
+    source = subject.data.sources["train"]
+    if isinstance(source, ArraySource):
+        digest.update(source.images.contiguous().numpy().data)
+    elif isinstance(source, StreamSource):
+        digest.update(source.sha256.encode())
+    else:  # sizes and times of the files: reading them all would take as long as the features
+        for path in source.paths:
+            state = os.stat(path)
+            digest.update(
+                f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode("utf-8", "surrogateescape")
+            )
+    return digest.hexdigest()[:20]
 
 
 FIGURES: dict[str, Callable[[Subject], Figure]] = {

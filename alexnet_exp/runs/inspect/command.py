@@ -66,7 +66,12 @@ def inspect(config: dict[str, Any], run_dir: Path, command: str) -> int:
         found = Findings.of(seen, find_groups(seen), notes)
         for line in summary(found):
             console.print(line)
-        result = {"status": "finished", "command": command, "data": config["data"], **_facts(data, found)}
+        result = {
+            "status": "finished",
+            "command": command,
+            "data": config["data"] | data.chosen,
+            **_facts(data, found),
+        }
         has_list = write_tables(run_dir, found)
         write_page(run_dir / "report.html", data, found, result)
         run.write_result({**result, "seconds": round(time.perf_counter() - started, 2)})
@@ -107,7 +112,7 @@ def _open(config: dict[str, Any]) -> ImageData:
     from alexnet_exp.runs.evaluate.data import whole_folder
     from alexnet_exp.targets import build
 
-    keys = whole_folder(config["data"])
+    keys = whole_folder(config["data"], unsplit=(None,))  # "auto": as the run will split it
     keys |= {key: value for key, value in _UNDECODED.items() if key in keys}  # not all data sets have them
     data = build(keys, augment={**config["augment"], **_AS_PIXELS}, seed=config["seed"])
     if isinstance(data, ImageData):

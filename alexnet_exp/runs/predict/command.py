@@ -74,7 +74,8 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
     settings = checked(Predict, config)
     files = find_images(settings.images)
     from alexnet_exp.inference import load_classifier
-    from alexnet_exp.runs.predict.output import Embeddings, print_rows, write_all, write_embeddings
+    from alexnet_exp.runs.predict.output import Embeddings, print_rows, remark, write_all, write_embeddings
+    from alexnet_exp.runs.predict.seen import trained_on
 
     console, run = Console(), RunDirectory(run_dir)
     with run.fresh(), logging_to(None, on_screen=True):
@@ -87,9 +88,14 @@ def predict(config: dict[str, Any], run_dir: Path, command: str) -> int:
         embeddings = None if settings.embed is None else Embeddings(settings.embed, len(files))
         rows = list(_predict(classifier, files, settings, views, embeddings))
         print_rows(rows, console)
+        good = [row.path for row in rows if row.error is None]
+        facts: dict[str, Any] = {"command": command, "settings": config, "checkpoint": str(classifier.path)}
+        if seen := trained_on(classifier, good):
+            facts["training_images"] = len(seen)
+            log.warning(remark(len(seen), len(good)))
         if embeddings is not None:
             write_embeddings(run.path / "embeddings.npz", embeddings.array, rows, classifier.classes)
-        write_all(run, rows, {"command": command, "settings": config, "checkpoint": str(classifier.path)})
+        write_all(run, rows, facts)
     for what, place in (("report:       ", run_dir / "report.html"), ("run directory:", run_dir)):
         line = f"{what} {printable(nearby(place))}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)

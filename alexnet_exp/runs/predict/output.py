@@ -104,6 +104,17 @@ def print_rows(rows: list[Row], console: Console) -> None:
         console.print(f"{failed} of {len(rows)} could not be read.", highlight=False)
 
 
+def remark(seen: int, total: int) -> str:
+    """Return the sentence on images that the network was trained on.
+
+    Args:
+        seen: Number of these, 1 or more.
+        total: Number of images.
+    """
+    what = "this image" if total == 1 else f"{seen:,} of these {total:,} images"
+    return f"The network was trained on {what}: how it does there says little about new ones."
+
+
 def write_all(run: RunDirectory, rows: list[Row], facts: dict[str, Any]) -> None:
     """Write predictions.csv, .jsonl and .png, report.html, and result.json last.
 
@@ -144,8 +155,7 @@ def write_embeddings(path: Path, embeddings: np.ndarray, rows: list[Row], classe
         rows: One per file.
         classes: All K class names.
     """
-    numbers = {name: number for number, name in enumerate(classes)}
-    found = [(row.path, numbers[row.prediction.classes[0]]) for row in rows if row.prediction is not None]
+    found = [(row.path, row.prediction.labels[0]) for row in rows if row.prediction is not None]
     if not found:
         return
     paths, labels = zip(*found, strict=True)
@@ -262,6 +272,7 @@ def write_predictions(
         chips=[f"checkpoint: {result['checkpoint']}"],
         answers=answers[:MAX_SHOWN],
         num_images=count,
+        remark=remark(seen, count - len(errors)) if (seen := result.get("training_images")) else None,
         errors=errors[:MAX_SHOWN],
         num_errors=len(errors),
         gone=GONE,

@@ -19,11 +19,10 @@ from rich.console import Console
 from alexnet_exp import cores
 from alexnet_exp.config.schema import shown
 from alexnet_exp.data.cache import shown as with_bar
-from alexnet_exp.data.sources import FileSource
-from alexnet_exp.data.streaming.chunks import Chunks
-from alexnet_exp.data.streaming.dataset import IMAGES, MANIFEST, VERSION, fetch_text, is_remote, read_manifest
+from alexnet_exp.data.sources import FileSource, is_remote
+from alexnet_exp.data.streaming.chunks import Chunks, Encoder, write
+from alexnet_exp.data.streaming.dataset import IMAGES, MANIFEST, VERSION, fetch_text, read_manifest
 from alexnet_exp.data.streaming.internals import storage
-from alexnet_exp.data.streaming.write import Encoder, write
 from alexnet_exp.errors import UserError, shell_command, unreadable
 from alexnet_exp.files import locked, replacing
 from alexnet_exp.runs.prepare.settings import Prepare

@@ -39,7 +39,7 @@ def prepare(config: Mapping[str, Any]) -> None:
     check_installed()
     from alexnet_exp.runs.prepare.chunks import write_chunks
 
-    write_chunks(_sources(settings.data), settings, console)
+    write_chunks(_sources(settings.data, console), settings, console)
 
 
 def _check(settings: Prepare) -> None:
@@ -49,9 +49,10 @@ def _check(settings: Prepare) -> None:
         raise UserError("data.fit is for cache=true: chunks keep the whole image. Leave it out.")
 
 
-def _sources(images: Images) -> dict[str, FileSource]:
+def _sources(images: Images, console: Console) -> dict[str, FileSource]:
     """Find the images of every split."""
     from alexnet_exp.data.datasets import folder
+    from alexnet_exp.data.datasets.holdout import describe_automatic
     from alexnet_exp.tracking.log import logging_to
 
     root, links, rule, exclude = images.root, images.follow_links, images.split_rule, images.exclude
@@ -60,8 +61,13 @@ def _sources(images: Images) -> dict[str, FileSource]:
             from alexnet_exp.data.datasets.imagenet import scan
 
             return scan(root, links, rule=rule, exclude=exclude)
-        val = images.val_fraction, images.val_seed
-        return folder.scan(root, *val, links, rule=rule, exclude=exclude)
+        fraction, automatic = images.val_fraction, isinstance(images.val_fraction, str)
+        if isinstance(fraction, str):
+            fraction = folder.automatic_fraction(root, rule)
+        found = folder.scan(root, fraction, images.val_seed, links, rule=rule, exclude=exclude)
+        if automatic and fraction:
+            console.print(describe_automatic(root, found, fraction), markup=False)
+        return found
 
 
 def _cache(settings: Prepare, workers: int, console: Console) -> None:
@@ -70,7 +76,7 @@ def _cache(settings: Prepare, workers: int, console: Console) -> None:
     from alexnet_exp.tracking.log import logging_to
 
     size, images = settings.size or CACHE_SIZE, settings.data
-    sources = _sources(images)
+    sources = _sources(images, console)
     # Only training cuts its crops from the whole image; evaluation reads the central square (data/module.py).
     whole = images.fit == WHOLE
     fits = ("crop", WHOLE) if whole else (images.fit, None)

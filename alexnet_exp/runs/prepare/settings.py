@@ -11,7 +11,7 @@ class Images:
     """Keys of conf/data/folder.yaml, and of which data set they are."""
 
     root: str = setting(RULES["data.root"])
-    val_fraction: float | None = setting(RULES["data.val_fraction"])
+    val_fraction: float | str | None = setting(RULES["data.val_fraction"])
     val_seed: int = setting(RULES["data.val_seed"])
     split_rule: str = setting(RULES["data.split_rule"])
     follow_links: bool = setting(RULES["data.follow_links"])

@@ -149,7 +149,8 @@ class Effect(Figure):
 
     @property
     def ours(self) -> Group:
-        return Group([], self.entry["metric"], list(self.by_seed.values()), [])
+        # Without a metric: the interval of a difference of accuracies may reach below 0.
+        return Group([], None, list(self.by_seed.values()), [])
 
     def text(self, value: float) -> str:
         """Format an effect: '+1.32' points, or a factor."""

@@ -121,6 +121,7 @@ class Figure:
             return "not yet measured"
         if self.differs:
             return f"missed: settings differ from the published ones: {_few(self.differs)}"
+        # In floats 0.89 - 0.88 is a little more than a point.
         if self.is_share and abs(difference) <= POINT + 1e-9:
             return "within 1 point"
         if ours.interval is not None and ours.interval[0] <= self.entry["value"] <= ours.interval[1]:
@@ -186,6 +187,7 @@ def figures(
     by_settings: dict[tuple[str, ...], dict[int, Evidence]] = {}
     for run in found:
         by_settings.setdefault(run.differs, {})[run.seed] = run
+    # The published settings, without differences, come first: what has failed is listed with them, once.
     ordered = sorted(by_settings.items(), key=lambda item: len(item[0])) or [((), {})]
     return [
         Figure(name, entry, [runs[seed] for seed in sorted(runs)], differs, list(problems) if not i else [])

@@ -11,8 +11,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from alexnet_exp.config.overrides import all_choices
 from alexnet_exp.errors import UserError, shell_command
-from alexnet_exp.runs.compare.settings import all_choices
 from alexnet_exp.runs.reproduce import effects
 from alexnet_exp.runs.reproduce.evidence import differing
 from alexnet_exp.runs.reproduce.rows import CLAIMS, claim

@@ -27,12 +27,31 @@ def cells(figure: Figure, estimate: str = "") -> list[str]:
         figure: Published and measured figure.
         estimate: Estimated cost, shown if nothing has been measured.
     """
-    ours, metric = figure.ours, figure.entry["metric"]
-    here = "–" if ours.mean is None else value_text(ours.mean, metric)
-    spread = spread_text(ours.sd, metric), interval_text(ours.interval, metric)
-    about = figure.name, metric, published_text(figure.entry)
     verdict = figure.difference_text, figure.verdict, figure.cost or estimate
-    return [*about, here, *spread, str(ours.n), *verdict]
+    return [figure.name, figure.entry["metric"], *_values(figure), str(figure.ours.n), *verdict]
+
+
+def _values(figure: Figure) -> tuple[str, str, str, str]:
+    """Return the published value, the mean of ours, its sd and its interval."""
+    ours, metric = figure.ours, figure.entry["metric"]
+    if not isinstance(figure, Effect):
+        here = "–" if ours.mean is None else value_text(ours.mean, metric)
+        return (
+            published_text(figure.entry),
+            here,
+            spread_text(ours.sd, metric),
+            interval_text(ours.interval, metric),
+        )
+    # A factor, or a difference of accuracies, which as a percentage would look like an accuracy.
+    scale, unit = (100, "points") if figure.is_share else (1, "times")
+
+    def shown(*values: float | None) -> str:
+        return " to ".join("–" if value is None else f"{scale * value:.2f}" for value in values)
+
+    published = f"{scale * figure.entry['value']:g} {unit}"
+    if ours.mean is None:
+        return published, "–", "–", "–"
+    return published, f"{shown(ours.mean)} {unit}", shown(ours.sd), shown(*ours.interval or (None,))
 
 
 def command_of(row: Row, seeds: int) -> str:
@@ -101,7 +120,6 @@ def write_page(path: Path, figures: Sequence[tuple[Figure, str]], rows: Sequence
         "reproduce.html",
         title="Published results, reproduced",
         chips=[f"seeds={seeds}"],
-        head=HEAD[:8],
         shown=shown,
         figures=[each for each in shown if not isinstance(each[0], Effect)],
         effects=[each for each in shown if isinstance(each[0], Effect)],

@@ -30,6 +30,7 @@ from alexnet_exp.training.launch.signals import (
 )
 
 if TYPE_CHECKING:
+    from alexnet_exp.report.summary import Accuracy
     from alexnet_exp.runs.train.fit import Fit
 
 
@@ -86,6 +87,8 @@ def train(config: dict[str, Any], overrides: list[str], run_dir: Path, command: 
                 if session.refused:
                     run.put_back(record)  # nothing was trained: restore the settings of the run
                 raise
+        if session.accuracy is not None:
+            console.print(f"accuracy:      {session.accuracy.line}", highlight=False)
         for what, path in (("report:       ", relative / "report.html"), ("run directory:", relative)):
             console.print(f"{what} {path}", highlight=False)
     return result
@@ -117,6 +120,7 @@ class _Session:
         self.fit: Fit | None = None
         self.start: Path | None = None
         self.resumes = False
+        self.accuracy: Accuracy | None = None  # once the run has ended
 
     def run_all(self) -> dict[str, Any]:
         status, error = "failed", None
@@ -198,11 +202,21 @@ class _Session:
 
         For a resumed run that was refused, figures and report stay as they were.
         """
-        from alexnet_exp.runs.train.results import close_loggers, log_pictures, make_report, make_result
+        from alexnet_exp.report.summary import accuracy
+        from alexnet_exp.runs.train.results import (
+            close_loggers,
+            evaluation_of,
+            log_pictures,
+            make_report,
+            make_result,
+        )
 
         seconds = time.time() - self.started
         result = make_result(self.config, self.fit, status, error, seconds, self.command, self.loggers)
         # A run that trained must not fail over its figures, W&B or its report.
+        with _warn_on_error("The accuracy could not be summarised"):
+            if self.fit is not None:
+                self.accuracy = accuracy(result, self.config, evaluation_of(self.fit, pictures=False))
         with _warn_on_error("The figures could not be drawn"):
             if self.fit is not None and not refused:
                 log_pictures(self.fit, self.run, self.loggers)

@@ -95,6 +95,7 @@ def fit_to_data(config: dict[str, Any], data: ImageData, typed: list[str]) -> No
         UserError: If a typed value does not match the data.
     """
     keys = assigned(typed)
+    config["data"] |= getattr(data, "chosen", {})  # a custom data module has none
     model, classes = config["model"], len(data.classes)
     if "model.num_classes" not in keys:
         model["num_classes"] = classes
@@ -388,9 +389,11 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
         if not fit.settings.test:
             return False
         if "test" not in data.sources:
-            log.info("There are no test images: skipping the test.")
             if "val" not in data.sources:
+                log.info("There are no test images: skipping the test.")
                 return False
+            how = data.needs_for_test if isinstance(data, ImageData) else ""
+            log.info("There are no test images, so the val figures are the only ones.%s", how and f" {how}")
             data.test_split = fit.classifier.test_split = "val"
         trainer.strategy.barrier("best checkpoint")
         best_path = None

@@ -43,7 +43,8 @@ def make_loggers(config: dict[str, Any], run: RunDirectory) -> list[Any]:
 
 def _recorded(config: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
     """Return the settings for trackers; `names` are the chosen conf/ files, by which dashboards group."""
-    from alexnet_exp.runs.compare.settings import all_choices, named
+    from alexnet_exp.config.overrides import all_choices
+    from alexnet_exp.runs.compare.settings import named
     from alexnet_exp.tracking.run_reader import Run
 
     names = named(all_choices(config, Run(run.path).overrides))

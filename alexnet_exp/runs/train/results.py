@@ -177,6 +177,7 @@ def close_loggers(loggers: list[Any], fit: Fit | None, exit_code: int) -> None:
     checkpoint = fit.checkpoint if fit is not None and exit_code == 0 else None
     for logger in loggers:
         if isinstance(logger, Tracker) and checkpoint is not None and (best := checkpoint.best) is not None:
+            # At the step of the best epoch, where a tracker then draws it, not at the end of the run.
             values = {"epoch": best["epoch"], f"best/{checkpoint.monitor}": best["value"]}
             logger.log_metrics(values, step=int(best["step"]))
         if hasattr(logger, "log_checkpoint") and checkpoint is not None and checkpoint.best_path.exists():

@@ -10,10 +10,9 @@ from typing import Any, NoReturn
 from alexnet_exp.config.compose import compose, plain
 from alexnet_exp.config.groups import ADDED, RETIRED, RULES
 from alexnet_exp.config.hydra_internals import store
-from alexnet_exp.config.overrides import quoted, renamed, resumed_directory
+from alexnet_exp.config.overrides import all_choices, quoted, renamed, resumed_directory
 from alexnet_exp.config.paths import expand_home
 from alexnet_exp.errors import UserError
-from alexnet_exp.runs.compare.settings import all_choices
 from alexnet_exp.settings import assigned, flat, key_of, parse, put
 from alexnet_exp.targets import check_trust
 from alexnet_exp.tracking.redact import PASSWORD, REDACTED, hidden_keys, with_passwords, without_passwords

@@ -73,6 +73,7 @@ def _importance(trials: Trials, path: Path) -> str | None:
         return None
     from optuna.visualization.matplotlib import plot_param_importances
 
+    # Named, because the default differs between versions of Optuna, and fANOVA, the older one, needs scikit-learn.
     evaluator = PedAnovaImportanceEvaluator()
     return _png(lambda: plot_param_importances(trials.study, evaluator, target_name=trials.metric), path)
 

@@ -111,9 +111,8 @@ class Trials:
             raise UserError(f"hydra.sweeper.sampler cannot sample a trial: {first}") from error
         overrides = self.space.overrides(trial.params)
         job = TrialJob(trial.number, overrides, self.folder(trial), self.flags, trial=trial)
-        job.directory.mkdir(
-            parents=True, exist_ok=True
-        )  # marks the trial as this sweep's for a later sweep.resume
+        # The folder marks the trial as this sweep's for a later sweep.resume.
+        job.directory.mkdir(parents=True, exist_ok=True)
         return job
 
     def renew(self, jobs: list[TrialJob]) -> list[int]:

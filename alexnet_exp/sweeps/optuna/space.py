@@ -69,6 +69,7 @@ def read_space(overrides: Sequence[Override]) -> Space:
     Raises:
         UserError: If there is nothing to search, a range is invalid, or a URL password would be sampled.
     """
+    # As Hydra does for a single run.
     last = {override.get_key_element(): override for override in overrides}
     searched = {key: override for key, override in last.items() if override.is_sweep_override()}
     if not searched:
@@ -175,6 +176,7 @@ def _probes(distribution: BaseDistribution) -> list[Any]:
     if isinstance(distribution, IntDistribution):
         some = [low, low + distribution.step, (low + high) // 2, high]
     else:
+        # The last inner point is irrational, so that a rule for whole numbers or multiples cannot hold by accident.
         some = [low, (low + high) / 2, low + (high - low) / math.pi, high]
     return sorted({value for value in some if low <= value <= high})
 

@@ -168,6 +168,7 @@ def _trial_id(study: optuna.Study, storage: BaseStorage, number: int) -> int:
 
 def _is_lost(trial: FrozenTrial) -> bool:
     owner, seen = (trial.user_attrs.get(key) for key in (OWNER, SEEN))
+    # On this machine the process itself can be asked; only for others does silence have to count.
     gone = None if owner is None else is_gone(owner)
     if gone is not None:
         return gone

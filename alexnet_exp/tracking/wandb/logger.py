@@ -265,6 +265,7 @@ class WandbTracker(Logger):
                     project=self._project,
                     id=self.run_id,
                     mode="online" if mode == "online" else "offline",
+                    # "allow", not "must": a first part that was recorded offline may not be on the server.
                     resume="allow" if before else None,
                     reinit="finish_previous",  # else a run left open in this process would receive our metrics
                     settings=self._settings(),

@@ -74,6 +74,7 @@ def _chart(matrix: np.ndarray, classes: Sequence[str]) -> Any:
 
     columns = ["Actual", "Predicted", "nPredictions"]
     size = len(classes)
+    # All cells, zeros included, as `wandb.plot.confusion_matrix` sends them.
     cells = [(classes[a], classes[p], int(matrix[a, p])) for a in range(size) for p in range(size)]
     fields = {column: column for column in columns}
     title = {"title": "Confusion matrix"}

@@ -58,6 +58,7 @@ def check_weights(trainer: Trainer) -> None:
     for what, module in modules:
         tensors = [t for t in _trained(module) if t.is_floating_point() and t.numel()]
         # The largest magnitude of all tensors, so that the device is read once.
+        # NaN propagates through the maximum.
         if not get_total_norm(tensors, math.inf).isfinite():
             raise UserError(
                 f"The {what} are not finite after step {trainer.global_step} (epoch {trainer.current_epoch}); training "

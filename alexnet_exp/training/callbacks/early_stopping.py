@@ -60,6 +60,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         assert self.best_epoch is not None
         self._measured = False
         self.wait_count = epochs_begun(trainer) - self.best_epoch
+        # With patience=0 the epoch of the best value itself, whose wait is 0, must not stop the run.
         if self.wait_count >= max(1, self.patience) or self._is_reached():
             trainer.should_stop = True  # metrics are reduced, so all ranks agree
             self.stopped_epoch = trainer.current_epoch

@@ -81,4 +81,5 @@ def update(average: list[Tensor], current: list[Tensor], decay: float) -> None:
 
 
 def _tensors(module: torch.nn.Module) -> list[Tensor]:
+    # With the buffers: batch norm's statistics belong to the weights that they were taken with.
     return list(chain(module.parameters(), module.buffers()))

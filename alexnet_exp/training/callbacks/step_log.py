@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from alexnet_exp.training.optim.build import base_rate
 
+# The first steps choose convolution algorithms, fill the allocator's cache and compile.
 WARM_UP_STEPS = 3
 
 
@@ -35,6 +36,7 @@ class Throughput:
 
     @property
     def median(self) -> float | None:
+        # A mean would be moved by one interval in which the machine was suspended or busy.
         return statistics.median(self.rates) if self.rates else None
 
     def go_on(self) -> None:
@@ -54,6 +56,7 @@ class Throughput:
             images: Images in the step.
         """
         self._batches += 1
+        # Waits after each of them, or their work would run into the first interval that counts.
         if self._batches <= WARM_UP_STEPS:
             if self.wait is not None:
                 self.wait()
@@ -149,6 +152,7 @@ class StepLog(Callback):
         self._logged = trainer.global_step
         self._rate.end_interval()
         pl_module.check_finite()
+        # Ranks scale their losses such that the mean over ranks is that of the global batch (`training_step`).
         loss = trainer.strategy.reduce(pl_module.step_loss, reduce_op="mean")
         row = {"train/loss_step": float(loss)}
         if self.lr:

@@ -30,6 +30,9 @@ class StopUnsaved(Callback):
             raise Stopped(number)
 
 
+# A Checkpoint, not just a Callback: Lightning calls those last, after the module's own on_train_epoch_end, which
+# reports the metrics that are judged here and steps the plateau schedule. By then the other callbacks are up to date,
+# too.
 class BestAndLast(Checkpoint):
     """Write last.ckpt after every epoch, and keep the best checkpoint by one metric as best.ckpt.
 
@@ -105,6 +108,7 @@ class BestAndLast(Checkpoint):
 
     def _save_inside_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._wanted = False
+        # Ahead of the check of the weights: only this one can name the step and its images.
         pl_module.check_finite()
         self._save(trainer)
         if self._stop is not None:
@@ -114,6 +118,8 @@ class BestAndLast(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         # The loss is computed before the update, so it is still finite when the weights have become NaN.
         check_weights(trainer)
+        # weights_only=False saves optimizer, loops and callbacks, too; how the file is read is another matter
+        # (safe_load.py).
         trainer.save_checkpoint(self.last_path, weights_only=False)
         self._saved_seconds = time.monotonic()
         if self._better and trainer.is_global_zero:

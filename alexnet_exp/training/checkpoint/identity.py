@@ -31,6 +31,7 @@ class OtherDataError(UserError):
 
 def own_classes(classes: Sequence[str]) -> list[str]:
     """Return a checkpoint's class names without the trailing "unused N" placeholders."""
+    # With model.num_classes above the number of classes, every logit still needs a name (runs/train/fit.py).
     count = len(classes)
     while count and classes[count - 1] == f"unused {count - 1}":
         count -= 1

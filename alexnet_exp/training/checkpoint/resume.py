@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 _MALFORMED = (
     KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RuntimeError, MisconfigurationException
 )  # fmt: skip
+# Where restored values are first used. The user's network or callback raises in a file of its own: that error is not
+# the checkpoint's, however early it comes.
 _USES = re.compile(
     r"[\\/](torch[\\/](optim|amp|utils[\\/]_foreach_utils)|lightning[\\/]pytorch|alexnet_exp[\\/]training)\b"
 )
@@ -60,6 +62,7 @@ def resuming(path: Any, has_settled: Callable[[], bool]) -> Iterator[None]:
     except _MALFORMED as error:
         frames = traceback.extract_tb(error.__traceback__)
         restores = is_restoring(frames) or any(f.name == complete_restart.__name__ for f in frames)
+        # An out-of-memory error is a RuntimeError, but of the machine, not of the file.
         if (
             path is None
             or is_of_a_setting(frames)
@@ -99,6 +102,7 @@ def begin_epoch_again(checkpoint: dict[str, Any]) -> None:
     """
     if rewind_epoch(checkpoint):
         log.info("Restarting the unfinished epoch: the training images have changed.")
+        # Sums of images that are about to be seen again would count twice in train/loss.
         checkpoint["train_sums"] = torch.zeros_like(checkpoint["train_sums"])
 
 
@@ -128,6 +132,7 @@ def changes(checkpoint: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
 
 
 _SCHEDULE = (("scheduler", "name"), ("scheduler", "monitor"), ("scheduler", "mode"))
+# Batch size and accumulation, because lr_scaling and optimizer.lr=auto follow the number of images in a step.
 _RATES = (("optimizer",), ("scheduler",), ("data", "batch_size"), ("trainer", "accumulate_grad_batches"))
 
 
@@ -182,6 +187,7 @@ class Kept:
         # Not strict in place, where a user callback may have added groups.
         for group, own in zip(groups, self.groups, strict=changed.rates):
             if not changed.rates:
+                # Only what the checkpoint's groups lack: options and names that a later version has added.
                 group.update({key: value for key, value in own.items() if key not in group})
                 continue
             first, rate = group.get("initial_lr"), group["lr"]
@@ -190,6 +196,7 @@ class Kept:
             if isinstance(scheduler, ReduceLROnPlateau) and first and not changed.schedule:
                 group["lr"] = rate if first == own["initial_lr"] else own["initial_lr"] * (rate / first)
         if isinstance(scheduler, ReduceLROnPlateau):
+            # torch's load_state_dict restores factor, patience and threshold along with the state.
             vars(scheduler).update(self.constants)
         if isinstance(scheduler, LambdaLR):
             if changed.schedule:

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_exp.errors import UserError, unreadable
-from alexnet_exp.training.checkpoint.portable import as_checkpoint
-from alexnet_exp.training.checkpoint.safetensors import parse
+from alexnet_exp.training.checkpoint.portable import as_checkpoint, parse
 
+# Several times what a run writes. Whatever walks a checkpoint recurses, and Python allows some 1,000 nested calls.
 MAX_DEPTH = 50
 MAX_VALUES = 1 << 24  # values and characters; an object counts once per reference
 _NAMES = frozenset(
@@ -116,6 +116,8 @@ def check_file(file: IO[bytes]) -> None:
     _check_end(file, size)
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
+        # torch.save puts its records into one folder; torch's reader, too, takes the name of that folder from the
+        # first record.
         pickled = records[0].filename.split("/")[0] + "/data.pkl"
         # torch's reader ignores case, so it could pick another record than zipfile.
         named = [record for record in records if record.filename.lower() == pickled.lower()]
@@ -178,6 +180,7 @@ class _Budget:
         self.size = self.left = size
 
     def __call__(self, storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+        # Called once per storage: torch keeps those it has loaded, so tensors that share one do not add up.
         self.left -= storage.nbytes()
         if self.left < 0:
             raise RefusedError(f"its tensors claim more than its {self.size} bytes")
@@ -196,9 +199,8 @@ def _measure(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple
     if inside is None:
         return 1, 0
     count, height = known.get(id(value), (0, 0))
-    if (
-        depth + height > MAX_DEPTH + 1 or depth > MAX_DEPTH
-    ):  # a known value may be referenced from deeper down
+    # With its height, because a known value may be referenced from deeper down.
+    if depth + height > MAX_DEPTH + 1 or depth > MAX_DEPTH:
         raise RefusedError(f"its values are nested more than {MAX_DEPTH} deep")
     if not count:
         for each in inside:

@@ -156,6 +156,8 @@ def check_same_optimizer(
     if own["_target_"] != theirs.get("_target_"):
         problem = "{} there, {} here".format(*names)
     elif groups_too:
+        # Only the shape of the groups matters; scaling needs a global batch, which is unknown before there is a
+        # trainer.
         groups = build_optimizer(classifier.model, {**own, "lr_scaling": "none"}, fused=False).param_groups
         ours = [len(group["params"]) for group in groups]
         states = checkpoint["optimizer_states"]
@@ -220,6 +222,7 @@ def load_weights(classifier: ImageClassifier, source: str) -> str:
         path = find_network(source)
         weights, about = _network_weights(path, model)
     own = model.state_dict()
+    # Names of the network itself come first: it may have a block called `module`.
     weights = {name if name in own else _WRAPPED.sub(r"\1", name): value for name, value in weights.items()}
     if _numbered(weights) and not _numbered(own):
         weights = torchvision_to_ours(weights)
@@ -334,8 +337,10 @@ def _network_weights(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], _
     content = _find_state_dict(loaded)
     if not content or not is_weights(content):
         raise UserError(f"{path} holds no weights: expected a dictionary of tensors.")
+    # torch.compile(model), unlike model.compile(), wraps the network and adds this to every name.
     named = {name.replace("_orig_mod.", ""): value for name, value in content.items()}
     own = model.state_dict()
+    # A loop, because wrappers nest: DDP around a LightningModule gives module.model.conv1.weight.
     while not own.keys() & named.keys():
         prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in named)), None)
         if prefix is None:  # a custom prefix shared by all names, such as backbone.
@@ -366,6 +371,7 @@ def _about(checkpoint: Mapping[str, Any]) -> _About:
 
 
 def _last_layer(model: nn.Module) -> str | None:
+    # In the order of definition. Without any (logits from a 1x1 convolution), no rows are matched and all must fit.
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return linear[-1] if linear else None
 

@@ -39,6 +39,7 @@ class AtomicCheckpointIO(CheckpointIO):
     """
 
     def __init__(self, keep_last: int = 2, on_thread: bool | None = None) -> None:
+        # Two by default: damage to a file that was written well only shows when a run resumes from it.
         self.keep_last, self.on_thread = keep_last, on_thread
         self._thread: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
@@ -49,6 +50,7 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             UserError: If this or the previous save failed, for example on a full disk; existing files are unchanged.
         """
+        # Waiting first bounds main memory to one copy, and raises an error of the disk at the next save.
         self.wait()
         on_thread = self.on_thread
         if on_thread is None:
@@ -56,6 +58,7 @@ class AtomicCheckpointIO(CheckpointIO):
         if not on_thread:
             self._write(checkpoint, Path(path))
             return
+        # One worker: files are written in the order of the saves, and best.ckpt is linked after the file that it names.
         self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing = self._thread.submit(self._write, _in_main_memory(checkpoint), Path(path))
 
@@ -93,6 +96,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         try:
+            # No other run can be writing here: this one holds the lock of its directory.
             for stale in leftovers(path):  # from a run killed while writing
                 stale.unlink()
             with replacing(path) as temporary:
@@ -133,6 +137,8 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 def _in_main_memory(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return a deep copy on CPU, independent of further training; waits for the device."""
+    # copy=True: what is on CPU already (counters, step numbers) would otherwise be shared with the training that goes
+    # on.
     copies = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in _tensors(checkpoint)}
     return copy.deepcopy(checkpoint, copies)  # the memo makes deepcopy use these copies
 
@@ -181,6 +187,7 @@ def _rotate(path: Path, keep_last: int) -> None:
         else:
             file.unlink()
     if keep_last > 1 and path.exists():
+        # A link rather than a rename: whenever the run is killed, there is a last.ckpt.
         link(path, path.with_name(f"{path.stem}-1.ckpt"))
 
 

@@ -108,10 +108,12 @@ def check_process_count(trainer: Trainer) -> None:
         return
     devices = trainer.devices
     if not isinstance(devices, int) or devices < 1:
+        # `auto` counts the devices of this machine; the others are taken to have as many.
         devices = count_devices(trainer)
     count, placed = launched.count, launched.nodes or nodes
     if devices * nodes == count and placed == nodes:
         return
+    # For the hint: processes that are spread unevenly fit no trainer.num_nodes.
     machines = placed if count % placed == 0 else 1
     fitting = f"trainer.devices={count // machines}"
     fitting = fitting if machines == nodes else f"trainer.num_nodes={machines} {fitting}"

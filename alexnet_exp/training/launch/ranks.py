@@ -29,6 +29,7 @@ from alexnet_exp.errors import UserError
 from alexnet_exp.tracking.redact import redact
 from alexnet_exp.training.launch.signals import Stopped
 
+# Put back afterwards: one process may train more than once, as notebooks and tests do.
 _SET_HERE = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 _MOST_RANKS_PER_CORE = 4  # more is a typo: each CPU rank is a process that can fill a core
 
@@ -132,6 +133,7 @@ class Ranks:
                 [sys.executable, "-m", self.module, str(self.run_dir), str(os.getpid())],
                 env={**cores.environment(), "LOCAL_RANK": str(rank)},
                 stdin=subprocess.PIPE,
+                # What libraries print would appear once per device.
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
             )
@@ -159,6 +161,8 @@ class Ranks:
     def failure(self) -> str | None:
         """Return the last line of stderr of the first rank that failed, or None."""
         for rank, (child, errors) in enumerate(zip(self._children, self._errors, strict=True), start=1):
+            # Only of one that has ended: it shares the file's offset with this process, and would write over what it
+            # has written.
             if child.poll() not in (None, 0):
                 errors.seek(0)
                 text = errors.read().decode(errors="replace").strip()
@@ -224,6 +228,7 @@ class Ranks:
 def receive_settings() -> list[Any] | None:
     """Wait in another rank for the settings sent by `Ranks.go`; None if rank 0 has exited instead."""
     length = sys.stdin.buffer.readline()
+    # An empty line: rank 0 has closed the pipe, or died, before it sent anything.
     text = sys.stdin.buffer.read(int(length or 0))
     return yaml.safe_load(text) if text and len(text) == int(length) else None
 
@@ -231,6 +236,8 @@ def receive_settings() -> list[Any] | None:
 def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
     """Ask Linux to signal this process when `parent` dies; exit now if it is already gone."""
     if sys.platform == "linux":
+        # The default is SIGKILL because ranks ignore SIGTERM. Linux sends it when the *thread* that started this
+        # process ends (prctl(2)), so only a main thread may start ranks and jobs.
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, int(number))
     # After the request: a parent that died before it does not trigger the signal.

@@ -145,8 +145,10 @@ def agreed(what: str, wanted: int, step: int, trainer: Any) -> int:
         return int(wanted)
     from alexnet_exp.torch_internals import shared_store
 
+    # `check` first: `get` waits for a key that nobody has set. Both ask a server on rank 0, not the device.
     store, key = shared_store(), f"{_KEY}/{what}"
     last, number = map(int, store.get(key).split()) if store.check([key]) else (-1, 0)
+    # A request that is still ahead stays as it is: another rank may have read it, and all must act at the same step.
     if trainer.is_global_zero and wanted and last < step:
         # No rank is past the next step yet: its all-reduce needs this one. So all ranks see it before step + 2.
         store.set(key, f"{step + 2} {int(wanted)}")

@@ -99,11 +99,14 @@ def learning_rate(network: nn.Module, optimizer: Mapping[str, Any], global_batch
     scaled = optimizer.get("lr_scaling", "none") != "none"
     batch = optimizer.get("base_batch", 256) if scaled else global_batch or _BATCH
     rate = _RATES[name][0 if has_norm(network) else 1] * math.sqrt(batch / _BATCH)
+    # The rule is not more precise than this, and the number is read in the log and in config.yaml.
     return float(f"{rate:.2g}")
 
 
 def has_norm(network: nn.Module) -> bool:
     """Return whether batch, group or layer norm follows the first layer with weights."""
+    # Only after the first weights: a norm on the image itself (`input: [batch_norm]`) keeps no layer's outputs at
+    # scale.
     kinds = [isinstance(m, NORMS) for m in network.modules() if isinstance(m, (*NORMS, *_WEIGHTED))]
     return True in kinds[kinds.index(False) :] if False in kinds else False
 
@@ -118,6 +121,7 @@ def _settle_start(config: dict[str, Any], typed: Mapping[str, str], network: nn.
         if key.startswith("model.") and key.endswith((".init", "weight_std", "bias_init"))
     ]
     if settings.init == "auto":
+        # What was published, or trained before, fixes the start: its rates belong to it.
         recipe = config.get("choices", {}).get("experiment") or typed.get("experiment", "none")
         keeps = own or recipe != "none" or settings.weights != "none" or not ours or has_norm(network)
         config["init"] = "published" if keeps else "lsuv"

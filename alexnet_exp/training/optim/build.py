@@ -94,6 +94,7 @@ def depths(model: nn.Module) -> dict[str, int]:
     height = 0
     for name, _ in model.named_parameters():
         if (layer := _layer(name)) not in heights:
+            # A norm shares the height of the layer that it follows: the two are one step of the network.
             height += not _is_norm(model, name)
             heights[layer] = max(height, 1)
     return {layer: height - own for layer, own in heights.items()}
@@ -153,6 +154,7 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     if "_target_" not in config:
         return dict(config)
     parameters = inspect.signature(locate(config["_target_"])).parameters
+    # The factors of layers and biases multiply these two; a yaml may leave them to the class.
     own = {name: parameters[name].default for name in ("lr", "weight_decay") if name in parameters}
     return {**{name: value for name, value in own.items() if isinstance(value, int | float)}, **config}
 

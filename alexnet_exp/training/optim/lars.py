@@ -69,4 +69,5 @@ def _trust_ratio(weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Ten
     """Return the trust ratio as a tensor on the layer's device (no sync); 1 if weights or gradient are zero."""
     w, g = weight.norm(), gradient.norm()
     ratio = group["trust"] * w / (g + group["weight_decay"] * w + group["eps"])
+    # A layer that starts at zero would never move at a ratio of 0.
     return torch.where((w > 0) & (g > 0), ratio, torch.ones_like(ratio))

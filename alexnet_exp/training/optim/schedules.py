@@ -60,9 +60,8 @@ def build_schedule(
     if name == "plateau":
         monitor = options.pop("monitor")
         for group in optimizer.param_groups:
-            group["initial_lr"] = group[
-                "lr"
-            ]  # LambdaLR sets it, ReduceLROnPlateau does not; `Kept` compares it
+            # LambdaLR sets it, ReduceLROnPlateau does not; `Kept` compares it.
+            group["initial_lr"] = group["lr"]
         # Lightning would step it after the epoch's checkpoint is written, and a resumed run would miss that step. So
         # the classifier steps it before the checkpoint, and this frequency keeps Lightning from doing so again.
         return {**_by_epoch(ReduceLROnPlateau(optimizer, **options)), "monitor": monitor, "frequency": 2**31}
@@ -76,6 +75,7 @@ def build_schedule(
         for key in ("bias_factor", "bias_steps"):
             if options[key] is not None:
                 _check_biases(optimizer, key)
+        # One function per group, since biases may decay on their own.
         return _by_step(LambdaLR(optimizer, [_dexp(g, length, options) for g in optimizer.param_groups]))
     if name == "table":
         _check_changes(optimizer, options["changes"])
@@ -84,6 +84,19 @@ def build_schedule(
         f"invalid scheduler.name={name!r}: "
         "expected none, step, multistep, plateau, cosine, onecycle, poly, dexp or table."
     )
+
+
+def warm_up_steps(config: Mapping[str, Any], length: RunLength) -> int:
+    """Return after how many optimizer steps the rate of a schedule has stopped rising; 0 without warm-up.
+
+    Args:
+        config: See `build_schedule`.
+        length: See `build_schedule`.
+    """
+    if config.get("name") == "onecycle":
+        return round(config["pct_start"] * length.total_steps)
+    epochs = config.get("warmup_epochs")
+    return _warm_up(length, epochs) if epochs else 0
 
 
 def _by_epoch(scheduler: Any) -> dict[str, Any]:
@@ -201,9 +214,8 @@ def _table(group: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> Ca
 
     def at(epoch: int) -> float:
         passed = [rate for start, rate in own if start <= epoch]
-        return (
-            passed[-1] / first if passed and first else 1.0
-        )  # LambdaLR multiplies: from 0 there is no way up
+        # LambdaLR multiplies: from an initial rate of 0 there is no way up.
+        return passed[-1] / first if passed and first else 1.0
 
     return at
 

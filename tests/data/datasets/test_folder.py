@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def names(source: folder.FileSource) -> list[str]:
     return [source.image_name(i) for i in range(len(source))]
 
 
-def refused(root: Path, **settings: float) -> str:
+def refused(root: Path, **settings: Any) -> str:
     """Return the one-sentence message with which `scan` refuses the folder."""
     with pytest.raises(UserError) as caught:
         folder.scan(str(root), **settings)
@@ -197,7 +198,7 @@ def test_a_train_folder_without_val_can_also_be_split(tmp_path: Path):
     touch(tmp_path, *(f"train/{name}/{i}.jpg" for name in "ab" for i in range(4)), "test/a/1.jpg")
     assert list(folder.scan(str(tmp_path))) == ["train", "test"]
     splits = folder.scan(str(tmp_path), val_fraction=0.5)
-    assert {split: len(source) for split, source in splits.items()} == {"train": 6, "test": 1, "val": 2}
+    assert {split: len(source) for split, source in splits.items()} == {"train": 4, "test": 1, "val": 4}
 
 
 def test_a_fraction_of_zero_leaves_no_val_split(tmp_path: Path):
@@ -277,7 +278,19 @@ def test_a_fraction_out_of_range_is_refused(tmp_path: Path, val_fraction: float)
 
 def test_a_fraction_that_leaves_no_image_is_refused(tmp_path: Path):
     touch(tmp_path, "a/1.jpg", "b/1.jpg")
-    assert "leaves no image" in refused(tmp_path, val_fraction=0.1)
+    assert f"No class of {tmp_path} has two images" in refused(tmp_path, val_fraction=0.1)
+    assert "leaves no image" in refused(tmp_path, val_fraction=0.1, rule="by_name")
+
+
+def test_the_automatic_fraction_is_for_folders_of_classes_only(tmp_path: Path):
+    touch(
+        tmp_path,
+        *(f"{root}{c}/{i}.jpg" for root in ("plain/", "split/train/") for c in "ab" for i in range(5)),
+    )
+    assert folder.automatic_fraction(str(tmp_path / "plain"), "stratified") == 0.2
+    assert folder.automatic_fraction(str(tmp_path / "plain"), "stratified", in_folds=True) is None
+    assert folder.automatic_fraction(str(tmp_path / "split"), "stratified") is None
+    assert folder.automatic_fraction(str(tmp_path / "nothing"), "stratified") is None
 
 
 def test_a_fraction_with_a_val_folder_is_refused(tmp_path: Path):

@@ -58,6 +58,15 @@ def test_an_ambiguous_folder_is_named_and_refused(tmp_path: Path):
     assert f"{tmp_path}/eval could be val or test" in refused(tmp_path)
 
 
+def test_images_without_class_folders_and_classes_of_one_image_get_a_sentence_that_helps(tmp_path: Path):
+    touch(tmp_path, "loose/1.jpg", "single/cup/1.jpg", "single/cup/2.jpg", "few/cup/1.jpg", "few/plate/1.jpg")
+    assert "put the images of each class into a folder named after it" in refused(tmp_path / "loose")
+    assert "has only one class (cup): add at least one more class folder" in refused(tmp_path / "single")
+    assert refused(tmp_path / "few") == (
+        f"No class of {tmp_path / 'few'} has two images, so none can be held out for validation: add images."
+    )
+
+
 def test_val_and_test_without_train_are_refused(tmp_path: Path):
     touch(tmp_path, *(f"{split}/{c}/1.jpg" for split in ("Valid", "Testing") for c in "ab"))
     assert f"add {tmp_path}/train" in refused(tmp_path, "data.val_fraction=0.5")
@@ -84,7 +93,39 @@ def test_a_run_without_a_recorded_rule_knows_only_the_old_names(tmp_path: Path):
 
 def test_class_folders_one_level_down_are_suggested(tmp_path: Path):
     touch(tmp_path, *(f"flowers/{c}/1.jpg" for c in "ab"))
-    assert f"set data.root={tmp_path}/flowers" in refused(tmp_path, "data.val_fraction=0.5")
+    assert f"set data.root={tmp_path}/flowers" in refused(tmp_path)
+    assert f"set data.root={tmp_path}/flowers" in refused(tmp_path, "data.val_fraction=null")
+
+
+def test_a_folder_of_classes_is_split_without_being_asked_and_says_so(tmp_path: Path):
+    counts = {"cup": 20, "plate": 20, "spoon": 1}
+    touch(tmp_path, *(f"{name}/{i}.jpg" for name, count in counts.items() for i in range(count)))
+    data, said = opened(tmp_path), []
+    data.tell(said.append)
+    assert data.chosen == {"val_fraction": 0.2}
+    assert said[1].startswith(
+        "val    8 images, 2 classes (4 of each), cut from train: val_fraction=0.2 of every class"
+    )
+    assert said[-1] == (
+        f"{tmp_path} has no val folder: 20% of each of its 3 classes (8 of 41 images) are held out for validation; a "
+        "class with one image keeps it for training. data.val_fraction sets another share."
+    )
+
+
+def test_a_typed_fraction_folds_and_split_folders_need_no_explanation(tmp_path: Path):
+    touch(
+        tmp_path,
+        *(f"{root}{c}/{i}.jpg" for root in ("flat/", "split/train/") for c in "ab" for i in range(9)),
+    )
+    for root, typed, splits in (
+        ("flat", "data.val_fraction=0.2", ["train", "val"]),
+        ("flat", "data.folds=3", ["train", "val"]),
+        ("split", "data.fold=0", ["train"]),
+    ):
+        data, said = opened(tmp_path / root, typed), []
+        data.tell(said.append)
+        assert list(data.sources) == splits and not [line for line in said if "has no val folder" in line]
+        assert data.chosen.get("val_fraction") is None
 
 
 def messy(root: Path) -> None:

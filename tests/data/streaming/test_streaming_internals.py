@@ -10,9 +10,9 @@ import pytest
 from litdata.processing.data_processor import DataProcessor
 from litdata.streaming import fs_provider
 
+from alexnet_exp.data.streaming.chunks import Encoder, write
 from alexnet_exp.data.streaming.dataset import fetch_text
 from alexnet_exp.data.streaming.internals import Writer
-from alexnet_exp.data.streaming.write import Encoder, write
 from alexnet_exp.runs.prepare.chunks import _put
 
 

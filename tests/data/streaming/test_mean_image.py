@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from alexnet_exp.data.mean_image import kept_mean
+from alexnet_exp.data.streaming.dataset import kept_mean
 
 
 def test_only_one_of_several_concurrent_runs_computes_the_mean_image(tmp_path: Path):
