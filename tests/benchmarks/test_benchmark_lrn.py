@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lrn
@@ -108,7 +109,8 @@ def test_convolutions_are_chosen_as_in_a_run(
     monkeypatch: pytest.MonkeyPatch, benchmark: bool | None, deterministic: bool, chosen: bool
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", not chosen)
-    lrn._as_a_run({"benchmark": benchmark, "deterministic": deterministic}, "cpu")
+    trainer: Any = SimpleNamespace(benchmark=benchmark, deterministic=deterministic)
+    lrn._as_a_run(trainer, "cpu")
     assert torch.backends.cudnn.benchmark is chosen
 
 
