@@ -126,9 +126,8 @@ class ImageData(lightning.LightningDataModule):
         self.views = str(options.get("views") or "centre")
         self.sources: dict[str, Source] = {}
         self.origins: dict[str, str] = {}  # per split: where it came from, and how it was split off
-        self.chosen: dict[
-            str, Any
-        ] = {}  # settings that were `auto`, for the run to record; known after `setup`
+        # Settings that were `auto`, for the run to record; known after `setup`.
+        self.chosen: dict[str, Any] = {}
         self._open: list[Loader] = []
         self.test_split = "test"
 

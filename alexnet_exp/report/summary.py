@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +9,13 @@ from typing import Any
 
 from alexnet_exp.report.evaluation import Evaluation
 from alexnet_exp.report.html import metric_text, percent
-from alexnet_exp.tracking.run_reader import numeric
+from alexnet_exp.settings import flat
+from alexnet_exp.tracking.metrics import wilson
+from alexnet_exp.tracking.run_reader import num_images, numeric
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _MAX_NAMED = 4  # classes listed by name
 _METRICS = {"val/top1": "validation accuracy", "val/loss": "validation loss"}
-_Z = 1.959964  # 97.5 % quantile of the normal distribution
 
 
 def title(result: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
@@ -32,6 +32,8 @@ def title(result: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
     if not ("model" in chosen and "data" in chosen):
         return None
     data = str(chosen["data"])
+    if data == "streaming":
+        data = f"the chunks {os.path.basename(str(settings['data'].get('url')).rstrip('/'))}"
     if data == "folder":
         data = f"the folder {os.path.basename(os.path.abspath(str(settings['data'].get('root'))))}"
     trained = "trained" if settings.get("weights") in (None, "none") else "fine-tuned"
@@ -81,7 +83,7 @@ class Accuracy:
     def counted(self) -> str:
         """What it was measured on, as '355 test images'."""
         count = f"{self.total:,}" if self.total else "the"
-        return f"{count} {SPLITS.get(self.split, self.split)} images"
+        return f"{count} {SPLITS.get(self.split, self.split)} image{'' if self.total == 1 else 's'}"
 
     @property
     def line(self) -> str:
@@ -103,7 +105,7 @@ def accuracy(
         settings: Content of config.yaml.
         evaluation: Outcome on one split, if it was evaluated after training.
     """
-    metrics, counts = result.get("metrics") or {}, result.get("images") or {}
+    metrics = result.get("metrics") or {}
     best = dict(result.get("best") or {}) if settings.get("test_weights", "best") == "best" else {}
     share: float | None
     total: int | None
@@ -114,47 +116,41 @@ def accuracy(
         share = evaluation.correct / evaluation.total
     else:
         split = str(result.get("split") or ("test" if "test/top1" in metrics else "val"))
-        share, total = numeric(metrics.get(f"{split}/top1")), counts.get(split)
+        share, total = numeric(metrics.get(f"{split}/top1")), num_images(flat(settings), result, split)
         if split == "val" and best.get("metric") == "val/top1":
             share = numeric(best.get("value"))
         elif split == "val":
             best = {}  # the metrics are those of the last epoch
     if share is None:
         return None
-    weights = "" if "split" in result else _weights(result, best, split)
+    weights = "" if "split" in result else _weights(result, best, settings.get("trainer") or {}, split)
     caveat = ""
-    if split == "val" and best:
-        why = "" if "test" in counts else "There are no test images. "
+    if split == "val" and str(best.get("metric")).startswith("val/"):
+        why = "" if "test" in (result.get("images") or {}) else "There are no test images. "
         caveat = f"{why}These images also chose the epoch: expect less on new ones."
     return Accuracy(split, share, total, weights, caveat)
 
 
-def _weights(result: Mapping[str, Any], best: Mapping[str, Any], split: str) -> str:
+def _weights(
+    result: Mapping[str, Any], best: Mapping[str, Any], trainer: Mapping[str, Any], split: str
+) -> str:
     """Return which weights were evaluated, in words; empty if unknown."""
     epochs = numeric(result.get("epochs"))
+    # Complete epochs do not tell where these stop or validate inside of one.
+    ends_inside = trainer.get("max_steps", -1) != -1 or trainer.get("max_time") is not None
     if not best:
-        return "" if epochs is None else f"epoch {epochs}, the last" if epochs else "the last step"
-    # A validation inside the first epoch has finished none.
-    inside = not best.get("epoch") and "step" in best
+        if epochs is None:
+            return ""
+        inside = not epochs or ends_inside
+        return (
+            f"step {result['steps']}, the last"
+            if inside and "steps" in result
+            else f"epoch {epochs}, the last"
+        )
+    inside = not best.get("epoch") or ends_inside or trainer.get("val_check_interval", 1.0) != 1.0
     of = f" of {epochs}" if epochs else ""
-    when = f"step {best['step']}" if inside else f"epoch {best.get('epoch')}{of}"
+    when = f"step {best['step']}" if inside and "step" in best else f"epoch {best.get('epoch')}{of}"
     metric, value = str(best.get("metric")), numeric(best.get("value"))
     # The accuracy on the validation images would repeat the figure itself.
     figure = "" if value is None or metric == f"{split}/top1" else f" ({metric_text(metric, value)})"
     return f"{when}, the best by {_METRICS.get(metric, metric)}{figure}"
-
-
-def wilson(share: float, total: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a fraction.
-
-    It only covers the choice of images, not that of the seed.
-
-    Args:
-        share: Fraction in [0, 1].
-        total: Number of images, 1 or more.
-
-    Source: Wilson 1927; recommended for small samples by Brown, Cai and DasGupta 2001, Statistical Science 16(2)
-    """
-    spread = _Z**2 / total
-    centre, half = share + spread / 2, math.sqrt(share * (1 - share) * spread + spread**2 / 4)
-    return max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))

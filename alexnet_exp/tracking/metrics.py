@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 
@@ -33,6 +34,7 @@ METRICS = (
     Metric("loss", "loss", share=False),
     Metric("ece", "calibration error", (), share=False),
 )
+_QUANTILE = 1.959964  # 97.5 % of the normal distribution lie below
 # Also of anything else that runs can be ranked by: an experiment's own metric, or the time that they took.
 _LOWER_IS_BETTER = ("loss", "error", "seconds")
 
@@ -54,3 +56,19 @@ def is_share(metric: str | None) -> bool:
 
 def lower_is_better(metric: str) -> bool:
     return name_of(metric).endswith(_LOWER_IS_BETTER)
+
+
+def wilson(share: float, total: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a fraction.
+
+    It only covers the choice of images, not that of the seed.
+
+    Args:
+        share: Fraction in [0, 1].
+        total: Number of images, 1 or more.
+
+    Source: Wilson 1927; recommended for small samples by Brown, Cai and DasGupta 2001, Statistical Science 16(2)
+    """
+    spread = _QUANTILE**2 / total
+    centre, half = share + spread / 2, math.sqrt(share * (1 - share) * spread + spread**2 / 4)
+    return max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))

@@ -198,18 +198,25 @@ class Run:
         return None
 
     def num_images(self, metric: str) -> int | None:
-        """Return how many images a metric is counted on; None if unknown: limited batches, or not recorded."""
-        split = metric.partition("/")[0]
-        limits = self.config.get(f"trainer.limit_{split}_batches"), self.config.get("trainer.overfit_batches")
-        # 1.0 is all batches, but 1 is a single one.
-        if (
-            not (limits[0] is None or repr(limits[0]) == "1.0")
-            or limits[1]
-            or self.config.get("trainer.fast_dev_run")
-        ):
-            return None
-        count = numeric((self.result.get("images") or {}).get(split))
-        return None if count is None else int(count)
+        """Return how many images a metric is measured on; None if unknown."""
+        return num_images(self.config, self.result, metric.partition("/")[0])
+
+
+def num_images(config: Mapping[str, Any], result: Mapping[str, Any], split: str) -> int | None:
+    """Return how many images of a split a run measured; None if unknown: limited batches, or not recorded.
+
+    Args:
+        config: Settings by dotted key.
+        result: Content of result.json.
+        split: 'train', 'val' or 'test'.
+    """
+    limit = config.get(f"trainer.limit_{split}_batches")
+    # 1.0 is all batches, but 1 is a single one.
+    is_limited = not (limit is None or repr(limit) == "1.0")
+    if is_limited or config.get("trainer.overfit_batches") or config.get("trainer.fast_dev_run"):
+        return None
+    count = numeric((result.get("images") or {}).get(split))
+    return None if count is None else int(count)
 
 
 def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:

@@ -32,12 +32,12 @@ def test_listed_files_are_left_out_and_the_split_says_how_many(tmp_path: Path):
     assert identify(rest["val"])["digest"] == identify(whole["val"])["digest"]
 
 
-def test_excluding_training_images_keeps_the_validation_split(tmp_path: Path):
+def test_excluding_training_images_keeps_a_validation_split_by_name(tmp_path: Path):
     touch(tmp_path, *FILES)
     root = str(tmp_path / "train")
-    whole = folder.scan(root, 0.3)
+    whole = folder.scan(root, 0.3, rule="by_name")
     gone = names(whole["train"])[:4]
-    rest = folder.scan(root, 0.3, exclude=listed(tmp_path, *gone))
+    rest = folder.scan(root, 0.3, rule="by_name", exclude=listed(tmp_path, *gone))
     assert names(rest["val"]) == names(whole["val"])
     assert names(rest["train"]) == names(whole["train"])[4:]
 

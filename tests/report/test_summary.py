@@ -11,7 +11,8 @@ import pytest
 
 from alexnet_exp.report.evaluation import Evaluation
 from alexnet_exp.report.run import write_report
-from alexnet_exp.report.summary import accuracy, images, title, wilson
+from alexnet_exp.report.summary import accuracy, images, title
+from alexnet_exp.tracking.metrics import wilson
 from tests.report.test_report import Page, make_run
 
 DIGITS = {"choices": {"model": "alexnet_cifar", "data": "digits"}, "weights": "none", "test_weights": "best"}
@@ -110,6 +111,48 @@ def test_validation_images_are_not_said_to_be_all_where_the_test_was_left_out() 
     found = accuracy({"metrics": {"val/top1": 0.5}, "best": BEST, "images": {"val": 8, "test": 9}}, DIGITS)
     assert found is not None
     assert found.caveat == "These images also chose the epoch: expect less on new ones."
+
+
+def test_the_interval_is_that_of_the_literature() -> None:
+    # Newcombe 1998 (Statistics in Medicine 17, table I): 81 of 263, 0.2553 to 0.3662; 0 of 20, 0 to 0.1611.
+    assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(0.0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "weights"),
+    [
+        ({}, "epoch 7 of 9, the best by validation accuracy"),
+        ({"val_check_interval": 0.25}, f"step {BEST.get('step', 70)}, the best by validation accuracy"),
+        ({"max_steps": 100}, f"step {BEST.get('step', 70)}, the best by validation accuracy"),
+    ],
+)
+def test_weights_from_inside_of_an_epoch_are_named_by_their_step(
+    trainer: dict[str, Any], weights: str
+) -> None:
+    best = {"step": 70, **BEST}
+    found = accuracy(
+        {"metrics": {"val/top1": 0.5}, "best": best, "epochs": 9}, {**DIGITS, "trainer": trainer}
+    )
+    assert found is not None and found.weights == weights
+
+
+def test_the_last_weights_of_a_run_that_ends_by_steps_are_named_by_their_step() -> None:
+    result = {"metrics": {"test/top1": 0.5}, "epochs": 2, "steps": 100}
+    found = accuracy(result, {**DIGITS, "test_weights": "last", "trainer": {"max_steps": 100}})
+    assert found is not None and found.weights == "step 100, the last"
+
+
+def test_limited_batches_have_no_interval() -> None:
+    settings = {**DIGITS, "trainer": {"limit_val_batches": 0.1}}
+    found = accuracy({"metrics": {"val/top1": 0.5}, "best": BEST, "images": {"val": 1000}}, settings)
+    assert found is not None and found.total is None and not found.interval
+
+
+def test_validation_images_chose_nothing_where_the_training_loss_did() -> None:
+    best = {**BEST, "metric": "train/loss", "value": 0.1}
+    found = accuracy({"metrics": {"val/top1": 0.5}, "best": best, "images": {"val": 8}}, DIGITS)
+    assert found is not None and not found.caveat
 
 
 def test_a_run_without_validation_and_test_has_no_accuracy() -> None:

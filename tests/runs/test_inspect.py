@@ -226,7 +226,7 @@ def test_plain_class_folders_are_split_as_in_a_run_unless_val_fraction_is_null(
     assert "none: there is only one split" in capsys.readouterr().out
     assert inspected(tmp_path / "cut", *arguments) == 3
     said = capsys.readouterr().out
-    assert "val    2 images" in said and "20% of each of its 2 classes (2 of 12 images)" in said
+    assert "val    2 images" in said and "20 % of each of its 2 classes (2 of 12 images)" in said
     result = json.loads((tmp_path / "cut" / "result.json").read_text())
     assert result["data"]["val_fraction"] == 0.2
 

@@ -236,7 +236,7 @@ def test_a_folder_of_classes_is_split_as_a_run_would_split_it(
     typed = ["data=folder", f"data.root={tmp_path / 'photos'}", "cache=true", "size=8", "num_workers=1"]
     assert main(["prepare", *typed, f"paths.cache_dir={tmp_path / 'cache'}"]) == 0
     printed = capsys.readouterr().out
-    assert "has no val folder: 20% of each of its 2 classes (3 of 15 images)" in printed
+    assert "has no val folder: 20 % of each of its 2 classes (3 of 15 images)" in printed
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("images.npy")}
     data = Folder(
         str(tmp_path / "photos"), val_fraction="auto", split_rule="stratified", cache="disk",

@@ -112,9 +112,9 @@ def test_a_folder_of_classes_just_trains_and_records_how_it_was_split(tmp_path: 
     resume(run_dir, "trainer.max_epochs=2")
     assert checkpoint(run_dir)["epoch"] == 1 and checkpoint(run_dir)["splits"] == before
     log = (run_dir / "train.log").read_text()
-    assert log.count("has no val folder: 20% of each of its 2 classes (8 of 40 images)") == 1
+    assert log.count("has no val folder: 20 % of each of its 2 classes (8 of 40 images)") == 1
     folders = ", ".join(str(photos / split) for split in ("train", "val"))
-    said = f"so the val figures are the only ones. For a test, sort the classes into {folders} and {photos / 'test'}."
+    said = f"only validation metrics are reported. For a test, sort the classes into {folders} and {photos / 'test'}."
     assert log.count(said) == 2  # once for each session
 
 

@@ -154,7 +154,7 @@ def test_without_a_test_split_the_test_is_skipped_with_a_message(
     typed = [o for o in SMALL if not o.startswith("data")] + ["data=folder", f"data.root={tmp_path / 'images'}",
              "data.num_workers=0", "data.batch_size=4"]  # fmt: skip
     result = train(plain(compose("train", typed)), typed, tmp_path / "run", "python train.py")
-    said = "There are no test images, so the val figures are the only ones. For a test, add the folder "
+    said = "There are no test images: only validation metrics are reported. For a test, add the folder "
     assert capfd.readouterr().err.count(f"{said}{tmp_path / 'images' / 'test'}.") == 1
     assert result["status"] == "finished" and result["classes"] == ["cat", "dog"]
     assert not [name for name in result["metrics"] if name.startswith("test/")]

@@ -14,6 +14,7 @@ from alexnet_exp.data.datasets.holdout import describe_automatic
 from alexnet_exp.data.module import ImageData, Source
 from alexnet_exp.data.sources import FileSource
 from alexnet_exp.data.verify import Verifier
+from alexnet_exp.errors import UserError
 
 
 class Digits(ImageData):
@@ -102,7 +103,9 @@ class Folder(ImageData):
 
     def load(self) -> dict[str, Source]:
         fraction, in_folds = self.val_fraction, self.folds is not None
-        if isinstance(fraction, str):
+        if isinstance(fraction, str) and fraction != "auto":
+            raise UserError(f"invalid val_fraction={fraction!r}: expected a number in (0, 1), auto, or None.")
+        if fraction == "auto":
             fraction = folder.automatic_fraction(self.root, self.split_rule, in_folds)
             self.chosen["val_fraction"] = fraction
         found = folder.scan(
@@ -110,7 +113,7 @@ class Folder(ImageData):
             rule=self.split_rule, in_folds=in_folds, exclude=self.exclude,
         )  # fmt: skip
         if self.chosen and fraction:
-            self._automatic = describe_automatic(self.root, found, fraction)
+            self._automatic = describe_automatic(self.root, found, fraction, self.split_rule)
         return dict(found)
 
     def tell(self, say: Callable[[str], None]) -> None:

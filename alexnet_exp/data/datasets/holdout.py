@@ -52,20 +52,23 @@ def hold_out(
     }
 
 
-def describe_automatic(root: str, sources: Mapping[str, FileSource], fraction: float) -> str:
+def describe_automatic(root: str, sources: Mapping[str, FileSource], fraction: float, rule: str) -> str:
     """Return the sentence about a validation split that nobody asked for.
 
     Args:
         root: data.root.
         sources: As `hold_out` returned them.
         fraction: As passed to it.
+        rule: As passed to it.
     """
     num_val, total = len(sources["val"]), len(sources["val"]) + len(sources["train"])
     num_classes, validated = len(sources["val"].classes), len(sources["val"].labels.unique())
-    alone = "; a class with one image keeps it for training" if validated < num_classes else ""
+    stratified = rule == "stratified"
+    alone = "; a class with one image keeps it for training" if stratified and validated < num_classes else ""
+    whole = f"each of its {num_classes:,} classes" if stratified else f"its {num_classes:,} classes"
     return (
-        f"{printable(root)} has no val folder: {fraction:.0%} of each of its {num_classes:,} classes ({num_val:,} of "
-        f"{total:,} images) are held out for validation{alone}. data.val_fraction sets another share."
+        f"{printable(root)} has no val folder: {100 * fraction:g} % of {whole} ({num_val:,} of {total:,} images) are "
+        f"held out for validation{alone}. Set data.val_fraction to change the share."
     )
 
 

@@ -66,7 +66,7 @@ def _sources(images: Images, console: Console) -> dict[str, FileSource]:
             fraction = folder.automatic_fraction(root, rule)
         found = folder.scan(root, fraction, images.val_seed, links, rule=rule, exclude=exclude)
         if automatic and fraction:
-            console.print(describe_automatic(root, found, fraction), markup=False)
+            console.print(describe_automatic(root, found, fraction, rule), markup=False)
         return found
 
 

@@ -393,7 +393,7 @@ def train_and_test(fit: Fit, ckpt_path: Path | None) -> bool:
                 log.info("There are no test images: skipping the test.")
                 return False
             how = data.needs_for_test if isinstance(data, ImageData) else ""
-            log.info("There are no test images, so the val figures are the only ones.%s", how and f" {how}")
+            log.info("There are no test images: only validation metrics are reported.%s", how and f" {how}")
             data.test_split = fit.classifier.test_split = "val"
         trainer.strategy.barrier("best checkpoint")
         best_path = None

@@ -2,8 +2,8 @@
 
 That loss is the entropy of the labels. It is compared with the plain training loss, which the meter of the epoch
 collects anyway: it is read every `trainer.log_every_n_steps` steps and at the end of an epoch. Where the training loss
-is not plain (class weights, label smoothing, mixed images), val/loss decides, which always is. A validation accuracy
-above chance overrules both. docs/learning.md has the rule in words.
+is not plain (class weights, label smoothing, mixed images), val/loss, which is always plain, decides. A validation
+accuracy above chance overrules both. docs/learning.md has the rule in words.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from alexnet_exp.tracking.log import log
+from alexnet_exp.tracking.metrics import wilson
 from alexnet_exp.training.lightning_internals import inside_epoch
 
 _SLACK = 0.01  # a network has left chance where its loss is this much lower than that of guessing
-_PATIENCE = (
-    200  # steps at chance after the warm-up before the run says so; a shorter run says it when it ends
-)
+# Steps at chance after the warm-up before the run says so; a shorter run says it when it ends.
+_PATIENCE = 200
 _SHARE = 0.01  # of the steps of the run: the patience of a long one
 _FEWEST = 20  # steps; before that, nothing is said or recorded
-_Z = 1.96  # of a 95 % interval
 
 
 def guess(labels: Tensor, num_classes: int, weights: Sequence[float] | None = None, smoothing: float = 0.0,
@@ -136,7 +135,7 @@ class ChanceLevel(Callback):
         # trainer.limit_val_batches may leave images out.
         batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", math.inf)
         count = min(self._num_val, sum(trainer.num_val_batches) * batch_size)
-        self.val_beats_guessing = top1 is not None and _lower_bound(top1, count) > self._largest_share
+        self.val_beats_guessing = top1 is not None and wilson(top1, count)[0] > self._largest_share
         step, guessing = trainer.global_step, self._val_guessing
         if self.val_beats_guessing:
             self._leave(step, loss)
@@ -201,8 +200,8 @@ class ChanceLevel(Callback):
         if not self.warned:
             self.warned = True
             log.warning(
-                "%s the loss has been that of guessing (%.4g; guessing gives %.4g): the network is not learning. What "
-                "helps: %s.", when, self.loss, self.guessing, advice,
+                "%s the loss has been no lower than that of guessing (%.4g; guessing gives %.4g): the network is not "
+                "learning. What helps: %s.", when, self.loss, self.guessing, advice,
             )  # fmt: skip
 
     def on_save_checkpoint(
@@ -228,10 +227,3 @@ class ChanceLevel(Callback):
 
 
 _KEPT = ("steps", "learned", "warned", "loss", "guessing", "val_beats_guessing")
-
-
-def _lower_bound(share: float, count: int) -> float:
-    """Return the lower end of Wilson's 95 % interval of a share of `count` images."""
-    square = _Z**2 / count
-    spread = _Z * math.sqrt(share * (1 - share) / count + square / (4 * count))
-    return (share + square / 2 - spread) / (1 + square)

@@ -107,8 +107,8 @@ def test_a_folder_of_classes_is_split_without_being_asked_and_says_so(tmp_path: 
         "val    8 images, 2 classes (4 of each), cut from train: val_fraction=0.2 of every class"
     )
     assert said[-1] == (
-        f"{tmp_path} has no val folder: 20% of each of its 3 classes (8 of 41 images) are held out for validation; a "
-        "class with one image keeps it for training. data.val_fraction sets another share."
+        f"{tmp_path} has no val folder: 20 % of each of its 3 classes (8 of 41 images) are held out for validation; a "
+        "class with one image keeps it for training. Set data.val_fraction to change the share."
     )
 
 
