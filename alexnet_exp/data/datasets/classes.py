@@ -103,9 +103,11 @@ class Folder(ImageData):
 
     def load(self) -> dict[str, Source]:
         fraction, in_folds = self.val_fraction, self.folds is not None
-        if isinstance(fraction, str) and fraction != "auto":
-            raise UserError(f"invalid val_fraction={fraction!r}: expected a number in (0, 1), auto, or None.")
-        if fraction == "auto":
+        if isinstance(fraction, str):
+            if fraction != "auto":
+                raise UserError(
+                    f"invalid val_fraction={fraction!r}: expected a number in (0, 1), auto, or None."
+                )
             fraction = folder.automatic_fraction(self.root, self.split_rule, in_folds)
             self.chosen["val_fraction"] = fraction
         found = folder.scan(
