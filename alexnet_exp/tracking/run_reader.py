@@ -198,7 +198,7 @@ class Run:
         return None
 
     def num_images(self, metric: str) -> int | None:
-        """Return how many images a metric is counted on; None if unknown: limited batches, or not recorded."""
+        """Return how many images a metric is measured on; None if unknown: limited batches, or not recorded."""
         split = metric.partition("/")[0]
         limits = self.config.get(f"trainer.limit_{split}_batches"), self.config.get("trainer.overfit_batches")
         # 1.0 is all batches, but 1 is a single one.
