@@ -356,6 +356,10 @@ def test_run_that_failed_early_does_not_differ_in_auto_settings(
     for name, lr, chosen in (("a", 0.1, False), ("b", 0.2, False), ("killed", 0.3, "auto")):
         make_run(tmp_path / name, 0.5, optimizer={"lr": lr}, compile=chosen, typed=[f"optimizer.lr={lr}"])
     assert [set(run["settings"]) for run in as_json(capsys, str(tmp_path))["runs"]] == 3 * [{"optimizer.lr"}]
+    for name, fraction in (("split", 0.2), ("before it was split", "auto")):
+        data = {"data": {"val_fraction": fraction}, "optimizer": {"lr": 0.1}, "compile": False}
+        make_run(tmp_path / "folder" / name, 0.5, **data)
+    assert [run["settings"] for run in as_json(capsys, str(tmp_path / "folder"))["runs"]] == [{}, {}]
     make_run(tmp_path / "compiled", 0.5, optimizer={"lr": 0.1}, compile=True, typed=["compile=true"])
     assert all("compile" in run["settings"] for run in as_json(capsys, str(tmp_path))["runs"])
 
@@ -386,9 +390,20 @@ def test_the_number_of_images_behind_the_values_is_said_once_or_in_a_column(
     monkeypatch.chdir(tmp_path)
     for seed in (0, 1):
         make_run(tmp_path / "same" / str(seed), 0.9, seed=seed, images={"train": 70, "val": 8, "test": 355})
-    assert "Each value is counted on 355 test images." in compare(capsys, "same")
+    assert "Each value is measured on 355 test images." in compare(capsys, "same")
     (page,) = Path("outputs/compare").glob("*/compare.html")
-    assert "counted on 355 test images" in page.read_text(encoding="utf-8")
+    assert "measured on 355 test images" in page.read_text(encoding="utf-8")
+    # One count that is unknown, or of a stand-in, and no sentence can speak of all.
+    make_run(tmp_path / "same" / "old", 0.6, seed=4)
+    out = compare(capsys, "same", "format=markdown", "page=false")
+    assert "| old | 60.00 % | – |" in out and "Each value" not in out
+    (tmp_path / "same" / "old").rename(tmp_path / "old")
+    make_run(tmp_path / "same" / "untested", val=[0.5], seed=4, images={"val": 355})
+    out = compare(capsys, "same", "format=markdown", "page=false")
+    assert "| untested | 50.00 % val/top1 | 355 |" in out and "Each value" not in out
+    make_run(tmp_path / "same" / "failed", seed=5, status="failed")  # without a value
+    (tmp_path / "same" / "untested").rename(tmp_path / "untested")
+    assert "Each value is measured on 355 test images." in compare(capsys, "same")
     make_run(tmp_path / "same" / "larger", 0.8, seed=2, images={"test": 1000})
     limited = {"limit_test_batches": 2, "max_epochs": 2}
     make_run(tmp_path / "same" / "limited", 0.7, seed=3, images={"test": 355}, trainer=limited)

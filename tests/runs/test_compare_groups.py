@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from alexnet_exp.config.groups import ADDED
 from alexnet_exp.runs.compare.groups import Comparison, group_runs, t_quantile
 from alexnet_exp.tracking.run_reader import Run
 
@@ -75,6 +76,9 @@ def test_settings_that_do_not_affect_training_do_not_split_a_group():
     apart = {"paths.output_dir": "a", "logger.wandb.name": "x", "resume": None}
     other = {"paths.output_dir": "b", "logger.wandb.name": "y", "resume": "b"}
     assert len(group_runs([run(0, 0.9, **apart), run(1, 0.8, **other)], "test/top1")) == 1
+    newer = {key: value for key, value in ADDED.items() if "." in key}
+    assert "callbacks.checkpoint.keep_last" in newer
+    assert len(group_runs([run(0, 0.9), run(1, 0.8, **newer)], "test/top1")) == 1
     parted = [run(0, 0.9, **{"optimizer.lr": 0.1}), run(1, 0.8, **{"optimizer.lr": 0.2})]
     assert len(group_runs(parted, "test/top1")) == 2
 

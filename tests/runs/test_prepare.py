@@ -265,7 +265,7 @@ def test_an_interrupted_run_continues_with_the_same_number_of_workers(tmp_path: 
         ({"size": None}, IMAGES, "was started with size=20: use the same"),
         ({"quality": 90, "chunk_mb": 1}, IMAGES, "was started with quality=80 chunk_mb=64: use the same"),
         ({"num_workers": 4}, IMAGES, "was started with num_workers=3"),
-        ({}, {"images": "others", "sizes": "1"}, "was started with other images"),
+        ({}, {"images": "others", "sizes": "1"}, "was started with other images: .* data.split_rule=by_name"),
     ],
 )
 def test_a_folder_started_with_other_settings_is_refused(

@@ -277,6 +277,19 @@ def test_location_and_trackers_of_a_run_are_not_differences(tmp_path: Path) -> N
     assert differing(other, published) == ("callbacks.ema.enabled=true",)
 
 
+def test_what_was_chosen_for_an_automatic_setting_is_not_a_difference(tmp_path: Path) -> None:
+    published = ("experiment=lrn_folder",)
+    for name, typed in {"as published": [], "typed": ["data.val_fraction=0.3"]}.items():
+        write_run(tmp_path / name, [*published, "data.root=photos", *typed], 0.75)
+        config = tmp_path / name / "config.yaml"
+        text = config.read_text(encoding="utf-8")
+        assert ("val_fraction: auto" in text) == (not typed)
+        config.write_text(text.replace("val_fraction: auto", "val_fraction: 0.2"), encoding="utf-8")
+    same, other = find_runs([tmp_path])
+    assert differing(same, published) == ()
+    assert differing(other, published) == ("data.val_fraction=0.3",)
+
+
 @pytest.mark.slow
 def test_a_seed_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

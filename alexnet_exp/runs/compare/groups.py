@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from alexnet_exp.config.groups import ADDED
 from alexnet_exp.runs.compare.folds import OutOfFold, out_of_fold
 from alexnet_exp.tracking.metrics import is_share, lower_is_better
 from alexnet_exp.tracking.run_reader import Run, Score
@@ -19,9 +20,8 @@ from alexnet_exp.tracking.run_reader import Run, Score
 REPEATS = ("seed", "data.fold")
 # What runs did before these settings existed: a run without the key is the same as one with this value.
 SINCE = {
-    "class_weights": "none", "data.balanced": False, "data.folds": None, "data.fold": 0, "data.groups": None,
-    "data.fit": "crop", "freeze": [], "freeze_epochs": None, "optimizer.layer_decay": None,
-    "optimizer.norm_weight_decay": None, "init": "published",
+    **ADDED, "data.balanced": False, "data.folds": None, "data.fold": 0, "data.groups": None, "data.fit": "crop",
+    "optimizer.layer_decay": None, "optimizer.norm_weight_decay": None,
 }  # fmt: skip
 _GONE = object()
 # Settings that do not define a configuration: these, file locations, and everything that only observes a run.
@@ -141,16 +141,22 @@ class Comparison:
 
     @cached_property
     def images(self) -> dict[Path, int | None]:
-        """The number of images that each run's value is counted on; None where it is unknown."""
+        """The number of images that each run's value is measured on; None where it is unknown."""
         return {
             run.path: None if (score := self.scores[run.path]) is None else run.num_images(score.metric)
             for run in self.runs
         }
 
     @property
+    def images_of_all(self) -> int | None:
+        """The number of images that every value is measured on; None if they differ, or one is unknown."""
+        counts = {self.images[path] for path, score in self.scores.items() if score is not None}
+        return counts.pop() if len(counts) == 1 and not self.stand_ins else None
+
+    @property
     def with_images(self) -> bool:
-        """Whether the values are counted on different numbers of images, so that the table has a column of them."""
-        return len({count for count in self.images.values() if count is not None}) > 1
+        """Whether the table has a column of the numbers of images: some are known, and not one for all."""
+        return self.images_of_all is None and any(count is not None for count in self.images.values())
 
     def _best(self, scores: Sequence[Score | None]) -> Score | None:
         """Return the best score of the requested metric; of any other only if no run has it."""

@@ -18,6 +18,7 @@ _RESOLVED_AT_START = (
     "channels_last",
     "trainer.precision",
     "init",
+    "data.val_fraction",
     "optimizer.lr",
     "scheduler.warmup_epochs",
 )

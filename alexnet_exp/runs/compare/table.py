@@ -132,9 +132,9 @@ def what_values_are(comparison: Comparison) -> list[str]:
         found.append(
             f"No run has {comparison.metric}: the values are the best {comparison.shown} of each run."
         )
-    if not comparison.with_images and (known := {*comparison.images.values()} - {None}):
+    if (count := comparison.images_of_all) is not None:
         split = SPLITS.get(comparison.shown.partition("/")[0], "")
-        found.append(f"Each value is counted on {known.pop():,} {split} images.")
+        found.append(f"Each value is measured on {count:,} {split} images.")
     return found
 
 

@@ -29,6 +29,7 @@ from alexnet_exp.runs.prepare.settings import Prepare
 
 BEGUN = "prepare.json"  # the settings, so that an interrupted run is continued with the same
 LOCK = ".lock"  # held while a folder is written
+_OLDER = "; chunks of an older version need data.split_rule=by_name"
 ASKED = ("size", "quality", "chunk_mb", "num_workers")
 
 
@@ -117,7 +118,9 @@ def _begin(url: str, asked: dict[str, Any], images: Mapping[str, str]) -> int:
     if different := [f"{key}={shown(begun[key])}" for key in ASKED if begun[key] != asked[key]]:
         raise UserError(f"{url} was started with {' '.join(different)}: use the same, or remove the folder.")
     if begun["images"] != asked["images"]:
-        raise UserError(f"{url} was started with other images: choose another out, or remove the folder.")
+        raise UserError(
+            f"{url} was started with other images: choose another out, or remove the folder{_OLDER}."
+        )
     if begun["sizes"] != asked["sizes"]:  # such as a damaged image that has been replaced since
         _put(url, BEGUN, json.dumps(asked, indent=1))
     return asked["num_workers"]
@@ -187,7 +190,10 @@ def _compare(
     begun = _begun(url)
     same = all(found[key] == wanted[key] for key in ("classes", "size", "quality"))
     if not same or any(begun[key] != images[key] for key in images):
-        raise UserError(f"{url} contains other images or another size: choose another out, or remove it.")
+        older = _OLDER if same and begun["images"] != images["images"] else ""
+        raise UserError(
+            f"{url} contains other images or another size: choose another out, or remove it{older}."
+        )
 
 
 def _verify(url: str, source: FileSource) -> dict[str, Any]:

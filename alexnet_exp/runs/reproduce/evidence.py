@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alexnet_exp.config.groups import ADDED, RETIRED
+from alexnet_exp.config.groups import RETIRED
 from alexnet_exp.report.html import duration, points, quantity
 from alexnet_exp.runs.compare.groups import SINCE, Group
 from alexnet_exp.runs.compare.table import plain as as_typed
 from alexnet_exp.runs.reproduce.rows import composed
-from alexnet_exp.settings import flat
+from alexnet_exp.settings import flat, key_of
 from alexnet_exp.tracking.metrics import is_share
 from alexnet_exp.tracking.run_reader import Run
 
@@ -217,21 +217,25 @@ def _expected(overrides: tuple[str, ...]) -> dict[str, Any]:
 def differing(run: Run, published: tuple[str, ...]) -> tuple[str, ...]:
     """Return the settings in which a run differs from the published ones, in the form they were typed if possible.
 
+    What is published as `auto` differs only if another value was typed: a run records what was chosen for it.
+
     Args:
         run: A run of any version; settings added since then count as their defaults.
         published: The overrides that give the published settings: experiment=NAME.
     """
     wanted = _expected(published)
     decides = [k for k in {**run.config, **wanted} if k.startswith(_DECIDING) and not _is_apart(k)]
-    absent, defaults = object(), {**ADDED, **SINCE}
+    typed = [o for o in run.overrides if o.partition("=")[0].lstrip("+") not in _OWN_KEYS]
+    by_hand = {key_of(o) for o in typed if o.partition("=")[2] != "auto"}
+    absent = object()
     changed = [
         key
         for key in decides
-        if _same_class(run.config.get(key, defaults.get(key, absent))) != _same_class(wanted.get(key, absent))
+        if _same_class(run.config.get(key, SINCE.get(key, absent))) != _same_class(wanted.get(key, absent))
+        and (wanted.get(key) != "auto" or key in by_hand)
     ]
     if not changed:
         return ()
-    typed = [o for o in run.overrides if o.partition("=")[0].lstrip("+") not in _OWN_KEYS]
     deciding = [o for o in typed if _decides(o) and o not in published]
     return tuple(deciding or (f"{key}={as_typed(run.config.get(key))}" for key in changed))
 
