@@ -25,7 +25,7 @@ CPU = ["device=cpu", "lrn.compile=false", "repeats=1"]
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Measure small maps and narrow networks, in a folder of the test's own."""
-    monkeypatch.setattr("alexnet_exp.runs.benchmark.busy._LEAST", math.inf)  # other tests run beside
+    monkeypatch.setattr("alexnet_exp.runs.benchmark.timing._LEAST", math.inf)  # other tests run beside
 
     def narrow(name: str, **overrides: Any) -> nn.Module:
         heads = {"fc6": {"out_features": 8}, "fc7": {"out_features": 8}}

@@ -30,7 +30,7 @@ SCRIPTS = [path for path in sorted(FOLDER.glob("*.py")) if "from script import" 
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALEXNET_DATA_DIR", str(tmp_path / "no data"))
-    monkeypatch.setattr("alexnet_exp.runs.benchmark.busy._LEAST", math.inf)  # other tests run beside
+    monkeypatch.setattr("alexnet_exp.runs.benchmark.timing._LEAST", math.inf)  # other tests run beside
 
 
 def measured(tmp_path: Path, measure: Callable[..., Any], *arguments: str) -> dict[str, Any]:

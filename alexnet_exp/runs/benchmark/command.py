@@ -155,7 +155,7 @@ def _undisturbed(kind: str, measure: Measurement, subject: Subject) -> list[Row]
     """Measure; if other processes competed for the cores, add a note, repeat, and keep the less disturbed rows."""
     import torch
 
-    from alexnet_exp.runs.benchmark.busy import OtherWork
+    from alexnet_exp.runs.benchmark.timing import OtherWork
 
     tries: list[tuple[float, list[Row]]] = []
     while len(tries) < 2:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from alexnet_exp.runs.benchmark import busy
 from alexnet_exp.runs.benchmark import command as benchmark
-from alexnet_exp.runs.benchmark.busy import OtherWork
+from alexnet_exp.runs.benchmark import timing
+from alexnet_exp.runs.benchmark.timing import OtherWork
 from tests.runs.measured_runs import subject
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -64,7 +64,7 @@ def test_a_busy_child_process_is_counted_as_our_own() -> None:
         spent = time.process_time() + sum(os.times()[2:4])
         subprocess.run(burn, check=True)
         spent = time.process_time() + sum(os.times()[2:4]) - spent
-        everything = busy._ticks_of_tree(Path("/proc"), 1) / TICKS
+        everything = timing._ticks_of_tree(Path("/proc"), 1) / TICKS
     # Whatever other processes do, our own second is not counted as theirs.
     assert 0 <= other.cores <= (os.cpu_count() or 1) - spent / 1.5 + 0.2
     assert everything >= spent
